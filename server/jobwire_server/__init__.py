@@ -1,0 +1,1 @@
+"""The Jobwire server: gRPC servicers over a router over a store of atomic scripts."""

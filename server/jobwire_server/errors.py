@@ -1,0 +1,190 @@
+"""Everything that the domain can refuse, as exceptions without a transport.
+
+`servicers.status` has the one table that maps each to a gRPC status. A reason is a
+name of the contract's `ErrorReason` enum without its prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field, and what would be right."""
+
+    field: str
+    """The path from the request, for example `spec.retry.max_attempts`."""
+    description: str
+
+
+class JobwireError(Exception):
+    """A refusal with a machine-readable reason.
+
+    Args:
+        message: For people: what is wrong, and the remedy.
+        metadata: Facts for programs that go with the reason.
+        retry_after_ms: When a retry may succeed; None where a retry is no remedy.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: dict[str, str] | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata or {}
+        self.retry_after_ms = retry_after_ms
+
+
+class InvalidRequest(JobwireError):
+    """One or more fields are missing, malformed or out of range."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+
+
+class TooLarge(InvalidRequest):
+    """A payload, a result or a batch is larger than the server takes."""
+
+    reason = "TOO_LARGE"
+
+
+class BadPageToken(InvalidRequest):
+    """A page token that this method did not give out for this filter."""
+
+    reason = "BAD_PAGE_TOKEN"
+
+
+class NotFound(JobwireError):
+    """Base of the not-found errors; names the resource for ResourceInfo."""
+
+    resource_type: ClassVar[str] = ""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message, metadata={"name": name})
+        self.name = name
+
+
+class JobNotFound(NotFound):
+    """No job has this id, or its retention has ended."""
+
+    reason = "JOB_NOT_FOUND"
+    resource_type = "jobwire.v1.Job"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            job_id, f"no job {job_id}: it was never submitted, or its retention has ended"
+        )
+
+
+class QueueNotFound(NotFound):
+    """No job was ever submitted to this queue."""
+
+    reason = "QUEUE_NOT_FOUND"
+    resource_type = "jobwire.v1.Queue"
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue, f"no queue {queue}: its first job creates it")
+
+
+class WorkerNotFound(NotFound):
+    """No live worker has this id."""
+
+    reason = "WORKER_NOT_FOUND"
+    resource_type = "jobwire.v1.Worker"
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(
+            worker_id,
+            f"no worker {worker_id}: it never registered, was lost, or left; register it"
+            " and treat the leases that it held as lost",
+        )
+
+
+class LeaseLost(JobwireError):
+    """The caller does not hold the job's lease; nothing was changed."""
+
+    reason = "LEASE_LOST"
+
+    def __init__(self, job_id: str, fencing_token: int) -> None:
+        super().__init__(
+            f"the lease on {job_id} with token {fencing_token} is lost: stop the handler, do"
+            " not retry",
+            metadata={"job_id": job_id, "fencing_token": str(fencing_token)},
+        )
+
+
+class WrongState(JobwireError):
+    """The job's state does not allow the operation."""
+
+    reason = "WRONG_STATE"
+
+
+class AlreadyExists(JobwireError):
+    """The id is in use for something else."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class StoreUnavailable(JobwireError):
+    """The store can't be reached, is loading, or is failing over."""
+
+    reason = "STORE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after_ms: int = 500) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+
+
+class StoreFull(JobwireError):
+    """The store has no memory left; nothing was written."""
+
+    reason = "STORE_FULL"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the store is out of memory: finish or purge jobs, shorten the retention, or"
+            " raise the store's maxmemory",
+            retry_after_ms=5_000,
+        )
+
+
+class QueueFull(JobwireError):
+    """The queue is at its limit."""
+
+    reason = "QUEUE_FULL"
+
+
+class ServerBusy(JobwireError):
+    """More work is in hand than can be finished in time."""
+
+    reason = "SERVER_BUSY"
+
+    def __init__(self, message: str, *, retry_after_ms: int = 200) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+
+
+class ServerDraining(JobwireError):
+    """The server is shutting down."""
+
+    reason = "SERVER_DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server is shutting down: call another one, or this one after its restart",
+            retry_after_ms=1_000,
+        )
+
+
+class ConfigurationError(JobwireError):
+    """The server can't start as it is configured; the message names the setting and the remedy."""
