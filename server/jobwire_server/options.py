@@ -1,0 +1,70 @@
+"""The knobs of the broker itself, as plain values. `settings` fills them from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDefaults:
+    """What a job's unset retry fields mean."""
+
+    max_attempts: int = 3
+    """Failures that end a job, the first attempt included. 1 to 1000."""
+    initial_backoff_ms: int = 1_000
+    """The wait before the second attempt. 0 to 24 hours."""
+    max_backoff_ms: int = 600_000
+    """The longest wait. 0 to 30 days."""
+    multiplier: float = 2.0
+    """The factor from each wait to the next. 1 to 10."""
+    jitter: float = 0.2
+    """The random share of each wait. 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests may hold."""
+
+    max_payload_bytes: int = 1 << 20
+    """The largest serialized payload of a job."""
+    max_result_bytes: int = 1 << 20
+    """The largest serialized result of a job."""
+    max_batch_jobs: int = 1_000
+    """The longest SubmitJobs batch and the most jobs of one claim."""
+    max_message_bytes: int = 16 << 20
+    """The largest message on the wire."""
+    max_queued_requests: int = 20_000
+    """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """How the broker treats jobs and workers. Times are in milliseconds."""
+
+    lease_ms: int = 30_000
+    """The lease of a worker that asks for none of its own. 1 s to 1 h."""
+    heartbeat_interval_ms: int = 5_000
+    """How often workers are told to send heartbeats. 100 ms to 5 min."""
+    worker_timeout_ms: int = 15_000
+    """A worker silent for so long is lost. At least two heartbeat intervals."""
+    cancel_grace_ms: int = 30_000
+    """How long a running job's worker may take to confirm a cancellation. 0 to 1 day."""
+    max_crashes: int = 3
+    """The crash that ends a job: 3 means that the third lost lease is the last. 1 to 1000."""
+    max_interruptions: int = 1_000
+    """The interruption that ends a job: deploys must not, a loop of them must. 1 to 1000000."""
+    retain_succeeded_ms: int = 86_400_000
+    """How long SUCCEEDED jobs are kept: 1 day."""
+    retain_ended_ms: int = 14 * 86_400_000
+    """How long FAILED, CANCELLED and EXPIRED jobs are kept: 14 days."""
+    retain_lost_workers_ms: int = 3_600_000
+    """How long lost workers stay listed: 1 hour."""
+    tick_ms: int = 1_000
+    """The longest time between two looks of the maintenance loops at a queue. A due job known to this
+    server is promoted when it is due, not at the next look."""
+    bookmark_ms: int = 15_000
+    """How long a watch stream may be quiet before it carries a bookmark."""
+    max_linger_ms: float = 1.5
+    """The longest pause before a small batch goes to the store while the server is busy."""
+    retry: RetryDefaults = field(default_factory=RetryDefaults)
+    limits: Limits = field(default_factory=Limits)
