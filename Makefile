@@ -1,0 +1,71 @@
+# Jobwire's commands; `make help` lists them. `make` alone does the same.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+PYTHON_SOURCES := $(wildcard server client tools tests examples benchmarks)
+
+# The protobuf plugins and buf are found by name; they live in the virtual environment.
+export PATH := $(BIN):$(PATH)
+
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
+
+.PHONY: help install demo test lint format proto breaking bench lock upgrade clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make the virtual environment from the lock file
+
+$(STAMP): requirements/dev.txt pyproject.toml tools/create_venv.sh
+	@tools/create_venv.sh $(VENV)
+	@echo "Installing the locked packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: install ## Start a broker and run real jobs through it (DIR=a folder of yours)
+	@$(BIN)/python examples/files/demo.py $(if $(DIR),"$(DIR)")
+
+test: install ## Run all tests (ARGS="-k words" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## Check style, types, layers, the contract and generated code
+	ruff check .
+	ruff format --check .
+	mypy server client tools
+	lint-imports
+	buf lint
+	buf format --diff --exit-code
+	$(BIN)/python tools/generate_protos.py --check
+	@if [ -f tools/unasync.py ]; then set -x; $(BIN)/python tools/unasync.py --check; fi
+
+format: install ## Put code and protos into their form
+	ruff check --fix .
+	ruff format .
+	buf format --write
+
+proto: install ## Generate the Python stubs from protos/
+	$(BIN)/python tools/generate_protos.py
+
+breaking: install ## Compare the contract with the one of main (AGAINST=another commit)
+	@tools/check_breaking.sh $(or $(AGAINST),main)
+
+bench: install ## Run a benchmark (NAME=its name, ARGS=its options)
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+lock: install ## Bring the lock files up to what pyproject.toml asks for
+	$(LOCK) --extra embedded --group dev --output-file requirements/dev.txt
+	$(LOCK) --extra embedded --constraints requirements/dev.txt --output-file requirements/server.txt
+
+upgrade: LOCK += --upgrade
+upgrade: lock ## Lock the newest versions that pyproject.toml allows
+
+clean: ## Remove the virtual environment, caches and builds
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
