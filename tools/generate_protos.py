@@ -1,11 +1,12 @@
 """Generates the Python stubs of protos/ into client/, or checks that they are fresh.
 
-    python tools/generate_protos.py            writes client/jobwire/v1/
-    python tools/generate_protos.py --check    exits 1 if that would change anything
+python tools/generate_protos.py            writes client/jobwire/v1/
+python tools/generate_protos.py --check    exits 1 if that would change anything
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -50,6 +51,8 @@ def stale(fresh: Path) -> list[str]:
 
 
 def main() -> int:
+    # protoc finds its plugins by name; they are installed beside this interpreter.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if sys.argv[1:] != ["--check"]:
         generate(OUT)
         return 0
