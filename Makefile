@@ -39,7 +39,7 @@ lint: install ## Check style, types, layers, the contract and generated code
 	ruff check .
 	ruff format --check .
 	mypy server client tools
-	lint-imports
+	lint-imports --no-logo
 	buf lint
 	buf format --diff --exit-code
 	$(BIN)/python tools/generate_protos.py --check

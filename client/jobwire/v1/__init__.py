@@ -1,0 +1,1 @@
+"""The contract as generated messages and stubs: `make proto` writes all but this file."""
