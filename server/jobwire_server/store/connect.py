@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
 
 from jobwire_server.errors import ConfigurationError
 
@@ -99,6 +99,18 @@ class Connection:
         if found is None:
             raise RedisError(f"the cluster has no node {node} any more")
         return found.connection_class(**{**found.connection_kwargs, "retry": no_retry()})
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What the store really said: redis-py hides errors of the handshake in a ConnectionError."""
+    while isinstance(error.__cause__, RedisError):
+        error = error.__cause__
+    return error
+
+
+def is_loading(error: BaseException) -> bool:
+    """The store answers, and that it is reading its data."""
+    return isinstance(cause_of(error), BusyLoadingError)
 
 
 def no_retry() -> Retry:
