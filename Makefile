@@ -9,10 +9,10 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 PYTHON_SOURCES := $(wildcard server client tools tests examples benchmarks)
 
-# The protobuf plugins and buf are found by name; they live in the virtual environment.
+# Scripts and tests find buf and other tools by name.
 export PATH := $(BIN):$(PATH)
 
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
 
 .PHONY: help install demo test lint format proto breaking bench lock upgrade clean
@@ -36,19 +36,19 @@ test: install ## Run all tests (ARGS="-k words" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: install ## Check style, types, layers, the contract and generated code
-	ruff check .
-	ruff format --check .
-	mypy server client tools
-	lint-imports --no-logo
-	buf lint
-	buf format --diff --exit-code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy server client tools
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python tools/generate_protos.py --check
 	@if [ -f tools/unasync.py ]; then set -x; $(BIN)/python tools/unasync.py --check; fi
 
 format: install ## Put code and protos into their form
-	ruff check --fix .
-	ruff format .
-	buf format --write
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write
 
 proto: install ## Generate the Python stubs from protos/
 	$(BIN)/python tools/generate_protos.py
