@@ -1,0 +1,75 @@
+"""Job ids: `<queue>-<ULID>`, sortable by time, and readable.
+
+Source: the ULID specification (github.com/ulid/spec), with the monotonic rule for
+ids of one millisecond, in lower case.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ULID_LENGTH = 26
+_PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
+_RANDOM_LIMIT = 1 << 80
+
+QUEUE_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
+_JOB_ID = re.compile(rf"({QUEUE_PATTERN})-([0-7][{ALPHABET}]{{25}})")
+
+
+def split_job_id(job_id: str) -> tuple[str, str] | None:
+    """Returns the queue and the ULID of a well-formed job id, None for anything else."""
+    match = _JOB_ID.fullmatch(job_id)
+    return (match[1], match[2]) if match else None
+
+
+def ulid_time_ms(ulid: str) -> int:
+    """Returns the Unix time in milliseconds that a ULID begins with."""
+    value = 0
+    for character in ulid[:10]:
+        value = value * 32 + ALPHABET.index(character)
+    return value
+
+
+def _encode(value: int, pairs: int) -> str:
+    """Encodes the lowest 10 * `pairs` bits, two characters for ten bits."""
+    parts = []
+    for shift in range((pairs - 1) * 10, -1, -10):
+        parts.append(_PAIRS[(value >> shift) & 1023])
+    return "".join(parts)
+
+
+class UlidFactory:
+    """Makes ULIDs that grow, also within one millisecond and if the clock steps back.
+
+    Args:
+        now_ms: The clock, Unix milliseconds.
+        entropy: Returns that many random bytes.
+    """
+
+    def __init__(
+        self, now_ms: Callable[[], int], entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._now_ms = now_ms
+        self._entropy = entropy
+        self._last_ms = -1
+        self._time_part = ""
+        self._random = 0
+
+    def __call__(self) -> str:
+        """Returns the next ULID."""
+        now = self._now_ms()
+        if now > self._last_ms:
+            self._last_ms = now
+            self._time_part = _encode(now, 5)
+            # The top bit stays clear so that counting up within the millisecond has room.
+            self._random = int.from_bytes(self._entropy(10), "big") >> 1
+        else:
+            self._random += 1
+            if self._random >= _RANDOM_LIMIT:
+                self._last_ms += 1
+                self._time_part = _encode(self._last_ms, 5)
+                self._random = int.from_bytes(self._entropy(10), "big") >> 1
+        return self._time_part + _encode(self._random, 8)

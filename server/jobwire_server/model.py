@@ -1,0 +1,258 @@
+"""What the broker knows of jobs, queues and workers, free of transport and store.
+
+A job's *record* is what its producer wrote, as opaque bytes that nobody here reads.
+Times are Unix milliseconds by the store's clock. Payload-like values (results,
+progress, failure details) are opaque bytes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from jobwire_server.operations.routing import Route
+
+
+class JobState(IntEnum):
+    """Where a job stands; the numbers are those of the contract and of the store."""
+
+    SCHEDULED = 1
+    PENDING = 2
+    RUNNING = 3
+    CANCELLING = 4
+    SUCCEEDED = 5
+    FAILED = 6
+    CANCELLED = 7
+    EXPIRED = 8
+
+    @property
+    def terminal(self) -> bool:
+        """True for the states that no worker and no clock moves a job out of."""
+        return self >= JobState.SUCCEEDED
+
+    @property
+    def leased(self) -> bool:
+        """True for the states in which a worker holds the job."""
+        return self in (JobState.RUNNING, JobState.CANCELLING)
+
+
+class Outcome(IntEnum):
+    """How an attempt ended; the numbers are those of the contract and of the store."""
+
+    SUCCEEDED = 1
+    FAILED = 2
+    CRASHED = 3
+    RELEASED = 4
+    TIMED_OUT = 5
+    CANCELLED = 6
+    UNDELIVERED = 7
+
+
+class WorkerStatus(IntEnum):
+    """Whether a worker takes jobs; the numbers are those of the contract and of the store."""
+
+    READY = 1
+    PAUSED = 2
+    DRAINING = 3
+    LOST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """A job's own retry fields; None takes the default."""
+
+    max_attempts: int | None = None
+    initial_backoff_ms: int | None = None
+    max_backoff_ms: int | None = None
+    multiplier: float | None = None
+    jitter: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in an attempt, in the worker's or the broker's words."""
+
+    type: str = ""
+    message: str = ""
+    stack: str = ""
+    details: bytes = b""
+    non_retryable: bool = False
+    retry_after_ms: int | None = None
+
+
+class NewJob(NamedTuple):
+    """A job at the door, checked and ready to be written.
+
+    A tuple rather than a dataclass: one is made for every job submitted.
+    """
+
+    job_id: str
+    queue: str
+    route: Route
+    """What it waits on for a worker."""
+    priority: int
+    record: bytes
+    run_at_ms: int = 0
+    """Not before this moment; 0: at once."""
+    delay_ms: int = 0
+    """Not before this long after the acceptance; 0: at once."""
+    expires_at_ms: int = 0
+    """Not started after this moment; 0: never expires."""
+    execution_timeout_ms: int = 0
+    """The longest run of one attempt; 0: no limit."""
+    retry: RetryPolicy | None = None
+
+
+class Accepted(NamedTuple):
+    """The answer to a submission."""
+
+    job_id: str
+    state: JobState
+    existing_record: bytes | None = None
+    """The record that the id already had; None if the job was written now."""
+
+
+class Assignment(NamedTuple):
+    """A job handed to a worker, with its lease."""
+
+    job_id: str
+    fencing_token: int
+    attempt: int
+    record: bytes
+
+
+class LeaseRef(NamedTuple):
+    """Names a lease."""
+
+    job_id: str
+    fencing_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelNotice:
+    """Tells a worker to stop a job."""
+
+    job_id: str
+    fencing_token: int
+    reason: str
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to a lease renewal or a progress report."""
+
+    lost: bool
+    lease_expires_at_ms: int = 0
+    cancel: CancelNotice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The answer to the end of an attempt."""
+
+    state: JobState
+    next_attempt_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one delivery."""
+
+    number: int
+    worker_id: str
+    fencing_token: int
+    started_at_ms: int
+    ended_at_ms: int = 0
+    outcome: Outcome | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stood when the store was read."""
+
+    job_id: str
+    queue: str
+    record: bytes
+    state: JobState
+    revision: int
+    run_at_ms: int = 0
+    started_at_ms: int = 0
+    finished_at_ms: int = 0
+    purge_at_ms: int = 0
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    interruptions: int = 0
+    execution_timeout_ms: int = 0
+    retry: RetryPolicy | None = None
+    progress: bytes = b""
+    progress_at_ms: int = 0
+    result: bytes = b""
+    worker_id: str = ""
+    fencing_token: int = 0
+    lease_expires_at_ms: int = 0
+    cancel_reason: str = ""
+    cancel_deadline_ms: int = 0
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure of the latest attempt that had one."""
+        return next((a.failure for a in reversed(self.attempts) if a.failure), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue with its depths."""
+
+    name: str
+    paused: bool
+    depth: Mapping[JobState, int]
+    totals: Mapping[str, int]
+    oldest_pending_ms: int = 0
+    """When the oldest ready job became ready; 0 where there is none or only its record tells."""
+    oldest_pending_record: bytes = b""
+    """The record of that job where only it tells."""
+    now_ms: int = 0
+    samples: tuple[tuple[int, Mapping[str, int]], ...] = ()
+    """Totals at moments past, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is and serves."""
+
+    worker_id: str
+    queues: tuple[str, ...]
+    operations: frozenset[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int = 0
+    lease_ms: int = 0
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as the broker sees it."""
+
+    spec: WorkerSpec
+    status: WorkerStatus
+    registered_at_ms: int = 0
+    last_seen_at_ms: int = 0
+    lost_at_ms: int = 0
+    held_jobs: int = 0
+    leases: tuple[LeaseRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFacts:
+    """What matching needs to know of a record."""
+
+    operation: str
+    requirements: Mapping[str, str]
+    priority: int

@@ -1,0 +1,153 @@
+"""What becomes of a job when an attempt of it ends otherwise than with a result.
+
+Three budgets are counted apart. *Failures* are what handlers report, and timeouts;
+`max_attempts` bounds them. *Crashes* are leases that ran out and workers that were
+lost. *Interruptions* are jobs given back by workers that shut down. So a job that
+kills its workers ends, whatever its retry policy, and a deploy fails no job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jobwire_server.model import Failure, Job, JobState, Outcome, RetryPolicy
+from jobwire_server.options import BrokerOptions, RetryDefaults
+
+CRASHED_TOO_OFTEN = "CRASHED_TOO_OFTEN"
+INTERRUPTED_TOO_OFTEN = "INTERRUPTED_TOO_OFTEN"
+EXECUTION_TIMEOUT = "EXECUTION_TIMEOUT"
+
+
+class Budget(StrEnum):
+    """The counter that an ending adds one to; the value is its field in the store."""
+
+    FAILURES = "f"
+    CRASHES = "c"
+    INTERRUPTIONS = "i"
+    NONE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What to write at the end of an attempt."""
+
+    outcome: Outcome
+    target: JobState
+    """PENDING, SCHEDULED, FAILED or CANCELLED."""
+    budget: Budget = Budget.NONE
+    backoff_ms: int = 0
+    """With SCHEDULED: the wait from now."""
+    failure: Failure | None = None
+
+
+def resolve(policy: RetryPolicy | None, defaults: RetryDefaults) -> RetryDefaults:
+    """Fills what a job's policy leaves open.
+
+    A limit that one side sets below the other's floor is raised to it, so that the longest
+    backoff is never below the first.
+    """
+    if policy is None:
+        return defaults
+    initial = policy.initial_backoff_ms
+    if initial is None:
+        initial = defaults.initial_backoff_ms
+        if policy.max_backoff_ms is not None:
+            initial = min(initial, policy.max_backoff_ms)
+    longest = defaults.max_backoff_ms if policy.max_backoff_ms is None else policy.max_backoff_ms
+    return RetryDefaults(
+        max_attempts=policy.max_attempts or defaults.max_attempts,
+        initial_backoff_ms=initial,
+        max_backoff_ms=max(longest, initial),
+        multiplier=policy.multiplier or defaults.multiplier,
+        jitter=defaults.jitter if policy.jitter is None else policy.jitter,
+    )
+
+
+def backoff_ms(retry: RetryDefaults, failures: int, random: Callable[[], float]) -> int:
+    """Returns the wait after the given number of failures, at least 0.
+
+    Args:
+        retry: The resolved policy.
+        failures: 1 after the first failure.
+        random: Returns a number in [0, 1).
+    """
+    # The exponent is bounded because a float overflows long after the cap has applied.
+    growth = retry.multiplier ** min(failures - 1, 64)
+    wait = min(retry.initial_backoff_ms * growth, retry.max_backoff_ms)
+    spread = 1 + retry.jitter * (2 * random() - 1)
+    return max(0, round(wait * spread))
+
+
+def after_failure(
+    job: Job, failure: Failure, options: BrokerOptions, random: Callable[[], float]
+) -> Ending:
+    """The handler reported a failure."""
+    return _after_failure(job, failure, Outcome.FAILED, options, random)
+
+
+def after_timeout(job: Job, options: BrokerOptions, random: Callable[[], float]) -> Ending:
+    """The attempt ran past its execution timeout."""
+    failure = Failure(
+        type=EXECUTION_TIMEOUT,
+        message=f"the attempt ran longer than its execution timeout of"
+        f" {job.execution_timeout_ms} ms",
+    )
+    return _after_failure(job, failure, Outcome.TIMED_OUT, options, random)
+
+
+def _after_failure(
+    job: Job,
+    failure: Failure,
+    outcome: Outcome,
+    options: BrokerOptions,
+    random: Callable[[], float],
+) -> Ending:
+    if job.state is JobState.CANCELLING:
+        return Ending(outcome, JobState.CANCELLED, Budget.FAILURES, failure=failure)
+    retry = resolve(job.retry, options.retry)
+    failures = job.failures + 1
+    if failure.non_retryable or failures >= retry.max_attempts:
+        return Ending(outcome, JobState.FAILED, Budget.FAILURES, failure=failure)
+    wait = failure.retry_after_ms
+    if wait is None:
+        wait = backoff_ms(retry, failures, random)
+    return Ending(outcome, JobState.SCHEDULED, Budget.FAILURES, wait, failure)
+
+
+def after_crash(job: Job, cause: str, options: BrokerOptions) -> Ending:
+    """The lease ran out or the worker was lost; `cause` says which, for people."""
+    if job.state is JobState.CANCELLING:
+        return Ending(Outcome.CRASHED, JobState.CANCELLED, Budget.CRASHES)
+    crashes = job.crashes + 1
+    if crashes >= options.max_crashes:
+        failure = Failure(
+            type=CRASHED_TOO_OFTEN,
+            message=f"{cause}; crash {crashes} of at most {options.max_crashes}",
+        )
+        return Ending(Outcome.CRASHED, JobState.FAILED, Budget.CRASHES, failure=failure)
+    return Ending(
+        Outcome.CRASHED, JobState.PENDING, Budget.CRASHES, failure=Failure("CRASHED", cause)
+    )
+
+
+def after_release(job: Job, started: bool, reason: str, options: BrokerOptions) -> Ending:
+    """The worker gave the job back; `started` if its handler had begun."""
+    note = Failure("RELEASED", reason) if reason else None
+    outcome = Outcome.RELEASED if started else Outcome.UNDELIVERED
+    budget = Budget.INTERRUPTIONS if started else Budget.NONE
+    if job.state is JobState.CANCELLING:
+        return Ending(outcome, JobState.CANCELLED, budget, failure=note)
+    if started and job.interruptions + 1 >= options.max_interruptions:
+        failure = Failure(
+            type=INTERRUPTED_TOO_OFTEN,
+            message=f"interruption {job.interruptions + 1} of at most {options.max_interruptions}",
+        )
+        return Ending(outcome, JobState.FAILED, budget, failure=failure)
+    return Ending(outcome, JobState.PENDING, budget, failure=note)
+
+
+def after_cancellation() -> Ending:
+    """The worker confirmed the cancellation, or its grace is over."""
+    return Ending(Outcome.CANCELLED, JobState.CANCELLED)

@@ -1,0 +1,182 @@
+"""Between the store's replies and the model.
+
+The fields of a job's HASH, which are short because there is one set for each job:
+`s` state, `v` revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest attempt,
+`f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready since, `e` end,
+`pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g` progress, `u` its time, `ca` cancel
+reason, `cd` cancel deadline, `xt` execution timeout, `ex` expiry, `o` retry policy. Times are Unix ms.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import asdict
+from typing import Any
+
+from jobwire_server.model import (
+    Attempt,
+    Failure,
+    Job,
+    JobState,
+    NewJob,
+    Outcome,
+    RetryPolicy,
+    WorkerSpec,
+)
+
+
+def encode_start(job: NewJob) -> str:
+    """Returns when the job becomes ready, as submit.lua reads it."""
+    if job.delay_ms:
+        return f"+{job.delay_ms}"
+    return str(job.run_at_ms) if job.run_at_ms else ""
+
+
+def encode_extra(job: NewJob) -> str:
+    """Returns the HASH fields that a new job needs beyond the defaults, '' for none."""
+    fields: list[str] = []
+    if job.execution_timeout_ms:
+        fields += ["xt", str(job.execution_timeout_ms)]
+    if job.expires_at_ms:
+        fields += ["ex", str(job.expires_at_ms)]
+    if job.retry is not None:
+        policy = {key: value for key, value in asdict(job.retry).items() if value is not None}
+        fields += ["o", json.dumps(policy, separators=(",", ":"))]
+    return json.dumps(fields) if fields else ""
+
+
+def encode_failure(failure: Failure | None) -> bytes:
+    """Returns a failure as it is kept with its attempt, b'' for none."""
+    if failure is None:
+        return b""
+    fields: dict[str, Any] = {"type": failure.type, "message": failure.message}
+    if failure.stack:
+        fields["stack"] = failure.stack
+    if failure.details:
+        fields["details"] = b64encode(failure.details).decode()
+    if failure.non_retryable:
+        fields["final"] = True
+    if failure.retry_after_ms is not None:
+        fields["after"] = failure.retry_after_ms
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(
+        errors="surrogateescape"
+    )
+
+
+def decode_failure(raw: bytes) -> Failure | None:
+    """Reads back what `encode_failure` wrote."""
+    if not raw:
+        return None
+    fields = json.loads(raw)
+    return Failure(
+        type=fields["type"],
+        message=fields["message"],
+        stack=fields.get("stack", ""),
+        details=b64decode(fields.get("details", "")),
+        non_retryable=fields.get("final", False),
+        retry_after_ms=fields.get("after"),
+    )
+
+
+def decode_attempt(raw: bytes) -> Attempt:
+    """Reads an entry of a job's history, as end_attempt.lua writes it."""
+    head, _, failure = raw.partition(b"\n")
+    number, token, started, ended, outcome, worker = head.split(b" ", 5)
+    return Attempt(
+        number=int(number),
+        worker_id=worker.decode(),
+        fencing_token=int(token),
+        started_at_ms=int(started),
+        ended_at_ms=int(ended),
+        outcome=Outcome(int(outcome)),
+        failure=decode_failure(failure),
+    )
+
+
+def pairs(flat: list[Any]) -> dict[bytes, bytes]:
+    """Makes a mapping of a reply that alternates fields and values."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
+    """Makes a job of one row of read.lua."""
+    record, flat, lease_end, history, long_result = row
+    fields = pairs(flat)
+
+    def number(name: bytes) -> int:
+        return int(fields.get(name, 0))
+
+    state = JobState(number(b"s") or JobState.PENDING)
+    attempts = [decode_attempt(entry) for entry in history]
+    worker_id = fields.get(b"w", b"").decode()
+    token = number(b"t")
+    if state.leased or (state is JobState.SUCCEEDED and token):
+        # The latest attempt is told by the HASH alone while it runs and after it succeeded.
+        attempts.append(
+            Attempt(
+                number=number(b"n"),
+                worker_id=worker_id,
+                fencing_token=token,
+                started_at_ms=number(b"a"),
+                ended_at_ms=0 if state.leased else number(b"e"),
+                outcome=None if state.leased else Outcome.SUCCEEDED,
+            )
+        )
+    policy = fields.get(b"o")
+    return Job(
+        job_id=f"{queue}-{ulid}",
+        queue=queue,
+        record=record,
+        state=state,
+        revision=number(b"v") + 1,
+        run_at_ms=number(b"d") if state is JobState.SCHEDULED else 0,
+        started_at_ms=number(b"a"),
+        finished_at_ms=number(b"e") if state.terminal else 0,
+        purge_at_ms=number(b"pg") if state.terminal else 0,
+        attempt=number(b"n"),
+        failures=number(b"f"),
+        crashes=number(b"c"),
+        interruptions=number(b"i"),
+        execution_timeout_ms=number(b"xt"),
+        retry=RetryPolicy(**json.loads(policy)) if policy else None,
+        progress=fields.get(b"g", b""),
+        progress_at_ms=number(b"u"),
+        result=long_result or fields.get(b"r", b""),
+        worker_id=worker_id if state.leased else "",
+        fencing_token=token,
+        lease_expires_at_ms=int(lease_end) if state.leased else 0,
+        cancel_reason=fields.get(b"ca", b"").decode(errors="replace"),
+        cancel_deadline_ms=number(b"cd"),
+        attempts=tuple(attempts),
+    )
+
+
+def encode_worker(spec: WorkerSpec) -> str:
+    """Returns a worker's description as it is kept."""
+    return json.dumps(
+        {
+            "queues": spec.queues,
+            "operations": sorted(spec.operations),
+            "labels": dict(spec.labels),
+            "concurrency": spec.concurrency,
+            "lease_ms": spec.lease_ms,
+            "client": spec.client,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def decode_worker(worker_id: str, raw: bytes) -> WorkerSpec:
+    """Reads back what `encode_worker` wrote."""
+    fields = json.loads(raw)
+    return WorkerSpec(
+        worker_id=worker_id,
+        queues=tuple(fields["queues"]),
+        operations=frozenset(fields["operations"]),
+        labels=fields["labels"],
+        concurrency=fields["concurrency"],
+        lease_ms=fields["lease_ms"],
+        client=fields["client"],
+    )

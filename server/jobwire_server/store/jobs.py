@@ -1,0 +1,341 @@
+"""Jobs in the store: one method for each script, batches in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jobwire_server.errors import JobNotFound, JobwireError, LeaseLost, WrongState
+from jobwire_server.model import (
+    Accepted,
+    Assignment,
+    CancelNotice,
+    Completed,
+    Job,
+    JobState,
+    NewJob,
+    Renewal,
+)
+from jobwire_server.operations.endings import Ending
+from jobwire_server.operations.routing import Route, parse_descriptor
+from jobwire_server.store import codec, keys
+from jobwire_server.store.scripts import Argument, ScriptRunner
+
+_LEASE_GONE = 2
+
+
+class ClaimRequest(NamedTuple):
+    """How many jobs a worker wants off which routes."""
+
+    worker_id: str
+    max_jobs: int
+    lease_ms: int
+    route_ids: tuple[str, ...]
+
+
+class Claimed(NamedTuple):
+    """What a claim brought."""
+
+    assignments: list[Assignment]
+    more: bool
+    """True: the call stopped at its bound on stale entries; ask again."""
+
+
+class Success(NamedTuple):
+    """The end of an attempt with a result."""
+
+    ulid: str
+    worker_id: str
+    fencing_token: int
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """A decided end of an attempt, applied only if what it was decided on still holds."""
+
+    job: Job
+    condition: str
+    """`worker` | `lease` | `timeout` | `grace` | `lost`, as in end_attempt.lua."""
+    ending: Ending
+
+
+class Report(NamedTuple):
+    """A progress report; an empty one renews the lease and records nothing."""
+
+    ulid: str
+    worker_id: str
+    fencing_token: int
+    lease_ms: int
+    progress: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What the clock did to a queue, and what it asks for."""
+
+    more: bool
+    now_ms: int
+    next_due_ms: int
+    overdue: list[tuple[str, str]]
+    """(condition, ULID) of attempts to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageToken:
+    """Where a listing goes on within a state; the empty one starts it."""
+
+    source: str = ""
+    last: str = ""
+    place: str = ""
+
+
+class JobStore:
+    """The jobs of all queues.
+
+    Every method raises StoreUnavailable if the store does not answer, and those that write new data StoreFull.
+    """
+
+    def __init__(self, runner: ScriptRunner, server_id: str) -> None:
+        self._runner = runner
+        self._server_id = server_id
+        self._claim_calls = 0
+
+    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> list[Accepted]:
+        """Writes the jobs whose ids are new. At most 1000 at a time.
+
+        Args:
+            queue: The queue of all of them.
+            jobs: In the order in which they are to be delivered.
+        """
+        routes = {job.route.id: job.route.descriptor for job in jobs}
+        args: list[Argument] = [self._shift, len(routes)]
+        for described in routes.items():
+            args += described
+        for job in jobs:
+            args += (
+                job.job_id[-26:],
+                job.route.id,
+                job.priority,
+                codec.encode_start(job),
+                codec.encode_extra(job),
+                job.record,
+            )
+        _, *answers = await self._runner.run("submit", keys.queue_prefix(queue), args)
+        return [
+            Accepted(job.job_id, JobState(answer))
+            if isinstance(answer, int)
+            else Accepted(job.job_id, JobState(answer[0]), answer[1])
+            for job, answer in zip(jobs, answers, strict=True)
+        ]
+
+    async def claim(
+        self, queue: str, requests: Sequence[ClaimRequest], retention_ms: int
+    ) -> list[Claimed]:
+        """Leases jobs to each request in turn, at most what it asks for. Not to be called twice at once for a queue."""
+        sets: dict[tuple[str, ...], int] = {}
+        tail: list[Argument] = []
+        for request in requests:
+            number = sets.setdefault(request.route_ids, len(sets) + 1)
+            tail += (request.worker_id, request.max_jobs, request.lease_ms, number)
+        self._claim_calls += 1
+        args: list[Argument] = [
+            self._shift,
+            self._server_id,
+            self._claim_calls,
+            retention_ms,
+            len(sets),
+        ]
+        for routes in sets:
+            args += (len(routes), *routes)
+        args += tail
+        _, _, *answers = await self._runner.run("claim", keys.queue_prefix(queue), args)
+        return [Claimed(_assignments(queue, answer), bool(answer[0])) for answer in answers]
+
+    async def claim_job(
+        self, queue: str, ulid: str, worker_id: str, lease_ms: int, route_id: str, priority: int
+    ) -> Assignment:
+        """Leases one job by id.
+
+        Raises:
+            JobNotFound: There is none.
+            WrongState: It is not PENDING, or its queue is paused.
+        """
+        args = [self._shift, ulid, worker_id, lease_ms, route_id, priority]
+        code, *rest = await self._runner.run("claim_job", keys.queue_prefix(queue), args)
+        job_id = f"{queue}-{ulid}"
+        if code == 0:
+            return Assignment(job_id, *rest)
+        if code == 1:
+            raise JobNotFound(job_id)
+        if code == 2:
+            state = JobState(rest[0])
+            raise WrongState(
+                f"{job_id} is {state.name}; only a PENDING job can be claimed",
+                metadata={"state": state.name},
+            )
+        raise WrongState(
+            f"the queue {queue} is paused; resume it first", metadata={"state": "PAUSED"}
+        )
+
+    async def succeed(
+        self, queue: str, items: Sequence[Success], retention_ms: int
+    ) -> list[Completed | JobwireError]:
+        """Completes each job whose lease the caller holds; the others answer with their error."""
+        args: list[Argument] = [self._shift, retention_ms]
+        for item in items:
+            args += item
+        answers = await self._runner.run("succeed", keys.queue_prefix(queue), args)
+        return [
+            _completed(queue, item.ulid, item.fencing_token, answer)
+            for item, answer in zip(items, answers, strict=True)
+        ]
+
+    async def end_attempts(
+        self, queue: str, ends: Sequence[AttemptEnd], retention_ms: int
+    ) -> list[Completed | JobwireError | None]:
+        """Applies decided endings; None where the job changed meanwhile and has to be decided again."""
+        args: list[Argument] = [self._shift, retention_ms]
+        for end in ends:
+            job, ending = end.job, end.ending
+            args += (
+                job.job_id[-26:],
+                job.worker_id,
+                job.fencing_token,
+                int(job.state),
+                end.condition,
+                int(ending.target),
+                str(ending.budget),
+                ending.backoff_ms,
+                int(ending.outcome),
+                codec.encode_failure(ending.failure),
+            )
+        answers = await self._runner.run("end_attempt", keys.queue_prefix(queue), args)
+        return [
+            None
+            if answer[0] == 3
+            else _completed(queue, end.job.job_id[-26:], end.job.fencing_token, answer)
+            for end, answer in zip(ends, answers, strict=True)
+        ]
+
+    async def report(self, queue: str, reports: Sequence[Report]) -> list[Renewal]:
+        """Records progress and renews leases; a lease that is gone is answered as lost."""
+        args: list[Argument] = [self._shift]
+        for report in reports:
+            args += report
+        answers = await self._runner.run("progress", keys.queue_prefix(queue), args)
+        return [
+            _renewal(queue, report, answer)
+            for report, answer in zip(reports, answers, strict=True)
+        ]
+
+    async def cancel(
+        self, queue: str, jobs: Sequence[tuple[str, str]], grace_ms: int, retention_ms: int
+    ) -> list[JobState | JobwireError]:
+        """Cancels jobs given as (ULID, reason)."""
+        args: list[Argument] = [self._shift, grace_ms, retention_ms]
+        for job in jobs:
+            args += job
+        answers = await self._runner.run("cancel", keys.queue_prefix(queue), args)
+        results: list[JobState | JobwireError] = []
+        for (ulid, _), (code, *state) in zip(jobs, answers, strict=True):
+            job_id = f"{queue}-{ulid}"
+            if code == 1:
+                results.append(JobNotFound(job_id))
+            elif code == 2:
+                name = JobState(state[0]).name
+                results.append(
+                    WrongState(f"{job_id} has finished: it is {name}", metadata={"state": name})
+                )
+            else:
+                results.append(JobState(state[0]))
+        return results
+
+    async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
+        """Returns each job as it stands, None for one that is not there."""
+        args: list[Argument] = [self._shift, int(full), *ulids]
+        _, *rows = await self._runner.run("read", keys.queue_prefix(queue), args)
+        return [
+            codec.decode_job(queue, ulid, row) if row else None
+            for ulid, row in zip(ulids, rows, strict=True)
+        ]
+
+    async def list_ids(
+        self, queue: str, state: JobState, most: int, token: PageToken
+    ) -> tuple[list[str], PageToken | None]:
+        """Returns a page of ULIDs that may be in the state, and where to go on, None at the end."""
+        source, last, place, *ids = await self._runner.run(
+            "list",
+            keys.queue_prefix(queue),
+            [int(state), most, token.source, token.last, token.place],
+        )
+        following = (
+            PageToken(source.decode(), last.decode(), place.decode()) if source else None
+        )
+        return [ulid.decode() for ulid in ids], following
+
+    async def tick(self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int) -> Tick:
+        """Lets the clock act on a queue."""
+        now, more, next_due, *overdue = await self._runner.run(
+            "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
+        )
+        named = [part.decode() for part in overdue]
+        return Tick(bool(more), now, next_due, list(zip(named[::2], named[1::2], strict=True)))
+
+    async def purge(self, queue: str, most: int) -> tuple[int, int]:
+        """Forgets up to `most` jobs whose retention has ended; returns how many, and the next due moment or 0."""
+        forgotten, next_due = await self._runner.run(
+            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000)]
+        )
+        return forgotten, next_due
+
+    async def held(self, queue: str, worker_id: str) -> list[str]:
+        """Returns the ULIDs of the queue's jobs that the worker holds."""
+        return [
+            ulid.decode()
+            for ulid in await self._runner.command("SMEMBERS", keys.held_key(queue, worker_id))
+        ]
+
+    async def routes(self, queue: str) -> dict[str, Route]:
+        """Returns the routes that the queue has ever had, by id."""
+        reply = await self._runner.command("HGETALL", keys.routes_key(queue))
+        flat = reply if isinstance(reply, dict) else codec.pairs(reply)
+        return {name.decode(): parse_descriptor(text) for name, text in flat.items()}
+
+    @property
+    def _shift(self) -> int:
+        return self._runner.clock_shift_ms
+
+
+def _assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
+    prefix = queue + "-"
+    jobs = iter(answer)
+    next(jobs)
+    return [
+        Assignment(prefix + ulid.decode(), token, attempt, record)  # type: ignore[union-attr, arg-type]
+        for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
+    ]
+
+
+def _completed(
+    queue: str, ulid: str, fencing_token: int, answer: list[int]
+) -> Completed | JobwireError:
+    code, *rest = answer
+    if code == 0:
+        return Completed(JobState(rest[0]), rest[1])
+    job_id = f"{queue}-{ulid}"
+    return LeaseLost(job_id, fencing_token) if code == _LEASE_GONE else JobNotFound(job_id)
+
+
+def _renewal(queue: str, report: Report, answer: list[int | bytes]) -> Renewal:
+    if answer[0]:
+        return Renewal(lost=True)
+    _, lease_end, cancel_deadline, reason = answer
+    job_id = f"{queue}-{report.ulid}"
+    cancel = None
+    if cancel_deadline:
+        cancel = CancelNotice(
+            job_id, report.fencing_token, bytes(reason).decode(errors="replace"), int(cancel_deadline)
+        )
+    return Renewal(lost=False, lease_expires_at_ms=int(lease_end), cancel=cancel)

@@ -1,0 +1,42 @@
+"""Every key and channel name in the store.
+
+All keys of one queue share the hash tag `{<queue>}`, so that each script touches one
+slot of a cluster. Scripts get the prefix and append the rest; what they append is said in
+their headers and in docs/schema.md.
+"""
+
+from __future__ import annotations
+
+WORKERS = "jw:{workers}:"
+"""Prefix of the worker registry."""
+WORKER_EVENTS = WORKERS + "events"
+"""Channel: the id of each worker that registered, changed, was lost or left."""
+LOST_WORKERS = WORKERS + "lost"
+"""ZSET: workers that were lost and whose jobs are not back yet."""
+QUEUES = "jw:{queues}:all"
+"""ZSET: the name of every queue, scored 0."""
+
+
+def queue_prefix(queue: str) -> str:
+    """Returns what every key of the queue begins with."""
+    return f"jw:{{{queue}}}:"
+
+
+def events_channel(queue: str) -> str:
+    """Returns the channel of changed jobs: their ULIDs, 26 characters each, end to end."""
+    return f"jw:{{{queue}}}:events"
+
+
+def ready_channel(queue: str) -> str:
+    """Returns the channel of jobs that became ready: `<route>:<count>`, by commas; `*` for any."""
+    return f"jw:{{{queue}}}:ready"
+
+
+def routes_key(queue: str) -> str:
+    """HASH: route id -> descriptor."""
+    return f"jw:{{{queue}}}:routes"
+
+
+def held_key(queue: str, worker_id: str) -> str:
+    """SET: the ULIDs of the queue's jobs that the worker holds."""
+    return f"jw:{{{queue}}}:held:{worker_id}"

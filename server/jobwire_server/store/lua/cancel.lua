@@ -1,0 +1,43 @@
+#!lua flags=allow-oom
+-- cancel.lua: SCHEDULED or PENDING -> CANCELLED, RUNNING -> CANCELLING; CANCELLING and CANCELLED stay as they are.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers counts totals done:7 (end_attempt.lua)
+-- ARGV[1] clock shift, ms
+-- ARGV[2] grace of a running job, ms
+-- ARGV[3] retention, ms
+-- then for each job two: ulid, reason
+-- Returns for each job {code, state}: code 0 done | 1 not found | 2 finished otherwise
+--include clock tally terminal
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
+local SCHEDULED, PENDING, RUNNING, CANCELLING, CANCELLED = 1, 2, 3, 4, 7
+local answer = {}
+
+for at = 4, #ARGV, 2 do
+  local ulid, reason = ARGV[at], ARGV[at + 1]
+  local key = P .. 'j:' .. ulid
+  local job = redis.call('HMGET', key, 's', 'v')
+  local state = tonumber(job[1] or PENDING)
+  if redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
+    answer[#answer + 1] = { 1 }
+  elseif state == SCHEDULED or state == PENDING then
+    -- A PENDING job's entry on its route goes stale; the next claim that meets it drops it.
+    if state == SCHEDULED then redis.call('ZREM', P .. 'scheduled', ulid) end
+    redis.call('HSET', key, 's', CANCELLED, 'v', (job[2] or 0) + 1, 'ca', reason, 'e', now, 'pg', now + retention)
+    file_terminal(P, ulid, CANCELLED, now + retention)
+    moved(ulid, state, CANCELLED)
+    total('cancelled')
+    answer[#answer + 1] = { 0, CANCELLED }
+  elseif state == RUNNING then
+    redis.call('HSET', key, 's', CANCELLING, 'v', job[2] + 1, 'ca', reason, 'cd', now + grace)
+    redis.call('ZADD', P .. 'timers', now + grace, 'c' .. ulid)
+    moved(ulid, RUNNING, CANCELLING)
+    answer[#answer + 1] = { 0, CANCELLING }
+  else
+    answer[#answer + 1] = { (state == CANCELLING or state == CANCELLED) and 0 or 2, state }
+  end
+end
+
+publish_tally(P)
+return answer

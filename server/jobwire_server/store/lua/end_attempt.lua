@@ -1,0 +1,95 @@
+#!lua flags=allow-oom
+-- end_attempt.lua: RUNNING or CANCELLING -> PENDING, SCHEDULED, FAILED or CANCELLED for each item whose lease and state are still
+-- those that its decision was made on. The attempt goes into the job's history.
+-- KEYS[1] jw:{<queue>}:          prefix of every key of the queue:
+--           j:<ulid> leases held:<worker> timers scheduled l:<route> z:<route> ready counts totals (claim.lua)
+--           h:<ulid>     LIST    attempts that ended, oldest first, the latest 100:
+--                                "<number> <token> <start ms> <end ms> <outcome> <worker>\n<failure>"
+--           done:<state> ZSET    ulid -> when it may be forgotten, Unix ms
+-- ARGV[1] clock shift, ms
+-- ARGV[2] retention of terminal jobs, ms
+-- then for each item ten: ulid, worker, fencing token, state decided on,
+--   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'grace' that timer is due |
+--     'lost' the worker was lost),
+--   target state, budget field to add one to ('f' | 'c' | 'i' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
+-- Returns for each item {code, state, due}: code 0 done now, or by the caller before | 1 not found | 2 lease lost or
+--   condition not met | 3 the state is another: read again and decide again
+--include clock ready tally terminal
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+local retention = tonumber(ARGV[2])
+local SCHEDULED, PENDING, RUNNING, CANCELLING, FAILED = 1, 2, 3, 4, 6
+local UNDELIVERED = '7'
+local HISTORY = 100
+local TOTALS = { [SCHEDULED] = 'retried', [FAILED] = 'failed', [7] = 'cancelled' }
+local answer, woken = {}, {}
+
+local function due(condition, ulid)
+  local score
+  if condition == 'lease' then
+    score = redis.call('ZSCORE', P .. 'leases', ulid)
+  elseif condition == 'timeout' then
+    score = redis.call('ZSCORE', P .. 'timers', 't' .. ulid)
+  elseif condition == 'grace' then
+    score = redis.call('ZSCORE', P .. 'timers', 'c' .. ulid)
+  else
+    return true
+  end
+  return score and tonumber(score) <= now
+end
+
+for at = 3, #ARGV, 10 do
+  local ulid, worker, condition = ARGV[at], ARGV[at + 1], ARGV[at + 4]
+  local key = P .. 'j:' .. ulid
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd')
+  local state = tonumber(job[1])
+  if not state then
+    answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
+  elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
+    answer[#answer + 1] = { 2 }
+  elseif state ~= RUNNING and state ~= CANCELLING then
+    -- The holder ended this attempt already, so a repeated call gets the first answer.
+    answer[#answer + 1] = condition == 'worker' and { 0, state, tonumber(job[9] or 0) } or { 2 }
+  elseif state ~= tonumber(ARGV[at + 3]) then
+    answer[#answer + 1] = { 3 }
+  elseif not due(condition, ulid) then
+    answer[#answer + 1] = { 2 }
+  else
+    local target, budget, outcome = tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 8]
+    local due_at = 0
+    redis.call('RPUSH', P .. 'h:' .. ulid, job[5] .. ' ' .. job[2] .. ' ' .. job[6] .. ' ' .. now .. ' '
+      .. outcome .. ' ' .. worker .. '\n' .. ARGV[at + 9])
+    if tonumber(job[5]) > HISTORY then redis.call('LTRIM', P .. 'h:' .. ulid, -HISTORY, -1) end
+    if budget ~= '' then redis.call('HINCRBY', key, budget, 1) end
+    -- An attempt that never reached its worker is not one: the next delivery gets its number.
+    if outcome == UNDELIVERED then redis.call('HINCRBY', key, 'n', -1) end
+    -- Only the holder's own ending leaves its name, which is what lets its repeated call be told from a zombie's.
+    if condition ~= 'worker' then redis.call('HDEL', key, 'w') end
+    redis.call('ZREM', P .. 'leases', ulid)
+    redis.call('SREM', P .. 'held:' .. worker, ulid)
+    redis.call('ZREM', P .. 'timers', 't' .. ulid, 'c' .. ulid)
+    if target == PENDING then
+      redis.call('HSET', key, 's', PENDING, 'v', job[4] + 1, 'ps', now)
+      push_ready(P, ulid, job[7], job[8], true)
+      woken[job[7]] = (woken[job[7]] or 0) + 1
+    elseif target == SCHEDULED then
+      due_at = now + tonumber(ARGV[at + 7])
+      redis.call('HSET', key, 's', SCHEDULED, 'v', job[4] + 1, 'd', due_at)
+      redis.call('ZADD', P .. 'scheduled', due_at, ulid)
+    else
+      redis.call('HSET', key, 's', target, 'v', job[4] + 1, 'e', now, 'pg', now + retention)
+      file_terminal(P, ulid, target, now + retention)
+    end
+    if TOTALS[target] then total(TOTALS[target]) end
+    if budget == 'c' then total('crashed') elseif budget == 'i' then total('released') end
+    moved(ulid, state, target)
+    answer[#answer + 1] = { 0, target, due_at }
+  end
+end
+
+publish_tally(P)
+local wake = {}
+for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
+if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+return answer

@@ -1,0 +1,40 @@
+-- Ready jobs: priority 0 in the LIST l:<route>, above 0 in the ZSET z:<route> scored 255 - priority, so
+-- that the lowest score is delivered first. The HASH ready counts the entries of each route, stale ones included.
+
+-- Older jobs stand in front; a job that comes back is nearly always older than all that wait, and a
+-- bounded look settles the rest.
+local RETURN_LOOK = 64
+
+local function insert_by_age(key, ulid)
+  local at = 0
+  local head = redis.call('LINDEX', key, at)
+  if not head or ulid < head then
+    redis.call('LPUSH', key, ulid)
+    return
+  end
+  while head and head <= ulid and at < RETURN_LOOK do
+    at = at + 1
+    head = redis.call('LINDEX', key, at)
+  end
+  if head then
+    redis.call('LINSERT', key, 'BEFORE', head, ulid)
+  else
+    redis.call('RPUSH', key, ulid)
+  end
+end
+
+-- Puts one job where claims find it: at the end, or with by_age at its old place.
+local function push_ready(prefix, ulid, route, priority, by_age)
+  priority = tonumber(priority) or 0
+  local added = 1
+  if priority > 0 then
+    added = redis.call('ZADD', prefix .. 'z:' .. route, 255 - priority, ulid)
+  elseif by_age then
+    insert_by_age(prefix .. 'l:' .. route, ulid)
+  else
+    redis.call('RPUSH', prefix .. 'l:' .. route, ulid)
+  end
+  if added > 0 then
+    redis.call('HINCRBY', prefix .. 'ready', route, added)
+  end
+end

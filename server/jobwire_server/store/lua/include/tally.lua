@@ -1,0 +1,27 @@
+-- Gathers what a batch changes in the counters and says it once: counts (state -> jobs, exact), totals
+-- (name -> events since the queue began), and the events channel (the ULIDs of the jobs that changed, end to end).
+local tally = { counts = {}, totals = {}, changed = {} }
+
+local function moved(ulid, from, to)
+  if from ~= to then
+    if from then tally.counts[from] = (tally.counts[from] or 0) - 1 end
+    if to then tally.counts[to] = (tally.counts[to] or 0) + 1 end
+  end
+  tally.changed[#tally.changed + 1] = ulid
+end
+
+local function total(name, by)
+  tally.totals[name] = (tally.totals[name] or 0) + (by or 1)
+end
+
+local function publish_tally(prefix)
+  for state, by in pairs(tally.counts) do
+    if by ~= 0 then redis.call('HINCRBY', prefix .. 'counts', state, by) end
+  end
+  for name, by in pairs(tally.totals) do
+    redis.call('HINCRBY', prefix .. 'totals', name, by)
+  end
+  if #tally.changed > 0 then
+    redis.call('SPUBLISH', prefix .. 'events', table.concat(tally.changed))
+  end
+end

@@ -1,0 +1,72 @@
+#!lua flags=no-writes
+-- list.lua: the ids of one page of a queue's jobs in one state.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> scheduled leases l:<route> z:<route> ready done:<state> (end_attempt.lua)
+-- ARGV[1] state
+-- ARGV[2] the most ids to look at
+-- ARGV[3] source to go on in ('' from the start): for PENDING 'z:<route>' or 'l:<route>', otherwise 'z'
+-- ARGV[4] last id seen there ('' none)   ARGV[5] its place: a score, or for a LIST its index
+-- Returns {source, last, place, then the ids}: where to go on; source '' after the last page
+--   Ids of stale entries are among them; the reader compares the state.
+
+local P = KEYS[1]
+local state, most, source, last, place = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local PENDING = 2
+local KEY = { [1] = 'scheduled', [3] = 'leases', [4] = 'leases' }
+
+-- From a ZSET, in the order of (score, id), which is the order of the set itself.
+local function from_zset(key)
+  local ids, offset = {}, 0
+  local from = place == '' and '-inf' or place
+  while #ids < most do
+    local page = redis.call('ZRANGE', key, from, '+inf', 'BYSCORE', 'LIMIT', offset, most, 'WITHSCORES')
+    for i = 1, #page, 2 do
+      if last == '' or page[i + 1] ~= place or page[i] > last then
+        ids[#ids + 1] = page[i]
+        if #ids == most then return ids, page[i], page[i + 1] end
+      end
+    end
+    if #page < 2 * most then return ids end
+    offset = offset + most
+  end
+  return ids
+end
+
+-- From a LIST: claims shorten it at the front, so the last id stands at its index or before it, or it and all before it are gone.
+local function from_list(key)
+  local start = 0
+  if last ~= '' then
+    local found = redis.call('LPOS', key, last, 'MAXLEN', tonumber(place) + 1) or redis.call('LPOS', key, last)
+    start = found and found + 1 or 0
+  end
+  local ids = redis.call('LRANGE', key, start, start + most - 1)
+  if #ids == most then return ids, ids[#ids], tostring(start + most - 1) end
+  return ids
+end
+
+if state ~= PENDING then
+  local ids, at, score = from_zset(P .. (KEY[state] or 'done:' .. state))
+  return { at and 'z' or '', at or '', score or '', unpack(ids) }
+end
+
+-- The sources of PENDING: above priority 0 first, then the lists, each by route.
+local sources = {}
+local routes = redis.call('HKEYS', P .. 'ready')
+table.sort(routes)
+for _, kind in ipairs({ 'z:', 'l:' }) do
+  for _, route in ipairs(routes) do sources[#sources + 1] = kind .. route end
+end
+-- A source that has run dry since the last page is gone; the next one in order is as good. 'z:' comes before 'l:'.
+local function rank(name) return (string.sub(name, 1, 1) == 'z' and '0' or '1') .. name end
+for i, name in ipairs(sources) do
+  if source == '' or rank(name) >= rank(source) then
+    if name ~= source then last, place = '', '' end
+    local read = string.sub(name, 1, 1) == 'z' and from_zset or from_list
+    local ids, at, score = read(P .. name)
+    if at then return { name, at, score, unpack(ids) } end
+    if #ids > 0 then
+      local following = sources[i + 1]
+      return { following or '', '', '', unpack(ids) }
+    end
+  end
+end
+return { '', '', '' }

@@ -1,0 +1,67 @@
+#!lua flags=allow-oom
+-- succeed.lua: RUNNING or CANCELLING -> SUCCEEDED for each item whose caller holds the lease.
+-- KEYS[1] jw:{<queue>}:          prefix of every key of the queue:
+--           j:<ulid> leases held:<worker> timers counts totals (claim.lua)
+--           x:<ulid>     STRING  a result too long for the HASH
+--           done:5       ZSET    ulid -> when it may be forgotten, Unix ms
+-- ARGV[1] clock shift, ms
+-- ARGV[2] retention, ms
+-- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
+-- Returns for each item {code, state, due}: code 0 done now or by this very call before | 1 not found | 2 lease lost
+--include clock tally chunks
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+local purge_at = now + tonumber(ARGV[2])
+local RUNNING, CANCELLING, SUCCEEDED = 3, 4, 5
+-- The longest value that leaves a HASH in its compact encoding.
+local SHORT = 64
+local answer = {}
+local done, leases, held, timers = {}, {}, {}, {}
+
+for at = 3, #ARGV, 4 do
+  local ulid, worker = ARGV[at], ARGV[at + 1]
+  local key = P .. 'j:' .. ulid
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd')
+  local state = tonumber(job[1])
+  if not state then
+    answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
+  elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
+    answer[#answer + 1] = { 2 }
+  elseif state ~= RUNNING and state ~= CANCELLING then
+    answer[#answer + 1] = { 0, state, tonumber(job[6] or 0) }
+  else
+    local result = ARGV[at + 3]
+    if #result > SHORT then
+      redis.call('SET', P .. 'x:' .. ulid, result)
+      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at, 'x', 1)
+    elseif result ~= '' then
+      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at, 'r', result)
+    else
+      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at)
+    end
+    if job[5] then timers[#timers + 1] = 't' .. ulid end
+    if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
+    done[#done + 1] = purge_at
+    done[#done + 1] = ulid
+    leases[#leases + 1] = ulid
+    local mine = held[worker]
+    if not mine then
+      mine = {}
+      held[worker] = mine
+    end
+    mine[#mine + 1] = ulid
+    moved(ulid, state, SUCCEEDED)
+    answer[#answer + 1] = { 0, SUCCEEDED, 0 }
+  end
+end
+
+if #leases > 0 then
+  each_slice('ZADD', P .. 'done:' .. SUCCEEDED, done)
+  each_slice('ZREM', P .. 'leases', leases)
+  for worker, mine in pairs(held) do each_slice('SREM', P .. 'held:' .. worker, mine) end
+  if #timers > 0 then each_slice('ZREM', P .. 'timers', timers) end
+  total('succeeded', #leases)
+  publish_tally(P)
+end
+return answer

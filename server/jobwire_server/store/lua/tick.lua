@@ -1,0 +1,95 @@
+#!lua flags=allow-oom
+-- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED. Attempts that the clock
+-- ends are only named, because the decision about them is made outside and applied by end_attempt.lua.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals
+--           done:8 (end_attempt.lua)
+--           samples  LIST  "<ms> submitted started succeeded failed", newest first
+-- ARGV[1] clock shift, ms
+-- ARGV[2] the most jobs of each kind to handle in this call
+-- ARGV[3] retention of expired jobs, ms
+-- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
+-- Returns {now, more 0|1, due of the next known moment or 0, then for each attempt to end: condition, ulid};
+--   condition: 'lease' | 'timeout' | 'grace'
+--include clock ready tally terminal
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+local most, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
+local SCHEDULED, PENDING, EXPIRED = 1, 2, 8
+local answer = { now, 0, 0 }
+local woken = {}
+
+local function due_in(name)
+  local members = redis.call('ZRANGE', P .. name, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
+  if #members == most then answer[2] = 1 end
+  return members
+end
+
+-- An entry that outlived its attempt is dropped, or every tick would name it again.
+local function leased(ulid)
+  local state = redis.call('HGET', P .. 'j:' .. ulid, 's')
+  return state == '3' or state == '4'
+end
+
+for _, member in ipairs(due_in('timers')) do
+  local kind, ulid = string.sub(member, 1, 1), string.sub(member, 2)
+  if kind == 'e' then
+    local key = P .. 'j:' .. ulid
+    local job = redis.call('HMGET', key, 's', 'v', 'n')
+    local state = tonumber(job[1])
+    redis.call('ZREM', P .. 'timers', member)
+    -- A job that was started once is past the point that expires_at guards.
+    if (state == SCHEDULED or state == PENDING) and (job[3] or '0') == '0' then
+      redis.call('ZREM', P .. 'scheduled', ulid)
+      redis.call('HSET', key, 's', EXPIRED, 'v', (job[2] or 0) + 1, 'e', now, 'pg', now + retention)
+      file_terminal(P, ulid, EXPIRED, now + retention)
+      moved(ulid, state, EXPIRED)
+      total('expired')
+    end
+  elseif leased(ulid) then
+    answer[#answer + 1] = kind == 't' and 'timeout' or 'grace'
+    answer[#answer + 1] = ulid
+  else
+    redis.call('ZREM', P .. 'timers', member)
+  end
+end
+
+local due = due_in('scheduled')
+for _, ulid in ipairs(due) do
+  local key = P .. 'j:' .. ulid
+  local job = redis.call('HMGET', key, 'rt', 'p', 'v')
+  redis.call('HSET', key, 's', PENDING, 'v', (job[3] or 0) + 1, 'ps', now)
+  push_ready(P, ulid, job[1], job[2], false)
+  woken[job[1]] = (woken[job[1]] or 0) + 1
+  moved(ulid, SCHEDULED, PENDING)
+end
+if #due > 0 then redis.call('ZREM', P .. 'scheduled', unpack(due)) end
+
+for _, ulid in ipairs(due_in('leases')) do
+  if leased(ulid) then
+    answer[#answer + 1] = 'lease'
+    answer[#answer + 1] = ulid
+  else
+    redis.call('ZREM', P .. 'leases', ulid)
+  end
+end
+
+local newest = redis.call('LINDEX', P .. 'samples', 0)
+if not newest or tonumber(string.match(newest, '^%d+')) + tonumber(ARGV[4]) <= now then
+  local totals = redis.call('HMGET', P .. 'totals', 'submitted', 'started', 'succeeded', 'failed')
+  redis.call('LPUSH', P .. 'samples', now .. ' ' .. (totals[1] or 0) .. ' ' .. (totals[2] or 0) .. ' '
+    .. (totals[3] or 0) .. ' ' .. (totals[4] or 0))
+  redis.call('LTRIM', P .. 'samples', 0, tonumber(ARGV[5]) - 1)
+end
+
+publish_tally(P)
+local wake = {}
+for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
+if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+
+for _, name in ipairs({ 'scheduled', 'timers', 'leases' }) do
+  local head = redis.call('ZRANGE', P .. name, 0, 0, 'WITHSCORES')
+  local at = head[2] and tonumber(head[2]) or 0
+  if at > now and (answer[3] == 0 or at < answer[3]) then answer[3] = at end
+end
+return answer

@@ -1,0 +1,61 @@
+"""Queues in the store."""
+
+from __future__ import annotations
+
+from jobwire_server.model import JobState, Queue
+from jobwire_server.store import codec, keys
+from jobwire_server.store.scripts import ScriptRunner
+
+_SAMPLED = ("submitted", "started", "succeeded", "failed")
+
+
+class QueueStore:
+    """The registry of queues, and each queue's own facts. Methods raise StoreUnavailable."""
+
+    def __init__(self, runner: ScriptRunner) -> None:
+        self._runner = runner
+
+    async def register(self, queue: str) -> None:
+        """Makes the queue known; done before its first job, so that no server overlooks it."""
+        await self._runner.command("ZADD", keys.QUEUES, 0, queue)
+
+    async def exists(self, queue: str) -> bool:
+        """True once the queue was registered."""
+        return await self._runner.command("ZSCORE", keys.QUEUES, queue) is not None
+
+    async def names(self, after: str = "", most: int = -1) -> list[str]:
+        """Returns the names that sort after `after`, at most `most` of them (-1: all)."""
+        start = f"({after}" if after else "-"
+        reply = await self._runner.command(
+            "ZRANGEBYLEX", keys.QUEUES, start, "+", "LIMIT", 0, most
+        )
+        return [name.decode() for name in reply]
+
+    async def read(self, queue: str, *, detail: bool) -> Queue:
+        """Returns the queue as it stands; with `detail` also its oldest ready job and its samples."""
+        now, paused, counts, totals, since, record, samples = await self._runner.run(
+            "queue", keys.queue_prefix(queue), [self._runner.clock_shift_ms, int(detail)]
+        )
+        return Queue(
+            name=queue,
+            paused=bool(paused),
+            depth={
+                JobState(int(state)): int(count)
+                for state, count in sorted(codec.pairs(counts).items())
+                if int(count) > 0
+            },
+            totals={name.decode(): int(count) for name, count in codec.pairs(totals).items()},
+            oldest_pending_ms=since,
+            oldest_pending_record=record,
+            now_ms=now,
+            samples=tuple(_sample(raw) for raw in samples),
+        )
+
+    async def set_paused(self, queue: str, paused: bool) -> None:
+        """Stops or starts the deliveries of the queue."""
+        await self._runner.run("pause", keys.queue_prefix(queue), [int(paused)])
+
+
+def _sample(raw: bytes) -> tuple[int, dict[str, int]]:
+    at, *totals = (int(part) for part in raw.split())
+    return at, dict(zip(_SAMPLED, totals, strict=True))

@@ -1,0 +1,139 @@
+"""Loading and running the Lua scripts.
+
+A script is a file of lua/, its `--include` lines replaced by the files of lua/include/.
+It is called by its digest; a store that does not know it (restarted, failed over, flushed) gets the source once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from time import monotonic
+from typing import Any
+
+import structlog
+from redis import exceptions as redis_errors
+
+from jobwire_server.errors import StoreFull, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+Argument = str | bytes | int | float
+
+RETRY_WINDOW_S = 2.0
+"""How long a call is repeated against a store that does not answer. Within it a restart or a failover of the
+store is a delay; beyond it callers are better told."""
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.25
+
+# What may pass by itself: a lost connection, a failover, a store that is still loading.
+PASSING = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.TryAgainError,
+    redis_errors.ClusterDownError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script ready to run."""
+
+    name: str
+    source: str
+    digest: str
+
+
+@cache
+def load(name: str) -> Script:
+    """Reads lua/<name>.lua and puts its includes in place."""
+    folder = files(__package__) / "lua"
+    lines = []
+    for line in (folder / f"{name}.lua").read_text("utf-8").splitlines():
+        lines.append(line)
+        if line.startswith("--include "):
+            for part in line.split()[1:]:
+                lines.append((folder / "include" / f"{part}.lua").read_text("utf-8").rstrip())
+    source = "\n".join(lines) + "\n"
+    return Script(name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def names() -> list[str]:
+    """Returns the names of all scripts, sorted."""
+    folder = files(__package__) / "lua"
+    return sorted(entry.name[:-4] for entry in folder.iterdir() if entry.name.endswith(".lua"))
+
+
+class ScriptRunner:
+    """Runs scripts, and repeats them while the store is away for a moment.
+
+    Repeating is safe because every script is idempotent: a call whose answer was lost changes nothing the second time.
+
+    Args:
+        client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._down_since: float | None = None
+        self.clock_shift_ms = 0
+        """Moves the clock of every script; only tests set it."""
+
+    async def run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+        """Runs one script on one key prefix.
+
+        Raises:
+            StoreUnavailable: The store did not answer within the retry window.
+            StoreFull: The store has no memory for the script's writes; nothing was written.
+        """
+        script = load(name)
+        return await self._repeat(lambda: self._once(script, key, args))
+
+    async def command(self, *parts: Argument) -> Any:
+        """Runs one idempotent command. Raises as `run` does."""
+        return await self._repeat(lambda: self._client.execute_command(*parts))
+
+    async def _once(self, script: Script, key: str, args: Sequence[Argument]) -> Any:
+        try:
+            return await self._client.evalsha(script.digest, 1, key, *args)
+        except redis_errors.NoScriptError:
+            return await self._client.eval(script.source, 1, key, *args)
+
+    async def _repeat(self, call: Any) -> Any:
+        deadline = monotonic() + RETRY_WINDOW_S
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                answer = await call()
+            except redis_errors.OutOfMemoryError as error:
+                raise StoreFull from error
+            except PASSING as error:
+                if self._down_since is None:
+                    self._down_since = monotonic()
+                    log.warning("store unreachable", error=str(error))
+                # While the store is known to be away longer than the window, callers are told at once.
+                if (
+                    monotonic() + pause > deadline
+                    or monotonic() - self._down_since > RETRY_WINDOW_S
+                ):
+                    raise StoreUnavailable(
+                        f"the store does not answer ({type(error).__name__}); retry with the same ids"
+                    ) from error
+                await asyncio.sleep(pause * (0.5 + random.random()))
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            else:
+                if self._down_since is not None:
+                    log.info("store back", after_s=round(monotonic() - self._down_since, 2))
+                    self._down_since = None
+                return answer
