@@ -7,7 +7,6 @@ SHELL := bash
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PYTHON_SOURCES := $(wildcard server client tools tests examples benchmarks)
 
 # Scripts and tests find buf and other tools by name.
 export PATH := $(BIN):$(PATH)
