@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import BusyLoadingError, RedisClusterException, RedisError
 
 from jobwire_server.errors import ConfigurationError
 
@@ -34,6 +34,10 @@ FORMS = (
     "redis://HOST:PORT/DB, rediss://… with TLS, unix:///PATH,"
     " redis+sentinel://HOST:PORT,HOST:PORT/SERVICE, redis+cluster://HOST:PORT,HOST:PORT"
 )
+
+
+STORE_ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError)
+"""Whatever redis-py raises when the store can't be used; its cluster errors stand apart."""
 
 
 class StoreRefused(ConfigurationError):
@@ -103,7 +107,7 @@ class Connection:
 
 def cause_of(error: BaseException) -> BaseException:
     """What the store really said: redis-py hides errors of the handshake in a ConnectionError."""
-    while isinstance(error.__cause__, RedisError):
+    while isinstance(error.__cause__, RedisError | RedisClusterException):
         error = error.__cause__
     return error
 

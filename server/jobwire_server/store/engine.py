@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 import structlog
-from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from jobwire_server.store.connect import Connection, StoreRefused, connect, is_loading
+from jobwire_server.store.connect import STORE_ERRORS, Connection, StoreRefused, connect, is_loading
 
 Durability = Literal["everysec", "always"]
 
@@ -173,7 +172,7 @@ class EmbeddedValkey:
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await connection.ping()
-            except (RedisError, OSError, TimeoutError) as error:
+            except STORE_ERRORS as error:
                 return is_loading(error)
             return True
 
@@ -212,7 +211,7 @@ class EmbeddedValkey:
                 try:
                     await connection.ping()
                     return
-                except (RedisError, OSError) as error:
+                except STORE_ERRORS as error:
                     if is_loading(error):
                         deadline = loop.time() + ANSWER_TIMEOUT_S
                         if not told:
@@ -237,7 +236,7 @@ class EmbeddedValkey:
                 self._process.terminate()
         elif self._adopted:
             async with _client(self.url) as connection:
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(*STORE_ERRORS):
                     await connection.client.execute_command("SHUTDOWN")
         else:
             return

@@ -18,7 +18,7 @@ from redis.exceptions import MovedError, NoPermissionError, RedisError, Response
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.errors import StoreUnavailable
-from jobwire_server.store.connect import Connection
+from jobwire_server.store.connect import STORE_ERRORS, Connection
 
 CONFIRM_TIMEOUT_S = 5.0
 """How long `add` waits for the store's word."""
@@ -97,7 +97,7 @@ class Subscriber:
             if channel not in self._homes:  # nobody is on the way to subscribe to it
                 await self.remove(channel)
             raise
-        except (TimeoutError, RedisError) as error:
+        except STORE_ERRORS as error:
             if self._wanted.get(channel) is confirmed:
                 await self.remove(channel)
             raise StoreUnavailable(
@@ -142,7 +142,7 @@ class Subscriber:
                 while left:
                     await self._route(left[0])
                     left.popleft()
-            except (RedisError, OSError) as error:
+            except STORE_ERRORS as error:
                 log.warning("no node for a subscription yet", error=str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, BACKOFF_S[1])
@@ -212,7 +212,7 @@ class _Link:
         self._asked.append((verb.lower(), channel))
         try:
             await wire.send_command(verb, channel, check_health=False)
-        except RedisError:
+        except STORE_ERRORS:
             # The reader sees the same loss, connects anew and subscribes to what is wanted.
             log.debug("a subscription command was not sent", channel=channel.decode())
 
@@ -236,7 +236,7 @@ class _Link:
                     await self._send(wire, b"SUNSUBSCRIBE", channel)
                 delay = BACKOFF_S[0]
                 await self._read(wire)
-            except (RedisError, OSError) as error:
+            except STORE_ERRORS as error:
                 self._drop()
                 log.warning(
                     "subscriptions lost, connecting again", node=self.node, error=str(error)
