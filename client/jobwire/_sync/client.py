@@ -1,0 +1,313 @@
+# Made from jobwire/_async by tools/unasync.py; edit that one.
+"""The producers' and operators' client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from jobwire._connection import ConnectionOptions, Tls
+from jobwire._convert import Seconds
+from jobwire._requests import chunks, submit_request
+from jobwire._sync.calls import Calls
+from jobwire._sync.handle import BatchError, JobHandle
+from jobwire.errors import CallError, from_item_error
+from jobwire.models import Job, JobState, NewJob, RetryPolicy
+from jobwire.operators import QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
+from jobwire.v1 import admin_service_pb2 as admin_pb2
+from jobwire.v1 import job_service_pb2 as jobs_pb2
+from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
+
+
+class Client:
+    """Submits jobs, watches them, and looks after queues and workers.
+
+    Every call has a deadline and is repeated while the servers are unavailable or ask for
+    patience; since ids are made before the call, a repetition never doubles a job. One client
+    is safe across threads. Close it at the end, or use it in a `with` statement.
+
+    Args:
+        target: `HOST:PORT`, several of them separated by commas, or a gRPC target such as
+            `dns:///jobwire.internal:50051`. None: `JOBWIRE_TARGET`, else 127.0.0.1:50051.
+        channel: An open gRPC channel to use in place of `target`; it stays the caller's.
+        timeout_s: For each call with its repetitions, in seconds.
+        reconnect_s: How long a watch goes on trying while no server answers, in seconds.
+        tls: True for TLS with the default authorities, a `Tls` for others.
+        credentials: gRPC channel credentials, in place of `tls`.
+        metadata: Sent with every call, such as an `authorization` header.
+
+    Raises:
+        Every method raises `CallError`: `InvalidRequest`, `NotFound`, `Unavailable`,
+        `DeadlineExceeded` and the others of `jobwire.errors`.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        channel: grpc.Channel | None = None,
+        timeout_s: float = 30.0,
+        reconnect_s: float = 60.0,
+        tls: bool | Tls = False,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        options = ConnectionOptions(
+            target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
+        )
+        self._calls = Calls(options, channel)
+        self._timeout_s = timeout_s
+        self._reconnect_s = reconnect_s
+
+    def __enter__(self) -> Client:
+        self._calls.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens another."""
+        self._calls.close()
+
+    def submit(
+        self,
+        operation: str,
+        payload: Any = None,
+        *,
+        queue: str = "default",
+        priority: int = 0,
+        requirements: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        retry: RetryPolicy | None = None,
+        execution_timeout: Seconds | None = None,
+        run_at: datetime | None = None,
+        delay: Seconds | None = None,
+        expires_at: datetime | None = None,
+        job_id: str | None = None,
+    ) -> JobHandle:
+        """Submits one job; when it returns, the job is in the store.
+
+        Args:
+            operation: The job's type, which picks the worker's handler.
+            payload: The handler's input: a JSON value, bytes or a protobuf message.
+            queue: Where to put it; its first job creates it.
+            priority: 0 to 255, higher first.
+            requirements: Labels that a worker must have, each with this value.
+            labels: Your own words about the job, for filters and people.
+            retry: How often and when to try again; None: the server's defaults.
+            execution_timeout: How long one attempt may run, as seconds or timedelta. 0.1 s to
+                30 days; None: no limit.
+            run_at: Not before this moment, which must have a time zone.
+            delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
+            expires_at: Not started after this moment, which must have a time zone.
+            job_id: The id to give it, `<queue>-<26 lower-case ULID characters>`; None: a new one.
+
+        Raises:
+            TypeError, ValueError: The payload or a time can't be carried.
+            AlreadyExists: `job_id` was used for a job with other content.
+        """
+        job = NewJob(
+            operation=operation,
+            payload=payload,
+            queue=queue,
+            priority=priority,
+            requirements=requirements,
+            labels=labels,
+            retry=retry,
+            execution_timeout=execution_timeout,
+            run_at=run_at,
+            delay=delay,
+            expires_at=expires_at,
+            job_id=job_id,
+        )
+        answer = self._calls.unary(self._calls.jobs.SubmitJob, submit_request(job), self._timeout_s)
+        return self._accepted(answer)
+
+    def submit_many(self, jobs: Iterable[NewJob]) -> Sequence[JobHandle]:
+        """Submits many jobs in few calls and returns their handles in the same order.
+
+        Raises:
+            BatchError: Some were refused; it carries the handles of the others. Items whose
+                call failed as a whole carry that call's error; to repeat them is safe with the
+                ids in `job_ids`.
+        """
+        requests = [submit_request(job) for job in jobs]
+        outcomes: list[JobHandle | CallError] = []
+        for chunk in chunks(requests):
+            try:
+                answer = self._calls.unary(
+                    self._calls.jobs.SubmitJobs,
+                    jobs_pb2.SubmitJobsRequest(requests=chunk),
+                    self._timeout_s,
+                )
+            except CallError as error:
+                outcomes += [error] * len(chunk)
+                continue
+            for result in answer.results:
+                if result.WhichOneof("outcome") == "error":
+                    outcomes.append(from_item_error(result.error))
+                else:
+                    outcomes.append(self._accepted(result.accepted))
+        handles = [outcome for outcome in outcomes if isinstance(outcome, JobHandle)]
+        if len(handles) < len(requests):
+            raise BatchError(outcomes, [request.job_id for request in requests])
+        return handles
+
+    def _accepted(self, answer: jobs_pb2.SubmitJobResponse) -> JobHandle:
+        return JobHandle(
+            self, answer.job_id, JobState.from_proto(answer.state), existed=answer.existed
+        )
+
+    def job(self, job_id: str) -> JobHandle:
+        """Returns a handle for a job by its id, without a call."""
+        return JobHandle(self, job_id)
+
+    def get(self, job_id: str, *, full: bool = True) -> Job:
+        """Returns a job as it stands.
+
+        Args:
+            job_id: Of any queue.
+            full: False leaves out payload, result, attempts and stack traces.
+        """
+        request = jobs_pb2.GetJobRequest(job_id=job_id, view=_view(full))
+        answer = self._calls.unary(self._calls.jobs.GetJob, request, self._timeout_s)
+        return Job.from_proto(answer.job)
+
+    def list(
+        self,
+        queue: str = "default",
+        *,
+        states: Iterable[JobState] = (),
+        operation: str = "",
+        page_size: int = 100,
+        full: bool = False,
+    ) -> Iterator[Job]:
+        """Yields the jobs of a queue, page after page as they are asked for.
+
+        Args:
+            queue: The queue.
+            states: Only jobs in these, in this order; empty: all, live ones first.
+            operation: Only jobs of it; empty: all.
+            page_size: How many to read in one call. 1 to 1000.
+            full: True brings payload, result, attempts and stack traces too.
+        """
+        request = jobs_pb2.ListJobsRequest(
+            queue=queue,
+            states=[state.to_proto() for state in states],
+            operation=operation,
+            page_size=page_size,
+            view=_view(full),
+        )
+        while True:
+            answer = self._calls.unary(self._calls.jobs.ListJobs, request, self._timeout_s)
+            for proto in answer.jobs:
+                yield Job.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    def watch(
+        self, job_id: str, *, timeout: float | None = None, full: bool = True
+    ) -> Iterator[Job]:
+        """Yields a job as it stands and again after every change, until it has ended.
+
+        It reconnects by itself and shows no state twice.
+
+        Args:
+            job_id: Of any queue.
+            timeout: For the whole watch, in seconds; None: as long as the job takes.
+            full: False leaves out payload, result, attempts and stack traces.
+
+        Raises:
+            DeadlineExceeded: The job did not end within `timeout`.
+        """
+        request = jobs_pb2.WatchJobRequest(job_id=job_id, view=_view(full))
+        return self._calls.watch(request, timeout, self._reconnect_s)
+
+    def cancel(self, job_id: str, reason: str = "") -> Job:
+        """Asks for the end of a job and returns it: CANCELLED, or CANCELLING if it runs.
+
+        Args:
+            job_id: Of any queue.
+            reason: For people; kept with the job. At most 512 bytes.
+
+        Raises:
+            WrongState: The job has ended otherwise.
+        """
+        request = jobs_pb2.CancelJobRequest(job_id=job_id, reason=reason)
+        answer = self._calls.unary(self._calls.jobs.CancelJob, request, self._timeout_s)
+        return Job.from_proto(answer.job)
+
+    def queues(self) -> Iterator[QueueInfo]:
+        """Yields all queues by name, without rates."""
+        request = admin_pb2.ListQueuesRequest()
+        while True:
+            answer = self._calls.unary(self._calls.admin.ListQueues, request, self._timeout_s)
+            for proto in answer.queues:
+                yield QueueInfo.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    def queue(self, name: str = "default") -> QueueInfo:
+        """Returns one queue with depths, rates and totals."""
+        request = admin_pb2.GetQueueRequest(queue=name)
+        answer = self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def pause(self, queue: str) -> QueueInfo:
+        """Stops deliveries from a queue, which goes on accepting jobs."""
+        request = admin_pb2.PauseQueueRequest(queue=queue)
+        answer = self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def resume(self, queue: str) -> QueueInfo:
+        """Starts deliveries from a queue again."""
+        request = admin_pb2.ResumeQueueRequest(queue=queue)
+        answer = self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def workers(
+        self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
+    ) -> Iterator[WorkerInfo]:
+        """Yields the workers by id, without their leases.
+
+        Args:
+            queue: Only workers that serve it; empty: all.
+            status: Only workers of this status; UNSPECIFIED: all.
+        """
+        request = admin_pb2.ListWorkersRequest(queue=queue, status=status.to_proto())
+        while True:
+            answer = self._calls.unary(self._calls.admin.ListWorkers, request, self._timeout_s)
+            for proto in answer.workers:
+                yield WorkerInfo.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    def worker(self, worker_id: str) -> WorkerInfo:
+        """Returns one worker with the jobs that it holds."""
+        request = admin_pb2.GetWorkerRequest(worker_id=worker_id)
+        answer = self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
+        return WorkerInfo.from_proto(answer.worker)
+
+    def server_info(self) -> ServerInfo:
+        """Returns what the answering server is, its store, and its limits."""
+        answer = self._calls.unary(
+            self._calls.admin.GetServerInfo, admin_pb2.GetServerInfoRequest(), self._timeout_s
+        )
+        return ServerInfo.from_proto(answer)
+
+
+def _view(full: bool) -> JobView.ValueType:
+    return JOB_VIEW_FULL if full else JOB_VIEW_BASIC

@@ -1,0 +1,217 @@
+"""What a handler gets: its input, and its line to the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from google.protobuf.message import Message
+
+from jobwire.payloads import from_payload, to_payload
+from jobwire.signals import Stopped
+from jobwire.v1 import job_pb2, worker_service_pb2
+
+M = TypeVar("M", bound=Message)
+StopReason = Literal["", "cancelled", "lease_lost", "shutdown"]
+
+_MAX_MESSAGE_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One progress report, as the handler made it."""
+
+    fraction: float | None
+    message: str = ""
+    details: Any = None
+
+    def to_proto(self) -> job_pb2.Progress:
+        """Returns the wire's form."""
+        return job_pb2.Progress(
+            fraction=self.fraction,
+            message=cut(self.message, _MAX_MESSAGE_BYTES),
+            details=None if self.details is None else to_payload(self.details),
+        )
+
+
+@dataclass(slots=True)
+class StopSignal:
+    """Tells a handler to stop, and why; set once, from any thread."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    reason: StopReason = ""
+    message: str = ""
+    on_set: Callable[[], None] | None = None
+    """Called with every signal, in the thread that gives it."""
+
+    def set(self, reason: StopReason, message: str = "") -> None:
+        """Gives the signal; a later one does not replace the first, but for a lost lease."""
+        # A lost lease overrides: nothing that the handler does counts any more.
+        if not self.event.is_set() or reason == "lease_lost":
+            self.reason, self.message = reason, message
+        self.event.set()
+        if self.on_set is not None:
+            self.on_set()
+
+
+class Context:
+    """One attempt at one job, given to its handler.
+
+    Every method may be called from async and sync code, from any thread, without `await`.
+
+    Attributes:
+        job_id: The job.
+        operation: Its type.
+        attempt: 1 for the first delivery.
+        fencing_token: Grows with every delivery of the job. Pass it to whatever the handler
+            writes to, so that a writer which lost the job can be refused there too.
+        labels: The producer's words about the job.
+    """
+
+    def __init__(
+        self,
+        assignment: worker_service_pb2.Assignment,
+        *,
+        report: Callable[[Report], None],
+        signal: StopSignal,
+    ) -> None:
+        self.job_id = assignment.job_id
+        self.operation = assignment.spec.operation
+        self.attempt = assignment.attempt
+        self.fencing_token = assignment.fencing_token
+        self.labels: Mapping[str, str] = dict(assignment.spec.labels)
+        self.raw_payload = assignment.spec.payload
+        self._report = report
+        self._signal = signal
+
+    def __repr__(self) -> str:
+        return f"<Context {self.job_id} attempt {self.attempt}>"
+
+    @cached_property
+    def payload(self) -> Any:
+        """The input as a Python value: parsed JSON, bytes, an `Any`, or None if there is none."""
+        return from_payload(self.raw_payload)
+
+    def payload_as(self, message_type: type[M]) -> M:
+        """Returns the input as a protobuf message.
+
+        Raises:
+            TypeError: The input is another message, or bytes.
+        """
+        return from_payload(self.raw_payload, message_type)
+
+    def progress(
+        self, fraction: float | None, message: str | None = None, details: Any = None
+    ) -> None:
+        """Tells how far the job is, and returns at once.
+
+        Reports go out in the background, the newest at most every 100 ms; each replaces
+        the one before.
+
+        Args:
+            fraction: 0 to 1; what lies outside is moved to the nearer end. None: not known.
+            message: A line for people, cut at 1024 bytes.
+            details: For programs: a JSON value, bytes or a protobuf message. At most 16 KiB.
+        """
+        if fraction is not None:
+            # NaN compares false with everything and would pass min and max.
+            fraction = min(1.0, max(0.0, fraction)) if fraction == fraction else None
+        self._report(Report(fraction, message or "", details))
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the handler should stop: cancelled, lease lost, or worker shutting down."""
+        return self._signal.event.is_set()
+
+    @property
+    def stop_reason(self) -> StopReason:
+        """Why: `cancelled`, `lease_lost`, `shutdown`; empty before."""
+        return self._signal.reason
+
+    @property
+    def stop_message(self) -> str:
+        """In the words of whoever cancelled the job; may be empty."""
+        return self._signal.message
+
+    def raise_if_cancelled(self) -> None:
+        """Leaves the handler if it should stop.
+
+        Raises:
+            Stopped: It should.
+        """
+        if self.cancelled:
+            raise Stopped(self._signal.message or self._signal.reason)
+
+    def wait_cancelled(self, timeout_s: float | None = None) -> bool:
+        """Blocks a sync handler until it should stop: a sleep that a cancellation ends.
+
+        An async handler needs none of it: it is cancelled at its `await`.
+
+        Args:
+            timeout_s: At most so long, in seconds; None: until then.
+
+        Returns:
+            True if the handler should stop.
+
+        Raises:
+            RuntimeError: Called on an event loop, which it would block.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._signal.event.wait(timeout_s)
+        raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
+
+    @classmethod
+    def for_test(
+        cls,
+        payload: Any = None,
+        *,
+        operation: str = "test",
+        job_id: str = "default-00000000000000000000000000",
+        attempt: int = 1,
+        fencing_token: int = 1,
+        labels: Mapping[str, str] | None = None,
+    ) -> TestContext:
+        """Makes a context that needs no server, to call a handler in a test.
+
+        Its `reports` collects the progress; its `cancel` gives the signal to stop.
+        """
+        return TestContext(
+            worker_service_pb2.Assignment(
+                job_id=job_id,
+                fencing_token=fencing_token,
+                attempt=attempt,
+                spec=job_pb2.JobSpec(
+                    operation=operation, payload=to_payload(payload), labels=labels
+                ),
+            )
+        )
+
+
+class TestContext(Context):
+    """A context without a server.
+
+    Attributes:
+        reports: Every progress report, in order.
+    """
+
+    __test__ = False  # not a test class to pytest
+
+    def __init__(self, assignment: worker_service_pb2.Assignment) -> None:
+        self.reports: list[Report] = []
+        super().__init__(assignment, report=self.reports.append, signal=StopSignal())
+
+    def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
+        """Gives the signal to stop."""
+        self._signal.set(reason, message)
+
+
+def cut(text: str, limit_bytes: int) -> str:
+    """Shortens text to a number of UTF-8 bytes, at a character's boundary."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit_bytes else data[:limit_bytes].decode("utf-8", "ignore")

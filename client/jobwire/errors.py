@@ -1,0 +1,252 @@
+"""What calls and jobs can raise.
+
+`JobwireError` is the root. `CallError` and its subclasses are refusals of the broker or of
+the way to it; `JobUnsuccessful` and its subclasses tell that a job ended without a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from jobwire.v1 import errors_pb2, job_service_pb2
+
+if TYPE_CHECKING:
+    from jobwire.models import Failure, Job
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class JobwireError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field, and what would be right."""
+
+    field: str
+    """The path from the request, for example `spec.retry.max_attempts`."""
+    description: str
+
+
+class CallError(JobwireError):
+    """A call failed.
+
+    Attributes:
+        code: The canonical status.
+        reason: A name of the contract's `ErrorReason` without its prefix, for example
+            `QUEUE_FULL`; empty if the answer did not come from Jobwire.
+        message: For people.
+        metadata: Facts for programs that go with the reason.
+        violations: What is wrong, field by field.
+        retry_after_s: When a retry may succeed, in seconds; None if the server did not say.
+    """
+
+    default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        violations: Iterable[Violation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}" if self.reason else self.message
+
+
+class InvalidRequest(CallError):
+    """A field is missing, malformed or out of range; `violations` names each."""
+
+    default_code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(CallError):
+    """No such job, queue or worker."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(CallError):
+    """The id is in use for something else."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class PreconditionFailed(CallError):
+    """The state of things does not allow the call."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class WrongState(PreconditionFailed):
+    """The job's state does not allow the call; `metadata["state"]` names it."""
+
+
+class LeaseLost(PreconditionFailed):
+    """The job is no longer this worker's; nothing was changed."""
+
+
+class ResourceExhausted(CallError):
+    """The store, the queue or the server is full; `retry_after_s` says when to try again."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(CallError):
+    """No server answered, or its store is away."""
+
+    default_code = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineExceeded(CallError, TimeoutError):
+    """The time allowed for the call, or for the wait, is over."""
+
+    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class AccessDenied(CallError):
+    """The credentials are missing, wrong, or not enough for this."""
+
+    default_code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class JobUnsuccessful(JobwireError):
+    """A job ended without a result; `job` is the job as it ended."""
+
+    def __init__(self, job: Job, message: str) -> None:
+        super().__init__(message)
+        self.job = job
+
+
+class JobFailed(JobUnsuccessful):
+    """The job is a dead letter; `failure` says why."""
+
+    def __init__(self, job: Job) -> None:
+        failure = job.failure
+        what = f"{failure.type}: {failure.message}" if failure else "without a reason"
+        super().__init__(job, f"job {job.id} failed: {what}")
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure of its last attempt."""
+        return self.job.failure
+
+
+class JobCancelled(JobUnsuccessful):
+    """The job was cancelled."""
+
+    def __init__(self, job: Job) -> None:
+        why = f": {job.cancel_reason}" if job.cancel_reason else ""
+        super().__init__(job, f"job {job.id} was cancelled{why}")
+
+
+class JobExpired(JobUnsuccessful):
+    """No worker started the job before its `expires_at`."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job, f"job {job.id} expired before a worker started it")
+
+
+_BY_CODE: dict[grpc.StatusCode, type[CallError]] = {
+    **{
+        kind.default_code: kind
+        for kind in (
+            InvalidRequest,
+            NotFound,
+            AlreadyExists,
+            PreconditionFailed,
+            ResourceExhausted,
+            Unavailable,
+            DeadlineExceeded,
+            AccessDenied,
+        )
+    },
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+}
+_BY_REASON: dict[str, type[CallError]] = {"WRONG_STATE": WrongState, "LEASE_LOST": LeaseLost}
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def call_error(
+    code: grpc.StatusCode,
+    message: str,
+    *,
+    reason: str = "",
+    metadata: Mapping[str, str] | None = None,
+    violations: Iterable[Violation] = (),
+    retry_after_s: float | None = None,
+) -> CallError:
+    """Makes the exception of the most fitting class for a status."""
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, CallError)
+    return kind(
+        message,
+        code=code,
+        reason=reason,
+        metadata=metadata,
+        violations=violations,
+        retry_after_s=retry_after_s,
+    )
+
+
+def from_rpc_error(error: grpc.RpcError) -> CallError:
+    """Translates what gRPC raised, with the `google.rpc` details that came with it."""
+    # grpc raises objects that are an RpcError and a Call in one; the types do not say so.
+    call = cast("grpc.Call", error)
+    code, message = call.code(), call.details() or ""
+    status = status_pb2.Status()
+    for key, value in call.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            status.ParseFromString(value)
+    reason = ""
+    metadata: dict[str, str] = {}
+    violations: list[Violation] = []
+    retry_after_s: float | None = None
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(bad):
+            violations += [Violation(v.field, v.description) for v in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return call_error(
+        code,
+        message,
+        reason=reason,
+        metadata=metadata,
+        violations=violations,
+        retry_after_s=retry_after_s,
+    )
+
+
+def from_item_error(error: job_service_pb2.ItemError) -> CallError:
+    """Translates the refusal of one item of a batch."""
+    return call_error(
+        _CODES.get(error.code, grpc.StatusCode.UNKNOWN),
+        error.message,
+        reason=errors_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+        if error.reason in errors_pb2.ErrorReason.values()
+        else "",
+        metadata=error.metadata,
+        violations=[Violation(v.field, v.description) for v in error.violations],
+    )

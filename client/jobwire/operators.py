@@ -1,0 +1,192 @@
+"""Queues, workers and servers as Python values. Every time is in UTC; None means unset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from jobwire._convert import from_duration, from_timestamp
+from jobwire.models import JobState
+from jobwire.v1 import admin_service_pb2, worker_service_pb2
+
+
+class WorkerStatus(StrEnum):
+    """What a worker does with new jobs."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    """A status that this release does not know; in a filter, any."""
+    READY = "READY"
+    PAUSED = "PAUSED"
+    DRAINING = "DRAINING"
+    LOST = "LOST"
+
+    def to_proto(self) -> worker_service_pb2.WorkerStatus.ValueType:
+        """Returns the wire's number."""
+        return worker_service_pb2.WorkerStatus.Value(f"WORKER_STATUS_{self.value}")
+
+
+_STATUSES: dict[int, WorkerStatus] = {status.to_proto(): status for status in WorkerStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRates:
+    """Jobs a second, averaged over `window`."""
+
+    submitted: float
+    started: float
+    succeeded: float
+    failed: float
+    window: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTotals:
+    """Counts since the queue was created."""
+
+    submitted: int
+    started: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    retried: int
+    crashed: int
+    released: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue as it stood when the server answered."""
+
+    name: str
+    paused: bool
+    depth: Mapping[JobState, int]
+    """Jobs in each state; states without jobs are left out."""
+    oldest_pending_age: timedelta | None
+    rates: QueueRates | None
+    """None in listings."""
+    totals: QueueTotals
+
+    @classmethod
+    def from_proto(cls, proto: admin_service_pb2.Queue) -> QueueInfo:
+        """Reads the wire's form."""
+        rates, totals = proto.rates, proto.totals
+        return cls(
+            name=proto.name,
+            paused=proto.paused,
+            depth={JobState.from_proto(entry.state): entry.count for entry in proto.depth},
+            oldest_pending_age=(
+                from_duration(proto.oldest_pending_age)
+                if proto.HasField("oldest_pending_age")
+                else None
+            ),
+            rates=(
+                QueueRates(
+                    submitted=rates.submitted,
+                    started=rates.started,
+                    succeeded=rates.succeeded,
+                    failed=rates.failed,
+                    window=from_duration(rates.window),
+                )
+                if proto.HasField("rates")
+                else None
+            ),
+            totals=QueueTotals(
+                submitted=totals.submitted,
+                started=totals.started,
+                succeeded=totals.succeeded,
+                failed=totals.failed,
+                cancelled=totals.cancelled,
+                expired=totals.expired,
+                retried=totals.retried,
+                crashed=totals.crashed,
+                released=totals.released,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A job that a worker holds."""
+
+    job_id: str
+    fencing_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker as the broker sees it."""
+
+    id: str
+    status: WorkerStatus
+    queues: tuple[str, ...]
+    operations: tuple[str, ...]
+    labels: Mapping[str, str]
+    concurrency: int
+    client: str
+    held_jobs: int
+    registered_at: datetime | None
+    last_seen_at: datetime | None
+    leases: tuple[Lease, ...]
+    """Up to 1000; empty in listings."""
+
+    @classmethod
+    def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
+        """Reads the wire's form."""
+        spec = proto.spec
+        return cls(
+            id=spec.worker_id,
+            status=_STATUSES.get(proto.status, WorkerStatus.UNSPECIFIED),
+            queues=tuple(spec.queues) or ("default",),
+            operations=tuple(spec.operations),
+            labels=dict(spec.labels),
+            concurrency=spec.concurrency,
+            client=spec.client,
+            held_jobs=proto.held_jobs,
+            registered_at=(
+                from_timestamp(proto.registered_at) if proto.HasField("registered_at") else None
+            ),
+            last_seen_at=(
+                from_timestamp(proto.last_seen_at) if proto.HasField("last_seen_at") else None
+            ),
+            leases=tuple(Lease(lease.job_id, lease.fencing_token) for lease in proto.leases),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is, what it is connected to, and its limits."""
+
+    server_id: str
+    version: str
+    started_at: datetime
+    store_engine: str
+    store_version: str
+    store_embedded: bool
+    store_durability: str
+    store_time: datetime
+    max_payload_bytes: int
+    max_result_bytes: int
+    max_batch_jobs: int
+    max_message_bytes: int
+
+    @classmethod
+    def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
+        """Reads the wire's form."""
+        limits = proto.limits
+        return cls(
+            server_id=proto.server_id,
+            version=proto.version,
+            started_at=from_timestamp(proto.started_at),
+            store_engine=proto.store_engine,
+            store_version=proto.store_version,
+            store_embedded=proto.store_embedded,
+            store_durability=proto.store_durability,
+            store_time=from_timestamp(proto.store_time),
+            max_payload_bytes=limits.max_payload_bytes,
+            max_result_bytes=limits.max_result_bytes,
+            max_batch_jobs=limits.max_batch_jobs,
+            max_message_bytes=limits.max_message_bytes,
+        )

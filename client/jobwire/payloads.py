@@ -1,0 +1,96 @@
+"""Python values to payloads and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar, overload
+
+from google.protobuf import json_format, struct_pb2
+from google.protobuf.message import Message
+
+from jobwire.v1.job_pb2 import Payload
+
+__all__ = ["Payload", "from_payload", "to_payload"]
+
+M = TypeVar("M", bound=Message)
+
+
+def to_payload(value: Any) -> Payload:
+    """Wraps a value for the wire.
+
+    Args:
+        value: None becomes the empty payload; a dict, list, tuple, str, int, float or bool
+            becomes compact JSON; bytes stay bytes; a protobuf `Struct` is carried as a
+            structure and any other message packed as `Any`; a `Payload` is used as it is.
+
+    Raises:
+        TypeError: The value, or something inside it, has no JSON form.
+        ValueError: A number is NaN or infinite, or a container holds itself.
+    """
+    match value:
+        case None:
+            return Payload()
+        case Payload():
+            return value
+        case bytes() | bytearray() | memoryview():
+            return Payload(data=bytes(value))
+        case struct_pb2.Struct():
+            return Payload(struct=value)
+        case Message():
+            payload = Payload()
+            payload.message.Pack(value)
+            return payload
+        case dict() | list() | tuple() | str() | int() | float():
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            return Payload(json=text)
+    raise TypeError(
+        f"a {type(value).__name__} can't be a payload: give a JSON value, bytes or a protobuf"
+        " message"
+    )
+
+
+@overload
+def from_payload(payload: Payload) -> Any: ...
+@overload
+def from_payload(payload: Payload, message_type: type[M]) -> M: ...
+def from_payload(payload: Payload, message_type: type[M] | None = None) -> Any:
+    """Unwraps a payload.
+
+    Args:
+        payload: From the wire. An empty one gives None, JSON the parsed value, data bytes, a
+            structure a dict, and a message the `Any` that carries it.
+        message_type: The protobuf class to unpack an `Any` to, or to read JSON as.
+
+    Raises:
+        TypeError: `message_type` is given and the payload holds something else.
+    """
+    kind = payload.WhichOneof("kind")
+    if message_type is not None:
+        return _message_from(payload, kind, message_type)
+    if kind == "json":
+        return json.loads(payload.json)
+    if kind == "data":
+        return payload.data
+    if kind == "message":
+        return payload.message
+    if kind == "struct":
+        return json_format.MessageToDict(payload.struct)
+    return None
+
+
+def _message_from(payload: Payload, kind: str | None, message_type: type[M]) -> M:
+    message = message_type()
+    wanted = message.DESCRIPTOR.full_name
+    if kind == "message":
+        if payload.message.Unpack(message):
+            return message
+        raise TypeError(f"the payload holds {payload.message.TypeName()}, not {wanted}")
+    if kind == "json" or kind == "struct":
+        text = payload.json if kind == "json" else json_format.MessageToJson(payload.struct)
+        try:
+            return json_format.Parse(text, message)
+        except json_format.ParseError as error:
+            raise TypeError(f"the payload is not the JSON form of {wanted}: {error}") from error
+    if kind == "data":
+        raise TypeError(f"the payload holds bytes, not {wanted}")
+    return message

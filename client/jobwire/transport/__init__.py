@@ -1,0 +1,8 @@
+"""How a worker talks to the broker, apart from what it does with its jobs."""
+
+from __future__ import annotations
+
+from jobwire.transport.base import Host, Terms, Transport
+from jobwire.transport.unary import UnaryTransport
+
+__all__ = ["Host", "Terms", "Transport", "UnaryTransport"]

@@ -1,0 +1,285 @@
+"""A worker's conversation in single calls: one loop that claims, one that sends heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from jobwire._connection import ConnectionOptions
+from jobwire._convert import to_duration
+from jobwire._retry import Backoff, worth_retrying
+from jobwire._timing import open_async_channel
+from jobwire.errors import (
+    CallError,
+    DeadlineExceeded,
+    LeaseLost,
+    NotFound,
+    Unavailable,
+    from_rpc_error,
+)
+from jobwire.transport.base import Host, Terms
+from jobwire.v1 import worker_service_pb2 as pb
+from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+log = logging.getLogger("jobwire.worker")
+
+# What no repetition changes.
+_FOR_GOOD = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+# A server's bug, or a proxy's way to break a connection off.
+_DEFECTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+MAX_DEFECTS = 5
+
+CLAIM_WAIT_S = 25.0
+CALL_TIMEOUT_S = 10.0
+REPORT_TIMEOUT_S = 5.0
+# How long a claim under way may go on once the worker wants no more jobs. The broker answers
+# the claim of a draining worker at once; this is for a broker that is away.
+LAST_CLAIM_S = 2.0
+
+
+class UnaryTransport:
+    """Talks in single calls; see `Transport`.
+
+    Args:
+        options: Where the servers are.
+        channel: An open channel to use in place of one of its own; it stays the caller's.
+    """
+
+    def __init__(self, options: ConnectionOptions, channel: aio.Channel | None = None) -> None:
+        self._own_channel = channel is None
+        self._channel = channel or open_async_channel(options)
+        self._address = options.address
+        self._metadata = tuple(options.metadata.items())
+        self._stub = WorkerServiceStub(self._channel)
+        self._registering = asyncio.Lock()
+        self._registration = 0
+        self._terms = Terms(heartbeat_interval_s=5.0, lease_s=30.0, server_id="")
+        self._claims = True
+        self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
+        self._reachable = True
+
+    async def open(self, host: Host) -> Terms:
+        """Registers the worker, trying on while no server answers."""
+        self._host = host
+        async with self._registering:
+            await self._register()
+        return self._terms
+
+    async def _register(self) -> None:
+        answer = await self._persist(
+            self._stub.RegisterWorker, pb.RegisterWorkerRequest(worker=self._host.spec)
+        )
+        self._registration += 1
+        self._terms = Terms(
+            heartbeat_interval_s=answer.heartbeat_interval.ToTimedelta().total_seconds() or 5.0,
+            lease_s=answer.lease_duration.ToTimedelta().total_seconds(),
+            server_id=answer.server_id,
+        )
+
+    async def _register_again(self, registration: int) -> None:
+        """After WORKER_NOT_FOUND to a call made under `registration`."""
+        async with self._registering:
+            # Several calls may learn of it at once; the first one acts.
+            if registration != self._registration:
+                return
+            log.warning("the broker does not know this worker any more; registering again")
+            self._host.lose_all()
+            await self._register()
+
+    async def run(self) -> None:
+        """Brings jobs and keeps leases until cancelled; outlives servers."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._claim_loop())
+            group.create_task(self._heartbeat_loop())
+
+    async def _claim_loop(self) -> None:
+        backoff = Backoff()
+        while not self._stopped_claiming():
+            slots = await self._host.wait_for_free_slots()
+            registration = self._registration
+            request = pb.ClaimJobRequest(
+                worker_id=self._host.spec.worker_id,
+                max_jobs=min(slots, 1000),
+                wait=to_duration(CLAIM_WAIT_S),
+            )
+            self._claim = asyncio.ensure_future(
+                self._call(self._stub.ClaimJob, request, CLAIM_WAIT_S + CALL_TIMEOUT_S)
+            )
+            try:
+                answer = await self._claim
+            except CallError as error:
+                await self._after_failure(error, registration, backoff)
+                continue
+            except asyncio.CancelledError:
+                if not self._stopped_claiming():
+                    raise
+                return  # stop_claiming ended the call, not this task
+            finally:
+                self._claim = None
+            backoff.reset()
+            self._host.assign(answer.assignments)
+
+    def _stopped_claiming(self) -> bool:
+        return not self._claims
+
+    async def _heartbeat_loop(self) -> None:
+        backoff = Backoff(max_s=2.0)
+        while True:
+            # Jitter keeps workers that started together from beating together.
+            await asyncio.sleep(self._terms.heartbeat_interval_s * random.uniform(0.85, 1.0))
+            while not await self._beat(backoff):
+                continue
+            backoff.reset()
+
+    async def _beat(self, backoff: Backoff) -> bool:
+        registration = self._registration
+        request = pb.HeartbeatRequest(
+            worker_id=self._host.spec.worker_id, leases=self._host.leases()
+        )
+        try:
+            answer = await self._call(self._stub.Heartbeat, request, CALL_TIMEOUT_S)
+        except CallError as error:
+            await self._after_failure(error, registration, backoff)
+            return False
+        self._host.lose(answer.lost_leases)
+        for notice in answer.cancellations:
+            self._host.cancel(notice)
+        if answer.drain:
+            self._host.drain("the broker asked for it")
+        return True
+
+    async def _after_failure(self, error: CallError, registration: int, backoff: Backoff) -> None:
+        """Waits or registers again, so that the loop may go on.
+
+        Raises:
+            CallError: The broker refuses for good.
+        """
+        if _is_unknown_worker(error):
+            await self._register_again(registration)
+            return
+        if error.code in _FOR_GOOD:
+            raise error
+        if not _passing(error):
+            log.error("the broker failed, trying on: %s", error)
+        await asyncio.sleep(backoff.next_s(error.retry_after_s))
+
+    async def stop_claiming(self) -> None:
+        """Takes no more jobs; returns when none can arrive any more."""
+        self._claims = False
+        request = pb.UpdateWorkerStatusRequest(
+            worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
+        )
+        try:
+            await self._call(self._stub.UpdateWorkerStatus, request, LAST_CLAIM_S)
+        except CallError as error:
+            log.info("the broker could not be told of the drain: %s", error)
+        claim = self._claim
+        if claim is not None:
+            await asyncio.wait({claim}, timeout=LAST_CLAIM_S)
+            claim.cancel()
+
+    async def report(self, lease: pb.LeaseRef, progress: Progress) -> None:
+        """Records a job's progress; on a failure to, drops it."""
+        request = pb.UpdateProgressRequest(
+            worker_id=self._host.spec.worker_id,
+            job_id=lease.job_id,
+            fencing_token=lease.fencing_token,
+            progress=progress,
+        )
+        try:
+            answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
+        except CallError as error:
+            if _lease_is_gone(error):
+                raise LeaseLost(error.message, reason="LEASE_LOST") from error
+            if not _passing(error):
+                log.warning("a progress report of %s was refused: %s", lease.job_id, error)
+            return
+        if answer.HasField("cancel"):
+            self._host.cancel(answer.cancel)
+
+    async def complete(self, completion: pb.Completion) -> Sequence[pb.Assignment]:
+        """Ends an attempt; returns when that is recorded, with the next job if there is one."""
+        registration = self._registration
+        request = pb.CompleteJobRequest(worker_id=self._host.spec.worker_id, completion=completion)
+        # While a claim is under way the queue was empty a moment ago, and the claim will bring
+        # what comes.
+        if self._claims and self._claim is None:
+            request.claim_next.max_jobs = 1
+        try:
+            answer = await self._persist(self._stub.CompleteJob, request)
+        except CallError as error:
+            if _is_unknown_worker(error):
+                await self._register_again(registration)
+            if _lease_is_gone(error):
+                raise LeaseLost(error.message, reason="LEASE_LOST") from error
+            raise
+        assignments: Sequence[pb.Assignment] = answer.assignments
+        return assignments
+
+    async def close(self) -> None:
+        """Deregisters the worker if a server can be reached, and closes the connection."""
+        try:
+            if self._registration:
+                request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)
+                await self._call(self._stub.DeregisterWorker, request, LAST_CLAIM_S)
+        except CallError as error:
+            log.info("the worker could not be deregistered: %s", error)
+        finally:
+            if self._own_channel:
+                await self._channel.close()
+
+    async def _persist(self, method: Callable[..., Any], request: Any) -> Any:
+        """Calls until it is answered: by success, or by a refusal that would only be repeated."""
+        backoff = Backoff()
+        defects = 0
+        while True:
+            try:
+                return await self._call(method, request, CALL_TIMEOUT_S)
+            except CallError as error:
+                defects += error.code in _DEFECTS
+                if not _passing(error) and not 0 < defects < MAX_DEFECTS:
+                    raise
+                await asyncio.sleep(backoff.next_s(error.retry_after_s))
+
+    async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        try:
+            answer = await method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as raised:
+            self._note_and_raise(from_rpc_error(raised))
+        if not self._reachable:
+            self._reachable = True
+            log.info("%s answers again", self._address)
+        return answer
+
+    def _note_and_raise(self, error: CallError) -> NoReturn:
+        # Said once for each outage, not for each attempt.
+        if isinstance(error, Unavailable) and self._reachable:
+            self._reachable = False
+            log.warning("%s does not answer, trying on: %s", self._address, error)
+        raise error
+
+
+def _passing(error: CallError) -> bool:
+    return isinstance(error, DeadlineExceeded) or worth_retrying(error)
+
+
+def _is_unknown_worker(error: CallError) -> bool:
+    return isinstance(error, NotFound) and error.reason == "WORKER_NOT_FOUND"
+
+
+def _lease_is_gone(error: CallError) -> bool:
+    return isinstance(error, LeaseLost | NotFound)

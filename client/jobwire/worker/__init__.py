@@ -1,0 +1,7 @@
+"""The worker: functions that run jobs."""
+
+from __future__ import annotations
+
+from jobwire.worker.worker import Worker
+
+__all__ = ["Worker"]

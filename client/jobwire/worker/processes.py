@@ -1,0 +1,239 @@
+"""Handlers in processes of their own, for CPU work.
+
+Each process runs one handler at a time and is used again. Over its pipe go the assignment and
+the signal to stop one way, progress and the outcome the other. A handler that does not heed the
+signal is killed with its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeAlias
+
+from jobwire.context import Context, Report, StopSignal
+from jobwire.signals import Stopped
+from jobwire.v1.job_pb2 import Failure, Payload, Progress
+from jobwire.v1.worker_service_pb2 import Assignment, Success
+from jobwire.worker.handlers import Handler
+from jobwire.worker.outcomes import HandlerFailure, failure, success
+
+KILL_AFTER_S = 5.0
+_FLUSH_S = 0.05
+
+# A kind and its content; the contents are serialized messages.
+_Message: TypeAlias = tuple[str, Any]
+
+
+class ProcessDied(RuntimeError):
+    """The process of a handler ended under it."""
+
+
+class _Child:
+    """A process and the thread that listens to it."""
+
+    def __init__(self) -> None:
+        # A forked copy of a process with gRPC threads may hang; a spawned one starts afresh.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,), daemon=True)
+        self._process.start()
+        other.close()
+        self._send_lock = threading.Lock()
+        self.dead = False
+        self.on_message: Callable[[_Message], None] = lambda message: None
+        self._reader = threading.Thread(target=self._read, name="jobwire-process", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self.on_message(self._pipe.recv())
+        except (EOFError, OSError):
+            self._process.join()
+            self.dead = True
+            self.on_message(("died", self.exitcode))
+
+    def send(self, message: _Message) -> None:
+        try:
+            with self._send_lock:
+                self._pipe.send(message)
+        except OSError:
+            return  # it died; the reader tells
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self.kill()
+        self._reader.join()
+        self._pipe.close()
+        self._process.close()
+
+
+class ProcessPool:
+    """Starts processes as they are needed; each waits for the next handler afterwards."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
+
+    async def run(
+        self,
+        function: Handler,
+        assignment: Assignment,
+        report: Callable[[Progress], None],
+        stop: StopSignal,
+    ) -> Payload:
+        """Runs a handler and returns its result.
+
+        Raises:
+            HandlerFailure: It failed.
+            Stopped: It heeded the signal, or was killed for not doing so.
+            ProcessDied: Its process ended by itself.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[_Message] = loop.create_future()
+
+        def receive(message: _Message) -> None:
+            kind, content = message
+            if kind == "report":
+                report(Progress.FromString(content))
+            elif not outcome.done():
+                outcome.set_result(message)
+
+        def from_reader(message: _Message) -> None:
+            try:
+                loop.call_soon_threadsafe(receive, message)
+            except RuntimeError:
+                return  # the loop is closed
+
+        child = self._idle.pop() if self._idle else await asyncio.to_thread(_Child)
+        self._all.add(child)
+        child.on_message = from_reader
+        if child.dead:
+            # It died idle, perhaps before on_message was set: the news may have gone to the last
+            # handler's.
+            receive(("died", child.exitcode))
+        killer: list[asyncio.TimerHandle] = []
+
+        def pass_on() -> None:
+            child.send(("stop", (stop.reason, stop.message)))
+            killer.append(loop.call_later(KILL_AFTER_S, child.kill))
+
+        try:
+            job = (pickle.dumps(function), assignment.SerializeToString())
+            await asyncio.to_thread(child.send, ("run", job))
+            stop.on_set = pass_on
+            if stop.event.is_set():
+                pass_on()
+            kind, content = await outcome
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            stop.on_set = None
+            for timer in killer:
+                timer.cancel()
+        if kind == "died":
+            self._all.discard(child)
+            await asyncio.to_thread(child.close)
+            if stop.event.is_set():
+                raise Stopped("killed after it did not stop")
+            raise ProcessDied(f"the handler's process ended with exit code {content}")
+        self._idle.append(child)
+        if kind == "stopped":
+            raise Stopped(content)
+        if kind == "failure":
+            raise HandlerFailure(Failure.FromString(content))
+        return Success.FromString(content).result
+
+    async def close(self) -> None:
+        """Ends all processes."""
+        children, self._all, self._idle = self._all, set(), []
+        for child in children:
+            await asyncio.to_thread(child.close)
+
+
+def _serve(pipe: Connection) -> None:
+    """The other side: the main thread runs handlers, a second one listens."""
+    # A terminal's Ctrl-C and a service manager's SIGTERM reach the whole group; the worker
+    # decides how long a handler may go on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _HandlerProcess(pipe).serve()
+
+
+class _HandlerProcess:
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._send_lock = threading.Lock()
+        self._jobs: queue.Queue[tuple[bytes, bytes]] = queue.Queue()
+        self._stop = StopSignal()
+        self._newest: Progress | None = None
+        self._busy = threading.Event()
+
+    def serve(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        while True:
+            function, assignment = self._jobs.get()
+            outcome = self._run(function, assignment)
+            self._busy.clear()
+            self._flush()
+            self._send(outcome)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                if self._pipe.poll(_FLUSH_S if self._busy.is_set() else None):
+                    self._receive(self._pipe.recv())
+                self._flush()
+        except (EOFError, OSError):
+            os._exit(1)  # the worker is gone, and with it the lease
+
+    def _receive(self, message: _Message) -> None:
+        kind, content = message
+        if kind == "stop":
+            self._stop.set(*content)
+            return
+        self._stop = StopSignal()
+        self._busy.set()
+        self._jobs.put(content)
+
+    def _run(self, pickled: bytes, assignment: bytes) -> _Message:
+        context = Context(
+            Assignment.FromString(assignment), report=self._keep_newest, signal=self._stop
+        )
+        try:
+            function: Handler = pickle.loads(pickled)  # imports its module
+            outcome = success(function(context))
+        except Stopped as error:
+            return "stopped", str(error)
+        except BaseException as error:
+            return "failure", failure(error).SerializeToString()
+        kind = "success" if isinstance(outcome, Success) else "failure"
+        return kind, outcome.SerializeToString()
+
+    def _keep_newest(self, report: Report) -> None:
+        self._newest = report.to_proto()
+
+    def _flush(self) -> None:
+        with self._send_lock:
+            newest, self._newest = self._newest, None
+            if newest is not None:
+                self._pipe.send(("report", newest.SerializeToString()))
+
+    def _send(self, message: _Message) -> None:
+        with self._send_lock:
+            self._pipe.send(message)

@@ -1,0 +1,324 @@
+"""The worker as its users see it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import re
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import grpc
+from grpc import aio
+
+from jobwire._connection import ConnectionOptions, Tls, __version__
+from jobwire._convert import to_duration
+from jobwire.transport import Transport, UnaryTransport
+from jobwire.v1.worker_service_pb2 import WorkerSpec
+from jobwire.worker.core import Core
+from jobwire.worker.handlers import Handler, Operation, RunMode
+
+log = logging.getLogger("jobwire.worker")
+
+F = TypeVar("F", bound=Handler)
+
+
+class Worker:
+    """Takes jobs from queues and runs them with its handlers.
+
+        worker = Worker(queues=["images"])
+
+        @worker.operation("image.thumbnail")
+        def thumbnail(context):
+            context.progress(0.5, "half way")
+            return {"width": 120}
+
+        worker.run()
+
+    It outlives restarts of the broker. On SIGTERM or SIGINT it takes no more jobs, lets those
+    that run finish for `shutdown_grace_s`, gives back the rest, and leaves.
+
+    Args:
+        target: `HOST:PORT`, several of them separated by commas, or a gRPC target. None:
+            `JOBWIRE_TARGET`, else 127.0.0.1:50051.
+        queues: Where to take jobs from, in turn. 1 to 64.
+        labels: What it offers to the requirements of jobs, such as `gpu=a100`. At most 64.
+        concurrency: How many jobs it runs at once. 1 to 10000.
+        worker_id: Unique among live workers; None: host name, process id and a random part.
+        lease_s: The lease that it wants on each job, renewed while it lives. 1 s to 1 h; None:
+            the server's.
+        shutdown_grace_s: How long jobs may go on once it has been told to stop, in seconds.
+        transport: How it talks to the broker: `unary`, in single calls.
+        channel: An open asyncio channel to use in place of `target`; it stays the caller's.
+        tls: True for TLS with the default authorities, a `Tls` for others.
+        credentials: gRPC channel credentials, in place of `tls`.
+        metadata: Sent with every call, such as an `authorization` header.
+
+    Raises:
+        ValueError: `concurrency` or `queues` is out of its range.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        queues: Sequence[str] = ("default",),
+        labels: Mapping[str, str] | None = None,
+        concurrency: int = 10,
+        worker_id: str | None = None,
+        lease_s: float | None = None,
+        shutdown_grace_s: float = 30.0,
+        transport: Literal["unary"] = "unary",
+        channel: aio.Channel | None = None,
+        tls: bool | Tls = False,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if isinstance(queues, str):
+            raise ValueError(f"queues is a list of names: [{queues!r}]")
+        if not 1 <= concurrency <= 10_000:
+            raise ValueError(f"concurrency is {concurrency}; it must be from 1 to 10000")
+        if transport != "unary":
+            raise ValueError(f"there is no transport {transport!r}; use 'unary'")
+        self.queues = tuple(queues)
+        self.labels = dict(labels or {})
+        self.concurrency = concurrency
+        self.id = worker_id or _new_worker_id()
+        self.lease_s = lease_s
+        self.shutdown_grace_s = shutdown_grace_s
+        self._options = ConnectionOptions(
+            target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
+        )
+        self._channel = channel
+        self._operations: dict[str, Operation] = {}
+        self._session: _Session | None = None
+
+    def operation(self, name: str, *, run: RunMode = "auto") -> Callable[[F], F]:
+        """Registers the decorated function as a handler; the function itself stays as it is.
+
+        The handler gets a `Context` and returns the job's result: a JSON value, bytes, a
+        protobuf message or None. It may raise `Retry` or `Fatal`; any other exception is a
+        failure that is tried again under the job's retry policy.
+
+        Args:
+            name: The jobs that it takes.
+            run: `async` for async functions, on the worker's event loop; `thread`; `process`,
+                for CPU work, with functions that another process can import; `auto`: async for
+                async functions, otherwise thread.
+
+        Raises:
+            ValueError: `name` has a handler already.
+            TypeError: The function can't be run that way.
+        """
+
+        def register(function: F) -> F:
+            if name in self._operations:
+                raise ValueError(f"the operation {name!r} has a handler already")
+            self._operations[name] = Operation.of(name, function, run)
+            return function
+
+        return register
+
+    @property
+    def operations(self) -> Sequence[str]:
+        """The operations that it has handlers for."""
+        return tuple(self._operations)
+
+    def run(self) -> None:
+        """Works until SIGTERM or SIGINT; blocks.
+
+        Raises:
+            CallError: The broker refused the worker.
+            RuntimeError: It has no handlers.
+        """
+        asyncio.run(self.serve())
+
+    async def serve(self) -> None:
+        """Works until SIGTERM or SIGINT, the broker's wish, or the task's cancellation.
+
+        A second signal ends the grace of running jobs.
+
+        Raises:
+            CallError: The broker refused the worker.
+            RuntimeError: It has no handlers.
+        """
+        wanted, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            if wanted.is_set():
+                log.warning("told to stop again: running jobs are given back now")
+                hurry.set()
+            else:
+                log.info("told to stop: finishing running jobs")
+                wanted.set()
+
+        signals = _Signals(on_signal)
+        starting = asyncio.create_task(self.start())
+        stopping = asyncio.create_task(wanted.wait())
+        try:
+            with signals:
+                tasks: set[asyncio.Task[Any]] = {starting, stopping}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if not starting.done():
+                    return
+                await starting
+                assert self._session is not None
+                await self._session.wait_for_end(stopping)
+                await self.stop(hurry=hurry)
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+            await self.stop()
+
+    async def start(self) -> None:
+        """Registers the worker and begins to take jobs. Starting a started worker does nothing.
+
+        It waits as long as no server answers.
+
+        Raises:
+            CallError: The broker refused the worker.
+            RuntimeError: It has no handlers.
+        """
+        if self._session is not None:
+            return
+        if not self._operations:
+            raise RuntimeError("the worker has no handlers: decorate one with @worker.operation")
+        for operation in self._operations.values():
+            if operation.mode == "process":
+                pickle.dumps(operation.function)  # now, rather than with the first job
+        self._session = session = _Session(
+            self._spec(), self._operations, UnaryTransport(self._options, self._channel)
+        )
+        try:
+            await session.open()
+        except BaseException:
+            self._session = None
+            await session.abandon()
+            raise
+        log.info(
+            "worker %s serves %s of %s with %d slots, broker %s",
+            self.id,
+            ", ".join(self._operations),
+            ", ".join(self.queues),
+            self.concurrency,
+            self._options.address,
+        )
+
+    async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
+        """Takes no more jobs, lets those that run finish, gives back the rest, and leaves.
+
+        Stopping a worker that does not run does nothing.
+
+        Args:
+            hurry: Ends the grace of running jobs when set.
+        """
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close(self.shutdown_grace_s, hurry or asyncio.Event())
+            log.info("worker %s has left", self.id)
+
+    async def __aenter__(self) -> Worker:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _spec(self) -> WorkerSpec:
+        return WorkerSpec(
+            worker_id=self.id,
+            queues=self.queues,
+            operations=list(self._operations),
+            labels=self.labels,
+            concurrency=self.concurrency,
+            lease_duration=None if self.lease_s is None else to_duration(self.lease_s),
+            client=f"jobwire-python/{__version__}",
+        )
+
+
+class _Session:
+    """One life of a worker, from its registration to its leave."""
+
+    def __init__(
+        self, spec: WorkerSpec, operations: Mapping[str, Operation], transport: Transport
+    ) -> None:
+        self._transport = transport
+        self._core = Core(spec, operations, transport)
+        self._conversation: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._transport.open(self._core)
+        self._conversation = asyncio.create_task(self._transport.run())
+
+    async def abandon(self) -> None:
+        await self._transport.close()
+
+    async def wait_for_end(self, stopping: asyncio.Task[Literal[True]]) -> None:
+        """Waits for the wish to stop, here or at the broker, or the end of the conversation.
+
+        Raises:
+            CallError: The broker refused the worker.
+        """
+        assert self._conversation is not None
+        draining = asyncio.create_task(self._core.draining.wait())
+        try:
+            tasks: set[asyncio.Task[Any]] = {self._conversation, stopping, draining}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+        if self._conversation.done() and not self._conversation.cancelled():
+            error = self._conversation.exception()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0]
+        if self._core.draining.is_set():
+            log.info("draining: %s", self._core.drain_reason)
+
+    async def close(self, grace_s: float, hurry: asyncio.Event) -> None:
+        try:
+            self._core.drain("the worker stops")
+            await self._transport.stop_claiming()
+            await self._core.finish(grace_s, hurry)
+        finally:
+            if self._conversation is not None:
+                self._conversation.cancel()
+                await asyncio.wait({self._conversation})
+                if not self._conversation.cancelled():
+                    self._conversation.exception()
+            await self._transport.close()
+
+
+class _Signals:
+    """Calls a function on SIGTERM and SIGINT, where signals can be had."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._set: list[signal.Signals] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._call)
+            self._set.append(number)
+
+    def __exit__(self, *error: object) -> None:
+        for number in self._set:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _new_worker_id() -> str:
+    host = re.sub(r"[^A-Za-z0-9._:@-]", "-", socket.gethostname())
+    return f"{host[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
