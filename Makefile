@@ -42,15 +42,16 @@ lint: install ## Check style, types, layers, the contract and generated code
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python tools/generate_protos.py --check
-	@if [ -f tools/unasync.py ]; then set -x; $(BIN)/python tools/unasync.py --check; fi
+	$(BIN)/python tools/unasync.py --check
 
 format: install ## Put code and protos into their form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format --write
 
-proto: install ## Generate the Python stubs from protos/
+proto: install ## Generate the Python stubs from protos/, and the sync client from the async one
 	$(BIN)/python tools/generate_protos.py
+	$(BIN)/python tools/unasync.py
 
 breaking: install ## Compare the contract with the one of main (AGAINST=another commit)
 	@tools/check_breaking.sh $(or $(AGAINST),main)
