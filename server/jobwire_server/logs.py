@@ -1,0 +1,78 @@
+"""Logs: one line for each event, readable on a terminal and JSON otherwise, on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from jobwire_server.calls import current_call
+
+LogFormat = Literal["auto", "console", "json"]
+
+
+def configure_logs(
+    format: LogFormat = "auto",  # noqa: A002 - the setting's name
+    level: str = "info",
+    stream: TextIO | None = None,
+) -> bool:
+    """Send the logs of the server and of its libraries to one stream, in one form.
+
+    Args:
+        format: ``auto`` is ``console`` if the stream is a terminal and ``json`` if not.
+        level: The least level that is written: debug, info, warning or error.
+        stream: Unset: stderr.
+
+    Returns:
+        True if the lines are for people.
+    """
+    stream = stream or sys.stderr
+    for_people = format == "console" or (format == "auto" and stream.isatty())
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_request_id,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendering: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        if for_people
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *rendering],
+        # A line below the level costs one call of an empty function.
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # What libraries say below a warning is of use only to whoever debugs them.
+    root.setLevel(threshold if threshold == logging.DEBUG else max(threshold, logging.WARNING))
+    return for_people
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    call = current_call()
+    if call is not None:
+        event.setdefault("request_id", call.request_id)
+    return event
+
+
+def _add_logger_name(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    record = event.get("_record")
+    if record is not None:
+        event["logger"] = record.name
+    return event

@@ -1,0 +1,228 @@
+"""What happens around every call: request id, errors to statuses, counts, the access log.
+
+It is on the way of each of many thousand calls a second, so each method is wrapped once,
+and nothing is built for a call that nobody will look at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from time import perf_counter
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from grpc import StatusCode
+from structlog.typing import FilteringBoundLogger
+
+from jobwire_server.calls import Call, enter_call
+from jobwire_server.errors import ServerDraining
+from jobwire_server.metrics import MethodStats, RpcMetrics
+from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
+
+SLOW_S = 1.0
+"""A unary call that takes longer is written to the log, unless it asked for a wait."""
+LINES_PER_S = 50
+"""Failures written in one second; a store that is down fails thousands."""
+WHILE_DRAINING = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+"""Services that answer until the end."""
+
+_WARNED = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
+
+log: FilteringBoundLogger = structlog.get_logger("jobwire.rpc")
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of the server.
+
+    Args:
+        metrics: Where calls are counted.
+        log_all: Write a line for every call; False: for those that fail or are slow.
+    """
+
+    def __init__(self, metrics: RpcMetrics, *, log_all: bool = False) -> None:
+        self._metrics = metrics
+        self._log_all = log_all
+        self._wrapped: dict[str, Handler] = {}
+        self._draining = False
+        self._second, self._lines, self._left_out = 0, 0, 0
+
+    def drain(self) -> None:
+        """From now on refuse new calls, except those about the server itself."""
+        self._draining = True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method: str = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # an unknown method, of which there are endlessly many
+                return None
+            wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        kind = ("unary" if not handler.request_streaming else "stream") + (
+            "_unary" if not handler.response_streaming else "_stream"
+        )
+        behavior = getattr(handler, kind)
+        stats = self._metrics.method(method)
+        always = method.lstrip("/").startswith(WHILE_DRAINING)
+        if inspect.isasyncgenfunction(behavior):
+            wrapped: Any = self._generator(behavior, stats, always)
+        elif inspect.iscoroutinefunction(behavior):
+            timed = kind == "unary_unary"
+            wrapped = self._coroutine(behavior, stats, always, timed)
+        else:  # runs in a thread, where no coroutine can stand around it
+            return handler
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        result: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return result
+
+    def _coroutine(self, behavior: Any, stats: MethodStats, always: bool, timed: bool) -> Any:
+        log_all = self._log_all
+
+        async def call(request: Any, context: Any) -> Any:
+            started = perf_counter()
+            entered = enter_call(context)
+            stats.in_flight += 1
+            try:
+                if self._draining and not always:
+                    raise ServerDraining()
+                response = await behavior(request, context)
+            except BaseException as error:
+                await self._failed(error, request, context, entered, stats, started)
+            else:
+                stats.count("OK")
+                took = perf_counter() - started
+                if timed:
+                    stats.observe(took)
+                    if took > SLOW_S and not log_all and not _asked_to_wait(request):
+                        self._write(stats.method, StatusCode.OK, request, started, slow=True)
+                if log_all:
+                    self._write(stats.method, StatusCode.OK, request, started)
+                return response
+            finally:
+                stats.in_flight -= 1
+
+        return call
+
+    def _generator(self, behavior: Any, stats: MethodStats, always: bool) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            started = perf_counter()
+            entered = enter_call(context)
+            stats.in_flight += 1
+            try:
+                if self._draining and not always:
+                    raise ServerDraining()
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except BaseException as error:
+                await self._failed(error, request, context, entered, stats, started)
+            else:
+                stats.count("OK")
+                if self._log_all:
+                    self._write(stats.method, StatusCode.OK, request, started)
+            finally:
+                stats.in_flight -= 1
+
+        return call
+
+    async def _failed(
+        self,
+        error: BaseException,
+        request: Any,
+        context: Any,
+        call: Call,
+        stats: MethodStats,
+        started: float,
+    ) -> NoReturn:
+        """Count and log a failure, then end the call with its status; always raises."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            # The client went away or its deadline passed; swallowing it would leak the call.
+            remaining = context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            code = StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED
+            stats.count(code.name)
+            if self._log_all:
+                self._write(stats.method, code, request, started)
+            raise error
+        if isinstance(error, grpc.aio.AbortError) or _is_unimplemented(error, context):
+            code = context.code()
+            stats.count(code.name)
+            self._write(stats.method, code, request, started)
+            if isinstance(error, grpc.aio.AbortError):
+                raise error
+            await context.abort(code, context.details())
+        if not isinstance(error, Exception):
+            raise error
+        refusal, details = details_of(error, call.request_id)
+        stats.count(refusal.code.name)
+        defect = error if as_domain_error(error) is None else None
+        self._write(
+            stats.method, refusal.code, request, started, reason=refusal.reason, defect=defect
+        )
+        await context.abort(refusal.code, refusal.message, ((DETAILS_KEY, details),))
+        raise error  # abort has raised; this is for the type checker
+
+    def _write(
+        self,
+        method: str,
+        code: StatusCode,
+        request: Any,
+        started: float,
+        *,
+        reason: str = "",
+        slow: bool = False,
+        defect: Exception | None = None,
+    ) -> None:
+        now = perf_counter()
+        if not self._log_all and defect is None:
+            if int(now) != self._second:
+                self._second, self._lines = int(now), 0
+            self._lines += 1
+            if self._lines > LINES_PER_S:
+                self._left_out += 1
+                return
+        fields: dict[str, Any] = {"method": method, "code": code.name}
+        job_id = _job_id(request)
+        if job_id:
+            fields["job_id"] = job_id
+        if reason:
+            fields["reason"] = reason
+        fields["duration_ms"] = round((now - started) * 1_000, 2)
+        if self._left_out:
+            fields["lines_left_out"], self._left_out = self._left_out, 0
+        if defect is not None:
+            log.error("call failed by a defect", exc_info=defect, **fields)
+        elif code in _WARNED or slow:
+            log.warning("slow call" if slow else "call", **fields)
+        else:
+            log.info("call", **fields)
+
+
+def _is_unimplemented(error: BaseException, context: Any) -> bool:
+    """A generated servicer says so for a method that nobody has written."""
+    return isinstance(error, NotImplementedError) and context.code() is StatusCode.UNIMPLEMENTED
+
+
+def _job_id(request: Any) -> str:
+    job_id = getattr(request, "job_id", "") or getattr(
+        getattr(request, "completion", None), "job_id", ""
+    )
+    return job_id if isinstance(job_id, str) else ""
+
+
+def _asked_to_wait(request: Any) -> bool:
+    """A long poll is slow by intention."""
+    return hasattr(request, "wait") or hasattr(request, "claim_next")
