@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -130,6 +131,10 @@ class Worker:
     def operations(self) -> Sequence[str]:
         """The operations that it has handlers for."""
         return tuple(self._operations)
+
+    def connect_to(self, target: str) -> None:
+        """Replaces the target; takes effect with the next start."""
+        self._options = replace(self._options, target=target)
 
     def run(self) -> None:
         """Works until SIGTERM or SIGINT; blocks.

@@ -1,0 +1,23 @@
+"""Shell completion."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from jobwire.cli.app import cli
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes `jobwire` in a shell.
+
+    \b
+    bash:  eval "$(jobwire completion bash)"      in ~/.bashrc
+    zsh:   eval "$(jobwire completion zsh)"       in ~/.zshrc
+    fish:  jobwire completion fish > ~/.config/fish/completions/jobwire.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "jobwire", "_JOBWIRE_COMPLETE").source())

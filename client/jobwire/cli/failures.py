@@ -1,0 +1,87 @@
+"""Exit codes, and errors as lines for people."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from enum import IntEnum
+
+import click
+import grpc
+
+from jobwire.errors import CallError
+
+
+class Exit(IntEnum):
+    """What a command's exit code means."""
+
+    OK = 0
+    UNSUCCESSFUL = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNAVAILABLE = 4
+    PRECONDITION = 5
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+EXIT_CODES_HELP = """\b
+Exit codes:
+  0    done
+  1    the job ended unsuccessfully: failed, cancelled or expired
+  2    the command line or the request is wrong
+  3    no such job, queue or worker
+  4    no server answered in time, or it is full
+  5    the state of things does not allow it
+  70   a defect; JOBWIRE_DEBUG=1 shows the traceback
+  130  interrupted by Ctrl-C"""
+
+_BY_CODE = {
+    grpc.StatusCode.INVALID_ARGUMENT: Exit.USAGE,
+    grpc.StatusCode.OUT_OF_RANGE: Exit.USAGE,
+    grpc.StatusCode.NOT_FOUND: Exit.NOT_FOUND,
+    grpc.StatusCode.UNAVAILABLE: Exit.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Exit.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Exit.UNAVAILABLE,
+    grpc.StatusCode.FAILED_PRECONDITION: Exit.PRECONDITION,
+    grpc.StatusCode.ALREADY_EXISTS: Exit.PRECONDITION,
+    grpc.StatusCode.PERMISSION_DENIED: Exit.PRECONDITION,
+    grpc.StatusCode.UNAUTHENTICATED: Exit.PRECONDITION,
+}
+
+
+def exit_code_of(error: CallError) -> Exit:
+    """Returns the exit code for a failed call."""
+    return _BY_CODE.get(error.code, Exit.INTERNAL)
+
+
+def show_call_error(error: CallError, address: str) -> None:
+    """Prints what failed, with a line for each violation."""
+    if error.violations:
+        say(f"error: the request was refused ({error.reason or error.code.name})")
+        for violation in error.violations:
+            click.echo(f"  {violation.field}: {violation.description}", err=True)
+        return
+    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+        # gRPC's own words tell of sockets; the remedy is the same for all of them.
+        say(
+            f"error: no server answers at {address}: start one with `jobwire serve`, or name"
+            " another with --target or JOBWIRE_TARGET"
+        )
+        return
+    if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason:
+        say(f"error: {error.message} ({address})")
+        return
+    say(f"error: {error.message} ({error.reason or error.code.name})")
+
+
+def show_defect(error: BaseException) -> None:
+    """Prints an error that nobody expected."""
+    if os.environ.get("JOBWIRE_DEBUG"):
+        traceback.print_exception(error)
+    say(f"internal error: {type(error).__name__}: {error}")
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error under the program's name."""
+    click.echo(f"jobwire: {text}", err=True)

@@ -1,0 +1,169 @@
+"""What commands print: JSON lines for scripts, tables on a terminal, tabs in a pipe."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any
+
+import click
+from google.protobuf.any_pb2 import Any as AnyMessage
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from jobwire.models import Job, JobState
+
+STATE_STYLES = {
+    JobState.SCHEDULED: "cyan",
+    JobState.PENDING: "blue",
+    JobState.RUNNING: "yellow",
+    JobState.CANCELLING: "magenta",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "bold red",
+    JobState.CANCELLED: "magenta",
+    JobState.EXPIRED: "red",
+}
+# Fields that hold spans; in JSON their unit is in the name.
+_SPANS = frozenset(
+    {
+        "execution_timeout",
+        "initial_backoff",
+        "max_backoff",
+        "oldest_pending_age",
+        "retry_after",
+        "window",
+    }
+)
+
+
+def to_json(value: Any) -> Any:
+    """Turns models and payloads into what JSON can say."""
+    if is_dataclass(value) and not isinstance(value, type):
+        made: dict[str, Any] = {}
+        for field in fields(value):
+            name = field.name.removeprefix("raw_")
+            content = to_json(getattr(value, name))
+            made[f"{name}_s" if name in _SPANS else name] = content
+        return made
+    match value:
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case timedelta():
+            return value.total_seconds()
+        case Enum():
+            return value.value
+        case bytes():
+            return {"base64": base64.b64encode(value).decode()}
+        case AnyMessage():
+            encoded = base64.b64encode(value.value).decode()
+            return {"type_url": value.type_url, "base64": encoded}
+        case Mapping():
+            return {str(to_json(key)): to_json(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [to_json(entry) for entry in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Prints one line."""
+    click.echo(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Prints a table on a terminal, and lines of tab-separated fields into a pipe.
+
+    Args:
+        columns: Their headings.
+        rows: A cell is a text, a number, a `JobState` or None.
+        empty: What to say on a terminal if there are no rows.
+    """
+    console = Console()
+    if not console.is_terminal:
+        click.echo("\t".join(columns))
+        for row in rows:
+            click.echo("\t".join("" if cell is None else str(cell) for cell in row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        # The first column is the id, which is there to be copied.
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(cell) for cell in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        click.echo(empty)
+
+
+def _cell(value: Any) -> Text | str:
+    if isinstance(value, JobState):
+        return Text(value.value, style=STATE_STYLES.get(value, ""))
+    return "" if value is None else escape(str(value))
+
+
+def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
+    """Prints names and values, one pair a line; leaves out what is None or empty."""
+    shown = [(name, value) for name, value in facts if value is not None and value != ""]
+    width = max((len(name) for name, _ in shown), default=0)
+    console = Console(soft_wrap=True, highlight=False)
+    for name, value in shown:
+        # What is more than one line, a stack trace for instance, stays in its column.
+        lines = (str(value).splitlines() or [""]) if not isinstance(value, JobState) else []
+        style = STATE_STYLES.get(value, "") if isinstance(value, JobState) else ""
+        text = Text(f"{name:<{width}}  ", style="dim")
+        text.append(f"\n{'':<{width}}  ".join(lines) or str(value), style=style or "not dim")
+        console.print(text)
+
+
+def short_payload(value: Any, limit: int = 400) -> str:
+    """Shows a payload in one line, cut after `limit` characters."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    text = json.dumps(to_json(value), ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def when(moment: datetime | None) -> str | None:
+    """Shows a moment in local time with its distance from now."""
+    if moment is None:
+        return None
+    distance = (datetime.now(UTC) - moment).total_seconds()
+    words = f"{span(abs(distance))} ago" if distance >= 0 else f"in {span(-distance)}"
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({words})"
+
+
+def span(seconds: float | timedelta | None) -> str | None:
+    """Shows a span with its two largest units."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    left, parts = int(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2])
+
+
+def progress_text(job: Job) -> str:
+    """Shows the progress of a job in a few words."""
+    if job.progress is None:
+        return ""
+    fraction = "" if job.progress.fraction is None else f"{job.progress.fraction:.0%}"
+    return " ".join(part for part in (fraction, job.progress.message) if part)
+
+
+def pairs(mapping: Mapping[str, str]) -> str:
+    """Shows labels as `key=value` words."""
+    return " ".join(f"{key}={value}" for key, value in sorted(mapping.items()))

@@ -1,0 +1,89 @@
+"""Types of options: spans, moments, `KEY=VALUE`, payloads."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from jobwire.payloads import Payload
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse_duration(text: str) -> float:
+    """Reads `1h30m`, `250ms` or a bare number of seconds, and returns seconds.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is no duration: write 250ms, 10s, 5m, 1h30m or 2d")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+# The functions below are the types of options; their names are what --help shows.
+
+
+def duration(text: str) -> float:
+    """A span of time; becomes seconds."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def time(text: str) -> datetime:
+    """A point in time in RFC 3339 form; without a zone it is local time."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00:00Z") from error
+    return moment if moment.tzinfo else moment.astimezone()
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`; becomes a pair."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
+    """Reads the PAYLOAD argument: text, `@FILE`, or `-` for standard input.
+
+    Args:
+        argument: None gives an empty payload.
+        as_bytes: True sends it as bytes, False as JSON, which the server checks.
+
+    Raises:
+        click.UsageError: The file can't be read, or its JSON is no UTF-8.
+    """
+    if argument is None:
+        return Payload()
+    if argument == "-":
+        data = sys.stdin.buffer.read()
+    elif argument.startswith("@"):
+        try:
+            data = Path(argument[1:]).read_bytes()
+        except OSError as error:
+            raise click.UsageError(
+                f"the payload {argument[1:]!r} can't be read: {error.strerror}"
+            ) from error
+    else:
+        data = argument.encode("utf-8", "surrogateescape")
+    if as_bytes:
+        return Payload(data=data)
+    try:
+        return Payload(json=data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the payload is no UTF-8 text ({error}): use --bytes") from error

@@ -1,0 +1,124 @@
+"""The command that runs a worker."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from importlib.util import find_spec
+from types import ModuleType
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.parameters import duration, key_value
+from jobwire.worker import Worker
+
+
+@cli.command()
+@click.argument("worker", metavar="MODULE[:NAME]")
+@click.option("--queue", "-q", multiple=True, help="In place of the worker's own; repeatable.")
+@click.option("--concurrency", "-c", type=click.IntRange(1, 10_000), help="Jobs at once.")
+@click.option(
+    "--label",
+    "-l",
+    type=key_value,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Added to the worker's own.",
+)
+@click.option("--id", "worker_id", help="In place of host name, process id and a random part.")
+@click.option("--grace", type=duration, help="For running jobs once it is told to stop.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+@common
+@pass_settings
+def worker(
+    settings: Settings,
+    worker: str,
+    queue: tuple[str, ...],
+    concurrency: int | None,
+    label: tuple[tuple[str, str], ...],
+    worker_id: str | None,
+    grace: float | None,
+    log_level: str,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C.
+
+    MODULE[:NAME] names a jobwire.Worker in an importable module; the current directory is
+    searched first, and NAME is `worker` unless given. The first signal lets running jobs
+    finish, a second one gives them back at once.
+    """
+    found = load_worker(worker)
+    if settings.target:
+        found.connect_to(settings.target)
+    if queue:
+        found.queues = queue
+    if concurrency:
+        found.concurrency = concurrency
+    if worker_id:
+        found.id = worker_id
+    if grace is not None:
+        found.shutdown_grace_s = grace
+    found.labels.update(label)
+    set_up_logging(log_level)
+    try:
+        found.run()
+    except RuntimeError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def load_worker(path: str) -> Worker:
+    """Imports the worker that `MODULE[:NAME]` names.
+
+    Raises:
+        click.UsageError: There is none.
+    """
+    module_name, _, name = path.partition(":")
+    name = name or "worker"
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found = getattr(_import(module_name), name, None)
+    if found is None:
+        raise click.UsageError(f"the module {module_name} has no {name!r}")
+    if not isinstance(found, Worker):
+        raise click.UsageError(f"{path} is a {type(found).__name__}, not a jobwire.Worker")
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        known = find_spec(name) is not None
+    except (ImportError, ValueError):
+        known = False
+    if not known:
+        raise click.UsageError(f"there is no module {name!r} here or among the installed packages")
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise click.UsageError(
+            f"importing {name} failed: {type(error).__name__}: {error}"
+            f" ({place.filename}:{place.lineno})"
+        ) from error
+
+
+def set_up_logging(level: str) -> None:
+    """Sends the log to standard error, for people on a terminal and in plain lines otherwise."""
+    console = Console(stderr=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
