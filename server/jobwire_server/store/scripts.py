@@ -46,6 +46,10 @@ PASSING = (
 )
 
 
+# The same, as replies that the client library does not tell apart, and a disk that is full or failing.
+PASSING_REPLIES = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "NOREPLICAS", "BUSY", "MISCONF")
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """A script ready to run."""
@@ -118,7 +122,9 @@ class ScriptRunner:
                 answer = await call()
             except redis_errors.OutOfMemoryError as error:
                 raise StoreFull from error
-            except PASSING as error:
+            except (*PASSING, redis_errors.ResponseError) as error:
+                if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
+                    raise
                 if self._down_since is None:
                     self._down_since = monotonic()
                     log.warning("store unreachable", error=str(error))

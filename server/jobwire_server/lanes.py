@@ -1,0 +1,61 @@
+"""The lanes of one queue: a group commit for each kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from jobwire_server.errors import JobwireError
+from jobwire_server.model import Accepted, Completed, Job, JobState, NewJob, Renewal
+from jobwire_server.options import BrokerOptions
+from jobwire_server.store.group_commit import Backlog, GroupCommit
+from jobwire_server.store.jobs import AttemptEnd, JobStore, Report, Success
+
+READ_ITEMS = 100
+"""A job may come with megabytes of payload and result, so fewer of them share a read."""
+
+
+class Lanes:
+    """What waits for the store about one queue, by kind of call."""
+
+    __slots__ = ("cancel", "end", "read", "read_basic", "report", "submit", "succeed")
+
+    def __init__(
+        self, queue: str, store: JobStore, options: BrokerOptions, backlog: Backlog
+    ) -> None:
+        linger_s = options.max_linger_ms / 1000
+
+        async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
+            return await store.succeed(queue, items, options.retain_succeeded_ms)
+
+        async def end(
+            items: Sequence[AttemptEnd],
+        ) -> Sequence[Completed | JobwireError | None]:
+            return await store.end_attempts(queue, items, options.retain_ended_ms)
+
+        async def cancel(items: Sequence[tuple[str, str]]) -> Sequence[JobState | JobwireError]:
+            return await store.cancel(
+                queue, items, options.cancel_grace_ms, options.retain_ended_ms
+            )
+
+        self.submit: GroupCommit[NewJob, Accepted] = GroupCommit(
+            partial(store.submit, queue), backlog, linger_s=linger_s
+        )
+        self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
+            succeed, backlog, linger_s=linger_s
+        )
+        self.end: GroupCommit[AttemptEnd, Completed | JobwireError | None] = GroupCommit(
+            end, backlog
+        )
+        self.report: GroupCommit[Report, Renewal] = GroupCommit(
+            partial(store.report, queue), backlog, linger_s=linger_s
+        )
+        self.cancel: GroupCommit[tuple[str, str], JobState | JobwireError] = GroupCommit(
+            cancel, backlog
+        )
+        self.read: GroupCommit[str, Job | None] = GroupCommit(
+            partial(store.read, queue, full=True), backlog, max_items=READ_ITEMS
+        )
+        self.read_basic: GroupCommit[str, Job | None] = GroupCommit(
+            partial(store.read, queue, full=False), backlog, max_items=READ_ITEMS
+        )

@@ -1,0 +1,124 @@
+"""The keeper of one queue: promotes due jobs, ends overdue attempts, forgets old jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from jobwire_server.errors import JobwireError
+from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
+from jobwire_server.options import BrokerOptions
+from jobwire_server.store.jobs import JobStore
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 200
+"""Jobs of each kind in one script call; bounds how long the store is held."""
+PURGE_PERIOD_S = 1.0
+ERROR_PAUSE_S = 1.0
+
+EndOverdue = Callable[[str, list[tuple[str, str]]], Awaitable[None]]
+
+
+class QueueKeeper:
+    """Runs the clock of one queue. `start` and `stop` are idempotent.
+
+    Args:
+        queue: Its name.
+        store: Where its jobs are.
+        options: Periods and retention.
+        end_overdue: Decides and applies the end of attempts whose lease, timeout or grace is over.
+        tell_time: Takes the store's time whenever it is told.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        store: JobStore,
+        options: BrokerOptions,
+        end_overdue: EndOverdue,
+        tell_time: Callable[[int], None],
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._options = options
+        self._end_overdue = end_overdue
+        self._tell_time = tell_time
+        self._poke = asyncio.Event()
+        self._poked_s = float("inf")
+        self._next_purge = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"keeper-{self._queue}")
+
+    async def stop(self) -> None:
+        """Ends; tolerates never started."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def due_in(self, wait_s: float) -> None:
+        """Something is due so many seconds from now; the next look is not later than that."""
+        at = asyncio.get_running_loop().time() + max(0.0, wait_s)
+        if at < self._poked_s:
+            self._poked_s = at
+            self._poke.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                wait_s = await self._look()
+            except JobwireError as error:
+                log.debug("queue not kept", queue=self._queue, error=error.message)
+                wait_s = ERROR_PAUSE_S * (0.5 + random.random())
+            except Exception:
+                # A queue without a keeper would stand still: whatever happened, the next look comes.
+                log.exception("queue not kept", queue=self._queue)
+                wait_s = ERROR_PAUSE_S
+            await self._sleep(wait_s)
+
+    async def _look(self) -> float:
+        """One look; returns how long until the next, seconds."""
+        options = self._options
+        loop = asyncio.get_running_loop()
+        tick = await self._store.tick(
+            self._queue, AT_ONCE, options.retain_ended_ms, SAMPLE_MS, SAMPLES
+        )
+        self._tell_time(tick.now_ms)
+        if tick.overdue:
+            await self._end_overdue(self._queue, tick.overdue)
+        if loop.time() >= self._next_purge:
+            forgotten, _ = await self._store.purge(self._queue, AT_ONCE)
+            if forgotten < AT_ONCE:
+                # Every server purges; the jitter keeps them from doing so in step.
+                self._next_purge = loop.time() + PURGE_PERIOD_S * (0.5 + random.random())
+        if tick.more or len(tick.overdue) >= AT_ONCE:
+            return 0.0
+        wait_ms = options.tick_ms * (0.75 + random.random() / 4)
+        if tick.next_due_ms:
+            wait_ms = min(wait_ms, max(0, tick.next_due_ms - tick.now_ms))
+        return wait_ms / 1000
+
+    async def _sleep(self, wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            self._poke.clear()
+            left = min(until, self._poked_s) - loop.time()
+            if left <= 0:
+                break
+            try:
+                async with asyncio.timeout(left):
+                    await self._poke.wait()
+            except TimeoutError:
+                break
+        self._poked_s = float("inf")
+        # One turn for everybody else even if there is always more to do.
+        await asyncio.sleep(0)

@@ -1,0 +1,73 @@
+"""The reaper: finds workers that fell silent and takes their jobs back at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from jobwire_server.errors import JobwireError
+from jobwire_server.options import BrokerOptions
+from jobwire_server.store.workers import LostWorker, WorkerStore
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 100
+PERIOD_S = 1.0
+"""At most this long after its timeout a silent worker is lost."""
+
+TakeBack = Callable[[LostWorker, str], Awaitable[int]]
+
+
+class Reaper:
+    """Sweeps the worker registry. `start` and `stop` are idempotent.
+
+    Args:
+        store: The registry.
+        options: The worker timeout and how long lost workers are listed.
+        take_back: Returns what a lost worker holds in one queue; answers how many jobs.
+    """
+
+    def __init__(self, store: WorkerStore, options: BrokerOptions, take_back: TakeBack) -> None:
+        self._store = store
+        self._options = options
+        self._take_back = take_back
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="reaper")
+
+    async def stop(self) -> None:
+        """Ends; tolerates never started."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def sweep(self) -> None:
+        """One look at the registry."""
+        lost = await self._store.sweep(
+            self._options.worker_timeout_ms, self._options.retain_lost_workers_ms, AT_ONCE
+        )
+        for worker in lost:
+            jobs = 0
+            for queue in worker.queues:
+                jobs += await self._take_back(worker, queue)
+            # Only now: a server that dies in between leaves the rest to the others.
+            await self._store.jobs_are_back(worker.worker_id)
+            log.warning("worker lost", worker_id=worker.worker_id, jobs_taken_back=jobs)
+
+    async def _run(self) -> None:
+        period = min(PERIOD_S, self._options.worker_timeout_ms / 4000)
+        while True:
+            try:
+                await self.sweep()
+            except JobwireError as error:
+                log.debug("workers not swept", error=error.message)
+            except Exception:
+                log.exception("workers not swept")
+            await asyncio.sleep(period * (0.75 + random.random() / 2))

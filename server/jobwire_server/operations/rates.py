@@ -1,0 +1,38 @@
+"""Rates of a queue, from totals sampled over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SAMPLE_MS = 5_000
+SAMPLES = 13
+"""With one sample every 5 s, a window of about a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Jobs a second, averaged over the window."""
+
+    per_second: Mapping[str, float]
+    window_ms: int
+
+
+def rates(now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, Mapping[str, int]]]) -> Rates:
+    """Compares the totals of now with the oldest sample of the window.
+
+    Args:
+        now_ms: When the totals were read.
+        totals: Events since the queue began.
+        samples: Totals at moments past, newest first.
+    """
+    longest = SAMPLE_MS * SAMPLES
+    usable = [sample for sample in samples if 0 < now_ms - sample[0] <= longest]
+    if not usable:
+        return Rates({}, 0)
+    then_ms, then = usable[-1]
+    window_ms = now_ms - then_ms
+    return Rates(
+        {name: 1000 * max(0, totals.get(name, 0) - count) / window_ms for name, count in then.items()},
+        window_ms,
+    )

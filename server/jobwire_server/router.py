@@ -1,0 +1,689 @@
+"""The router: the one public API under every transport.
+
+Nothing else creates a job or changes the state of one. It asks the pure operations what is to happen and the store to
+make it so; it knows neither gRPC nor the contract's messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from jobwire_server.clock import StoreClock
+from jobwire_server.errors import (
+    JobNotFound,
+    JobwireError,
+    LeaseLost,
+    QueueNotFound,
+    ServerDraining,
+    StoreUnavailable,
+    WrongState,
+)
+from jobwire_server.ids import UlidFactory
+from jobwire_server.lanes import Lanes
+from jobwire_server.maintenance.keeper import QueueKeeper
+from jobwire_server.maintenance.reaper import Reaper
+from jobwire_server.model import (
+    Accepted,
+    Assignment,
+    Completed,
+    Failure,
+    Job,
+    JobState,
+    LeaseRef,
+    NewJob,
+    Queue,
+    RecordFacts,
+    Renewal,
+    Worker,
+    WorkerSpec,
+    WorkerStatus,
+)
+from jobwire_server.operations import endings
+from jobwire_server.operations.endings import Ending
+from jobwire_server.operations.paging import decode_token, encode_token
+from jobwire_server.operations.routing import route_of
+from jobwire_server.options import BrokerOptions
+from jobwire_server.sessions.demand import OneShot
+from jobwire_server.sessions.directory import Directory
+from jobwire_server.sessions.dispatcher import QueueDispatcher
+from jobwire_server.store import keys
+from jobwire_server.store.connect import Connection
+from jobwire_server.store.group_commit import Backlog
+from jobwire_server.store.jobs import AttemptEnd, JobStore, PageToken, Report, Success
+from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.workers import LostWorker, WorkerStore
+from jobwire_server.watch.hub import Hub
+
+log = structlog.get_logger(__name__)
+
+DISCOVERY_S = 2.0
+"""How often a server looks for queues that others created."""
+DECISIONS = 5
+"""How often an ending is decided again because the job's state changed under it; it can change only once or twice."""
+LOOK_AT = 2_000
+"""The most jobs that one page of a filtered listing looks at."""
+TAKE_BACK_AT_ONCE = 200
+
+
+class Router:
+    """Every operation of the broker. Safe to call from many tasks of one event loop.
+
+    Every method may raise StoreUnavailable, and those that write ServerBusy.
+
+    Args:
+        connection: The store.
+        options: How jobs and workers are treated.
+        server_id: Unique among live servers.
+        random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        options: BrokerOptions,
+        server_id: str,
+        *,
+        random_fraction: Callable[[], float] = random.random,
+    ) -> None:
+        self.options = options
+        self.server_id = server_id
+        self.clock = StoreClock()
+        self.new_ulid = UlidFactory(self.clock.now_ms)
+        self._random = random_fraction
+        self._runner = ScriptRunner(connection.client)
+        self._jobs = JobStore(self._runner, server_id)
+        self._queues = QueueStore(self._runner)
+        self._workers = WorkerStore(self._runner)
+        self._backlog = Backlog(options.limits.max_queued_requests)
+        self._notices = Notices(connection)
+        self._directory = Directory(self._workers, self._backlog)
+        self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
+        self._reaper = Reaper(self._workers, options, self._take_back)
+        self._lanes: dict[str, Lanes] = {}
+        self._keepers: dict[str, QueueKeeper] = {}
+        self._dispatchers: dict[str, QueueDispatcher] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._waiting: set[OneShot] = set()
+        self._discovery: asyncio.Task[None] | None = None
+        self._draining = False
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Begins the background loops. Does not fail if the store is away."""
+        await self._notices.start()
+        self._directory.start()
+        self._hub.start()
+        self._reaper.start()
+        if self._discovery is None:
+            self._discovery = asyncio.create_task(self._discover_for_ever(), name="discovery")
+
+    async def drain(self) -> None:
+        """Ends long polls with what they have, and watch streams with ServerDraining."""
+        self._draining = True
+        for demand in [*self._waiting]:
+            if not demand.answer.done():
+                demand.answer.set_result([])
+        self._hub.drain()
+
+    async def stop(self) -> None:
+        """Ends everything; tolerates never started."""
+        await self.drain()
+        if self._discovery is not None:
+            self._discovery.cancel()
+            await asyncio.gather(self._discovery, return_exceptions=True)
+            self._discovery = None
+        await self._reaper.stop()
+        await asyncio.gather(
+            *(keeper.stop() for keeper in self._keepers.values()),
+            *(dispatcher.stop() for dispatcher in self._dispatchers.values()),
+        )
+        # What was promised to be given back is given back before the store is closed.
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self._hub.stop()
+        await self._directory.stop()
+        await self._notices.stop()
+        self._keepers.clear()
+        self._dispatchers.clear()
+
+    # ------------------------------------------------------------------ jobs
+
+    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted]:
+        """Accepts jobs of one queue, each unless its id is taken.
+
+        Raises:
+            StoreFull: The store has no room; none was written.
+        """
+        if self._draining:
+            raise ServerDraining
+        lanes = self._lanes.get(queue)
+        if lanes is None:
+            lanes = await self._open(queue)
+        accepted = await lanes.submit.submit(jobs)
+        for job in jobs:
+            if job.delay_ms or job.run_at_ms or job.expires_at_ms:
+                self._poke_for(job)
+        return accepted
+
+    async def get_job(self, queue: str, ulid: str, *, full: bool = True) -> Job:
+        """Returns a job as it stands.
+
+        Raises:
+            JobNotFound: There is none.
+        """
+        lanes = self._lanes_of(queue)
+        job = await (lanes.read if full else lanes.read_basic).one(ulid)
+        if job is None:
+            raise JobNotFound(f"{queue}-{ulid}")
+        return job
+
+    async def list_jobs(
+        self,
+        queue: str,
+        states: Sequence[JobState],
+        page_size: int,
+        page_token: str,
+        *,
+        full: bool,
+        scope: str = "",
+        keep: Callable[[Job], bool] = lambda job: True,
+    ) -> tuple[list[Job], str]:
+        """Returns a page of a queue's jobs and the token of the next, '' at the end.
+
+        Args:
+            queue: Its name.
+            states: In the order in which they are listed; empty: all of them.
+            page_size: The most jobs, 1 or more.
+            page_token: '' for the first page.
+            full: With payloads, results and attempts.
+            scope: What `keep` depends on, as text; a token holds for one scope.
+            keep: Says whether a job is wanted.
+
+        Raises:
+            QueueNotFound: No job was ever submitted to it.
+            BadPageToken: The token is of another listing.
+        """
+        order = list(dict.fromkeys(states)) or list(JobState)
+        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{scope}"
+        index, token = 0, PageToken()
+        if page_token:
+            at, *place = decode_token(scope, page_token, 4)
+            index, token = int(at), PageToken(*(str(part) for part in place))
+        elif not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        found: list[Job] = []
+        looked = 0
+        while index < len(order) and len(found) < page_size and looked < LOOK_AT:
+            state = order[index]
+            # One id for each job still wanted, so that no job is found and then left out of the page.
+            most = page_size - len(found)
+            ids, following = await self._jobs.list_ids(queue, state, most, token)
+            looked += max(len(ids), 1)
+            for job in await self._jobs.read(queue, ids, full=full) if ids else []:
+                if job is not None and job.state is state and keep(job):
+                    found.append(job)
+            if following is None:
+                index, token = index + 1, PageToken()
+            else:
+                token = following
+        if index >= len(order):
+            return found, ""
+        return found, encode_token(scope, index, token.source, token.last, token.place)
+
+    def watch_job(self, queue: str, ulid: str) -> AsyncIterator[Job | None]:
+        """Yields the job as it stands and after each change, as `Hub.watch`."""
+        return self._hub.watch(queue, ulid)
+
+    async def cancel_job(self, queue: str, ulid: str, reason: str) -> Job:
+        """Asks for the end of a job; returns it as it stands then.
+
+        Raises:
+            JobNotFound: There is none.
+            WrongState: It has finished otherwise.
+        """
+        lanes = self._lanes_of(queue)
+        outcome = await lanes.cancel.one((ulid, reason))
+        if isinstance(outcome, JobwireError):
+            raise outcome
+        if outcome is JobState.CANCELLING:
+            self._due_in(queue, self.options.cancel_grace_ms)
+        return await self.get_job(queue, ulid, full=False)
+
+    # --------------------------------------------------------------- workers
+
+    async def register_worker(self, spec: WorkerSpec) -> None:
+        """Makes a worker known and READY."""
+        if self._draining:
+            raise ServerDraining
+        await self._directory.register(spec)
+
+    def lease_ms(self, spec: WorkerSpec) -> int:
+        """Returns the lease that each of the worker's jobs gets."""
+        return spec.lease_ms or self.options.lease_ms
+
+    async def claim(
+        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
+    ) -> tuple[list[Assignment], int]:
+        """Leases up to `max_jobs` jobs that the worker may run, from any of its queues.
+
+        Args:
+            worker_id: A registered worker.
+            queues: Narrows its own; empty: all of them.
+            max_jobs: 1 or more.
+            wait_ms: How long to wait for a first job; 0: not at all.
+
+        Returns:
+            The jobs, perhaps none, and their lease in milliseconds.
+
+        Raises:
+            WorkerNotFound: It never registered, was lost, or left.
+        """
+        spec, status = await self._directory.get(worker_id)
+        lease_ms = self.lease_ms(spec)
+        chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
+        if status is not WorkerStatus.READY or self._draining or not chosen:
+            return [], lease_ms
+        demand = OneShot(spec, lease_ms, max_jobs, chosen, patient=wait_ms > 0)
+        dispatchers = [self._dispatcher(queue) for queue in chosen]
+        self._waiting.add(demand)
+        try:
+            for dispatcher in dispatchers:
+                dispatcher.offer(demand)
+            with self._directory.present(worker_id):
+                async with asyncio.timeout(wait_ms / 1000 if wait_ms else None):
+                    await asyncio.shield(demand.answer)
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            # The caller is gone; what came for it in this very moment goes back.
+            self._give_back(worker_id, demand.take())
+            raise
+        finally:
+            self._waiting.discard(demand)
+            for dispatcher in dispatchers:
+                dispatcher.withdraw(demand)
+        return demand.take(), lease_ms
+
+    async def claim_job(
+        self,
+        worker_id: str,
+        queue: str,
+        ulid: str,
+        read_facts: Callable[[bytes], RecordFacts],
+    ) -> tuple[Assignment, int]:
+        """Leases one job by id to a worker that may run it.
+
+        Args:
+            worker_id: A registered worker.
+            queue: The job's queue.
+            ulid: The job.
+            read_facts: Reads a record.
+
+        Raises:
+            WorkerNotFound: It never registered, was lost, or left.
+            JobNotFound: There is no such job.
+            WrongState: The job is not PENDING, its queue is paused, or the worker does not serve it.
+        """
+        spec, status = await self._directory.get(worker_id)
+        job = await self.get_job(queue, ulid, full=False)
+        facts = read_facts(job.record)
+        route = route_of(facts.operation, facts.requirements)
+        if not route.served_by(spec) or queue not in spec.queues or status is not WorkerStatus.READY:
+            raise WrongState(
+                f"the worker {worker_id} does not serve {job.job_id}: the worker must be READY and have its"
+                f" queue {queue}, its operation {facts.operation} and the labels that it requires",
+                metadata={"state": job.state.name},
+            )
+        lease_ms = self.lease_ms(spec)
+        assignment = await self._jobs.claim_job(
+            queue, ulid, worker_id, lease_ms, route.id, facts.priority
+        )
+        self._due_in(queue, lease_ms)
+        return assignment, lease_ms
+
+    async def report(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, progress: bytes
+    ) -> Renewal:
+        """Records progress and renews the lease.
+
+        Raises:
+            LeaseLost: The job is not the caller's.
+        """
+        self._directory.hear(worker_id)
+        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        report = Report(ulid, worker_id, fencing_token, lease_ms, progress)
+        renewal = await self._lanes_of(queue).report.one(report)
+        if renewal.lost:
+            raise LeaseLost(f"{queue}-{ulid}", fencing_token)
+        return renewal
+
+    async def heartbeat(
+        self, worker_id: str, leases: Sequence[tuple[str, str, int]]
+    ) -> tuple[WorkerStatus, list[Renewal], int]:
+        """Renews the leases given as (queue, ULID, fencing token).
+
+        Returns:
+            The worker's status, a renewal for each lease in order, and the lease in milliseconds.
+
+        Raises:
+            WorkerNotFound: It never registered, was lost, or left.
+        """
+        status = await self._directory.beat(worker_id)
+        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        by_queue: dict[str, list[int]] = {}
+        for at, (queue, _, _) in enumerate(leases):
+            by_queue.setdefault(queue, []).append(at)
+        renewals = [Renewal(lost=True)] * len(leases)
+
+        async def renew(queue: str, places: list[int]) -> None:
+            reports = [Report(leases[at][1], worker_id, leases[at][2], lease_ms, b"") for at in places]
+            answers = await self._lanes_of(queue).report.submit(reports)
+            for at, answer in zip(places, answers, strict=True):
+                renewals[at] = answer
+
+        await asyncio.gather(*(renew(queue, places) for queue, places in by_queue.items()))
+        return status, renewals, lease_ms
+
+    async def set_worker_status(self, worker_id: str, status: WorkerStatus) -> None:
+        """Changes whether a worker takes jobs. Raises WorkerNotFound."""
+        await self._directory.set_status(worker_id, status)
+
+    async def deregister_worker(self, worker_id: str) -> int:
+        """Ends a worker; returns how many jobs of its went back to their queues."""
+        spec = await self._directory.remove(worker_id)
+        released = 0
+        for queue in spec.queues if spec else ():
+            released += await self._end_held(
+                queue,
+                worker_id,
+                "worker",
+                lambda job: endings.after_release(job, True, "the worker deregistered", self.options),
+            )
+        return released
+
+    async def list_workers(self, after: str, most: int) -> list[Worker]:
+        """Returns up to `most` workers whose ids sort after `after`, with the number of jobs they hold."""
+        workers = await self._workers.page(after, most)
+        return [await self._with_leases(worker) for worker in workers]
+
+    async def get_worker(self, worker_id: str) -> Worker | None:
+        """Returns a worker with its leases, None if it is not known."""
+        worker = await self._workers.read(worker_id)
+        return await self._with_leases(worker) if worker else None
+
+    async def _with_leases(self, worker: Worker) -> Worker:
+        leases = []
+        for queue in worker.spec.queues:
+            ulids = sorted(await self._jobs.held(queue, worker.spec.worker_id))
+            for job in await self._jobs.read(queue, ulids, full=False) if ulids else []:
+                if job is not None and job.worker_id == worker.spec.worker_id:
+                    leases.append(LeaseRef(job.job_id, job.fencing_token))
+        return replace(worker, held_jobs=len(leases), leases=tuple(leases))
+
+    # ------------------------------------------------------- ends of attempts
+
+    async def succeed(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
+    ) -> Completed:
+        """Completes a job with a result.
+
+        Raises:
+            LeaseLost: The job is not the caller's.
+            JobNotFound: There is none.
+        """
+        self._directory.hear(worker_id)
+        item = Success(ulid, worker_id, fencing_token, result)
+        outcome = await self._lanes_of(queue).succeed.one(item)
+        if isinstance(outcome, JobwireError):
+            raise outcome
+        return outcome
+
+    async def fail(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, failure: Failure
+    ) -> Completed:
+        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED. Raises as `succeed`."""
+        return await self._end_as_holder(
+            queue,
+            ulid,
+            worker_id,
+            fencing_token,
+            lambda job: endings.after_failure(job, failure, self.options, self._random),
+        )
+
+    async def release(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, started: bool, reason: str
+    ) -> Completed:
+        """Gives a job back to its queue. Raises as `succeed`."""
+        return await self._end_as_holder(
+            queue,
+            ulid,
+            worker_id,
+            fencing_token,
+            lambda job: endings.after_release(job, started, reason, self.options),
+        )
+
+    async def confirm_cancel(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int
+    ) -> Completed:
+        """Ends an attempt because of a cancellation.
+
+        Raises:
+            WrongState: Nobody cancelled the job. Otherwise as `succeed`.
+        """
+
+        def decide(job: Job) -> Ending:
+            if job.state is JobState.RUNNING:
+                raise WrongState(
+                    f"nobody cancelled {job.job_id}: complete it with a result, a failure or a release",
+                    metadata={"state": job.state.name},
+                )
+            return endings.after_cancellation()
+
+        return await self._end_as_holder(queue, ulid, worker_id, fencing_token, decide)
+
+    async def _end_as_holder(
+        self,
+        queue: str,
+        ulid: str,
+        worker_id: str,
+        fencing_token: int,
+        decide: Callable[[Job], Ending],
+    ) -> Completed:
+        self._directory.hear(worker_id)
+        lanes = self._lanes_of(queue)
+        for _ in range(DECISIONS):
+            job = await self.get_job(queue, ulid, full=False)
+            mine = job.fencing_token == fencing_token and job.worker_id == worker_id
+            if job.state.leased and not mine:
+                raise LeaseLost(job.job_id, fencing_token)
+            # A job that is no longer leased may have been ended by this very call, whose answer was lost: the
+            # script can tell, and it does not look at what was decided then.
+            ending = decide(job) if mine else endings.after_cancellation()
+            held = replace(job, worker_id=worker_id, fencing_token=fencing_token)
+            outcome = await lanes.end.one(AttemptEnd(held, "worker", ending))
+            if isinstance(outcome, JobwireError):
+                raise outcome
+            if outcome is not None:
+                if outcome.next_attempt_at_ms:
+                    self._due_in(queue, ending.backoff_ms)
+                return outcome
+        raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
+
+    async def _end_overdue(self, queue: str, overdue: list[tuple[str, str]]) -> None:
+        """Ends attempts whose lease ran out, whose timeout passed, or whose grace of cancellation is over."""
+        jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
+        ends = []
+        for (condition, _), job in zip(overdue, jobs, strict=True):
+            if job is None or not job.state.leased:
+                continue
+            if condition == "lease":
+                cause = f"the lease of {job.worker_id} ran out"
+                ending = endings.after_crash(job, cause, self.options)
+            elif condition == "timeout":
+                ending = endings.after_timeout(job, self.options, self._random)
+            else:
+                ending = endings.after_cancellation()
+            ends.append(AttemptEnd(job, condition, ending))
+        await self._apply(queue, ends)
+
+    async def _take_back(self, worker: LostWorker, queue: str) -> int:
+        """Returns what a lost worker holds in one queue."""
+        cause = f"the worker {worker.worker_id} was lost"
+        return await self._end_held(
+            queue,
+            worker.worker_id,
+            "lost",
+            lambda job: endings.after_crash(job, cause, self.options),
+            started_until_ms=worker.lost_at_ms,
+        )
+
+    async def _end_held(
+        self,
+        queue: str,
+        worker_id: str,
+        condition: str,
+        decide: Callable[[Job], Ending],
+        started_until_ms: int | None = None,
+    ) -> int:
+        """Ends every attempt that a worker holds in a queue; returns how many."""
+        ulids = sorted(await self._jobs.held(queue, worker_id))
+        ended = 0
+        for at in range(0, len(ulids), TAKE_BACK_AT_ONCE):
+            jobs = await self._jobs.read(queue, ulids[at : at + TAKE_BACK_AT_ONCE], full=False)
+            ends = [
+                AttemptEnd(job, condition, decide(job))
+                for job in jobs
+                if job is not None
+                and job.state.leased
+                and job.worker_id == worker_id
+                # A worker of the same name that registered since may hold jobs by now.
+                and (started_until_ms is None or job.started_at_ms <= started_until_ms)
+            ]
+            ended += await self._apply(queue, ends)
+        return ended
+
+    async def _apply(self, queue: str, ends: list[AttemptEnd]) -> int:
+        """Applies decisions; those that no longer fit are left to the next look. Returns how many were applied."""
+        if not ends:
+            return 0
+        outcomes = await self._jobs.end_attempts(queue, ends, self.options.retain_ended_ms)
+        for end, outcome in zip(ends, outcomes, strict=True):
+            if isinstance(outcome, Completed) and outcome.next_attempt_at_ms:
+                self._due_in(queue, end.ending.backoff_ms)
+        return sum(isinstance(outcome, Completed) for outcome in outcomes)
+
+    def _give_back(self, worker_id: str, assignments: Sequence[Assignment]) -> None:
+        """Returns jobs that never reached their worker, in the background; if that fails their leases end."""
+
+        async def release() -> None:
+            for assignment in assignments:
+                queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
+                try:
+                    await self.release(
+                        queue, ulid, worker_id, assignment.fencing_token, False, "not delivered"
+                    )
+                except JobwireError as error:
+                    log.warning("job not given back", job_id=assignment.job_id, error=error.message)
+
+        if assignments:
+            task = asyncio.create_task(release(), name="give-back")
+            self._chores.add(task)
+            task.add_done_callback(self._chores.discard)
+
+    # ---------------------------------------------------------------- queues
+
+    async def list_queues(self, after: str, most: int) -> list[Queue]:
+        """Returns up to `most` queues whose names sort after `after`."""
+        names = await self._queues.names(after, most)
+        return [await self._queues.read(name, detail=False) for name in names]
+
+    async def get_queue(self, queue: str) -> Queue:
+        """Returns a queue with its oldest ready job and its samples. Raises QueueNotFound."""
+        if not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        return await self._queues.read(queue, detail=True)
+
+    async def set_paused(self, queue: str, paused: bool) -> Queue:
+        """Stops or starts the deliveries of a queue. Raises QueueNotFound."""
+        if not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        await self._queues.set_paused(queue, paused)
+        return await self._queues.read(queue, detail=True)
+
+    # --------------------------------------------------------------- inside
+
+    def _lanes_of(self, queue: str) -> Lanes:
+        lanes = self._lanes.get(queue)
+        if lanes is None:
+            # Not kept: whoever asks for jobs of queues that do not exist must not fill the memory.
+            lanes = Lanes(queue, self._jobs, self.options, self._backlog)
+        return lanes
+
+    async def _open(self, queue: str) -> Lanes:
+        # Registered before its first job, so that no server's keepers overlook it.
+        await self._queues.register(queue)
+        return self._adopt(queue)
+
+    def _adopt(self, queue: str) -> Lanes:
+        lanes = self._lanes.get(queue)
+        if lanes is None:
+            lanes = self._lanes[queue] = Lanes(queue, self._jobs, self.options, self._backlog)
+            keeper = self._keepers[queue] = QueueKeeper(
+                queue, self._jobs, self.options, self._end_overdue, self.clock.told
+            )
+            keeper.start()
+        return lanes
+
+    async def _discover_for_ever(self) -> None:
+        while True:
+            try:
+                for queue in await self._queues.names():
+                    self._adopt(queue)
+            except JobwireError as error:
+                log.debug("queues not listed", error=error.message)
+            except Exception:
+                log.exception("queues not listed")
+            await asyncio.sleep(DISCOVERY_S * (0.75 + random.random() / 2))
+
+    def _dispatcher(self, queue: str) -> QueueDispatcher:
+        dispatcher = self._dispatchers.get(queue)
+        if dispatcher is None:
+            channel = keys.ready_channel(queue)
+
+            async def subscribe() -> None:
+                await self._notices.listen(channel, Listener(made.notice, made.look_again))
+
+            async def unsubscribe() -> None:
+                await self._notices.silence(channel)
+
+            made = dispatcher = self._dispatchers[queue] = QueueDispatcher(
+                queue,
+                self._jobs,
+                self.options.retain_ended_ms,
+                subscribe,
+                unsubscribe,
+                self._give_back,
+                self._forget_dispatcher,
+            )
+        return dispatcher
+
+    def _forget_dispatcher(self, queue: str) -> None:
+        self._dispatchers.pop(queue, None)
+
+    def _due_in(self, queue: str, wait_ms: float) -> None:
+        keeper = self._keepers.get(queue)
+        if keeper is not None:
+            keeper.due_in(wait_ms / 1000)
+
+    def _poke_for(self, job: NewJob) -> None:
+        now = self.clock.now_ms()
+        waits = [job.delay_ms] if job.delay_ms else []
+        waits += [at - now for at in (job.run_at_ms, job.expires_at_ms) if at]
+        self._due_in(job.queue, min(waits))

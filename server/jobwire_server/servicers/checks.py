@@ -1,0 +1,173 @@
+"""What every field may hold. A mistake becomes a violation that names the field and the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic_core import from_json
+
+from jobwire.v1 import job_pb2
+from jobwire_server.errors import InvalidRequest, TooLarge, Violation
+from jobwire_server.ids import QUEUE_PATTERN, split_job_id
+
+DEFAULT_QUEUE = "default"
+DAY_MS = 86_400_000
+MAX_LABELS = 16
+MAX_WORKER_LABELS = 64
+MAX_DETAILS_BYTES = 16 << 10
+
+_QUEUE = re.compile(QUEUE_PATTERN)
+_OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+_WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
+
+
+class Checker:
+    """Gathers the violations of one request, so that its sender learns of all of them at once."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+        self.too_large = False
+
+    def add(self, field: str, description: str) -> None:
+        """Notes what is wrong with a field, and what would be right."""
+        self.violations.append(Violation(field, description))
+
+    def raise_if_any(self) -> None:
+        """Refuses the request if anything was noted.
+
+        Raises:
+            InvalidRequest: With every violation; TooLarge if a size was among them.
+        """
+        if self.violations:
+            raise (TooLarge if self.too_large else InvalidRequest)(self.violations)
+
+    def queue(self, field: str, name: str, *, required: bool = False) -> str:
+        """Returns the queue's name, the default one for an unset field."""
+        if not name and not required:
+            return DEFAULT_QUEUE
+        if not is_queue(name):
+            self.add(
+                field,
+                "must be a queue name: 1 to 63 characters out of a-z 0-9 . _ - that begin and end with a"
+                f" letter or a digit, not {name[:80]!r}",
+            )
+        return name
+
+    def job_id(self, field: str, job_id: str) -> tuple[str, str]:
+        """Returns the queue and the ULID of a job id."""
+        parts = split_job_id(job_id)
+        if parts is None:
+            self.add(
+                field,
+                "must be a job id: <queue>-<26 lower-case ULID characters>, as it was given out, not"
+                f" {job_id[:120]!r}",
+            )
+            return "", ""
+        return parts
+
+    def operation(self, field: str, name: str) -> None:
+        """Checks an operation's name."""
+        if not is_operation(name):
+            self.add(
+                field,
+                "must be an operation name: 1 to 128 characters out of letters, digits and . _ / : - that"
+                f" begin with a letter or a digit, not {name[:140]!r}",
+            )
+
+    def worker_id(self, field: str, worker_id: str) -> None:
+        """Checks a worker's id."""
+        if not _WORKER_ID.fullmatch(worker_id):
+            self.add(
+                field,
+                "must be a worker id: 1 to 64 characters out of letters, digits and . _ : @ -, not"
+                f" {worker_id[:80]!r}",
+            )
+
+    def labels(self, field: str, labels: Mapping[str, str], most: int = MAX_LABELS) -> None:
+        """Checks a map of labels."""
+        if len(labels) > most:
+            self.add(field, f"may have at most {most} entries, not {len(labels)}")
+            return
+        for key, value in labels.items():
+            if not _LABEL_KEY.fullmatch(key):
+                self.add(
+                    f"{field}[{key[:80]!r}]",
+                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
+                )
+            elif len(value.encode()) > 63:
+                self.add(f"{field}[{key!r}]", "must have a value of at most 63 bytes")
+
+    def text(self, field: str, text: str, most: int) -> str:
+        """Checks the length of a text in bytes."""
+        if len(text) > most or len(text.encode()) > most:
+            self.add(field, f"may have at most {most} bytes, not {len(text.encode())}")
+        return text
+
+    def duration_ms(self, field: str, duration: Duration, least: int, most: int) -> int:
+        """Returns a duration in milliseconds, rounded up so that a short one does not become none."""
+        value = duration.seconds * 1000 + -(-duration.nanos // 1_000_000)
+        if not least <= value <= most:
+            self.add(field, f"must be {_span(least)} to {_span(most)}, not {_span(value)}")
+        return value
+
+    def moment_ms(self, field: str, moment: Timestamp, latest: int) -> int:
+        """Returns a moment in Unix milliseconds, rounded up."""
+        value = moment.seconds * 1000 + -(-moment.nanos // 1_000_000)
+        if not 0 < value <= latest:
+            self.add(field, "must be a moment after 1970 and at most 10 years ahead")
+        return value
+
+    def count(self, field: str, value: int, least: int, most: int, unset: int) -> int:
+        """Returns a number, `unset` for 0."""
+        if value == 0:
+            return unset
+        if not least <= value <= most:
+            self.add(field, f"must be {least} to {most}, not {value}")
+        return value
+
+    def payload(self, field: str, payload: job_pb2.Payload, most: int) -> None:
+        """Checks a payload, and turns a struct into the JSON text that it stands for."""
+        kind = payload.WhichOneof("kind")
+        if kind == "struct":
+            text = MessageToJson(payload.struct, indent=None, ensure_ascii=False)
+            payload.json = text
+        elif kind == "json":
+            try:
+                # The values are thrown away; nobody parses the text again before the handler.
+                from_json(payload.json, allow_inf_nan=False, cache_strings=False)
+            except ValueError as error:
+                self.add(f"{field}.json", f"is not JSON: {error}")
+        size = payload.ByteSize()
+        if size > most:
+            self.too_large = True
+            self.add(
+                field,
+                f"has {size} bytes, the server takes at most {most}; store the content elsewhere and send"
+                " a reference, or raise the limit",
+            )
+
+
+@lru_cache(maxsize=4096)
+def is_queue(name: str) -> bool:
+    """True for a well-formed queue name."""
+    return _QUEUE.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_operation(name: str) -> bool:
+    """True for a well-formed operation name."""
+    return _OPERATION.fullmatch(name) is not None
+
+
+def _span(ms: int) -> str:
+    """Writes a duration for people."""
+    for unit, size in (("days", DAY_MS), ("hours", 3_600_000), ("minutes", 60_000), ("s", 1000)):
+        if abs(ms) >= size and ms % size == 0:
+            return f"{ms // size} {unit}"
+    return f"{ms} ms"

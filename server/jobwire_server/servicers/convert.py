@@ -1,0 +1,191 @@
+"""Between the model and the contract's messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobwire.v1 import admin_service_pb2, job_pb2, worker_service_pb2
+from jobwire_server.model import (
+    Assignment,
+    Attempt,
+    CancelNotice,
+    Failure,
+    Job,
+    JobState,
+    Queue,
+    RecordFacts,
+    Worker,
+    WorkerSpec,
+)
+from jobwire_server.operations.rates import rates
+from jobwire_server.servicers import wire
+
+
+def moment(ms: int) -> Timestamp:
+    """Returns Unix milliseconds as a Timestamp."""
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def span(ms: int) -> Duration:
+    """Returns milliseconds as a Duration."""
+    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def set_moment(field: Any, ms: int) -> None:
+    """Writes Unix milliseconds into a Timestamp field; 0 leaves it unset."""
+    if ms:
+        field.seconds = ms // 1000
+        field.nanos = ms % 1000 * 1_000_000
+
+
+def record_facts(record: bytes) -> RecordFacts:
+    """Reads what matching needs out of a record."""
+    spec = job_pb2.JobSpec.FromString(record)
+    return RecordFacts(spec.operation, dict(spec.requirements), spec.priority)
+
+
+def created_at_ms(record: bytes) -> int:
+    """Reads when a record was accepted."""
+    at = job_pb2.JobSpec.FromString(record).created_at
+    return at.seconds * 1000 + at.nanos // 1_000_000
+
+
+def without_payload(record: bytes) -> bytes:
+    """Returns a record without its payload."""
+    spec = job_pb2.JobSpec.FromString(record)
+    spec.ClearField("payload")
+    return spec.SerializeToString()
+
+
+def job_to_wire(job: Job, *, full: bool) -> Any:
+    """Returns a job in the FULL or the BASIC view."""
+    message = wire.Job(
+        id=job.job_id,
+        queue=job.queue,
+        spec=job.record if full else without_payload(job.record),
+        state=int(job.state),
+        revision=job.revision,
+        attempt=job.attempt,
+        failures=job.failures,
+        crashes=job.crashes,
+        interruptions=job.interruptions,
+        worker_id=job.worker_id,
+        fencing_token=job.fencing_token,
+        cancel_reason=job.cancel_reason,
+    )
+    set_moment(message.run_at, job.run_at_ms)
+    set_moment(message.started_at, job.started_at_ms)
+    set_moment(message.finished_at, job.finished_at_ms)
+    set_moment(message.lease_expires_at, job.lease_expires_at_ms)
+    set_moment(message.purge_at, job.purge_at_ms)
+    if job.progress:
+        # Serialized messages laid end to end are one message: the time joins the worker's words.
+        stamp = job_pb2.Progress(updated_at=moment(job.progress_at_ms)).SerializeToString()
+        message.progress = job.progress + stamp
+    failure = job.failure
+    if failure is not None and job.state is not JobState.SUCCEEDED:
+        message.failure.CopyFrom(failure_to_wire(failure, full=full))
+    if full:
+        if job.state is JobState.SUCCEEDED:
+            message.result = job.result
+        message.attempts.extend(attempt_to_wire(attempt) for attempt in job.attempts)
+    return message
+
+
+def failure_to_wire(failure: Failure, *, full: bool = True) -> Any:
+    """Returns a failure, in the BASIC view without its stack and details."""
+    message = wire.Failure(
+        type=failure.type, message=failure.message, non_retryable=failure.non_retryable
+    )
+    if full:
+        message.stack = failure.stack
+        if failure.details:
+            message.details = failure.details
+    if failure.retry_after_ms is not None:
+        set_moment(message.retry_after, failure.retry_after_ms)
+    return message
+
+
+def attempt_to_wire(attempt: Attempt) -> Any:
+    """Returns the record of one delivery."""
+    message = wire.Attempt(
+        number=attempt.number,
+        worker_id=attempt.worker_id,
+        fencing_token=attempt.fencing_token,
+        outcome=int(attempt.outcome or 0),
+    )
+    set_moment(message.started_at, attempt.started_at_ms)
+    set_moment(message.ended_at, attempt.ended_at_ms)
+    if attempt.failure is not None:
+        message.failure.CopyFrom(failure_to_wire(attempt.failure))
+    return message
+
+
+def assignments_to_wire(assignments: list[Assignment]) -> list[Any]:
+    """Returns jobs as they are handed to a worker; their records are not looked at."""
+    make = wire.Assignment
+    return [
+        make(job_id=job_id, fencing_token=token, attempt=attempt, spec=record)
+        for job_id, token, attempt, record in assignments
+    ]
+
+
+def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
+    """Returns the word to stop a job."""
+    return worker_service_pb2.CancelNotice(
+        job_id=notice.job_id,
+        fencing_token=notice.fencing_token,
+        reason=notice.reason,
+        deadline=moment(notice.deadline_ms),
+    )
+
+
+def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpec:
+    """Returns a worker's description."""
+    return worker_service_pb2.WorkerSpec(
+        worker_id=spec.worker_id,
+        queues=spec.queues,
+        operations=sorted(spec.operations),
+        labels=dict(spec.labels),
+        concurrency=spec.concurrency,
+        lease_duration=span(lease_ms),
+        client=spec.client,
+    )
+
+
+def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Worker:
+    """Returns a worker as the broker sees it."""
+    message = admin_service_pb2.Worker(
+        spec=worker_spec(item.spec, lease_ms),
+        status=item.status.value,  # type: ignore[arg-type]
+        registered_at=moment(item.registered_at_ms),
+        last_seen_at=moment(item.last_seen_at_ms),
+        held_jobs=item.held_jobs,
+    )
+    if leases:
+        for lease in item.leases[:1000]:
+            message.leases.add(job_id=lease.job_id, fencing_token=lease.fencing_token)
+    return message
+
+
+def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
+    """Returns a queue; with `detail` also its rates and the age of its oldest ready job."""
+    message = admin_service_pb2.Queue(name=item.name, paused=item.paused)
+    for state, count in item.depth.items():
+        message.depth.add(state=state.value, count=count)  # type: ignore[arg-type]
+    for name in admin_service_pb2.QueueTotals.DESCRIPTOR.fields_by_name:
+        setattr(message.totals, name, item.totals.get(name, 0))
+    if detail:
+        since = item.oldest_pending_ms
+        if item.oldest_pending_record:
+            since = created_at_ms(item.oldest_pending_record)
+        if since:
+            message.oldest_pending_age.CopyFrom(span(max(0, item.now_ms - since)))
+        measured = rates(item.now_ms, item.totals, item.samples)
+        message.rates.window.CopyFrom(span(measured.window_ms))
+        for name, value in measured.per_second.items():
+            setattr(message.rates, name, value)
+    return message

@@ -1,0 +1,264 @@
+"""WorkerService: workers that make a call at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobwire.v1 import job_pb2, worker_service_pb2
+from jobwire_server.model import Completed, Failure, WorkerSpec, WorkerStatus
+from jobwire_server.options import Limits
+from jobwire_server.router import Router
+from jobwire_server.servicers import convert, wire
+from jobwire_server.servicers.checks import (
+    DAY_MS,
+    DEFAULT_QUEUE,
+    MAX_DETAILS_BYTES,
+    MAX_WORKER_LABELS,
+    Checker,
+)
+
+MAX_WAIT_MS = 60_000
+MAX_LEASES = 10_000
+MAX_QUEUES = 64
+MAX_OPERATIONS = 512
+_CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
+
+
+class WorkerService:
+    """Converts, asks the router, and converts back."""
+
+    def __init__(self, router: Router, limits: Limits) -> None:
+        self._router = router
+        self._limits = limits
+
+    async def RegisterWorker(
+        self, request: worker_service_pb2.RegisterWorkerRequest, context: object
+    ) -> worker_service_pb2.RegisterWorkerResponse:
+        """Makes a worker known."""
+        spec = worker_spec(request.worker, "worker")
+        await self._router.register_worker(spec)
+        options = self._router.options
+        return worker_service_pb2.RegisterWorkerResponse(
+            heartbeat_interval=convert.span(options.heartbeat_interval_ms),
+            worker_timeout=convert.span(options.worker_timeout_ms),
+            lease_duration=convert.span(self._router.lease_ms(spec)),
+            server_id=self._router.server_id,
+        )
+
+    async def ClaimJob(self, request: worker_service_pb2.ClaimJobRequest, context: object) -> Any:
+        """Hands out jobs."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        for at, name in enumerate(request.queues):
+            checker.queue(f"queues[{at}]", name, required=True)
+        most = checker.count("max_jobs", request.max_jobs, 1, self._limits.max_batch_jobs, 1)
+        wait_ms = checker.duration_ms("wait", request.wait, 0, MAX_WAIT_MS)
+        queue, ulid = checker.job_id("job_id", request.job_id) if request.job_id else ("", "")
+        checker.raise_if_any()
+        if ulid:
+            assignment, lease_ms = await self._router.claim_job(
+                request.worker_id, queue, ulid, convert.record_facts
+            )
+            assignments = [assignment]
+        else:
+            assignments, lease_ms = await self._router.claim(
+                request.worker_id, request.queues, most, wait_ms
+            )
+        answer = wire.ClaimJobResponse(assignments=convert.assignments_to_wire(assignments))
+        convert.set_moment(answer.lease_duration, lease_ms)
+        return answer
+
+    async def UpdateProgress(
+        self, request: worker_service_pb2.UpdateProgressRequest, context: object
+    ) -> worker_service_pb2.UpdateProgressResponse:
+        """Records how far a job is."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        queue, ulid = checker.job_id("job_id", request.job_id)
+        progress = check_progress(checker, "progress", request.progress)
+        checker.raise_if_any()
+        renewal = await self._router.report(
+            queue, ulid, request.worker_id, request.fencing_token, progress
+        )
+        return worker_service_pb2.UpdateProgressResponse(
+            cancel=convert.cancel_notice(renewal.cancel) if renewal.cancel else None,
+            lease_expires_at=convert.moment(renewal.lease_expires_at_ms),
+        )
+
+    async def CompleteJob(
+        self, request: worker_service_pb2.CompleteJobRequest, context: object
+    ) -> Any:
+        """Ends an attempt, and brings the next jobs if asked."""
+        checker = Checker()
+        worker_id = request.worker_id
+        checker.worker_id("worker_id", worker_id)
+        claim_next = request.HasField("claim_next")
+        most = wait_ms = 0
+        if claim_next:
+            wanted = request.claim_next
+            most = checker.count(
+                "claim_next.max_jobs", wanted.max_jobs, 1, self._limits.max_batch_jobs, 1
+            )
+            wait_ms = checker.duration_ms("claim_next.wait", wanted.wait, 0, MAX_WAIT_MS)
+        completed = await self._complete(checker, worker_id, request.completion)
+        answer = wire.CompleteJobResponse(state=completed.state.value)
+        convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
+        if claim_next:
+            assignments, lease_ms = await self._router.claim(worker_id, (), most, wait_ms)
+            answer.assignments.extend(convert.assignments_to_wire(assignments))
+            convert.set_moment(answer.lease_duration, lease_ms)
+        return answer
+
+    async def _complete(
+        self, checker: Checker, worker_id: str, completion: worker_service_pb2.Completion
+    ) -> Completed:
+        """Checks a completion and has it done."""
+        queue, ulid = checker.job_id("completion.job_id", completion.job_id)
+        token = completion.fencing_token
+        kind = completion.WhichOneof("outcome")
+        if kind == "success":
+            result = completion.success.result
+            checker.payload(
+                "completion.success.result", result, self._limits.max_result_bytes
+            )
+            checker.raise_if_any()
+            return await self._router.succeed(
+                queue, ulid, worker_id, token, result.SerializeToString()
+            )
+        if kind == "failure":
+            failure = check_failure(checker, "completion.failure", completion.failure)
+            checker.raise_if_any()
+            return await self._router.fail(queue, ulid, worker_id, token, failure)
+        if kind == "released":
+            released = completion.released
+            reason = checker.text("completion.released.reason", released.reason, 512)
+            checker.raise_if_any()
+            return await self._router.release(
+                queue, ulid, worker_id, token, not released.not_started, reason
+            )
+        if kind is None:
+            checker.add(
+                "completion.outcome", "must be set to one of success, failure, cancelled, released"
+            )
+        checker.raise_if_any()
+        return await self._router.confirm_cancel(queue, ulid, worker_id, token)
+
+    async def Heartbeat(
+        self, request: worker_service_pb2.HeartbeatRequest, context: object
+    ) -> worker_service_pb2.HeartbeatResponse:
+        """Renews leases."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        if len(request.leases) > MAX_LEASES:
+            checker.add("leases", f"may name at most {MAX_LEASES}, not {len(request.leases)}")
+            checker.raise_if_any()
+        leases = [
+            (*checker.job_id(f"leases[{at}].job_id", lease.job_id), lease.fencing_token)
+            for at, lease in enumerate(request.leases)
+        ]
+        checker.raise_if_any()
+        status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases)
+        answer = worker_service_pb2.HeartbeatResponse(
+            drain=status is WorkerStatus.DRAINING, lease_duration=convert.span(lease_ms)
+        )
+        for lease, renewal in zip(request.leases, renewals, strict=True):
+            if renewal.lost:
+                answer.lost_leases.append(lease)
+            elif renewal.cancel:
+                answer.cancellations.append(convert.cancel_notice(renewal.cancel))
+        return answer
+
+    async def UpdateWorkerStatus(
+        self, request: worker_service_pb2.UpdateWorkerStatusRequest, context: object
+    ) -> worker_service_pb2.UpdateWorkerStatusResponse:
+        """Changes whether the worker takes jobs."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        if request.status not in [status.value for status in _CHOOSABLE]:
+            checker.add(
+                "status",
+                "must be WORKER_STATUS_READY, WORKER_STATUS_PAUSED or WORKER_STATUS_DRAINING",
+            )
+        checker.raise_if_any()
+        await self._router.set_worker_status(request.worker_id, WorkerStatus(request.status))
+        return worker_service_pb2.UpdateWorkerStatusResponse(status=request.status)
+
+    async def DeregisterWorker(
+        self, request: worker_service_pb2.DeregisterWorkerRequest, context: object
+    ) -> worker_service_pb2.DeregisterWorkerResponse:
+        """Ends the worker."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        checker.raise_if_any()
+        released = await self._router.deregister_worker(request.worker_id)
+        return worker_service_pb2.DeregisterWorkerResponse(released_jobs=released)
+
+
+def worker_spec(message: worker_service_pb2.WorkerSpec, field: str) -> WorkerSpec:
+    """Returns a worker's description.
+
+    Raises:
+        InvalidRequest: With a violation for each field that is wrong.
+    """
+    checker = Checker()
+    checker.worker_id(f"{field}.worker_id", message.worker_id)
+    if len(message.queues) > MAX_QUEUES:
+        checker.add(f"{field}.queues", f"may name at most {MAX_QUEUES}, not {len(message.queues)}")
+    for at, name in enumerate(message.queues[:MAX_QUEUES]):
+        checker.queue(f"{field}.queues[{at}]", name, required=True)
+    if not 0 < len(message.operations) <= MAX_OPERATIONS:
+        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(message.operations)}"
+        checker.add(f"{field}.operations", text)
+    for at, name in enumerate(message.operations[:MAX_OPERATIONS]):
+        checker.operation(f"{field}.operations[{at}]", name)
+    checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
+    checker.text(f"{field}.client", message.client, 128)
+    lease_ms = 0
+    if message.HasField("lease_duration"):
+        lease_ms = checker.duration_ms(
+            f"{field}.lease_duration", message.lease_duration, 1000, 3_600_000
+        )
+    checker.raise_if_any()
+    return WorkerSpec(
+        worker_id=message.worker_id,
+        queues=tuple(dict.fromkeys(message.queues)) or (DEFAULT_QUEUE,),
+        operations=frozenset(message.operations),
+        labels=dict(message.labels),
+        concurrency=message.concurrency,
+        lease_ms=lease_ms,
+        client=message.client,
+    )
+
+
+def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> bytes:
+    """Returns a progress report as it is stored."""
+    if progress.HasField("fraction") and not (0 <= progress.fraction <= 1):
+        checker.add(f"{field}.fraction", f"must be 0 to 1, not {progress.fraction}")
+    checker.text(f"{field}.message", progress.message, 1024)
+    if progress.HasField("details"):
+        checker.payload(f"{field}.details", progress.details, MAX_DETAILS_BYTES)
+    progress.ClearField("updated_at")
+    return progress.SerializeToString()
+
+
+def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
+    """Returns a failure; texts that are too long for the record are cut, as the contract says."""
+    checker.text(f"{field}.type", failure.type, 128)
+    if failure.HasField("details"):
+        checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
+    after = None
+    if failure.HasField("retry_after"):
+        after = checker.duration_ms(f"{field}.retry_after", failure.retry_after, 0, 30 * DAY_MS)
+    return Failure(
+        type=failure.type,
+        message=_cut(failure.message, 4096),
+        stack=_cut(failure.stack, 16 << 10),
+        details=failure.details.SerializeToString(),
+        non_retryable=failure.non_retryable,
+        retry_after_ms=after,
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    """Shortens a text to so many bytes without breaking a character."""
+    return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")

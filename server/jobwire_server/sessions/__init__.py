@@ -1,0 +1,1 @@
+"""Workers on one side, queues on the other."""

@@ -1,0 +1,172 @@
+"""The workers that talk to this server: what they serve, and that they are alive.
+
+Descriptions are cached so that a claim costs no look at the registry, and signs of life are gathered so that a
+thousand workers cost one call a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+import structlog
+
+from jobwire_server.errors import StoreUnavailable, WorkerNotFound
+from jobwire_server.model import Worker, WorkerSpec, WorkerStatus
+from jobwire_server.store.group_commit import Backlog, GroupCommit
+from jobwire_server.store.workers import WorkerStore
+
+log = structlog.get_logger(__name__)
+
+FLUSH_S = 1.0
+"""How often gathered signs of life go to the store; also how long a change of status made through another server
+may go unseen here. Well below any worker timeout."""
+IDLE_S = 60.0
+"""A worker not heard of for so long is dropped from the cache."""
+
+
+class _Entry:
+    __slots__ = ("heard_at", "spec", "status")
+
+    def __init__(self, spec: WorkerSpec, status: WorkerStatus) -> None:
+        self.spec = spec
+        self.status = status
+        self.heard_at = monotonic()
+
+
+class Directory:
+    """Knows the workers of this server. `start` and `stop` are idempotent."""
+
+    def __init__(self, store: WorkerStore, backlog: Backlog) -> None:
+        self._store = store
+        self._entries: dict[str, _Entry] = {}
+        self._heard: set[str] = set()
+        self._present: Counter[str] = Counter()
+        self._touches: GroupCommit[str, WorkerStatus | None] = GroupCommit(self._touch, backlog)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to flush signs of life."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._flush_for_ever(), name="worker-directory")
+
+    async def stop(self) -> None:
+        """Ends it; tolerates never started."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def register(self, spec: WorkerSpec) -> None:
+        """Makes the worker known, READY, with this description."""
+        await self._store.register(spec)
+        self._entries[spec.worker_id] = _Entry(spec, WorkerStatus.READY)
+
+    async def get(self, worker_id: str) -> tuple[WorkerSpec, WorkerStatus]:
+        """Returns a live worker, and notes that it was heard of.
+
+        Raises:
+            WorkerNotFound: It never registered, was lost, or left.
+        """
+        entry = self._entries.get(worker_id)
+        if entry is None:
+            entry = self._remember(worker_id, await self._store.read(worker_id))
+        self.hear(worker_id)
+        return entry.spec, entry.status
+
+    def lease_ms(self, worker_id: str, default: int) -> int:
+        """Returns the lease that the worker asked for, or the default where it is not cached."""
+        entry = self._entries.get(worker_id)
+        return (entry.spec.lease_ms if entry else 0) or default
+
+    def hear(self, worker_id: str) -> None:
+        """Notes a sign of life of a worker that any call named; it reaches the store within a second."""
+        self._heard.add(worker_id)
+        entry = self._entries.get(worker_id)
+        if entry is not None:
+            entry.heard_at = monotonic()
+
+    @contextmanager
+    def present(self, worker_id: str) -> Iterator[None]:
+        """Counts the worker as alive for as long as a call of its waits here."""
+        self._present[worker_id] += 1
+        try:
+            yield
+        finally:
+            self._present[worker_id] -= 1
+            if not self._present[worker_id]:
+                del self._present[worker_id]
+
+    async def beat(self, worker_id: str) -> WorkerStatus:
+        """Records a heartbeat in the store at once; returns the worker's status.
+
+        Raises:
+            WorkerNotFound: It never registered, was lost, or left.
+        """
+        status = await self._touches.one(worker_id)
+        if status is None or status is WorkerStatus.LOST:
+            raise WorkerNotFound(worker_id)
+        self.hear(worker_id)
+        self._heard.discard(worker_id)
+        return status
+
+    async def set_status(self, worker_id: str, status: WorkerStatus) -> None:
+        """Changes whether the worker takes jobs.
+
+        Raises:
+            WorkerNotFound: There is no live worker of this name.
+        """
+        if not await self._store.set_status(worker_id, status):
+            self._entries.pop(worker_id, None)
+            raise WorkerNotFound(worker_id)
+        entry = self._entries.get(worker_id)
+        if entry is not None:
+            entry.status = status
+
+    async def remove(self, worker_id: str) -> WorkerSpec | None:
+        """Forgets the worker; returns what it was, None if it was not known."""
+        worker = await self._store.read(worker_id)
+        self._entries.pop(worker_id, None)
+        self._heard.discard(worker_id)
+        await self._store.remove(worker_id)
+        return worker.spec if worker else None
+
+    def _remember(self, worker_id: str, worker: Worker | None) -> _Entry:
+        if worker is None or worker.status is WorkerStatus.LOST:
+            raise WorkerNotFound(worker_id)
+        entry = self._entries[worker_id] = _Entry(worker.spec, worker.status)
+        return entry
+
+    async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | None]:
+        statuses = await self._store.touch(worker_ids)
+        for worker_id, status in zip(worker_ids, statuses, strict=True):
+            entry = self._entries.get(worker_id)
+            if status is None or status is WorkerStatus.LOST:
+                self._entries.pop(worker_id, None)
+            elif entry is not None:
+                entry.status = status
+        return statuses
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            due = [*self._heard.union(self._present)]
+            self._heard.clear()
+            try:
+                for at in range(0, len(due), 500):
+                    await self._touch(due[at : at + 500])
+            except StoreUnavailable:
+                self._heard.update(due)
+            except Exception:
+                log.exception("signs of life not recorded")
+                self._heard.update(due)
+            oldest = monotonic() - IDLE_S
+            for worker_id in [
+                name
+                for name, entry in self._entries.items()
+                if entry.heard_at < oldest and name not in self._present
+            ]:
+                del self._entries[worker_id]

@@ -1,0 +1,143 @@
+"""Group commit: what arrives while a call is under way goes to the store as the next call.
+
+A lone request waits for nothing; under load one round trip carries hundreds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from jobwire_server.errors import ServerBusy
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+CROWD = 4
+"""So many requests in one call show that callers run side by side, and that waiting a little gathers more.
+With fewer, a pause would only hold up a caller who sends one after the other."""
+
+
+class Backlog:
+    """Counts what waits for the store in the whole server, and refuses beyond a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.waiting = 0
+
+    def enter(self, count: int) -> None:
+        """Counts items in.
+
+        Raises:
+            ServerBusy: They would exceed the limit; none was counted.
+        """
+        if self.waiting + count > self.limit:
+            raise ServerBusy(
+                f"{self.waiting} requests wait for the store already; retry after the delay, or"
+                " add servers"
+            )
+        self.waiting += count
+
+    def leave(self, count: int) -> None:
+        """Counts items out."""
+        self.waiting -= count
+
+
+class GroupCommit(Generic[Item, Answer]):
+    """Gathers items into calls of one kind, one call at a time, in order.
+
+    Args:
+        write: Makes one call; answers item by item, in order. What it raises goes to every caller of that call.
+        backlog: Shared by all that wait in this server.
+        max_items: The most items of one call; a single larger request goes by itself.
+        linger_s: The longest pause before a small call while callers crowd; 0 for none.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        backlog: Backlog,
+        *,
+        max_items: int = 500,
+        linger_s: float = 0.0,
+    ) -> None:
+        self._write = write
+        self._backlog = backlog
+        self._max_items = max_items
+        self._linger_s = linger_s
+        self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """Writes the items with whatever else waits; returns their answers in order.
+
+        Raises:
+            ServerBusy: Too much waits already.
+            JobwireError: What the call raised.
+        """
+        count = len(items)
+        self._backlog.enter(count)
+        try:
+            future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
+            self._waiting.append((items, future))
+            if self._task is None:
+                self._task = asyncio.create_task(self._run(), name="group-commit")
+            return await future
+        finally:
+            self._backlog.leave(count)
+
+    async def one(self, item: Item) -> Answer:
+        """Writes one item; as `submit`."""
+        return (await self.submit((item,)))[0]
+
+    async def _run(self) -> None:
+        crowd = 0
+        try:
+            while self._waiting:
+                if self._linger_s and CROWD <= crowd and len(self._waiting) < crowd:
+                    await asyncio.sleep(self._linger_s)
+                group, items = self._gather()
+                crowd = len(group)
+                await self._commit(group, items)
+        finally:
+            self._task = None
+
+    def _gather(
+        self,
+    ) -> tuple[list[tuple[int, asyncio.Future[Sequence[Answer]]]], list[Item]]:
+        group: list[tuple[int, asyncio.Future[Sequence[Answer]]]] = []
+        items: list[Item] = []
+        while self._waiting:
+            part, future = self._waiting[0]
+            if items and len(items) + len(part) > self._max_items:
+                break
+            self._waiting.popleft()
+            # Whoever stopped waiting before the call has not been promised anything.
+            if not future.cancelled():
+                items.extend(part)
+                group.append((len(part), future))
+        return group, items
+
+    async def _commit(
+        self, group: list[tuple[int, asyncio.Future[Sequence[Answer]]]], items: list[Item]
+    ) -> None:
+        if not items:
+            return
+        try:
+            answers = await self._write(items)
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
+        except Exception as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        at = 0
+        for count, future in group:
+            if not future.done():
+                future.set_result(answers[at : at + count])
+            at += count

@@ -1,0 +1,1 @@
+"""From store events to watch streams."""
