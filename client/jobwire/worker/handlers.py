@@ -39,7 +39,7 @@ class Operation:
         if (run == "async") != is_async:
             wanted = "an async function" if run == "async" else "a function that is not async"
             raise TypeError(f"the operation {name!r} is run as {run!r}, which takes {wanted}")
-        if run == "process" and "<locals>" in getattr(function, "__qualname__", "<locals>"):
+        if run == "process" and "<" in getattr(function, "__qualname__", "<object>"):
             raise TypeError(
                 f"the operation {name!r} is run as 'process', which takes a function that another"
                 " process can import: define it at the top of a module"

@@ -55,7 +55,9 @@ class _Child:
     def _read(self) -> None:
         try:
             while True:
-                self.on_message(self._pipe.recv())
+                # In two steps: who is to get it may change while recv waits.
+                message = self._pipe.recv()
+                self.on_message(message)
         except (EOFError, OSError):
             self._process.join()
             self.dead = True

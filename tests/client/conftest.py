@@ -1,0 +1,27 @@
+"""A broker to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jobwire import AsyncClient
+
+from tests.client.broker import Broker
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    """A broker that does as it is told."""
+    made = Broker()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def client(broker: Broker) -> AsyncIterator[AsyncClient]:
+    """A client of that broker."""
+    async with AsyncClient(broker.target, timeout_s=10) as made:
+        yield made

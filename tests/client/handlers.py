@@ -1,0 +1,28 @@
+"""Handlers that another process can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from jobwire import Context, Fatal
+
+
+def double(context: Context) -> dict[str, int]:
+    context.progress(0.25, "early")
+    context.progress(0.75, "late")
+    return {"twice": context.payload * 2, "pid": os.getpid(), "token": context.fencing_token}
+
+
+def refuse(context: Context) -> None:
+    raise Fatal(f"no {context.payload}", type="Unwanted")
+
+
+def wait_for_the_signal(context: Context) -> None:
+    context.progress(None, "waiting")
+    context.wait_cancelled(60)
+    context.raise_if_cancelled()
+
+
+def die(context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

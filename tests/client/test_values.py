@@ -1,0 +1,112 @@
+"""Payloads, ids, errors of conversion, backoff: what needs no server."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+import pytest
+from google.protobuf import struct_pb2, timestamp_pb2
+
+from jobwire import NewJob, from_payload, to_payload
+from jobwire._requests import MAX_CHUNK_BYTES, chunks, submit_request
+from jobwire._retry import Backoff
+from jobwire.ids import UlidFactory, new_job_id
+from jobwire.v1.job_pb2 import Payload
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": [1, 2.5, None, True]}, [], "text ä", 7, 2.5, False, b"\x00\xff", None],
+)
+def test_values_survive_the_way_there_and_back(value: Any) -> None:
+    assert from_payload(to_payload(value)) == value
+
+
+def test_json_is_compact_and_keeps_letters_as_they_are() -> None:
+    assert to_payload({"ä": [1, 2]}).json == '{"ä":[1,2]}'
+
+
+@pytest.mark.parametrize("value", [math.nan, [math.inf]])
+def test_numbers_that_json_lacks_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_payload(value)
+
+
+def test_objects_without_a_json_form_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="a set can't be a payload"):
+        to_payload({1, 2})
+
+
+def test_messages_are_packed_and_unpacked() -> None:
+    payload = to_payload(timestamp_pb2.Timestamp(seconds=5))
+    assert from_payload(payload).TypeName() == "google.protobuf.Timestamp"
+    assert from_payload(payload, timestamp_pb2.Timestamp).seconds == 5
+    with pytest.raises(TypeError, match=r"holds google\.protobuf\.Timestamp"):
+        from_payload(payload, struct_pb2.Value)
+
+
+def test_structs_travel_as_structs_and_arrive_as_dicts() -> None:
+    struct = struct_pb2.Struct()
+    struct.update({"a": 1})
+    payload = to_payload(struct)
+    assert payload.WhichOneof("kind") == "struct"
+    assert from_payload(payload) == {"a": 1.0}
+
+
+def test_a_payload_is_used_as_it_is() -> None:
+    payload = Payload(json="{not json")
+    assert to_payload(payload) is payload
+
+
+def test_ids_sort_as_they_were_made_even_when_the_clock_is_set_back() -> None:
+    times = iter([1000, 1000, 400, 1001])
+    factory = UlidFactory(clock_ms=lambda: next(times), random_bits=lambda bits: 2**bits - 2)
+    made = [factory.make() for _ in range(3)]
+    assert made == sorted(made)
+    assert len(set(made)) == 3
+
+
+def test_ids_have_the_form_of_the_contract() -> None:
+    assert (
+        UlidFactory(lambda: 0x0189_ABCD_EF01, lambda bits: 0).make() == "01h6nwvvr10000000000000000"
+    )
+    queue, _, ulid = new_job_id("a-b").rpartition("-")
+    assert queue == "a-b"
+    assert len(ulid) == 26
+    assert set(ulid) <= set("0123456789abcdefghjkmnpqrstvwxyz")
+
+
+def test_a_moment_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no time zone"):
+        submit_request(NewJob(operation="a", run_at=datetime(2030, 1, 1)))
+
+
+def test_a_run_at_and_a_delay_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        submit_request(
+            NewJob(operation="a", run_at=datetime.fromisoformat("2030-01-01T00:00:00Z"), delay=1)
+        )
+
+
+def test_chunks_are_cut_by_bytes_too() -> None:
+    big = submit_request(NewJob(operation="a", payload=bytes(MAX_CHUNK_BYTES // 2 - 1000)))
+    assert [len(chunk) for chunk in chunks([big] * 5)] == [2, 2, 1]
+
+
+def test_backoff_grows_to_its_cap_and_starts_anew() -> None:
+    backoff = Backoff(initial_s=0.1, max_s=1.0, draw=lambda: 1.0)
+    assert [round(backoff.next_s(), 3) for _ in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    backoff.reset()
+    assert backoff.next_s() == pytest.approx(0.1)
+
+
+def test_backoff_waits_at_least_as_long_as_the_server_asks() -> None:
+    assert Backoff(draw=lambda: 0.0).next_s(retry_after_s=3) == pytest.approx(3)
+    assert Backoff(draw=lambda: 1.0).next_s(retry_after_s=3) == pytest.approx(3.6)
+
+
+def test_backoff_of_ten_thousand_failures_does_not_overflow() -> None:
+    backoff = Backoff(max_s=5.0, draw=lambda: 1.0)
+    assert max(backoff.next_s() for _ in range(10_000)) == pytest.approx(5.0)

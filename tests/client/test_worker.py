@@ -1,0 +1,481 @@
+"""The worker against a real gRPC server that a test commands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from jobwire import Context, Fatal, InvalidRequest, Retry, Worker, to_payload
+from jobwire.v1 import job_pb2, worker_service_pb2
+
+from tests.client import handlers
+from tests.client.broker import Broker, reason, rich_status
+
+UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "away", reason("STORE_UNAVAILABLE"))
+
+
+def worker_of(broker: Broker, **handlers: Callable[[Context], Any]) -> Worker:
+    worker = Worker(broker.target, concurrency=4, shutdown_grace_s=10)
+    for name, handler in handlers.items():
+        worker.operation(name)(handler)
+    return worker
+
+
+async def completion(broker: Broker, job: job_pb2.Job) -> worker_service_pb2.Completion:
+    """Waits for the worker's word about a job."""
+
+    def said() -> list[worker_service_pb2.Completion]:
+        calls = broker.calls["CompleteJob"]
+        return [call.completion for call in calls if call.completion.job_id == job.id]
+
+    await broker.until(said)
+    return said()[-1]
+
+
+async def test_an_async_handler_runs_and_its_value_is_the_result(broker: Broker) -> None:
+    async def add(context: Context) -> int:
+        await asyncio.sleep(0)
+        return sum(context.payload)
+
+    async with worker_of(broker, add=add):
+        job = await broker.add("add", to_payload([1, 2, 3]))
+        await completion(broker, job)
+    assert (job.state, job.result.json) == (job_pb2.JOB_STATE_SUCCEEDED, "6")
+
+
+async def test_a_sync_handler_runs_in_a_thread_of_its_own(broker: Broker) -> None:
+    async with worker_of(broker, where=lambda context: threading.current_thread().name):
+        job = await broker.add("where")
+        await completion(broker, job)
+    assert job.result.json == f'"jobwire-{job.id}"'
+
+
+async def test_a_registration_says_what_the_worker_serves(broker: Broker) -> None:
+    worker = Worker(
+        broker.target, queues=["a", "b"], labels={"gpu": "a100"}, concurrency=3, lease_s=7
+    )
+    worker.operation("x")(handlers.double)
+    async with worker:
+        pass
+    spec = broker.calls["RegisterWorker"][0].worker
+    assert (spec.queues, spec.operations, spec.concurrency) == (["a", "b"], ["x"], 3)
+    assert (spec.labels, spec.lease_duration.seconds) == ({"gpu": "a100"}, 7)
+    assert spec.client.startswith("jobwire-python/")
+
+
+def test_the_decorator_leaves_the_function_as_it_is() -> None:
+    assert Worker().operation("x")(handlers.double) is handlers.double
+
+
+async def test_a_raised_error_is_a_retryable_failure_with_its_stack(broker: Broker) -> None:
+    def divide(context: Context) -> float:
+        return 1 / context.payload
+
+    async with worker_of(broker, divide=divide):
+        said = await completion(broker, await broker.add("divide", to_payload(0)))
+    failure = said.failure
+    assert (failure.type, failure.message) == ("ZeroDivisionError", "division by zero")
+    assert "return 1 / context.payload" in failure.stack
+    assert not failure.non_retryable
+
+
+async def test_retry_and_fatal_say_when_and_whether_to_try_again(broker: Broker) -> None:
+    def later(context: Context) -> None:
+        raise Retry("rate limited", after=2.5, details={"limit": 10})
+
+    def never(context: Context) -> None:
+        raise Fatal("no such customer", type="UnknownCustomer")
+
+    async with worker_of(broker, later=later, never=never):
+        retried = (await completion(broker, await broker.add("later"))).failure
+        ended = (await completion(broker, await broker.add("never"))).failure
+    assert (retried.type, retried.message, retried.details.json) == (
+        "Retry",
+        "rate limited",
+        '{"limit":10}',
+    )
+    assert retried.retry_after.ToTimedelta().total_seconds() == 2.5
+    assert (ended.type, ended.message, ended.non_retryable) == (
+        "UnknownCustomer",
+        "no such customer",
+        True,
+    )
+
+
+async def test_a_result_without_a_json_form_fails_for_good(broker: Broker) -> None:
+    async with worker_of(broker, bad=lambda context: {1, 2}):
+        failure = (await completion(broker, await broker.add("bad"))).failure
+    assert (failure.type, failure.non_retryable) == ("UnsupportedResult", True)
+
+
+async def test_a_result_that_the_broker_refuses_fails_for_good(broker: Broker) -> None:
+    broker.fail(
+        "CompleteJob",
+        rich_status(grpc.StatusCode.INVALID_ARGUMENT, "2 MiB, at most 1", reason("TOO_LARGE")),
+    )
+    async with worker_of(broker, big=lambda context: "x"):
+        job = await broker.add("big")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_FAILED)
+    assert (job.failure.type, job.failure.non_retryable) == ("ResultRefused", True)
+    assert "2 MiB, at most 1" in job.failure.message
+
+
+async def test_a_handler_that_exits_fails_its_job_and_not_the_worker(broker: Broker) -> None:
+    def leave(context: Context) -> None:
+        raise SystemExit(3)
+
+    async def leave_too(context: Context) -> None:
+        raise SystemExit(3)
+
+    async with worker_of(broker, leave=leave, leave_too=leave_too, ok=lambda context: 1):
+        for name in ("leave", "leave_too"):
+            failure = (await completion(broker, await broker.add(name))).failure
+            assert failure.type == "HandlerExited"
+        assert (await completion(broker, await broker.add("ok"))).HasField("success")
+
+
+async def test_no_more_jobs_run_at_once_than_there_are_slots(broker: Broker) -> None:
+    running, most = 0, 0
+    gate = asyncio.Event()
+
+    async def hold(context: Context) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await broker.touch()
+        await gate.wait()
+        running -= 1
+
+    jobs = [await broker.add("hold") for _ in range(25)]
+    async with worker_of(broker, hold=hold):
+        await broker.until(lambda: running == 4)
+        gate.set()
+        for job in jobs:
+            await completion(broker, job)
+    assert most == 4
+    # All but the first came with the answer to a completion.
+    assert len(broker.calls["ClaimJob"]) < 10
+
+
+async def test_progress_goes_out_without_waiting_and_the_last_word_is_kept(
+    broker: Broker,
+) -> None:
+    def busy(context: Context) -> None:
+        for n in range(1000):
+            context.progress(n / 1000, f"step {n}")
+        context.progress(7.0, "done")
+
+    async with worker_of(broker, busy=busy):
+        job = await broker.add("busy")
+        await completion(broker, job)
+    assert (job.progress.fraction, job.progress.message) == (1.0, "done")
+    assert len(broker.calls["UpdateProgress"]) < 20
+
+
+async def test_progress_may_be_told_from_async_code_without_await(broker: Broker) -> None:
+    async def busy(context: Context) -> None:
+        context.progress(0.5, details={"rows": 10})
+
+    async with worker_of(broker, busy=busy):
+        job = await broker.add("busy")
+        await completion(broker, job)
+    assert (job.progress.fraction, job.progress.details.json) == (0.5, '{"rows":10}')
+
+
+async def test_details_that_cannot_be_sent_fail_at_the_call(broker: Broker) -> None:
+    async with worker_of(broker, bad=lambda context: context.progress(0.5, details={1})):
+        failure = (await completion(broker, await broker.add("bad"))).failure
+    assert failure.type == "TypeError"
+
+
+async def cancel(broker: Broker, job: job_pb2.Job) -> None:
+    broker.notices.append(
+        worker_service_pb2.CancelNotice(
+            job_id=job.id, fencing_token=job.fencing_token, reason="changed my mind"
+        )
+    )
+
+
+async def test_a_cancelled_async_handler_is_cancelled_at_its_await(broker: Broker) -> None:
+    async def sleep(context: Context) -> None:
+        await asyncio.Event().wait()
+
+    async with worker_of(broker, sleep=sleep):
+        job = await broker.add("sleep")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await cancel(broker, job)
+        assert (await completion(broker, job)).HasField("cancelled")
+
+
+async def test_a_cancelled_sync_handler_sees_the_signal_and_the_reason(broker: Broker) -> None:
+    seen: list[tuple[bool, str, str]] = []
+
+    def wait(context: Context) -> None:
+        stopped = context.wait_cancelled(60)
+        seen.append((stopped, context.stop_reason, context.stop_message))
+        context.raise_if_cancelled()
+
+    async with worker_of(broker, wait=wait):
+        job = await broker.add("wait")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await cancel(broker, job)
+        assert (await completion(broker, job)).HasField("cancelled")
+    assert seen == [(True, "cancelled", "changed my mind")]
+
+
+async def test_a_handler_may_still_finish_after_a_cancellation(broker: Broker) -> None:
+    def finish(context: Context) -> str:
+        context.wait_cancelled(60)
+        return "done all the same"
+
+    async with worker_of(broker, finish=finish):
+        job = await broker.add("finish")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await cancel(broker, job)
+        assert (await completion(broker, job)).success.result.json == '"done all the same"'
+
+
+async def test_a_lost_lease_stops_the_handler_and_nothing_is_said(broker: Broker) -> None:
+    stopped = asyncio.Event()
+
+    async def sleep(context: Context) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with worker_of(broker, sleep=sleep):
+        job = await broker.add("sleep")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        broker.lost.add(job.id)
+        async with asyncio.timeout(10):
+            await stopped.wait()
+    assert broker.calls["CompleteJob"] == []
+
+
+async def test_running_jobs_are_named_in_heartbeats(broker: Broker) -> None:
+    gate = asyncio.Event()
+    async with worker_of(broker, hold=lambda context: None, wait=_waiting_for(gate)):
+        job = await broker.add("wait")
+        await broker.until(
+            lambda: any(
+                lease.job_id == job.id and lease.fencing_token == 1
+                for call in broker.calls["Heartbeat"]
+                for lease in call.leases
+            )
+        )
+        gate.set()
+
+
+def _waiting_for(gate: asyncio.Event) -> Callable[[Context], Any]:
+    async def wait(context: Context) -> str:
+        context.progress(None, "started")
+        await gate.wait()
+        return "waited"
+
+    return wait
+
+
+async def started(broker: Broker, job: job_pb2.Job) -> None:
+    """Waits until the handler of a job has said so."""
+    await broker.until(lambda: job.progress.message == "started")
+
+
+async def test_a_completion_is_repeated_until_the_store_is_back(broker: Broker) -> None:
+    broker.fail("CompleteJob", UNAVAILABLE, UNAVAILABLE, UNAVAILABLE)
+    async with worker_of(broker, ok=lambda context: 1):
+        job = await broker.add("ok")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_SUCCEEDED)
+    assert len(broker.calls["CompleteJob"]) == 4
+
+
+async def test_a_restart_of_the_broker_is_survived_with_the_job_in_hand(broker: Broker) -> None:
+    gate = asyncio.Event()
+    async with worker_of(broker, wait=_waiting_for(gate)):
+        job = await broker.add("wait")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await broker.stop()
+        gate.set()
+        await broker.start()
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_SUCCEEDED)
+        after = await broker.add("wait")
+        await broker.until(lambda: after.state == job_pb2.JOB_STATE_SUCCEEDED)
+    assert job.attempt == 1
+
+
+async def test_a_forgotten_worker_registers_again_and_drops_what_it_held(broker: Broker) -> None:
+    stopped = asyncio.Event()
+
+    async def sleep(context: Context) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with worker_of(broker, sleep=sleep, ok=lambda context: 1):
+        job = await broker.add("sleep")
+        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        broker.workers.clear()
+        await broker.touch()
+        await broker.until(lambda: len(broker.calls["RegisterWorker"]) == 2)
+        async with asyncio.timeout(10):
+            await stopped.wait()
+        after = await broker.add("ok")
+        await broker.until(lambda: after.state == job_pb2.JOB_STATE_SUCCEEDED)
+    assert not any(call.completion.job_id == job.id for call in broker.calls["CompleteJob"])
+
+
+async def test_a_worker_starts_before_its_broker(broker: Broker) -> None:
+    await broker.stop()
+    worker = worker_of(broker, ok=lambda context: 1)
+    starting = asyncio.create_task(worker.start())
+    await asyncio.sleep(0)
+    await broker.start()
+    await starting
+    job = await broker.add("ok")
+    await broker.until(lambda: job.state == job_pb2.JOB_STATE_SUCCEEDED)
+    await worker.stop()
+
+
+async def test_a_refused_registration_is_raised(broker: Broker) -> None:
+    broker.fail(
+        "RegisterWorker", rich_status(grpc.StatusCode.INVALID_ARGUMENT, "no", reason("INVALID"))
+    )
+    with pytest.raises(InvalidRequest):
+        await worker_of(broker, ok=lambda context: 1).start()
+
+
+async def test_a_worker_without_handlers_does_not_start(broker: Broker) -> None:
+    with pytest.raises(RuntimeError, match="no handlers"):
+        await Worker(broker.target).start()
+
+
+async def test_start_and_stop_may_be_repeated(broker: Broker) -> None:
+    worker = worker_of(broker, ok=lambda context: 1)
+    await worker.stop()
+    for _ in range(2):
+        await worker.start()
+        await worker.start()
+        await worker.stop()
+        await worker.stop()
+    assert len(broker.calls["RegisterWorker"]) == len(broker.calls["DeregisterWorker"]) == 2
+
+
+async def test_stopping_lets_running_jobs_finish_and_takes_no_new_ones(broker: Broker) -> None:
+    gate = asyncio.Event()
+    worker = worker_of(broker, wait=_waiting_for(gate))
+    await worker.start()
+    job = await broker.add("wait")
+    await started(broker, job)
+    stopping = asyncio.create_task(worker.stop())
+    await broker.until(lambda: broker.calls["UpdateWorkerStatus"])
+    other = await broker.add("wait")
+    gate.set()
+    await stopping
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED
+    assert other.state == job_pb2.JOB_STATE_PENDING
+    assert broker.workers == {}
+
+
+async def test_what_does_not_finish_in_the_grace_is_released_as_interrupted(
+    broker: Broker,
+) -> None:
+    worker = worker_of(broker, sleep=_waiting_for(asyncio.Event()))
+    worker.shutdown_grace_s = 0.05
+    await worker.start()
+    job = await broker.add("sleep")
+    await started(broker, job)
+    await worker.stop()
+    (call,) = broker.calls["CompleteJob"]
+    assert call.completion.HasField("released")
+    assert not call.completion.released.not_started
+
+
+async def test_a_thread_that_does_not_stop_is_given_back_all_the_same(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobwire.worker.core.UNWIND_S", 0.05)
+    release = threading.Event()
+
+    def stubborn(context: Context) -> None:
+        context.progress(None, "started")
+        release.wait(60)
+
+    worker = worker_of(broker, stubborn=stubborn)
+    worker.shutdown_grace_s = 0.05
+    await worker.start()
+    job = await broker.add("stubborn")
+    await started(broker, job)
+    await worker.stop()
+    release.set()
+    (call,) = broker.calls["CompleteJob"]
+    assert call.completion.HasField("released")
+
+
+async def test_the_broker_may_ask_for_the_drain(broker: Broker) -> None:
+    broker.drain = True
+    async with asyncio.timeout(10):
+        await worker_of(broker, ok=lambda context: 1).serve()
+    assert len(broker.calls["DeregisterWorker"]) == 1
+
+
+def process_worker(broker: Broker) -> Worker:
+    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10)
+    for handler in (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die):
+        worker.operation(handler.__name__, run="process")(handler)
+    return worker
+
+
+async def test_handlers_run_in_processes_with_progress_results_and_failures(
+    broker: Broker,
+) -> None:
+    async with process_worker(broker):
+        job = await broker.add("double", to_payload(21))
+        result = (await completion(broker, job)).success.result.json
+        assert '"twice":42' in result
+        assert '"token":1' in result
+        assert f'"pid":{os.getpid()}' not in result
+        assert (job.progress.fraction, job.progress.message) == (0.75, "late")
+        failure = (await completion(broker, await broker.add("refuse", to_payload(1)))).failure
+        assert (failure.type, failure.non_retryable) == ("Unwanted", True)
+        assert "raise Fatal" in failure.stack
+        again = (await completion(broker, await broker.add("double", to_payload(1)))).success
+        assert result.split('"pid":')[1] == again.result.json.split('"pid":')[1]
+
+
+async def test_a_cancellation_reaches_a_handler_in_a_process(broker: Broker) -> None:
+    async with process_worker(broker):
+        job = await broker.add("wait_for_the_signal")
+        await broker.until(lambda: job.HasField("progress"))
+        await cancel(broker, job)
+        assert (await completion(broker, job)).HasField("cancelled")
+
+
+async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
+    broker: Broker,
+) -> None:
+    async with process_worker(broker):
+        failure = (await completion(broker, await broker.add("die"))).failure
+        assert (failure.type, failure.non_retryable) == ("ProcessDied", False)
+        assert "exit code -9" in failure.message
+        said = await completion(broker, await broker.add("double", to_payload(1)))
+        assert said.HasField("success")
+
+
+@pytest.mark.parametrize(("run", "handler"), [("async", handlers.double), ("process", lambda c: 1)])
+def test_a_function_that_cannot_be_run_that_way_is_refused(run: Any, handler: Any) -> None:
+    with pytest.raises(TypeError):
+        Worker().operation("x", run=run)(handler)
+
+
+def test_a_second_handler_for_an_operation_is_refused() -> None:
+    worker = Worker()
+    worker.operation("x")(handlers.double)
+    with pytest.raises(ValueError, match="already"):
+        worker.operation("x")(handlers.double)
