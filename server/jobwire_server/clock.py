@@ -9,8 +9,8 @@ from collections.abc import Callable
 class StoreClock:
     """Estimates the store's time from the last moment that the store told.
 
-    It stamps ids and the time of acceptance. Nothing is decided by it: whatever compares times does so in the
-    store, so that servers whose own clocks are wrong agree all the same.
+    It stamps ids and the time of acceptance. Nothing is decided by it: whatever compares times does
+    so in the store, so that servers whose own clocks are wrong agree all the same.
 
     Args:
         monotonic_s: A clock that never steps.

@@ -34,7 +34,8 @@ class Limits:
     max_message_bytes: int = 16 << 20
     """The largest message on the wire."""
     max_queued_requests: int = 20_000
-    """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY."""
+    """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,10 @@ class BrokerOptions:
     retain_lost_workers_ms: int = 3_600_000
     """How long lost workers stay listed: 1 hour."""
     tick_ms: int = 1_000
-    """The longest time between two looks of the maintenance loops at a queue. A due job known to this
-    server is promoted when it is due, not at the next look."""
+    """The longest time between two looks of the maintenance loops at a queue.
+
+    A due job known to this server is promoted when it is due, not at the next look.
+    """
     bookmark_ms: int = 15_000
     """How long a watch stream may be quiet before it carries a bookmark."""
     max_linger_ms: float = 1.5

@@ -1,7 +1,7 @@
 """The router: the one public API under every transport.
 
-Nothing else creates a job or changes the state of one. It asks the pure operations what is to happen and the store to
-make it so; it knows neither gRPC nor the contract's messages.
+Nothing else creates a job or changes the state of one. It asks the pure operations what is to
+happen and the store to make it so; it knows neither gRPC nor the contract's messages.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import structlog
 
+from jobwire_server.attempts import Attempts
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import (
     JobNotFound,
@@ -20,7 +21,6 @@ from jobwire_server.errors import (
     LeaseLost,
     QueueNotFound,
     ServerDraining,
-    StoreUnavailable,
     WrongState,
 )
 from jobwire_server.ids import UlidFactory
@@ -43,8 +43,6 @@ from jobwire_server.model import (
     WorkerSpec,
     WorkerStatus,
 )
-from jobwire_server.operations import endings
-from jobwire_server.operations.endings import Ending
 from jobwire_server.operations.paging import decode_token, encode_token
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import BrokerOptions
@@ -54,22 +52,19 @@ from jobwire_server.sessions.dispatcher import QueueDispatcher
 from jobwire_server.store import keys
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
-from jobwire_server.store.jobs import AttemptEnd, JobStore, PageToken, Report, Success
+from jobwire_server.store.jobs import JobStore, PageToken, Report
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner
-from jobwire_server.store.workers import LostWorker, WorkerStore
+from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.hub import Hub
 
 log = structlog.get_logger(__name__)
 
 DISCOVERY_S = 2.0
 """How often a server looks for queues that others created."""
-DECISIONS = 5
-"""How often an ending is decided again because the job's state changed under it; it can change only once or twice."""
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
-TAKE_BACK_AT_ONCE = 200
 
 
 class Router:
@@ -96,7 +91,6 @@ class Router:
         self.server_id = server_id
         self.clock = StoreClock()
         self.new_ulid = UlidFactory(self.clock.now_ms)
-        self._random = random_fraction
         self._runner = ScriptRunner(connection.client)
         self._jobs = JobStore(self._runner, server_id)
         self._queues = QueueStore(self._runner)
@@ -105,11 +99,13 @@ class Router:
         self._notices = Notices(connection)
         self._directory = Directory(self._workers, self._backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
-        self._reaper = Reaper(self._workers, options, self._take_back)
+        self._attempts = Attempts(
+            self._jobs, self._lanes_of, options, random_fraction, self._due_in
+        )
+        self._reaper = Reaper(self._workers, options, self._attempts.take_back)
         self._lanes: dict[str, Lanes] = {}
         self._keepers: dict[str, QueueKeeper] = {}
         self._dispatchers: dict[str, QueueDispatcher] = {}
-        self._chores: set[asyncio.Task[None]] = set()
         self._waiting: set[OneShot] = set()
         self._discovery: asyncio.Task[None] | None = None
         self._draining = False
@@ -145,8 +141,8 @@ class Router:
             *(keeper.stop() for keeper in self._keepers.values()),
             *(dispatcher.stop() for dispatcher in self._dispatchers.values()),
         )
-        # What was promised to be given back is given back before the store is closed.
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        # Before the store is closed.
+        await self._attempts.finish()
         await self._hub.stop()
         await self._directory.stop()
         await self._notices.stop()
@@ -222,7 +218,8 @@ class Router:
         looked = 0
         while index < len(order) and len(found) < page_size and looked < LOOK_AT:
             state = order[index]
-            # One id for each job still wanted, so that no job is found and then left out of the page.
+            # One id for each job still wanted, so that no job is found and then left out of the
+            # page.
             most = page_size - len(found)
             ids, following = await self._jobs.list_ids(queue, state, most, token)
             looked += max(len(ids), 1)
@@ -303,7 +300,7 @@ class Router:
             pass
         except asyncio.CancelledError:
             # The caller is gone; what came for it in this very moment goes back.
-            self._give_back(worker_id, demand.take())
+            self._attempts.give_back(worker_id, demand.take())
             raise
         finally:
             self._waiting.discard(demand)
@@ -329,16 +326,22 @@ class Router:
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
             JobNotFound: There is no such job.
-            WrongState: The job is not PENDING, its queue is paused, or the worker does not serve it.
+            WrongState: The job is not PENDING, its queue is paused, or the worker does not serve
+                it.
         """
         spec, status = await self._directory.get(worker_id)
         job = await self.get_job(queue, ulid, full=False)
         facts = read_facts(job.record)
         route = route_of(facts.operation, facts.requirements)
-        if not route.served_by(spec) or queue not in spec.queues or status is not WorkerStatus.READY:
+        if (
+            not route.served_by(spec)
+            or queue not in spec.queues
+            or status is not WorkerStatus.READY
+        ):
             raise WrongState(
-                f"the worker {worker_id} does not serve {job.job_id}: the worker must be READY and have its"
-                f" queue {queue}, its operation {facts.operation} and the labels that it requires",
+                f"the worker {worker_id} does not serve {job.job_id}: the worker must be READY"
+                f" and have its queue {queue},"
+                f" its operation {facts.operation} and the labels that it requires",
                 metadata={"state": job.state.name},
             )
         lease_ms = self.lease_ms(spec)
@@ -383,7 +386,9 @@ class Router:
         renewals = [Renewal(lost=True)] * len(leases)
 
         async def renew(queue: str, places: list[int]) -> None:
-            reports = [Report(leases[at][1], worker_id, leases[at][2], lease_ms, b"") for at in places]
+            reports = [
+                Report(leases[at][1], worker_id, leases[at][2], lease_ms, b"") for at in places
+            ]
             answers = await self._lanes_of(queue).report.submit(reports)
             for at, answer in zip(places, answers, strict=True):
                 renewals[at] = answer
@@ -400,16 +405,15 @@ class Router:
         spec = await self._directory.remove(worker_id)
         released = 0
         for queue in spec.queues if spec else ():
-            released += await self._end_held(
-                queue,
-                worker_id,
-                "worker",
-                lambda job: endings.after_release(job, True, "the worker deregistered", self.options),
+            released += await self._attempts.release_held(
+                queue, worker_id, "the worker deregistered"
             )
         return released
 
     async def list_workers(self, after: str, most: int) -> list[Worker]:
-        """Returns up to `most` workers whose ids sort after `after`, with the number of jobs they hold."""
+        """Returns up to `most` workers whose ids sort after `after`, with the number of jobs they
+        hold.
+        """
         workers = await self._workers.page(after, most)
         return [await self._with_leases(worker) for worker in workers]
 
@@ -439,35 +443,24 @@ class Router:
             JobNotFound: There is none.
         """
         self._directory.hear(worker_id)
-        item = Success(ulid, worker_id, fencing_token, result)
-        outcome = await self._lanes_of(queue).succeed.one(item)
-        if isinstance(outcome, JobwireError):
-            raise outcome
-        return outcome
+        return await self._attempts.succeed(queue, ulid, worker_id, fencing_token, result)
 
     async def fail(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, failure: Failure
     ) -> Completed:
-        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED. Raises as `succeed`."""
-        return await self._end_as_holder(
-            queue,
-            ulid,
-            worker_id,
-            fencing_token,
-            lambda job: endings.after_failure(job, failure, self.options, self._random),
-        )
+        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED.
+
+        Raises as `succeed`.
+        """
+        self._directory.hear(worker_id)
+        return await self._attempts.fail(queue, ulid, worker_id, fencing_token, failure)
 
     async def release(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, started: bool, reason: str
     ) -> Completed:
         """Gives a job back to its queue. Raises as `succeed`."""
-        return await self._end_as_holder(
-            queue,
-            ulid,
-            worker_id,
-            fencing_token,
-            lambda job: endings.after_release(job, started, reason, self.options),
-        )
+        self._directory.hear(worker_id)
+        return await self._attempts.release(queue, ulid, worker_id, fencing_token, started, reason)
 
     async def confirm_cancel(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int
@@ -477,125 +470,8 @@ class Router:
         Raises:
             WrongState: Nobody cancelled the job. Otherwise as `succeed`.
         """
-
-        def decide(job: Job) -> Ending:
-            if job.state is JobState.RUNNING:
-                raise WrongState(
-                    f"nobody cancelled {job.job_id}: complete it with a result, a failure or a release",
-                    metadata={"state": job.state.name},
-                )
-            return endings.after_cancellation()
-
-        return await self._end_as_holder(queue, ulid, worker_id, fencing_token, decide)
-
-    async def _end_as_holder(
-        self,
-        queue: str,
-        ulid: str,
-        worker_id: str,
-        fencing_token: int,
-        decide: Callable[[Job], Ending],
-    ) -> Completed:
         self._directory.hear(worker_id)
-        lanes = self._lanes_of(queue)
-        for _ in range(DECISIONS):
-            job = await self.get_job(queue, ulid, full=False)
-            mine = job.fencing_token == fencing_token and job.worker_id == worker_id
-            if job.state.leased and not mine:
-                raise LeaseLost(job.job_id, fencing_token)
-            # A job that is no longer leased may have been ended by this very call, whose answer was lost: the
-            # script can tell, and it does not look at what was decided then.
-            ending = decide(job) if mine else endings.after_cancellation()
-            held = replace(job, worker_id=worker_id, fencing_token=fencing_token)
-            outcome = await lanes.end.one(AttemptEnd(held, "worker", ending))
-            if isinstance(outcome, JobwireError):
-                raise outcome
-            if outcome is not None:
-                if outcome.next_attempt_at_ms:
-                    self._due_in(queue, ending.backoff_ms)
-                return outcome
-        raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
-
-    async def _end_overdue(self, queue: str, overdue: list[tuple[str, str]]) -> None:
-        """Ends attempts whose lease ran out, whose timeout passed, or whose grace of cancellation is over."""
-        jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
-        ends = []
-        for (condition, _), job in zip(overdue, jobs, strict=True):
-            if job is None or not job.state.leased:
-                continue
-            if condition == "lease":
-                cause = f"the lease of {job.worker_id} ran out"
-                ending = endings.after_crash(job, cause, self.options)
-            elif condition == "timeout":
-                ending = endings.after_timeout(job, self.options, self._random)
-            else:
-                ending = endings.after_cancellation()
-            ends.append(AttemptEnd(job, condition, ending))
-        await self._apply(queue, ends)
-
-    async def _take_back(self, worker: LostWorker, queue: str) -> int:
-        """Returns what a lost worker holds in one queue."""
-        cause = f"the worker {worker.worker_id} was lost"
-        return await self._end_held(
-            queue,
-            worker.worker_id,
-            "lost",
-            lambda job: endings.after_crash(job, cause, self.options),
-            started_until_ms=worker.lost_at_ms,
-        )
-
-    async def _end_held(
-        self,
-        queue: str,
-        worker_id: str,
-        condition: str,
-        decide: Callable[[Job], Ending],
-        started_until_ms: int | None = None,
-    ) -> int:
-        """Ends every attempt that a worker holds in a queue; returns how many."""
-        ulids = sorted(await self._jobs.held(queue, worker_id))
-        ended = 0
-        for at in range(0, len(ulids), TAKE_BACK_AT_ONCE):
-            jobs = await self._jobs.read(queue, ulids[at : at + TAKE_BACK_AT_ONCE], full=False)
-            ends = [
-                AttemptEnd(job, condition, decide(job))
-                for job in jobs
-                if job is not None
-                and job.state.leased
-                and job.worker_id == worker_id
-                # A worker of the same name that registered since may hold jobs by now.
-                and (started_until_ms is None or job.started_at_ms <= started_until_ms)
-            ]
-            ended += await self._apply(queue, ends)
-        return ended
-
-    async def _apply(self, queue: str, ends: list[AttemptEnd]) -> int:
-        """Applies decisions; those that no longer fit are left to the next look. Returns how many were applied."""
-        if not ends:
-            return 0
-        outcomes = await self._jobs.end_attempts(queue, ends, self.options.retain_ended_ms)
-        for end, outcome in zip(ends, outcomes, strict=True):
-            if isinstance(outcome, Completed) and outcome.next_attempt_at_ms:
-                self._due_in(queue, end.ending.backoff_ms)
-        return sum(isinstance(outcome, Completed) for outcome in outcomes)
-
-    def _give_back(self, worker_id: str, assignments: Sequence[Assignment]) -> None:
-        """Returns jobs that never reached their worker, in the background; if that fails their leases end."""
-
-        async def release() -> None:
-            for assignment in assignments:
-                queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
-                try:
-                    await self.release(
-                        queue, ulid, worker_id, assignment.fencing_token, False, "not delivered"
-                    )
-                except JobwireError as error:
-                    log.warning("job not given back", job_id=assignment.job_id, error=error.message)
-
-        if assignments:
-            task = asyncio.create_task(release(), name="give-back")
-            self._chores.add(task)
-            task.add_done_callback(self._chores.discard)
+        return await self._attempts.confirm_cancel(queue, ulid, worker_id, fencing_token)
 
     # ---------------------------------------------------------------- queues
 
@@ -636,7 +512,7 @@ class Router:
         if lanes is None:
             lanes = self._lanes[queue] = Lanes(queue, self._jobs, self.options, self._backlog)
             keeper = self._keepers[queue] = QueueKeeper(
-                queue, self._jobs, self.options, self._end_overdue, self.clock.told
+                queue, self._jobs, self.options, self._attempts.end_overdue, self.clock.told
             )
             keeper.start()
         return lanes
@@ -669,7 +545,7 @@ class Router:
                 self.options.retain_ended_ms,
                 subscribe,
                 unsubscribe,
-                self._give_back,
+                self._attempts.give_back,
                 self._forget_dispatcher,
             )
         return dispatcher

@@ -79,7 +79,8 @@ class QueueKeeper:
                 log.debug("queue not kept", queue=self._queue, error=error.message)
                 wait_s = ERROR_PAUSE_S * (0.5 + random.random())
             except Exception:
-                # A queue without a keeper would stand still: whatever happened, the next look comes.
+                # A queue without a keeper would stand still: whatever happened, the next look
+                # comes.
                 log.exception("queue not kept", queue=self._queue)
                 wait_s = ERROR_PAUSE_S
             await self._sleep(wait_s)

@@ -37,8 +37,7 @@ def decode_token(scope: str, token: str, length: int) -> list[str | int]:
         BadPageToken: It is not a token of this scope.
     """
     try:
-        parts = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        mark, *place = parts
+        mark, *place = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (ValueError, TypeError, Base64Error):
         mark, place = None, []
     if (
@@ -50,8 +49,9 @@ def decode_token(scope: str, token: str, length: int) -> list[str | int]:
             [
                 Violation(
                     "page_token",
-                    "is not a token that this method gave out for the same filter; start again without one",
+                    "is not a token that this method gave out for the same filter; start again"
+                    " without one",
                 )
             ]
         )
-    return place
+    return list(place)

@@ -18,7 +18,9 @@ class Rates:
     window_ms: int
 
 
-def rates(now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, Mapping[str, int]]]) -> Rates:
+def rates(
+    now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, Mapping[str, int]]]
+) -> Rates:
     """Compares the totals of now with the oldest sample of the window.
 
     Args:
@@ -33,6 +35,9 @@ def rates(now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, M
     then_ms, then = usable[-1]
     window_ms = now_ms - then_ms
     return Rates(
-        {name: 1000 * max(0, totals.get(name, 0) - count) / window_ms for name, count in then.items()},
+        {
+            name: 1000 * max(0, totals.get(name, 0) - count) / window_ms
+            for name, count in then.items()
+        },
         window_ms,
     )

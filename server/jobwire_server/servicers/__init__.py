@@ -30,11 +30,18 @@ SERVICE_NAMES: tuple[str, ...] = tuple(service.full_name for service in _SERVICE
 def generic_handlers(router: Router, facts: ServerFacts) -> list[grpc.GenericRpcHandler]:
     """Returns the handlers of every method of the contract, for a grpc.aio server."""
     limits = facts.limits
-    servicers = (JobService(router, limits), WorkerService(router, limits), AdminService(router, facts))
+    servicers = (
+        JobService(router, limits),
+        WorkerService(router, limits),
+        AdminService(router, facts),
+    )
     return [
         grpc.method_handlers_generic_handler(
             service.full_name,
-            {method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods},
+            {
+                method.name: _handler(method, getattr(servicer, method.name))
+                for method in service.methods
+            },
         )
         for service, servicer in zip(_SERVICES, servicers, strict=True)
     ]
@@ -44,9 +51,11 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-# Taken from the descriptors rather than from the generated registration, because answers may be messages of
-# `wire`, which the generated code's serializers refuse.
-def _handler(method: MethodDescriptor, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+# Taken from the descriptors rather than from the generated registration, because answers may be
+# messages of `wire`, which the generated code's serializers refuse.
+def _handler(
+    method: MethodDescriptor, behaviour: Callable[..., Any]
+) -> grpc.RpcMethodHandler[Any, Any]:
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,

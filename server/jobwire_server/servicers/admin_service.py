@@ -79,7 +79,7 @@ class AdminService:
                 self._convert(item, leases=False)
                 for item in workers
                 if (not request.queue or request.queue in item.spec.queues)
-                and (not request.status or request.status == item.status)
+                and (not request.status or request.status == item.status.value)
             ],
             next_page_token=(
                 encode_token(scope, workers[-1].spec.worker_id) if len(workers) == most else ""

@@ -54,8 +54,8 @@ class Checker:
         if not is_queue(name):
             self.add(
                 field,
-                "must be a queue name: 1 to 63 characters out of a-z 0-9 . _ - that begin and end with a"
-                f" letter or a digit, not {name[:80]!r}",
+                "must be a queue name: 1 to 63 characters out of a-z 0-9 . _ - that begin and end"
+                f" with a letter or a digit, not {name[:80]!r}",
             )
         return name
 
@@ -65,8 +65,8 @@ class Checker:
         if parts is None:
             self.add(
                 field,
-                "must be a job id: <queue>-<26 lower-case ULID characters>, as it was given out, not"
-                f" {job_id[:120]!r}",
+                "must be a job id: <queue>-<26 lower-case ULID characters>, as it was given out,"
+                f" not {job_id[:120]!r}",
             )
             return "", ""
         return parts
@@ -76,8 +76,8 @@ class Checker:
         if not is_operation(name):
             self.add(
                 field,
-                "must be an operation name: 1 to 128 characters out of letters, digits and . _ / : - that"
-                f" begin with a letter or a digit, not {name[:140]!r}",
+                "must be an operation name: 1 to 128 characters out of letters, digits and . _ /"
+                f" : - that begin with a letter or a digit, not {name[:140]!r}",
             )
 
     def worker_id(self, field: str, worker_id: str) -> None:
@@ -110,7 +110,7 @@ class Checker:
         return text
 
     def duration_ms(self, field: str, duration: Duration, least: int, most: int) -> int:
-        """Returns a duration in milliseconds, rounded up so that a short one does not become none."""
+        """Returns a duration in milliseconds, rounded up so that a short one is not none."""
         value = duration.seconds * 1000 + -(-duration.nanos // 1_000_000)
         if not least <= value <= most:
             self.add(field, f"must be {_span(least)} to {_span(most)}, not {_span(value)}")
@@ -148,8 +148,8 @@ class Checker:
             self.too_large = True
             self.add(
                 field,
-                f"has {size} bytes, the server takes at most {most}; store the content elsewhere and send"
-                " a reference, or raise the limit",
+                f"has {size} bytes, the server takes at most {most}; store the content elsewhere"
+                " and send a reference, or raise the limit",
             )
 
 

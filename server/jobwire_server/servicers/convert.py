@@ -175,7 +175,7 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
     """Returns a queue; with `detail` also its rates and the age of its oldest ready job."""
     message = admin_service_pb2.Queue(name=item.name, paused=item.paused)
     for state, count in item.depth.items():
-        message.depth.add(state=state.value, count=count)  # type: ignore[arg-type]
+        message.depth.add(state=state.value, count=count)
     for name in admin_service_pb2.QueueTotals.DESCRIPTOR.fields_by_name:
         setattr(message.totals, name, item.totals.get(name, 0))
     if detail:

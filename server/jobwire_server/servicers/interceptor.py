@@ -49,12 +49,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._log_all = log_all
         self._wrapped: dict[str, Handler] = {}
+        self._awaited: list[MethodStats] = []
         self._draining = False
         self._second, self._lines, self._left_out = 0, 0, 0
 
     def drain(self) -> None:
         """From now on refuse new calls, except those about the server itself."""
         self._draining = True
+
+    @property
+    def in_hand(self) -> int:
+        """The calls that draining waits for: all but those about the server itself."""
+        return sum(stats.in_flight for stats in self._awaited)
 
     async def intercept_service(
         self,
@@ -77,6 +83,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         behavior = getattr(handler, kind)
         stats = self._metrics.method(method)
         always = method.lstrip("/").startswith(WHILE_DRAINING)
+        if not always:
+            self._awaited.append(stats)
         if inspect.isasyncgenfunction(behavior):
             wrapped: Any = self._generator(behavior, stats, always)
         elif inspect.iscoroutinefunction(behavior):

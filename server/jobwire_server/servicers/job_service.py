@@ -56,11 +56,13 @@ class JobService:
         failures = await asyncio.gather(
             *(self._submit_group(queue, group, results) for queue, group in by_queue.items())
         )
-        # Nothing was accepted because the store is away: then the call fails, which clients know how to retry.
+        # Nothing was accepted because the store is away: then the call fails, which clients know
+        # how to retry.
         away = [error for error in failures if isinstance(error, StoreUnavailable)]
         if failures and len(away) == len(failures):
             raise away[0]
-        return job_service_pb2.SubmitJobsResponse(results=results)
+        answered = [result for result in results if result is not None]
+        return job_service_pb2.SubmitJobsResponse(results=answered)
 
     async def _submit_group(
         self,

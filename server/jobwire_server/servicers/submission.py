@@ -23,8 +23,6 @@ _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
 _OPERATION = _FIELDS["operation"].number
 _PAYLOAD = _FIELDS["payload"].number
 _PRIORITY = _FIELDS["priority"].number
-_LABELS = _FIELDS["labels"].number
-_OUTPUT_ONLY = {_FIELDS["created_at"].number, _FIELDS["schema_version"].number}
 
 
 class Submissions:
@@ -132,8 +130,8 @@ class Submissions:
                 )
             if spec.HasField("retry"):
                 retry = _retry(checker, spec.retry)
-            for number in _OUTPUT_ONLY.intersection(rare):
-                spec.ClearField(job_pb2.JobSpec.DESCRIPTOR.fields_by_number[number].name)
+            spec.ClearField("created_at")
+            spec.ClearField("schema_version")
         if checker.violations:
             checker.raise_if_any()
         return NewJob(
@@ -151,7 +149,9 @@ class Submissions:
         )
 
     def _stamp_of(self, now_ms: int) -> bytes:
-        """Returns the serialized fields that the broker adds to a record; one moment's jobs share them."""
+        """Returns the serialized fields that the broker adds to a record; one moment's jobs share
+        them.
+        """
         if now_ms != self._stamp_ms:
             moment = Timestamp(seconds=now_ms // 1000, nanos=now_ms % 1000 * 1_000_000)
             self._stamp = job_pb2.JobSpec(
@@ -164,7 +164,9 @@ class Submissions:
 def _retry(checker: Checker, retry: job_pb2.RetryPolicy) -> RetryPolicy:
     initial = longest = None
     if retry.HasField("initial_backoff"):
-        initial = checker.duration_ms("spec.retry.initial_backoff", retry.initial_backoff, 0, DAY_MS)
+        initial = checker.duration_ms(
+            "spec.retry.initial_backoff", retry.initial_backoff, 0, DAY_MS
+        )
     if retry.HasField("max_backoff"):
         longest = checker.duration_ms("spec.retry.max_backoff", retry.max_backoff, 0, 30 * DAY_MS)
         if initial is not None and longest < initial:
@@ -194,7 +196,9 @@ def check_same(accepted: Accepted, job: NewJob) -> None:
     """
     if accepted.existing_record is None:
         return
-    specs = [job_pb2.JobSpec.FromString(record) for record in (accepted.existing_record, job.record)]
+    specs = [
+        job_pb2.JobSpec.FromString(record) for record in (accepted.existing_record, job.record)
+    ]
     for spec in specs:
         spec.ClearField("created_at")
         spec.ClearField("schema_version")

@@ -1,8 +1,9 @@
 """Answers whose large parts are handed on as the bytes they are.
 
-On the wire a message field and a bytes field look alike. These classes are the contract's messages with a few message
-fields declared as bytes, so that a stored record goes into an answer without being parsed and written anew. They are
-derived from the contract's descriptors when the server starts, so they can't drift from it.
+On the wire a message field and a bytes field look alike. These classes are the contract's messages
+with a few message fields declared as bytes, so that a stored record goes into an answer without
+being parsed and written anew. They are derived from the contract's descriptors when the server
+starts, so they can't drift from it.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ def _derive(pool: descriptor_pool.DescriptorPool, source: FileDescriptor) -> Non
                 field.ClearField("type_name")
             elif field.type_name.startswith(f".{_PACKAGE}."):
                 field.type_name = field.type_name.replace(f".{_PACKAGE}.", f".{_DERIVED}.", 1)
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
 
 
-def _add_well_known(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, done: set[str]) -> None:
+def _add_well_known(
+    pool: descriptor_pool.DescriptorPool, file: FileDescriptor, done: set[str]
+) -> None:
     for dependency in file.dependencies:
         if dependency.name.startswith("google/") and dependency.name not in done:
             done.add(dependency.name)

@@ -118,9 +118,7 @@ class WorkerService:
         kind = completion.WhichOneof("outcome")
         if kind == "success":
             result = completion.success.result
-            checker.payload(
-                "completion.success.result", result, self._limits.max_result_bytes
-            )
+            checker.payload("completion.success.result", result, self._limits.max_result_bytes)
             checker.raise_if_any()
             return await self._router.succeed(
                 queue, ulid, worker_id, token, result.SerializeToString()

@@ -11,8 +11,8 @@ from jobwire_server.model import Assignment, WorkerSpec
 class Demand:
     """Room for jobs at one worker, offered to the dispatchers of its queues at once.
 
-    The dispatchers of several queues claim for one demand at the same time, so each reserves the room that it asks
-    the store to fill; together they never bring more than there is.
+    The dispatchers of several queues claim for one demand at the same time, so each reserves the
+    room that it asks the store to fill; together they never bring more than there is.
 
     Args:
         spec: The worker.
@@ -48,7 +48,9 @@ class Demand:
         """A look at the queue found nothing more for this demand."""
 
     def failed(self, error: Exception) -> None:
-        """A look at a queue failed; the dispatcher goes on trying for as long as the demand is open."""
+        """A look at a queue failed; the dispatcher goes on trying for as long as the demand is
+        open.
+        """
 
     def _tell_skipped(self) -> None:
         if self.room > 0 and self.skipped:
@@ -75,7 +77,9 @@ class OneShot(Demand):
         self._taken = False
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """Ends the demand with these jobs, or adds those of another queue that came in the same moment."""
+        """Ends the demand with these jobs, or adds those of another queue that came in the same
+        moment.
+        """
         if self.answer.cancelled():
             return False
         if not self.answer.done():

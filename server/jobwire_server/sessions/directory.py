@@ -1,7 +1,7 @@
 """The workers that talk to this server: what they serve, and that they are alive.
 
-Descriptions are cached so that a claim costs no look at the registry, and signs of life are gathered so that a
-thousand workers cost one call a second.
+Descriptions are cached so that a claim costs no look at the registry, and signs of life are
+gathered so that a thousand workers cost one call a second.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from jobwire_server.store.workers import WorkerStore
 log = structlog.get_logger(__name__)
 
 FLUSH_S = 1.0
-"""How often gathered signs of life go to the store; also how long a change of status made through another server
-may go unseen here. Well below any worker timeout."""
+"""How often gathered signs of life go to the store; also how long a change of status made through
+another server may go unseen here. Well below any worker timeout.
+"""
 IDLE_S = 60.0
 """A worker not heard of for so long is dropped from the cache."""
 
@@ -83,7 +84,9 @@ class Directory:
         return (entry.spec.lease_ms if entry else 0) or default
 
     def hear(self, worker_id: str) -> None:
-        """Notes a sign of life of a worker that any call named; it reaches the store within a second."""
+        """Notes a sign of life of a worker that any call named; it reaches the store within a
+        second.
+        """
         self._heard.add(worker_id)
         entry = self._entries.get(worker_id)
         if entry is not None:

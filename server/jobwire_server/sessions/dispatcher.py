@@ -1,8 +1,8 @@
 """The dispatcher: demands of this server's workers on one side, one queue on the other.
 
-It sleeps until a demand comes or the store says that jobs became ready, claims for all demands in one call, and never
-for more than they have room for. One call for a queue is under way at a time, so that what comes meanwhile goes
-together in the next.
+It sleeps until a demand comes or the store says that jobs became ready, claims for all demands in
+one call, and never for more than they have room for. One call for a queue is under way at a time,
+so that what comes meanwhile goes together in the next.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class QueueDispatcher:
         self._served.pop(id(demand.spec), None)
 
     def notice(self, data: bytes) -> None:
-        """Jobs became ready: `<route>:<count>` by commas, or `*` for an unknown number on any route."""
+        """Jobs became ready: `<route>:<count>` by commas, or `*` for an unknown number on any
+        route.
+        """
         if data == b"*":
             self.look_again()
             return
@@ -172,7 +174,9 @@ class QueueDispatcher:
         self._wake.clear()
         has_demands = bool(self._idle)
         try:
-            async with asyncio.timeout(POLL_S * (0.75 + random.random() / 2) if has_demands else LINGER_S):
+            async with asyncio.timeout(
+                POLL_S * (0.75 + random.random() / 2) if has_demands else LINGER_S
+            ):
                 await self._wake.wait()
         except TimeoutError:
             if has_demands:

@@ -1,10 +1,11 @@
 """Between the store's replies and the model.
 
 The fields of a job's HASH, which are short because there is one set for each job:
-`s` state, `v` revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest attempt,
-`f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready since, `e` end,
-`pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g` progress, `u` its time, `ca` cancel
-reason, `cd` cancel deadline, `xt` execution timeout, `ex` expiry, `o` retry policy. Times are Unix ms.
+`s` state, `v` revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest
+attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready
+since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
+progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
+expiry, `o` retry policy. Times are Unix ms.
 """
 
 from __future__ import annotations

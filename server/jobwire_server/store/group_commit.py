@@ -16,8 +16,9 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 CROWD = 4
-"""So many requests in one call show that callers run side by side, and that waiting a little gathers more.
-With fewer, a pause would only hold up a caller who sends one after the other."""
+"""So many requests in one call show that callers run side by side, and that waiting a little
+gathers more. With fewer, a pause would only hold up a caller who sends one after the other.
+"""
 
 
 class Backlog:
@@ -49,7 +50,8 @@ class GroupCommit(Generic[Item, Answer]):
     """Gathers items into calls of one kind, one call at a time, in order.
 
     Args:
-        write: Makes one call; answers item by item, in order. What it raises goes to every caller of that call.
+        write: Makes one call; answers item by item, in order. What it raises goes to every caller
+            of that call.
         backlog: Shared by all that wait in this server.
         max_items: The most items of one call; a single larger request goes by itself.
         linger_s: The longest pause before a small call while callers crowd; 0 for none.
@@ -96,7 +98,7 @@ class GroupCommit(Generic[Item, Answer]):
         crowd = 0
         try:
             while self._waiting:
-                if self._linger_s and CROWD <= crowd and len(self._waiting) < crowd:
+                if self._linger_s and crowd >= CROWD and len(self._waiting) < crowd:
                     await asyncio.sleep(self._linger_s)
                 group, items = self._gather()
                 crowd = len(group)

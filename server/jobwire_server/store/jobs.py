@@ -94,7 +94,8 @@ class PageToken:
 class JobStore:
     """The jobs of all queues.
 
-    Every method raises StoreUnavailable if the store does not answer, and those that write new data StoreFull.
+    Every method raises StoreUnavailable if the store does not answer, and those that write new data
+    StoreFull.
     """
 
     def __init__(self, runner: ScriptRunner, server_id: str) -> None:
@@ -133,7 +134,10 @@ class JobStore:
     async def claim(
         self, queue: str, requests: Sequence[ClaimRequest], retention_ms: int
     ) -> list[Claimed]:
-        """Leases jobs to each request in turn, at most what it asks for. Not to be called twice at once for a queue."""
+        """Leases jobs to each request in turn, at most what it asks for.
+
+        Not to be called twice at once for a queue.
+        """
         sets: dict[tuple[str, ...], int] = {}
         tail: list[Argument] = []
         for request in requests:
@@ -162,7 +166,7 @@ class JobStore:
             JobNotFound: There is none.
             WrongState: It is not PENDING, or its queue is paused.
         """
-        args = [self._shift, ulid, worker_id, lease_ms, route_id, priority]
+        args: list[Argument] = [self._shift, ulid, worker_id, lease_ms, route_id, priority]
         code, *rest = await self._runner.run("claim_job", keys.queue_prefix(queue), args)
         job_id = f"{queue}-{ulid}"
         if code == 0:
@@ -195,7 +199,9 @@ class JobStore:
     async def end_attempts(
         self, queue: str, ends: Sequence[AttemptEnd], retention_ms: int
     ) -> list[Completed | JobwireError | None]:
-        """Applies decided endings; None where the job changed meanwhile and has to be decided again."""
+        """Applies decided endings; None where the job changed meanwhile and has to be decided
+        again.
+        """
         args: list[Argument] = [self._shift, retention_ms]
         for end in ends:
             job, ending = end.job, end.ending
@@ -226,8 +232,7 @@ class JobStore:
             args += report
         answers = await self._runner.run("progress", keys.queue_prefix(queue), args)
         return [
-            _renewal(queue, report, answer)
-            for report, answer in zip(reports, answers, strict=True)
+            _renewal(queue, report, answer) for report, answer in zip(reports, answers, strict=True)
         ]
 
     async def cancel(
@@ -270,12 +275,12 @@ class JobStore:
             keys.queue_prefix(queue),
             [int(state), most, token.source, token.last, token.place],
         )
-        following = (
-            PageToken(source.decode(), last.decode(), place.decode()) if source else None
-        )
+        following = PageToken(source.decode(), last.decode(), place.decode()) if source else None
         return [ulid.decode() for ulid in ids], following
 
-    async def tick(self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int) -> Tick:
+    async def tick(
+        self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int
+    ) -> Tick:
         """Lets the clock act on a queue."""
         now, more, next_due, *overdue = await self._runner.run(
             "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
@@ -284,7 +289,9 @@ class JobStore:
         return Tick(bool(more), now, next_due, list(zip(named[::2], named[1::2], strict=True)))
 
     async def purge(self, queue: str, most: int) -> tuple[int, int]:
-        """Forgets up to `most` jobs whose retention has ended; returns how many, and the next due moment or 0."""
+        """Forgets up to `most` jobs whose retention has ended; returns how many, and the next due
+        moment or 0.
+        """
         forgotten, next_due = await self._runner.run(
             "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000)]
         )
@@ -336,6 +343,9 @@ def _renewal(queue: str, report: Report, answer: list[int | bytes]) -> Renewal:
     cancel = None
     if cancel_deadline:
         cancel = CancelNotice(
-            job_id, report.fencing_token, bytes(reason).decode(errors="replace"), int(cancel_deadline)
+            job_id,
+            report.fencing_token,
+            bytes(reason).decode(errors="replace"),
+            int(cancel_deadline),
         )
     return Renewal(lost=False, lease_expires_at_ms=int(lease_end), cancel=cancel)

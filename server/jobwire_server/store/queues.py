@@ -26,13 +26,11 @@ class QueueStore:
     async def names(self, after: str = "", most: int = -1) -> list[str]:
         """Returns the names that sort after `after`, at most `most` of them (-1: all)."""
         start = f"({after}" if after else "-"
-        reply = await self._runner.command(
-            "ZRANGEBYLEX", keys.QUEUES, start, "+", "LIMIT", 0, most
-        )
+        reply = await self._runner.command("ZRANGEBYLEX", keys.QUEUES, start, "+", "LIMIT", 0, most)
         return [name.decode() for name in reply]
 
     async def read(self, queue: str, *, detail: bool) -> Queue:
-        """Returns the queue as it stands; with `detail` also its oldest ready job and its samples."""
+        """Returns a queue as it stands; with `detail` also its oldest ready job and samples."""
         now, paused, counts, totals, since, record, samples = await self._runner.run(
             "queue", keys.queue_prefix(queue), [self._runner.clock_shift_ms, int(detail)]
         )

@@ -1,7 +1,8 @@
 """Loading and running the Lua scripts.
 
 A script is a file of lua/, its `--include` lines replaced by the files of lua/include/.
-It is called by its digest; a store that does not know it (restarted, failed over, flushed) gets the source once.
+It is called by its digest; a store that does not know it (restarted, failed over, flushed) gets the
+source once.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ log = structlog.get_logger(__name__)
 Argument = str | bytes | int | float
 
 RETRY_WINDOW_S = 2.0
-"""How long a call is repeated against a store that does not answer. Within it a restart or a failover of the
-store is a delay; beyond it callers are better told."""
+"""How long a call is repeated against a store that does not answer.
+
+Within it a restart or a failover of the store is a delay; beyond it callers are better told.
+"""
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
 
@@ -46,8 +49,18 @@ PASSING = (
 )
 
 
-# The same, as replies that the client library does not tell apart, and a disk that is full or failing.
-PASSING_REPLIES = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "NOREPLICAS", "BUSY", "MISCONF")
+# The same, as replies that the client library does not tell apart, and a disk that is full or
+# failing.
+PASSING_REPLIES = (
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "READONLY",
+    "NOREPLICAS",
+    "BUSY",
+    "MISCONF",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,8 @@ def names() -> list[str]:
 class ScriptRunner:
     """Runs scripts, and repeats them while the store is away for a moment.
 
-    Repeating is safe because every script is idempotent: a call whose answer was lost changes nothing the second time.
+    Repeating is safe because every script is idempotent: a call whose answer was lost changes
+    nothing the second time.
 
     Args:
         client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
@@ -128,13 +142,15 @@ class ScriptRunner:
                 if self._down_since is None:
                     self._down_since = monotonic()
                     log.warning("store unreachable", error=str(error))
-                # While the store is known to be away longer than the window, callers are told at once.
+                # While the store is known to be away longer than the window, callers are told at
+                # once.
                 if (
                     monotonic() + pause > deadline
                     or monotonic() - self._down_since > RETRY_WINDOW_S
                 ):
                     raise StoreUnavailable(
-                        f"the store does not answer ({type(error).__name__}); retry with the same ids"
+                        f"the store does not answer ({type(error).__name__}); retry with the same"
+                        " ids"
                     ) from error
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -28,7 +28,9 @@ class WorkerStore:
 
     async def register(self, spec: WorkerSpec) -> int:
         """Makes the worker known and READY; returns the store's time."""
-        now: int = await self._run("worker_register", [self._shift, spec.worker_id, codec.encode_worker(spec)])
+        now: int = await self._run(
+            "worker_register", [self._shift, spec.worker_id, codec.encode_worker(spec)]
+        )
         return now
 
     async def touch(self, worker_ids: Sequence[str]) -> list[WorkerStatus | None]:

@@ -1,8 +1,8 @@
 """The hub: one subscription for each watched queue, one read for each change of a watched job.
 
 A watcher subscribes first and reads then, so that no change falls between its first answer and the
-live ones. Events only say that a job changed; what it changed to is read from the store, for all the
-watchers of this server at once. A lost event is repaired by the read that follows every
+live ones. Events only say that a job changed; what it changed to is read from the store, for all
+the watchers of this server at once. A lost event is repaired by the read that follows every
 resubscription.
 """
 
@@ -29,7 +29,9 @@ RETRY_PAUSE_S = 0.25
 LINGER_S = 10.0
 """How long an unwatched queue stays subscribed."""
 REFRESH_S = 20.0
-"""Every watched job is read this often whatever the events say: a net under anything that could lose one."""
+"""Every watched job is read this often whatever the events say: a net under anything that could
+lose one.
+"""
 
 
 class _Watched:
@@ -147,7 +149,8 @@ class _QueueWatch:
         newer = job is None or watched.job is None or job.revision > watched.job.revision
         if newer:
             watched.job = job
-        # A watcher that came during an earlier read waits for this one, whether or not it brings anything new.
+        # A watcher that came during an earlier read waits for this one, whether or not it brings
+        # anything new.
         if newer or first or watched.watchers > 0:
             watched.tell()
 
@@ -175,7 +178,8 @@ class Hub:
             self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="watch-sweeper")
 
     async def watch(self, queue: str, ulid: str) -> AsyncIterator[Job | None]:
-        """Yields the job as it stands, then at every change until its terminal state; None is a sign of life.
+        """Yields the job as it stands, then at every change until its terminal state; None is a
+        sign of life.
 
         A watcher that is slower than the changes is given the newest state only.
 
@@ -262,7 +266,9 @@ class Hub:
         return room
 
     async def _subscribed(self, room: _QueueWatch) -> None:
-        """Returns once the events of the queue arrive; watchers that come together wait for one subscription."""
+        """Returns once the events of the queue arrive; watchers that come together wait for one
+        subscription.
+        """
         if room.ready is None:
             listener = Listener(room.event, room.mark_all)
             room.ready = asyncio.create_task(
@@ -275,7 +281,9 @@ class Hub:
             raise
 
     async def _sweep_for_ever(self) -> None:
-        """Closes rooms that nobody has watched for a while; watchers come and go faster than subscriptions should."""
+        """Closes rooms that nobody has watched for a while; watchers come and go faster than
+        subscriptions should.
+        """
         while True:
             await asyncio.sleep(LINGER_S)
             for room in [*self._queues.values()]:

@@ -1,0 +1,259 @@
+"""The ends of attempts: the router's part that decides what becomes of a job and has it written.
+
+Each end is decided by the pure operations on the job as it was read, and written only if the job
+still is what it was; otherwise it is read and decided again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from jobwire_server.errors import (
+    JobNotFound,
+    JobwireError,
+    LeaseLost,
+    StoreUnavailable,
+    WrongState,
+)
+from jobwire_server.lanes import Lanes
+from jobwire_server.model import Assignment, Completed, Failure, Job, JobState
+from jobwire_server.operations import endings
+from jobwire_server.operations.endings import Ending
+from jobwire_server.options import BrokerOptions
+from jobwire_server.store.jobs import AttemptEnd, JobStore, Success
+from jobwire_server.store.workers import LostWorker
+
+log = structlog.get_logger(__name__)
+
+DECISIONS = 5
+"""How often an ending is decided again because the job's state changed under it.
+
+A running job's state changes once, to CANCELLING; more is a defect.
+"""
+TAKE_BACK_AT_ONCE = 200
+
+
+class Attempts:
+    """Ends attempts, for their holders and for the broker itself.
+
+    Args:
+        store: Where jobs are.
+        lanes_of: Finds the lanes of a queue.
+        options: Budgets and retention.
+        random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
+        due_in: Takes a queue and the milliseconds until something is due there.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        lanes_of: Callable[[str], Lanes],
+        options: BrokerOptions,
+        random_fraction: Callable[[], float],
+        due_in: Callable[[str, float], None],
+    ) -> None:
+        self._jobs = store
+        self._lanes_of = lanes_of
+        self._options = options
+        self._random = random_fraction
+        self._due_in = due_in
+        self._chores: set[asyncio.Task[None]] = set()
+
+    async def finish(self) -> None:
+        """Returns once everything that was promised to be given back is given back."""
+        await asyncio.gather(*self._chores, return_exceptions=True)
+
+    async def _read(self, queue: str, ulid: str) -> Job:
+        job = await self._lanes_of(queue).read_basic.one(ulid)
+        if job is None:
+            raise JobNotFound(f"{queue}-{ulid}")
+        return job
+
+    async def release_held(self, queue: str, worker_id: str, reason: str) -> int:
+        """Returns what a worker that leaves still holds in one queue, as interruptions."""
+        return await self._end_held(
+            queue,
+            worker_id,
+            "worker",
+            lambda job: endings.after_release(job, True, reason, self._options),
+        )
+
+    async def succeed(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
+    ) -> Completed:
+        """Completes a job with a result.
+
+        Raises:
+            LeaseLost: The job is not the caller's.
+            JobNotFound: There is none.
+        """
+        item = Success(ulid, worker_id, fencing_token, result)
+        outcome = await self._lanes_of(queue).succeed.one(item)
+        if isinstance(outcome, JobwireError):
+            raise outcome
+        return outcome
+
+    async def fail(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, failure: Failure
+    ) -> Completed:
+        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED.
+        Raises as `succeed`.
+        """
+        return await self._end_as_holder(
+            queue,
+            ulid,
+            worker_id,
+            fencing_token,
+            lambda job: endings.after_failure(job, failure, self._options, self._random),
+        )
+
+    async def release(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int, started: bool, reason: str
+    ) -> Completed:
+        """Gives a job back; `started` if its handler had begun. Raises as `succeed`."""
+        return await self._end_as_holder(
+            queue,
+            ulid,
+            worker_id,
+            fencing_token,
+            lambda job: endings.after_release(job, started, reason, self._options),
+        )
+
+    async def confirm_cancel(
+        self, queue: str, ulid: str, worker_id: str, fencing_token: int
+    ) -> Completed:
+        """Ends an attempt because of a cancellation.
+
+        Raises:
+            WrongState: Nobody cancelled the job. Otherwise as `succeed`.
+        """
+
+        def decide(job: Job) -> Ending:
+            if job.state is JobState.RUNNING:
+                raise WrongState(
+                    f"nobody cancelled {job.job_id}: complete it with a result, a failure"
+                    " or a release",
+                    metadata={"state": job.state.name},
+                )
+            return endings.after_cancellation()
+
+        return await self._end_as_holder(queue, ulid, worker_id, fencing_token, decide)
+
+    async def _end_as_holder(
+        self,
+        queue: str,
+        ulid: str,
+        worker_id: str,
+        fencing_token: int,
+        decide: Callable[[Job], Ending],
+    ) -> Completed:
+        lanes = self._lanes_of(queue)
+        for _ in range(DECISIONS):
+            job = await self._read(queue, ulid)
+            mine = job.fencing_token == fencing_token and job.worker_id == worker_id
+            if job.state.leased and not mine:
+                raise LeaseLost(job.job_id, fencing_token)
+            # A job that is no longer leased may have been ended by this very call, whose answer was
+            # lost: the script can tell, and it does not look at what was decided then.
+            ending = decide(job) if mine else endings.after_cancellation()
+            held = replace(job, worker_id=worker_id, fencing_token=fencing_token)
+            outcome = await lanes.end.one(AttemptEnd(held, "worker", ending))
+            if isinstance(outcome, JobwireError):
+                raise outcome
+            if outcome is not None:
+                if outcome.next_attempt_at_ms:
+                    self._due_in(queue, ending.backoff_ms)
+                return outcome
+        raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
+
+    async def end_overdue(self, queue: str, overdue: list[tuple[str, str]]) -> None:
+        """Ends attempts whose lease ran out, whose timeout passed, or whose grace of cancellation
+        is over.
+        """
+        jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
+        ends = []
+        for (condition, _), job in zip(overdue, jobs, strict=True):
+            if job is None or not job.state.leased:
+                continue
+            if condition == "lease":
+                cause = f"the lease of {job.worker_id} ran out"
+                ending = endings.after_crash(job, cause, self._options)
+            elif condition == "timeout":
+                ending = endings.after_timeout(job, self._options, self._random)
+            else:
+                ending = endings.after_cancellation()
+            ends.append(AttemptEnd(job, condition, ending))
+        await self._apply(queue, ends)
+
+    async def take_back(self, worker: LostWorker, queue: str) -> int:
+        """Returns what a lost worker holds in one queue."""
+        cause = f"the worker {worker.worker_id} was lost"
+        return await self._end_held(
+            queue,
+            worker.worker_id,
+            "lost",
+            lambda job: endings.after_crash(job, cause, self._options),
+            started_until_ms=worker.lost_at_ms,
+        )
+
+    async def _end_held(
+        self,
+        queue: str,
+        worker_id: str,
+        condition: str,
+        decide: Callable[[Job], Ending],
+        started_until_ms: int | None = None,
+    ) -> int:
+        """Ends every attempt that a worker holds in a queue; returns how many."""
+        ulids = sorted(await self._jobs.held(queue, worker_id))
+        ended = 0
+        for at in range(0, len(ulids), TAKE_BACK_AT_ONCE):
+            jobs = await self._jobs.read(queue, ulids[at : at + TAKE_BACK_AT_ONCE], full=False)
+            ends = [
+                AttemptEnd(job, condition, decide(job))
+                for job in jobs
+                if job is not None
+                and job.state.leased
+                and job.worker_id == worker_id
+                # A worker of the same name that registered since may hold jobs by now.
+                and (started_until_ms is None or job.started_at_ms <= started_until_ms)
+            ]
+            ended += await self._apply(queue, ends)
+        return ended
+
+    async def _apply(self, queue: str, ends: list[AttemptEnd]) -> int:
+        """Applies decisions; those that no longer fit are left to the next look.
+
+        Returns how many were applied.
+        """
+        if not ends:
+            return 0
+        outcomes = await self._jobs.end_attempts(queue, ends, self._options.retain_ended_ms)
+        for end, outcome in zip(ends, outcomes, strict=True):
+            if isinstance(outcome, Completed) and outcome.next_attempt_at_ms:
+                self._due_in(queue, end.ending.backoff_ms)
+        return sum(isinstance(outcome, Completed) for outcome in outcomes)
+
+    def give_back(self, worker_id: str, assignments: Sequence[Assignment]) -> None:
+        """Returns jobs that never reached their worker, in the background; if that fails their
+        leases end.
+        """
+
+        async def release() -> None:
+            for assignment in assignments:
+                queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
+                try:
+                    await self.release(
+                        queue, ulid, worker_id, assignment.fencing_token, False, "not delivered"
+                    )
+                except JobwireError as error:
+                    log.warning("job not given back", job_id=assignment.job_id, error=error.message)
+
+        if assignments:
+            task = asyncio.create_task(release(), name="give-back")
+            self._chores.add(task)
+            task.add_done_callback(self._chores.discard)
