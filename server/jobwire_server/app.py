@@ -1,0 +1,318 @@
+"""The server as one object: what it is made of, the order in which it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_channelz.v1 import channelz, channelz_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import (  # type: ignore[import-untyped]
+    health,
+    health_pb2,
+    health_pb2_grpc,
+)
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from structlog.typing import FilteringBoundLogger
+
+from jobwire_server.errors import ConfigurationError
+from jobwire_server.facts import ServerFacts
+from jobwire_server.metrics import HttpServer, Metrics
+from jobwire_server.router import Router
+from jobwire_server.servicers import SERVICE_NAMES, generic_handlers
+from jobwire_server.servicers.interceptor import CallInterceptor
+from jobwire_server.settings import Settings
+from jobwire_server.store.connect import Connection, connect
+from jobwire_server.store.engine import EmbeddedValkey
+from jobwire_server.store.monitor import StoreMonitor
+from jobwire_server.store.preflight import check_store
+from jobwire_server.units import parse_address
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+STUCK_S = 15.0
+"""An event loop that has not come round for so long fails /healthz."""
+LAST_WORD_S = 0.25
+"""For answers that are written but not yet sent when the last call has ended."""
+
+log: FilteringBoundLogger = structlog.get_logger("jobwire.server")
+
+
+class AddressInUse(ConfigurationError):
+    """An address that the server was told to listen on can't be bound."""
+
+
+class Application:
+    """A whole server.
+
+    Args:
+        settings: Everything that can be chosen.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.server_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.metrics = Metrics()
+        self.facts: ServerFacts | None = None
+        """What is running; set by start."""
+        self.address = settings.listen
+        """Where gRPC is served; with the real port after start."""
+        self.http: HttpServer | None = None
+        self._engine: EmbeddedValkey | None = None
+        self._connection: Connection | None = None
+        self._router: Router | None = None
+        self._monitor: StoreMonitor | None = None
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._interceptor = CallInterceptor(
+            self.metrics.rpc, log_all=settings.log_requests == "all"
+        )
+        self._draining = False
+
+    async def start(self) -> None:
+        """Start the store, the broker and the listeners, in this order.
+
+        Raises:
+            StoreRefused: The store can't be used.
+            AddressInUse: An address can't be bound.
+            ConfigurationError: Something else is wrong with the settings.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(grace_s=0)
+            raise
+
+    async def _start(self) -> None:
+        settings, options = self.settings, self.settings.broker_options()
+        url = settings.redis_url
+        if not url:
+            self._engine = EmbeddedValkey(settings.data_dir, settings.durability)
+            await self._engine.start()
+            url = self._engine.url
+        self._connection = connect(url)
+        store = await check_store(
+            self._connection,
+            embedded=self._engine is not None,
+            allow_volatile=settings.allow_volatile_store,
+            always=settings.durability == "always",
+            wait_s=settings.store_wait.total_seconds(),
+        )
+        for warning in store.warnings:
+            log.warning(warning)
+        self.facts = ServerFacts(
+            server_id=self.server_id,
+            version=version("jobwire"),
+            started_at_ms=time.time_ns() // 1_000_000,
+            store=store,
+            limits=options.limits,
+        )
+        self._router = Router(self._connection, options, self.server_id)
+        await self._router.start()
+        self._monitor = StoreMonitor(self._connection, self._store_changed)
+        await self._listen(self._router, self.facts)
+        self._serve_http()
+        await self._store_changed(True)
+        self._monitor.start()
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
+
+        Call `start` first.
+        """
+        stopping, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (hurry if stopping.is_set() else stopping).set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            await stopping.wait()
+            await self.stop(self.settings.shutdown_grace.total_seconds(), hurry)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Refuse new calls, let those in hand end, then stop everything. Idempotent.
+
+        Args:
+            grace_s: How long calls in hand may take. 0: none at all.
+            hurry: Once set, nothing is waited for any more.
+        """
+        if not self._draining:
+            self._draining = True
+            log.info("draining", grace_s=grace_s)
+        self._interceptor.drain()
+        await self._health.enter_graceful_shutdown()
+        if grace_s > 0:
+            await _unless(hurry, self._drain(grace_s))
+        if self._server is not None:
+            await self._server.stop(None)
+        if self._router is not None:
+            await self._router.stop()
+        if self._monitor is not None:
+            await self._monitor.stop()
+        if self.http is not None:
+            await asyncio.to_thread(self.http.stop)
+        if self._connection is not None:
+            await self._connection.close()
+        if self._engine is not None:
+            await self._engine.stop()
+        log.info("stopped")
+
+    async def _drain(self, grace_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                if self._router is not None:
+                    await self._router.drain()
+                if self._server is None:
+                    return
+                stopping = asyncio.ensure_future(self._server.stop(grace_s))
+                # Watchers of the health stay until the end: they must not keep the server from it.
+                while not stopping.done() and self._interceptor.in_hand:
+                    await asyncio.wait({stopping}, timeout=0.02)
+                await self._server.stop(LAST_WORD_S)
+
+    async def _listen(self, router: Router, facts: ServerFacts) -> None:
+        limits = facts.limits
+        server = grpc.aio.server(
+            interceptors=(self._interceptor,),
+            options=(
+                # Another server on this port is a mistake to be told, not to be shared with.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", 100_000),
+                # Clients may ask every 10 s whether the server is there, with or without calls.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                # A peer that vanished without a word is given up after 40 s.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ),
+        )
+        server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        channelz.add_channelz_servicer(server)
+        names = (
+            *SERVICE_NAMES,
+            health.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+            channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
+        )
+        reflection.enable_server_reflection(names, server)
+        host, _ = parse_address(self.settings.listen)
+        try:
+            credentials = self._credentials()
+            if credentials is None:
+                port = server.add_insecure_port(self.settings.listen)
+            else:
+                port = server.add_secure_port(self.settings.listen, credentials)
+        except RuntimeError as error:
+            raise AddressInUse(
+                f"listen: {self.settings.listen} can't be bound; stop whoever uses it, or choose"
+                " another address with --listen"
+            ) from error
+        self.address = f"{host}:{port}"
+        await server.start()
+        self._server = server
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        settings = self.settings
+        if not settings.tls_cert:
+            return None
+        chain, key = _read("tls_cert", settings.tls_cert), _read("tls_key", settings.tls_key)
+        authorities = None
+        if settings.tls_client_ca:
+            authorities = _read("tls_client_ca", settings.tls_client_ca)
+        return grpc.ssl_server_credentials(
+            [(key, chain)],
+            root_certificates=authorities,
+            require_client_auth=authorities is not None,
+        )
+
+    def _serve_http(self) -> None:
+        self.metrics.gauge(
+            "jobwire_store_up", "1: the store can be reached", lambda: float(self._store_is_up())
+        )
+        engine = self._engine
+        if engine is not None:
+            self.metrics.gauge(
+                "jobwire_store_restarts",
+                "How often the bundled store died and was started again",
+                lambda: float(engine.restarts),
+            )
+        if not self.settings.http_listen:
+            return
+        host, port = parse_address(self.settings.http_listen)
+        http = HttpServer(host, port, self.metrics, alive=self._not_alive, ready=self._not_ready)
+        try:
+            http.start()
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+                raise
+            raise AddressInUse(
+                f"http_listen: {self.settings.http_listen} can't be bound ({error.strerror}); stop"
+                ' whoever uses it, choose another address, or turn it off with --http-listen ""'
+            ) from error
+        self.http = http
+
+    def _store_is_up(self) -> bool:
+        return self._monitor is not None and self._monitor.reachable
+
+    def _not_alive(self) -> str:
+        if self._monitor is None or time.monotonic() - self._monitor.looked_at < STUCK_S:
+            return ""
+        return "the event loop is stuck"
+
+    def _not_ready(self) -> str:
+        if self._draining:
+            return "draining"
+        return "" if self._store_is_up() else "the store can't be reached"
+
+    async def _store_changed(self, reachable: bool) -> None:
+        for name in ("", *SERVICE_NAMES):
+            await self._health.set(name, SERVING if reachable else NOT_SERVING)
+
+
+async def _unless(hurry: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, and drop it as soon as there is a hurry."""
+    task = asyncio.ensure_future(work)
+    waits = {task}
+    hurrying = None
+    if hurry is not None:
+        hurrying = asyncio.ensure_future(_wait(hurry))
+        waits.add(hurrying)
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for each in waits:
+        if not each.done():
+            each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    if not task.cancelled() and (error := task.exception()):
+        raise error
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: {path} can't be read: {error.strerror}") from error

@@ -1,0 +1,189 @@
+"""`jobwire serve`: options made from the settings, and exit codes that tell what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import structlog
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+
+from jobwire_server.app import AddressInUse, Application
+from jobwire_server.errors import ConfigurationError
+from jobwire_server.logs import configure_logs
+from jobwire_server.settings import CONFIG_VARIABLE, DEFAULT_CONFIG, PREFIX, Settings, load_settings
+from jobwire_server.store.connect import StoreRefused
+from jobwire_server.units import format_duration, format_size
+
+BAD_CONFIGURATION, STORE_REFUSED, ADDRESS_IN_USE = 2, 3, 4
+
+EPILOG = """\b
+Exit codes:
+  0  stopped as asked
+  2  a setting is wrong
+  3  the store can't be used
+  4  an address is in use
+"""
+
+
+class ServeCommand(click.Command):
+    """A command whose help shows its options in the settings' groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each group with its heading; the rest comes last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                field = Settings.model_fields.get(parameter.name or "")
+                groups.setdefault(_group(field) if field else "Other", []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _group(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else "Other"
+
+
+def _shown_default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "shown" in extra:
+        return str(extra["shown"])
+    default = field.default
+    if isinstance(default, timedelta):
+        return format_duration(default)
+    if isinstance(default, ByteSize):
+        return format_size(default)
+    return str(default) if default != "" else "empty"
+
+
+def _metavar(field: FieldInfo) -> str | None:
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    if choices:
+        return f"[{'|'.join(choices)}]"
+    kinds: dict[Any, str] = {
+        timedelta: "DURATION",
+        ByteSize: "SIZE",
+        int: "N",
+        float: "NUMBER",
+        Path: "DIR",
+    }
+    return kinds.get(field.annotation, "TEXT")
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    flag = f"--{name.replace('_', '-')}"
+    help_text = f"{field.description}  [{PREFIX}{name.upper()}; default: {_shown_default(field)}]"
+    if field.annotation is bool:
+        return click.Option([flag], is_flag=True, default=None, help=help_text)
+    return click.Option([flag], metavar=_metavar(field), help=help_text)
+
+
+def _options() -> list[click.Parameter]:
+    config = click.Option(
+        ["--config"],
+        metavar="FILE",
+        help="TOML file with any of these settings, named as in the environment without the"
+        f" prefix and in lower case.  [{CONFIG_VARIABLE}; default: ./{DEFAULT_CONFIG}, if there]",
+    )
+    return [*(_option(name, field) for name, field in Settings.model_fields.items()), config]
+
+
+def _serve(config: str | None = None, **given: Any) -> None:
+    flags = {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = load_settings(flags, Path(config) if config else None)
+        for_people = configure_logs(settings.log_format, settings.log_level)
+        _run(_until_stopped(Application(settings), for_people))
+    except StoreRefused as error:
+        _give_up(error, STORE_REFUSED)
+    except AddressInUse as error:
+        _give_up(error, ADDRESS_IN_USE)
+    except ConfigurationError as error:
+        _give_up(error, BAD_CONFIGURATION)
+
+
+def _give_up(error: ConfigurationError, status: int) -> None:
+    for line in error.message.splitlines():
+        click.echo(f"jobwire serve: {line}", err=True)
+    sys.exit(status)
+
+
+async def _until_stopped(application: Application, for_people: bool) -> None:
+    await application.start()
+    if for_people:
+        click.echo(_banner(application))
+    else:
+        _log_start(application)
+    await application.serve()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # it does not exist everywhere
+        asyncio.run(main)
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _store(application: Application) -> str:
+    facts = application.facts
+    assert facts is not None
+    bundled = " (bundled)" if facts.store.embedded else ""
+    return f"{facts.store.engine} {facts.store.version}{bundled}, {facts.store.durability}"
+
+
+def _log_start(application: Application) -> None:
+    structlog.get_logger("jobwire.server").info(
+        "serving",
+        address=application.address,
+        http=application.settings.http_listen,
+        store=_store(application),
+        server_id=application.server_id,
+    )
+
+
+def _banner(application: Application) -> str:
+    settings, facts = application.settings, application.facts
+    assert facts is not None
+    lines = [("gRPC", application.address + (" (TLS)" if settings.tls_cert else ""))]
+    if application.http is not None:
+        host = settings.http_listen.rpartition(":")[0]
+        lines.append(("HTTP", f"http://{host}:{application.http.port}/metrics, /healthz, /readyz"))
+    lines.append(("store", _store(application)))
+    if facts.store.embedded:
+        lines.append(("data", str(settings.data_dir)))
+    plain = "" if settings.tls_cert else "-plaintext "
+    job = '{"spec": {"operation": "hello", "payload": {"json": "{}"}}}'
+    try_it = f"grpcurl {plain}-d '{job}' {_reachable(application.address)}"
+    lines.append(("try", f"{try_it} jobwire.v1.JobService/SubmitJob"))
+    body = "\n".join(f"  {name:<6} {value}" for name, value in lines)
+    return f"Jobwire {facts.version} is serving. Ctrl-C drains and stops it.\n{body}"
+
+
+def _reachable(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"{'localhost' if host in ('0.0.0.0', '[::]') else host}:{port}"
+
+
+serve = ServeCommand(
+    "serve",
+    callback=_serve,
+    params=_options(),
+    short_help="Run a broker.",
+    help="Run a broker until SIGTERM or Ctrl-C, which drain it; a second one stops it at once.\n\n"
+    "Without settings it keeps its jobs in a bundled Valkey. A flag beats its environment variable"
+    " (in brackets), which beats the TOML file, which beats the default. Durations are written"
+    " 500ms, 30s, 5m, 1h30m or 14d, sizes 64KiB or 1MiB.",
+    epilog=EPILOG,
+)
