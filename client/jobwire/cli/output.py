@@ -113,12 +113,10 @@ def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     console = Console(soft_wrap=True, highlight=False)
     for name, value in shown:
-        # What is more than one line, a stack trace for instance, stays in its column.
-        lines = (str(value).splitlines() or [""]) if not isinstance(value, JobState) else []
         style = STATE_STYLES.get(value, "") if isinstance(value, JobState) else ""
-        text = Text(f"{name:<{width}}  ", style="dim")
-        text.append(f"\n{'':<{width}}  ".join(lines) or str(value), style=style or "not dim")
-        console.print(text)
+        # What is more than one line, a stack trace for instance, stays in its column.
+        shown_value = f"\n{'':<{width}}  ".join(str(value).splitlines())
+        console.print(Text.assemble((f"{name:<{width}}  ", "dim"), (shown_value, style)))
 
 
 def short_payload(value: Any, limit: int = 400) -> str:

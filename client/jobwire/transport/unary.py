@@ -46,9 +46,10 @@ MAX_DEFECTS = 5
 CLAIM_WAIT_S = 25.0
 CALL_TIMEOUT_S = 10.0
 REPORT_TIMEOUT_S = 5.0
-# How long a claim under way may go on once the worker wants no more jobs. The broker answers
-# the claim of a draining worker at once; this is for a broker that is away.
-LAST_CLAIM_S = 2.0
+LEAVE_TIMEOUT_S = 2.0
+# How long a claim under way may go on once the broker knows that the worker drains: what was
+# handed out before that arrives now, and nothing after it.
+LAST_CLAIM_S = 0.25
 
 
 class UnaryTransport:
@@ -184,7 +185,7 @@ class UnaryTransport:
             worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
         )
         try:
-            await self._call(self._stub.UpdateWorkerStatus, request, LAST_CLAIM_S)
+            await self._call(self._stub.UpdateWorkerStatus, request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the broker could not be told of the drain: %s", error)
         claim = self._claim
@@ -235,7 +236,7 @@ class UnaryTransport:
         try:
             if self._registration:
                 request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)
-                await self._call(self._stub.DeregisterWorker, request, LAST_CLAIM_S)
+                await self._call(self._stub.DeregisterWorker, request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
         finally:
