@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from jobwire.v1 import errors_pb2, job_service_pb2
+from jobwire.v1 import errors_pb2
 
 if TYPE_CHECKING:
     from jobwire.models import Failure, Job
@@ -239,7 +239,7 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
     )
 
 
-def from_item_error(error: job_service_pb2.ItemError) -> CallError:
+def from_item_error(error: errors_pb2.ItemError) -> CallError:
     """Translates the refusal of one item of a batch."""
     return call_error(
         _CODES.get(error.code, grpc.StatusCode.UNKNOWN),

@@ -131,6 +131,12 @@ class WrongState(JobwireError):
     reason = "WRONG_STATE"
 
 
+class Superseded(JobwireError):
+    """Another stream attached with the same worker id."""
+
+    reason = "SUPERSEDED"
+
+
 class AlreadyExists(JobwireError):
     """The id is in use for something else."""
 

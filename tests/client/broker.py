@@ -19,7 +19,7 @@ from grpc import aio
 
 from jobwire.v1 import admin_service_pb2 as admin
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
-from jobwire.v1 import job_pb2
+from jobwire.v1 import errors_pb2, job_pb2
 from jobwire.v1 import job_service_pb2 as jobs
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
 from jobwire.v1 import worker_service_pb2 as workers
@@ -162,12 +162,12 @@ class Broker(
         for one in request.requests:
             if one.spec.operation == "":
                 answer.results.add().error.CopyFrom(
-                    jobs.ItemError(
+                    errors_pb2.ItemError(
                         code=3,
                         message="spec.operation: missing",
                         reason=1,  # type: ignore[arg-type]
                         violations=[
-                            jobs.FieldViolation(field="spec.operation", description="missing")
+                            errors_pb2.FieldViolation(field="spec.operation", description="missing")
                         ],
                     )
                 )

@@ -372,10 +372,20 @@ class Worker(message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: builtins.int
     HELD_JOBS_FIELD_NUMBER: builtins.int
     LEASES_FIELD_NUMBER: builtins.int
+    ATTACHED_FIELD_NUMBER: builtins.int
+    SERVER_ID_FIELD_NUMBER: builtins.int
+    CREDITS_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
     status: worker_service_pb2.WorkerStatus.ValueType
     """READY, PAUSED, DRAINING or LOST."""
     held_jobs: builtins.int
     """How many jobs it holds."""
+    attached: builtins.bool
+    """True: it holds a stream to a server; false: it makes calls, or its stream is broken."""
+    server_id: builtins.str
+    """The server that its stream leads to, or led to last."""
+    credits: builtins.int
+    """How many jobs it may hold at once, if it holds a stream."""
     @builtins.property
     def spec(self) -> worker_service_pb2.WorkerSpec:
         """As it registered."""
@@ -392,6 +402,10 @@ class Worker(message.Message):
     def leases(self) -> containers.RepeatedCompositeFieldContainer[worker_service_pb2.LeaseRef]:
         """Up to 1000 of those jobs. Left out by ListWorkers."""
 
+    @builtins.property
+    def totals(self) -> WorkerTotals:
+        """Counts since it registered."""
+
     def __init__(
         self,
         *,
@@ -401,10 +415,42 @@ class Worker(message.Message):
         last_seen_at: timestamp_pb2.Timestamp | None = ...,
         held_jobs: builtins.int = ...,
         leases: abc.Iterable[worker_service_pb2.LeaseRef] | None = ...,
+        attached: builtins.bool = ...,
+        server_id: builtins.str = ...,
+        credits: builtins.int = ...,
+        totals: WorkerTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["last_seen_at", b"last_seen_at", "registered_at", b"registered_at", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["last_seen_at", b"last_seen_at", "registered_at", b"registered_at", "spec", b"spec", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attached", b"attached", "credits", b"credits", "held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "server_id", b"server_id", "spec", b"spec", "status", b"status", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WorkerTotals(message.Message):
+    """What a worker on a stream has done since it registered, to within a second or two."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ASSIGNED_FIELD_NUMBER: builtins.int
+    SUCCEEDED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    assigned: builtins.int
+    """Jobs assigned to it."""
+    succeeded: builtins.int
+    """Jobs that it completed with a result."""
+    failed: builtins.int
+    """Jobs that it completed otherwise."""
+    def __init__(
+        self,
+        *,
+        assigned: builtins.int = ...,
+        succeeded: builtins.int = ...,
+        failed: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["assigned", b"assigned", "failed", b"failed", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -496,6 +542,48 @@ class GetWorkerResponse(message.Message):
     @builtins.property
     def worker(self) -> Worker:
         """As it stands."""
+
+    def __init__(
+        self,
+        *,
+        worker: Worker | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DrainWorkerRequest(message.Message):
+    """Which worker to let go."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DrainWorkerResponse(message.Message):
+    """The worker after it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def worker(self) -> Worker:
+        """DRAINING, with the jobs that it still holds."""
 
     def __init__(
         self,

@@ -66,6 +66,11 @@ class AdminServiceStub:
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.GetWorkerRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.GetWorkerResponse.FromString,
                 _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/jobwire.v1.AdminService/DrainWorker',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/jobwire.v1.AdminService/GetServerInfo',
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -133,6 +138,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainWorker(self, request, context):
+        """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
+        told at once, another one in the answer to its next heartbeat. Draining a worker twice
+        answers OK.
+
+        NOT_FOUND: no such live worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Tells what this server is, what it is connected to, and its limits.
         """
@@ -172,6 +188,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetWorker,
                     request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.GetWorkerRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_admin__service__pb2.GetWorkerResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -343,6 +364,33 @@ class AdminService:
             '/jobwire.v1.AdminService/GetWorker',
             jobwire_dot_v1_dot_admin__service__pb2.GetWorkerRequest.SerializeToString,
             jobwire_dot_v1_dot_admin__service__pb2.GetWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobwire.v1.AdminService/DrainWorker',
+            jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,13 @@ class AdminServiceStub:
 
     NOT_FOUND: no such worker.
     """
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DrainWorkerRequest, _admin_service_pb2.DrainWorkerResponse]
+    """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
+    told at once, another one in the answer to its next heartbeat. Draining a worker twice
+    answers OK.
+
+    NOT_FOUND: no such live worker.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]
     """Tells what this server is, what it is connected to, and its limits."""
 
@@ -106,6 +113,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Returns one worker with the jobs that it holds.
 
     NOT_FOUND: no such worker.
+    """
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DrainWorkerRequest, _admin_service_pb2.DrainWorkerResponse]  # type: ignore[assignment]
+    """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
+    told at once, another one in the answer to its next heartbeat. Draining a worker twice
+    answers OK.
+
+    NOT_FOUND: no such live worker.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Tells what this server is, what it is connected to, and its limits."""
@@ -180,6 +194,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one worker with the jobs that it holds.
 
         NOT_FOUND: no such worker.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _admin_service_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DrainWorkerResponse, _abc.Awaitable[_admin_service_pb2.DrainWorkerResponse]]:
+        """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
+        told at once, another one in the answer to its next heartbeat. Draining a worker twice
+        answers OK.
+
+        NOT_FOUND: no such live worker.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17jobwire/v1/errors.proto\x12\njobwire.v1*\x82\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_QUEUE_NOT_FOUND\x10\x03\x12!\n\x1d\x45RROR_REASON_WORKER_NOT_FOUND\x10\x04\x12\x1b\n\x17\x45RROR_REASON_LEASE_LOST\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x07\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18\x45RROR_REASON_SERVER_BUSY\x10\x0b\x12 \n\x1c\x45RROR_REASON_SERVER_DRAINING\x10\x0c\x12\x1f\n\x1b\x45RROR_REASON_ALREADY_EXISTS\x10\r\x12\x1f\n\x1b\x45RROR_REASON_BAD_PAGE_TOKEN\x10\x0e\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x42(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17jobwire/v1/errors.proto\x12\njobwire.v1\"\xeb\x01\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.jobwire.v1.ErrorReason\x12.\n\nviolations\x18\x04 \x03(\x0b\x32\x1a.jobwire.v1.FieldViolation\x12\x35\n\x08metadata\x18\x05 \x03(\x0b\x32#.jobwire.v1.ItemError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t*\x9f\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_QUEUE_NOT_FOUND\x10\x03\x12!\n\x1d\x45RROR_REASON_WORKER_NOT_FOUND\x10\x04\x12\x1b\n\x17\x45RROR_REASON_LEASE_LOST\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x07\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18\x45RROR_REASON_SERVER_BUSY\x10\x0b\x12 \n\x1c\x45RROR_REASON_SERVER_DRAINING\x10\x0c\x12\x1f\n\x1b\x45RROR_REASON_ALREADY_EXISTS\x10\r\x12\x1f\n\x1b\x45RROR_REASON_BAD_PAGE_TOKEN\x10\x0e\x12\x1b\n\x17\x45RROR_REASON_SUPERSEDED\x10\x10\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x42(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,6 +32,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.errors_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
-  _globals['_ERRORREASON']._serialized_start=40
-  _globals['_ERRORREASON']._serialized_end=554
+  _globals['_ITEMERROR_METADATAENTRY']._loaded_options = None
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ERRORREASON']._serialized_start=332
+  _globals['_ERRORREASON']._serialized_end=875
+  _globals['_ITEMERROR']._serialized_start=40
+  _globals['_ITEMERROR']._serialized_end=275
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=228
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=275
+  _globals['_FIELDVIOLATION']._serialized_start=277
+  _globals['_FIELDVIOLATION']._serialized_end=329
 # @@protoc_insertion_point(module_scope)

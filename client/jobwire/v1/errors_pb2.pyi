@@ -3,16 +3,19 @@
 isort:skip_file
 The machine-readable reasons behind every error status that Jobwire returns."""
 
+from collections import abc as abc
 from google.protobuf import descriptor as descriptor
+from google.protobuf import message as message
+from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 import builtins as builtins
 import sys
 import typing as typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: descriptor.FileDescriptor
 
@@ -70,6 +73,10 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 14
     """The page token is not one that this method gave out for the same filter.
     INVALID_ARGUMENT. Start again without a token.
+    """
+    ERROR_REASON_SUPERSEDED: _ErrorReason.ValueType  # 16
+    """Another stream attached with the same worker id. ABORTED. If it was not this worker's own
+    new stream, two workers share an id: stop.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
@@ -132,7 +139,97 @@ ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 14
 """The page token is not one that this method gave out for the same filter.
 INVALID_ARGUMENT. Start again without a token.
 """
+ERROR_REASON_SUPERSEDED: ErrorReason.ValueType  # 16
+"""Another stream attached with the same worker id. ABORTED. If it was not this worker's own
+new stream, two workers share an id: stop.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.
 INTERNAL.
 """
+
+@typing.final
+class ItemError(message.Message):
+    """Why one item of a batch was refused: what the call would have failed with
+    if the item had been sent alone.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class MetadataEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CODE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    VIOLATIONS_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
+    code: builtins.int
+    """The canonical status code, as in google.rpc.Code: 3 is INVALID_ARGUMENT."""
+    message: builtins.str
+    """For people."""
+    reason: ErrorReason.ValueType
+    """For programs."""
+    @builtins.property
+    def violations(self) -> containers.RepeatedCompositeFieldContainer[FieldViolation]:
+        """For INVALID_FIELD: one for each field."""
+
+    @builtins.property
+    def metadata(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Facts that go with the reason, such as `state`."""
+
+    def __init__(
+        self,
+        *,
+        code: builtins.int = ...,
+        message: builtins.str = ...,
+        reason: ErrorReason.ValueType = ...,
+        violations: abc.Iterable[FieldViolation] | None = ...,
+        metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class FieldViolation(message.Message):
+    """What is wrong with one field."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    field: builtins.str
+    """The path from the request, for example `spec.retry.max_attempts`."""
+    description: builtins.str
+    """What is wrong and what would be right."""
+    def __init__(
+        self,
+        *,
+        field: builtins.str = ...,
+        description: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -226,7 +226,9 @@ class RetryPolicy(message.Message):
 
     @builtins.property
     def max_backoff(self) -> duration_pb2.Duration:
-        """The longest wait between attempts. 0 to 30 days, not below `initial_backoff`; unset: 10 minutes."""
+        """The longest wait between attempts. 0 to 30 days, not below `initial_backoff`; unset: 10
+        minutes.
+        """
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from jobwire.v1 import errors_pb2 as jobwire_dot_v1_dot_errors__pb2
 from jobwire.v1 import job_pb2 as jobwire_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjobwire/v1/job_service.proto\x12\njobwire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"T\n\x10SubmitJobRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\"Y\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"C\n\x11SubmitJobsRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\"?\n\x12SubmitJobsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.jobwire.v1.SubmitResult\"t\n\x0cSubmitResult\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.jobwire.v1.SubmitJobResponseH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.jobwire.v1.ItemErrorH\x00\x42\t\n\x07outcome\"\xeb\x01\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.jobwire.v1.ErrorReason\x12.\n\nviolations\x18\x04 \x03(\x0b\x32\x1a.jobwire.v1.FieldViolation\x12\x35\n\x08metadata\x18\x05 \x03(\x0b\x32#.jobwire.v1.ItemError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"B\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\xa3\x01\n\x0fListJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.jobwire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\"e\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"4\n\x08\x42ookmark\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job2\xbe\x03\n\nJobService\x12H\n\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12H\n\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjobwire/v1/job_service.proto\x12\njobwire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"T\n\x10SubmitJobRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\"Y\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"C\n\x11SubmitJobsRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\"?\n\x12SubmitJobsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.jobwire.v1.SubmitResult\"t\n\x0cSubmitResult\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.jobwire.v1.SubmitJobResponseH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.jobwire.v1.ItemErrorH\x00\x42\t\n\x07outcome\"B\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\xa3\x01\n\x0fListJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.jobwire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\"e\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"4\n\x08\x42ookmark\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job2\xbe\x03\n\nJobService\x12H\n\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12H\n\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,6 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.job_service_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
-  _globals['_ITEMERROR_METADATAENTRY']._loaded_options = None
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_SUBMITJOBREQUEST']._serialized_start=124
   _globals['_SUBMITJOBREQUEST']._serialized_end=208
   _globals['_SUBMITJOBRESPONSE']._serialized_start=210
@@ -47,30 +45,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITJOBSRESPONSE']._serialized_end=433
   _globals['_SUBMITRESULT']._serialized_start=435
   _globals['_SUBMITRESULT']._serialized_end=551
-  _globals['_ITEMERROR']._serialized_start=554
-  _globals['_ITEMERROR']._serialized_end=789
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=742
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=789
-  _globals['_FIELDVIOLATION']._serialized_start=791
-  _globals['_FIELDVIOLATION']._serialized_end=843
-  _globals['_GETJOBREQUEST']._serialized_start=845
-  _globals['_GETJOBREQUEST']._serialized_end=911
-  _globals['_GETJOBRESPONSE']._serialized_start=913
-  _globals['_GETJOBRESPONSE']._serialized_end=959
-  _globals['_LISTJOBSREQUEST']._serialized_start=962
-  _globals['_LISTJOBSREQUEST']._serialized_end=1125
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1127
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1201
-  _globals['_WATCHJOBREQUEST']._serialized_start=1203
-  _globals['_WATCHJOBREQUEST']._serialized_end=1271
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1273
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1374
-  _globals['_BOOKMARK']._serialized_start=1376
-  _globals['_BOOKMARK']._serialized_end=1428
-  _globals['_CANCELJOBREQUEST']._serialized_start=1430
-  _globals['_CANCELJOBREQUEST']._serialized_end=1480
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1482
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1531
-  _globals['_JOBSERVICE']._serialized_start=1534
-  _globals['_JOBSERVICE']._serialized_end=1980
+  _globals['_GETJOBREQUEST']._serialized_start=553
+  _globals['_GETJOBREQUEST']._serialized_end=619
+  _globals['_GETJOBRESPONSE']._serialized_start=621
+  _globals['_GETJOBRESPONSE']._serialized_end=667
+  _globals['_LISTJOBSREQUEST']._serialized_start=670
+  _globals['_LISTJOBSREQUEST']._serialized_end=833
+  _globals['_LISTJOBSRESPONSE']._serialized_start=835
+  _globals['_LISTJOBSRESPONSE']._serialized_end=909
+  _globals['_WATCHJOBREQUEST']._serialized_start=911
+  _globals['_WATCHJOBREQUEST']._serialized_end=979
+  _globals['_WATCHJOBRESPONSE']._serialized_start=981
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1082
+  _globals['_BOOKMARK']._serialized_start=1084
+  _globals['_BOOKMARK']._serialized_end=1136
+  _globals['_CANCELJOBREQUEST']._serialized_start=1138
+  _globals['_CANCELJOBREQUEST']._serialized_end=1188
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1190
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1239
+  _globals['_JOBSERVICE']._serialized_start=1242
+  _globals['_JOBSERVICE']._serialized_end=1688
 # @@protoc_insertion_point(module_scope)

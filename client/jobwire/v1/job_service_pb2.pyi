@@ -35,8 +35,9 @@ class SubmitJobRequest(message.Message):
     is created by its first job.
     """
     job_id: builtins.str
-    """The id to give the job, which makes a retry safe: the same id with the same content is answered as the
-    first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the server makes one.
+    """The id to give the job, which makes a retry safe: the same id with the same content is
+    answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the
+    server makes one.
     """
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:
@@ -140,14 +141,14 @@ class SubmitResult(message.Message):
         """It was accepted."""
 
     @builtins.property
-    def error(self) -> ItemError:
+    def error(self) -> errors_pb2.ItemError:
         """It was refused, and nothing of it was written."""
 
     def __init__(
         self,
         *,
         accepted: SubmitJobResponse | None = ...,
-        error: ItemError | None = ...,
+        error: errors_pb2.ItemError | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["accepted", b"accepted", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -156,92 +157,6 @@ class SubmitResult(message.Message):
     _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["accepted", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
-
-@typing.final
-class ItemError(message.Message):
-    """Why one item of a batch was refused: what the call would have failed with
-    if the item had been sent alone.
-    """
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    @typing.final
-    class MetadataEntry(message.Message):
-        DESCRIPTOR: descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    CODE_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    VIOLATIONS_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    code: builtins.int
-    """The canonical status code, as in google.rpc.Code: 3 is INVALID_ARGUMENT."""
-    message: builtins.str
-    """For people."""
-    reason: errors_pb2.ErrorReason.ValueType
-    """For programs."""
-    @builtins.property
-    def violations(self) -> containers.RepeatedCompositeFieldContainer[FieldViolation]:
-        """For INVALID_FIELD: one for each field."""
-
-    @builtins.property
-    def metadata(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Facts that go with the reason, such as `state`."""
-
-    def __init__(
-        self,
-        *,
-        code: builtins.int = ...,
-        message: builtins.str = ...,
-        reason: errors_pb2.ErrorReason.ValueType = ...,
-        violations: abc.Iterable[FieldViolation] | None = ...,
-        metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class FieldViolation(message.Message):
-    """What is wrong with one field."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    FIELD_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    field: builtins.str
-    """The path from the request, for example `spec.retry.max_attempts`."""
-    description: builtins.str
-    """What is wrong and what would be right."""
-    def __init__(
-        self,
-        *,
-        field: builtins.str = ...,
-        description: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class GetJobRequest(message.Message):
@@ -306,8 +221,8 @@ class ListJobsRequest(message.Message):
     operation: builtins.str
     """Only jobs of this operation. Unset: all."""
     page_size: builtins.int
-    """At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even empty, while
-    there are more.
+    """At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
+    empty, while there are more.
     """
     page_token: builtins.str
     """`next_page_token` of the answer before, with the same filter. Unset: the first page."""

@@ -144,7 +144,8 @@ class JobServiceServicer:
         loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
         CANCELLED already answers OK.
 
-        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise. Retry: safe.
+        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
+        Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -83,7 +83,8 @@ class JobServiceStub:
     loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
     CANCELLED already answers OK.
 
-    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise. Retry: safe.
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
+    Retry: safe.
     """
 
 @_typing.type_check_only
@@ -141,7 +142,8 @@ class JobServiceAsyncStub(JobServiceStub):
     loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
     CANCELLED already answers OK.
 
-    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise. Retry: safe.
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
+    Retry: safe.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -232,7 +234,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
         CANCELLED already answers OK.
 
-        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise. Retry: safe.
+        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
+        Retry: safe.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

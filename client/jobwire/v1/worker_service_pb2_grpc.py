@@ -26,9 +26,10 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """For workers that make a call at a time. The life of a worker: RegisterWorker; then ClaimJob,
-    and for each job UpdateProgress as often as there is news and CompleteJob
-    once; Heartbeat every `heartbeat_interval` all the while; DeregisterWorker at the end.
+    """For workers. Work is one stream that does everything; the other methods do the same a call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
+    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
@@ -36,9 +37,10 @@ class WorkerServiceStub:
     A repeated write with the valid token gets the first answer again, so that each of
     these may be retried after UNAVAILABLE or a lost answer.
 
-    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`)
-    with RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but RegisterWorker
-    NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register again and treat all leases as lost.
+    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
+    again and treat all leases as lost.
     """
 
     def __init__(self, channel):
@@ -82,12 +84,18 @@ class WorkerServiceStub:
                 request_serializer=jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerResponse.FromString,
                 _registered_method=True)
+        self.Work = channel.stream_stream(
+                '/jobwire.v1.WorkerService/Work',
+                request_serializer=jobwire_dot_v1_dot_worker__service__pb2.WorkRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_worker__service__pb2.WorkResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
-    """For workers that make a call at a time. The life of a worker: RegisterWorker; then ClaimJob,
-    and for each job UpdateProgress as often as there is news and CompleteJob
-    once; Heartbeat every `heartbeat_interval` all the while; DeregisterWorker at the end.
+    """For workers. Work is one stream that does everything; the other methods do the same a call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
+    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
@@ -95,9 +103,10 @@ class WorkerServiceServicer:
     A repeated write with the valid token gets the first answer again, so that each of
     these may be retried after UNAVAILABLE or a lost answer.
 
-    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`)
-    with RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but RegisterWorker
-    NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register again and treat all leases as lost.
+    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
+    again and treat all leases as lost.
     """
 
     def RegisterWorker(self, request, context):
@@ -112,14 +121,15 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClaimJob(self, request, context):
-        """Hands out jobs that the worker may run: of its queues and operations, with requirements that its labels
-        satisfy, highest priority first and then the one that became ready first. With `job_id`, that job and no other. Answers
-        as soon as there is one job; an empty answer after `wait` is not an error. A worker that is
-        PAUSED or DRAINING gets none.
+        """Hands out jobs that the worker may run: of its queues and operations, with requirements
+        that its labels satisfy, highest priority first and then the one that became ready first.
+        With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
+        after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 
-        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: `job_id` names no job. FAILED_PRECONDITION:
-        `WRONG_STATE`, the job named is not PENDING, its queue is paused, or this worker does not satisfy its requirements.
-        Retry: safe; jobs of a lost answer come back when their leases end.
+        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: `job_id` names no job.
+        FAILED_PRECONDITION: `WRONG_STATE`, the job named is not PENDING, its queue is paused, or
+        this worker does not satisfy its requirements. Retry: safe; jobs of a lost answer come back
+        when their leases end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,20 +145,20 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CompleteJob(self, request, context):
-        """Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving the job
-        back. When it returns OK the outcome is in the store. With `claim_next` the answer brings the
-        next jobs and saves a round trip.
+        """Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving
+        the job back. When it returns OK the outcome is in the store. With `claim_next` the answer
+        brings the next jobs and saves a round trip.
 
-        FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job goes on
-        and may be completed with a mended request. Retry: safe.
+        FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
+        goes on and may be completed with a mended request. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Says that the worker is alive and renews the leases that it names. A lease that is not named is not
-        renewed. Answers with the leases that are lost, the jobs to cancel, and
+        """Says that the worker is alive and renews the leases that it names. A lease that is not
+        named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
         whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
         their queues at once.
 
@@ -170,6 +180,51 @@ class WorkerServiceServicer:
     def DeregisterWorker(self, request, context):
         """Ends the worker. Jobs that it still holds go back to their queues as
         interruptions. Deregistering an unknown worker answers OK. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Work(self, request_iterator, context):
+        """One session that does all of the above: the way most workers hold their connection.
+
+        Order. The first request carries `attach` and only the first does; the server answers
+        `attached` before anything else. After that both sides send frames as they have something
+        to say; a frame may fill several of its fields, and its lists are batches.
+
+        Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
+        are free, and a completion frees its place at once. Every assignment is acknowledged, with
+        `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
+        breaks before, goes back to its place in the queue and touches no budget. After that its
+        lease is renewed by the server for as long as the worker is heard of.
+
+        Receipts. Each frame with `reports` or `completions` carries a `sequence`, and is answered
+        by one receipt with that number: all of them are durably recorded, but for those that it
+        lists with the reason. Until the receipt comes the worker keeps them; after a break it
+        sends them again. Repeating is safe.
+
+        Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
+        Whoever hears nothing for three of them takes the stream for dead and drops it. The worker
+        should ping at the HTTP/2 level every 20 s or so.
+
+        Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
+        again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
+        holds, and goes on; `attached.lost_leases` says which of them are gone. If it does not come
+        back in time, its jobs return to their queues. The newest stream of a worker counts; an
+        older one is ended with ABORTED.
+
+        Drain. On `drain` the worker opens another stream (the server goes down, or the stream has
+        reached its age), or, with `leave`, takes no more jobs, finishes those that it has, and
+        detaches. Until then the old stream goes on but brings no jobs. To leave, it completes or
+        releases its jobs, waits for the receipts, sends `detach` and waits for the end of the
+        stream, which is OK.
+
+        The stream ends with INVALID_ARGUMENT where a frame breaks these rules (a first frame
+        without `attach`, a second `attach`, a field out of its range, a frame with nothing in it
+        that the server knows); the message says which. What is wrong with one completion or one
+        report is said in its receipt and ends nothing. ABORTED (`SUPERSEDED`): another stream
+        attached with this `worker_id`; if it was not your own, stop. UNAVAILABLE: attach to
+        another server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +268,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerResponse.SerializeToString,
             ),
+            'Work': grpc.stream_stream_rpc_method_handler(
+                    servicer.Work,
+                    request_deserializer=jobwire_dot_v1_dot_worker__service__pb2.WorkRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_worker__service__pb2.WorkResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'jobwire.v1.WorkerService', rpc_method_handlers)
@@ -222,9 +282,10 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """For workers that make a call at a time. The life of a worker: RegisterWorker; then ClaimJob,
-    and for each job UpdateProgress as often as there is news and CompleteJob
-    once; Heartbeat every `heartbeat_interval` all the while; DeregisterWorker at the end.
+    """For workers. Work is one stream that does everything; the other methods do the same a call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
+    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
@@ -232,9 +293,10 @@ class WorkerService:
     A repeated write with the valid token gets the first answer again, so that each of
     these may be retried after UNAVAILABLE or a lost answer.
 
-    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`)
-    with RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but RegisterWorker
-    NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register again and treat all leases as lost.
+    Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
+    again and treat all leases as lost.
     """
 
     @staticmethod
@@ -416,6 +478,33 @@ class WorkerService:
             '/jobwire.v1.WorkerService/DeregisterWorker',
             jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerRequest.SerializeToString,
             jobwire_dot_v1_dot_worker__service__pb2.DeregisterWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Work(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/jobwire.v1.WorkerService/Work',
+            jobwire_dot_v1_dot_worker__service__pb2.WorkRequest.SerializeToString,
+            jobwire_dot_v1_dot_worker__service__pb2.WorkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,19 @@ class AdminService:
             raise WorkerNotFound(request.worker_id)
         return admin_service_pb2.GetWorkerResponse(worker=self._convert(item, leases=True))
 
+    async def DrainWorker(
+        self, request: admin_service_pb2.DrainWorkerRequest, context: object
+    ) -> admin_service_pb2.DrainWorkerResponse:
+        """Lets one worker finish and leave."""
+        checker = Checker()
+        checker.worker_id("worker_id", request.worker_id)
+        checker.raise_if_any()
+        await self._router.set_worker_status(request.worker_id, WorkerStatus.DRAINING)
+        item = await self._router.get_worker(request.worker_id)
+        if item is None:
+            raise WorkerNotFound(request.worker_id)
+        return admin_service_pb2.DrainWorkerResponse(worker=self._convert(item, leases=True))
+
     async def GetServerInfo(
         self, request: admin_service_pb2.GetServerInfoRequest, context: object
     ) -> admin_service_pb2.GetServerInfoResponse:

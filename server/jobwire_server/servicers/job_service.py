@@ -161,12 +161,12 @@ def _response(accepted: Accepted, job: NewJob) -> job_service_pb2.SubmitJobRespo
 def _refused(error: JobwireError) -> job_service_pb2.SubmitResult:
     refusal = refusal_of(error)
     return job_service_pb2.SubmitResult(
-        error=job_service_pb2.ItemError(
+        error=errors_pb2.ItemError(
             code=refusal.number,
             message=refusal.message,
             reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{refusal.reason}"),
             violations=[
-                job_service_pb2.FieldViolation(field=v.field, description=v.description)
+                errors_pb2.FieldViolation(field=v.field, description=v.description)
                 for v in refusal.violations
             ],
             metadata=refusal.metadata,

@@ -33,6 +33,7 @@ TABLE: dict[type[errors.JobwireError], StatusCode] = {
     errors.LeaseLost: StatusCode.FAILED_PRECONDITION,
     errors.WrongState: StatusCode.FAILED_PRECONDITION,
     errors.AlreadyExists: StatusCode.ALREADY_EXISTS,
+    errors.Superseded: StatusCode.ABORTED,
     errors.StoreUnavailable: StatusCode.UNAVAILABLE,
     errors.StoreFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,

@@ -109,6 +109,10 @@ class WorkerService:
             convert.set_moment(answer.lease_duration, lease_ms)
         return answer
 
+    async def Work(self, requests: object, context: Any) -> None:
+        """Holds a worker's session."""
+        await context.abort(12, "not yet")
+
     async def _complete(
         self, checker: Checker, worker_id: str, completion: worker_service_pb2.Completion
     ) -> Completed:
