@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from jobwire import AsyncClient
 
+from tests.cli.support import broker as real_broker
 from tests.client.broker import Broker
 
 
@@ -25,3 +26,10 @@ async def client(broker: Broker) -> AsyncIterator[AsyncClient]:
     """A client of that broker."""
     async with AsyncClient(broker.target, timeout_s=10) as made:
         yield made
+
+
+@pytest.fixture
+def broker_address() -> Iterator[str]:
+    """The address of a real broker, started for this test."""
+    with real_broker() as address:
+        yield address

@@ -1,0 +1,12 @@
+"""Submits a job and waits for its result. Run it with: python submit.py NAME"""
+
+from __future__ import annotations
+
+import sys
+
+from jobwire import Client
+
+with Client() as client:
+    handle = client.submit("hello", {"name": " ".join(sys.argv[1:]) or "world"})
+    print(handle.id)
+    print(handle.result(timeout=60))

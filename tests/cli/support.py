@@ -1,0 +1,91 @@
+"""The command `jobwire` as a process, and a real broker for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobwire import CallError, Client
+
+JOBWIRE = [sys.executable, "-m", "jobwire.cli"]
+START_DEADLINE_S = 30.0
+
+
+def jobwire(
+    *arguments: str,
+    target: str = "",
+    stdin: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    done = subprocess.run(
+        [*JOBWIRE, *arguments],
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+        env=os.environ | ({"JOBWIRE_TARGET": target} if target else {}) | dict(environment or {}),
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def broker() -> Iterator[str]:
+    """A broker on its embedded store; gives its address."""
+    address = f"127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory(prefix="jobwire-", dir="/tmp") as folder:
+        log = Path(folder) / "broker.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*JOBWIRE, "serve", "--listen", address, "--http-listen", "", "--data-dir", folder],
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            _wait_until_served(address, process, log)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait_until_served(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    with Client(address, timeout_s=1) as client:
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                client.server_info()
+                return
+            except CallError:
+                assert time.monotonic() < deadline, log.read_text()
+
+
+@contextmanager
+def worker(target: str, module: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of `MODULE:NAME`, found below a directory."""
+    process = subprocess.Popen(
+        [*JOBWIRE, "worker", module, "--target", target], cwd=cwd, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)

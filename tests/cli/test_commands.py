@@ -1,0 +1,264 @@
+"""The command against a real broker and worker: output, exit codes, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import JOBWIRE, jobwire
+
+ULID = "[0-9a-hjkmnp-tv-z]{26}"
+
+
+def submit(target: str, *arguments: str) -> str:
+    done = jobwire("submit", *arguments, target=target)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def lines_of(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_submit_prints_the_id_alone(target: str) -> None:
+    assert re.fullmatch(f"default-{ULID}", submit(target, "nobody", "1"))
+
+
+def test_submit_says_everything_that_its_options_name(target: str) -> None:
+    job_id = submit(
+        target,
+        *("nobody", '{"a": 1}', "-q", "options", "-p", "9", "-r", "gpu=a100", "-l", "x=y"),
+        *("--max-attempts", "5", "--initial-backoff", "250ms", "--execution-timeout", "1m30s"),
+        *("--delay", "1h", "--expires-at", "2099-01-01T00:00:00Z"),
+    )
+    (job,) = lines_of(jobwire("get", job_id, "--json", target=target).stdout)
+    assert job["payload"] == {"a": 1}
+    assert (job["queue"], job["priority"], job["state"]) == ("options", 9, "SCHEDULED")
+    assert (job["requirements"], job["labels"]) == ({"gpu": "a100"}, {"x": "y"})
+    assert job["execution_timeout_s"] == 90.0
+    assert job["expires_at"] == "2099-01-01T00:00:00Z"
+    retry = job["retry"]
+    assert isinstance(retry, dict)
+    assert (retry["max_attempts"], retry["initial_backoff_s"]) == (5, 0.25)
+
+
+def test_the_same_id_twice_is_the_same_job(target: str) -> None:
+    job_id = submit(target, "nobody", "1")
+    done = jobwire("submit", "nobody", "1", "--job-id", job_id, "--json", target=target)
+    assert lines_of(done.stdout) == [{"job_id": job_id, "state": "PENDING", "existed": True}]
+    other = jobwire("submit", "nobody", "2", "--job-id", job_id, target=target)
+    assert other.returncode == 5
+    assert "ALREADY_EXISTS" in other.stderr
+
+
+def test_a_payload_comes_from_a_file_or_from_standard_input(
+    busy_target: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "payload"
+    file.write_bytes(b"\x00\xff")
+    done = jobwire("submit", "echo", f"@{file}", "--bytes", "--wait", target=busy_target)
+    assert done.returncode == 0, done.stderr
+    piped = jobwire("submit", "echo", "-", "--wait", target=busy_target, stdin=b'{"b": [2]}')
+    assert json.loads(piped.stdout) == {"b": [2]}
+
+
+def test_wait_prints_the_result_and_exits_with_0(busy_target: str) -> None:
+    done = jobwire("submit", "echo", '"ä"', "--wait", target=busy_target)
+    assert (done.returncode, done.stdout) == (0, '"ä"\n')
+    assert "SUCCEEDED" in done.stderr
+
+
+def test_a_failed_job_exits_with_1_and_says_why(busy_target: str) -> None:
+    done = jobwire("submit", "fail", "--wait", target=busy_target)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].endswith("failed: Hopeless: no use")
+
+
+def test_watch_as_json_gives_the_job_at_each_change(busy_target: str) -> None:
+    job_id = submit(busy_target, "fail")
+    done = jobwire("watch", job_id, "--json", target=busy_target)
+    jobs = lines_of(done.stdout)
+    assert done.returncode == 1
+    assert [job["revision"] for job in jobs] == sorted({int(str(job["revision"])) for job in jobs})
+    assert jobs[-1]["state"] == "FAILED"
+    assert done.stderr == ""
+
+
+def test_cancel_ends_a_running_job_and_its_watch(busy_target: str) -> None:
+    job_id = submit(busy_target, "wait")
+    watch = subprocess.Popen(
+        [*JOBWIRE, "watch", job_id, "--target", busy_target], stderr=subprocess.PIPE, text=True
+    )
+    assert watch.stderr is not None
+    assert any("waiting" in line for line in watch.stderr)
+    done = jobwire("cancel", job_id, "-m", "enough", target=busy_target)
+    assert done.stdout == f"{job_id} CANCELLING\n"
+    assert "was cancelled: enough" in watch.stderr.read()
+    assert watch.wait(20) == 1
+    watch.stderr.close()
+
+
+def test_ctrl_c_leaves_a_watch_with_130_and_the_job_goes_on(busy_target: str) -> None:
+    job_id = submit(busy_target, "wait")
+    watch = subprocess.Popen(
+        [*JOBWIRE, "watch", job_id, "--target", busy_target], stderr=subprocess.PIPE, text=True
+    )
+    assert watch.stderr is not None
+    assert any("waiting" in line for line in watch.stderr)
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(20) == 130
+    assert "Traceback" not in watch.stderr.read()
+    watch.stderr.close()
+    (job,) = lines_of(jobwire("get", job_id, "--json", target=busy_target).stdout)
+    assert job["state"] == "RUNNING"
+    jobwire("cancel", job_id, target=busy_target)
+
+
+def test_list_filters_by_state_and_operation(target: str) -> None:
+    ids = [submit(target, f"op{n}", "-q", "listed") for n in (1, 1, 2)]
+    late = submit(target, "op1", "-q", "listed", "--delay", "1h")
+    done = jobwire("list", "-q", "listed", "-s", "pending", "-o", "op1", "--json", target=target)
+    assert [job["id"] for job in lines_of(done.stdout)] == ids[:2]
+    table = jobwire("list", "-q", "listed", "-s", "SCHEDULED", target=target).stdout.splitlines()
+    assert table[0].split("\t")[:3] == ["JOB", "STATE", "OPERATION"]
+    assert table[1].split("\t")[:3] == [late, "SCHEDULED", "op1"]
+    assert len(jobwire("list", "-q", "listed", "-n", "1", "--json", target=target).stdout) > 10
+
+
+def test_queues_are_listed_shown_paused_and_resumed(target: str) -> None:
+    submit(target, "nobody", "-q", "pausable")
+    paused = jobwire("queues", "pause", "pausable", "--json", target=target)
+    assert lines_of(paused.stdout)[0]["paused"] is True
+    shown = jobwire("queues", "show", "pausable", target=target).stdout
+    assert re.search(r"delivers +no, it is paused", shown)
+    listed = lines_of(jobwire("queues", "--json", target=target).stdout)
+    assert {q["name"]: q["paused"] for q in listed if q["name"] == "pausable"} == {"pausable": True}
+    resumed = jobwire("queues", "resume", "pausable", "--json", target=target)
+    assert lines_of(resumed.stdout)[0]["paused"] is False
+
+
+def test_workers_are_listed_and_shown(busy_target: str) -> None:
+    submit(busy_target, "echo", "--wait")
+    (worker,) = lines_of(jobwire("workers", "--json", "-s", "ready", target=busy_target).stdout)
+    assert worker["operations"] == ["echo", "fail", "wait"]
+    shown = jobwire("workers", "show", str(worker["id"]), target=busy_target).stdout
+    assert re.search(r"client +jobwire-python/", shown)
+
+
+def test_info_names_the_store(target: str) -> None:
+    assert re.search(r"store +valkey 9", jobwire("info", target=target).stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["get", "default-00000000000000000000000000"], 3, "JOB_NOT_FOUND"),
+        (["queues", "show", "none"], 3, "QUEUE_NOT_FOUND"),
+        (["workers", "show", "none"], 3, "WORKER_NOT_FOUND"),
+        (["submit", "x", "{bad"], 2, "line 1 column 2"),
+        (["submit", "a b"], 2, "spec.operation: "),
+        (["submit", "x", "--delay", "soon"], 2, "write 250ms, 10s"),
+        (["submit", "x", "--label", "y"], 2, "not KEY=VALUE"),
+        (["submit", "x", "@/no/such/file"], 2, "No such file"),
+        (["submit", "x", "--delay", "1s", "--run-at", "2030-01-01T00:00:00Z"], 2, "not both"),
+        (["worker", "no_such_module"], 2, "there is no module"),
+        (["worker", "json:dumps"], 2, "not a jobwire.Worker"),
+        (["worker", "json"], 2, "has no 'worker'"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    target: str, arguments: list[str], code: int, words: str
+) -> None:
+    done = jobwire(*arguments, target=target)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cancelling_a_finished_job_exits_with_5(busy_target: str) -> None:
+    job_id = submit(busy_target, "echo")
+    jobwire("watch", job_id, target=busy_target)
+    done = jobwire("cancel", job_id, target=busy_target)
+    assert done.returncode == 5
+    assert "WRONG_STATE" in done.stderr
+
+
+def test_without_a_server_the_remedy_is_named() -> None:
+    done = jobwire("list", "--target", "127.0.0.1:1", "--timeout", "300ms")
+    assert done.returncode == 4
+    assert "no server answers at 127.0.0.1:1: start one with `jobwire serve`" in done.stderr
+
+
+def test_a_module_that_does_not_import_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("x = 1\nraise KeyError('gone')\n")
+    done = subprocess.run(
+        [*JOBWIRE, "worker", "broken"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "KeyError: 'gone'" in done.stderr
+    assert "broken.py:2" in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error(target: str) -> None:
+    for _ in range(3):
+        submit(target, "nobody", "-q", "piped")
+    listing = subprocess.Popen(
+        [*JOBWIRE, "list", "-q", "piped", "--json", "--target", target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert listing.stdout is not None
+    assert listing.stderr is not None
+    listing.stdout.close()
+    assert listing.stderr.read() == ""
+    assert listing.wait(20) == 0
+    listing.stderr.close()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str) -> None:
+    done = jobwire("completion", shell)
+    assert done.returncode == 0
+    assert "_JOBWIRE_COMPLETE" in done.stdout
+
+
+def test_completion_knows_the_commands() -> None:
+    done = jobwire(
+        environment={
+            "_JOBWIRE_COMPLETE": "bash_complete",
+            "COMP_WORDS": "jobwire wo",
+            "COMP_CWORD": "1",
+        }
+    )
+    assert done.stdout.split() == ["plain,worker", "plain,workers"]
+
+
+def test_help_lists_the_exit_codes() -> None:
+    text = jobwire("--help").stdout
+    for code in (0, 1, 2, 3, 4, 5, 70, 130):
+        assert re.search(rf"^ +{code} +\w", text, re.MULTILINE), code
+
+
+def test_sigterm_ends_a_worker_with_0(target: str) -> None:
+    process = subprocess.Popen(
+        [*JOBWIRE, "worker", "tests.cli.handlers", "--target", target, "--id", "to-be-ended"],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stderr is not None
+    assert any("to-be-ended serves" in line for line in process.stderr)
+    process.terminate()
+    assert "has left" in process.stderr.read()
+    assert process.wait(20) == 0
+    process.stderr.close()
+    assert jobwire("workers", "show", "to-be-ended", target=target).returncode == 3

@@ -1,0 +1,53 @@
+"""Commands of other packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import click
+import pytest
+
+from jobwire.cli import app
+
+
+@click.command(short_help="Says hello.")
+def hello() -> None:
+    click.echo("hello")
+
+
+NOT_A_COMMAND = 1
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    found = EntryPoint(name="hello", value=value, group=app.COMMANDS_GROUP)
+    monkeypatch.setattr(app, "_entry_points", lambda: {"hello": found})
+
+
+def test_an_entry_point_becomes_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(monkeypatch, f"{__name__}:hello")
+    assert app.run(["hello"]) == 0
+    assert capsys.readouterr().out == "hello\n"
+    assert app.run(["--help"]) == 0
+    assert "Says hello." in capsys.readouterr().out
+
+
+def test_a_command_whose_packages_are_missing_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(monkeypatch, "a_package_that_is_missing:command")
+    assert app.run(["hello", "--listen", "x"]) == 2
+    assert "pip install 'jobwire[embedded]'" in capsys.readouterr().err
+    assert app.run(["--help"]) == 0
+    assert "needs: pip install" in capsys.readouterr().out
+
+
+def test_what_nobody_expected_is_one_line_and_70(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(monkeypatch, f"{__name__}:NOT_A_COMMAND")
+    assert app.run(["hello"]) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("jobwire: internal error: TypeError")
+    assert len(error.splitlines()) == 1
