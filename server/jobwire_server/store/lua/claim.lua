@@ -192,6 +192,8 @@ for r, request in ipairs(requests) do
         redis.call('HSET', key, 's', RUNNING, 't', token, 'n', attempt, 'v', (job[4] or 0) + 1,
           'w', request.worker, 'a', now, 'rt', entry[2], 'p', entry[3])
         if job[5] then redis.call('ZADD', P .. 'timers', now + tonumber(job[5]), 't' .. ulid) end
+        -- What has started does not expire any more; the entry would outlive the job.
+        if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
         local n = #jobs
         jobs[n + 1], jobs[n + 2], jobs[n + 3], jobs[n + 4] = ulid, token, attempt, records[i]
         kept[#kept + 1] = { ulid, token, attempt }

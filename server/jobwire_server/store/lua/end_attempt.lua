@@ -42,7 +42,7 @@ end
 for at = 3, #ARGV, 10 do
   local ulid, worker, condition = ARGV[at], ARGV[at + 1], ARGV[at + 4]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd', 'ex')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -58,9 +58,9 @@ for at = 3, #ARGV, 10 do
   else
     local target, budget, outcome = tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 8]
     local due_at = 0
-    redis.call('RPUSH', P .. 'h:' .. ulid, job[5] .. ' ' .. job[2] .. ' ' .. job[6] .. ' ' .. now .. ' '
+    local ended = redis.call('RPUSH', P .. 'h:' .. ulid, job[5] .. ' ' .. job[2] .. ' ' .. job[6] .. ' ' .. now .. ' '
       .. outcome .. ' ' .. worker .. '\n' .. ARGV[at + 9])
-    if tonumber(job[5]) > HISTORY then redis.call('LTRIM', P .. 'h:' .. ulid, -HISTORY, -1) end
+    if ended > HISTORY then redis.call('LTRIM', P .. 'h:' .. ulid, -HISTORY, -1) end
     if budget ~= '' then redis.call('HINCRBY', key, budget, 1) end
     -- An attempt that never reached its worker is not one: the next delivery gets its number.
     if outcome == UNDELIVERED then redis.call('HINCRBY', key, 'n', -1) end
@@ -72,6 +72,10 @@ for at = 3, #ARGV, 10 do
     if target == PENDING then
       redis.call('HSET', key, 's', PENDING, 'v', job[4] + 1, 'ps', now)
       push_ready(P, ulid, job[7], job[8], true)
+      -- Back before its first attempt, so it may expire again.
+      if job[10] and outcome == UNDELIVERED and job[5] == '1' then
+        redis.call('ZADD', P .. 'timers', job[10], 'e' .. ulid)
+      end
       woken[job[7]] = (woken[job[7]] or 0) + 1
     elseif target == SCHEDULED then
       due_at = now + tonumber(ARGV[at + 7])

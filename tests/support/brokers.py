@@ -1,0 +1,134 @@
+"""Routers on real stores, with a clock that tests move and a hand on the background loops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import redis
+
+from jobwire_server.model import Accepted, Assignment, Job, JobState, NewJob
+from jobwire_server.options import BrokerOptions
+from jobwire_server.router import Router
+from jobwire_server.store.connect import connect
+
+from tests.support.dump import QueueDump, check_invariants, dump_queue
+from tests.support.jobs import DAY_MS, new_job, ulid_of, worker_spec
+
+QUIET = BrokerOptions(tick_ms=DAY_MS, worker_timeout_ms=10 * DAY_MS)
+"""No background loop gets to do anything by itself within a test."""
+
+
+class Broker:
+    """A running router and what lies under it.
+
+    Args:
+        router: Started.
+        client: A synchronous client of the same store.
+    """
+
+    def __init__(self, router: Router, client: redis.Redis) -> None:
+        self.router = router
+        self.client = client
+
+    # The clock and the loops ------------------------------------------------
+
+    def shift(self, ms: int) -> None:
+        """Moves the clock of every script that this router runs."""
+        self.router._runner.clock_shift_ms += ms
+
+    async def settle(self, queue: str = "default") -> None:
+        """Lets the clock act on a queue until it has nothing more to do now."""
+        while True:
+            tick = await self.router._jobs.tick(queue, 200, DAY_MS, 5_000, 13)
+            await self.router._attempts.end_overdue(queue, tick.overdue)
+            if not tick.more and not tick.overdue:
+                break
+
+    async def after(self, ms: int, queue: str = "default") -> None:
+        """Moves the clock and lets it act."""
+        self.shift(ms)
+        await self.settle(queue)
+
+    async def sweep(self) -> None:
+        """Looks once for silent workers."""
+        await self.router._reaper.sweep()
+
+    # Shortcuts --------------------------------------------------------------
+
+    async def submit(self, *jobs: NewJob) -> list[str]:
+        """Submits jobs of one queue, one job if none is named; returns their ULIDs."""
+        given = jobs or (new_job(),)
+        accepted = await self.submitted(*given)
+        return [ulid_of(answer.job_id) for answer in accepted]
+
+    async def submitted(self, *jobs: NewJob) -> list[Accepted]:
+        """Submits jobs of one queue; returns the answers."""
+        return [*await self.router.submit(jobs[0].queue, jobs)]
+
+    async def register(self, worker_id: str = "w1", *, lease_ms: int = 0) -> None:
+        """Registers a worker for what `new_job` makes."""
+        await self.router.register_worker(worker_spec(worker_id, lease_ms=lease_ms))
+
+    async def claim(
+        self, worker_id: str = "w1", most: int = 1, *, wait_ms: int = 0
+    ) -> list[Assignment]:
+        """Claims for a registered worker."""
+        assignments, _ = await self.router.claim(worker_id, (), most, wait_ms)
+        return assignments
+
+    async def claim_one(self, worker_id: str = "w1") -> Assignment:
+        """Claims the one job that there must be."""
+        (assignment,) = await self.claim(worker_id)
+        return assignment
+
+    async def job(self, ulid: str, queue: str = "default") -> Job:
+        """Reads a job in full."""
+        return await self.router.get_job(queue, ulid)
+
+    async def state(self, ulid: str, queue: str = "default") -> JobState:
+        """Reads a job's state."""
+        return (await self.job(ulid, queue)).state
+
+    def now_ms(self) -> int:
+        """Returns the store's time as scripts see it."""
+        seconds, micros = self.client.time()
+        return int(seconds * 1000 + micros // 1000 + self.router._runner.clock_shift_ms)
+
+    def dump(self, queue: str = "default") -> dict[str, object]:
+        """Returns every key of the queue."""
+        return {**dump_queue(self.client, queue)}
+
+    def check(self, queue: str = "default") -> QueueDump:
+        """Checks the invariants of the queue."""
+        return check_invariants(self.client, queue)
+
+
+@asynccontextmanager
+async def running_broker(
+    url: str, options: BrokerOptions = QUIET, server_id: str = "s1", **changed: object
+) -> AsyncIterator[Broker]:
+    """Runs a router on the store.
+
+    Args:
+        url: The store.
+        options: How jobs are treated.
+        server_id: Unique among those that run.
+        changed: Single options in place of those.
+    """
+    connection = connect(url)
+    router = Router(
+        connection,
+        replace(options, **changed),  # type: ignore[arg-type]
+        server_id,
+        random_fraction=lambda: 0.5,
+    )
+    client = redis.Redis.from_url(url)
+    await router.start()
+    try:
+        yield Broker(router, client)
+    finally:
+        await router.stop()
+        await connection.close()
+        client.close()

@@ -1,0 +1,163 @@
+"""What a queue really holds in the store, as plain Python, and what must always be true of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from jobwire_server.model import JobState
+from jobwire_server.store import keys
+
+LEASED = (JobState.RUNNING, JobState.CANCELLING)
+
+Value = bytes | dict[str, str] | dict[str, float] | list[str] | set[str]
+
+
+def dump_keys(client: redis.Redis, prefix: str) -> dict[str, Value]:
+    """Returns every key under the prefix, the prefix cut off, with its whole value.
+
+    A HASH becomes a dict of texts, a ZSET one of scores, a LIST a list, a SET a set, and a STRING
+    bytes.
+    """
+    found: dict[str, Value] = {}
+    escaped = prefix.replace("[", "\\[").replace("?", "\\?").replace("*", "\\*")
+    for raw in sorted(client.scan_iter(match=escaped + "*", count=1000)):
+        found[raw.decode().removeprefix(prefix)] = _value(client, raw)
+    return found
+
+
+def dump_queue(client: redis.Redis, queue: str = "default") -> dict[str, Value]:
+    """Returns every key of a queue but the samples, which any look of the clock may add to."""
+    found = dump_keys(client, keys.queue_prefix(queue))
+    found.pop("samples", None)
+    return found
+
+
+def dump_workers(client: redis.Redis) -> dict[str, Value]:
+    """Returns every key of the worker registry."""
+    return dump_keys(client, keys.WORKERS)
+
+
+def changes(before: dict[str, Value], after: dict[str, Value]) -> dict[str, Value | None]:
+    """Returns the keys that differ with their new values, None for those that are gone."""
+    return {
+        key: after.get(key)
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def _value(client: Any, key: bytes) -> Value:
+    kind = client.type(key)
+    if kind == b"string":
+        value: bytes = client.get(key)
+        return value
+    if kind == b"hash":
+        return {
+            name.decode(): text.decode(errors="replace")
+            for name, text in client.hgetall(key).items()
+        }
+    if kind == b"list":
+        return [entry.decode(errors="replace") for entry in client.lrange(key, 0, -1)]
+    if kind == b"set":
+        return {entry.decode() for entry in client.smembers(key)}
+    assert kind == b"zset", (key, kind)
+    return {member.decode(): score for member, score in client.zrange(key, 0, -1, withscores=True)}
+
+
+@dataclass
+class QueueDump:
+    """A dump with its parts by kind."""
+
+    keys: dict[str, Any]
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """ULID -> the HASH, empty where there is none."""
+
+    def __post_init__(self) -> None:
+        self.jobs = {
+            name[2:]: self.keys.get(f"j:{name[2:]}", {})
+            for name in self.keys
+            if name.startswith("r:")
+        }
+
+    def state(self, ulid: str) -> JobState:
+        return JobState(int(self.jobs[ulid].get("s", JobState.PENDING)))
+
+    def in_state(self, *states: JobState) -> set[str]:
+        return {ulid for ulid in self.jobs if self.state(ulid) in states}
+
+    def suffixes(self, prefix: str) -> dict[str, Any]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.keys.items()
+            if name.startswith(prefix)
+        }
+
+
+def check_invariants(client: redis.Redis, queue: str = "default") -> QueueDump:
+    """Checks that all structures of a queue tell the same story; returns them."""
+    dump = QueueDump(dump_queue(client, queue))
+    _check_counts(dump)
+    _check_leases(dump)
+    _check_ready(dump)
+    _check_timers(dump)
+    assert set(dump.keys.get("scheduled", {})) == dump.in_state(JobState.SCHEDULED)
+    for state in JobState:
+        if state.terminal:
+            done = dump.keys.get(f"done:{state.value}", {})
+            assert set(done) == dump.in_state(state), f"done:{state.value}"
+            for ulid, purge_at in done.items():
+                assert dump.jobs[ulid]["pg"] == f"{purge_at:.0f}"
+    for kind in ("j:", "h:", "x:"):
+        assert set(dump.suffixes(kind)) <= set(dump.jobs), f"{kind} keys of jobs that are gone"
+    return dump
+
+
+def _check_counts(dump: QueueDump) -> None:
+    real = Counter(dump.state(ulid).value for ulid in dump.jobs)
+    kept = {int(state): int(count) for state, count in dump.keys.get("counts", {}).items()}
+    assert {state: count for state, count in kept.items() if count} == real
+
+
+def _check_leases(dump: QueueDump) -> None:
+    leased = dump.in_state(*LEASED)
+    assert set(dump.keys.get("leases", {})) == leased
+    held = dump.suffixes("held:")
+    holders: dict[str, list[str]] = {}
+    for worker, ulids in held.items():
+        for ulid in ulids:
+            holders.setdefault(ulid, []).append(worker)
+    assert holders == {ulid: [dump.jobs[ulid]["w"]] for ulid in leased}
+
+
+def _check_ready(dump: QueueDump) -> None:
+    lists, sets = dump.suffixes("l:"), dump.suffixes("z:")
+    real = {route: len(lists.get(route, ())) + len(sets.get(route, ())) for route in lists | sets}
+    kept = {route: int(count) for route, count in dump.keys.get("ready", {}).items()}
+    assert kept == real, "the counts of ready entries"
+    assert set(real) <= set(dump.keys.get("routes", {})), "routes without a descriptor"
+    for ulid in dump.in_state(JobState.PENDING):
+        job = dump.jobs[ulid]
+        routes = [job["rt"]] if "rt" in job else list(real)
+        places = [
+            route for route in routes if ulid in lists.get(route, ()) or ulid in sets.get(route, ())
+        ]
+        assert places, f"{ulid} is PENDING and on no route: no claim will ever find it"
+
+
+def _check_timers(dump: QueueDump) -> None:
+    timers = dump.keys.get("timers", {})
+    by_kind: dict[str, set[str]] = {"e": set(), "t": set(), "c": set()}
+    for member in timers:
+        by_kind[member[0]].add(member[1:])
+    guarded = {
+        ulid
+        for ulid in dump.in_state(JobState.SCHEDULED, JobState.PENDING)
+        if "ex" in dump.jobs[ulid] and dump.jobs[ulid].get("n", "0") == "0"
+    }
+    assert by_kind["e"] == guarded
+    assert by_kind["t"] == {ulid for ulid in dump.in_state(*LEASED) if "xt" in dump.jobs[ulid]}
+    assert by_kind["c"] == dump.in_state(JobState.CANCELLING)

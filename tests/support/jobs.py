@@ -1,0 +1,70 @@
+"""Jobs and workers for tests of everything below the servicers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+from jobwire_server.ids import UlidFactory
+from jobwire_server.model import NewJob, RecordFacts, RetryPolicy, WorkerSpec
+from jobwire_server.operations.routing import route_of
+
+OPERATION = "work"
+DAY_MS = 86_400_000
+
+next_ulid = UlidFactory(lambda: time.time_ns() // 1_000_000)
+
+
+def new_job(
+    queue: str = "default",
+    *,
+    ulid: str = "",
+    operation: str = OPERATION,
+    requirements: Mapping[str, str] | None = None,
+    priority: int = 0,
+    payload: str = "",
+    run_at_ms: int = 0,
+    delay_ms: int = 0,
+    expires_at_ms: int = 0,
+    execution_timeout_ms: int = 0,
+    retry: RetryPolicy | None = None,
+) -> NewJob:
+    """Returns a job whose record tells what `read_facts` needs."""
+    requirements = requirements or {}
+    facts = {"o": operation, "q": requirements, "p": priority, "payload": payload}
+    return NewJob(
+        job_id=f"{queue}-{ulid or next_ulid()}",
+        queue=queue,
+        route=route_of(operation, requirements),
+        priority=priority,
+        record=json.dumps(facts).encode(),
+        run_at_ms=run_at_ms,
+        delay_ms=delay_ms,
+        expires_at_ms=expires_at_ms,
+        execution_timeout_ms=execution_timeout_ms,
+        retry=retry,
+    )
+
+
+def ulid_of(job: NewJob | str) -> str:
+    """Returns the ULID of a job or of a job id."""
+    return (job if isinstance(job, str) else job.job_id)[-26:]
+
+
+def read_facts(record: bytes) -> RecordFacts:
+    """Reads a record of `new_job`."""
+    facts = json.loads(record)
+    return RecordFacts(facts["o"], facts["q"], facts["p"])
+
+
+def worker_spec(
+    worker_id: str = "w1",
+    *,
+    queues: tuple[str, ...] = ("default",),
+    operations: tuple[str, ...] = (OPERATION,),
+    labels: Mapping[str, str] | None = None,
+    lease_ms: int = 0,
+) -> WorkerSpec:
+    """Returns a worker that takes what `new_job` makes."""
+    return WorkerSpec(worker_id, queues, frozenset(operations), labels or {}, lease_ms=lease_ms)

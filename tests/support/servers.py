@@ -1,0 +1,102 @@
+"""`jobwire serve` as a real process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.support.stores import wait_until
+
+START_DEADLINE_S = 30.0
+
+
+class ServerProcess:
+    """A broker in a process of its own, on free ports.
+
+    Args:
+        flags: Of `jobwire serve`, for example ``("--redis-url", url)``. Without a store or data
+            directory among them it uses the bundled Valkey on `data_dir`.
+        data_dir: Where the bundled Valkey keeps its data.
+        env: Further environment variables.
+    """
+
+    def __init__(
+        self, *flags: str, data_dir: Path | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        self.flags = flags
+        self.data_dir = data_dir
+        self.env = env or {}
+        self.address = ""
+        """HOST:PORT of gRPC; the same again after a restart."""
+        self.http = ""
+        """HOST:PORT of /metrics; the same again after a restart."""
+        self._directory = Path(tempfile.mkdtemp(prefix="jwt-"))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """All that it has written so far."""
+        path = self._directory / "log"
+        return path.read_text() if path.exists() else ""
+
+    def spawn(self) -> None:
+        """Start the process without waiting for it."""
+        flags = ["--listen", self.address or "127.0.0.1:0", "--log-format", "console"]
+        flags += ["--http-listen", self.http or "127.0.0.1:0"]
+        if self.data_dir is not None:
+            flags += ["--data-dir", str(self.data_dir)]
+        (self._directory / "log").unlink(missing_ok=True)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
+        with (self._directory / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jobwire_server", *flags, *self.flags],
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env={**inherited, **self.env, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        self.spawn()
+        wait_until(self._serves, "the server serves", timeout_s=START_DEADLINE_S)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = START_DEADLINE_S) -> int:
+        """Wait for its end; its exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end; the exit code, 0 if it did not run."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        """kill -9, and wait for the end. Its bundled Valkey, if any, goes on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def _serves(self) -> bool:
+        assert self.process is not None
+        text = self.log
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {self.process.returncode}: {text}")
+        found = re.search(r"^  gRPC   (\S+)", text, re.MULTILINE)
+        http = re.search(r"^  HTTP   http://([^/]+)/", text, re.MULTILINE)
+        if found is None or "\n  try " not in text:
+            return False
+        self.address, self.http = found[1], http[1] if http else ""
+        return True
