@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.store.connect import connect, redacted
+from jobwire_server.store.sending import _Cancellable
 
 from tests.support.stores import StoreProcess, free_port, wait_until
 
@@ -115,4 +117,43 @@ async def test_a_cluster_url_routes_each_key_to_its_node(cluster: StoreProcess) 
     await connection.client.set("{q}:k", b"v")
     assert await connection.client.get("{q}:k") == b"v"
     assert await connection.node_of(b"{q}:events") == f"127.0.0.1:{cluster.port}"
+    await connection.close()
+
+
+async def test_a_loop_of_commands_ends_at_its_first_cancellation(store_url: str) -> None:
+    connection = connect(store_url)
+    await connection.ping()
+
+    async def beat() -> None:
+        while True:
+            await connection.client.ping()
+
+    for steps in range(60):  # the cancellation hits each moment of a command in turn
+        beating = asyncio.create_task(beat())
+        for _ in range(steps % 20):
+            await asyncio.sleep(0)
+        beating.cancel()
+        done, _ = await asyncio.wait({beating}, timeout=2)
+        assert done, f"it goes on after a cancellation at step {steps}"
+    await connection.close()
+
+
+async def test_every_kind_of_connection_can_be_cancelled(cluster: StoreProcess) -> None:
+    """The class is replaced for each kind, also on cluster nodes that are found later."""
+    for url in (
+        "redis://h",
+        "rediss://h",
+        "unix:///s",
+        "redis+sentinel://h/s",
+        "rediss+sentinel://h/s",
+    ):
+        connection = connect(url)
+        assert isinstance(connection.dedicated(""), _Cancellable), url
+        await connection.close()
+    connection = connect(f"redis+cluster://127.0.0.1:{cluster.port}")
+    node = await connection.node_of(b"{q}")
+    assert isinstance(connection.dedicated(node), _Cancellable)
+    await connection.client.set("k", "v")
+    for found in (*connection.client.get_nodes(), *connection.client.startup_nodes):  # type: ignore[union-attr]
+        assert all(isinstance(c, _Cancellable) for c in found._connections)
     await connection.close()

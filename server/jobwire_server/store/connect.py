@@ -20,6 +20,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisClusterException, RedisError
 
 from jobwire_server.errors import ConfigurationError
+from jobwire_server.store.sending import (
+    CANCELLABLE,
+    SentinelConnection,
+    SentinelTlsConnection,
+    TcpConnection,
+    TlsConnection,
+)
 
 MAX_CONNECTIONS = 64
 """Group commit keeps few calls under way; more than these would only queue inside the store."""
@@ -176,7 +183,9 @@ def _common(*, tcp: bool) -> dict[str, Any]:
 
 def _standalone(url: str, max_connections: int) -> Connection:
     # The URL is parsed last, so that what it says wins.
-    options = {**_common(tcp=not url.startswith("unix:")), "retry": no_retry(), **parse_url(url)}
+    options: dict[str, Any] = {**_common(tcp=not url.startswith("unix:")), "retry": no_retry()}
+    options |= parse_url(url)
+    options["connection_class"] = CANCELLABLE[options.get("connection_class", TcpConnection)]
     pool = BlockingConnectionPool(max_connections=max_connections, timeout=POOL_WAIT_S, **options)
     _unpooled(pool)  # a wrong option is found now, not by the first job
     return Connection(Redis.from_pool(pool), "standalone", redacted(url))
@@ -223,12 +232,18 @@ def _sentinel(url: str, max_connections: int) -> Connection:
         "username": options.pop("sentinel_username", None),
         "password": options.pop("sentinel_password", None),
     }
-    if url.startswith("rediss"):
-        tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
-        for_sentinels |= {"ssl": True, **tls}
-        options["ssl"] = True
+    tls = url.startswith("rediss")
+    if tls:
+        named = {name: value for name, value in options.items() if name.startswith("ssl_")}
+        for_sentinels |= {"ssl": True, **named}
     sentinel = Sentinel(parts.hosts, sentinel_kwargs=for_sentinels)  # type: ignore[no-untyped-call]
-    client = sentinel.master_for(parts.path, max_connections=max_connections, **options)
+    connection_class = SentinelTlsConnection if tls else SentinelConnection
+    client = sentinel.master_for(
+        parts.path,
+        max_connections=max_connections,
+        connection_class=connection_class,
+        **options,
+    )
     _unpooled(client.connection_pool)
     return Connection(client, "sentinel", redacted(url), sentinel)
 
@@ -242,4 +257,9 @@ def _cluster(url: str, max_connections: int) -> Connection:
     client = RedisCluster(
         startup_nodes=nodes, max_connections=max_connections, retry=no_retry(), **options
     )
+    # The class can't be passed; nodes found later are made from the same arguments.
+    connection_class = TlsConnection if url.startswith("rediss") else TcpConnection
+    client.connection_kwargs["connection_class"] = connection_class
+    for node in client.startup_nodes:
+        node.connection_class = connection_class
     return Connection(client, "cluster", redacted(url))

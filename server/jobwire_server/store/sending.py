@@ -1,0 +1,75 @@
+"""Connections of redis-py whose commands can be cancelled at any moment.
+
+redis-py bounds each send with `asyncio.wait_for`. Before Python 3.12 that function drops a
+cancellation which arrives in the moment when the send is done, so that a loop which is being
+stopped goes on for ever; and it makes a task for every command, which costs more than the
+command. `asyncio.timeout` does neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+
+class _Cancellable:
+    """Sends as redis-py does, with its own errors, and hears every cancellation."""
+
+    async def send_packed_command(
+        self: Any, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()
+        if isinstance(command, str):
+            command = command.encode()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                self._writer.writelines([command] if isinstance(command, bytes) else command)
+                await self._writer.drain()
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:
+            # What was half sent can't be completed, so the connection is of no more use.
+            await self.disconnect(nowait=True)
+            raise
+
+
+class TcpConnection(_Cancellable, Connection):
+    pass
+
+
+class TlsConnection(_Cancellable, SSLConnection):
+    pass
+
+
+class UnixConnection(_Cancellable, UnixDomainSocketConnection):
+    pass
+
+
+class SentinelConnection(_Cancellable, SentinelManagedConnection):
+    pass
+
+
+class SentinelTlsConnection(_Cancellable, SentinelManagedSSLConnection):
+    pass
+
+
+CANCELLABLE: dict[type, type] = {
+    TcpConnection: TcpConnection,
+    Connection: TcpConnection,
+    SSLConnection: TlsConnection,
+    UnixDomainSocketConnection: UnixConnection,
+}
+"""Class that a URL names -> the one to take in its place."""
