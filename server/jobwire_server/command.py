@@ -62,6 +62,8 @@ def _shown_default(field: FieldInfo) -> str:
         return format_duration(default)
     if isinstance(default, ByteSize):
         return format_size(default)
+    if isinstance(default, bool):
+        return "on" if default else "off"
     return str(default) if default != "" else "empty"
 
 
