@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +13,14 @@ import click
 
 from jobwire._connection import ConnectionOptions, __version__
 from jobwire._sync.client import Client
-from jobwire.cli.failures import EXIT_CODES_HELP, Exit, exit_code_of, say, show_call_error
-from jobwire.cli.failures import show_defect as show_defect
+from jobwire.cli.failures import (
+    EXIT_CODES_HELP,
+    Exit,
+    exit_code_of,
+    say,
+    show_call_error,
+    show_defect,
+)
 from jobwire.cli.parameters import duration
 from jobwire.errors import CallError
 
@@ -88,6 +93,17 @@ def common(function: F) -> F:
 class CommandGroup(click.Group):
     """Commands of this package, and those that installed packages add as entry points."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # The reader, `head` for instance, has enough; what is still buffered goes nowhere.
+            # Click would call it a failure.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.OK
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_entry_points()})
 
@@ -154,7 +170,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
             obj=settings,
         )
-        sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
     except click.exceptions.Abort:
         return Exit.INTERRUPTED
@@ -164,13 +179,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CallError as error:
         show_call_error(error, settings.address)
         return exit_code_of(error)
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            show_defect(error)
-            return Exit.INTERNAL
-        # The reader, `head` for instance, has enough; nothing is left to say on this pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
     except Exception as error:
         show_defect(error)
         return Exit.INTERNAL
