@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobwire import CallError, Client
+from jobwire import CallError, Client, Tls
 
 JOBWIRE = [sys.executable, "-m", "jobwire.cli"]
 START_DEADLINE_S = 30.0
@@ -47,28 +47,31 @@ def free_port() -> int:
 
 
 @contextmanager
-def broker() -> Iterator[str]:
+def broker(*options: str, tls: bool | Tls = False) -> Iterator[str]:
     """A broker on its embedded store; gives its address."""
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="jobwire-", dir="/tmp") as folder:
         log = Path(folder) / "broker.log"
+        serve = [*JOBWIRE, "serve", "--listen", address]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*JOBWIRE, "serve", "--listen", address, "--http-listen", "", "--data-dir", folder],
+                [*serve, "--http-listen", "", "--data-dir", folder, *options],
                 stdout=output,
                 stderr=output,
             )
         try:
-            _wait_until_served(address, process, log)
+            _wait_until_served(address, process, log, tls)
             yield address
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _wait_until_served(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_served(
+    address: str, process: subprocess.Popen[bytes], log: Path, tls: bool | Tls
+) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    with Client(address, timeout_s=1) as client:
+    with Client(address, timeout_s=1, tls=tls) as client:
         while True:
             assert process.poll() is None, log.read_text()
             try:

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from jobwire._connection import ConnectionOptions, __version__
+from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._sync.client import Client
 from jobwire.cli.failures import (
     EXIT_CODES_HELP,
@@ -38,6 +39,7 @@ class Settings:
     target: str | None = None
     json: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
+    tls: bool | Tls = False
 
     @property
     def address(self) -> str:
@@ -46,7 +48,7 @@ class Settings:
 
     def client(self) -> Client:
         """Opens a client."""
-        return Client(self.target, timeout_s=self.timeout_s)
+        return Client(self.target, timeout_s=self.timeout_s, tls=self.tls)
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
@@ -147,17 +149,43 @@ def _missing(name: str, error: ImportError) -> click.Command:
     return command
 
 
+def _pem_option(name: str, variable: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        name,
+        envvar=variable,
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=f"PEM file. {text} [{variable}]",
+    )
+
+
 @click.group(
     cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES_HELP,
 )
 @click.version_option(__version__, prog_name="jobwire")
+@click.option("--tls", is_flag=True, envvar="JOBWIRE_TLS", help="Use TLS. [JOBWIRE_TLS]")
+@_pem_option("--ca", "JOBWIRE_CA", "The authorities to trust; implies --tls.")
+@_pem_option("--client-cert", "JOBWIRE_CLIENT_CERT", "Your certificate; implies --tls.")
+@_pem_option("--client-key", "JOBWIRE_CLIENT_KEY", "Its key.")
 @common
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(
+    context: click.Context,
+    tls: bool,
+    ca: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
+) -> None:
     """Submit jobs, watch them, run them, look after the broker."""
-    context.ensure_object(Settings)
+    if (client_cert is None) != (client_key is None):
+        raise click.UsageError("give --client-cert and --client-key together")
+    settings = context.ensure_object(Settings)
+    if ca is not None or client_cert is not None:
+        settings.tls = Tls(ca_file=ca, certificate_file=client_cert, key_file=client_key)
+    else:
+        settings.tls = tls
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -58,8 +58,7 @@ def worker(
     finish, a second one gives them back at once.
     """
     found = load_worker(worker)
-    if settings.target:
-        found.connect_to(settings.target)
+    found.connect_to(settings.target, tls=settings.tls or None)
     if queue:
         found.queues = queue
     if concurrency:

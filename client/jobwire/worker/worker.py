@@ -132,9 +132,12 @@ class Worker:
         """The operations that it has handlers for."""
         return tuple(self._operations)
 
-    def connect_to(self, target: str) -> None:
-        """Replaces the target; takes effect with the next start."""
-        self._options = replace(self._options, target=target)
+    def connect_to(self, target: str | None = None, *, tls: bool | Tls | None = None) -> None:
+        """Replaces what is given of the way to the servers; takes effect with the next start."""
+        if target is not None:
+            self._options = replace(self._options, target=target)
+        if tls is not None:
+            self._options = replace(self._options, tls=tls)
 
     def run(self) -> None:
         """Works until SIGTERM or SIGINT; blocks.
