@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.stores import wait_until
@@ -76,18 +78,33 @@ class ServerProcess:
         return self.process.wait(timeout_s)
 
     def stop(self) -> int:
-        """SIGTERM, and wait for the end; the exit code, 0 if it did not run."""
+        """SIGTERM, and wait for the end; the exit code, 0 if it did not run.
+
+        Also ends a bundled Valkey that a kill -9 left behind.
+        """
         if self.process is None:
             return 0
         if self.process.poll() is None:
             self.process.terminate()
-        return self.wait()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            self._end_orphan()
 
     def kill(self) -> None:
         """kill -9, and wait for the end. Its bundled Valkey, if any, goes on."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def _end_orphan(self) -> None:
+        pid_file = self.data_dir and self.data_dir / "valkey.pid"
+        if pid_file and pid_file.exists():  # a clean end removes it
+            with suppress(ProcessLookupError):
+                os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
     def _serves(self) -> bool:
         assert self.process is not None

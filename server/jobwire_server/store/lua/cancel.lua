@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- cancel.lua: SCHEDULED or PENDING -> CANCELLED, RUNNING -> CANCELLING; CANCELLING and CANCELLED stay as they are.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers counts totals done:7 (end_attempt.lua)
+--           signals  channel: the ULIDs of jobs whose worker should hear of it, end to end
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job, ms
 -- ARGV[3] retention, ms
@@ -12,7 +13,7 @@ local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local SCHEDULED, PENDING, RUNNING, CANCELLING, CANCELLED = 1, 2, 3, 4, 7
-local answer = {}
+local answer, signals = {}, {}
 
 for at = 4, #ARGV, 2 do
   local ulid, reason = ARGV[at], ARGV[at + 1]
@@ -33,6 +34,7 @@ for at = 4, #ARGV, 2 do
     redis.call('HSET', key, 's', CANCELLING, 'v', job[2] + 1, 'ca', reason, 'cd', now + grace)
     redis.call('ZADD', P .. 'timers', now + grace, 'c' .. ulid)
     moved(ulid, RUNNING, CANCELLING)
+    signals[#signals + 1] = ulid
     answer[#answer + 1] = { 0, CANCELLING }
   else
     answer[#answer + 1] = { (state == CANCELLING or state == CANCELLED) and 0 or 2, state }
@@ -40,4 +42,5 @@ for at = 4, #ARGV, 2 do
 end
 
 publish_tally(P)
+if #signals > 0 then redis.call('SPUBLISH', P .. 'signals', table.concat(signals)) end
 return answer

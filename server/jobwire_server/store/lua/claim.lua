@@ -7,6 +7,7 @@
 --           leases                 ZSET    ulid -> end of the lease, Unix ms
 --           held:<worker>          SET     ulids that the worker holds
 --           config                 HASH    paused = 1
+--           done:8                 ZSET    ulid -> when an expired job may be forgotten, Unix ms
 --           claimed:<server>       STRING  the server's last answer, kept for 60 s
 -- ARGV[1] clock shift, ms
 -- ARGV[2] server id

@@ -6,6 +6,7 @@
 --           h:<ulid>     LIST    attempts that ended, oldest first, the latest 100:
 --                                "<number> <token> <start ms> <end ms> <outcome> <worker>\n<failure>"
 --           done:<state> ZSET    ulid -> when it may be forgotten, Unix ms
+--           signals      channel (cancel.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of terminal jobs, ms
 -- then for each item ten: ulid, worker, fencing token, state decided on,
@@ -23,7 +24,7 @@ local SCHEDULED, PENDING, RUNNING, CANCELLING, FAILED = 1, 2, 3, 4, 6
 local UNDELIVERED = '7'
 local HISTORY = 100
 local TOTALS = { [SCHEDULED] = 'retried', [FAILED] = 'failed', [7] = 'cancelled' }
-local answer, woken = {}, {}
+local answer, woken, signals = {}, {}, {}
 
 local function due(condition, ulid)
   local score
@@ -65,7 +66,10 @@ for at = 3, #ARGV, 10 do
     -- An attempt that never reached its worker is not one: the next delivery gets its number.
     if outcome == UNDELIVERED then redis.call('HINCRBY', key, 'n', -1) end
     -- Only the holder's own ending leaves its name, which is what lets its repeated call be told from a zombie's.
-    if condition ~= 'worker' then redis.call('HDEL', key, 'w') end
+    if condition ~= 'worker' then
+      redis.call('HDEL', key, 'w')
+      signals[#signals + 1] = ulid
+    end
     redis.call('ZREM', P .. 'leases', ulid)
     redis.call('SREM', P .. 'held:' .. worker, ulid)
     redis.call('ZREM', P .. 'timers', 't' .. ulid, 'c' .. ulid)
@@ -96,4 +100,5 @@ publish_tally(P)
 local wake = {}
 for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
 if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+if #signals > 0 then redis.call('SPUBLISH', P .. 'signals', table.concat(signals)) end
 return answer

@@ -29,12 +29,18 @@ local function existing(ulid)
   return { tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's') or PENDING), record }
 end
 
--- One write for the records of the whole batch. It fails only if an id is there already, after a lost answer
--- or twice in the batch; then each job is looked at by itself.
-local pairs_to_set = {}
+-- One write for the records of the whole batch. It fails only if an id is there already, after a lost answer; then each
+-- job is looked at by itself. An id that is twice in the batch is written once: MSETNX would take the last of them.
+local pairs_to_set, seen, again = {}, {}, {}
 for at = first, #ARGV, 6 do
-  pairs_to_set[#pairs_to_set + 1] = P .. 'r:' .. ARGV[at]
-  pairs_to_set[#pairs_to_set + 1] = ARGV[at + 5]
+  local ulid = ARGV[at]
+  if seen[ulid] then
+    again[at] = true
+  else
+    seen[ulid] = true
+    pairs_to_set[#pairs_to_set + 1] = P .. 'r:' .. ulid
+    pairs_to_set[#pairs_to_set + 1] = ARGV[at + 5]
+  end
 end
 local all_new = redis.call('MSETNX', unpack(pairs_to_set)) == 1
 
@@ -48,7 +54,7 @@ local lists, ready_by_route = {}, {}
 local pending, scheduled = 0, 0
 for at = first, #ARGV, 6 do
   local ulid, route, priority, extra = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4]
-  if not all_new and redis.call('SETNX', P .. 'r:' .. ulid, ARGV[at + 5]) == 0 then
+  if again[at] or (not all_new and redis.call('SETNX', P .. 'r:' .. ulid, ARGV[at + 5]) == 0) then
     answer[#answer + 1] = existing(ulid)
   else
     local due = start_ms(ARGV[at + 3])

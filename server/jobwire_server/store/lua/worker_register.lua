@@ -6,6 +6,7 @@
 --           ids      ZSET  id -> 0, for listing by name
 --           lost     ZSET  id -> when it was lost, Unix ms, until its jobs are back in their queues
 --           forget   ZSET  id -> when a lost worker leaves the list, Unix ms
+--           events   channel of the ids of workers that registered, changed, were lost or left
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec
 -- Returns now in Unix ms
 --include clock

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- worker_remove.lua: forgets a worker.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget (worker_register.lua)
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget events (worker_register.lua)
 -- ARGV[1] id
 -- Returns 1 it was known | 0 it was not
 

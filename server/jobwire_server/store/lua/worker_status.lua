@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- worker_status.lua: changes whether a live worker takes jobs.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> (worker_register.lua)
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> events (worker_register.lua)
 -- ARGV[1] id   ARGV[2] status, 1..3
 -- Returns 1 done | 0 no such live worker
 

@@ -5,22 +5,23 @@
 -- bounded look settles the rest.
 local RETURN_LOOK = 64
 
+-- Returns 1, or 0 if the job stands there already: a job claimed by id left its entry behind.
 local function insert_by_age(key, ulid)
   local at = 0
   local head = redis.call('LINDEX', key, at)
-  if not head or ulid < head then
-    redis.call('LPUSH', key, ulid)
-    return
-  end
-  while head and head <= ulid and at < RETURN_LOOK do
+  while head and head < ulid and at < RETURN_LOOK do
     at = at + 1
     head = redis.call('LINDEX', key, at)
   end
-  if head then
-    redis.call('LINSERT', key, 'BEFORE', head, ulid)
-  else
+  if head == ulid then return 0 end
+  if not head then
     redis.call('RPUSH', key, ulid)
+  elseif at == 0 then
+    redis.call('LPUSH', key, ulid)
+  else
+    redis.call('LINSERT', key, 'BEFORE', head, ulid)
   end
+  return 1
 end
 
 -- Puts one job where claims find it: at the end, or with by_age at its old place.
@@ -30,7 +31,7 @@ local function push_ready(prefix, ulid, route, priority, by_age)
   if priority > 0 then
     added = redis.call('ZADD', prefix .. 'z:' .. route, 255 - priority, ulid)
   elseif by_age then
-    insert_by_age(prefix .. 'l:' .. route, ulid)
+    added = insert_by_age(prefix .. 'l:' .. route, ulid)
   else
     redis.call('RPUSH', prefix .. 'l:' .. route, ulid)
   end

@@ -1,0 +1,149 @@
+"""The store's scripts on a real store, one call at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from jobwire_server.model import Assignment, Job, JobState, NewJob, Outcome
+from jobwire_server.operations.endings import Budget, Ending
+from jobwire_server.store.connect import Connection
+from jobwire_server.store.jobs import AttemptEnd, ClaimRequest, JobStore, Success
+from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.workers import WorkerStore
+
+from tests.support.dump import QueueDump, changes, check_invariants, dump_queue, dump_workers
+from tests.support.jobs import new_job, ulid_of
+
+LEASE_MS = 30_000
+RETAIN_MS = 86_400_000
+GRACE_MS = 10_000
+
+
+class Near:
+    """Equal to any number, or text of one, that is at most two seconds off."""
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, str | bytes | int | float):
+            return NotImplemented
+        return abs(float(other) - self.ms) <= 2_000
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Near({self.ms})"
+
+
+class Scripts:
+    """Every script of one server, and a look at what it wrote.
+
+    Args:
+        connection: The store.
+        client: A synchronous client of it.
+        server_id: Whose claims are remembered.
+    """
+
+    def __init__(self, connection: Connection, client: redis.Redis, server_id: str = "s1") -> None:
+        self.client = client
+        self.runner = ScriptRunner(connection.client)
+        self.jobs = JobStore(self.runner, server_id)
+        self.queues = QueueStore(self.runner)
+        self.workers = WorkerStore(self.runner)
+
+    def shift(self, ms: int) -> None:
+        """Moves the clock of every script."""
+        self.runner.clock_shift_ms += ms
+
+    @property
+    def now_ms(self) -> int:
+        """The store's time as scripts see it."""
+        seconds, micros = self.client.time()
+        return int(seconds * 1000 + micros // 1000 + self.runner.clock_shift_ms)
+
+    def after(self, ms: int) -> Near:
+        """Returns what equals the moment so far from now."""
+        return Near(self.now_ms + ms)
+
+    def dump(self) -> dict[str, Any]:
+        """Returns every key of the queue `default`."""
+        return {**dump_queue(self.client)}
+
+    def workers_dump(self) -> dict[str, Any]:
+        """Returns every key of the worker registry."""
+        return {**dump_workers(self.client)}
+
+    def changed(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Returns what differs from an earlier dump, without the memory of the last claim."""
+        found = changes(before, self.dump())
+        return {key: value for key, value in found.items() if not key.startswith("claimed:")}
+
+    def check(self) -> QueueDump:
+        """Checks the invariants of the queue `default`."""
+        return check_invariants(self.client)
+
+    async def submit(self, *jobs: NewJob) -> list[str]:
+        """Writes jobs, one of them if none is named; returns their ULIDs."""
+        given = jobs or (new_job(),)
+        await self.jobs.submit("default", given)
+        return [ulid_of(job) for job in given]
+
+    async def claim(
+        self, worker: str = "w1", most: int = 1, *jobs: NewJob, lease_ms: int = LEASE_MS
+    ) -> list[Assignment]:
+        """Claims off the routes of the jobs named, or the plain one."""
+        routes = tuple(sorted({job.route.id for job in jobs or (new_job(),)}))
+        request = ClaimRequest(worker, most, lease_ms, routes)
+        (claimed,) = await self.jobs.claim("default", [request], RETAIN_MS)
+        return claimed.assignments
+
+    async def running(self, job: NewJob | None = None, worker: str = "w1") -> str:
+        """Writes a job and claims it; returns its ULID."""
+        job = job or new_job()
+        (ulid,) = await self.submit(job)
+        (assignment,) = await self.claim(worker, 1, job)
+        assert assignment.job_id == job.job_id
+        return ulid
+
+    async def read(self, ulid: str) -> Job:
+        """Returns a job in full."""
+        (job,) = await self.jobs.read("default", [ulid], full=True)
+        assert job is not None
+        return job
+
+    async def succeed(
+        self, ulid: str, token: int = 1, worker: str = "w1", result: bytes = b""
+    ) -> Any:
+        """Completes one job; returns the answer."""
+        item = Success(ulid, worker, token, result)
+        (answer,) = await self.jobs.succeed("default", [item], RETAIN_MS)
+        return answer
+
+    async def cancel(self, ulid: str, reason: str = "why") -> Any:
+        """Cancels one job; returns the answer."""
+        (answer,) = await self.jobs.cancel("default", [(ulid, reason)], GRACE_MS, RETAIN_MS)
+        return answer
+
+    async def end(
+        self,
+        job: Job,
+        target: JobState,
+        *,
+        condition: str = "worker",
+        outcome: Outcome = Outcome.FAILED,
+        budget: Budget = Budget.FAILURES,
+        backoff_ms: int = 0,
+    ) -> Any:
+        """Applies one decided ending; returns the answer."""
+        ending = Ending(outcome, target, budget, backoff_ms)
+        end = AttemptEnd(job, condition, ending)
+        (answer,) = await self.jobs.end_attempts("default", [end], RETAIN_MS)
+        return answer
+
+    async def tick(self, most: int = 200) -> Any:
+        """Lets the clock act once."""
+        return await self.jobs.tick("default", most, RETAIN_MS, 5_000, 13)
