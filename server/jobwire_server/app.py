@@ -154,9 +154,10 @@ class Application:
             grace_s: How long calls in hand may take. 0: none at all.
             hurry: Once set, nothing is waited for any more.
         """
-        if not self._draining:
-            self._draining = True
+        served = self._server is not None
+        if served and not self._draining:
             log.info("draining", grace_s=grace_s)
+        self._draining = True
         self._interceptor.drain()
         await self._health.enter_graceful_shutdown()
         if grace_s > 0:
@@ -173,7 +174,8 @@ class Application:
             await self._connection.close()
         if self._engine is not None:
             await self._engine.stop()
-        log.info("stopped")
+        if served:
+            log.info("stopped")
 
     async def _drain(self, grace_s: float) -> None:
         with suppress(TimeoutError):

@@ -88,8 +88,8 @@ async def _reach(connection: Connection, wait_s: float) -> list[Redis | ClusterN
                 ) from error
             if loop.time() >= deadline:
                 raise StoreRefused(
-                    f"redis_url: {connection.url} can't be reached: {cause}; start the store, or"
-                    " mend the address"
+                    f"redis_url: {connection.url} can't be reached: {str(cause).rstrip('.')};"
+                    " start the store, or mend the address"
                 ) from error
             if not told:
                 told = True
