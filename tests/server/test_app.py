@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -236,6 +238,36 @@ def test_logs_are_json_where_no_person_reads_them(server: ServerProcess) -> None
     assert server.stop() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert [line["event"] for line in lines] == ["serving", "draining", "stopped"]
+
+
+def _certificates(folder: Path) -> None:
+    """An authority, and a certificate of it that serves and calls as localhost."""
+    for args in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout own.key -out own.csr",
+        "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out own.pem"
+        " -extfile names",
+    ):
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        subprocess.run(["openssl", *args.split()], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_with_tls_only_clients_with_a_certificate_are_served(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    _certificates(tmp_path)
+    ca, own, key = (tmp_path / name for name in ("ca.pem", "own.pem", "own.key"))
+    server.flags = ("--tls-cert", str(own), "--tls-key", str(key), "--tls-client-ca", str(ca))
+    server.start()
+    request = health_pb2.HealthCheckRequest()
+    known = grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), own.read_bytes())
+    with grpc.secure_channel(server.address, known) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        assert answer.status == SERVING
+    unknown = grpc.ssl_channel_credentials(ca.read_bytes())
+    with grpc.secure_channel(server.address, unknown) as channel, pytest.raises(grpc.RpcError):
+        health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
 
 
 def test_settings_come_from_the_environment_too(tmp_path: Path) -> None:
