@@ -1,0 +1,189 @@
+"""dispatch-latency: from the call that submits a job to the answer that hands it to a worker.
+
+Size: `jobs` jobs in each round, 100 a second, with workers waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from time import perf_counter
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from jobwire.v1 import job_service_pb2, job_service_pb2_grpc, worker_service_pb2
+from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
+from jobwire_server.model import JobState
+
+from benchmarks import jobs
+from benchmarks.echo import METHOD
+from benchmarks.figures import Figure, Goal, compared, quantile
+from benchmarks.frame import Benchmark, Plan, Size, check
+from benchmarks.processes import until
+from benchmarks.servers import open_broker, open_echo
+from benchmarks.stores import open_store
+
+RATE = 100
+WORKERS = 4
+"""Enough that one is always waiting while another completes the job before."""
+WAIT_S = 30
+ARRIVAL_DEADLINE_S = 30.0
+ANSWER_BYTES = 38
+WARM_UP = 50
+GOALS = {0.5: Goal("at most", 3), 0.99: Goal("at most", 6)}
+
+
+class Workers:
+    """Workers that wait for jobs with long polls, note when each came, and complete it."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+        self.arrived: dict[int, float] = {}
+        self.deliveries = 0
+
+    async def work(self, worker_id: str) -> None:
+        """Works until cancelled."""
+        spec = worker_service_pb2.WorkerSpec(worker_id=worker_id, operations=[jobs.OPERATION])
+        await self._stub.RegisterWorker(worker_service_pb2.RegisterWorkerRequest(worker=spec))
+        claim = worker_service_pb2.ClaimJobRequest(
+            worker_id=worker_id, wait=Duration(seconds=WAIT_S)
+        )
+        while True:
+            answer = await self._stub.ClaimJob(claim, timeout=WAIT_S + 10)
+            at = perf_counter()
+            for assignment in answer.assignments:
+                number = int.from_bytes(assignment.spec.payload.data[:8], "big")
+                self.arrived.setdefault(number, at)
+                self.deliveries += 1
+                await self._stub.CompleteJob(
+                    worker_service_pb2.CompleteJobRequest(
+                        worker_id=worker_id,
+                        completion=worker_service_pb2.Completion(
+                            job_id=assignment.job_id,
+                            fencing_token=assignment.fencing_token,
+                            success=worker_service_pb2.Success(),
+                        ),
+                    )
+                )
+
+
+async def run(plan: Plan) -> list[Figure]:
+    """Measures both by turns, in one quiet client process."""
+    count, rounds = plan.size.jobs, plan.size.rounds
+    latencies: list[list[float]] = []
+    trips: list[list[float]] = []
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(plan.engine))
+        broker = await stack.enter_async_context(open_broker(store))
+        bare = await stack.enter_async_context(open_echo(ANSWER_BYTES))
+        producing = await stack.enter_async_context(broker.channel())
+        submit = job_service_pb2_grpc.JobServiceStub(producing).SubmitJob
+        echoing = await stack.enter_async_context(bare.channel())
+        echo = echoing.unary_unary(
+            METHOD,
+            request_serializer=job_service_pb2.SubmitJobRequest.SerializeToString,
+            response_deserializer=job_service_pb2.SubmitJobResponse.FromString,
+        )
+        working = await stack.enter_async_context(broker.channel())
+        workers = Workers(worker_grpc.WorkerServiceStub(working))
+        tasks = [
+            asyncio.create_task(workers.work(f"bench-{number}"), name=f"worker-{number}")
+            for number in range(WORKERS)
+        ]
+        stack.push_async_callback(_end, tasks)
+
+        async def dispatch(first: int, total: int) -> list[float]:
+            began: dict[int, float] = {}
+
+            async def send(number: int) -> None:
+                request = _request(first + number)
+                began[first + number] = perf_counter()
+                await submit(request)
+
+            await _paced(total, send)
+            await _arrival(workers, first + total, tasks)
+            return [workers.arrived[number] - at for number, at in began.items()]
+
+        async def round_trips(total: int) -> list[float]:
+            took: list[float] = []
+
+            async def send(number: int) -> None:
+                request = _request(number)
+                at = perf_counter()
+                await echo(request)
+                took.append(perf_counter() - at)
+
+            await _paced(total, send)
+            return took
+
+        await dispatch(0, WARM_UP)
+        await round_trips(WARM_UP)
+        for number in range(rounds):
+            plan.say(f"round {number + 1} of {rounds}")
+            trips.append(await round_trips(count))
+            latencies.append(await dispatch(WARM_UP + number * count, count))
+        check(workers.deliveries == WARM_UP + rounds * count, "a job was delivered twice")
+        await _all_done(jobs.Layers(store), workers.deliveries)
+    return [
+        compared(
+            f"submit to claim, p{fraction * 100:g}",
+            [quantile(values, fraction) * 1e6 for values in latencies],
+            "us",
+            against="a bare round trip",
+            base=[quantile(values, fraction) * 1e6 for values in trips],
+            goal=goal,
+        )
+        for fraction, goal in GOALS.items()
+    ]
+
+
+def _request(number: int) -> job_service_pb2.SubmitJobRequest:
+    return jobs.request(number.to_bytes(8, "big").ljust(jobs.PAYLOAD_BYTES, b"."))
+
+
+async def _paced(total: int, send: Callable[[int], Awaitable[None]]) -> None:
+    """Starts the calls at the rate, whether or not the ones before have been answered."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    async with asyncio.TaskGroup() as group:
+        for number in range(total):
+            await asyncio.sleep(max(0.0, start + number / RATE - loop.time()))
+            group.create_task(_run(send, number))
+
+
+async def _run(send: Callable[[int], Awaitable[None]], number: int) -> None:
+    await send(number)
+
+
+async def _arrival(workers: Workers, total: int, tasks: list[asyncio.Task[None]]) -> None:
+    async with asyncio.timeout(ARRIVAL_DEADLINE_S):
+        while len(workers.arrived) < total:
+            for task in tasks:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.005)
+
+
+async def _all_done(layers: jobs.Layers, expected: int) -> None:
+    async def finished() -> bool:
+        depth = (await layers.queues.read("default", detail=False)).depth
+        return depth == {JobState.SUCCEEDED: expected}
+
+    await until(finished, f"all {expected} jobs have succeeded")
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+BENCHMARK = Benchmark(
+    name="dispatch-latency",
+    summary=f"from submit to claim at {RATE} jobs a second, against a bare round trip",
+    run=run,
+    full=Size(jobs=500, rounds=7),
+    short=Size(jobs=300, rounds=3),
+)

@@ -1,0 +1,86 @@
+"""The jobs that are measured: 256 bytes of payload, as a producer would send them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+
+from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.clock import StoreClock
+from jobwire_server.ids import UlidFactory
+from jobwire_server.model import NewJob
+from jobwire_server.options import Limits
+from jobwire_server.servicers.submission import Submissions
+from jobwire_server.store.jobs import JobStore
+from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.scripts import ScriptRunner
+
+from benchmarks.stores import Store
+
+OPERATION = "bench.noop"
+PAYLOAD_BYTES = 256
+SUBMIT_AT_ONCE = 500
+
+
+def request(payload: bytes | None = None) -> job_service_pb2.SubmitJobRequest:
+    """Returns a request to submit a job, with a random payload unless one is given."""
+    data = os.urandom(PAYLOAD_BYTES) if payload is None else payload
+    return job_service_pb2.SubmitJobRequest(
+        spec=job_pb2.JobSpec(operation=OPERATION, payload=job_pb2.Payload(data=data))
+    )
+
+
+class JobMaker:
+    """Makes jobs as the server does of requests, for benchmarks that begin at the store."""
+
+    def __init__(self) -> None:
+        now_ms = StoreClock().now_ms
+        self._submissions = Submissions(Limits(), now_ms, UlidFactory(now_ms))
+        self._requests = [request() for _ in range(64)]
+
+    def make(self, count: int) -> list[NewJob]:
+        """Returns new jobs of the default queue."""
+        requests = self._requests
+        return [
+            self._submissions.new_job(requests[number % len(requests)]) for number in range(count)
+        ]
+
+    def batches(self, count: int, size: int = SUBMIT_AT_ONCE) -> Iterator[list[NewJob]]:
+        """Yields so many jobs in batches."""
+        for made in range(0, count, size):
+            yield self.make(min(size, count - made))
+
+
+class Layers:
+    """The store's layer on a store, without a server in front."""
+
+    def __init__(self, store: Store) -> None:
+        runner = ScriptRunner(store.connection.client)
+        self.jobs = JobStore(runner, "benchmark")
+        self.queues = QueueStore(runner)
+
+
+async def fill(
+    layers: Layers, queue: str, count: int, maker: JobMaker, say: Callable[[str], None]
+) -> None:
+    """Submits so many jobs to the queue."""
+    done = 0
+    for batch in maker.batches(count):
+        await layers.jobs.submit(queue, batch)
+        done += len(batch)
+        if done % 100_000 == 0:
+            say(f"{done:,} of {count:,} jobs submitted")
+
+
+async def each(count: int, width: int, call: Callable[[int], Awaitable[None]]) -> None:
+    """Makes so many calls, numbered from 0, with at most `width` under way at a time."""
+    numbers = iter(range(count))
+
+    async def caller() -> None:
+        for number in numbers:
+            await call(number)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(width):
+            group.create_task(caller())
