@@ -267,3 +267,30 @@ def test_sigterm_ends_a_worker_with_0(target: str) -> None:
     assert process.wait(20) == 0
     process.stderr.close()
     assert jobwire("workers", "show", "to-be-ended", target=target).returncode == 3
+
+
+def test_a_second_signal_gives_running_jobs_back_at_once(target: str) -> None:
+    process = subprocess.Popen(
+        [*JOBWIRE, "worker", "tests.cli.handlers", "--target", target, "--queue", "hurried"],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    job_id = submit(target, "wait", "-q", "hurried")
+    watch = subprocess.Popen(
+        [*JOBWIRE, "watch", job_id, "--target", target], stderr=subprocess.PIPE, text=True
+    )
+    assert watch.stderr is not None
+    assert any("waiting" in line for line in watch.stderr)
+    process.terminate()
+    assert any("told to stop: finishing" in line for line in process.stderr)
+    process.terminate()
+    assert "told to stop again" in process.stderr.read()
+    assert process.wait(20) == 0
+    (job,) = lines_of(jobwire("get", job_id, "--json", target=target).stdout)
+    assert (job["state"], job["interruptions"], job["failures"]) == ("PENDING", 1, 0)
+    watch.terminate()
+    watch.wait(20)
+    watch.stderr.close()
+    process.stderr.close()

@@ -206,8 +206,11 @@ class Broker(
                 yield jobs.WatchJobResponse(bookmark=jobs.Bookmark())
             if job.state in TERMINAL:
                 return
-            async with self.changed:
-                await self.changed.wait_for(lambda seen=seen, job=job: job.revision > seen)
+            await self._until_newer(job, seen)
+
+    async def _until_newer(self, job: job_pb2.Job, seen: int) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: job.revision > seen)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:
         await self._enter("CancelJob", request, context)
@@ -256,7 +259,7 @@ class Broker(
         )
 
     def _hand_out(self, worker_id: str, max_jobs: int) -> list[workers.Assignment]:
-        assignments = []
+        assignments: list[workers.Assignment] = []
         while self.pending and len(assignments) < max_jobs:
             job = self.jobs[self.pending.popleft()]
             job.state = job_pb2.JOB_STATE_RUNNING
@@ -287,7 +290,7 @@ class Broker(
                 )
             )
         await self._check_worker(request.worker_id, context)
-        assignments = []
+        assignments: list[workers.Assignment] = []
         if not self._is_draining(request.worker_id):
             assignments = self._hand_out(request.worker_id, request.max_jobs)
         await self.touch()

@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from jobwire import (
@@ -52,10 +53,10 @@ async def test_submit_sends_what_it_is_given(broker: Broker, client: AsyncClient
         requirements={"gpu": "a100"},
         labels={"customer": "42"},
         retry=job_pb2.RetryPolicy(
-            max_attempts=5, initial_backoff={"nanos": 250_000_000}, jitter=0.0
+            max_attempts=5, initial_backoff=Duration(nanos=250_000_000), jitter=0.0
         ),
-        execution_timeout={"seconds": 90},
-        delay={"seconds": 1, "nanos": 500_000_000},
+        execution_timeout=Duration(seconds=90),
+        delay=Duration(seconds=1, nanos=500_000_000),
     )
 
 

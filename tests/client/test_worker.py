@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 
 from jobwire import Context, Fatal, InvalidRequest, Retry, Worker, to_payload
-from jobwire.v1 import job_pb2, worker_service_pb2
+from jobwire.v1 import job_pb2
 
 from tests.client import handlers
 from tests.client.broker import Broker, reason, rich_status
+from tests.client.support import cancel, completion, waiting_for, worker_of
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "away", reason("STORE_UNAVAILABLE"))
-
-
-def worker_of(broker: Broker, **handlers: Callable[[Context], Any]) -> Worker:
-    worker = Worker(broker.target, concurrency=4, shutdown_grace_s=10)
-    for name, handler in handlers.items():
-        worker.operation(name)(handler)
-    return worker
-
-
-async def completion(broker: Broker, job: job_pb2.Job) -> worker_service_pb2.Completion:
-    """Waits for the worker's word about a job."""
-
-    def said() -> list[worker_service_pb2.Completion]:
-        calls = broker.calls["CompleteJob"]
-        return [call.completion for call in calls if call.completion.job_id == job.id]
-
-    await broker.until(said)
-    return said()[-1]
 
 
 async def test_an_async_handler_runs_and_its_value_is_the_result(broker: Broker) -> None:
@@ -74,7 +55,7 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
 
 
 async def test_a_raised_error_is_a_retryable_failure_with_its_stack(broker: Broker) -> None:
-    def divide(context: Context) -> float:
+    def divide(context: Context) -> Any:
         return 1 / context.payload
 
     async with worker_of(broker, divide=divide):
@@ -194,14 +175,6 @@ async def test_details_that_cannot_be_sent_fail_at_the_call(broker: Broker) -> N
     assert failure.type == "TypeError"
 
 
-async def cancel(broker: Broker, job: job_pb2.Job) -> None:
-    broker.notices.append(
-        worker_service_pb2.CancelNotice(
-            job_id=job.id, fencing_token=job.fencing_token, reason="changed my mind"
-        )
-    )
-
-
 async def test_a_cancelled_async_handler_is_cancelled_at_its_await(broker: Broker) -> None:
     async def sleep(context: Context) -> None:
         await asyncio.Event().wait()
@@ -261,7 +234,7 @@ async def test_a_lost_lease_stops_the_handler_and_nothing_is_said(broker: Broker
 
 async def test_running_jobs_are_named_in_heartbeats(broker: Broker) -> None:
     gate = asyncio.Event()
-    async with worker_of(broker, hold=lambda context: None, wait=_waiting_for(gate)):
+    async with worker_of(broker, hold=lambda context: None, wait=waiting_for(gate)):
         job = await broker.add("wait")
         await broker.until(
             lambda: any(
@@ -271,20 +244,6 @@ async def test_running_jobs_are_named_in_heartbeats(broker: Broker) -> None:
             )
         )
         gate.set()
-
-
-def _waiting_for(gate: asyncio.Event) -> Callable[[Context], Any]:
-    async def wait(context: Context) -> str:
-        context.progress(None, "started")
-        await gate.wait()
-        return "waited"
-
-    return wait
-
-
-async def started(broker: Broker, job: job_pb2.Job) -> None:
-    """Waits until the handler of a job has said so."""
-    await broker.until(lambda: job.progress.message == "started")
 
 
 async def test_a_completion_is_repeated_until_the_store_is_back(broker: Broker) -> None:
@@ -297,7 +256,7 @@ async def test_a_completion_is_repeated_until_the_store_is_back(broker: Broker) 
 
 async def test_a_restart_of_the_broker_is_survived_with_the_job_in_hand(broker: Broker) -> None:
     gate = asyncio.Event()
-    async with worker_of(broker, wait=_waiting_for(gate)):
+    async with worker_of(broker, wait=waiting_for(gate)):
         job = await broker.add("wait")
         await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
         await broker.stop()
@@ -365,107 +324,6 @@ async def test_start_and_stop_may_be_repeated(broker: Broker) -> None:
         await worker.stop()
         await worker.stop()
     assert len(broker.calls["RegisterWorker"]) == len(broker.calls["DeregisterWorker"]) == 2
-
-
-async def test_stopping_lets_running_jobs_finish_and_takes_no_new_ones(broker: Broker) -> None:
-    gate = asyncio.Event()
-    worker = worker_of(broker, wait=_waiting_for(gate))
-    await worker.start()
-    job = await broker.add("wait")
-    await started(broker, job)
-    stopping = asyncio.create_task(worker.stop())
-    await broker.until(lambda: broker.calls["UpdateWorkerStatus"])
-    other = await broker.add("wait")
-    gate.set()
-    await stopping
-    assert job.state == job_pb2.JOB_STATE_SUCCEEDED
-    assert other.state == job_pb2.JOB_STATE_PENDING
-    assert broker.workers == {}
-
-
-async def test_what_does_not_finish_in_the_grace_is_released_as_interrupted(
-    broker: Broker,
-) -> None:
-    worker = worker_of(broker, sleep=_waiting_for(asyncio.Event()))
-    worker.shutdown_grace_s = 0.05
-    await worker.start()
-    job = await broker.add("sleep")
-    await started(broker, job)
-    await worker.stop()
-    (call,) = broker.calls["CompleteJob"]
-    assert call.completion.HasField("released")
-    assert not call.completion.released.not_started
-
-
-async def test_a_thread_that_does_not_stop_is_given_back_all_the_same(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobwire.worker.core.UNWIND_S", 0.05)
-    release = threading.Event()
-
-    def stubborn(context: Context) -> None:
-        context.progress(None, "started")
-        release.wait(60)
-
-    worker = worker_of(broker, stubborn=stubborn)
-    worker.shutdown_grace_s = 0.05
-    await worker.start()
-    job = await broker.add("stubborn")
-    await started(broker, job)
-    await worker.stop()
-    release.set()
-    (call,) = broker.calls["CompleteJob"]
-    assert call.completion.HasField("released")
-
-
-async def test_the_broker_may_ask_for_the_drain(broker: Broker) -> None:
-    broker.drain = True
-    async with asyncio.timeout(10):
-        await worker_of(broker, ok=lambda context: 1).serve()
-    assert len(broker.calls["DeregisterWorker"]) == 1
-
-
-def process_worker(broker: Broker) -> Worker:
-    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10)
-    for handler in (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die):
-        worker.operation(handler.__name__, run="process")(handler)
-    return worker
-
-
-async def test_handlers_run_in_processes_with_progress_results_and_failures(
-    broker: Broker,
-) -> None:
-    async with process_worker(broker):
-        job = await broker.add("double", to_payload(21))
-        result = (await completion(broker, job)).success.result.json
-        assert '"twice":42' in result
-        assert '"token":1' in result
-        assert f'"pid":{os.getpid()}' not in result
-        assert (job.progress.fraction, job.progress.message) == (0.75, "late")
-        failure = (await completion(broker, await broker.add("refuse", to_payload(1)))).failure
-        assert (failure.type, failure.non_retryable) == ("Unwanted", True)
-        assert "raise Fatal" in failure.stack
-        again = (await completion(broker, await broker.add("double", to_payload(1)))).success
-        assert result.split('"pid":')[1] == again.result.json.split('"pid":')[1]
-
-
-async def test_a_cancellation_reaches_a_handler_in_a_process(broker: Broker) -> None:
-    async with process_worker(broker):
-        job = await broker.add("wait_for_the_signal")
-        await broker.until(lambda: job.HasField("progress"))
-        await cancel(broker, job)
-        assert (await completion(broker, job)).HasField("cancelled")
-
-
-async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
-    broker: Broker,
-) -> None:
-    async with process_worker(broker):
-        failure = (await completion(broker, await broker.add("die"))).failure
-        assert (failure.type, failure.non_retryable) == ("ProcessDied", False)
-        assert "exit code -9" in failure.message
-        said = await completion(broker, await broker.add("double", to_payload(1)))
-        assert said.HasField("success")
 
 
 @pytest.mark.parametrize(("run", "handler"), [("async", handlers.double), ("process", lambda c: 1)])

@@ -1,0 +1,54 @@
+"""Handlers in processes of their own."""
+
+from __future__ import annotations
+
+import os
+
+from jobwire import Worker, to_payload
+
+from tests.client import handlers
+from tests.client.broker import Broker
+from tests.client.support import cancel, completion
+
+
+def process_worker(broker: Broker) -> Worker:
+    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10)
+    for handler in (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die):
+        worker.operation(handler.__name__, run="process")(handler)
+    return worker
+
+
+async def test_handlers_run_in_processes_with_progress_results_and_failures(
+    broker: Broker,
+) -> None:
+    async with process_worker(broker):
+        job = await broker.add("double", to_payload(21))
+        result = (await completion(broker, job)).success.result.json
+        assert '"twice":42' in result
+        assert '"token":1' in result
+        assert f'"pid":{os.getpid()}' not in result
+        assert (job.progress.fraction, job.progress.message) == (0.75, "late")
+        failure = (await completion(broker, await broker.add("refuse", to_payload(1)))).failure
+        assert (failure.type, failure.non_retryable) == ("Unwanted", True)
+        assert "raise Fatal" in failure.stack
+        again = (await completion(broker, await broker.add("double", to_payload(1)))).success
+        assert result.split('"pid":')[1] == again.result.json.split('"pid":')[1]
+
+
+async def test_a_cancellation_reaches_a_handler_in_a_process(broker: Broker) -> None:
+    async with process_worker(broker):
+        job = await broker.add("wait_for_the_signal")
+        await broker.until(lambda: job.HasField("progress"))
+        await cancel(broker, job)
+        assert (await completion(broker, job)).HasField("cancelled")
+
+
+async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
+    broker: Broker,
+) -> None:
+    async with process_worker(broker):
+        failure = (await completion(broker, await broker.add("die"))).failure
+        assert (failure.type, failure.non_retryable) == ("ProcessDied", False)
+        assert "exit code -9" in failure.message
+        said = await completion(broker, await broker.add("double", to_payload(1)))
+        assert said.HasField("success")
