@@ -34,6 +34,7 @@ SAMPLES: list[tuple[JobwireError, StatusCode]] = [
     (errors.WorkerNotFound("w"), StatusCode.NOT_FOUND),
     (errors.LeaseLost("q-1", 3), StatusCode.FAILED_PRECONDITION),
     (errors.WrongState("no"), StatusCode.FAILED_PRECONDITION),
+    (errors.Superseded("another stream"), StatusCode.ABORTED),
     (errors.AlreadyExists("no"), StatusCode.ALREADY_EXISTS),
     (errors.StoreUnavailable("down"), StatusCode.UNAVAILABLE),
     (errors.StoreFull(), StatusCode.RESOURCE_EXHAUSTED),
