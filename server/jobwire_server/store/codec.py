@@ -26,6 +26,9 @@ from jobwire_server.model import (
     WorkerSpec,
 )
 
+HISTORY = 100
+"""The latest attempts that a job tells of; end_attempt.lua keeps as many."""
+
 
 def encode_start(job: NewJob) -> str:
     """Returns when the job becomes ready, as submit.lua reads it."""
@@ -149,7 +152,7 @@ def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
         lease_expires_at_ms=int(lease_end) if state.leased else 0,
         cancel_reason=fields.get(b"ca", b"").decode(errors="replace"),
         cancel_deadline_ms=number(b"cd"),
-        attempts=tuple(attempts),
+        attempts=tuple(attempts[-HISTORY:]),
     )
 
 
