@@ -1,0 +1,144 @@
+"""Group commit: who is gathered with whom, and what each is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from jobwire_server.errors import ServerBusy, StoreUnavailable
+from jobwire_server.store.group_commit import Backlog, GroupCommit
+
+from tests.support.waiting import eventually
+
+
+class Writer:
+    """Takes calls and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, items: Sequence[int]) -> list[int]:
+        self.calls.append([*items])
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [10 * item for item in items]
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+def backlog() -> Backlog:
+    return Backlog(100)
+
+
+@pytest.fixture
+def group(writer: Writer, backlog: Backlog) -> GroupCommit[int, int]:
+    return GroupCommit(writer, backlog, max_items=5)
+
+
+async def test_what_arrives_during_a_call_goes_together_in_the_next(
+    group: GroupCommit[int, int], writer: Writer
+) -> None:
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: writer.calls == [[1]], "the first call")
+    others = [asyncio.create_task(group.submit([item, item + 1])) for item in (2, 4)]
+    await asyncio.sleep(0)
+    assert writer.calls == [[1]]
+    writer.gate.set()
+    assert await first == 10
+    assert [await other for other in others] == [[20, 30], [40, 50]]
+    assert writer.calls == [[1], [2, 3, 4, 5]]
+
+
+async def test_a_call_holds_no_more_than_its_limit_but_a_request_is_not_torn(
+    group: GroupCommit[int, int], writer: Writer
+) -> None:
+    writer.gate.set()
+    requests = [[1, 2], [3, 4], [5, 6], [*range(10, 18)], [7]]
+    answers = await asyncio.gather(*(group.submit(items) for items in requests))
+    assert answers == [[10 * item for item in items] for items in requests]
+    assert writer.calls == [[1, 2, 3, 4], [5, 6], [*range(10, 18)], [7]]
+
+
+async def test_one_caller_that_goes_away_does_not_touch_the_others(
+    group: GroupCommit[int, int], writer: Writer, backlog: Backlog
+) -> None:
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: writer.calls == [[1]], "the first call")
+    leaving, staying = (asyncio.create_task(group.one(item)) for item in (2, 3))
+    await asyncio.sleep(0)
+    first.cancel()
+    leaving.cancel()
+    await asyncio.gather(first, leaving, return_exceptions=True)
+    writer.gate.set()
+    assert await staying == 30
+    # What had not been sent is not sent; what had been is not called back.
+    assert writer.calls == [[1], [3]]
+    assert backlog.waiting == 0
+
+
+async def test_an_error_goes_to_every_caller_of_the_call_and_the_next_call_is_made(
+    group: GroupCommit[int, int], writer: Writer, backlog: Backlog
+) -> None:
+    writer.error = StoreUnavailable("away")
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: bool(writer.calls), "the first call")
+    second = [asyncio.create_task(group.one(item)) for item in (2, 3)]
+    await asyncio.sleep(0)
+    writer.gate.set()
+    results = await asyncio.gather(first, *second, return_exceptions=True)
+    assert [type(result) for result in results] == [StoreUnavailable] * 3
+    writer.error = None
+    assert await group.one(4) == 40
+    assert writer.calls == [[1], [2, 3], [4]]
+    assert backlog.waiting == 0
+
+
+async def test_beyond_the_limit_a_request_is_refused_whole_and_nothing_of_it_waits(
+    group: GroupCommit[int, int], writer: Writer, backlog: Backlog
+) -> None:
+    backlog.limit = 3
+    held = asyncio.create_task(group.submit([1, 2]))
+    await eventually(lambda: writer.calls == [[1, 2]], "the first call")
+    with pytest.raises(ServerBusy) as refused:
+        await group.submit([3, 4])
+    assert refused.value.retry_after_ms
+    assert backlog.waiting == 2
+    third = asyncio.create_task(group.one(5))
+    await asyncio.sleep(0)
+    writer.gate.set()
+    await asyncio.gather(held, third)
+    assert writer.calls == [[1, 2], [5]]
+    assert backlog.waiting == 0
+
+
+async def test_a_lone_caller_is_never_held_up(writer: Writer, backlog: Backlog) -> None:
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    writer.gate.set()
+    async with asyncio.timeout(5):
+        for item in range(20):
+            assert await group.one(item) == 10 * item
+
+
+async def test_under_a_crowd_a_small_call_waits_for_company(
+    writer: Writer, backlog: Backlog
+) -> None:
+    group = GroupCommit(writer, backlog, linger_s=0.01)
+    writer.gate.set()
+
+    async def caller(number: int) -> None:
+        for _ in range(20):
+            await group.one(number)
+
+    await asyncio.gather(*(caller(number) for number in range(32)))
+    assert sum(len(call) for call in writer.calls) == 640
+    # Without a pause stragglers would make calls of one or two.
+    assert len(writer.calls) <= 60
