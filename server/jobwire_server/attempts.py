@@ -7,7 +7,7 @@ still is what it was; otherwise it is read and decided again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import structlog
@@ -20,7 +20,15 @@ from jobwire_server.errors import (
     WrongState,
 )
 from jobwire_server.lanes import Lanes
-from jobwire_server.model import Assignment, Completed, Failure, Job, JobState
+from jobwire_server.model import (
+    Assignment,
+    Completed,
+    Ended,
+    Failure,
+    Job,
+    JobState,
+    Released,
+)
 from jobwire_server.operations import endings
 from jobwire_server.operations.endings import Ending
 from jobwire_server.options import BrokerOptions
@@ -35,6 +43,7 @@ DECISIONS = 5
 A running job's state changes once, to CANCELLING; more is a defect.
 """
 TAKE_BACK_AT_ONCE = 200
+_UNDONE = StoreUnavailable("it was not recorded; send it again")
 
 
 class Attempts:
@@ -81,6 +90,77 @@ class Attempts:
             "worker",
             lambda job: endings.after_release(job, True, reason, self._options),
         )
+
+    async def complete_many(
+        self, worker_id: str, items: Sequence[Ended]
+    ) -> list[Completed | JobwireError]:
+        """Ends attempts over any queues; answers each with its outcome or why it was refused.
+
+        Results go to the store as one batch for each queue; other ends are decided one by one, side
+        by side.
+        """
+        outcomes: list[Completed | JobwireError] = [_UNDONE] * len(items)
+        successes: dict[str, list[int]] = {}
+        others: list[int] = []
+        for at, item in enumerate(items):
+            if type(item.outcome) is bytes:
+                successes.setdefault(item.queue, []).append(at)
+            else:
+                others.append(at)
+
+        async def succeed(queue: str, places: list[int]) -> None:
+            batch = [
+                Success(items[at].ulid, worker_id, items[at].fencing_token, items[at].outcome)  # type: ignore[arg-type]
+                for at in places
+            ]
+            try:
+                answers = await self._lanes_of(queue).succeed.submit(batch)
+            except JobwireError as error:
+                answers = [error] * len(places)
+            for at, answer in zip(places, answers, strict=True):
+                outcomes[at] = answer
+
+        async def end(at: int) -> None:
+            try:
+                outcomes[at] = await self._end_one(worker_id, items[at])
+            except JobwireError as error:
+                outcomes[at] = error
+
+        await asyncio.gather(
+            *(succeed(queue, places) for queue, places in successes.items()), *map(end, others)
+        )
+        return outcomes
+
+    async def _end_one(self, worker_id: str, item: Ended) -> Completed:
+        queue, ulid, token, outcome = item
+        if isinstance(outcome, Failure):
+            return await self.fail(queue, ulid, worker_id, token, outcome)
+        if isinstance(outcome, Released):
+            return await self.release(
+                queue, ulid, worker_id, token, outcome.started, outcome.reason
+            )
+        return await self.confirm_cancel(queue, ulid, worker_id, token)
+
+    async def take_back_unnamed(
+        self, queue: str, worker_id: str, keep: set[str], crashed: bool
+    ) -> int:
+        """Returns what a worker holds in a queue but does not know of.
+
+        Args:
+            queue: Its name.
+            worker_id: The worker, which has just attached.
+            keep: The ULIDs that it named.
+            crashed: True if another process of the worker held them, which must be dead; False if
+                they never reached it.
+        """
+
+        def decide(job: Job) -> Ending:
+            if crashed:
+                cause = f"the process of {worker_id} that ran it is gone"
+                return endings.after_crash(job, cause, self._options)
+            return endings.after_release(job, False, "not delivered", self._options)
+
+        return await self._end_held(queue, worker_id, "worker", decide, keep=keep)
 
     async def succeed(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
@@ -207,9 +287,10 @@ class Attempts:
         condition: str,
         decide: Callable[[Job], Ending],
         started_until_ms: int | None = None,
+        keep: Set[str] = frozenset(),
     ) -> int:
         """Ends every attempt that a worker holds in a queue; returns how many."""
-        ulids = sorted(await self._jobs.held(queue, worker_id))
+        ulids = sorted(set(await self._jobs.held(queue, worker_id)) - keep)
         ended = 0
         for at in range(0, len(ulids), TAKE_BACK_AT_ONCE):
             jobs = await self._jobs.read(queue, ulids[at : at + TAKE_BACK_AT_ONCE], full=False)

@@ -131,6 +131,32 @@ class LeaseRef(NamedTuple):
     fencing_token: int
 
 
+class Ended(NamedTuple):
+    """The end of an attempt as its worker reports it."""
+
+    queue: str
+    ulid: str
+    fencing_token: int
+    outcome: bytes | Failure | Released | None
+    """The result; a failure; a job given back; None confirms a cancellation."""
+
+
+class Released(NamedTuple):
+    """A job given back."""
+
+    started: bool
+    reason: str
+
+
+class Reported(NamedTuple):
+    """A worker's progress report."""
+
+    queue: str
+    ulid: str
+    fencing_token: int
+    progress: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class CancelNotice:
     """Tells a worker to stop a job."""
@@ -245,6 +271,14 @@ class Worker:
     registered_at_ms: int = 0
     last_seen_at_ms: int = 0
     lost_at_ms: int = 0
+    attached: bool = False
+    """Its stream holds."""
+    server_id: str = ""
+    """Where its stream leads, or led last."""
+    credits: int = 0
+    assigned: int = 0
+    succeeded: int = 0
+    failed: int = 0
     held_jobs: int = 0
     leases: tuple[LeaseRef, ...] = ()
 

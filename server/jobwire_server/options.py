@@ -48,6 +48,15 @@ class BrokerOptions:
     """How often workers are told to send heartbeats. 100 ms to 5 min."""
     worker_timeout_ms: int = 15_000
     """A worker silent for so long is lost. At least two heartbeat intervals."""
+    claim_timeout_ms: int = 5_000
+    """How long an assignment on a stream may wait for its acknowledgement. 100 ms to 10 min."""
+    reconnect_window_ms: int = 5_000
+    """How long a worker whose stream broke may take to attach again. 0 to 10 min."""
+    max_stream_age_ms: int = 1_800_000
+    """After about this long a stream is drained, so that load spreads over servers. At least 1 s.
+    """
+    drain_deadline_ms: int = 30_000
+    """How long a stream that is drained for its age is still held. 1 s to 1 h."""
     cancel_grace_ms: int = 30_000
     """How long a running job's worker may take to confirm a cancellation. 0 to 1 day."""
     max_crashes: int = 3

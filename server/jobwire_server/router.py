@@ -21,11 +21,8 @@ from jobwire_server.errors import (
     LeaseLost,
     QueueNotFound,
     ServerDraining,
-    WrongState,
 )
 from jobwire_server.ids import UlidFactory
-from jobwire_server.lanes import Lanes
-from jobwire_server.maintenance.keeper import QueueKeeper
 from jobwire_server.maintenance.reaper import Reaper
 from jobwire_server.model import (
     Accepted,
@@ -39,21 +36,23 @@ from jobwire_server.model import (
     Queue,
     RecordFacts,
     Renewal,
+    Reported,
     Worker,
     WorkerSpec,
     WorkerStatus,
 )
 from jobwire_server.operations.paging import decode_token, encode_token
-from jobwire_server.operations.routing import route_of
 from jobwire_server.options import BrokerOptions
-from jobwire_server.sessions.demand import OneShot
+from jobwire_server.queue_set import QueueSet
+from jobwire_server.sessions.claims import Claims
 from jobwire_server.sessions.directory import Directory
-from jobwire_server.sessions.dispatcher import QueueDispatcher
-from jobwire_server.store import keys
+from jobwire_server.sessions.frames import Attach
+from jobwire_server.sessions.roster import Roster
+from jobwire_server.sessions.session import WorkerSession
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, PageToken, Report
-from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.notices import Notices
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner
 from jobwire_server.store.workers import WorkerStore
@@ -61,8 +60,6 @@ from jobwire_server.watch.hub import Hub
 
 log = structlog.get_logger(__name__)
 
-DISCOVERY_S = 2.0
-"""How often a server looks for queues that others created."""
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
 
@@ -95,19 +92,40 @@ class Router:
         self._jobs = JobStore(self._runner, server_id)
         self._queues = QueueStore(self._runner)
         self._workers = WorkerStore(self._runner)
-        self._backlog = Backlog(options.limits.max_queued_requests)
+        backlog = Backlog(options.limits.max_queued_requests)
         self._notices = Notices(connection)
-        self._directory = Directory(self._workers, self._backlog)
-        self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
+        self._set = QueueSet(self._jobs, self._queues, options, backlog, self.clock)
         self._attempts = Attempts(
-            self._jobs, self._lanes_of, options, random_fraction, self._due_in
+            self._jobs, self._set.lanes, options, random_fraction, self._set.due_in
         )
+        self._directory = Directory(self._workers, backlog)
+        self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
         self._reaper = Reaper(self._workers, options, self._attempts.take_back)
-        self._lanes: dict[str, Lanes] = {}
-        self._keepers: dict[str, QueueKeeper] = {}
-        self._dispatchers: dict[str, QueueDispatcher] = {}
-        self._waiting: set[OneShot] = set()
-        self._discovery: asyncio.Task[None] | None = None
+        self._claims = Claims(
+            self._jobs,
+            self._directory,
+            self._notices,
+            options,
+            self._attempts.give_back,
+            self._set.due_in,
+        )
+        self._roster = Roster(
+            self._workers,
+            self._directory,
+            self._notices,
+            options,
+            self.clock,
+            server_id,
+            lease_ms=self.lease_ms,
+            dispatcher=self._claims.dispatcher,
+            complete=self._attempts.complete_many,
+            report=self._report_many,
+            renew=self._renew,
+            give_back=self._attempts.give_back,
+            take_back=self._attempts.take_back_unnamed,
+            release_all=self.deregister_worker,
+            sweep=self._reaper.sweep,
+        )
         self._draining = False
 
     # ------------------------------------------------------------------ life
@@ -118,36 +136,33 @@ class Router:
         self._directory.start()
         self._hub.start()
         self._reaper.start()
-        if self._discovery is None:
-            self._discovery = asyncio.create_task(self._discover_for_ever(), name="discovery")
+        self._set.start(self._attempts.end_overdue)
+        self._roster.start()
 
-    async def drain(self) -> None:
-        """Ends long polls with what they have, and watch streams with ServerDraining."""
+    async def drain(self, deadline_s: float = 30.0) -> None:
+        """Ends long polls with what they have, watch streams with ServerDraining, and sends the
+        workers on streams to other servers.
+
+        Args:
+            deadline_s: When their streams are ended at the latest.
+        """
         self._draining = True
-        for demand in [*self._waiting]:
-            if not demand.answer.done():
-                demand.answer.set_result([])
+        self._claims.drain()
         self._hub.drain()
+        self._roster.drain(deadline_s)
 
     async def stop(self) -> None:
         """Ends everything; tolerates never started."""
         await self.drain()
-        if self._discovery is not None:
-            self._discovery.cancel()
-            await asyncio.gather(self._discovery, return_exceptions=True)
-            self._discovery = None
         await self._reaper.stop()
-        await asyncio.gather(
-            *(keeper.stop() for keeper in self._keepers.values()),
-            *(dispatcher.stop() for dispatcher in self._dispatchers.values()),
-        )
+        await self._roster.stop()
+        await self._set.stop()
+        await self._claims.stop()
         # Before the store is closed.
         await self._attempts.finish()
         await self._hub.stop()
         await self._directory.stop()
         await self._notices.stop()
-        self._keepers.clear()
-        self._dispatchers.clear()
 
     # ------------------------------------------------------------------ jobs
 
@@ -159,9 +174,7 @@ class Router:
         """
         if self._draining:
             raise ServerDraining
-        lanes = self._lanes.get(queue)
-        if lanes is None:
-            lanes = await self._open(queue)
+        lanes = await self._set.open(queue)
         accepted = await lanes.submit.submit(jobs)
         for job in jobs:
             if job.delay_ms or job.run_at_ms or job.expires_at_ms:
@@ -174,7 +187,7 @@ class Router:
         Raises:
             JobNotFound: There is none.
         """
-        lanes = self._lanes_of(queue)
+        lanes = self._set.lanes(queue)
         job = await (lanes.read if full else lanes.read_basic).one(ulid)
         if job is None:
             raise JobNotFound(f"{queue}-{ulid}")
@@ -245,12 +258,12 @@ class Router:
             JobNotFound: There is none.
             WrongState: It has finished otherwise.
         """
-        lanes = self._lanes_of(queue)
+        lanes = self._set.lanes(queue)
         outcome = await lanes.cancel.one((ulid, reason))
         if isinstance(outcome, JobwireError):
             raise outcome
         if outcome is JobState.CANCELLING:
-            self._due_in(queue, self.options.cancel_grace_ms)
+            self._set.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
 
     # --------------------------------------------------------------- workers
@@ -263,50 +276,13 @@ class Router:
 
     def lease_ms(self, spec: WorkerSpec) -> int:
         """Returns the lease that each of the worker's jobs gets."""
-        return spec.lease_ms or self.options.lease_ms
+        return self._claims.lease_ms(spec)
 
     async def claim(
         self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
     ) -> tuple[list[Assignment], int]:
-        """Leases up to `max_jobs` jobs that the worker may run, from any of its queues.
-
-        Args:
-            worker_id: A registered worker.
-            queues: Narrows its own; empty: all of them.
-            max_jobs: 1 or more.
-            wait_ms: How long to wait for a first job; 0: not at all.
-
-        Returns:
-            The jobs, perhaps none, and their lease in milliseconds.
-
-        Raises:
-            WorkerNotFound: It never registered, was lost, or left.
-        """
-        spec, status = await self._directory.get(worker_id)
-        lease_ms = self.lease_ms(spec)
-        chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
-        if status is not WorkerStatus.READY or self._draining or not chosen:
-            return [], lease_ms
-        demand = OneShot(spec, lease_ms, max_jobs, chosen, patient=wait_ms > 0)
-        dispatchers = [self._dispatcher(queue) for queue in chosen]
-        self._waiting.add(demand)
-        try:
-            for dispatcher in dispatchers:
-                dispatcher.offer(demand)
-            with self._directory.present(worker_id):
-                async with asyncio.timeout(wait_ms / 1000 if wait_ms else None):
-                    await asyncio.shield(demand.answer)
-        except TimeoutError:
-            pass
-        except asyncio.CancelledError:
-            # The caller is gone; what came for it in this very moment goes back.
-            self._attempts.give_back(worker_id, demand.take())
-            raise
-        finally:
-            self._waiting.discard(demand)
-            for dispatcher in dispatchers:
-                dispatcher.withdraw(demand)
-        return demand.take(), lease_ms
+        """Leases up to `max_jobs` jobs that the worker may run, as `Claims.claim`."""
+        return await self._claims.claim(worker_id, queues, max_jobs, wait_ms)
 
     async def claim_job(
         self,
@@ -329,27 +305,16 @@ class Router:
             WrongState: The job is not PENDING, its queue is paused, or the worker does not serve
                 it.
         """
-        spec, status = await self._directory.get(worker_id)
         job = await self.get_job(queue, ulid, full=False)
-        facts = read_facts(job.record)
-        route = route_of(facts.operation, facts.requirements)
-        if (
-            not route.served_by(spec)
-            or queue not in spec.queues
-            or status is not WorkerStatus.READY
-        ):
-            raise WrongState(
-                f"the worker {worker_id} does not serve {job.job_id}: the worker must be READY"
-                f" and have its queue {queue},"
-                f" its operation {facts.operation} and the labels that it requires",
-                metadata={"state": job.state.name},
-            )
-        lease_ms = self.lease_ms(spec)
-        assignment = await self._jobs.claim_job(
-            queue, ulid, worker_id, lease_ms, route.id, facts.priority
-        )
-        self._due_in(queue, lease_ms)
-        return assignment, lease_ms
+        return await self._claims.claim_job(worker_id, job, read_facts(job.record))
+
+    async def attach_worker(self, attach: Attach) -> WorkerSession:
+        """Begins a worker's stream, as `Roster.attach`."""
+        return await self._roster.attach(attach)
+
+    async def release_session(self, session: WorkerSession) -> None:
+        """Ends a worker's stream."""
+        await self._roster.release(session)
 
     async def report(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, progress: bytes
@@ -362,7 +327,7 @@ class Router:
         self._directory.hear(worker_id)
         lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
         report = Report(ulid, worker_id, fencing_token, lease_ms, progress)
-        renewal = await self._lanes_of(queue).report.one(report)
+        renewal = await self._set.lanes(queue).report.one(report)
         if renewal.lost:
             raise LeaseLost(f"{queue}-{ulid}", fencing_token)
         return renewal
@@ -380,21 +345,32 @@ class Router:
         """
         status = await self._directory.beat(worker_id)
         lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        reported = [Reported(queue, ulid, token, b"") for queue, ulid, token in leases]
+        return status, await self._report_many(worker_id, reported), lease_ms
+
+    async def _report_many(self, worker_id: str, items: Sequence[Reported]) -> list[Renewal]:
+        """Records progress and renews leases over any queues; answers each."""
+        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
         by_queue: dict[str, list[int]] = {}
-        for at, (queue, _, _) in enumerate(leases):
-            by_queue.setdefault(queue, []).append(at)
-        renewals = [Renewal(lost=True)] * len(leases)
+        for at, item in enumerate(items):
+            by_queue.setdefault(item.queue, []).append(at)
+        renewals = [Renewal(lost=True)] * len(items)
 
         async def renew(queue: str, places: list[int]) -> None:
             reports = [
-                Report(leases[at][1], worker_id, leases[at][2], lease_ms, b"") for at in places
+                Report(
+                    items[at].ulid, worker_id, items[at].fencing_token, lease_ms, items[at].progress
+                )
+                for at in places
             ]
-            answers = await self._lanes_of(queue).report.submit(reports)
-            for at, answer in zip(places, answers, strict=True):
+            for at, answer in zip(places, await self._renew(queue, reports), strict=True):
                 renewals[at] = answer
 
         await asyncio.gather(*(renew(queue, places) for queue, places in by_queue.items()))
-        return status, renewals, lease_ms
+        return renewals
+
+    async def _renew(self, queue: str, reports: Sequence[Report]) -> Sequence[Renewal]:
+        return await self._set.lanes(queue).report.submit(reports)
 
     async def set_worker_status(self, worker_id: str, status: WorkerStatus) -> None:
         """Changes whether a worker takes jobs. Raises WorkerNotFound."""
@@ -493,73 +469,8 @@ class Router:
         await self._queues.set_paused(queue, paused)
         return await self._queues.read(queue, detail=True)
 
-    # --------------------------------------------------------------- inside
-
-    def _lanes_of(self, queue: str) -> Lanes:
-        lanes = self._lanes.get(queue)
-        if lanes is None:
-            # Not kept: whoever asks for jobs of queues that do not exist must not fill the memory.
-            lanes = Lanes(queue, self._jobs, self.options, self._backlog)
-        return lanes
-
-    async def _open(self, queue: str) -> Lanes:
-        # Registered before its first job, so that no server's keepers overlook it.
-        await self._queues.register(queue)
-        return self._adopt(queue)
-
-    def _adopt(self, queue: str) -> Lanes:
-        lanes = self._lanes.get(queue)
-        if lanes is None:
-            lanes = self._lanes[queue] = Lanes(queue, self._jobs, self.options, self._backlog)
-            keeper = self._keepers[queue] = QueueKeeper(
-                queue, self._jobs, self.options, self._attempts.end_overdue, self.clock.told
-            )
-            keeper.start()
-        return lanes
-
-    async def _discover_for_ever(self) -> None:
-        while True:
-            try:
-                for queue in await self._queues.names():
-                    self._adopt(queue)
-            except JobwireError as error:
-                log.debug("queues not listed", error=error.message)
-            except Exception:
-                log.exception("queues not listed")
-            await asyncio.sleep(DISCOVERY_S * (0.75 + random.random() / 2))
-
-    def _dispatcher(self, queue: str) -> QueueDispatcher:
-        dispatcher = self._dispatchers.get(queue)
-        if dispatcher is None:
-            channel = keys.ready_channel(queue)
-
-            async def subscribe() -> None:
-                await self._notices.listen(channel, Listener(made.notice, made.look_again))
-
-            async def unsubscribe() -> None:
-                await self._notices.silence(channel)
-
-            made = dispatcher = self._dispatchers[queue] = QueueDispatcher(
-                queue,
-                self._jobs,
-                self.options.retain_ended_ms,
-                subscribe,
-                unsubscribe,
-                self._attempts.give_back,
-                self._forget_dispatcher,
-            )
-        return dispatcher
-
-    def _forget_dispatcher(self, queue: str) -> None:
-        self._dispatchers.pop(queue, None)
-
-    def _due_in(self, queue: str, wait_ms: float) -> None:
-        keeper = self._keepers.get(queue)
-        if keeper is not None:
-            keeper.due_in(wait_ms / 1000)
-
     def _poke_for(self, job: NewJob) -> None:
         now = self.clock.now_ms()
         waits = [job.delay_ms] if job.delay_ms else []
         waits += [at - now for at in (job.run_at_ms, job.expires_at_ms) if at]
-        self._due_in(job.queue, min(waits))
+        self._set.due_in(job.queue, min(waits))

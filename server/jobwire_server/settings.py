@@ -156,6 +156,34 @@ class Settings(BaseSettings):
         JOBS,
         "A worker silent for so long is lost. At least two heartbeat intervals.",
     )
+    claim_timeout: Duration = _between(
+        "100ms",
+        "10m",
+        _BROKER.claim_timeout_ms,
+        JOBS,
+        "How long an assignment on a stream may wait for its acknowledgement.",
+    )
+    reconnect_window: Duration = _between(
+        "0s",
+        "10m",
+        _BROKER.reconnect_window_ms,
+        JOBS,
+        "How long a worker whose stream broke may take to attach again.",
+    )
+    max_stream_age: Duration = _between(
+        "1s",
+        "30d",
+        _BROKER.max_stream_age_ms,
+        JOBS,
+        "After about this long a stream is drained, so that load spreads over servers.",
+    )
+    drain_deadline: Duration = _between(
+        "1s",
+        "1h",
+        _BROKER.drain_deadline_ms,
+        JOBS,
+        "How long a stream that is drained for its age is still held.",
+    )
     cancel_grace: Duration = _between(
         "0s",
         "1d",
@@ -310,6 +338,10 @@ class Settings(BaseSettings):
             lease_ms=_ms(self.lease),
             heartbeat_interval_ms=_ms(self.heartbeat_interval),
             worker_timeout_ms=_ms(self.worker_timeout),
+            claim_timeout_ms=_ms(self.claim_timeout),
+            reconnect_window_ms=_ms(self.reconnect_window),
+            max_stream_age_ms=_ms(self.max_stream_age),
+            drain_deadline_ms=_ms(self.drain_deadline),
             cancel_grace_ms=_ms(self.cancel_grace),
             max_crashes=self.max_crashes,
             max_interruptions=self.max_interruptions,

@@ -11,15 +11,18 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import from_json
 
-from jobwire.v1 import job_pb2
+from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.ids import QUEUE_PATTERN, split_job_id
+from jobwire_server.model import Failure, WorkerSpec
 
 DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
 MAX_LABELS = 16
 MAX_WORKER_LABELS = 64
 MAX_DETAILS_BYTES = 16 << 10
+MAX_QUEUES = 64
+MAX_OPERATIONS = 512
 
 _QUEUE = re.compile(QUEUE_PATTERN)
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
@@ -45,7 +48,11 @@ class Checker:
             InvalidRequest: With every violation; TooLarge if a size was among them.
         """
         if self.violations:
-            raise (TooLarge if self.too_large else InvalidRequest)(self.violations)
+            raise self.error()
+
+    def error(self) -> InvalidRequest:
+        """Returns what was noted, as the refusal of the request."""
+        return (TooLarge if self.too_large else InvalidRequest)(self.violations)
 
     def queue(self, field: str, name: str, *, required: bool = False) -> str:
         """Returns the queue's name, the default one for an unset field."""
@@ -171,3 +178,67 @@ def _span(ms: int) -> str:
         if abs(ms) >= size and ms % size == 0:
             return f"{ms // size} {unit}"
     return f"{ms} ms"
+
+
+def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Checker) -> WorkerSpec:
+    """Returns a worker's description."""
+    checker.worker_id(f"{field}.worker_id", message.worker_id)
+    if len(message.queues) > MAX_QUEUES:
+        checker.add(f"{field}.queues", f"may name at most {MAX_QUEUES}, not {len(message.queues)}")
+    for at, name in enumerate(message.queues[:MAX_QUEUES]):
+        checker.queue(f"{field}.queues[{at}]", name, required=True)
+    if not 0 < len(message.operations) <= MAX_OPERATIONS:
+        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(message.operations)}"
+        checker.add(f"{field}.operations", text)
+    for at, name in enumerate(message.operations[:MAX_OPERATIONS]):
+        checker.operation(f"{field}.operations[{at}]", name)
+    checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
+    checker.text(f"{field}.client", message.client, 128)
+    lease_ms = 0
+    if message.HasField("lease_duration"):
+        lease_ms = checker.duration_ms(
+            f"{field}.lease_duration", message.lease_duration, 1000, 3_600_000
+        )
+    return WorkerSpec(
+        worker_id=message.worker_id,
+        queues=tuple(dict.fromkeys(message.queues)) or (DEFAULT_QUEUE,),
+        operations=frozenset(message.operations),
+        labels=dict(message.labels),
+        concurrency=message.concurrency,
+        lease_ms=lease_ms,
+        client=message.client,
+    )
+
+
+def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> bytes:
+    """Returns a progress report as it is stored."""
+    if progress.HasField("fraction") and not (0 <= progress.fraction <= 1):
+        checker.add(f"{field}.fraction", f"must be 0 to 1, not {progress.fraction}")
+    checker.text(f"{field}.message", progress.message, 1024)
+    if progress.HasField("details"):
+        checker.payload(f"{field}.details", progress.details, MAX_DETAILS_BYTES)
+    progress.ClearField("updated_at")
+    return progress.SerializeToString()
+
+
+def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
+    """Returns a failure; texts that are too long for the record are cut, as the contract says."""
+    checker.text(f"{field}.type", failure.type, 128)
+    if failure.HasField("details"):
+        checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
+    after = None
+    if failure.HasField("retry_after"):
+        after = checker.duration_ms(f"{field}.retry_after", failure.retry_after, 0, 30 * DAY_MS)
+    return Failure(
+        type=failure.type,
+        message=_cut(failure.message, 4096),
+        stack=_cut(failure.stack, 16 << 10),
+        details=failure.details.SerializeToString(),
+        non_retryable=failure.non_retryable,
+        retry_after_ms=after,
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    """Shortens a text to so many bytes without breaking a character."""
+    return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")

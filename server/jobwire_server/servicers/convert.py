@@ -7,7 +7,8 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from jobwire.v1 import admin_service_pb2, job_pb2, worker_service_pb2
+from jobwire.v1 import admin_service_pb2, errors_pb2, job_pb2, worker_service_pb2
+from jobwire_server.errors import JobwireError
 from jobwire_server.model import (
     Assignment,
     Attempt,
@@ -22,6 +23,7 @@ from jobwire_server.model import (
 )
 from jobwire_server.operations.rates import rates
 from jobwire_server.servicers import wire
+from jobwire_server.servicers.status import refusal_of
 
 
 def moment(ms: int) -> Timestamp:
@@ -164,6 +166,12 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
         registered_at=moment(item.registered_at_ms),
         last_seen_at=moment(item.last_seen_at_ms),
         held_jobs=item.held_jobs,
+        attached=item.attached,
+        server_id=item.server_id,
+        credits=item.credits,
+        totals=admin_service_pb2.WorkerTotals(
+            assigned=item.assigned, succeeded=item.succeeded, failed=item.failed
+        ),
     )
     if leases:
         for lease in item.leases[:1000]:
@@ -189,3 +197,18 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
         for name, value in measured.per_second.items():
             setattr(message.rates, name, value)
     return message
+
+
+def item_error(error: JobwireError) -> errors_pb2.ItemError:
+    """Returns why one item of a batch was refused."""
+    refusal = refusal_of(error)
+    return errors_pb2.ItemError(
+        code=refusal.number,
+        message=refusal.message,
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{refusal.reason}"),
+        violations=[
+            errors_pb2.FieldViolation(field=v.field, description=v.description)
+            for v in refusal.violations
+        ],
+        metadata=refusal.metadata,
+    )

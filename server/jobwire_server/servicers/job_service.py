@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from jobwire.v1 import errors_pb2, job_pb2, job_service_pb2
+from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import InvalidRequest, JobwireError, StoreUnavailable, Violation
 from jobwire_server.model import Accepted, JobState, NewJob
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
-from jobwire_server.servicers.status import refusal_of
 from jobwire_server.servicers.submission import Submissions, check_same
 
 MAX_REASON_BYTES = 512
@@ -159,16 +158,4 @@ def _response(accepted: Accepted, job: NewJob) -> job_service_pb2.SubmitJobRespo
 
 
 def _refused(error: JobwireError) -> job_service_pb2.SubmitResult:
-    refusal = refusal_of(error)
-    return job_service_pb2.SubmitResult(
-        error=errors_pb2.ItemError(
-            code=refusal.number,
-            message=refusal.message,
-            reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{refusal.reason}"),
-            violations=[
-                errors_pb2.FieldViolation(field=v.field, description=v.description)
-                for v in refusal.violations
-            ],
-            metadata=refusal.metadata,
-        )
-    )
+    return job_service_pb2.SubmitResult(error=convert.item_error(error))

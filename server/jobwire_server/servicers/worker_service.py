@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
-from jobwire.v1 import job_pb2, worker_service_pb2
-from jobwire_server.model import Completed, Failure, WorkerSpec, WorkerStatus
+from jobwire.v1 import worker_service_pb2
+from jobwire_server.model import Completed, WorkerStatus
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
-    DAY_MS,
-    DEFAULT_QUEUE,
-    MAX_DETAILS_BYTES,
-    MAX_WORKER_LABELS,
     Checker,
+    check_failure,
+    check_progress,
+    worker_spec,
 )
+from jobwire_server.servicers.work import WorkStreams
 
 MAX_WAIT_MS = 60_000
 MAX_LEASES = 10_000
-MAX_QUEUES = 64
-MAX_OPERATIONS = 512
 _CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
 
 
@@ -30,12 +29,15 @@ class WorkerService:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._limits = limits
+        self._streams = WorkStreams(router, limits)
 
     async def RegisterWorker(
         self, request: worker_service_pb2.RegisterWorkerRequest, context: object
     ) -> worker_service_pb2.RegisterWorkerResponse:
         """Makes a worker known."""
-        spec = worker_spec(request.worker, "worker")
+        checker = Checker()
+        spec = worker_spec(request.worker, "worker", checker)
+        checker.raise_if_any()
         await self._router.register_worker(spec)
         options = self._router.options
         return worker_service_pb2.RegisterWorkerResponse(
@@ -109,9 +111,11 @@ class WorkerService:
             convert.set_moment(answer.lease_duration, lease_ms)
         return answer
 
-    async def Work(self, requests: object, context: Any) -> None:
-        """Holds a worker's session."""
-        await context.abort(12, "not yet")
+    async def Work(
+        self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
+    ) -> None:
+        """Holds a worker's stream."""
+        await self._streams.hold(requests, context)
 
     async def _complete(
         self, checker: Checker, worker_id: str, completion: worker_service_pb2.Completion
@@ -194,73 +198,3 @@ class WorkerService:
         checker.raise_if_any()
         released = await self._router.deregister_worker(request.worker_id)
         return worker_service_pb2.DeregisterWorkerResponse(released_jobs=released)
-
-
-def worker_spec(message: worker_service_pb2.WorkerSpec, field: str) -> WorkerSpec:
-    """Returns a worker's description.
-
-    Raises:
-        InvalidRequest: With a violation for each field that is wrong.
-    """
-    checker = Checker()
-    checker.worker_id(f"{field}.worker_id", message.worker_id)
-    if len(message.queues) > MAX_QUEUES:
-        checker.add(f"{field}.queues", f"may name at most {MAX_QUEUES}, not {len(message.queues)}")
-    for at, name in enumerate(message.queues[:MAX_QUEUES]):
-        checker.queue(f"{field}.queues[{at}]", name, required=True)
-    if not 0 < len(message.operations) <= MAX_OPERATIONS:
-        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(message.operations)}"
-        checker.add(f"{field}.operations", text)
-    for at, name in enumerate(message.operations[:MAX_OPERATIONS]):
-        checker.operation(f"{field}.operations[{at}]", name)
-    checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
-    checker.text(f"{field}.client", message.client, 128)
-    lease_ms = 0
-    if message.HasField("lease_duration"):
-        lease_ms = checker.duration_ms(
-            f"{field}.lease_duration", message.lease_duration, 1000, 3_600_000
-        )
-    checker.raise_if_any()
-    return WorkerSpec(
-        worker_id=message.worker_id,
-        queues=tuple(dict.fromkeys(message.queues)) or (DEFAULT_QUEUE,),
-        operations=frozenset(message.operations),
-        labels=dict(message.labels),
-        concurrency=message.concurrency,
-        lease_ms=lease_ms,
-        client=message.client,
-    )
-
-
-def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> bytes:
-    """Returns a progress report as it is stored."""
-    if progress.HasField("fraction") and not (0 <= progress.fraction <= 1):
-        checker.add(f"{field}.fraction", f"must be 0 to 1, not {progress.fraction}")
-    checker.text(f"{field}.message", progress.message, 1024)
-    if progress.HasField("details"):
-        checker.payload(f"{field}.details", progress.details, MAX_DETAILS_BYTES)
-    progress.ClearField("updated_at")
-    return progress.SerializeToString()
-
-
-def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
-    """Returns a failure; texts that are too long for the record are cut, as the contract says."""
-    checker.text(f"{field}.type", failure.type, 128)
-    if failure.HasField("details"):
-        checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
-    after = None
-    if failure.HasField("retry_after"):
-        after = checker.duration_ms(f"{field}.retry_after", failure.retry_after, 0, 30 * DAY_MS)
-    return Failure(
-        type=failure.type,
-        message=_cut(failure.message, 4096),
-        stack=_cut(failure.stack, 16 << 10),
-        details=failure.details.SerializeToString(),
-        non_retryable=failure.non_retryable,
-        retry_after_ms=after,
-    )
-
-
-def _cut(text: str, most: int) -> str:
-    """Shortens a text to so many bytes without breaking a character."""
-    return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")

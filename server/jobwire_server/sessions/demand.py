@@ -25,20 +25,33 @@ class Demand:
         self.lease_ms = lease_ms
         self.room = room
         self.closed = False
+        self.paused = False
+        """True: takes nothing for now, whatever room there is."""
         self.skipped: set[Callable[[Demand], None]] = set()
         """What to call once there is room again: the dispatchers that found none."""
 
     def reserve(self, most: int) -> int:
         """Takes room for up to `most` jobs out of what is offered; returns how much there was."""
-        count = 0 if self.closed else min(self.room, most)
+        if self.closed or self.paused:
+            return 0
+        count = max(0, min(self.room, most))
         self.room -= count
         return count
 
     def unreserve(self, count: int) -> None:
-        """Gives back room that was not filled."""
-        if count > 0:
-            self.room += count
-            self._tell_skipped()
+        """Gives back room that was not filled, or that is free again."""
+        self.room += count
+        self._tell_skipped()
+
+    @property
+    def open(self) -> bool:
+        """True if it can take a job now."""
+        return self.room > 0 and not self.paused and not self.closed
+
+    def resume(self) -> None:
+        """Takes jobs again after a pause."""
+        self.paused = False
+        self._tell_skipped()
 
     def deliver(self, assignments: list[Assignment]) -> bool:
         """Hands over jobs for which room was reserved; False if nobody is there to take them."""
@@ -53,7 +66,7 @@ class Demand:
         """
 
     def _tell_skipped(self) -> None:
-        if self.room > 0 and self.skipped:
+        if self.open and self.skipped:
             skipped, self.skipped = self.skipped, set()
             for look_again in skipped:
                 look_again(self)

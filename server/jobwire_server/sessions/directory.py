@@ -14,10 +14,10 @@ from time import monotonic
 
 import structlog
 
-from jobwire_server.errors import StoreUnavailable, WorkerNotFound
+from jobwire_server.errors import StoreUnavailable, Superseded, WorkerNotFound
 from jobwire_server.model import Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store.group_commit import Backlog, GroupCommit
-from jobwire_server.store.workers import WorkerStore
+from jobwire_server.store.workers import SignOfLife, WorkerStore
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,9 @@ class Directory:
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
-        self._touches: GroupCommit[str, WorkerStatus | None] = GroupCommit(self._touch, backlog)
+        self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
+            self._touch, backlog
+        )
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,6 +79,10 @@ class Directory:
             entry = self._remember(worker_id, await self._store.read(worker_id))
         self.hear(worker_id)
         return entry.spec, entry.status
+
+    def learn(self, spec: WorkerSpec, status: WorkerStatus) -> None:
+        """Takes over what an attachment told about a worker."""
+        self._entries[spec.worker_id] = _Entry(spec, status)
 
     def lease_ms(self, worker_id: str, default: int) -> int:
         """Returns the lease that the worker asked for, or the default where it is not cached."""
@@ -110,7 +116,7 @@ class Directory:
             WorkerNotFound: It never registered, was lost, or left.
         """
         status = await self._touches.one(worker_id)
-        if status is None or status is WorkerStatus.LOST:
+        if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
             raise WorkerNotFound(worker_id)
         self.hear(worker_id)
         self._heard.discard(worker_id)
@@ -143,11 +149,11 @@ class Directory:
         entry = self._entries[worker_id] = _Entry(worker.spec, worker.status)
         return entry
 
-    async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | None]:
-        statuses = await self._store.touch(worker_ids)
+    async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | Superseded | None]:
+        statuses = await self._store.touch([SignOfLife(worker_id) for worker_id in worker_ids])
         for worker_id, status in zip(worker_ids, statuses, strict=True):
             entry = self._entries.get(worker_id)
-            if status is None or status is WorkerStatus.LOST:
+            if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
                 self._entries.pop(worker_id, None)
             elif entry is not None:
                 entry.status = status

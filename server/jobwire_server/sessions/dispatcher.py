@@ -61,6 +61,9 @@ class QueueDispatcher:
         self._give_back = give_back
         self._on_end = on_end
         self._idle: dict[Demand, None] = {}
+        """With room, and nothing to fill it at the last look."""
+        self._full: dict[Demand, None] = {}
+        """Without room; looked for again as soon as there is some."""
         self._hot: dict[Demand, None] = {}
         self._wake = asyncio.Event()
         self._routes: dict[str, Route] = {}
@@ -73,6 +76,7 @@ class QueueDispatcher:
     def offer(self, demand: Demand) -> None:
         """Takes a demand in and looks for jobs at once."""
         self._idle.pop(demand, None)
+        self._full.pop(demand, None)
         self._hot[demand] = None
         self._wake.set()
         if self._task is None:
@@ -81,6 +85,7 @@ class QueueDispatcher:
     def withdraw(self, demand: Demand) -> None:
         """Forgets a demand; harmless if it is not known."""
         self._idle.pop(demand, None)
+        self._full.pop(demand, None)
         self._hot.pop(demand, None)
         demand.skipped.discard(self._heat)
         self._served.pop(id(demand.spec), None)
@@ -116,10 +121,11 @@ class QueueDispatcher:
             self._task = None
 
     def _heat(self, demand: Demand) -> None:
-        if demand in self._idle:
-            del self._idle[demand]
-            self._hot[demand] = None
-            self._wake.set()
+        for place in (self._idle, self._full):
+            if demand in place:
+                del place[demand]
+                self._hot[demand] = None
+                self._wake.set()
 
     def _heat_all(self) -> None:
         self._hot.update(self._idle)
@@ -127,13 +133,17 @@ class QueueDispatcher:
         self._wake.set()
 
     def _heat_for(self, route_id: str, count: int) -> None:
-        chosen = []
+        chosen, full = [], []
         for demand in self._idle:
             if count <= 0:
                 break
-            if demand.room > 0 and route_id in self._routes_of(demand):
+            if not demand.open:
+                full.append(demand)
+            elif route_id in self._routes_of(demand):
                 chosen.append(demand)
                 count -= demand.room
+        for demand in full:
+            self._wait_for_room(demand)
         for demand in chosen:
             self._heat(demand)
 
@@ -172,7 +182,7 @@ class QueueDispatcher:
     async def _sleep(self) -> bool:
         """Waits for something to do; False when there has been no demand for long."""
         self._wake.clear()
-        has_demands = bool(self._idle)
+        has_demands = bool(self._idle or self._full)
         try:
             async with asyncio.timeout(
                 POLL_S * (0.75 + random.random() / 2) if has_demands else LINGER_S
@@ -181,11 +191,11 @@ class QueueDispatcher:
         except TimeoutError:
             if has_demands:
                 self.look_again()
-            elif not self._idle and not self._hot:
+            elif not self._idle and not self._full and not self._hot:
                 self._subscribed = False
                 await self._unsubscribe()
                 # A demand may have come during the goodbye.
-                if not self._hot:
+                if not self._hot and not self._full:
                     self._on_end(self._queue)
                     return False
         return True
@@ -228,8 +238,7 @@ class QueueDispatcher:
                 continue
             count = demand.reserve(min(share, left))
             if count == 0:
-                demand.skipped.add(self._heat)
-                self._cool(demand)
+                self._wait_for_room(demand)
                 continue
             left -= count
             requests.append(ClaimRequest(demand.spec.worker_id, count, demand.lease_ms, routes))
@@ -255,9 +264,14 @@ class QueueDispatcher:
             demand.unreserve(missing)
             if demand.closed:
                 self.withdraw(demand)
-            elif demand.room <= 0 and demand in self._hot:
-                demand.skipped.add(self._heat)
-                self._cool(demand)
+            elif not demand.open:
+                self._wait_for_room(demand)
+
+    def _wait_for_room(self, demand: Demand) -> None:
+        self._idle.pop(demand, None)
+        self._hot.pop(demand, None)
+        self._full[demand] = None
+        demand.skipped.add(self._heat)
 
     def _cool(self, demand: Demand) -> None:
         if demand in self._hot:

@@ -10,7 +10,10 @@ from __future__ import annotations
 WORKERS = "jw:{workers}:"
 """Prefix of the worker registry."""
 WORKER_EVENTS = WORKERS + "events"
-"""Channel: the id of each worker that registered, changed, was lost or left."""
+"""Channel: the id of each worker that registered, changed, was lost or left.
+
+Where a stream was concerned, a space and its session follow.
+"""
 LOST_WORKERS = WORKERS + "lost"
 """ZSET: workers that were lost and whose jobs are not back yet."""
 QUEUES = "jw:{queues}:all"
@@ -25,6 +28,14 @@ def queue_prefix(queue: str) -> str:
 def events_channel(queue: str) -> str:
     """Returns the channel of changed jobs: their ULIDs, 26 characters each, end to end."""
     return f"jw:{{{queue}}}:events"
+
+
+def signals_channel(queue: str) -> str:
+    """Returns the channel of jobs that were cancelled or taken back while a worker held them.
+
+    Their ULIDs, 26 characters each, end to end.
+    """
+    return f"jw:{{{queue}}}:signals"
 
 
 def ready_channel(queue: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from jobwire_server.errors import Superseded
 from jobwire_server.model import Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
@@ -18,6 +20,35 @@ class LostWorker:
     worker_id: str
     lost_at_ms: int
     queues: tuple[str, ...]
+
+
+class SignOfLife(NamedTuple):
+    """A worker that was heard of."""
+
+    worker_id: str
+    session: str = ""
+    """Of its stream; '' for one that makes calls."""
+    stats: str = ""
+    """Its counters as JSON; '' if they did not change."""
+
+
+class AttachedWorker(NamedTuple):
+    """What an attachment found."""
+
+    now_ms: int
+    status: WorkerStatus
+    same_process: bool
+    """The worker was known, and it is the same process that attached again."""
+    other_process: bool
+    """The worker was known, but as another process, which must be taken for dead."""
+
+
+def superseded(worker_id: str) -> Superseded:
+    """Returns what the older of two streams of a worker is ended with."""
+    return Superseded(
+        f"another stream attached as {worker_id}; if it is not your own, two workers share the id",
+        metadata={"worker_id": worker_id},
+    )
 
 
 class WorkerStore:
@@ -33,10 +64,48 @@ class WorkerStore:
         )
         return now
 
-    async def touch(self, worker_ids: Sequence[str]) -> list[WorkerStatus | None]:
-        """Records a sign of life of each; answers its status, None for one that is not known."""
-        answers = await self._run("worker_touch", [self._shift, *worker_ids])
-        return [WorkerStatus(status) if status else None for status in answers]
+    async def attach(
+        self, spec: WorkerSpec, session: str, instance: str, server_id: str
+    ) -> AttachedWorker:
+        """Makes the worker known, and the stream called `session` the one that counts."""
+        now, status, former = await self._run(
+            "worker_attach",
+            [
+                self._shift,
+                spec.worker_id,
+                codec.encode_worker(spec),
+                session,
+                instance,
+                server_id,
+            ],
+        )
+        return AttachedWorker(now, WorkerStatus(status), former == 1, former == 2)
+
+    async def broken(self, worker_id: str, session: str) -> bool:
+        """Notes that the stream broke; False if another one counts by now."""
+        return bool(await self._run("worker_break", [self._shift, worker_id, session, "broken", 0]))
+
+    async def gone(self, worker_id: str, session: str, retain_ms: int) -> bool:
+        """Marks the worker LOST because it did not come back; False if another stream counts."""
+        return bool(
+            await self._run("worker_break", [self._shift, worker_id, session, "gone", retain_ms])
+        )
+
+    async def touch(self, signs: Sequence[SignOfLife]) -> list[WorkerStatus | Superseded | None]:
+        """Records signs of life.
+
+        Returns:
+            For each the worker's status, None for one that is not known, and an error where
+            another stream of the worker counts by now.
+        """
+        args: list[Any] = [self._shift]
+        for sign in signs:
+            args += sign
+        answers = await self._run("worker_touch", args)
+        return [
+            superseded(sign.worker_id) if status < 0 else (WorkerStatus(status) if status else None)
+            for sign, status in zip(signs, answers, strict=True)
+        ]
 
     async def set_status(self, worker_id: str, status: WorkerStatus) -> bool:
         """Changes whether a live worker takes jobs; False if there is none of this name."""
@@ -92,6 +161,9 @@ def _workers(reply: list[Any]) -> list[Worker]:
                 registered_at_ms=int(fields[b"at"]),
                 last_seen_at_ms=int(float(seen)) or lost_at,
                 lost_at_ms=lost_at,
+                attached=fields.get(b"up") == b"1",
+                server_id=fields.get(b"server", b"").decode(),
+                **json.loads(fields.get(b"stats", b"{}")),
             )
         )
     return workers

@@ -15,7 +15,8 @@ local now = clock_ms(ARGV[1])
 local former, status = 0, 1
 local known = redis.call('HMGET', key, 'status', 'instance', 'at')
 if known[1] then
-  former = known[2] == ARGV[5] and 1 or 2
+  -- A worker that made calls before has no process of its own name; it is taken for the same.
+  former = (not known[2] or known[2] == ARGV[5]) and 1 or 2
   -- What an operator asked of this process holds over its streams.
   if former == 1 and known[1] ~= '4' then status = tonumber(known[1]) end
 end

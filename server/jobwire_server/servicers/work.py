@@ -1,0 +1,224 @@
+"""The `Work` stream: frames to and from a worker's session.
+
+Three tasks hold a stream: the handler itself, which waits for its end, one that reads and one that
+writes. Whichever ends first ends the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any
+
+from jobwire.v1 import worker_service_pb2
+from jobwire_server.errors import InvalidRequest, Violation
+from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
+from jobwire_server.options import BrokerOptions, Limits
+from jobwire_server.router import Router
+from jobwire_server.servicers import convert, wire
+from jobwire_server.servicers.checks import Checker, check_failure, check_progress, worker_spec
+from jobwire_server.servicers.convert import item_error
+from jobwire_server.sessions.frames import Attach, FrameIn, FrameOut, Receipt, Refused
+from jobwire_server.sessions.session import WorkerSession
+
+ATTACH_TIMEOUT_S = 10.0
+"""How long a stream may be open before its first frame; no worker needs it, and a stream costs
+memory.
+"""
+MAX_CREDITS = 10_000
+MAX_LEASES = 10_000
+MAX_ITEMS = 1_000
+"""Reports or completions of one frame."""
+_CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
+_NO_OUTCOME = "must be set to one of success, failure, cancelled, released"
+
+
+def _refuse(field: str, description: str) -> InvalidRequest:
+    return InvalidRequest([Violation(field, description)])
+
+
+class WorkStreams:
+    """Holds the streams of workers.
+
+    Args:
+        router: Where sessions come from.
+        limits: What frames may hold.
+    """
+
+    def __init__(self, router: Router, limits: Limits) -> None:
+        self._router = router
+        self._limits = limits
+
+    async def hold(
+        self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
+    ) -> None:
+        """Holds one stream from its first frame to its end."""
+        session = await self._router.attach_worker(await self._first(requests))
+        reader = asyncio.create_task(self._read(requests, session), name="work-reader")
+        writer = asyncio.create_task(self._write(session, context), name="work-writer")
+        try:
+            await asyncio.wait({reader, writer, session.ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            ends = await asyncio.gather(reader, writer, return_exceptions=True)
+            await self._router.release_session(session)
+        # What the session ended with explains best; else what the reader found wrong with a frame.
+        for end in (session.ended.exception() if session.ended.done() else None, *ends):
+            if isinstance(end, Exception):
+                raise end
+
+    async def _first(self, requests: AsyncIterator[worker_service_pb2.WorkRequest]) -> Attach:
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                first = await anext(requests, None)
+        except TimeoutError:
+            text = (
+                f"must be in the first frame, within {ATTACH_TIMEOUT_S:.0f} s of the stream's begin"
+            )
+            raise _refuse("attach", text) from None
+        if first is None or not first.HasField("attach"):
+            raise _refuse("attach", "must be in the first frame of the stream")
+        return self._attach(first.attach)
+
+    def _attach(self, message: worker_service_pb2.Attach) -> Attach:
+        checker = Checker()
+        spec = worker_spec(message.worker, "attach.worker", checker)
+        checker.worker_id("attach.instance_id", message.instance_id)
+        if message.credits > MAX_CREDITS:
+            checker.add("attach.credits", f"must be 0 to {MAX_CREDITS}, not {message.credits}")
+        leases: list[tuple[str, str, int]] = []
+        if len(message.leases) > MAX_LEASES:
+            text = f"may name at most {MAX_LEASES}, not {len(message.leases)}"
+            checker.add("attach.leases", text)
+        else:
+            for at, lease in enumerate(message.leases):
+                queue, ulid = checker.job_id(f"attach.leases[{at}].job_id", lease.job_id)
+                leases.append((queue, ulid, lease.fencing_token))
+        checker.raise_if_any()
+        return Attach(spec, message.instance_id, leases, message.credits, message.credit_bytes)
+
+    async def _read(
+        self, requests: AsyncIterator[worker_service_pb2.WorkRequest], session: WorkerSession
+    ) -> None:
+        async for request in requests:
+            await session.receive(self._frame(request))
+
+    def _frame(self, request: worker_service_pb2.WorkRequest) -> FrameIn:
+        """Checks a frame.
+
+        Raises:
+            InvalidRequest: The frame breaks the rules of the stream.
+        """
+        frame = FrameIn()
+        known = False
+        for field, value in request.ListFields():
+            known = True
+            name = field.name
+            if name == "attach":
+                raise _refuse("attach", "may be in the first frame of a stream only")
+            if name == "sequence":
+                frame.sequence = value
+            elif name == "acks":
+                if len(value) > MAX_LEASES:
+                    raise _refuse("acks", f"may hold at most {MAX_LEASES}, not {len(value)}")
+                frame.acks = [LeaseRef(ack.job_id, ack.fencing_token) for ack in value]
+            elif name in ("completions", "reports"):
+                if len(value) > MAX_ITEMS:
+                    raise _refuse(name, f"may hold at most {MAX_ITEMS}, not {len(value)}")
+                add = self._completion if name == "completions" else self._report
+                for item in value:
+                    add(frame, item)
+            elif name == "credits":
+                if value > MAX_CREDITS:
+                    raise _refuse("credits", f"must be 0 to {MAX_CREDITS}, not {value}")
+                frame.credits = value
+            elif name == "status":
+                if value not in [status.value for status in _CHOOSABLE]:
+                    raise _refuse("status", "must be READY, PAUSED or DRAINING")
+                frame.status = WorkerStatus(value)
+            elif name == "detach":
+                frame.detach = True
+        if not known and not request.HasField("credits"):
+            raise _refuse("", "a frame must hold something that this server knows")
+        if (frame.completions or frame.reports or frame.refused) and not frame.sequence:
+            raise _refuse("sequence", "must be above 0 in a frame with reports or completions")
+        return frame
+
+    def _completion(self, frame: FrameIn, item: worker_service_pb2.Completion) -> None:
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", item.job_id)
+        kind = item.WhichOneof("outcome")
+        outcome: Any = None
+        if kind == "success":
+            result = item.success.result
+            checker.payload("success.result", result, self._limits.max_result_bytes)
+            outcome = result.SerializeToString()
+        elif kind == "failure":
+            outcome = check_failure(checker, "failure", item.failure)
+        elif kind == "released":
+            reason = checker.text("released.reason", item.released.reason, 512)
+            outcome = Released(not item.released.not_started, reason)
+        elif kind is None:
+            checker.add("outcome", _NO_OUTCOME)
+        if checker.violations:
+            frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
+        else:
+            frame.completions.append(Ended(queue, ulid, item.fencing_token, outcome))
+
+    def _report(self, frame: FrameIn, item: worker_service_pb2.Report) -> None:
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", item.job_id)
+        progress = check_progress(checker, "progress", item.progress)
+        if checker.violations:
+            frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
+        else:
+            frame.reports.append(Reported(queue, ulid, item.fencing_token, progress))
+
+    async def _write(self, session: WorkerSession, context: Any) -> None:
+        options = self._router.options
+        while not session.ended.done():
+            frame = await session.next_frame()
+            message = self._message(frame, session, options)
+            session.writing_since = monotonic()
+            await context.write(message)
+            session.writing_since = None
+
+    def _message(self, frame: FrameOut, session: WorkerSession, options: BrokerOptions) -> Any:
+        message = wire.WorkResponse()
+        if not frame:
+            message.heartbeat.SetInParent()
+            return message
+        lost = message.lost_leases
+        if frame.attached:
+            attached = message.attached
+            attached.server_id = self._router.server_id
+            convert.set_moment(attached.heartbeat_interval, options.heartbeat_interval_ms)
+            convert.set_moment(attached.claim_timeout, options.claim_timeout_ms)
+            attached.reconnect_window.SetInParent()
+            convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
+            convert.set_moment(attached.lease_duration, session.lease_ms)
+            lost = attached.lost_leases
+        for lease in frame.lost:
+            lost.add(job_id=lease.job_id, fencing_token=lease.fencing_token)
+        if frame.assignments:
+            message.assignments.extend(convert.assignments_to_wire(frame.assignments))
+        for receipt in frame.receipts:
+            _add_receipt(message, receipt)
+        for notice in frame.cancellations:
+            message.cancellations.add().MergeFromString(
+                convert.cancel_notice(notice).SerializeToString()
+            )
+        if frame.drain is not None:
+            message.drain.leave = frame.drain.leave
+            message.drain.reason = frame.drain.reason
+            convert.set_moment(message.drain.deadline, frame.drain.deadline_ms)
+        return message
+
+
+def _add_receipt(message: Any, receipt: Receipt) -> None:
+    added = message.receipts.add(sequence=receipt.sequence)
+    for refused in receipt.refused:
+        item = added.refused.add(job_id=refused.job_id, fencing_token=refused.fencing_token)
+        item.error.MergeFromString(item_error(refused.error).SerializeToString())

@@ -1,0 +1,95 @@
+"""What goes over a worker's stream, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jobwire_server.errors import JobwireError
+from jobwire_server.model import (
+    Assignment,
+    CancelNotice,
+    Ended,
+    LeaseRef,
+    Reported,
+    WorkerSpec,
+    WorkerStatus,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """A worker's first words."""
+
+    spec: WorkerSpec
+    instance: str
+    """Of the worker's process."""
+    leases: Sequence[tuple[str, str, int]]
+    """(queue, ULID, fencing token) of the leases that it holds."""
+    credits: int
+    """How many jobs it may hold."""
+    credit_bytes: int
+    """How many bytes of records it may hold; 0: no limit."""
+
+
+class Refused(NamedTuple):
+    """A report or completion that was not recorded."""
+
+    job_id: str
+    fencing_token: int
+    error: JobwireError
+
+
+@dataclass(slots=True)
+class FrameIn:
+    """A frame from the worker, checked."""
+
+    sequence: int = 0
+    acks: list[LeaseRef] = field(default_factory=list)
+    reports: list[Reported] = field(default_factory=list)
+    completions: list[Ended] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    """Those of its reports and completions that have a wrong field."""
+    credits: int | None = None
+    status: WorkerStatus | None = None
+    detach: bool = False
+
+
+class Receipt(NamedTuple):
+    """What became of one frame."""
+
+    sequence: int
+    refused: Sequence[Refused]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainNotice:
+    """The stream is to be left."""
+
+    deadline_ms: int
+    leave: bool
+    reason: str
+
+
+@dataclass(slots=True)
+class FrameOut:
+    """What the worker is to be told; gathered until the stream takes the next frame."""
+
+    attached: bool = False
+    assignments: list[Assignment] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    cancellations: list[CancelNotice] = field(default_factory=list)
+    lost: list[LeaseRef] = field(default_factory=list)
+    drain: DrainNotice | None = None
+
+    def __bool__(self) -> bool:
+        """True if there is anything to tell."""
+        return bool(
+            self.attached
+            or self.assignments
+            or self.receipts
+            or self.cancellations
+            or self.lost
+            or self.drain
+        )

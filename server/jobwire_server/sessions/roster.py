@@ -1,0 +1,407 @@
+"""The roster: every worker stream of this server, from attachment to end.
+
+It keeps the registry, the leases and the sessions of one mind: signs of life and counters once a
+second, leases renewed in batches while their workers are heard of, cancellations and losses passed
+on as the store tells them, and the window in which a worker whose stream broke may come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from jobwire_server.clock import StoreClock
+from jobwire_server.errors import JobwireError, ServerDraining, StoreUnavailable, Superseded
+from jobwire_server.ids import ULID_LENGTH
+from jobwire_server.model import (
+    Assignment,
+    Completed,
+    Ended,
+    LeaseRef,
+    Renewal,
+    Reported,
+    WorkerSpec,
+    WorkerStatus,
+)
+from jobwire_server.options import BrokerOptions
+from jobwire_server.sessions.directory import Directory
+from jobwire_server.sessions.dispatcher import QueueDispatcher
+from jobwire_server.sessions.frames import Attach
+from jobwire_server.sessions.session import SessionTimes, WorkerSession
+from jobwire_server.store import keys
+from jobwire_server.store.jobs import Report
+from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.workers import SignOfLife, WorkerStore, superseded
+
+log = structlog.get_logger(__name__)
+
+TOUCH_S = 1.0
+"""How often signs of life and counters go to the store."""
+LOOK_S = 0.25
+"""How often sessions are looked at for what time asks of them; a fraction of the shortest claim
+timeout that makes sense.
+"""
+AT_ONCE = 500
+"""Workers of one touch."""
+RENEW_AT_ONCE = 1_000
+"""Leases of one renewal."""
+RENEWALS_A_LEASE = 3
+"""A lease is renewed when a third of it has passed, so that two renewals may fail."""
+
+
+class Roster:
+    """The sessions of this server. `start` and `stop` are idempotent.
+
+    Args:
+        workers: The registry.
+        directory: Where this server's workers are cached.
+        notices: The store's channels.
+        options: The clockwork.
+        clock: The store's time.
+        server_id: Of this server.
+        lease_ms: Tells the lease of a worker's jobs.
+        dispatcher: Finds the dispatcher of a queue.
+        complete: Records ends of attempts.
+        report: Records progress.
+        renew: Renews leases of one queue.
+        give_back: Returns undelivered jobs.
+        take_back: Ends what a worker holds in a queue, except the jobs named: as undelivered
+            (False) or as crashed (True).
+        release_all: Deregisters a worker and returns what it holds.
+        sweep: Has lost workers' jobs taken back now.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerStore,
+        directory: Directory,
+        notices: Notices,
+        options: BrokerOptions,
+        clock: StoreClock,
+        server_id: str,
+        *,
+        lease_ms: Callable[[WorkerSpec], int],
+        dispatcher: Callable[[str], QueueDispatcher],
+        complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
+        report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
+        renew: Callable[[str, Sequence[Report]], Awaitable[Sequence[Renewal]]],
+        give_back: Callable[[str, list[Assignment]], None],
+        take_back: Callable[[str, str, set[str], bool], Awaitable[int]],
+        release_all: Callable[[str], Awaitable[int]],
+        sweep: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._workers = workers
+        self._directory = directory
+        self._notices = notices
+        self._options = options
+        self._clock = clock
+        self._server_id = server_id
+        self._lease_ms = lease_ms
+        self._dispatcher = dispatcher
+        self._complete = complete
+        self._report = report
+        self._renew = renew
+        self._give_back = give_back
+        self._take_back = take_back
+        self._release_all = release_all
+        self._sweep = sweep
+        self._sessions: dict[str, WorkerSession] = {}
+        self._queues: Counter[str] = Counter()
+        """How many sessions serve each queue."""
+        self._listening: set[str] = set()
+        self._number = 0
+        self._draining = False
+        self._loops: list[asyncio.Task[None]] = []
+        self._chores: set[asyncio.Task[None]] = set()
+        self._touch_now = asyncio.Event()
+
+    # ------------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Begins the loops."""
+        if not self._loops:
+            self._loops = [
+                asyncio.create_task(self._for_ever(self._touch, TOUCH_S), name="roster-touch"),
+                asyncio.create_task(self._for_ever(self._look, LOOK_S), name="roster-look"),
+                asyncio.create_task(self._for_ever(self._renew_all, None), name="lease-keeper"),
+                asyncio.create_task(self._for_ever(self._listen, TOUCH_S), name="roster-listen"),
+            ]
+
+    async def stop(self) -> None:
+        """Ends the loops and what is left of the sessions; tolerates never started."""
+        for session in [*self._sessions.values()]:
+            session.end(ServerDraining())
+        for task in [*self._loops, *self._chores]:
+            task.cancel()
+        await asyncio.gather(*self._loops, *self._chores, return_exceptions=True)
+        self._loops = []
+
+    def drain(self, deadline_s: float) -> None:
+        """Sends every worker to another server; takes no new ones."""
+        self._draining = True
+        now = self._clock.now_ms()
+        for session in self._sessions.values():
+            session.drain(deadline_s, now, leave=False, reason="the server shuts down")
+
+    @property
+    def count(self) -> int:
+        """The streams that are attached here."""
+        return len(self._sessions)
+
+    # --------------------------------------------------------------- sessions
+
+    async def attach(self, attach: Attach) -> WorkerSession:
+        """Begins a session.
+
+        Raises:
+            ServerDraining: Attach to another server.
+            StoreUnavailable: The store is away.
+        """
+        if self._draining:
+            raise ServerDraining
+        spec = attach.spec
+        self._number += 1
+        name = f"{self._server_id}/{self._number}"
+        found = await self._workers.attach(spec, name, attach.instance, self._server_id)
+        self._directory.learn(spec, found.status)
+        older = self._sessions.get(spec.worker_id)
+        if older is not None:
+            older.end(superseded(spec.worker_id))
+        session = WorkerSession(
+            attach,
+            name,
+            self._lease_ms(spec),
+            self._times(),
+            self._complete,
+            self._report,
+            self._give_back,
+            self._directory.set_status,
+        )
+        self._sessions[spec.worker_id] = session
+        self._queues.update(spec.queues)
+        await self._take_over(session, attach, found.other_process)
+        if found.status is WorkerStatus.DRAINING:
+            self._ask_to_leave(session)
+        session.apply_status(found.status)
+        for queue in spec.queues:
+            self._dispatcher(queue).offer(session.demand)
+        self._touch_now.set()
+        return session
+
+    async def _take_over(self, session: WorkerSession, attach: Attach, crashed: bool) -> None:
+        """Settles what the worker holds: what it names goes on, the rest returns to the queues."""
+        lost: list[LeaseRef] = []
+        named: dict[str, list[tuple[str, int]]] = {}
+        for queue, ulid, token in attach.leases:
+            named.setdefault(queue, []).append((ulid, token))
+        for queue, leases in named.items():
+            reports = [Report(u, session.worker_id, t, session.lease_ms, b"") for u, t in leases]
+            renewals = await self._renew(queue, reports)
+            for (ulid, token), renewal in zip(leases, renewals, strict=True):
+                job_id = f"{queue}-{ulid}"
+                if renewal.lost:
+                    lost.append(LeaseRef(job_id, token))
+                    continue
+                session.held[job_id] = token
+                session.demand.room -= 1
+                if renewal.cancel:
+                    session.cancel(renewal.cancel)
+        for queue in attach.spec.queues:
+            keep = {ulid for ulid, _ in named.get(queue, ())}
+            await self._take_back(queue, session.worker_id, keep, crashed)
+        session.greet(lost)
+
+    async def release(self, session: WorkerSession) -> None:
+        """Ends a session: the worker has left, or its stream has."""
+        session.end()
+        for queue in session.attach.spec.queues:
+            self._dispatcher(queue).withdraw(session.demand)
+        self._queues.subtract(session.attach.spec.queues)
+        current = self._sessions.get(session.worker_id) is session
+        if current:
+            del self._sessions[session.worker_id]
+        left = session.abandon()
+        await session.settle()
+        if session.detached:
+            await self._release_all(session.worker_id)
+        elif current and not isinstance(session.ended.exception(), Superseded):
+            self._give_back(session.worker_id, left)
+            self._spawn(self._await_return(session))
+
+    async def _await_return(self, session: WorkerSession) -> None:
+        """Gives a worker the window to come back, then has its jobs taken back."""
+        try:
+            still_ours = await self._workers.broken(session.worker_id, session.name)
+            if not still_ours or self._draining:
+                return
+            await asyncio.sleep(self._options.reconnect_window_ms / 1000)
+            retain_ms = self._options.retain_lost_workers_ms
+            if await self._workers.gone(session.worker_id, session.name, retain_ms):
+                await self._sweep()
+        except JobwireError as error:
+            # The worker's silence tells the rest to whichever server has the store back first.
+            log.warning("window not kept", worker_id=session.worker_id, error=error.message)
+
+    def _times(self) -> SessionTimes:
+        options = self._options
+        return SessionTimes(
+            heartbeat_s=options.heartbeat_interval_ms / 1000,
+            claim_timeout_s=options.claim_timeout_ms / 1000,
+            age_s=options.max_stream_age_ms / 1000 * random.uniform(0.9, 1.1),
+            drain_s=options.drain_deadline_ms / 1000,
+        )
+
+    def _ask_to_leave(self, session: WorkerSession) -> None:
+        # An operator's wish has no deadline of its own: the worker finishes what it has.
+        week_s = 7 * 86_400.0
+        session.drain(week_s, self._clock.now_ms(), leave=True, reason="the worker is to leave")
+
+    # ------------------------------------------------------------------ loops
+
+    async def _for_ever(self, step: Callable[[], Awaitable[None]], period_s: float | None) -> None:
+        while True:
+            try:
+                await step()
+            except JobwireError as error:
+                log.debug("roster step failed", step=step.__name__, error=error.message)
+            except Exception:
+                log.exception("roster step failed", step=step.__name__)
+            pause = period_s or self._shortest_lease_s() / RENEWALS_A_LEASE
+            if step == self._touch:
+                await self._pause_touch(pause)
+            else:
+                await asyncio.sleep(pause * random.uniform(0.9, 1.0))
+
+    async def _pause_touch(self, pause: float) -> None:
+        try:
+            async with asyncio.timeout(pause):
+                await self._touch_now.wait()
+        except TimeoutError:
+            pass
+        self._touch_now.clear()
+
+    def _shortest_lease_s(self) -> float:
+        leases = [session.lease_ms for session in self._sessions.values()]
+        return min([self._options.lease_ms, *leases]) / 1000
+
+    async def _look(self) -> None:
+        now = self._clock.now_ms()
+        for session in [*self._sessions.values()]:
+            session.look(now)
+
+    async def _touch(self) -> None:
+        """Tells the registry who lives, and hears from it who is superseded, drained or unknown."""
+        sessions = [s for s in self._sessions.values() if s.renewable]
+        for at in range(0, len(sessions), AT_ONCE):
+            part = sessions[at : at + AT_ONCE]
+            signs = [SignOfLife(s.worker_id, s.name, s.stats()) for s in part]
+            for session, status in zip(part, await self._workers.touch(signs), strict=True):
+                self._follow(session, status)
+
+    def _follow(self, session: WorkerSession, status: WorkerStatus | Superseded | None) -> None:
+        if isinstance(status, Superseded):
+            session.end(status)
+        elif status is None or status is WorkerStatus.LOST:
+            # It was taken for dead while its stream was quiet, or the store lost it; a new
+            # attachment settles it.
+            session.end(StoreUnavailable("the worker was taken for lost; attach again"))
+        else:
+            if status is WorkerStatus.DRAINING:
+                self._ask_to_leave(session)
+            session.apply_status(status)
+
+    async def _renew_all(self) -> None:
+        """Renews every lease of every worker that was heard of lately; one call for a thousand."""
+        by_queue: dict[str, list[tuple[WorkerSession, str, Report]]] = {}
+        for session in self._sessions.values():
+            if session.renewable:
+                for job_id, token in session.held.items():
+                    report = Report(
+                        job_id[-ULID_LENGTH:], session.worker_id, token, session.lease_ms, b""
+                    )
+                    by_queue.setdefault(job_id[: -ULID_LENGTH - 1], []).append(
+                        (session, job_id, report)
+                    )
+        for queue, leases in by_queue.items():
+            for at in range(0, len(leases), RENEW_AT_ONCE):
+                part = leases[at : at + RENEW_AT_ONCE]
+                renewals = await self._renew(queue, [report for _, _, report in part])
+                for (session, job_id, report), renewal in zip(part, renewals, strict=True):
+                    if renewal.lost:
+                        session.lose(job_id, report.fencing_token)
+                    elif renewal.cancel:
+                        session.cancel(renewal.cancel)
+
+    # ---------------------------------------------------------------- signals
+
+    async def _listen(self) -> None:
+        """Keeps the channels subscribed that concern the sessions there are."""
+        wanted = {keys.signals_channel(q): q for q, count in self._queues.items() if count > 0}
+        if self._sessions:
+            wanted[keys.WORKER_EVENTS] = ""
+        for channel, queue in wanted.items():
+            if channel not in self._listening:
+                await self._notices.listen(channel, self._listener(queue))
+                self._listening.add(channel)
+                if queue:
+                    # What was said before the subscription is told by a renewal.
+                    self._check(queue, None)
+        for channel in self._listening - wanted.keys():
+            await self._notices.silence(channel)
+            self._listening.discard(channel)
+        self._queues += Counter()
+
+    def _listener(self, queue: str) -> Listener:
+        if not queue:
+            return Listener(self._worker_event, self._touch_now.set)
+        return Listener(
+            lambda data: self._check(queue, data.decode()), lambda: self._check(queue, None)
+        )
+
+    def _worker_event(self, data: bytes) -> None:
+        worker_id, _, name = data.decode().partition(" ")
+        session = self._sessions.get(worker_id)
+        if session is not None and session.name != name:
+            self._touch_now.set()
+
+    def _check(self, queue: str, ulids: str | None) -> None:
+        """Asks the store about leases that something happened to; None: about all of a queue."""
+        reports: list[tuple[WorkerSession, str, Report]] = []
+        for session in self._sessions.values():
+            if ulids is None:
+                job_ids = [j for j in session.held if j[: -ULID_LENGTH - 1] == queue]
+            else:
+                named = (
+                    f"{queue}-{ulids[at : at + ULID_LENGTH]}"
+                    for at in range(0, len(ulids), ULID_LENGTH)
+                )
+                job_ids = [job_id for job_id in named if job_id in session.held]
+            for job_id in job_ids:
+                token = session.held[job_id]
+                report = Report(
+                    job_id[-ULID_LENGTH:], session.worker_id, token, session.lease_ms, b""
+                )
+                reports.append((session, job_id, report))
+        if reports:
+            self._spawn(self._ask(queue, reports))
+
+    async def _ask(self, queue: str, asked: list[tuple[WorkerSession, str, Report]]) -> None:
+        try:
+            renewals = await self._renew(queue, [report for _, _, report in asked])
+        except JobwireError as error:
+            log.debug("leases not looked at", queue=queue, error=error.message)
+            return
+        for (session, job_id, report), renewal in zip(asked, renewals, strict=True):
+            if renewal.lost:
+                session.lose(job_id, report.fencing_token)
+            elif renewal.cancel:
+                session.cancel(renewal.cancel)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)

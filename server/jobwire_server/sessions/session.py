@@ -1,0 +1,414 @@
+"""A worker's session: the state of one stream, free of the stream itself.
+
+The reader gives it frames (`receive`), the writer takes frames from it (`next_frame`), the
+dispatcher fills its demand, and the roster looks at it now and then (`look`). Whoever finds that it
+is over sets `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import structlog
+
+from jobwire_server.errors import JobwireError, LeaseLost, StoreUnavailable
+from jobwire_server.model import (
+    Assignment,
+    CancelNotice,
+    Completed,
+    Ended,
+    LeaseRef,
+    Renewal,
+    Reported,
+    WorkerStatus,
+)
+from jobwire_server.sessions.demand import Demand
+from jobwire_server.sessions.frames import (
+    Attach,
+    DrainNotice,
+    FrameIn,
+    FrameOut,
+    Receipt,
+    Refused,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_FRAMES_IN_HAND = 32
+"""Frames that wait for the store at once; beyond it the session reads no further."""
+MAX_RECEIPTS = 256
+"""Receipts that wait to be read; a worker that does not read them is not listened to either."""
+SILENT_INTERVALS = 3
+"""A side that hears nothing for so many heartbeat intervals takes the stream for dead."""
+RENEWABLE_INTERVALS = 2
+"""Leases are renewed while the worker was heard of within so many intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimes:
+    """The clockwork of a session, seconds."""
+
+    heartbeat_s: float
+    claim_timeout_s: float
+    age_s: float
+    """When the stream is drained; with its jitter."""
+    drain_s: float
+
+
+class StreamDemand(Demand):
+    """The room that a stream's credits leave."""
+
+    def __init__(self, session: WorkerSession, room: int) -> None:
+        super().__init__(session.attach.spec, session.lease_ms, room)
+        self._session = session
+
+    def reserve(self, most: int) -> int:
+        """Takes room, as far as the credit in bytes allows."""
+        return super().reserve(min(most, self._session.jobs_by_bytes()))
+
+    def deliver(self, assignments: list[Assignment]) -> bool:
+        """Hands the jobs to the session."""
+        return self._session.assign(assignments)
+
+
+class WorkerSession:
+    """One attached stream.
+
+    Args:
+        attach: The worker's first words.
+        name: Of this session; unique over all servers.
+        lease_ms: The lease of its jobs.
+        times: Its clockwork.
+        complete: Has ends of attempts recorded; answers each.
+        report: Has progress recorded; answers each.
+        give_back: Returns jobs that did not reach the worker to their queues.
+        set_status: Has the worker's wish to take jobs or not recorded.
+    """
+
+    def __init__(
+        self,
+        attach: Attach,
+        name: str,
+        lease_ms: int,
+        times: SessionTimes,
+        complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
+        report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
+        give_back: Callable[[str, list[Assignment]], None],
+        set_status: Callable[[str, WorkerStatus], Awaitable[None]],
+    ) -> None:
+        self.attach = attach
+        self.worker_id = attach.spec.worker_id
+        self.name = name
+        self.lease_ms = lease_ms
+        self.times = times
+        self._complete = complete
+        self._report = report
+        self._give_back = give_back
+        self._set_status = set_status
+        self.held: dict[str, int] = {}
+        """Job id -> fencing token of every lease that this stream knows of."""
+        self._unacknowledged: dict[str, tuple[float, Assignment]] = {}
+        """Job id -> when its acknowledgement is overdue, and the assignment; oldest first."""
+        self._sizes: dict[str, int] = {}
+        """With a credit in bytes: job id -> bytes of its record."""
+        self._bytes_out = 0
+        self._average_bytes = 0.0
+        self.credits = attach.credits
+        self.demand = StreamDemand(self, attach.credits)
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the stream is over; with an error where the worker should learn of one."""
+        self.detached = False
+        self._out = FrameOut()
+        self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._frames: set[asyncio.Task[None]] = set()
+        now = monotonic()
+        self.heard_at = now
+        self.writing_since: float | None = None
+        self._born_at = now
+        self._drain_until: float | None = None
+        self._suspended_at: float | None = None
+        self.assigned = self.succeeded = self.failed = 0
+        self._told = ""
+
+    # ------------------------------------------------------------ to the worker
+
+    def jobs_by_bytes(self) -> int:
+        """Returns how many more jobs the credit in bytes allows, going by their average size."""
+        most = self.attach.credit_bytes
+        if not most:
+            return 1 << 30
+        if not self.held:
+            return max(1, int(most / self._average_bytes)) if self._average_bytes else 1
+        left = most - self._bytes_out
+        return int(left / self._average_bytes) if left > 0 and self._average_bytes else 0
+
+    def assign(self, assignments: list[Assignment]) -> bool:
+        """Puts claimed jobs on their way; False if the stream is over."""
+        if self.ended.done() or self.demand.closed:
+            return False
+        if self.attach.credit_bytes:
+            assignments = self._within_bytes(assignments)
+        overdue = monotonic() + self.times.claim_timeout_s
+        for assignment in assignments:
+            self.held[assignment.job_id] = assignment.fencing_token
+            self._unacknowledged[assignment.job_id] = (overdue, assignment)
+        self.assigned += len(assignments)
+        self._out.assignments += assignments
+        self._wake.set()
+        return True
+
+    def _within_bytes(self, assignments: list[Assignment]) -> list[Assignment]:
+        """Keeps what fits the credit in bytes; the rest goes back where it came from."""
+        fits: list[Assignment] = []
+        for at, assignment in enumerate(assignments):
+            size = len(assignment.record)
+            self._average_bytes = (
+                0.9 * self._average_bytes + 0.1 * size if self._average_bytes else size
+            )
+            if (self.held or fits) and self._bytes_out + size > self.attach.credit_bytes:
+                self._give_back(self.worker_id, assignments[at:])
+                self.demand.unreserve(len(assignments) - at)
+                break
+            self._bytes_out += size
+            self._sizes[assignment.job_id] = size
+            fits.append(assignment)
+        return fits
+
+    def cancel(self, notice: CancelNotice) -> None:
+        """Tells the worker to stop a job, once for each lease."""
+        if self.held.get(notice.job_id) == notice.fencing_token:
+            self._out.cancellations.append(notice)
+            self._wake.set()
+
+    def lose(self, job_id: str, fencing_token: int) -> None:
+        """Tells the worker that a job is no longer its own."""
+        if self.held.get(job_id) == fencing_token:
+            self._forget(job_id)
+            self._out.lost.append(LeaseRef(job_id, fencing_token))
+            self._wake.set()
+
+    def drain(self, deadline_s: float, now_ms: int, *, leave: bool, reason: str) -> None:
+        """Asks the worker to leave this stream; it gets no more jobs here."""
+        self.demand.closed = True
+        if self._drain_until is None and not self.ended.done():
+            self._drain_until = monotonic() + deadline_s
+            self._out.drain = DrainNotice(now_ms + round(deadline_s * 1000), leave, reason)
+            self._wake.set()
+
+    def end(self, error: JobwireError | None = None) -> None:
+        """Ends the stream; harmless if it has ended."""
+        self.demand.closed = True
+        if not self.ended.done():
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+                # Whoever holds the stream looks at it; a session that never had one must not
+                # complain.
+                self.ended.exception()
+        self._wake.set()
+
+    async def next_frame(self) -> FrameOut:
+        """Returns what there is to tell, an empty frame as a sign of life."""
+        if not self._out:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self.times.heartbeat_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+        frame, self._out = self._out, FrameOut()
+        self._drained.set()
+        return frame
+
+    def greet(self, lost: list[LeaseRef]) -> None:
+        """Puts the answer to the attachment first."""
+        self._out.attached = True
+        self._out.lost += lost
+        self._wake.set()
+
+    # ---------------------------------------------------------- from the worker
+
+    async def receive(self, frame: FrameIn) -> None:
+        """Acts on a frame; waits where the worker is ahead of the store or of its own reading."""
+        self.heard_at = monotonic()
+        for ack in frame.acks:
+            if self._unacknowledged.pop(ack.job_id, None) is None and ack.job_id not in self.held:
+                # Given back already: the worker must not run it.
+                self._out.lost.append(ack)
+                self._wake.set()
+        if frame.acks and self._suspended_at is not None:
+            self._suspended_at = None
+            self.demand.resume()
+        if frame.credits is not None:
+            more, self.credits = frame.credits - self.credits, frame.credits
+            self.demand.unreserve(more)
+        if frame.status is not None:
+            await self._set_status(self.worker_id, frame.status)
+            self.apply_status(frame.status)
+        if frame.reports or frame.completions or frame.refused:
+            await self._take_in(frame)
+        if frame.detach:
+            self.detached = True
+            while self._frames:
+                await asyncio.wait(self._frames)
+            self.end()
+
+    async def _take_in(self, frame: FrameIn) -> None:
+        for ended in frame.completions:
+            self._forget(f"{ended.queue}-{ended.ulid}", ended.fencing_token)
+        task = asyncio.create_task(self._record(frame), name="frame")
+        self._frames.add(task)
+        task.add_done_callback(self._frames.discard)
+        while len(self._frames) >= MAX_FRAMES_IN_HAND:
+            await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
+        while len(self._out.receipts) >= MAX_RECEIPTS:
+            self._drained.clear()
+            await self._drained.wait()
+
+    async def _record(self, frame: FrameIn) -> None:
+        refused = frame.refused
+        if frame.completions:
+            refused += await self._record_completions(frame.completions)
+        if frame.reports:
+            refused += await self._record_reports(frame.reports)
+        self._out.receipts.append(Receipt(frame.sequence, refused))
+        self._wake.set()
+
+    async def _record_completions(self, completions: Sequence[Ended]) -> list[Refused]:
+        outcomes: Sequence[Completed | JobwireError]
+        try:
+            outcomes = await self._complete(self.worker_id, completions)
+        except Exception as error:
+            outcomes = [self._unrecorded(error)] * len(completions)
+        refused = []
+        for ended, outcome in zip(completions, outcomes, strict=True):
+            if isinstance(outcome, JobwireError):
+                job_id = f"{ended.queue}-{ended.ulid}"
+                refused.append(Refused(job_id, ended.fencing_token, outcome))
+            elif type(ended.outcome) is bytes:
+                self.succeeded += 1
+            else:
+                self.failed += 1
+        return refused
+
+    async def _record_reports(self, reports: Sequence[Reported]) -> list[Refused]:
+        try:
+            renewals = await self._report(self.worker_id, reports)
+        except Exception as error:
+            why = self._unrecorded(error)
+            return [Refused(f"{r.queue}-{r.ulid}", r.fencing_token, why) for r in reports]
+        refused = []
+        for reported, renewal in zip(reports, renewals, strict=True):
+            if renewal.lost:
+                job_id = f"{reported.queue}-{reported.ulid}"
+                self._forget(job_id, reported.fencing_token)
+                lost = LeaseLost(job_id, reported.fencing_token)
+                refused.append(Refused(job_id, reported.fencing_token, lost))
+            elif renewal.cancel:
+                self.cancel(renewal.cancel)
+        return refused
+
+    def _unrecorded(self, error: Exception) -> JobwireError:
+        """What failed altogether is refused item by item, for a later repeat."""
+        if isinstance(error, JobwireError):
+            return error
+        log.error("frame not recorded", worker_id=self.worker_id, exc_info=error)
+        return StoreUnavailable("it could not be recorded; send it again")
+
+    def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
+        """Frees the place of a job that the worker no longer holds."""
+        token = self.held.get(job_id)
+        if token is None or fencing_token not in (None, token):
+            return
+        del self.held[job_id]
+        self._unacknowledged.pop(job_id, None)
+        if self._sizes:
+            self._bytes_out -= self._sizes.pop(job_id, 0)
+        self.demand.unreserve(1)
+
+    # ------------------------------------------------------------ now and then
+
+    def apply_status(self, status: WorkerStatus) -> None:
+        """Follows what the worker or an operator wants."""
+        if status is WorkerStatus.READY:
+            if self.demand.paused and self._suspended_at is None:
+                self.demand.resume()
+        else:
+            self.demand.paused = True
+
+    @property
+    def renewable(self) -> bool:
+        """True while the worker was heard of lately enough for its leases to be renewed."""
+        silence = monotonic() - self.heard_at
+        return not self.ended.done() and silence <= RENEWABLE_INTERVALS * self.times.heartbeat_s
+
+    def look(self, now_ms: int) -> None:
+        """Does what time asks for: overdue acknowledgements, silence, deafness, age."""
+        now = monotonic()
+        limit = SILENT_INTERVALS * self.times.heartbeat_s
+        self._give_back_overdue(now)
+        if now - self.heard_at > limit:
+            self.end(StoreUnavailable(f"nothing was heard from the worker for {limit:.1f} s"))
+        elif self.writing_since is not None and now - self.writing_since > limit:
+            self.end(StoreUnavailable(f"the worker has not read its stream for {limit:.1f} s"))
+        elif self._suspended_at is not None and now - self._suspended_at > limit:
+            self.end(StoreUnavailable("assignments are not acknowledged"))
+        elif self._drain_until is not None:
+            if now > self._drain_until:
+                self.end(StoreUnavailable("the stream was to be left by its deadline"))
+        elif now - self._born_at > self.times.age_s:
+            self.drain(
+                self.times.drain_s, now_ms, leave=False, reason="the stream has reached its age"
+            )
+
+    def _give_back_overdue(self, now: float) -> None:
+        overdue: list[Assignment] = []
+        for until, assignment in self._unacknowledged.values():
+            if until > now:
+                break
+            overdue.append(assignment)
+        if not overdue:
+            return
+        # No more jobs for a worker that does not take those it has; an acknowledgement shows that
+        # it lives.
+        self._suspended_at = self._suspended_at or now
+        self.demand.paused = True
+        late = {assignment.job_id for assignment in overdue}
+        # What the stream has not taken yet is not sent at all.
+        self._out.assignments = [a for a in self._out.assignments if a.job_id not in late]
+        for assignment in overdue:
+            self.lose(assignment.job_id, assignment.fencing_token)
+        self._give_back(self.worker_id, overdue)
+
+    def abandon(self) -> list[Assignment]:
+        """Returns what was never acknowledged, for the end of the stream."""
+        self.demand.closed = True
+        left = [assignment for _, assignment in self._unacknowledged.values()]
+        self._unacknowledged.clear()
+        return left
+
+    async def settle(self) -> None:
+        """Returns once the frames in hand are recorded: the worker has sent them, stream or not."""
+        await asyncio.gather(*self._frames, return_exceptions=True)
+
+    def stats(self) -> str:
+        """Returns the counters as JSON if they changed since the last call, '' otherwise."""
+        text = json.dumps(
+            {
+                "credits": self.credits,
+                "assigned": self.assigned,
+                "succeeded": self.succeeded,
+                "failed": self.failed,
+            }
+        )
+        if text == self._told:
+            return ""
+        self._told = text
+        return text
