@@ -181,7 +181,7 @@ class Application:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 if self._router is not None:
-                    await self._router.drain()
+                    await self._router.drain(grace_s)
                 if self._server is None:
                     return
                 stopping = asyncio.ensure_future(self._server.stop(grace_s))

@@ -358,7 +358,7 @@ class JobSpec(message.Message):
     @builtins.property
     def expires_at(self) -> timestamp_pb2.Timestamp:
         """The job is not started after this moment: it becomes EXPIRED. It must lie after
-        the moment of submission and after `run_at`. Unset: never.
+        the moment of submission and after `run_at`, and at most 10 years ahead. Unset: never.
         """
 
     @builtins.property

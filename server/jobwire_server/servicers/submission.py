@@ -12,7 +12,7 @@ from jobwire_server.ids import split_job_id
 from jobwire_server.model import Accepted, NewJob, RetryPolicy
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import Limits
-from jobwire_server.servicers.checks import DAY_MS, DEFAULT_QUEUE, Checker, is_operation
+from jobwire_server.servicers.checks import DAY_MS, DEFAULT_QUEUE, Checker, is_operation, is_queue
 
 SCHEMA_VERSION = 1
 TEN_YEARS_MS = 3653 * DAY_MS
@@ -99,7 +99,7 @@ class Submissions:
         job_id = request.job_id
         if job_id:
             parts = split_job_id(job_id)
-            if parts is None or parts[0] != queue:
+            if is_queue(queue) and (parts is None or parts[0] != queue):
                 checker.add(
                     "job_id",
                     f"must be {queue}-<26 lower-case ULID characters>, not {job_id[:120]!r}",

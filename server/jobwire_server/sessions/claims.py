@@ -47,6 +47,14 @@ class Claims:
         self._dispatchers: dict[str, QueueDispatcher] = {}
         self._waiting: set[OneShot] = set()
         self._draining = False
+        directory.on_status = self._follow
+
+    def _follow(self, worker_id: str, status: WorkerStatus) -> None:
+        """Ends the calls of a worker that takes no more jobs."""
+        if status is not WorkerStatus.READY:
+            for demand in [*self._waiting]:
+                if demand.spec.worker_id == worker_id and not demand.answer.done():
+                    demand.answer.set_result([])
 
     def drain(self) -> None:
         """Ends the calls that wait with what they have; later ones get nothing."""

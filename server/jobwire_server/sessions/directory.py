@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -46,6 +46,8 @@ class Directory:
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
+        self.on_status: Callable[[str, WorkerStatus], None] = lambda worker_id, status: None
+        """Called when a worker's status is another than it was."""
         self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
             self._touch, backlog
         )
@@ -131,9 +133,13 @@ class Directory:
         if not await self._store.set_status(worker_id, status):
             self._entries.pop(worker_id, None)
             raise WorkerNotFound(worker_id)
+        self._note(worker_id, status)
+
+    def _note(self, worker_id: str, status: WorkerStatus) -> None:
         entry = self._entries.get(worker_id)
-        if entry is not None:
+        if entry is not None and entry.status is not status:
             entry.status = status
+            self.on_status(worker_id, status)
 
     async def remove(self, worker_id: str) -> WorkerSpec | None:
         """Forgets the worker; returns what it was, None if it was not known."""
@@ -152,11 +158,10 @@ class Directory:
     async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | Superseded | None]:
         statuses = await self._store.touch([SignOfLife(worker_id) for worker_id in worker_ids])
         for worker_id, status in zip(worker_ids, statuses, strict=True):
-            entry = self._entries.get(worker_id)
             if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
                 self._entries.pop(worker_id, None)
-            elif entry is not None:
-                entry.status = status
+            else:
+                self._note(worker_id, status)
         return statuses
 
     async def _flush_for_ever(self) -> None:

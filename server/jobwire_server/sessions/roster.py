@@ -145,7 +145,9 @@ class Roster:
         self._draining = True
         now = self._clock.now_ms()
         for session in self._sessions.values():
-            session.drain(deadline_s, now, leave=False, reason="the server shuts down")
+            session.drain(
+                deadline_s, now, leave=False, reason="the server shuts down", until_idle=True
+            )
 
     @property
     def count(self) -> int:

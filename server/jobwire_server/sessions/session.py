@@ -15,7 +15,7 @@ from time import monotonic
 
 import structlog
 
-from jobwire_server.errors import JobwireError, LeaseLost, StoreUnavailable
+from jobwire_server.errors import JobwireError, LeaseLost, ServerDraining, StoreUnavailable
 from jobwire_server.model import (
     Assignment,
     CancelNotice,
@@ -132,6 +132,7 @@ class WorkerSession:
         self.writing_since: float | None = None
         self._born_at = now
         self._drain_until: float | None = None
+        self._until_idle = False
         self._suspended_at: float | None = None
         self.assigned = self.succeeded = self.failed = 0
         self._told = ""
@@ -193,9 +194,20 @@ class WorkerSession:
             self._out.lost.append(LeaseRef(job_id, fencing_token))
             self._wake.set()
 
-    def drain(self, deadline_s: float, now_ms: int, *, leave: bool, reason: str) -> None:
-        """Asks the worker to leave this stream; it gets no more jobs here."""
+    def drain(
+        self, deadline_s: float, now_ms: int, *, leave: bool, reason: str, until_idle: bool = False
+    ) -> None:
+        """Asks the worker to leave this stream; it gets no more jobs here.
+
+        Args:
+            deadline_s: When the stream is ended at the latest.
+            now_ms: The store's time.
+            leave: True if the worker is to end, not only the stream.
+            reason: For people.
+            until_idle: True to end the stream as soon as the worker holds no job.
+        """
         self.demand.closed = True
+        self._until_idle = self._until_idle or until_idle
         if self._drain_until is None and not self.ended.done():
             self._drain_until = monotonic() + deadline_s
             self._out.drain = DrainNotice(now_ms + round(deadline_s * 1000), leave, reason)
@@ -361,7 +373,9 @@ class WorkerSession:
         elif self._suspended_at is not None and now - self._suspended_at > limit:
             self.end(StoreUnavailable("assignments are not acknowledged"))
         elif self._drain_until is not None:
-            if now > self._drain_until:
+            if self._until_idle and not self.held and not self._frames and not self._out:
+                self.end(ServerDraining())
+            elif now > self._drain_until:
                 self.end(StoreUnavailable("the stream was to be left by its deadline"))
         elif now - self._born_at > self.times.age_s:
             self.drain(
