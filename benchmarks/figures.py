@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Literal, NamedTuple
 
 
 class Spread(NamedTuple):
-    """The same thing measured in several rounds."""
+    """The same thing measured in several rounds: the median, and the middle half of them."""
 
     median: float
     low: float
@@ -73,8 +73,14 @@ class Figure:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Returns the median and the range of one or more rounds."""
-    return Spread(median(values), min(values), max(values))
+    """Returns the median and the quartiles of one or more rounds.
+
+    Not the extremes: the more rounds, the further out those lie, whatever is measured.
+    """
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high)
 
 
 def measured(name: str, values: Sequence[float], unit: str, *, goal: Goal | None = None) -> Figure:
@@ -116,7 +122,7 @@ def quantile(values: Sequence[float], fraction: float) -> float:
 
 def line(figure: Figure) -> str:
     """Returns a figure as a line for people."""
-    text = f"{figure.name:<28} {_number(figure.value.median):>10} {figure.unit}"
+    text = f"{figure.name:<32} {_number(figure.value.median):>10} {figure.unit}"
     if figure.value.low != figure.value.high:
         text += f"  ({_number(figure.value.low)} to {_number(figure.value.high)})"
     if figure.ratio is not None:

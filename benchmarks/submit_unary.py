@@ -135,6 +135,6 @@ BENCHMARK = Benchmark(
     name="submit-unary",
     summary=f"SubmitJob with {CALLS_IN_FLIGHT} calls in flight against a bare gRPC echo",
     run=run,
-    full=Size(jobs=20_000, rounds=7),
-    short=Size(jobs=10_000, rounds=3),
+    full=Size(jobs=6_000, rounds=21),
+    short=Size(jobs=5_000, rounds=5),
 )
