@@ -128,17 +128,21 @@ async def test_a_lone_caller_is_never_held_up(writer: Writer, backlog: Backlog) 
             assert await group.one(item) == 10 * item
 
 
-async def test_under_a_crowd_a_small_call_waits_for_company(
-    writer: Writer, backlog: Backlog
+@pytest.mark.parametrize(
+    ("crowd", "calls"), [(5, [[10], [20, 21, 22]]), (2, [[10], [20], [21, 22]])], ids=str
+)
+async def test_after_a_crowd_a_small_call_waits_for_company(
+    writer: Writer, backlog: Backlog, crowd: int, calls: list[list[int]]
 ) -> None:
-    group = GroupCommit(writer, backlog, linger_s=0.01)
+    group = GroupCommit(writer, backlog, linger_s=0.1)
+    first = [asyncio.create_task(group.one(10)) for _ in range(crowd)]
+    await eventually(lambda: writer.calls == [[10] * crowd], "the call of the crowd")
+    straggler = asyncio.create_task(group.one(20))
+    await asyncio.sleep(0)
     writer.gate.set()
-
-    async def caller(number: int) -> None:
-        for _ in range(20):
-            await group.one(number)
-
-    await asyncio.gather(*(caller(number) for number in range(32)))
-    assert sum(len(call) for call in writer.calls) == 640
-    # Without a pause stragglers would make calls of one or two.
-    assert len(writer.calls) <= 60
+    await asyncio.gather(*first)
+    # A pause holds the straggler while these come; without one it has gone by now.
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.gather(straggler, group.one(21), group.one(22))
+    assert [sorted(set(call)) for call in writer.calls] == calls
