@@ -184,10 +184,10 @@ async def run(plan: Plan) -> list[Figure]:
     ]
     figures += [
         compared(
-            "scripts a job",
+            "scripts a job, strict",
             ours.total_us,
             "us",
-            against=f"{against} that gather commands",
+            against="minimal scripts that gather commands",
             base=gathered.total_us,
         ),
         compared("store CPU a job", ours.cpu_us, "us", against=against, base=plain.cpu_us),
