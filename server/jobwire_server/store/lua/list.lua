@@ -4,14 +4,14 @@
 -- ARGV[1] state
 -- ARGV[2] the most ids to look at
 -- ARGV[3] source to go on in ('' from the start): for PENDING 'z:<route>' or 'l:<route>', otherwise 'z'
--- ARGV[4] last id seen there ('' none)   ARGV[5] its place: a score, or for a LIST its index
+-- ARGV[4] last id seen there ('' none)   ARGV[5] its place: a score, for a LIST its index, '' where the id is enough
 -- Returns {source, last, place, then the ids}: where to go on; source '' after the last page
 --   Ids of stale entries are among them; the reader compares the state.
 
 local P = KEYS[1]
 local state, most, source, last, place = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local PENDING = 2
-local KEY = { [1] = 'scheduled', [3] = 'leases', [4] = 'leases' }
+local KEY = { [1] = 'scheduled' }
 
 -- From a ZSET, in the order of (score, id), which is the order of the set itself.
 local function from_zset(key)
@@ -31,6 +31,28 @@ local function from_zset(key)
   return ids
 end
 
+-- Jobs with a lease, by id: renewals move them about in the order of lease ends, so that a listing in that order
+-- would meet the same jobs again and again. Looks at all of them, which are as many as workers run at once.
+local function from_leases()
+  local ids, from = {}, 0
+  while true do
+    local part = redis.call('ZRANGE', P .. 'leases', from, from + 4999)
+    for _, ulid in ipairs(part) do
+      if ulid > last and (#ids < most or ulid < ids[most])
+        and tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's')) == state then
+        local at = #ids
+        while at > 0 and ids[at] > ulid do at = at - 1 end
+        table.insert(ids, at + 1, ulid)
+        ids[most + 1] = nil
+      end
+    end
+    if #part < 5000 then break end
+    from = from + 5000
+  end
+  if #ids == most then return ids, ids[#ids], '' end
+  return ids
+end
+
 -- From a LIST: claims shorten it at the front, so the last id stands at its index or before it, or it and all before it are gone.
 local function from_list(key)
   local start = 0
@@ -44,7 +66,12 @@ local function from_list(key)
 end
 
 if state ~= PENDING then
-  local ids, at, score = from_zset(P .. (KEY[state] or 'done:' .. state))
+  local ids, at, score
+  if state == 3 or state == 4 then
+    ids, at, score = from_leases()
+  else
+    ids, at, score = from_zset(P .. (KEY[state] or 'done:' .. state))
+  end
   return { at and 'z' or '', at or '', score or '', unpack(ids) }
 end
 
