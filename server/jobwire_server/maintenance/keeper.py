@@ -95,12 +95,15 @@ class QueueKeeper:
         self._tell_time(tick.now_ms)
         if tick.overdue:
             await self._end_overdue(self._queue, tick.overdue)
+        more_to_forget = False
         if loop.time() >= self._next_purge:
             forgotten, _ = await self._store.purge(self._queue, AT_ONCE)
-            if forgotten < AT_ONCE:
+            more_to_forget = forgotten >= AT_ONCE
+            if not more_to_forget:
                 # Every server purges; the jitter keeps them from doing so in step.
                 self._next_purge = loop.time() + PURGE_PERIOD_S * (0.5 + random.random())
-        if tick.more or len(tick.overdue) >= AT_ONCE:
+        # At one portion a look, a busy queue would fill the store faster than it is emptied.
+        if tick.more or more_to_forget or len(tick.overdue) >= AT_ONCE:
             return 0.0
         wait_ms = options.tick_ms * (0.75 + random.random() / 4)
         if tick.next_due_ms:

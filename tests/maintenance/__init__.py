@@ -1,0 +1,1 @@
+"""The background loops on the real stores."""
