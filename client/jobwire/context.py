@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ M = TypeVar("M", bound=Message)
 StopReason = Literal["", "cancelled", "lease_lost", "shutdown"]
 
 _MAX_MESSAGE_BYTES = 1024
+_MAX_DETAILS_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +31,66 @@ class Report:
     details: Any = None
 
     def to_proto(self) -> job_pb2.Progress:
-        """Returns the wire's form."""
-        return job_pb2.Progress(
-            fraction=self.fraction,
-            message=cut(self.message, _MAX_MESSAGE_BYTES),
-            details=None if self.details is None else to_payload(self.details),
+        """Returns the wire's form.
+
+        Raises:
+            TypeError: The details have no form on the wire.
+            ValueError: They have, but a larger one than the contract allows.
+        """
+        progress = job_pb2.Progress(
+            fraction=self.fraction, message=cut(self.message, _MAX_MESSAGE_BYTES)
         )
+        if self.details is not None:
+            progress.details.CopyFrom(to_payload(self.details))
+            size = progress.details.ByteSize()
+            if size > _MAX_DETAILS_BYTES:
+                raise ValueError(f"the details are {size} bytes; at most {_MAX_DETAILS_BYTES}")
+        return progress
 
 
-@dataclass(slots=True)
 class StopSignal:
-    """Tells a handler to stop, and why; set once, from any thread."""
+    """Tells a handler to stop, and why; given from any thread.
 
-    event: threading.Event = field(default_factory=threading.Event)
-    reason: StopReason = ""
-    message: str = ""
-    on_set: Callable[[], None] | None = None
-    """Called with every signal, in the thread that gives it."""
+    Attributes:
+        reason: Why; empty before.
+        message: In the words of whoever asked.
+        on_set: Called with every signal, in the thread that gives it.
+    """
+
+    __slots__ = ("_event", "message", "on_set", "reason")
+    _making = threading.Lock()
+
+    def __init__(self) -> None:
+        self.reason: StopReason = ""
+        self.message = ""
+        self.on_set: Callable[[], None] | None = None
+        # Made by the first who waits: most handlers never do, and an event costs more than
+        # the rest of a job's bookkeeping.
+        self._event: threading.Event | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """True once it was given."""
+        return self.reason != ""
 
     def set(self, reason: StopReason, message: str = "") -> None:
         """Gives the signal; a later one does not replace the first, but for a lost lease."""
         # A lost lease overrides: nothing that the handler does counts any more.
-        if not self.event.is_set() or reason == "lease_lost":
-            self.reason, self.message = reason, message
-        self.event.set()
+        if not self.reason or reason == "lease_lost":
+            self.message = message
+            self.reason = reason
+        if self._event is not None:
+            self._event.set()
         if self.on_set is not None:
             self.on_set()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Blocks until it is given; returns False if the time is over first."""
+        with self._making:
+            if self._event is None:
+                self._event = threading.Event()
+        # `set` writes the reason before it looks for an event: one of the two sees the other.
+        return self.is_set or self._event.wait(timeout_s)
 
 
 class Context:
@@ -65,11 +100,8 @@ class Context:
 
     Attributes:
         job_id: The job.
-        operation: Its type.
-        attempt: 1 for the first delivery.
         fencing_token: Grows with every delivery of the job. Pass it to whatever the handler
             writes to, so that a writer which lost the job can be refused there too.
-        labels: The producer's words about the job.
     """
 
     def __init__(
@@ -80,16 +112,33 @@ class Context:
         signal: StopSignal,
     ) -> None:
         self.job_id = assignment.job_id
-        self.operation = assignment.spec.operation
-        self.attempt = assignment.attempt
         self.fencing_token = assignment.fencing_token
-        self.labels: Mapping[str, str] = dict(assignment.spec.labels)
-        self.raw_payload = assignment.spec.payload
+        self._assignment = assignment
         self._report = report
         self._signal = signal
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id} attempt {self.attempt}>"
+
+    @property
+    def operation(self) -> str:
+        """The job's type."""
+        return self._assignment.spec.operation
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery."""
+        return self._assignment.attempt
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """The producer's words about the job."""
+        return dict(self._assignment.spec.labels)
+
+    @property
+    def raw_payload(self) -> job_pb2.Payload:
+        """The input as it came."""
+        return self._assignment.spec.payload
 
     @cached_property
     def payload(self) -> Any:
@@ -116,6 +165,10 @@ class Context:
             fraction: 0 to 1; what lies outside is moved to the nearer end. None: not known.
             message: A line for people, cut at 1024 bytes.
             details: For programs: a JSON value, bytes or a protobuf message. At most 16 KiB.
+
+        Raises:
+            TypeError: The details have no form on the wire.
+            ValueError: They are larger than 16 KiB.
         """
         if fraction is not None:
             # NaN compares false with everything and would pass min and max.
@@ -125,7 +178,7 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """True once the handler should stop: cancelled, lease lost, or worker shutting down."""
-        return self._signal.event.is_set()
+        return self._signal.is_set
 
     @property
     def stop_reason(self) -> StopReason:
@@ -163,7 +216,7 @@ class Context:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._signal.event.wait(timeout_s)
+            return self._signal.wait(timeout_s)
         raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
 
     @classmethod

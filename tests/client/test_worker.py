@@ -103,7 +103,7 @@ async def test_a_result_that_the_broker_refuses_fails_for_good(broker: Broker) -
     async with worker_of(broker, big=lambda context: "x"):
         job = await broker.add("big")
         await broker.until(lambda: job.state == job_pb2.JOB_STATE_FAILED)
-    assert (job.failure.type, job.failure.non_retryable) == ("ResultRefused", True)
+    assert (job.failure.type, job.failure.non_retryable) == ("InvalidResult", True)
     assert "2 MiB, at most 1" in job.failure.message
 
 

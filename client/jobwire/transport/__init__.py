@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobwire.transport.base import Host, Terms, Transport
+from jobwire.transport.stream import StreamTransport
 from jobwire.transport.unary import UnaryTransport
 
-__all__ = ["Host", "Terms", "Transport", "UnaryTransport"]
+__all__ = ["Host", "StreamTransport", "Terms", "Transport", "UnaryTransport"]

@@ -1,8 +1,9 @@
 """The seam between a worker's core and its transports.
 
-The core (`Host`) owns slots, handlers and leases. A transport owns the conversation: it brings
-assignments as slots come free, keeps leases alive, passes on what the broker asks for, and
-carries reports and completions. Calls on the host never block.
+The core (`Host`) owns handlers, jobs and leases. A transport owns the conversation: it brings
+assignments as there is room, keeps leases alive, passes on what the broker asks for, and carries
+reports and completions until they are recorded. Apart from the waits that say so, neither side's
+calls block: each leaves word, and the answer comes as a call in the other direction.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from jobwire.errors import CallError
 from jobwire.v1 import job_pb2, worker_service_pb2
 
 
@@ -30,6 +32,10 @@ class Host(Protocol):
     def spec(self) -> worker_service_pb2.WorkerSpec:
         """What the worker is and serves."""
 
+    @property
+    def capacity(self) -> int:
+        """How many jobs it may hold at once now, those that have not ended included."""
+
     def free_slots(self) -> int:
         """How many more jobs it can take now."""
 
@@ -37,10 +43,10 @@ class Host(Protocol):
         """Waits until it can take jobs, and returns how many."""
 
     def leases(self) -> Sequence[worker_service_pb2.LeaseRef]:
-        """The leases that it holds, to be renewed."""
+        """The leases that it holds; those of running jobs first."""
 
     def assign(self, assignments: Iterable[worker_service_pb2.Assignment]) -> None:
-        """Starts jobs, at most `free_slots` of them; gives back what it does not take."""
+        """Takes jobs; gives them back if it drains."""
 
     def cancel(self, notice: worker_service_pb2.CancelNotice) -> None:
         """Stops a handler whose job was cancelled."""
@@ -49,10 +55,16 @@ class Host(Protocol):
         """Stops the handlers of leases that are known to be lost."""
 
     def lose_all(self) -> None:
-        """Stops all handlers: the broker does not know this worker any more."""
+        """Stops all handlers: the leases of this worker are gone."""
 
-    def drain(self, why: str) -> None:
-        """Ends the worker in an orderly way."""
+    def recorded(self, completions: Iterable[worker_service_pb2.Completion]) -> None:
+        """The broker has these in its store."""
+
+    def refused(self, completion: worker_service_pb2.Completion, error: CallError) -> None:
+        """The broker does not take this one, and a repetition would change nothing."""
+
+    def drain(self, why: str, until_s: float | None = None) -> None:
+        """Ends the worker in an orderly way, within so many seconds; None: no limit."""
 
 
 class Transport(Protocol):
@@ -73,27 +85,19 @@ class Transport(Protocol):
         """
 
     async def stop_claiming(self) -> None:
-        """Takes no more jobs; returns when none can arrive any more."""
+        """Takes no more jobs; the host gives back what is on its way still."""
 
-    async def report(self, lease: worker_service_pb2.LeaseRef, progress: job_pb2.Progress) -> None:
-        """Records a job's progress; on a failure to, drops it.
+    def capacity_changed(self) -> None:
+        """Tells of a new `Host.capacity`."""
 
-        Raises:
-            LeaseLost: The job is no longer this worker's.
-        """
+    def report(self, lease: worker_service_pb2.LeaseRef, progress: job_pb2.Progress) -> None:
+        """Has a job's progress recorded, in place of an older report that still waits."""
 
-    async def complete(
-        self, completion: worker_service_pb2.Completion
-    ) -> Sequence[worker_service_pb2.Assignment]:
-        """Ends an attempt; returns when that is recorded, trying on while no server answers.
+    def complete(self, completion: worker_service_pb2.Completion) -> None:
+        """Has the end of an attempt recorded, trying on while no server answers.
 
-        Returns:
-            At most one job, to start in the slot of the completed one.
-
-        Raises:
-            LeaseLost: The job is no longer this worker's.
-            CallError: The broker refused the completion.
+        The answer is `Host.recorded` or `Host.refused`.
         """
 
     async def close(self) -> None:
-        """Deregisters the worker if a server can be reached, and closes the connection."""
+        """Ends the worker at the broker if a server can be reached, and closes the connection."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -72,6 +73,9 @@ class UnaryTransport:
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
         self._reachable = True
+        self._newest: dict[str, tuple[pb.LeaseRef, Progress]] = {}
+        self._reporters: dict[str, asyncio.Task[None]] = {}
+        self._completing: set[asyncio.Task[None]] = set()
 
     async def open(self, host: Host) -> Terms:
         """Registers the worker, trying on while no server answers."""
@@ -193,8 +197,24 @@ class UnaryTransport:
             await asyncio.wait({claim}, timeout=LAST_CLAIM_S)
             claim.cancel()
 
-    async def report(self, lease: pb.LeaseRef, progress: Progress) -> None:
-        """Records a job's progress; on a failure to, drops it."""
+    def capacity_changed(self) -> None:
+        """Does nothing: the claims ask for what is free."""
+
+    def report(self, lease: pb.LeaseRef, progress: Progress) -> None:
+        """Has a job's progress recorded, one call at a time for each job."""
+        self._newest[lease.job_id] = (lease, progress)
+        if lease.job_id not in self._reporters:
+            task = asyncio.create_task(self._send_reports(lease.job_id))
+            self._reporters[lease.job_id] = task
+
+    async def _send_reports(self, job_id: str) -> None:
+        try:
+            while job_id in self._newest:
+                await self._send_report(*self._newest.pop(job_id))
+        finally:
+            del self._reporters[job_id]
+
+    async def _send_report(self, lease: pb.LeaseRef, progress: Progress) -> None:
         request = pb.UpdateProgressRequest(
             worker_id=self._host.spec.worker_id,
             job_id=lease.job_id,
@@ -205,15 +225,23 @@ class UnaryTransport:
             answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
         except CallError as error:
             if _lease_is_gone(error):
-                raise LeaseLost(error.message, reason="LEASE_LOST") from error
-            if not _passing(error):
+                self._host.lose([lease])
+            elif not _passing(error):
                 log.warning("a progress report of %s was refused: %s", lease.job_id, error)
             return
         if answer.HasField("cancel"):
             self._host.cancel(answer.cancel)
 
-    async def complete(self, completion: pb.Completion) -> Sequence[pb.Assignment]:
-        """Ends an attempt; returns when that is recorded, with the next job if there is one."""
+    def complete(self, completion: pb.Completion) -> None:
+        """Has the end of an attempt recorded, and takes the next job with the answer."""
+        task = asyncio.create_task(self._complete(completion))
+        self._completing.add(task)
+        task.add_done_callback(self._completing.discard)
+
+    async def _complete(self, completion: pb.Completion) -> None:
+        reporter = self._reporters.get(completion.job_id)
+        if reporter is not None:
+            await asyncio.wait({reporter})
         registration = self._registration
         request = pb.CompleteJobRequest(worker_id=self._host.spec.worker_id, completion=completion)
         # While a claim is under way the queue was empty a moment ago, and the claim will bring
@@ -223,13 +251,14 @@ class UnaryTransport:
         try:
             answer = await self._persist(self._stub.CompleteJob, request)
         except CallError as error:
+            self._host.refused(completion, error)
             if _is_unknown_worker(error):
-                await self._register_again(registration)
-            if _lease_is_gone(error):
-                raise LeaseLost(error.message, reason="LEASE_LOST") from error
-            raise
-        assignments: Sequence[pb.Assignment] = answer.assignments
-        return assignments
+                # What goes wrong with this the next heartbeat finds too, and its loop tells.
+                with suppress(CallError):
+                    await self._register_again(registration)
+            return
+        self._host.recorded([completion])
+        self._host.assign(answer.assignments)
 
     async def close(self) -> None:
         """Deregisters the worker if a server can be reached, and closes the connection."""
@@ -240,6 +269,10 @@ class UnaryTransport:
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
         finally:
+            left = [*self._completing, *self._reporters.values()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             if self._own_channel:
                 await self._channel.close()
 

@@ -1,15 +1,21 @@
-"""The worker's core: slots, handlers, leases. It knows no wire; a transport feeds it."""
+"""The worker's core: handlers, jobs, leases. It knows no wire; a transport feeds it.
+
+At thousands of short jobs a second what counts is the bookkeeping of each, so there is no task, no
+timer and no log line for a job that needs none: sync handlers pass through a pool in batches, and
+only async handlers and those in processes have a task.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from jobwire.context import Context, Report, StopReason, StopSignal
-from jobwire.errors import CallError, InvalidRequest, LeaseLost
+from jobwire.context import Context, Report, StopReason
+from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.signals import Stopped
 from jobwire.transport.base import Transport
 from jobwire.v1.job_pb2 import Failure, Progress
@@ -23,63 +29,83 @@ from jobwire.v1.worker_service_pb2 import (
     Success,
     WorkerSpec,
 )
-from jobwire.worker.handlers import Operation, run_in_thread, run_on_loop
+from jobwire.worker.handlers import Operation, Raised, call
+from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.outcomes import failure, refused_result, success
+from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
 from jobwire.worker.processes import ProcessPool
+from jobwire.worker.threads import ThreadPool
 
 log = logging.getLogger("jobwire.worker")
 
 REPORT_INTERVAL_S = 0.1
 # After the signal to stop, handlers get this long to unwind before their jobs are given back.
 UNWIND_S = 5.0
+# How long the end of the worker waits for the receipts of its last completions.
+SETTLE_S = 5.0
+# And the cancelled tasks of handlers that had not stopped.
+LAST_WORDS_S = 1.0
+# A worker names all its leases when it attaches, and may name so many.
+MAX_LEASES = 10_000
 
-
-@dataclass(eq=False, slots=True)
-class _Held:
-    """A job in a slot, from its assignment until its completion is recorded."""
-
-    assignment: Assignment
-    signal: StopSignal = field(default_factory=StopSignal)
-    task: asyncio.Task[None] | None = None
-    handler: asyncio.Task[Any] | None = None
-    newest: Progress | None = None
-    reporter: asyncio.Task[None] | None = None
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the handler is done, so that the last report is not held back."""
-    given_back: bool = False
-    """Its release was sent while its handler still ran; what the handler does is void."""
-
-    @property
-    def is_lost(self) -> bool:
-        return self.signal.reason == "lease_lost"
-
-    @property
-    def lease(self) -> LeaseRef:
-        return LeaseRef(job_id=self.assignment.job_id, fencing_token=self.assignment.fencing_token)
+_Outcome = Success | Failure | Raised
 
 
 class Core:
-    """Runs what is assigned, at most `concurrency` jobs at once.
+    """Runs what is assigned, at most `spec.concurrency` jobs at once.
 
     Args:
-        spec: What the worker is and serves; `spec.concurrency` counts the slots.
+        spec: What the worker is and serves.
         operations: The handlers by the operations that they take.
         transport: Carries reports and completions.
+        prefetch: How many jobs it keeps ready beside those that run; None: as its speed asks.
     """
 
     def __init__(
-        self, spec: WorkerSpec, operations: Mapping[str, Operation], transport: Transport
+        self,
+        spec: WorkerSpec,
+        operations: Mapping[str, Operation],
+        transport: Transport,
+        prefetch: int | None = 0,
     ) -> None:
         self._spec = spec
+        self._concurrency = spec.concurrency
         self._operations = operations
         self._transport = transport
-        self._processes = ProcessPool()
-        self._held: dict[str, _Held] = {}
-        self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._releases: set[asyncio.Task[None]] = set()
+        self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
+        self._processes = ProcessPool()
+        self._threads: ThreadPool[Held] = ThreadPool(
+            self._concurrency, _thread_name, self._run_in_thread, self._end_in_threads
+        )
+        self._held: dict[str, Held] = {}
+        self._waiting: deque[Held] = deque()
+        self._running: set[Held] = set()
+        """Handlers at work, those of lost leases included."""
+        self._void = 0
+        """How many of them are at work in vain."""
+        self._unrecorded = 0
+        self._most_unrecorded = max(1_000, MAX_LEASES - self._concurrency)
+        self._changed = asyncio.Event()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._ended = self._ended_before = 0
+        self._assigned = self._succeeded = self._failed = self._released = self._lost = 0
         self.draining = asyncio.Event()
         self.drain_reason = ""
+        self.drain_within_s: float | None = None
+
+    @property
+    def stats(self) -> WorkerStats:
+        """Its counters."""
+        return WorkerStats(
+            assigned=self._assigned,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            released=self._released,
+            lost=self._lost,
+            running=len(self._running) - self._void,
+            waiting=sum(held.stage is Stage.WAITING for held in self._held.values()),
+        )
 
     # What a transport sees.
 
@@ -88,221 +114,319 @@ class Core:
         """What the worker is and serves."""
         return self._spec
 
-    def free_slots(self) -> int:
-        """How many more jobs it can take now; none while it drains."""
+    @property
+    def capacity(self) -> int:
+        """How many jobs it may hold at once now; none while it drains."""
         if self.draining.is_set():
             return 0
-        return max(0, self._spec.concurrency - len(self._held))
+        return max(0, self._concurrency - self._void) + self._prefetch.jobs
+
+    def free_slots(self) -> int:
+        """How many more jobs it can take now; one counts until its completion is recorded."""
+        return max(0, self.capacity - len(self._held))
 
     async def wait_for_free_slots(self) -> int:
         """Waits until it can take jobs, and returns how many."""
-        while not self.free_slots():
-            self._changed.clear()
-            await self._changed.wait()
+        await self._until(lambda: self.free_slots() > 0)
         return self.free_slots()
 
     def leases(self) -> Sequence[LeaseRef]:
-        """The leases that it holds, to be renewed."""
-        return [held.lease for held in self._held.values() if not held.is_lost]
+        """The leases that it holds; those of running jobs first."""
+        by_stage = sorted(self._held.values(), key=lambda held: held.stage is not Stage.RUNNING)
+        return [held.lease for held in by_stage]
 
     def assign(self, assignments: Iterable[Assignment]) -> None:
-        """Starts jobs; gives back those that it has no slot for or that come while draining."""
+        """Takes jobs, and starts as many as there are free handlers."""
+        now = self._loop.time()
         for assignment in assignments:
-            known = self._held.get(assignment.job_id)
-            if known is not None and known.assignment.fencing_token < assignment.fencing_token:
+            operation = self._operations.get(assignment.spec.operation)
+            held = Held(assignment, operation, now)
+            known = self._held.get(held.job_id)
+            if known is not None:
+                if known.fencing_token >= held.fencing_token:
+                    continue
                 # The broker took the job back and hands it out anew: the old lease is lost.
-                self._stop(known, "lease_lost")
-                self._held.pop(assignment.job_id)
-            elif known is not None:
-                continue
-            if not self.free_slots():
-                self._give_back(assignment)
-                continue
-            held = _Held(assignment)
-            self._held[assignment.job_id] = held
-            held.task = self._loop.create_task(self._work(held), name=assignment.job_id)
+                self._lose(known)
+            self._held[held.job_id] = held
+            self._assigned += 1
+            if self.draining.is_set():
+                self._release_unstarted(held)
+            else:
+                self._waiting.append(held)
+        self._fill()
+        if self._ticker is None and self._prefetch.follows_speed:
+            self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def cancel(self, notice: CancelNotice) -> None:
-        """Stops a handler whose job was cancelled."""
+        """Stops a handler whose job was cancelled; a job that waits for one never starts."""
         held = self._find(notice.job_id, notice.fencing_token)
-        if held is not None and not held.signal.event.is_set():
-            log.info("%s is cancelled%s", notice.job_id, _why(notice.reason))
+        if held is None or held.stage is Stage.ENDED or held.signal.is_set:
+            return
+        log.info("%s is cancelled%s", held.job_id, _why(notice.reason))
+        if held.stage is Stage.WAITING:
+            self._say(held, held.completion(cancelled=Cancelled()))
+        else:
             self._stop(held, "cancelled", notice.reason)
 
     def lose(self, leases: Iterable[LeaseRef]) -> None:
         """Stops the handlers of leases that are known to be lost."""
         for lease in leases:
             held = self._find(lease.job_id, lease.fencing_token)
-            if held is not None and not held.is_lost:
-                log.warning("the lease on %s is lost; its handler is stopped", lease.job_id)
-                self._stop(held, "lease_lost")
+            # Of one that has ended, the answer to its completion tells.
+            if held is not None and held.stage is not Stage.ENDED:
+                log.warning("the lease on %s is lost", lease.job_id)
+                self._lose(held)
+        self._fill()
 
     def lose_all(self) -> None:
-        """Stops all handlers: the broker does not know this worker any more."""
+        """Stops all handlers: the leases of this worker are gone."""
         self.lose(self.leases())
 
-    def drain(self, why: str) -> None:
-        """Takes no more jobs; `draining` tells the owner to stop the worker."""
-        if not self.draining.is_set():
-            self.drain_reason = why
-            self.draining.set()
+    def recorded(self, completions: Iterable[Completion]) -> None:
+        """The broker has these in its store."""
+        for completion in completions:
+            held = self._find(completion.job_id, completion.fencing_token)
+            if held is None:
+                continue
+            self._forget(held)
+            outcome = completion.WhichOneof("outcome")
+            if outcome == "success":
+                self._succeeded += 1
+            elif outcome == "released":
+                self._released += 1
+            else:
+                self._failed += 1
+        self._fill()
+        self._changed.set()
+
+    def refused(self, completion: Completion, error: CallError) -> None:
+        """The broker does not take a completion; a wrong result is mended into a failure."""
+        held = self._find(completion.job_id, completion.fencing_token)
+        if held is None:
+            return
+        job_id = completion.job_id
+        if isinstance(error, InvalidRequest) and completion.HasField("success"):
+            log.error("%s: the broker refused the result: %s", job_id, error)
+            self._transport.complete(held.completion(failure=refused_result(str(error))))
+            return
+        if isinstance(error, LeaseLost | NotFound):
+            self._lost += 1
+            log.warning("%s ended after its lease was lost; the outcome is dropped", job_id)
+        else:
+            # Its lease is renewed no longer, so the broker takes the job back in time.
+            log.error("the outcome of %s could not be recorded: %s", job_id, error)
+        self._forget(held)
+        self._fill()
+        self._changed.set()
+
+    def drain(self, why: str, until_s: float | None = None) -> None:
+        """Takes no more jobs and gives back those not begun; `draining` tells the owner to stop."""
+        if self.draining.is_set():
+            return
+        self.drain_reason, self.drain_within_s = why, until_s
+        self.draining.set()
+        self._transport.capacity_changed()
+        for held in [h for h in self._held.values() if h.stage is Stage.WAITING]:
+            self._release_unstarted(held)
+        self._changed.set()
 
     # One job.
 
-    def _find(self, job_id: str, fencing_token: int) -> _Held | None:
+    def _find(self, job_id: str, fencing_token: int) -> Held | None:
         held = self._held.get(job_id)
-        return held if held and held.assignment.fencing_token == fencing_token else None
+        return held if held is not None and held.fencing_token == fencing_token else None
 
-    def _stop(self, held: _Held, reason: StopReason, message: str = "") -> None:
-        held.signal.set(reason, message)
-        operation = self._operations.get(held.assignment.spec.operation)
-        if held.handler is not None and operation is not None and operation.mode == "async":
-            held.handler.cancel()
+    def _forget(self, held: Held) -> None:
+        del self._held[held.job_id]
+        if held.stage is Stage.ENDED:
+            self._unrecorded -= 1
 
-    async def _work(self, held: _Held) -> None:
-        next_jobs: Sequence[Assignment] = ()
-        try:
-            completion = await self._run(held)
-            if completion is not None:
-                next_jobs = await self._complete(held, completion)
-        finally:
-            # A newer delivery of the same job may have taken the entry.
-            if self._held.get(held.assignment.job_id) is held:
-                del self._held[held.assignment.job_id]
-            self.assign(next_jobs)
-            self._changed.set()
+    def _fill(self) -> None:
+        """Starts waiting jobs as far as there are free handlers."""
+        threads: list[Held] = []
+        while (
+            self._waiting
+            and len(self._running) < self._concurrency
+            # A broker that records nothing gets no further work done.
+            and self._unrecorded < self._most_unrecorded
+        ):
+            held = self._waiting.popleft()
+            if held.void or held.stage is not Stage.WAITING:
+                continue
+            held.stage = Stage.RUNNING
+            self._running.add(held)
+            operation = held.operation
+            if operation is not None and operation.mode == "thread":
+                held.context = self._context(held)
+                threads.append(held)
+            else:
+                held.task = self._loop.create_task(self._run(held, operation))
+        if threads:
+            self._threads.submit(threads)
 
-    async def _run(self, held: _Held) -> Completion | None:
-        """Runs the handler; returns what to say about it, or None if nobody would listen."""
-        operation = self._operations.get(held.assignment.spec.operation)
-        held.handler = self._loop.create_task(self._call(held, operation))
-        if held.signal.event.is_set():
-            self._stop(held, held.signal.reason, held.signal.message)
-        try:
-            await asyncio.wait({held.handler})
-        except asyncio.CancelledError:
-            held.handler.cancel()
-            raise
-        held.finished.set()
-        if held.newest is not None and not held.reporter:
-            held.reporter = self._loop.create_task(self._send_reports(held))
-        if held.reporter is not None:
-            await held.reporter
-        if held.given_back or held.is_lost:
-            # Whatever it raised has no reader; look at it so that asyncio does not complain.
-            if not held.handler.cancelled():
-                held.handler.exception()
-            return None
-        return self._completion(held, held.handler)
-
-    async def _call(self, held: _Held, operation: Operation | None) -> Any:
-        assignment = held.assignment
-        if operation is None:
-            raise LookupError(f"this worker has no handler for {assignment.spec.operation!r}")
-
-        def report(made: Report) -> None:
-            self._take_report(held, made.to_proto())
-
-        context = Context(assignment, report=report, signal=held.signal)
-        if operation.mode == "async":
-            return await run_on_loop(operation.function, context)
-        if operation.mode == "thread":
-            return await run_in_thread(operation.function, context)
-        return await self._processes.run(
-            operation.function,
-            assignment,
-            lambda progress: self._take_report(held, progress),
-            held.signal,
+    def _context(self, held: Held) -> Context:
+        return Context(
+            held.assignment,
+            report=partial(self._take_made_report, held),
+            signal=held.signal,
         )
 
-    def _completion(self, held: _Held, handler: asyncio.Task[Any]) -> Completion:
-        lease = held.lease
-        completion = Completion(job_id=lease.job_id, fencing_token=lease.fencing_token)
-        reason = held.signal.reason
-        error: BaseException | None
-        error = asyncio.CancelledError() if handler.cancelled() else handler.exception()
-        if error is None:
-            outcome = success(handler.result())
-            if isinstance(outcome, Success):
-                completion.success.CopyFrom(outcome)
+    def _run_in_thread(self, held: Held) -> _Outcome:
+        assert held.operation is not None
+        assert held.context is not None
+        outcome = call(held.operation.function, held.context)
+        return outcome if isinstance(outcome, Raised) else success(outcome)
+
+    def _end_in_threads(self, ended: Sequence[tuple[Held, Any]]) -> None:
+        for held, outcome in ended:
+            self._end(held, outcome)
+        self._fill()
+
+    async def _run(self, held: Held, operation: Operation | None) -> None:
+        """Runs a handler that is async or in a process, or says that there is none."""
+        held.context = self._context(held)
+        outcome: _Outcome
+        try:
+            if held.signal.is_set:
+                raise asyncio.CancelledError  # given before the first step
+            if operation is None:
+                name = held.assignment.spec.operation
+                raise LookupError(f"this worker has no handler for {name!r}")
+            if operation.mode == "async":
+                result = await operation.function(held.context)
             else:
-                completion.failure.CopyFrom(outcome)
-        elif reason == "shutdown":
+                result = await self._processes.run(
+                    operation.function, held.assignment, partial(self._take_report, held),
+                    held.signal,
+                )  # fmt: skip
+            outcome = success(result)
+        except KeyboardInterrupt:
+            raise
+        except asyncio.CancelledError as error:
+            if not held.signal.is_set and held.task is not None and held.task.cancelling():
+                raise  # the loop ends, and says so to all its tasks
+            outcome = Raised(error)
+        except BaseException as error:
+            outcome = Raised(error)
+        self._end(held, outcome)
+        self._fill()
+
+    def _end(self, held: Held, outcome: _Outcome) -> None:
+        """Takes what a handler made of its job."""
+        self._running.discard(held)
+        self._ended += 1
+        if held.timer is not None:
+            held.timer.cancel()
+        if held.void:
+            self._void -= 1
+            self._transport.capacity_changed()
+            self._changed.set()
+            return
+        if held.newest is not None:
+            self._transport.report(held.lease, held.newest)
+        self._say(held, self._completion(held, outcome))
+
+    def _say(self, held: Held, completion: Completion) -> None:
+        held.stage = Stage.ENDED
+        self._unrecorded += 1
+        self._transport.complete(completion)
+        self._changed.set()
+
+    def _completion(self, held: Held, outcome: _Outcome) -> Completion:
+        if isinstance(outcome, Success):
+            return held.completion(success=outcome)
+        if isinstance(outcome, Failure):
+            return held.completion(failure=outcome)
+        reason, error = held.signal.reason, outcome.error
+        if reason == "shutdown":
             # Even another error than the expected one is most likely the interruption's work,
             # and a deploy must not fail a job.
-            completion.released.CopyFrom(Released(reason="the worker shut down"))
-        elif reason == "cancelled" and isinstance(error, Stopped | asyncio.CancelledError):
-            completion.cancelled.CopyFrom(Cancelled())
-        else:
-            completion.failure.CopyFrom(failure(error))
-            _log_failure(lease.job_id, completion.failure, error)
-        return completion
+            return held.completion(released=Released(reason="the worker shut down"))
+        if reason == "cancelled" and isinstance(error, Stopped | asyncio.CancelledError):
+            return held.completion(cancelled=Cancelled())
+        described = failure(error)
+        _log_failure(held.job_id, described, error)
+        return held.completion(failure=described)
 
-    async def _complete(self, held: _Held, completion: Completion) -> Sequence[Assignment]:
-        job_id = completion.job_id
-        try:
-            try:
-                return await self._transport.complete(completion)
-            except InvalidRequest as error:
-                if completion.WhichOneof("outcome") != "success":
-                    raise
-                log.error("%s: the broker refused the result: %s", job_id, error)
-                completion.failure.CopyFrom(refused_result(str(error)))
-                return await self._transport.complete(completion)
-        except LeaseLost:
-            log.warning("%s ended after its lease was lost; the outcome is dropped", job_id)
-        except CallError as error:
-            # Its lease is renewed no longer, so the broker takes the job back in time.
-            log.error("the outcome of %s could not be recorded: %s", job_id, error)
-        return ()
+    def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
+        held.signal.set(reason, message)
+        is_async = held.operation is not None and held.operation.mode == "async"
+        # A task that has not taken its first step looks at the signal when it does; cancelled
+        # before, it would never say that it ended.
+        if is_async and held.task is not None and held.context is not None:
+            held.task.cancel()
+
+    def _lose(self, held: Held) -> None:
+        self._lost += 1
+        self._forget(held)
+        held.void = True
+        if held.stage is Stage.RUNNING:
+            # Until it heeds the signal it occupies a place that the broker counts as free.
+            self._void += 1
+            self._transport.capacity_changed()
+            self._stop(held, "lease_lost")
+        self._changed.set()
+
+    def _release_unstarted(self, held: Held) -> None:
+        released = Released(not_started=True, reason="the worker takes no more jobs")
+        self._say(held, held.completion(released=released))
 
     # Progress.
 
-    def _take_report(self, held: _Held, progress: Progress) -> None:
-        """Keeps the newest report and wakes the sender; called from any thread."""
+    def _take_made_report(self, held: Held, made: Report) -> None:
+        self._take_report(held, made.to_proto())
+
+    def _take_report(self, held: Held, progress: Progress) -> None:
+        """Keeps the newest report; called from any thread."""
         waiting, held.newest = held.newest is not None, progress
         if not waiting:
             try:
-                self._loop.call_soon_threadsafe(self._wake_reporter, held)
+                self._loop.call_soon_threadsafe(self._send_report, held)
             except RuntimeError:
                 return  # the loop is closed: a thread outlived its worker
 
-    def _wake_reporter(self, held: _Held) -> None:
-        if held.reporter is None and not held.finished.is_set():
-            held.reporter = self._loop.create_task(self._send_reports(held))
+    def _send_report(self, held: Held) -> None:
+        progress = held.newest
+        if progress is None or held.void or held.stage is not Stage.RUNNING:
+            return
+        wait_s = held.reported_at + REPORT_INTERVAL_S - self._loop.time()
+        if held.reported_at and wait_s > 0:
+            held.timer = self._loop.call_later(wait_s, self._send_report, held)
+            return
+        held.newest = None
+        held.reported_at = self._loop.time()
+        self._transport.report(held.lease, progress)
 
-    async def _send_reports(self, held: _Held) -> None:
-        while held.newest is not None and not held.is_lost:
-            progress, held.newest = held.newest, None
-            try:
-                await self._transport.report(held.lease, progress)
-            except LeaseLost:
-                self.lose([held.lease])
-                break
-            if not held.finished.is_set():
-                try:
-                    await asyncio.wait_for(held.finished.wait(), REPORT_INTERVAL_S)
-                except TimeoutError:
-                    continue
-        held.reporter = None
+    # Time.
+
+    def _tick(self) -> None:
+        """Fits the number of jobs kept ready to the speed, and returns those that wait too long."""
+        self._ticker = None
+        ended, self._ended_before = self._ended - self._ended_before, self._ended
+        if self.draining.is_set():
+            return
+        changed = self._prefetch.follow(ended)
+        late = self._loop.time() - LONGEST_WAIT_S
+        stale = [h for h in self._waiting if h.stage is Stage.WAITING and h.came_at < late]
+        if stale:
+            self._prefetch.stop()
+            for held in stale:
+                self._release_unstarted(held)
+        if changed or stale:
+            self._transport.capacity_changed()
+        if self._held or self._prefetch.jobs:
+            self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._changed.clear()
+            await self._changed.wait()
 
     # The end.
 
-    def _give_back(self, assignment: Assignment) -> None:
-        async def release() -> None:
-            completion = Completion(
-                job_id=assignment.job_id,
-                fencing_token=assignment.fencing_token,
-                released=Released(not_started=True, reason="the worker takes no more jobs"),
-            )
-            try:
-                await self._transport.complete(completion)
-            except CallError as error:
-                log.warning("%s could not be given back: %s", assignment.job_id, error)
-
-        task = self._loop.create_task(release())
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+    async def wait_until_idle(self) -> None:
+        """Waits until no handler runs and every completion is answered."""
+        await self._until(lambda: not self._running and not self._held)
 
     async def finish(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Lets handlers finish, then stops those that have not and gives their jobs back.
@@ -312,42 +436,48 @@ class Core:
             hurry: Ends the grace when set.
         """
         self.drain("the worker stops")
-        await self._wait_until_empty(grace_s, hurry)
-        for held in list(self._held.values()):
-            self._stop(held, "shutdown")
-        await self._wait_until_empty(UNWIND_S, None)
-        stuck = list(self._held.values())
-        for held in stuck:
-            held.given_back = True
-        if stuck:
-            log.warning("%d handlers did not stop; their jobs are given back", len(stuck))
-            releases = [self._loop.create_task(self._release_running(held)) for held in stuck]
-            _, late = await asyncio.wait(releases, timeout=UNWIND_S)
-            await _cancel(late)
-        if self._releases:
-            await asyncio.wait(set(self._releases), timeout=UNWIND_S)
-        await _cancel([held.task for held in self._held.values() if held.task is not None])
-        await _cancel(self._releases)
-        await self._processes.close()
+        hurried = self._loop.create_task(hurry.wait())
+        hurried.add_done_callback(lambda _: self._changed.set())
+        try:
+            await self._wait(lambda: not self._running or hurry.is_set(), grace_s)
+            for held in list(self._running):
+                self._stop(held, "shutdown")
+            await self._wait(lambda: not self._running, UNWIND_S)
+            self._give_back_stuck()
+            await self._wait(lambda: not self._held, SETTLE_S)
+        finally:
+            hurried.cancel()
+            tasks = [held.task for held in self._running if held.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait([hurried, *tasks], timeout=LAST_WORDS_S)
+            if self._ticker is not None:
+                self._ticker.cancel()
+            self._threads.close()
+            await self._processes.close()
 
-    async def _release_running(self, held: _Held) -> None:
-        lease = held.lease
-        completion = Completion(
-            job_id=lease.job_id,
-            fencing_token=lease.fencing_token,
-            released=Released(reason="the worker shut down before the handler stopped"),
-        )
-        await self._complete(held, completion)
-
-    async def _wait_until_empty(self, timeout_s: float, hurry: asyncio.Event | None) -> None:
-        tasks = {held.task for held in self._held.values() if held.task is not None}
-        if not tasks:
+    def _give_back_stuck(self) -> None:
+        stuck = [held for held in self._running if not held.void]
+        if not stuck:
             return
-        everything = asyncio.ensure_future(asyncio.wait(tasks))
-        hurried = self._loop.create_task(hurry.wait()) if hurry is not None else None
-        waited: set[asyncio.Future[Any]] = {everything} | ({hurried} if hurried else set())
-        await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel(waited)
+        log.warning("%d handlers did not stop; their jobs are given back", len(stuck))
+        released = Released(reason="the worker shut down before the handler stopped")
+        for held in stuck:
+            held.void = True
+            self._void += 1
+            self._say(held, held.completion(released=released))
+
+    async def _wait(self, holds: Callable[[], bool], timeout_s: float) -> None:
+        """Waits for a condition for at most so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until(holds)
+        except TimeoutError:
+            return
+
+
+def _thread_name(held: Held) -> str:
+    return f"jobwire-{held.job_id}"
 
 
 def _log_failure(job_id: str, described: Failure, error: BaseException) -> None:
@@ -362,12 +492,3 @@ def _log_failure(job_id: str, described: Failure, error: BaseException) -> None:
 
 def _why(reason: str) -> str:
     return f": {reason}" if reason else ""
-
-
-async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancels tasks and waits for their end."""
-    pending = [task for task in tasks if not task.done()]
-    for task in pending:
-        task.cancel()
-    if pending:
-        await asyncio.wait(pending)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,49 +48,23 @@ class HandlerExited(RuntimeError):
     """A handler tried to end the whole process."""
 
 
-async def run_on_loop(function: Handler, context: Context) -> Any:
-    """Awaits an async handler."""
+class Raised:
+    """What a handler raised, in place of a result."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            # It would end the loop, and every other job with it.
+            exited = HandlerExited(f"the handler called sys.exit({error.code!r})")
+            exited.__cause__ = error
+            error = exited
+        self.error = error
+
+
+def call(function: Handler, context: Context) -> Any:
+    """Calls a sync handler; returns its result or `Raised`."""
     try:
-        return await function(context)
-    except SystemExit as error:
-        # asyncio would end the loop, and every other job with it.
-        raise HandlerExited(f"the handler called sys.exit({error.code!r})") from error
-
-
-async def run_in_thread(function: Handler, context: Context) -> Any:
-    """Calls a sync handler in a thread of its own.
-
-    The thread is a daemon and no executor's: one that does not stop must not keep the process
-    from ending.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    variables = contextvars.copy_context()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def call() -> None:
-        result: Any = None
-        raised: BaseException | None = None
-        try:
-            result = variables.run(function, context)
-        except (SystemExit, StopIteration) as error:
-            # Neither can be carried by a future.
-            raised = HandlerExited(f"the handler raised {error!r}")
-            raised.__cause__ = error
-        except BaseException as error:
-            raised = error
-        try:
-            loop.call_soon_threadsafe(settle, result, raised)
-        except RuntimeError:
-            # The loop is closed: the worker has given the job back and is gone.
-            return
-
-    threading.Thread(target=call, name=f"jobwire-{context.job_id}", daemon=True).start()
-    return await done
+        return function(context)
+    except BaseException as error:
+        return Raised(error)

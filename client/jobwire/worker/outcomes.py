@@ -40,7 +40,7 @@ def success(result: Any) -> Success | Failure:
 def refused_result(message: str) -> Failure:
     """Says that the broker did not take the result, which a retry would repeat."""
     return Failure(
-        type="ResultRefused",
+        type="InvalidResult",
         message=cut(f"the broker refused the result: {message}", _MAX_MESSAGE_BYTES),
         non_retryable=True,
     )

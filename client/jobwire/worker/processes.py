@@ -138,7 +138,7 @@ class ProcessPool:
             job = (pickle.dumps(function), assignment.SerializeToString())
             await asyncio.to_thread(child.send, ("run", job))
             stop.on_set = pass_on
-            if stop.event.is_set():
+            if stop.is_set:
                 pass_on()
             kind, content = await outcome
         except BaseException:
@@ -151,7 +151,7 @@ class ProcessPool:
         if kind == "died":
             self._all.discard(child)
             await asyncio.to_thread(child.close)
-            if stop.event.is_set():
+            if stop.is_set:
                 raise Stopped("killed after it did not stop")
             raise ProcessDied(f"the handler's process ended with exit code {content}")
         self._idle.append(child)

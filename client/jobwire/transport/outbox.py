@@ -1,0 +1,274 @@
+"""What a worker has to say on its stream, gathered into frames.
+
+It outlives streams: what one stream carried and no receipt answered goes out again on the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+
+from jobwire.errors import (
+    InvalidRequest,
+    LeaseLost,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    from_item_error,
+)
+from jobwire.transport.base import Host
+from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.worker_service_pb2 import (
+    Assignment,
+    Completion,
+    LeaseRef,
+    Receipt,
+    Report,
+    WorkerStatus,
+    WorkRequest,
+)
+
+log = logging.getLogger("jobwire.worker")
+
+# The contract's.
+MAX_ACKS = 10_000
+MAX_REPORTS = 1_000
+MAX_COMPLETIONS = 1_000
+# A frame is closed once it holds so much; servers take messages of 16 MiB.
+FRAME_BYTES = 4 << 20
+# Acknowledgements alone wait so long for a frame to go with: a short job is over by then, and
+# its completion acknowledges it. Claim timeouts are seconds.
+ACK_DELAY_S = 0.005
+# What the broker could not record for now is said again after this long.
+RESEND_S = 0.5
+
+
+class Outbox:
+    """Gathers acknowledgements, reports, completions and wishes.
+
+    A report and the completion of the same job are never under way together, so that the last
+    report is not overtaken, and a refusal says which of the two it means.
+
+    Attributes:
+        ready: Set when there is something to say.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.ready = asyncio.Event()
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._acks: dict[str, int] = {}
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._reports: dict[str, Report] = {}
+        self._completions: deque[Completion] = deque()
+        self._held_back: dict[str, Completion] = {}
+        """Completions of jobs whose last report has no receipt yet."""
+        self._reported: dict[str, int] = {}
+        """Jobs with a report under way, and the frame that carries it."""
+        self._sent: dict[int, WorkRequest] = {}
+        """Frames without a receipt."""
+        self._sequence = 0
+        self._credits_told: int | None = None
+        self._status: WorkerStatus.ValueType | None = None
+        self._beat = self._detach = False
+        self._resends: set[asyncio.TimerHandle] = set()
+
+    # In.
+
+    def acknowledge(self, assignments: Iterable[Assignment]) -> None:
+        """Says that these have arrived."""
+        for assignment in assignments:
+            self._acks[assignment.job_id] = assignment.fencing_token
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._acks_are_due)
+
+    def _acks_are_due(self) -> None:
+        self._ack_timer = None
+        if self._acks:
+            self.ready.set()
+
+    def report(self, lease: LeaseRef, progress: Progress) -> None:
+        """Says how far a job is."""
+        self._reports[lease.job_id] = Report(
+            job_id=lease.job_id, fencing_token=lease.fencing_token, progress=progress
+        )
+        self.ready.set()
+
+    def complete(self, completion: Completion) -> None:
+        """Says how a job ended."""
+        job_id = completion.job_id
+        if job_id in self._reports or job_id in self._reported:
+            self._held_back[job_id] = completion
+        else:
+            self._acks.pop(job_id, None)
+            self._completions.append(completion)
+        self.ready.set()
+
+    def tell_credits(self) -> None:
+        """Says how many jobs the worker may hold, if that changed."""
+        self.ready.set()
+
+    def tell_status(self, status: WorkerStatus.ValueType) -> None:
+        """Says whether the worker takes jobs."""
+        self._status = status
+        self.ready.set()
+
+    def beat(self) -> None:
+        """Says that the worker lives."""
+        self._beat = True
+        self.ready.set()
+
+    def detach(self) -> None:
+        """Says goodbye, once there is nothing else to say."""
+        self._detach = True
+        self.ready.set()
+
+    # Out.
+
+    def next_frame(self) -> WorkRequest | None:
+        """Takes the next frame; None if there is nothing to say."""
+        frame = WorkRequest()
+        said = False
+        if self._acks:
+            self._take_acks(frame)
+            said = True
+        if self._reports or self._completions:
+            self._sequence += 1
+            frame.sequence = self._sequence
+            self._take_reports(frame)
+            self._take_completions(frame)
+            self._sent[self._sequence] = frame
+            said = True
+        credits_now = self._host.capacity
+        if credits_now != self._credits_told:
+            frame.credits = self._credits_told = credits_now
+            said = True
+        if self._status is not None:
+            frame.status, self._status = self._status, None
+            said = True
+        if not said and self._detach:
+            frame.detach.SetInParent()
+            self._detach = self._beat = False
+            return frame
+        if not said and self._beat:
+            frame.heartbeat.SetInParent()
+            said = True
+        self._beat = False
+        return frame if said else None
+
+    def _take_acks(self, frame: WorkRequest) -> None:
+        for job_id in list(islice(self._acks, MAX_ACKS)):
+            frame.acks.add(job_id=job_id, fencing_token=self._acks.pop(job_id))
+
+    def _take_reports(self, frame: WorkRequest) -> None:
+        for job_id in list(islice(self._reports, MAX_REPORTS)):
+            frame.reports.append(self._reports.pop(job_id))
+            self._reported[job_id] = frame.sequence
+
+    def _take_completions(self, frame: WorkRequest) -> None:
+        size = 0
+        taken: list[Completion] = []
+        while self._completions and len(taken) < MAX_COMPLETIONS:
+            size += self._completions[0].ByteSize()
+            if taken and size > FRAME_BYTES:
+                break
+            taken.append(self._completions.popleft())
+        frame.completions.extend(taken)
+
+    # Answers.
+
+    def receive(self, receipt: Receipt) -> None:
+        """Takes the answer to a frame."""
+        frame = self._sent.pop(receipt.sequence, None)
+        if frame is None:
+            return
+        refused = {(r.job_id, r.fencing_token): from_item_error(r.error) for r in receipt.refused}
+        for report in frame.reports:
+            error = refused.get((report.job_id, report.fencing_token))
+            if isinstance(error, Unavailable | ResourceExhausted):
+                self._later(partial(self._report_again, report))
+                continue
+            if isinstance(error, LeaseLost | NotFound):
+                self._host.lose([_lease(report)])
+            elif error is not None:
+                log.warning("a progress report of %s was refused: %s", report.job_id, error)
+            self._report_is_answered(report.job_id, receipt.sequence)
+        if not refused:
+            self._host.recorded(frame.completions)
+            return
+        recorded: list[Completion] = []
+        for completion in frame.completions:
+            error = refused.get((completion.job_id, completion.fencing_token))
+            if error is None:
+                recorded.append(completion)
+            elif isinstance(error, Unavailable | ResourceExhausted):
+                self._later(partial(self._completions.append, completion))
+            else:
+                self._host.refused(completion, error)
+        self._host.recorded(recorded)
+
+    def _report_is_answered(self, job_id: str, sequence: int) -> None:
+        if self._reported.get(job_id) == sequence:
+            del self._reported[job_id]
+            if job_id not in self._reports and job_id in self._held_back:
+                self.complete(self._held_back.pop(job_id))
+
+    def _report_again(self, report: Report) -> None:
+        self._reported.pop(report.job_id, None)
+        self._reports.setdefault(report.job_id, report)
+
+    def _later(self, say_again: Callable[[], None]) -> None:
+        def resend() -> None:
+            self._resends.discard(timer)
+            say_again()
+            self.ready.set()
+
+        timer = self._loop.call_later(RESEND_S, resend)
+        self._resends.add(timer)
+
+    # Streams.
+
+    def attach(self, told_credits: int) -> None:
+        """Goes on with another stream, which was attached with so many credits.
+
+        Whatever the last stream carried without an answer goes first on this one.
+        """
+        self._credits_told = told_credits
+        # The attachment named every lease.
+        self._acks.clear()
+        frames, self._sent = self._sent, {}
+        unanswered = [c for frame in frames.values() for c in frame.completions]
+        self._completions.extendleft(reversed(unanswered))
+        for frame in frames.values():
+            for report in frame.reports:
+                self._reported.pop(report.job_id, None)
+                self._reports.setdefault(report.job_id, report)
+        self._beat = False
+        self.ready.set()
+
+    def refuse_oversized(self) -> None:
+        """Gives up what is too large for any frame, after the transport refused one."""
+        for frame in self._sent.values():
+            # Such a one goes alone, or its frame would have been closed before it.
+            if frame.completions and frame.completions[0].ByteSize() > FRAME_BYTES:
+                completion = frame.completions.pop()
+                size = completion.ByteSize()
+                why = InvalidRequest(f"{size} bytes are more than the server takes at once")
+                self._host.refused(completion, why)
+
+    def close(self) -> None:
+        """Stops its timers."""
+        for timer in self._resends:
+            timer.cancel()
+        self._resends.clear()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+
+
+def _lease(of: Report) -> LeaseRef:
+    return LeaseRef(job_id=of.job_id, fencing_token=of.fencing_token)

@@ -1,0 +1,264 @@
+"""A worker's conversation on one stream at a time, over whichever server answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from jobwire._connection import ConnectionOptions
+from jobwire._convert import from_timestamp
+from jobwire._retry import Backoff
+from jobwire._timing import open_async_channel
+from jobwire.errors import CallError, ResourceExhausted
+from jobwire.transport.base import Host, Terms
+from jobwire.transport.outbox import Outbox
+from jobwire.transport.session import Session
+from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.worker_service_pb2 import (
+    WORKER_STATUS_DRAINING,
+    Attach,
+    Completion,
+    Drain,
+    LeaseRef,
+)
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+log = logging.getLogger("jobwire.worker")
+
+# How long one server may take to answer an attachment; a dead one must not use up the window
+# within which the worker keeps its leases. Doubled with every round over the servers, for those
+# that are slow rather than dead.
+FIRST_PATIENCE_S = 1.5
+MOST_PATIENCE_S = 12.0
+# How long the worker waits for the server to end the stream after its goodbye.
+GOODBYE_S = 5.0
+MAX_LEASES = 10_000
+
+# What no repetition changes.
+_FOR_GOOD = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+class StreamTransport:
+    """Talks on a stream; see `Transport`.
+
+    Each attachment makes a connection of its own, so that a worker which is asked to move gets to
+    another server even where all of them are behind one address.
+
+    Args:
+        options: Where the servers are.
+        channel: An open channel to use in place of those of its own; it stays the caller's.
+        credit_bytes: The most bytes of jobs that it may be sent ahead; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        channel: aio.Channel | None = None,
+        credit_bytes: int = 0,
+    ) -> None:
+        self._options = options
+        self._channel = channel
+        self._credit_bytes = credit_bytes
+        self._metadata = tuple(options.metadata.items())
+        self._instance_id = secrets.token_hex(8)
+        addresses = [part.strip() for part in options.address.split(",") if part.strip()]
+        # Workers that were started together spread over the servers.
+        self._addresses = random.sample(addresses, len(addresses))
+        self._session: Session | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._leases_end: asyncio.TimerHandle | None = None
+        self._leaving = False
+
+    async def open(self, host: Host) -> Terms:
+        """Attaches for the first time, trying on while no server answers."""
+        self._host = host
+        self._outbox = Outbox(host)
+        session = await self._attach()
+        self._go_on_with(session)
+        return Terms(
+            heartbeat_interval_s=session.interval_s,
+            lease_s=session.lease_s,
+            server_id=session.attached.server_id,
+        )
+
+    async def run(self) -> None:
+        """Keeps a stream until cancelled, whatever becomes of servers.
+
+        Raises:
+            CallError: The broker refused the worker for good.
+        """
+        while True:
+            session, ending = self._session, self._ending
+            assert session is not None
+            assert ending is not None
+            either: set[asyncio.Future[Any]] = {ending, session.drain}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                self._after_end(session, ending)
+            elif (drain := session.drain.result()).leave:
+                self._host.drain(drain.reason or "the broker asked for it", _left_s(drain))
+                await asyncio.wait({ending})
+                self._after_end(session, ending)
+            else:
+                log.info("moving to another stream: %s", drain.reason)
+            if self._leaving:
+                return
+            # Beside the old stream, if that one is to be left; in its place otherwise.
+            following = await self._attach(beside=session)
+            self._go_on_with(following)
+            if not ending.done():
+                ending.cancel()
+            await asyncio.wait({ending})
+
+    def _after_end(self, session: Session, ending: asyncio.Task[None]) -> None:
+        """Says why a stream ended.
+
+        Raises:
+            CallError: It must not be followed by another one.
+        """
+        error = ending.exception()
+        if self._leaving:
+            return
+        if isinstance(error, ResourceExhausted):
+            self._outbox.refuse_oversized()
+        elif isinstance(error, CallError) and error.code in _FOR_GOOD:
+            log.error("the broker ended the stream for good: %s", error)
+            raise error
+        elif error is not None and not isinstance(error, CallError):
+            raise error
+        log.warning("the stream is lost, attaching again: %s", error or "the server ended it")
+        if self._leases_end is None:
+            # The server renewed the leases while it heard of this worker; after so long without
+            # a contact they are surely gone, and the jobs run elsewhere.
+            self._leases_end = asyncio.get_running_loop().call_at(
+                session.heard_at + session.lease_s, self._give_up_leases
+            )
+
+    def _give_up_leases(self) -> None:
+        log.warning("no server could be reached for the length of a lease; all leases are lost")
+        self._host.lose_all()
+
+    def _go_on_with(self, session: Session) -> None:
+        if self._leases_end is not None:
+            self._leases_end.cancel()
+            self._leases_end = None
+        self._session = session
+        self._ending = asyncio.create_task(
+            session.run(self._host, self._outbox), name="work-stream"
+        )
+
+    async def _attach(self, beside: Session | None = None) -> Session:
+        """Attaches to any server, trying on; takes the outbox over from the stream before.
+
+        Raises:
+            CallError: The broker refuses the worker for good.
+        """
+        backoff = Backoff(initial_s=0.05, max_s=3.0)
+        patience_s, said = FIRST_PATIENCE_S, False
+        while True:
+            retry_after_s: float | None = None
+            for _ in range(len(self._addresses)):
+                address = self._addresses[0]
+                try:
+                    return await self._attach_to(address, patience_s, beside)
+                except CallError as error:
+                    if error.code in _FOR_GOOD:
+                        raise
+                    if not said:
+                        said = True
+                        log.warning("%s does not take the worker, trying on: %s", address, error)
+                    retry_after_s = error.retry_after_s
+                self._addresses.append(self._addresses.pop(0))
+            patience_s = min(2 * patience_s, MOST_PATIENCE_S)
+            await asyncio.sleep(backoff.next_s(retry_after_s))
+
+    async def _attach_to(self, address: str, patience_s: float, beside: Session | None) -> Session:
+        channel = self._channel or open_async_channel(replace(self._options, target=address))
+        attach = Attach(
+            worker=self._host.spec,
+            instance_id=self._instance_id,
+            leases=self._host.leases()[:MAX_LEASES],
+            credits=self._host.capacity,
+            credit_bytes=self._credit_bytes,
+        )
+        # What the old stream brings from here on is not among the leases just named, so the
+        # server takes it back.
+        if beside is not None:
+            beside.refuse_jobs()
+        try:
+            session = await Session.attach(
+                WorkerServiceStub(channel),
+                attach,
+                self._metadata,
+                patience_s,
+                channel,
+                self._channel is None,
+            )
+        except BaseException:
+            if self._channel is None:
+                await channel.close()
+            raise
+        if beside is not None:
+            beside.hush()
+        self._outbox.attach(attach.credits)
+        log.debug("attached to %s at %s", session.attached.server_id, address)
+        return session
+
+    async def stop_claiming(self) -> None:
+        """Takes no more jobs; the host gives back what still arrives."""
+        self._outbox.tell_status(WORKER_STATUS_DRAINING)
+
+    def capacity_changed(self) -> None:
+        """Tells of a new `Host.capacity`."""
+        self._outbox.tell_credits()
+
+    def report(self, lease: LeaseRef, progress: Progress) -> None:
+        """Has a job's progress recorded."""
+        self._outbox.report(lease, progress)
+
+    def complete(self, completion: Completion) -> None:
+        """Has the end of an attempt recorded."""
+        self._outbox.complete(completion)
+
+    async def close(self) -> None:
+        """Says goodbye if there is a stream, and closes the connection."""
+        self._leaving = True
+        if self._leases_end is not None:
+            self._leases_end.cancel()
+        ending = self._ending
+        if ending is None:
+            return
+        if not ending.done():
+            self._outbox.detach()
+            await asyncio.wait({ending}, timeout=GOODBYE_S)
+        if not ending.done():
+            log.info("the server did not answer the goodbye")
+            ending.cancel()
+            await asyncio.wait({ending})
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            log.info("the stream broke at its end: %s", error)
+        self._outbox.close()
+
+
+def _left_s(drain: Drain) -> float | None:
+    """Returns the seconds until the drain's deadline, None if it has none."""
+    if not drain.HasField("deadline"):
+        return None
+    left = from_timestamp(drain.deadline) - datetime.now(UTC)
+    return max(0.0, left.total_seconds())

@@ -1,0 +1,41 @@
+"""How many jobs a worker keeps ready beside those that it runs.
+
+Without any, each handler idles for a round trip between two jobs; with many, jobs wait in one
+worker while others are free. So the number follows the speed: what the worker ran in the last
+twentieth of a second. Workers whose jobs take seconds keep none.
+"""
+
+from __future__ import annotations
+
+TICK_S = 0.1
+HORIZON_S = 0.05
+# A job that waits longer in a worker than this goes back: the worker was quick and is no more.
+LONGEST_WAIT_S = 1.0
+
+
+class Prefetch:
+    """The number, as time goes by.
+
+    Args:
+        fixed: The number itself; None: follow the speed.
+        most: What the contract leaves room for.
+    """
+
+    def __init__(self, fixed: int | None, most: int) -> None:
+        self.follows_speed = fixed is None
+        self._most = most
+        self.jobs = min(fixed or 0, most)
+
+    def follow(self, ended: int) -> bool:
+        """Adjusts to the number of jobs that ended within the last `TICK_S`; True if it changed."""
+        wanted = min(self._most, int(ended * HORIZON_S / TICK_S))
+        # Small changes are not worth a word to the broker.
+        if wanted and 0.8 * self.jobs <= wanted <= 1.25 * self.jobs:
+            return False
+        changed = wanted != self.jobs
+        self.jobs = wanted
+        return changed
+
+    def stop(self) -> None:
+        """Keeps none until the speed says otherwise."""
+        self.jobs = 0
