@@ -87,7 +87,7 @@ class Attempts:
         return await self._end_held(
             queue,
             worker_id,
-            "worker",
+            "lost",
             lambda job: endings.after_release(job, True, reason, self._options),
         )
 
@@ -160,7 +160,7 @@ class Attempts:
                 return endings.after_crash(job, cause, self._options)
             return endings.after_release(job, False, "not delivered", self._options)
 
-        return await self._end_held(queue, worker_id, "worker", decide, keep=keep)
+        return await self._end_held(queue, worker_id, "lost", decide, keep=keep)
 
     async def succeed(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
@@ -230,6 +230,7 @@ class Attempts:
         worker_id: str,
         fencing_token: int,
         decide: Callable[[Job], Ending],
+        condition: str = "worker",
     ) -> Completed:
         lanes = self._lanes_of(queue)
         for _ in range(DECISIONS):
@@ -241,7 +242,7 @@ class Attempts:
             # lost: the script can tell, and it does not look at what was decided then.
             ending = decide(job) if mine else endings.after_cancellation()
             held = replace(job, worker_id=worker_id, fencing_token=fencing_token)
-            outcome = await lanes.end.one(AttemptEnd(held, "worker", ending))
+            outcome = await lanes.end.one(AttemptEnd(held, condition, ending))
             if isinstance(outcome, JobwireError):
                 raise outcome
             if outcome is not None:
@@ -324,13 +325,20 @@ class Attempts:
         leases end.
         """
 
+        def undelivered(job: Job) -> Ending:
+            return endings.after_release(job, False, "not delivered", self._options)
+
         async def release() -> None:
             for assignment in assignments:
                 queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
                 try:
-                    await self.release(
-                        queue, ulid, worker_id, assignment.fencing_token, False, "not delivered"
+                    # Not as the holder's own word: should the worker have it after all, its
+                    # completion must not be taken for a repeat of this.
+                    await self._end_as_holder(
+                        queue, ulid, worker_id, assignment.fencing_token, undelivered, "lost"
                     )
+                except LeaseLost:
+                    pass  # The attempt has ended otherwise.
                 except JobwireError as error:
                     log.warning("job not given back", job_id=assignment.job_id, error=error.message)
 
