@@ -83,6 +83,21 @@ class FrameOut:
     lost: list[LeaseRef] = field(default_factory=list)
     drain: DrainNotice | None = None
 
+    def split(self, at: int) -> FrameOut:
+        """Takes the assignments from `at` on out of the frame, with what is to be told about them;
+        returns the frame to follow.
+        """
+        rest = FrameOut(assignments=self.assignments[at:])
+        later = {assignment.job_id for assignment in rest.assignments}
+        del self.assignments[at:]
+        rest.cancellations = [c for c in self.cancellations if c.job_id in later]
+        rest.lost = [lease for lease in self.lost if lease.job_id in later]
+        if rest.cancellations:
+            self.cancellations = [c for c in self.cancellations if c.job_id not in later]
+        if rest.lost:
+            self.lost = [lease for lease in self.lost if lease.job_id not in later]
+        return rest
+
     def __bool__(self) -> bool:
         """True if there is anything to tell."""
         return bool(

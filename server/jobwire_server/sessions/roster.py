@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -118,6 +119,7 @@ class Roster:
         self._loops: list[asyncio.Task[None]] = []
         self._chores: set[asyncio.Task[None]] = set()
         self._touch_now = asyncio.Event()
+        self._renew_now = asyncio.Event()
 
     # ------------------------------------------------------------------- life
 
@@ -125,10 +127,13 @@ class Roster:
         """Begins the loops."""
         if not self._loops:
             self._loops = [
-                asyncio.create_task(self._for_ever(self._touch, TOUCH_S), name="roster-touch"),
-                asyncio.create_task(self._for_ever(self._look, LOOK_S), name="roster-look"),
-                asyncio.create_task(self._for_ever(self._renew_all, None), name="lease-keeper"),
-                asyncio.create_task(self._for_ever(self._listen, TOUCH_S), name="roster-listen"),
+                asyncio.create_task(work, name=f"roster-{name}")
+                for name, work in (
+                    ("touch", self._for_ever(self._touch, lambda: TOUCH_S, self._touch_now)),
+                    ("look", self._for_ever(self._look, lambda: LOOK_S)),
+                    ("renew", self._for_ever(self._renew_all, self._renewal_s, self._renew_now)),
+                    ("listen", self._for_ever(self._listen, lambda: TOUCH_S)),
+                )
             ]
 
     async def stop(self) -> None:
@@ -192,6 +197,9 @@ class Roster:
         for queue in spec.queues:
             self._dispatcher(queue).offer(session.demand)
         self._touch_now.set()
+        if session.lease_ms < self._options.lease_ms:
+            # Shorter than what the keeper sleeps for.
+            self._renew_now.set()
         return session
 
     async def _take_over(self, session: WorkerSession, attach: Attach, crashed: bool) -> None:
@@ -264,31 +272,29 @@ class Roster:
 
     # ------------------------------------------------------------------ loops
 
-    async def _for_ever(self, step: Callable[[], Awaitable[None]], period_s: float | None) -> None:
+    async def _for_ever(
+        self,
+        step: Callable[[], Awaitable[None]],
+        period_s: Callable[[], float],
+        now: asyncio.Event | None = None,
+    ) -> None:
+        """Takes a step every so often, and at once when there is a reason to."""
+        now = now or asyncio.Event()
         while True:
+            now.clear()
             try:
                 await step()
             except JobwireError as error:
                 log.debug("roster step failed", step=step.__name__, error=error.message)
             except Exception:
                 log.exception("roster step failed", step=step.__name__)
-            pause = period_s or self._shortest_lease_s() / RENEWALS_A_LEASE
-            if step == self._touch:
-                await self._pause_touch(pause)
-            else:
-                await asyncio.sleep(pause * random.uniform(0.9, 1.0))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(period_s() * random.uniform(0.9, 1.0)):
+                    await now.wait()
 
-    async def _pause_touch(self, pause: float) -> None:
-        try:
-            async with asyncio.timeout(pause):
-                await self._touch_now.wait()
-        except TimeoutError:
-            pass
-        self._touch_now.clear()
-
-    def _shortest_lease_s(self) -> float:
+    def _renewal_s(self) -> float:
         leases = [session.lease_ms for session in self._sessions.values()]
-        return min([self._options.lease_ms, *leases]) / 1000
+        return min([self._options.lease_ms, *leases]) / 1000 / RENEWALS_A_LEASE
 
     async def _look(self) -> None:
         now = self._clock.now_ms()

@@ -42,6 +42,12 @@ MAX_FRAMES_IN_HAND = 32
 """Frames that wait for the store at once; beyond it the session reads no further."""
 MAX_RECEIPTS = 256
 """Receipts that wait to be read; a worker that does not read them is not listened to either."""
+MAX_LOST = 20_000
+"""Lost leases that wait to be read; as for receipts."""
+FRAME_BYTES = 1 << 20
+"""Records of one frame, but for a single one that is larger: with the rest of the frame well below
+the 4 MiB that gRPC clients take unless told otherwise.
+"""
 SILENT_INTERVALS = 3
 """A side that hears nothing for so many heartbeat intervals takes the stream for dead."""
 RENEWABLE_INTERVALS = 2
@@ -134,6 +140,7 @@ class WorkerSession:
         self._drain_until: float | None = None
         self._until_idle = False
         self._suspended_at: float | None = None
+        self._ready = True
         self.assigned = self.succeeded = self.failed = 0
         self._told = ""
 
@@ -236,6 +243,12 @@ class WorkerSession:
             except TimeoutError:
                 pass
         frame, self._out = self._out, FrameOut()
+        size = 0
+        for at, assignment in enumerate(frame.assignments):
+            size += len(assignment.record)
+            if at and size > FRAME_BYTES:
+                self._out = frame.split(at)
+                break
         self._drained.set()
         return frame
 
@@ -251,13 +264,15 @@ class WorkerSession:
         """Acts on a frame; waits where the worker is ahead of the store or of its own reading."""
         self.heard_at = monotonic()
         for ack in frame.acks:
-            if self._unacknowledged.pop(ack.job_id, None) is None and ack.job_id not in self.held:
+            if self.held.get(ack.job_id) == ack.fencing_token:
+                self._unacknowledged.pop(ack.job_id, None)
+            else:
                 # Given back already: the worker must not run it.
                 self._out.lost.append(ack)
                 self._wake.set()
         if frame.acks and self._suspended_at is not None:
             self._suspended_at = None
-            self.demand.resume()
+            self._pause_or_resume()
         if frame.credits is not None:
             more, self.credits = frame.credits - self.credits, frame.credits
             self.demand.unreserve(more)
@@ -266,6 +281,9 @@ class WorkerSession:
             self.apply_status(frame.status)
         if frame.reports or frame.completions or frame.refused:
             await self._take_in(frame)
+        while len(self._out.receipts) >= MAX_RECEIPTS or len(self._out.lost) >= MAX_LOST:
+            self._drained.clear()
+            await self._drained.wait()
         if frame.detach:
             self.detached = True
             while self._frames:
@@ -280,9 +298,6 @@ class WorkerSession:
         task.add_done_callback(self._frames.discard)
         while len(self._frames) >= MAX_FRAMES_IN_HAND:
             await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
-        while len(self._out.receipts) >= MAX_RECEIPTS:
-            self._drained.clear()
-            await self._drained.wait()
 
     async def _record(self, frame: FrameIn) -> None:
         refused = frame.refused
@@ -349,11 +364,15 @@ class WorkerSession:
 
     def apply_status(self, status: WorkerStatus) -> None:
         """Follows what the worker or an operator wants."""
-        if status is WorkerStatus.READY:
-            if self.demand.paused and self._suspended_at is None:
-                self.demand.resume()
-        else:
+        self._ready = status is WorkerStatus.READY
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        wanted = self._ready and self._suspended_at is None
+        if not wanted:
             self.demand.paused = True
+        elif self.demand.paused:
+            self.demand.resume()
 
     @property
     def renewable(self) -> bool:
@@ -393,7 +412,7 @@ class WorkerSession:
         # No more jobs for a worker that does not take those it has; an acknowledgement shows that
         # it lives.
         self._suspended_at = self._suspended_at or now
-        self.demand.paused = True
+        self._pause_or_resume()
         late = {assignment.job_id for assignment in overdue}
         # What the stream has not taken yet is not sent at all.
         self._out.assignments = [a for a in self._out.assignments if a.job_id not in late]

@@ -23,6 +23,7 @@ from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 _LEASE_GONE = 2
+_SUCCEEDED = Completed(JobState.SUCCEEDED)
 
 
 class ClaimRequest(NamedTuple):
@@ -320,14 +321,16 @@ def _assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
     jobs = iter(answer)
     next(jobs)
     return [
-        Assignment(prefix + ulid.decode(), token, attempt, record)  # type: ignore[union-attr, arg-type]
+        Assignment(prefix + ulid.decode(), int(token), int(attempt), record)  # type: ignore[union-attr, arg-type]
         for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
     ]
 
 
 def _completed(
-    queue: str, ulid: str, fencing_token: int, answer: list[int]
+    queue: str, ulid: str, fencing_token: int, answer: list[int] | int
 ) -> Completed | JobwireError:
+    if isinstance(answer, int):
+        return _SUCCEEDED
     code, *rest = answer
     if code == 0:
         return Completed(JobState(rest[0]), rest[1])

@@ -17,10 +17,12 @@
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   more = 1: stopped early at the bound on stale entries, ask again
---include clock ready tally chunks terminal
+--include clock numbers ready tally chunks terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
+local now_text = text_of(now)
+local changed = tally.changed
 local answer_key = P .. 'claimed:' .. ARGV[2]
 local call = ARGV[3]
 local PENDING, RUNNING, EXPIRED = 2, 3, 8
@@ -51,13 +53,18 @@ if last then
   if last[1] == call then
     local answer = { now, 0 }
     for r = 1, #requests do
-      local flat = { 0 }
-      for _, job in ipairs(last[2][r] or {}) do
-        local n = #flat
-        flat[n + 1], flat[n + 2], flat[n + 3] = job[1], job[2], job[3]
-        flat[n + 4] = redis.call('GET', P .. 'r:' .. job[1]) or ''
+      local jobs, ulids = { 0 }, last[2][r] or ''
+      for from = 1, #ulids, 26 do
+        local ulid = string.sub(ulids, from, from + 25)
+        local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'n', 'w')
+        -- What was ended or taken back meanwhile is no longer the caller's.
+        if job[3] == requests[r].worker then
+          local n = #jobs
+          jobs[n + 1], jobs[n + 2], jobs[n + 3] = ulid, job[1], job[2]
+          jobs[n + 4] = redis.call('GET', P .. 'r:' .. ulid) or ''
+        end
       end
-      answer[#answer + 1] = flat
+      answer[#answer + 1] = jobs
     end
     return answer
   end
@@ -91,16 +98,25 @@ local function took(route, count)
   popped[route] = (popped[route] or 0) + count
 end
 
--- Takes up to `need` entries {ulid, route, priority} off one route.
+-- Entries come as three lists side by side, because a table for each would cost as much as its commands.
+local function entry_lists() return { ulids = {}, routes = {}, priorities = {} } end
+
+local function add_entry(into, ulid, route, priority)
+  local n = #into.ulids + 1
+  into.ulids[n], into.routes[n], into.priorities[n] = ulid, route, priority
+end
+
+-- A priority as it is stored, from the score of a ZSET entry.
+local function priority_of(score) return text_of(255 - score) end
+
+-- Takes up to `need` entries off one route.
 local function pop_route(route, need, into)
   local high = redis.call('ZPOPMIN', P .. 'z:' .. route, need)
-  for i = 1, #high, 2 do
-    into[#into + 1] = { high[i], route, 255 - tonumber(high[i + 1]) }
-  end
+  for i = 1, #high, 2 do add_entry(into, high[i], route, priority_of(high[i + 1])) end
   local rest = need - #high / 2
   local low = rest > 0 and redis.call('LPOP', P .. 'l:' .. route, rest) or {}
-  for _, ulid in ipairs(low or {}) do into[#into + 1] = { ulid, route, 0 } end
-  local count = #high / 2 + (low and #low or 0)
+  for _, ulid in ipairs(low) do add_entry(into, ulid, route, '0') end
+  local count = #high / 2 + #low
   took(route, count)
   if count < need then
     -- The route is dry; a count that says otherwise would make every claim look again.
@@ -112,56 +128,67 @@ end
 -- Takes up to `need` entries off several routes, best first: looks at the heads, merges, then pops what it chose.
 local function pop_routes(routes, need, into)
   local heads = {}
-  for _, route in ipairs(routes) do
-    local entries = {}
+  for r, route in ipairs(routes) do
+    local head = entry_lists()
     local high = redis.call('ZRANGE', P .. 'z:' .. route, 0, need - 1, 'WITHSCORES')
-    for i = 1, #high, 2 do
-      entries[#entries + 1] = { high[i], route, 255 - tonumber(high[i + 1]) }
-    end
-    local zset = #entries
-    if zset < need then
-      for _, ulid in ipairs(redis.call('LRANGE', P .. 'l:' .. route, 0, need - zset - 1)) do
-        entries[#entries + 1] = { ulid, route, 0 }
+    for i = 1, #high, 2 do add_entry(head, high[i], route, 255 - high[i + 1]) end
+    head.high = #head.ulids
+    if head.high < need then
+      for _, ulid in ipairs(redis.call('LRANGE', P .. 'l:' .. route, 0, need - head.high - 1)) do
+        add_entry(head, ulid, route, 0)
       end
     end
-    heads[#heads + 1] = { entries = entries, zset = zset, next = 1 }
+    head.next = 1
+    heads[r] = head
   end
   for _ = 1, need do
-    local best, best_head
+    local best, ulid, priority
     for _, head in ipairs(heads) do
-      local entry = head.entries[head.next]
-      if entry and (not best or entry[3] > best[3] or (entry[3] == best[3] and entry[1] < best[1])) then
-        best, best_head = entry, head
+      local candidate = head.ulids[head.next]
+      if candidate then
+        local its = head.priorities[head.next]
+        if not best or its > priority or (its == priority and candidate < ulid) then
+          best, ulid, priority = head, candidate, its
+        end
       end
     end
     if not best then break end
-    best_head.next = best_head.next + 1
-    into[#into + 1] = best
+    add_entry(into, ulid, best.routes[best.next], text_of(priority))
+    best.next = best.next + 1
   end
-  for i, head in ipairs(heads) do
-    local count = head.next - 1
-    local high = math.min(count, head.zset)
-    if high > 0 then redis.call('ZPOPMIN', P .. 'z:' .. routes[i], high) end
-    if count > high then redis.call('LPOP', P .. 'l:' .. routes[i], count - high) end
-    took(routes[i], count)
-    if #head.entries == 0 then
-      popped[routes[i]] = (popped[routes[i]] or 0) + left[routes[i]]
-      left[routes[i]] = 0
+  for r, head in ipairs(heads) do
+    local route, count = routes[r], head.next - 1
+    local high = math.min(count, head.high)
+    if high > 0 then redis.call('ZPOPMIN', P .. 'z:' .. route, high) end
+    if count > high then redis.call('LPOP', P .. 'l:' .. route, count - high) end
+    took(route, count)
+    if #head.ulids == 0 then
+      popped[route] = (popped[route] or 0) + left[route]
+      left[route] = 0
     end
   end
 end
 
-local function records_of(entries)
+local function records_of(ulids)
   local keys = {}
-  for i, entry in ipairs(entries) do keys[i] = P .. 'r:' .. entry[1] end
+  for i, ulid in ipairs(ulids) do keys[i] = P .. 'r:' .. ulid end
   return #keys > 0 and redis.call('MGET', unpack(keys)) or keys
+end
+
+local function expire(ulid, key, revision)
+  local purge_at = text_of(now + ARGV[4])
+  redis.call('HSET', key, 's', EXPIRED, 'v', successor(revision), 'e', now_text, 'pg', purge_at)
+  file_terminal(P, ulid, EXPIRED, purge_at)
+  moved(ulid, PENDING, EXPIRED)
+  total('expired')
 end
 
 local answer, saved = { now, 0 }, {}
 local leases, started, stale = {}, 0, 0
 for r, request in ipairs(requests) do
-  local jobs, kept, held, more = { 0 }, {}, {}, 0
-  local need = request.most
+  local jobs, held, more = { 0 }, {}, 0
+  local need, size = request.most, 1
+  local lease_end = text_of(now + request.lease)
   while need > 0 do
     local live = {}
     for _, route in ipairs(request.routes) do
@@ -172,37 +199,30 @@ for r, request in ipairs(requests) do
       more = 1
       break
     end
-    local entries = {}
+    local entries = entry_lists()
     if #live == 1 then pop_route(live[1], need, entries) else pop_routes(live, need, entries) end
-    local records = records_of(entries)
-    for i, entry in ipairs(entries) do
-      local ulid, key = entry[1], P .. 'j:' .. entry[1]
+    local records = records_of(entries.ulids)
+    for i, ulid in ipairs(entries.ulids) do
+      local key = P .. 'j:' .. ulid
       local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex')
-      local state = tonumber(job[1] or PENDING)
-      if state ~= PENDING or not records[i] then
+      if (job[1] and job[1] ~= '2') or not records[i] then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
-        local purge_at = now + tonumber(ARGV[4])
-        redis.call('HSET', key, 's', EXPIRED, 'v', (job[4] or 0) + 1, 'e', now, 'pg', purge_at)
-        file_terminal(P, ulid, EXPIRED, purge_at)
-        moved(ulid, PENDING, EXPIRED)
-        total('expired')
+        expire(ulid, key, job[4])
         stale = stale + 1
       else
-        local token, attempt = (job[2] or 0) + 1, (job[3] or 0) + 1
-        redis.call('HSET', key, 's', RUNNING, 't', token, 'n', attempt, 'v', (job[4] or 0) + 1,
-          'w', request.worker, 'a', now, 'rt', entry[2], 'p', entry[3])
-        if job[5] then redis.call('ZADD', P .. 'timers', now + tonumber(job[5]), 't' .. ulid) end
+        local token, attempt = successor(job[2]), successor(job[3])
+        redis.call('HSET', key, 's', '3', 't', token, 'n', attempt, 'v', successor(job[4]),
+          'w', request.worker, 'a', now_text, 'rt', entries.routes[i], 'p', entries.priorities[i])
+        if job[5] then redis.call('ZADD', P .. 'timers', now + job[5], 't' .. ulid) end
         -- What has started does not expire any more; the entry would outlive the job.
         if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
-        local n = #jobs
-        jobs[n + 1], jobs[n + 2], jobs[n + 3], jobs[n + 4] = ulid, token, attempt, records[i]
-        kept[#kept + 1] = { ulid, token, attempt }
-        leases[#leases + 1] = now + request.lease
-        leases[#leases + 1] = ulid
-        held[#held + 1] = ulid
-        moved(ulid, PENDING, RUNNING)
+        jobs[size + 1], jobs[size + 2], jobs[size + 3], jobs[size + 4] = ulid, token, attempt, records[i]
+        size = size + 4
         started = started + 1
+        leases[2 * started - 1], leases[2 * started] = lease_end, ulid
+        changed[#changed + 1] = ulid
+        held[#held + 1] = ulid
         need = need - 1
       end
     end
@@ -210,7 +230,7 @@ for r, request in ipairs(requests) do
   if #held > 0 then each_slice('SADD', P .. 'held:' .. request.worker, held) end
   jobs[1] = more
   answer[#answer + 1] = jobs
-  saved[r] = kept
+  saved[r] = table.concat(held)
 end
 
 for route, count in pairs(popped) do
@@ -220,6 +240,7 @@ for route, count in pairs(popped) do
 end
 if started > 0 then
   each_slice('ZADD', P .. 'leases', leases)
+  moved_many(started, PENDING, RUNNING)
   total('started', started)
   redis.call('SET', answer_key, cmsgpack.pack({ call, saved }), 'PX', 60000)
 end

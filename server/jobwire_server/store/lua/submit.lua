@@ -31,15 +31,15 @@ end
 
 -- One write for the records of the whole batch. It fails only if an id is there already, after a lost answer; then each
 -- job is looked at by itself. An id that is twice in the batch is written once: MSETNX would take the last of them.
-local pairs_to_set, seen, again = {}, {}, {}
+local pairs_to_set, seen, again, size = {}, {}, {}, 0
 for at = first, #ARGV, 6 do
   local ulid = ARGV[at]
   if seen[ulid] then
     again[at] = true
   else
     seen[ulid] = true
-    pairs_to_set[#pairs_to_set + 1] = P .. 'r:' .. ulid
-    pairs_to_set[#pairs_to_set + 1] = ARGV[at + 5]
+    pairs_to_set[size + 1], pairs_to_set[size + 2] = P .. 'r:' .. ulid, ARGV[at + 5]
+    size = size + 2
   end
 end
 local all_new = redis.call('MSETNX', unpack(pairs_to_set)) == 1
@@ -52,10 +52,27 @@ end
 
 local lists, ready_by_route = {}, {}
 local pending, scheduled = 0, 0
+local changed = tally.changed
+
+-- Puts a job of priority 0 on the list of its route; the lists are written at the end.
+local function enlist(route, ulid)
+  local list = lists[route]
+  if not list then
+    list = {}
+    lists[route] = list
+  end
+  list[#list + 1] = ulid
+  pending = pending + 1
+end
+
 for at = first, #ARGV, 6 do
   local ulid, route, priority, extra = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4]
   if again[at] or (not all_new and redis.call('SETNX', P .. 'r:' .. ulid, ARGV[at + 5]) == 0) then
     answer[#answer + 1] = existing(ulid)
+  elseif extra == '' and priority == '0' and ARGV[at + 3] == '' then
+    enlist(route, ulid)
+    answer[#answer + 1] = PENDING
+    changed[#changed + 1] = ulid
   else
     local due = start_ms(ARGV[at + 3])
     local fields = extra == '' and {} or cjson.decode(extra)
@@ -74,26 +91,22 @@ for at = first, #ARGV, 6 do
         redis.call('HSET', P .. 'j:' .. ulid, 's', PENDING, unpack(fields))
       end
       if priority == '0' then
-        local list = lists[route]
-        if not list then
-          list = {}
-          lists[route] = list
-        end
-        list[#list + 1] = ulid
+        enlist(route, ulid)
       else
         push_ready(P, ulid, route, priority, false)
+        ready_by_route[route] = (ready_by_route[route] or 0) + 1
+        pending = pending + 1
       end
-      ready_by_route[route] = (ready_by_route[route] or 0) + 1
-      pending = pending + 1
       answer[#answer + 1] = PENDING
     end
-    tally.changed[#tally.changed + 1] = ulid
+    changed[#changed + 1] = ulid
   end
 end
 
 for route, list in pairs(lists) do
   each_slice('RPUSH', P .. 'l:' .. route, list)
   redis.call('HINCRBY', P .. 'ready', route, #list)
+  ready_by_route[route] = (ready_by_route[route] or 0) + #list
 end
 if pending + scheduled > 0 then
   for at = 3, first - 1, 2 do

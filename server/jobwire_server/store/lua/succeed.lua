@@ -7,13 +7,15 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention, ms
 -- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
--- Returns for each item {code, state, due}: code 0 done now or by this very call before | 1 not found | 2 lease lost
---include clock tally chunks
+-- Returns for each item 0 done now, or {code, state, due}: code 0 ended by this very caller before | 1 not found | 2 lease lost
+--include clock numbers tally chunks
 
 local P = KEYS[1]
-local now = clock_ms(ARGV[1])
-local purge_at = now + tonumber(ARGV[2])
 local RUNNING, CANCELLING, SUCCEEDED = 3, 4, 5
+local now = clock_ms(ARGV[1])
+local now_text, purge_at = text_of(now), text_of(now + ARGV[2])
+local changed = tally.changed
+local counted = { [RUNNING] = 0, [CANCELLING] = 0 }
 -- The longest value that leaves a HASH in its compact encoding.
 local SHORT = 64
 local answer = {}
@@ -34,11 +36,11 @@ for at = 3, #ARGV, 4 do
     local result = ARGV[at + 3]
     if #result > SHORT then
       redis.call('SET', P .. 'x:' .. ulid, result)
-      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at, 'x', 1)
+      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at, 'x', '1')
     elseif result ~= '' then
-      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at, 'r', result)
+      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at, 'r', result)
     else
-      redis.call('HSET', key, 's', SUCCEEDED, 'v', job[4] + 1, 'e', now, 'pg', purge_at)
+      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at)
     end
     if job[5] then timers[#timers + 1] = 't' .. ulid end
     if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
@@ -51,8 +53,9 @@ for at = 3, #ARGV, 4 do
       held[worker] = mine
     end
     mine[#mine + 1] = ulid
-    moved(ulid, state, SUCCEEDED)
-    answer[#answer + 1] = { 0, SUCCEEDED, 0 }
+    changed[#changed + 1] = ulid
+    counted[state] = counted[state] + 1
+    answer[#answer + 1] = 0
   end
 end
 
@@ -61,6 +64,7 @@ if #leases > 0 then
   each_slice('ZREM', P .. 'leases', leases)
   for worker, mine in pairs(held) do each_slice('SREM', P .. 'held:' .. worker, mine) end
   if #timers > 0 then each_slice('ZREM', P .. 'timers', timers) end
+  for state, count in pairs(counted) do moved_many(count, state, SUCCEEDED) end
   total('succeeded', #leases)
   publish_tally(P)
 end

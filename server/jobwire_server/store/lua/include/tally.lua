@@ -10,6 +10,12 @@ local function moved(ulid, from, to)
   tally.changed[#tally.changed + 1] = ulid
 end
 
+-- The same for a number of jobs whose ULIDs the caller noted itself.
+local function moved_many(count, from, to)
+  tally.counts[from] = (tally.counts[from] or 0) - count
+  tally.counts[to] = (tally.counts[to] or 0) + count
+end
+
 local function total(name, by)
   tally.totals[name] = (tally.totals[name] or 0) + (by or 1)
 end
