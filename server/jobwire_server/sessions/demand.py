@@ -93,7 +93,7 @@ class OneShot(Demand):
         """Ends the demand with these jobs, or adds those of another queue that came in the same
         moment.
         """
-        if self.answer.cancelled():
+        if self.answer.cancelled() or (self.answer.done() and self.answer.exception()):
             return False
         if not self.answer.done():
             self.closed = True
