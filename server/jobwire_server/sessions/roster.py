@@ -120,6 +120,7 @@ class Roster:
         self._chores: set[asyncio.Task[None]] = set()
         self._touch_now = asyncio.Event()
         self._renew_now = asyncio.Event()
+        self._shortest_lease_ms = options.lease_ms
 
     # ------------------------------------------------------------------- life
 
@@ -197,8 +198,8 @@ class Roster:
         for queue in spec.queues:
             self._dispatcher(queue).offer(session.demand)
         self._touch_now.set()
-        if session.lease_ms < self._options.lease_ms:
-            # Shorter than what the keeper sleeps for.
+        if session.lease_ms < self._shortest_lease_ms:
+            # The keeper sleeps too long for this one.
             self._renew_now.set()
         return session
 
@@ -294,7 +295,8 @@ class Roster:
 
     def _renewal_s(self) -> float:
         leases = [session.lease_ms for session in self._sessions.values()]
-        return min([self._options.lease_ms, *leases]) / 1000 / RENEWALS_A_LEASE
+        self._shortest_lease_ms = min([self._options.lease_ms, *leases])
+        return self._shortest_lease_ms / 1000 / RENEWALS_A_LEASE
 
     async def _look(self) -> None:
         now = self._clock.now_ms()

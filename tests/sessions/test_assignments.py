@@ -1,0 +1,279 @@
+"""What comes over a stream, and what becomes of it when it is not taken."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from jobwire.v1.job_pb2 import (
+    ATTEMPT_OUTCOME_CRASHED,
+    ATTEMPT_OUTCOME_UNDELIVERED,
+    JOB_STATE_PENDING,
+    JOB_STATE_RUNNING,
+    JOB_STATE_SUCCEEDED,
+)
+
+from tests.support.streams import (
+    QUICK,
+    Producer,
+    RawWorker,
+    StreamServer,
+    lease_of,
+    stream_server,
+)
+from tests.support.waiting import eventually
+
+
+async def test_attached_comes_first_and_tells_the_clockwork(server: StreamServer) -> None:
+    async with RawWorker(server.address) as worker:
+        attached = await worker.attach()
+    assert worker.frames[0].HasField("attached")
+    assert attached.server_id == "s1"
+    assert attached.heartbeat_interval.ToMilliseconds() == QUICK.heartbeat_interval_ms
+    assert attached.claim_timeout.ToMilliseconds() == QUICK.claim_timeout_ms
+    assert attached.reconnect_window.ToMilliseconds() == QUICK.reconnect_window_ms
+    assert attached.lease_duration.ToMilliseconds() == QUICK.lease_ms
+    assert not attached.lost_leases
+
+
+async def test_a_job_goes_over_the_stream_and_its_result_comes_back(
+    server: StreamServer, producer: Producer
+) -> None:
+    async with RawWorker(server.address) as worker:
+        await worker.attach()
+        (job_id,) = await producer.submit(size=100)
+        (assignment,) = await worker.jobs(1)
+        assert (assignment.job_id, assignment.attempt) == (job_id, 1)
+        assert assignment.spec.payload.data == b"x" * 100
+        receipt = await worker.complete(assignment)
+        assert (receipt.sequence, len(receipt.refused)) == (1, 0)
+        # The receipt came after the fact.
+        assert (await producer.job(job_id)).state == JOB_STATE_SUCCEEDED
+
+
+async def test_no_more_jobs_come_than_there_are_credits(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit(30)
+    async with RawWorker(server.address, credits=7) as worker:
+        await worker.attach()
+        first = await worker.jobs(7)
+        await worker.complete(*first[:3])
+        await worker.jobs(10)
+        await worker.complete(*worker.held.values())
+        await worker.jobs(17)
+        assert worker.peak == 7
+
+
+async def test_no_credits_bring_no_jobs_until_there_are_some(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, credits=0) as worker:
+        await worker.attach()
+        await eventually(lambda: len(worker.frames) >= 4, "some heartbeats")
+        assert not worker.got
+        await worker.send(credits=1)
+        (assignment,) = await worker.jobs(1)
+        assert assignment.job_id == job_id
+
+
+async def test_fewer_credits_leave_the_jobs_that_are_there(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit(10)
+    async with RawWorker(server.address, credits=5) as worker:
+        await worker.attach()
+        await worker.jobs(5)
+        await worker.send(credits=2)
+        for _ in range(3):
+            await worker.complete(next(iter(worker.held.values())))
+        # Two are held, which is all that may be; the next completion brings the next job.
+        assert len(worker.got) == 5
+        assert not worker.lost
+        await worker.complete(next(iter(worker.held.values())))
+        await worker.jobs(6)
+        assert len(worker.held) == 2
+
+
+async def test_an_assignment_that_is_not_acknowledged_goes_back_untouched(
+    server: StreamServer, producer: Producer
+) -> None:
+    first, second = await producer.submit(2)
+    async with (
+        RawWorker(server.address, "deaf", credits=1, acks=False) as deaf,
+        RawWorker(server.address, "other", credits=2) as other,
+    ):
+        await deaf.attach()
+        (mine,) = await deaf.jobs(1)
+        assert mine.job_id == first
+        await deaf.loses(mine)
+        await producer.until(first, JOB_STATE_PENDING)
+        await other.attach()
+        again, then = await other.jobs(2)
+        # At its old place, under the same number, with a new token.
+        assert (again.job_id, then.job_id) == (first, second)
+        assert (again.attempt, again.fencing_token) == (1, mine.fencing_token + 1)
+        job = await producer.job(first)
+        assert (job.failures, job.crashes, job.interruptions) == (0, 0, 0)
+        assert [a.outcome for a in job.attempts][:1] == [ATTEMPT_OUTCOME_UNDELIVERED]
+        # It gets nothing more until it shows that it takes what it gets.
+        assert len(deaf.got) == 1
+
+
+async def test_a_stream_that_never_acknowledges_is_ended(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit()
+    async with RawWorker(server.address, acks=False) as deaf:
+        await deaf.attach()
+        code, details = await deaf.end()
+    assert (code.name, details) == ("UNAVAILABLE", "assignments are not acknowledged")
+
+
+async def test_an_assignment_whose_stream_breaks_before_the_ack_goes_back_untouched(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, acks=False) as broken:
+        await broken.attach()
+        (assignment,) = await broken.jobs(1)
+        await broken.break_off()
+        # At once: not after the claim timeout, the window or the lease.
+        job = await producer.until(job_id, JOB_STATE_PENDING)
+    assert (job.failures, job.crashes, job.interruptions) == (0, 0, 0)
+    async with RawWorker(server.address, "w2") as other:
+        await other.attach()
+        (again,) = await other.jobs(1)
+        assert (again.attempt, again.fencing_token) == (1, assignment.fencing_token + 1)
+
+
+async def test_an_ack_that_comes_too_late_is_answered_by_a_lost_lease(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit()
+    async with RawWorker(server.address, acks=False) as worker:
+        await worker.attach()
+        (assignment,) = await worker.jobs(1)
+        await worker.loses(assignment)
+        await worker.ack(assignment)
+        await eventually(lambda: len(worker.lost) == 2, "the late ack is answered")
+        assert worker.lost == [lease_of(assignment)] * 2
+
+
+async def test_a_late_ack_does_not_stand_for_a_newer_assignment_of_the_same_job(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit()
+    async with RawWorker(server.address, credits=1, acks=False) as worker:
+        await worker.attach()
+        (old,) = await worker.jobs(1)
+        await worker.loses(old)
+        await worker.ack(old)
+        _, new = await worker.jobs(2)
+        assert new.fencing_token == old.fencing_token + 1
+        await worker.ack(old)
+        # The new one was never acknowledged, so it goes back as well.
+        await worker.loses(new)
+
+
+async def test_a_completion_is_an_acknowledgement(server: StreamServer, producer: Producer) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, acks=False) as worker:
+        await worker.attach()
+        receipt = await worker.complete(*await worker.jobs(1))
+        assert not receipt.refused
+        assert (await producer.job(job_id)).state == JOB_STATE_SUCCEEDED
+        await eventually(lambda: len(worker.frames) >= 6, "some heartbeats")
+        assert not worker.lost
+        assert not worker.call.done()
+
+
+async def test_a_worker_that_is_heard_of_keeps_its_leases(valkey_url: str) -> None:
+    options = replace(QUICK, lease_ms=1_000)
+    async with (
+        stream_server(valkey_url, options) as server,
+        Producer(server.address) as producer,
+        RawWorker(server.address) as worker,
+    ):
+        job_ids = await producer.submit(5)
+        await worker.attach()
+        await worker.jobs(5)
+        before = [(await producer.job(j)).lease_expires_at.ToMilliseconds() for j in job_ids]
+        # Three leases long.
+        async with asyncio.timeout(20):
+            while True:
+                now = [(await producer.job(j)).lease_expires_at.ToMilliseconds() for j in job_ids]
+                if min(now) - max(before) > 3_000:
+                    break
+                await asyncio.sleep(0.05)
+        assert not worker.lost
+        assert len(worker.got) == 5
+
+
+async def test_a_lease_that_is_shorter_than_the_servers_is_kept_as_well(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, lease_s=1) as worker:
+        attached = await worker.attach()
+        assert attached.lease_duration.ToMilliseconds() == 1_000
+        await worker.jobs(1)
+        before = (await producer.job(job_id)).lease_expires_at.ToMilliseconds()
+        async with asyncio.timeout(20):
+            while True:
+                job = await producer.job(job_id)
+                assert (job.state, job.crashes) == (JOB_STATE_RUNNING, 0)
+                if job.lease_expires_at.ToMilliseconds() - before > 3_000:
+                    break
+                await asyncio.sleep(0.05)
+        assert not worker.lost
+
+
+async def test_a_silent_worker_is_dropped_and_its_leases_are_not_renewed(valkey_url: str) -> None:
+    # A window that is longer than the test, so that only the lease itself can end.
+    options = replace(QUICK, lease_ms=1_500, reconnect_window_ms=60_000, worker_timeout_ms=60_000)
+    async with (
+        stream_server(valkey_url, options) as server,
+        Producer(server.address) as producer,
+        RawWorker(server.address, beats=False) as silent,
+    ):
+        (job_id,) = await producer.submit()
+        await silent.attach()
+        await silent.jobs(1)
+        code, details = await silent.end()
+        assert code.name == "UNAVAILABLE"
+        assert details == "nothing was heard from the worker for 0.9 s"
+        job = await producer.until(job_id, JOB_STATE_PENDING)
+        assert job.crashes == 1
+        assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_CRASHED]
+
+
+@pytest.mark.parametrize("sizes", [(1_000,) * 40, (10, 3_000) * 20, (5_000, 10, 10, 900) * 10])
+async def test_the_credit_in_bytes_is_kept(
+    server: StreamServer, producer: Producer, sizes: tuple[int, ...]
+) -> None:
+    job_ids = [(await producer.submit(size=size))[0] for size in sizes]
+    most = 4_000
+    async with RawWorker(server.address, credits=100, credit_bytes=most) as worker:
+        await worker.attach()
+        while len(worker.receipts) < len(sizes):
+            await eventually(lambda: bool(worker.held), "another job", timeout_s=20)
+            held = [*worker.held.values()]
+            # Only one that comes to a worker without any may be larger.
+            assert len(held) == 1 or sum(job.spec.ByteSize() for job in held) <= most
+            await worker.complete(held[0])
+        assert sorted(job.job_id for job in worker.got) == sorted(job_ids)
+
+
+async def test_many_large_jobs_reach_a_client_with_the_usual_limit_of_messages(
+    server: StreamServer, producer: Producer
+) -> None:
+    job_ids = await producer.submit(60, size=200_000)
+    async with RawWorker(server.address, credits=100) as worker:
+        await worker.attach()
+        got = await worker.jobs(60)
+        assert [job.job_id for job in got] == job_ids
+        assert max(frame.ByteSize() for frame in worker.frames) < 4 << 20
