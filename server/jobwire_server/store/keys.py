@@ -9,10 +9,11 @@ from __future__ import annotations
 
 WORKERS = "jw:{workers}:"
 """Prefix of the worker registry."""
-WORKER_EVENTS = WORKERS + "events"
+WORKER_EVENTS = WORKERS + "changes"
 """Channel: the id of each worker that registered, changed, was lost or left.
 
-Where a stream was concerned, a space and its session follow.
+Where a stream was concerned, a space and its session follow. A queue may be called `workers`, so
+no name here may be one that a queue's keys or channels have.
 """
 LOST_WORKERS = WORKERS + "lost"
 """ZSET: workers that were lost and whose jobs are not back yet."""

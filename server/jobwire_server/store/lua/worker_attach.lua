@@ -3,7 +3,7 @@
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget (worker_register.lua); in addition
 --           w:<id>   HASH  session (of the stream that counts), instance (of the worker's process), server, up 1|0 (its stream holds),
 --                          stats (JSON)
---           events   channel: '<id> <session>'
+--           changes  channel: '<id> <session>'
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] session   ARGV[5] instance   ARGV[6] server
 -- Returns {now in Unix ms, status, former}: former 0 there was none | 1 the same process | 2 another process, whose jobs are
 --   to be taken back
@@ -27,5 +27,5 @@ redis.call('ZADD', P .. 'seen', now, id)
 redis.call('ZADD', P .. 'ids', 0, id)
 redis.call('ZREM', P .. 'lost', id)
 redis.call('ZREM', P .. 'forget', id)
-redis.call('SPUBLISH', P .. 'events', id .. ' ' .. ARGV[4])
+redis.call('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[4])
 return { now, status, former }

@@ -18,5 +18,5 @@ else
   redis.call('ZADD', P .. 'lost', now, id)
   redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[5]), id)
 end
-redis.call('SPUBLISH', P .. 'events', id .. ' ' .. ARGV[3])
+redis.call('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[3])
 return 1

@@ -6,7 +6,7 @@
 --           ids      ZSET  id -> 0, for listing by name
 --           lost     ZSET  id -> when it was lost, Unix ms, until its jobs are back in their queues
 --           forget   ZSET  id -> when a lost worker leaves the list, Unix ms
---           events   channel of the ids of workers that registered, changed, were lost or left
+--           changes  channel of the ids of workers that registered, changed, were lost or left
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec
 -- Returns now in Unix ms
 --include clock
@@ -20,5 +20,5 @@ redis.call('ZADD', P .. 'ids', 0, id)
 -- What a former worker of this name held comes back when its leases end; what this one will hold must not be taken for lost.
 redis.call('ZREM', P .. 'lost', id)
 redis.call('ZREM', P .. 'forget', id)
-redis.call('SPUBLISH', P .. 'events', id)
+redis.call('SPUBLISH', P .. 'changes', id)
 return now

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- worker_sweep.lua: marks silent workers LOST, and forgets those that were lost long ago.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget events (worker_register.lua)
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget changes (worker_register.lua)
 -- ARGV[1] clock shift, ms   ARGV[2] silence that makes a worker lost, ms   ARGV[3] how long lost workers are listed, ms
 -- ARGV[4] the most workers of each kind to handle in this call
 -- Returns for each worker whose jobs are not back yet: id, when it was lost in Unix ms, spec
@@ -14,7 +14,7 @@ for _, id in ipairs(redis.call('ZRANGE', P .. 'seen', '-inf', now - tonumber(ARG
   redis.call('ZREM', P .. 'seen', id)
   redis.call('ZADD', P .. 'lost', now, id)
   redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[3]), id)
-  redis.call('SPUBLISH', P .. 'events', id)
+  redis.call('SPUBLISH', P .. 'changes', id)
 end
 for _, id in ipairs(redis.call('ZRANGE', P .. 'forget', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do
   redis.call('DEL', P .. 'w:' .. id)
