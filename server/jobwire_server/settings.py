@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         "100ms",
         _BROKER.max_linger_ms,
         JOBS,
-        "The longest pause before a small batch goes to a busy store.",
+        "The longest that a call to the store is held while more requests for it keep coming.",
     )
 
     retry_max_attempts: int = _setting(

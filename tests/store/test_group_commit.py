@@ -128,21 +128,24 @@ async def test_a_lone_caller_is_never_held_up(writer: Writer, backlog: Backlog) 
             assert await group.one(item) == 10 * item
 
 
-@pytest.mark.parametrize(
-    ("crowd", "calls"), [(5, [[10], [20, 21, 22]]), (2, [[10], [20], [21, 22]])], ids=str
-)
-async def test_after_a_crowd_a_small_call_waits_for_company(
-    writer: Writer, backlog: Backlog, crowd: int, calls: list[list[int]]
+async def test_requests_that_come_turn_by_turn_share_a_call(
+    writer: Writer, backlog: Backlog
 ) -> None:
-    group = GroupCommit(writer, backlog, linger_s=0.1)
-    first = [asyncio.create_task(group.one(10)) for _ in range(crowd)]
-    await eventually(lambda: writer.calls == [[10] * crowd], "the call of the crowd")
-    straggler = asyncio.create_task(group.one(20))
-    await asyncio.sleep(0)
+    group = GroupCommit(writer, backlog, linger_s=60.0)
     writer.gate.set()
-    await asyncio.gather(*first)
-    # A pause holds the straggler while these come; without one it has gone by now.
-    for _ in range(5):
+    callers = []
+    for item in range(20):
+        callers.append(asyncio.create_task(group.one(item)))
         await asyncio.sleep(0)
-    await asyncio.gather(straggler, group.one(21), group.one(22))
-    assert [sorted(set(call)) for call in writer.calls] == calls
+    await asyncio.gather(*callers)
+    assert writer.calls == [list(range(20))]
+
+
+async def test_without_a_linger_a_call_goes_at_once(writer: Writer, backlog: Backlog) -> None:
+    group = GroupCommit(writer, backlog)
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: writer.calls == [[1]], "the first call")
+    second = asyncio.create_task(group.one(2))
+    writer.gate.set()
+    await asyncio.gather(first, second)
+    assert writer.calls == [[1], [2]]

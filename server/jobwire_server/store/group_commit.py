@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Generic, TypeVar
 
 from jobwire_server.errors import ServerBusy
@@ -15,9 +16,11 @@ from jobwire_server.errors import ServerBusy
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-CROWD = 4
-"""So many requests in one call show that callers run side by side, and that waiting a little
-gathers more. With fewer, a pause would only hold up a caller who sends one after the other.
+DRY_PASSES = 8
+"""So many turns of the event loop without a new request end the gathering.
+
+Requests that are on their way arrive one a turn, so that a busy server gathers while they come; a
+caller who is alone waits for eight empty turns, some 30 microseconds.
 """
 
 
@@ -54,7 +57,7 @@ class GroupCommit(Generic[Item, Answer]):
             of that call.
         backlog: Shared by all that wait in this server.
         max_items: The most items of one call; a single larger request goes by itself.
-        linger_s: The longest pause before a small call while callers crowd; 0 for none.
+        linger_s: The longest that a call is held while more requests keep coming; 0: not at all.
     """
 
     def __init__(
@@ -95,16 +98,24 @@ class GroupCommit(Generic[Item, Answer]):
         return (await self.submit((item,)))[0]
 
     async def _run(self) -> None:
-        crowd = 0
         try:
             while self._waiting:
-                if self._linger_s and crowd >= CROWD and len(self._waiting) < crowd:
-                    await asyncio.sleep(self._linger_s)
+                if self._linger_s:
+                    await self._let_gather()
                 group, items = self._gather()
-                crowd = len(group)
                 await self._commit(group, items)
         finally:
             self._task = None
+
+    async def _let_gather(self) -> None:
+        """Lets the loop turn for as long as it brings more requests, up to the longest pause."""
+        until = monotonic() + self._linger_s
+        seen, dry = len(self._waiting), 0
+        while dry < DRY_PASSES and seen < self._max_items and monotonic() < until:
+            await asyncio.sleep(0)
+            count = len(self._waiting)
+            dry = 0 if count > seen else dry + 1
+            seen = count
 
     def _gather(
         self,
