@@ -107,8 +107,13 @@ class QueueSet:
     async def _discover_for_ever(self) -> None:
         while True:
             try:
-                for queue in await self._queues.names():
+                names = await self._queues.names()
+                for queue in names:
                     self._adopt(queue)
+                # A failover may lose the registration of a queue that goes on getting jobs;
+                # without it no other server would keep them.
+                for queue in self._lanes.keys() - set(names):
+                    await self._queues.register(queue)
             except JobwireError as error:
                 log.debug("queues not listed", error=error.message)
             except Exception:
