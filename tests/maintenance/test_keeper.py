@@ -11,6 +11,7 @@ from jobwire_server.model import Ended
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, ulid_of
+from tests.support.scripts import Scripts
 from tests.support.waiting import eventually
 
 
@@ -50,3 +51,14 @@ async def test_forgetting_goes_on_for_as_long_as_there_are_jobs_to_forget(valkey
                 timeout_s=3,
             )
         broker.check()
+
+
+async def test_an_overdue_attempt_does_not_hide_what_is_due_next(scripts: Scripts) -> None:
+    await scripts.submit(new_job())
+    await scripts.claim("w1", 1, lease_ms=1_000)
+    await scripts.submit(new_job())
+    await scripts.claim("w1", 1, lease_ms=1_200)
+    scripts.shift(1_000)
+    tick = await scripts.tick()
+    assert [condition for condition, _ in tick.overdue] == ["lease"]
+    assert 0 < tick.next_due_ms - tick.now_ms <= 200

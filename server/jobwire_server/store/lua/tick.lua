@@ -88,8 +88,9 @@ for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
 if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
 
 for _, name in ipairs({ 'scheduled', 'timers', 'leases' }) do
-  local head = redis.call('ZRANGE', P .. name, 0, 0, 'WITHSCORES')
+  -- What is due now stands in front until its end is decided, and must not hide what follows it.
+  local head = redis.call('ZRANGE', P .. name, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   local at = head[2] and tonumber(head[2]) or 0
-  if at > now and (answer[3] == 0 or at < answer[3]) then answer[3] = at end
+  if at > 0 and (answer[3] == 0 or at < answer[3]) then answer[3] = at end
 end
 return answer
