@@ -15,7 +15,14 @@ from time import monotonic
 
 import structlog
 
-from jobwire_server.errors import JobwireError, LeaseLost, ServerDraining, StoreUnavailable
+from jobwire_server.errors import (
+    JobwireError,
+    LeaseLost,
+    ServerBusy,
+    ServerDraining,
+    StoreUnavailable,
+    WrongState,
+)
 from jobwire_server.model import (
     Assignment,
     CancelNotice,
@@ -52,6 +59,10 @@ SILENT_INTERVALS = 3
 """A side that hears nothing for so many heartbeat intervals takes the stream for dead."""
 RENEWABLE_INTERVALS = 2
 """Leases are renewed while the worker was heard of within so many intervals."""
+
+
+STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
+"""Why a completion was refused although the job may be the worker's still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,8 @@ class WorkerSession:
         """Job id -> fencing token of every lease that this stream knows of."""
         self._unacknowledged: dict[str, tuple[float, Assignment]] = {}
         """Job id -> when its acknowledgement is overdue, and the assignment; oldest first."""
+        self._cancelled: set[str] = set()
+        """Those of them that the worker was told to stop."""
         self._sizes: dict[str, int] = {}
         """With a credit in bytes: job id -> bytes of its record."""
         self._bytes_out = 0
@@ -190,7 +203,9 @@ class WorkerSession:
 
     def cancel(self, notice: CancelNotice) -> None:
         """Tells the worker to stop a job, once for each lease."""
-        if self.held.get(notice.job_id) == notice.fencing_token:
+        job_id = notice.job_id
+        if self.held.get(job_id) == notice.fencing_token and job_id not in self._cancelled:
+            self._cancelled.add(job_id)
             self._out.cancellations.append(notice)
             self._wake.set()
 
@@ -293,6 +308,10 @@ class WorkerSession:
     async def _take_in(self, frame: FrameIn) -> None:
         for ended in frame.completions:
             self._forget(f"{ended.queue}-{ended.ulid}", ended.fencing_token)
+        for refused in frame.refused:
+            # Wrong as it is, it shows that the assignment has arrived.
+            if self.held.get(refused.job_id) == refused.fencing_token:
+                self._unacknowledged.pop(refused.job_id, None)
         task = asyncio.create_task(self._record(frame), name="frame")
         self._frames.add(task)
         task.add_done_callback(self._frames.discard)
@@ -319,6 +338,8 @@ class WorkerSession:
             if isinstance(outcome, JobwireError):
                 job_id = f"{ended.queue}-{ended.ulid}"
                 refused.append(Refused(job_id, ended.fencing_token, outcome))
+                if isinstance(outcome, STILL_HELD):
+                    self._keep(job_id, ended.fencing_token)
             elif type(ended.outcome) is bytes:
                 self.succeeded += 1
             else:
@@ -356,9 +377,16 @@ class WorkerSession:
             return
         del self.held[job_id]
         self._unacknowledged.pop(job_id, None)
+        self._cancelled.discard(job_id)
         if self._sizes:
             self._bytes_out -= self._sizes.pop(job_id, 0)
         self.demand.unreserve(1)
+
+    def _keep(self, job_id: str, fencing_token: int) -> None:
+        """Takes a place again for a job whose completion was refused: its lease goes on."""
+        if job_id not in self.held and not self.ended.done():
+            self.held[job_id] = fencing_token
+            self.demand.room -= 1
 
     # ------------------------------------------------------------ now and then
 
