@@ -45,6 +45,7 @@ _BY_CODE = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Exit.UNAVAILABLE,
     grpc.StatusCode.FAILED_PRECONDITION: Exit.PRECONDITION,
     grpc.StatusCode.ALREADY_EXISTS: Exit.PRECONDITION,
+    grpc.StatusCode.ABORTED: Exit.PRECONDITION,
     grpc.StatusCode.PERMISSION_DENIED: Exit.PRECONDITION,
     grpc.StatusCode.UNAUTHENTICATED: Exit.PRECONDITION,
 }

@@ -139,6 +139,8 @@ class StreamTransport:
             self._outbox.refuse_oversized()
         elif isinstance(error, CallError) and error.code in _FOR_GOOD:
             log.error("the broker ended the stream for good: %s", error)
+            # Somebody else has the leases, or will have them when the window is over.
+            self._host.lose_all()
             raise error
         elif error is not None and not isinstance(error, CallError):
             raise error

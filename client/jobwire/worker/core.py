@@ -11,10 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
 
-from jobwire.context import Context, Report, StopReason
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.signals import Stopped
 from jobwire.transport.base import Transport
@@ -29,12 +26,11 @@ from jobwire.v1.worker_service_pb2 import (
     Success,
     WorkerSpec,
 )
-from jobwire.worker.handlers import Operation, Raised, call
+from jobwire.worker.handlers import Operation
 from jobwire.worker.held import Held, Stage, WorkerStats
-from jobwire.worker.outcomes import failure, refused_result, success
+from jobwire.worker.outcomes import failure, refused_result
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
-from jobwire.worker.processes import ProcessPool
-from jobwire.worker.threads import ThreadPool
+from jobwire.worker.runner import Outcome, Runner
 
 log = logging.getLogger("jobwire.worker")
 
@@ -43,12 +39,8 @@ REPORT_INTERVAL_S = 0.1
 UNWIND_S = 5.0
 # How long the end of the worker waits for the receipts of its last completions.
 SETTLE_S = 5.0
-# And the cancelled tasks of handlers that had not stopped.
-LAST_WORDS_S = 1.0
 # A worker names all its leases when it attaches, and may name so many.
 MAX_LEASES = 10_000
-
-_Outcome = Success | Failure | Raised
 
 
 class Core:
@@ -74,10 +66,7 @@ class Core:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
-        self._processes = ProcessPool()
-        self._threads: ThreadPool[Held] = ThreadPool(
-            self._concurrency, _thread_name, self._run_in_thread, self._end_in_threads
-        )
+        self._runner = Runner(self._concurrency, self._take_report, self._end_all)
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
         self._running: set[Held] = set()
@@ -166,7 +155,7 @@ class Core:
         if held.stage is Stage.WAITING:
             self._say(held, held.completion(cancelled=Cancelled()))
         else:
-            self._stop(held, "cancelled", notice.reason)
+            self._runner.stop(held, "cancelled", notice.reason)
 
     def lose(self, leases: Iterable[LeaseRef]) -> None:
         """Stops the handlers of leases that are known to be lost."""
@@ -243,7 +232,7 @@ class Core:
 
     def _fill(self) -> None:
         """Starts waiting jobs as far as there are free handlers."""
-        threads: list[Held] = []
+        starting: list[Held] = []
         while (
             self._waiting
             and len(self._running) < self._concurrency
@@ -255,63 +244,16 @@ class Core:
                 continue
             held.stage = Stage.RUNNING
             self._running.add(held)
-            operation = held.operation
-            if operation is not None and operation.mode == "thread":
-                held.context = self._context(held)
-                threads.append(held)
-            else:
-                held.task = self._loop.create_task(self._run(held, operation))
-        if threads:
-            self._threads.submit(threads)
+            starting.append(held)
+        if starting:
+            self._runner.start(starting)
 
-    def _context(self, held: Held) -> Context:
-        return Context(
-            held.assignment,
-            report=partial(self._take_made_report, held),
-            signal=held.signal,
-        )
-
-    def _run_in_thread(self, held: Held) -> _Outcome:
-        assert held.operation is not None
-        assert held.context is not None
-        outcome = call(held.operation.function, held.context)
-        return outcome if isinstance(outcome, Raised) else success(outcome)
-
-    def _end_in_threads(self, ended: Sequence[tuple[Held, Any]]) -> None:
+    def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
         for held, outcome in ended:
             self._end(held, outcome)
         self._fill()
 
-    async def _run(self, held: Held, operation: Operation | None) -> None:
-        """Runs a handler that is async or in a process, or says that there is none."""
-        held.context = self._context(held)
-        outcome: _Outcome
-        try:
-            if held.signal.is_set:
-                raise asyncio.CancelledError  # given before the first step
-            if operation is None:
-                name = held.assignment.spec.operation
-                raise LookupError(f"this worker has no handler for {name!r}")
-            if operation.mode == "async":
-                result = await operation.function(held.context)
-            else:
-                result = await self._processes.run(
-                    operation.function, held.assignment, partial(self._take_report, held),
-                    held.signal,
-                )  # fmt: skip
-            outcome = success(result)
-        except KeyboardInterrupt:
-            raise
-        except asyncio.CancelledError as error:
-            if not held.signal.is_set and held.task is not None and held.task.cancelling():
-                raise  # the loop ends, and says so to all its tasks
-            outcome = Raised(error)
-        except BaseException as error:
-            outcome = Raised(error)
-        self._end(held, outcome)
-        self._fill()
-
-    def _end(self, held: Held, outcome: _Outcome) -> None:
+    def _end(self, held: Held, outcome: Outcome) -> None:
         """Takes what a handler made of its job."""
         self._running.discard(held)
         self._ended += 1
@@ -332,7 +274,7 @@ class Core:
         self._transport.complete(completion)
         self._changed.set()
 
-    def _completion(self, held: Held, outcome: _Outcome) -> Completion:
+    def _completion(self, held: Held, outcome: Outcome) -> Completion:
         if isinstance(outcome, Success):
             return held.completion(success=outcome)
         if isinstance(outcome, Failure):
@@ -348,14 +290,6 @@ class Core:
         _log_failure(held.job_id, described, error)
         return held.completion(failure=described)
 
-    def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
-        held.signal.set(reason, message)
-        is_async = held.operation is not None and held.operation.mode == "async"
-        # A task that has not taken its first step looks at the signal when it does; cancelled
-        # before, it would never say that it ended.
-        if is_async and held.task is not None and held.context is not None:
-            held.task.cancel()
-
     def _lose(self, held: Held) -> None:
         self._lost += 1
         self._forget(held)
@@ -364,7 +298,7 @@ class Core:
             # Until it heeds the signal it occupies a place that the broker counts as free.
             self._void += 1
             self._transport.capacity_changed()
-            self._stop(held, "lease_lost")
+            self._runner.stop(held, "lease_lost")
         self._changed.set()
 
     def _release_unstarted(self, held: Held) -> None:
@@ -372,9 +306,6 @@ class Core:
         self._say(held, held.completion(released=released))
 
     # Progress.
-
-    def _take_made_report(self, held: Held, made: Report) -> None:
-        self._take_report(held, made.to_proto())
 
     def _take_report(self, held: Held, progress: Progress) -> None:
         """Keeps the newest report; called from any thread."""
@@ -428,12 +359,14 @@ class Core:
         """Waits until no handler runs and every completion is answered."""
         await self._until(lambda: not self._running and not self._held)
 
-    async def finish(self, grace_s: float, hurry: asyncio.Event) -> None:
+    async def finish(self, grace_s: float, hurry: asyncio.Event, *, answers: bool) -> None:
         """Lets handlers finish, then stops those that have not and gives their jobs back.
 
         Args:
             grace_s: How long they may go on.
             hurry: Ends the grace when set.
+            answers: False: the broker will say nothing any more, so there are no receipts to
+                wait for.
         """
         self.drain("the worker stops")
         hurried = self._loop.create_task(hurry.wait())
@@ -441,20 +374,17 @@ class Core:
         try:
             await self._wait(lambda: not self._running or hurry.is_set(), grace_s)
             for held in list(self._running):
-                self._stop(held, "shutdown")
+                self._runner.stop(held, "shutdown")
             await self._wait(lambda: not self._running, UNWIND_S)
             self._give_back_stuck()
-            await self._wait(lambda: not self._held, SETTLE_S)
+            if answers:
+                await self._wait(lambda: not self._held, SETTLE_S)
         finally:
             hurried.cancel()
-            tasks = [held.task for held in self._running if held.task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait([hurried, *tasks], timeout=LAST_WORDS_S)
+            await asyncio.wait({hurried})
             if self._ticker is not None:
                 self._ticker.cancel()
-            self._threads.close()
-            await self._processes.close()
+            await self._runner.close(self._running)
 
     def _give_back_stuck(self) -> None:
         stuck = [held for held in self._running if not held.void]
@@ -474,10 +404,6 @@ class Core:
                 await self._until(holds)
         except TimeoutError:
             return
-
-
-def _thread_name(held: Held) -> str:
-    return f"jobwire-{held.job_id}"
 
 
 def _log_failure(job_id: str, described: Failure, error: BaseException) -> None:

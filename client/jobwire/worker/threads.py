@@ -11,12 +11,13 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 J = TypeVar("J")
+R = TypeVar("R")
 
 
-class ThreadPool(Generic[J]):
+class ThreadPool(Generic[J, R]):
     """Runs jobs in up to `limit` threads and hands the outcomes back in batches.
 
     A thread that takes a job wakes the next one only if more jobs wait, and only one thread is on
@@ -36,8 +37,8 @@ class ThreadPool(Generic[J]):
         self,
         limit: int,
         name: Callable[[J], str],
-        run: Callable[[J], Any],
-        done: Callable[[Sequence[tuple[J, Any]]], None],
+        run: Callable[[J], R],
+        done: Callable[[Sequence[tuple[J, R]]], None],
     ) -> None:
         self._limit = limit
         self._name = name
@@ -45,7 +46,7 @@ class ThreadPool(Generic[J]):
         self._done = done
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[tuple[J, contextvars.Context]] = deque()
-        self._outcomes: deque[tuple[J, Any]] = deque()
+        self._outcomes: deque[tuple[J, R]] = deque()
         self._gathering = False
         self._lock = threading.Lock()
         # Guarded by the lock.

@@ -22,11 +22,11 @@ from grpc import aio
 from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._convert import to_duration
 from jobwire.errors import CallError
-from jobwire.transport import StreamTransport, Transport, UnaryTransport
+from jobwire.transport import StreamTransport, UnaryTransport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
-from jobwire.worker.core import Core
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.life import Life
 
 log = logging.getLogger("jobwire.worker")
 
@@ -121,7 +121,7 @@ class Worker:
         )
         self._channel = channel
         self._operations: dict[str, Operation] = {}
-        self._session: _Session | None = None
+        self._life: Life | None = None
         self._last_stats = WorkerStats()
 
     def operation(self, name: str, *, run: RunMode = "auto") -> Callable[[F], F]:
@@ -158,7 +158,7 @@ class Worker:
     @property
     def stats(self) -> WorkerStats:
         """What it has done since its last start."""
-        return self._session.stats if self._session is not None else self._last_stats
+        return self._life.stats if self._life is not None else self._last_stats
 
     def connect_to(self, target: str | None = None, *, tls: bool | Tls | None = None) -> None:
         """Replaces what is given of the way to the servers; takes effect with the next start."""
@@ -206,8 +206,8 @@ class Worker:
                 if not starting.done():
                     return
                 await starting
-                assert self._session is not None
-                await self._session.wait_for_end(stopping)
+                assert self._life is not None
+                await self._life.wait_for_end(stopping)
                 await self.stop(hurry=hurry)
         finally:
             for task in (starting, stopping):
@@ -224,7 +224,7 @@ class Worker:
             CallError: The broker refused the worker.
             RuntimeError: It has no handlers.
         """
-        if self._session is not None:
+        if self._life is not None:
             return
         if not self._operations:
             raise RuntimeError("the worker has no handlers: decorate one with @worker.operation")
@@ -232,7 +232,7 @@ class Worker:
             if operation.mode == "process":
                 pickle.dumps(operation.function)  # now, rather than with the first job
         self._last_stats = WorkerStats()
-        self._session = await self._open()
+        self._life = await self._open()
         log.info(
             "worker %s serves %s of %s with %d slots, broker %s",
             self.id,
@@ -250,25 +250,25 @@ class Worker:
         Args:
             hurry: Ends the grace of running jobs when set.
         """
-        session = self._session
-        if session is not None and not session.closing:
+        life = self._life
+        if life is not None and not life.closing:
             try:
-                await session.close(self.shutdown_grace_s, hurry or asyncio.Event())
+                await life.close(self.shutdown_grace_s, hurry or asyncio.Event())
             finally:
-                self._last_stats, self._session = session.stats, None
+                self._last_stats, self._life = life.stats, None
             log.info("worker %s has left", self.id)
 
-    async def _open(self) -> _Session:
+    async def _open(self) -> Life:
         if self.transport == "stream":
             stream = StreamTransport(self._options, self._channel, self.credit_bytes)
             try:
-                return await _Session.open(self._spec(), self._operations, stream, self.prefetch)
+                return await Life.open(self._spec(), self._operations, stream, self.prefetch)
             except CallError as error:
                 if error.code is not grpc.StatusCode.UNIMPLEMENTED:
                     raise
                 log.warning("the broker has no worker streams; making single calls in their place")
         unary = UnaryTransport(self._options, self._channel)
-        return await _Session.open(self._spec(), self._operations, unary, 0)
+        return await Life.open(self._spec(), self._operations, unary, 0)
 
     async def __aenter__(self) -> Worker:
         await self.start()
@@ -292,86 +292,6 @@ class Worker:
             lease_duration=None if self.lease_s is None else to_duration(self.lease_s),
             client=f"jobwire-python/{__version__}",
         )
-
-
-class _Session:
-    """One life of a worker, from its registration to its leave."""
-
-    def __init__(self, core: Core, transport: Transport) -> None:
-        self._core = core
-        self._transport = transport
-        self._conversation = asyncio.create_task(transport.run(), name="conversation")
-        self.closing = False
-
-    @classmethod
-    async def open(
-        cls,
-        spec: WorkerSpec,
-        operations: Mapping[str, Operation],
-        transport: Transport,
-        prefetch: int | None,
-    ) -> _Session:
-        """Registers the worker.
-
-        Raises:
-            CallError: The broker refused it.
-        """
-        core = Core(spec, operations, transport, prefetch)
-        try:
-            await transport.open(core)
-        except BaseException:
-            await transport.close()
-            raise
-        return cls(core, transport)
-
-    @property
-    def stats(self) -> WorkerStats:
-        return self._core.stats
-
-    async def wait_for_end(self, stopping: asyncio.Task[Literal[True]]) -> None:
-        """Waits for the wish to stop, here or at the broker, or the end of the conversation.
-
-        Where the broker wishes it, the jobs are finished first.
-
-        Raises:
-            CallError: The broker refused the worker.
-        """
-        core = self._core
-        draining = asyncio.create_task(core.draining.wait())
-        idle = asyncio.create_task(core.wait_until_idle())
-        try:
-            tasks: set[asyncio.Task[Any]] = {self._conversation, stopping}
-            await asyncio.wait({*tasks, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if draining.done() and not stopping.done():
-                log.info("draining: %s", core.drain_reason)
-                await asyncio.wait(
-                    {*tasks, idle},
-                    timeout=core.drain_within_s,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-        finally:
-            draining.cancel()
-            idle.cancel()
-        if self._conversation.done() and not self._conversation.cancelled():
-            error = self._conversation.exception()
-            if isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            if error is not None:
-                raise error
-
-    async def close(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Lets running jobs finish, gives back the rest, and leaves."""
-        self.closing = True
-        try:
-            self._core.drain("the worker stops")
-            await self._transport.stop_claiming()
-            await self._core.finish(grace_s, hurry)
-        finally:
-            self._conversation.cancel()
-            await asyncio.wait({self._conversation})
-            if not self._conversation.cancelled():
-                self._conversation.exception()
-            await self._transport.close()
 
 
 class _Signals:

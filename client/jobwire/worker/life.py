@@ -1,0 +1,97 @@
+"""One life of a worker, from its registration to its leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jobwire.transport import Transport
+from jobwire.v1.worker_service_pb2 import WorkerSpec
+from jobwire.worker.core import Core
+from jobwire.worker.handlers import Operation
+from jobwire.worker.held import WorkerStats
+
+log = logging.getLogger("jobwire.worker")
+
+
+class Life:
+    """A core and its transport; made by `open`."""
+
+    def __init__(self, core: Core, transport: Transport) -> None:
+        self._core = core
+        self._transport = transport
+        self._conversation = asyncio.create_task(transport.run(), name="conversation")
+        self.closing = False
+
+    @classmethod
+    async def open(
+        cls,
+        spec: WorkerSpec,
+        operations: Mapping[str, Operation],
+        transport: Transport,
+        prefetch: int | None,
+    ) -> Life:
+        """Registers the worker.
+
+        Raises:
+            CallError: The broker refused it.
+        """
+        core = Core(spec, operations, transport, prefetch)
+        try:
+            await transport.open(core)
+        except BaseException:
+            await transport.close()
+            raise
+        return cls(core, transport)
+
+    @property
+    def stats(self) -> WorkerStats:
+        """Its counters."""
+        return self._core.stats
+
+    async def wait_for_end(self, stopping: asyncio.Task[Literal[True]]) -> None:
+        """Waits for the wish to stop, here or at the broker, or the end of the conversation.
+
+        Where the broker wishes it, the jobs are finished first.
+
+        Raises:
+            CallError: The broker refused the worker.
+        """
+        core = self._core
+        draining = asyncio.create_task(core.draining.wait())
+        idle = asyncio.create_task(core.wait_until_idle())
+        try:
+            tasks: set[asyncio.Task[Any]] = {self._conversation, stopping}
+            await asyncio.wait({*tasks, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if draining.done() and not stopping.done():
+                log.info("draining: %s", core.drain_reason)
+                await asyncio.wait(
+                    {*tasks, idle},
+                    timeout=core.drain_within_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        finally:
+            draining.cancel()
+            idle.cancel()
+        if self._conversation.done() and not self._conversation.cancelled():
+            error = self._conversation.exception()
+            if isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            if error is not None:
+                raise error
+
+    async def close(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Lets running jobs finish, gives back the rest, and leaves."""
+        self.closing = True
+        try:
+            self._core.drain("the worker stops")
+            await self._transport.stop_claiming()
+            await self._core.finish(grace_s, hurry, answers=not self._conversation.done())
+        finally:
+            self._conversation.cancel()
+            await asyncio.wait({self._conversation})
+            if not self._conversation.cancelled():
+                self._conversation.exception()
+            await self._transport.close()

@@ -1,0 +1,121 @@
+"""Runs handlers, each in the way that it asks for, and tells what they made of their jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from jobwire.context import Context, Report, StopReason
+from jobwire.v1.job_pb2 import Failure, Progress
+from jobwire.v1.worker_service_pb2 import Success
+from jobwire.worker.handlers import Raised, call
+from jobwire.worker.held import Held
+from jobwire.worker.outcomes import success
+from jobwire.worker.processes import ProcessPool
+from jobwire.worker.threads import ThreadPool
+
+Outcome: TypeAlias = Success | Failure | Raised
+
+# Cancelled tasks get so long for their last words; what does not heed them is left behind.
+LAST_WORDS_S = 1.0
+
+
+class Runner:
+    """Threads, processes and tasks.
+
+    Args:
+        limit: The most handlers at once.
+        report: Takes progress, from any thread.
+        ended: Takes jobs and their outcomes, on the event loop.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        report: Callable[[Held, Progress], None],
+        ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
+    ) -> None:
+        self._report = report
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._processes = ProcessPool()
+        self._threads: ThreadPool[Held, Outcome] = ThreadPool(
+            limit, _thread_name, self._run_in_thread, ended
+        )
+
+    def start(self, jobs: Iterable[Held]) -> None:
+        """Starts the handlers of jobs."""
+        for_threads: list[Held] = []
+        for held in jobs:
+            if held.operation is not None and held.operation.mode == "thread":
+                held.context = self._context(held)
+                for_threads.append(held)
+            else:
+                held.task = self._loop.create_task(self._run_as_task(held))
+        if for_threads:
+            self._threads.submit(for_threads)
+
+    def stop(self, held: Held, reason: StopReason, message: str = "") -> None:
+        """Tells a handler to stop."""
+        held.signal.set(reason, message)
+        is_async = held.operation is not None and held.operation.mode == "async"
+        # A task that has not taken its first step looks at the signal when it does; cancelled
+        # before, it would never say that it ended.
+        if is_async and held.task is not None and held.context is not None:
+            held.task.cancel()
+
+    async def close(self, left: Iterable[Held]) -> None:
+        """Ends what runs, as far as it can be ended."""
+        tasks = [held.task for held in left if held.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
+        self._threads.close()
+        await self._processes.close()
+
+    def _context(self, held: Held) -> Context:
+        def report(made: Report) -> None:
+            self._report(held, made.to_proto())
+
+        return Context(held.assignment, report=report, signal=held.signal)
+
+    def _run_in_thread(self, held: Held) -> Outcome:
+        assert held.operation is not None
+        assert held.context is not None
+        result = call(held.operation.function, held.context)
+        return result if isinstance(result, Raised) else success(result)
+
+    async def _run_as_task(self, held: Held) -> None:
+        held.context = self._context(held)
+        outcome: Outcome
+        try:
+            outcome = await self._outcome(held, held.context)
+        except KeyboardInterrupt:
+            raise
+        except asyncio.CancelledError as error:
+            if not held.signal.is_set and held.task is not None and held.task.cancelling():
+                raise  # the loop ends, and says so to all its tasks
+            outcome = Raised(error)
+        except BaseException as error:
+            outcome = Raised(error)
+        self._ended([(held, outcome)])
+
+    async def _outcome(self, held: Held, context: Context) -> Outcome:
+        operation = held.operation
+        if held.signal.is_set:
+            raise asyncio.CancelledError  # told to stop before the first step
+        if operation is None:
+            name = held.assignment.spec.operation
+            raise LookupError(f"this worker has no handler for {name!r}")
+        if operation.mode == "async":
+            return success(await operation.function(context))
+        report = partial(self._report, held)
+        run = self._processes.run(operation.function, held.assignment, report, held.signal)
+        return success(await run)
+
+
+def _thread_name(held: Held) -> str:
+    return f"jobwire-{held.job_id}"
