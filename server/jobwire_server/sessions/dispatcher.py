@@ -65,6 +65,8 @@ class QueueDispatcher:
         self._full: dict[Demand, None] = {}
         """Without room; looked for again as soon as there is some."""
         self._hot: dict[Demand, None] = {}
+        self._woken: set[Demand] = set()
+        """Chosen for jobs that were announced, and not claimed for yet."""
         self._wake = asyncio.Event()
         self._routes: dict[str, Route] = {}
         self._served: dict[int, tuple[object, tuple[str, ...]]] = {}
@@ -89,6 +91,7 @@ class QueueDispatcher:
         self._hot.pop(demand, None)
         demand.skipped.discard(self._heat)
         self._served.pop(id(demand.spec), None)
+        self._pass_on(demand)
 
     def notice(self, data: bytes) -> None:
         """Jobs became ready: `<route>:<count>` by commas, or `*` for an unknown number on any
@@ -132,6 +135,12 @@ class QueueDispatcher:
         self._idle.clear()
         self._wake.set()
 
+    def _pass_on(self, demand: Demand) -> None:
+        """Looks for the others if the one that was chosen for a job does not take it."""
+        if demand in self._woken:
+            self._woken.discard(demand)
+            self._heat_all()
+
     def _heat_for(self, route_id: str, count: int) -> None:
         chosen, full = [], []
         for demand in self._idle:
@@ -145,6 +154,7 @@ class QueueDispatcher:
         for demand in full:
             self._wait_for_room(demand)
         for demand in chosen:
+            self._woken.add(demand)
             self._heat(demand)
 
     def _routes_of(self, demand: Demand) -> tuple[str, ...]:
@@ -239,7 +249,9 @@ class QueueDispatcher:
             count = demand.reserve(min(share, left))
             if count == 0:
                 self._wait_for_room(demand)
+                self._pass_on(demand)
                 continue
+            self._woken.discard(demand)
             left -= count
             requests.append(ClaimRequest(demand.spec.worker_id, count, demand.lease_ms, routes))
             asked.append(demand)

@@ -1,0 +1,83 @@
+"""The dispatcher of one queue: no wake-up is lost, and no claim is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+import pytest
+
+from jobwire_server.model import Assignment
+from jobwire_server.sessions.demand import Demand
+from jobwire_server.sessions.dispatcher import QueueDispatcher
+
+from tests.support.brokers import Broker
+from tests.support.jobs import worker_spec
+from tests.support.waiting import eventually
+
+SOON_S = 1.2
+"""Below the interval at which dispatchers look without being woken."""
+
+
+class _Taker(Demand):
+    """Takes what it is given, unless it was told to seem ready and take nothing."""
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(worker_spec(worker_id), 30_000, 1)
+        self.got: list[Assignment] = []
+        self.blocked = False
+
+    def reserve(self, most: int) -> int:
+        return 0 if self.blocked else super().reserve(most)
+
+    def deliver(self, assignments: list[Assignment]) -> bool:
+        self.got += assignments
+        return True
+
+
+def _blocks(dispatcher: QueueDispatcher, taker: _Taker) -> None:
+    """As a worker on a stream whose credit in bytes is used up."""
+
+
+def _leaves(dispatcher: QueueDispatcher, taker: _Taker) -> None:
+    """As a long poll that ends."""
+    taker.closed = True
+    dispatcher.withdraw(taker)
+
+
+def _closes(dispatcher: QueueDispatcher, taker: _Taker) -> None:
+    """As a stream that is drained."""
+    taker.closed = True
+
+
+@pytest.mark.parametrize("fails", [_blocks, _leaves, _closes])
+async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not_take_it(
+    valkey_broker: Broker, fails: Callable[[QueueDispatcher, _Taker], None]
+) -> None:
+    # The route has to be known, or its first job wakes everybody.
+    await valkey_broker.register("w0")
+    await valkey_broker.submit()
+    await valkey_broker.claim("w0")
+    dispatcher = valkey_broker.router._claims.dispatcher("default")
+    first, second = _Taker("w1"), _Taker("w2")
+    dispatcher.offer(first)
+    dispatcher.offer(second)
+    await eventually(
+        lambda: [*dispatcher._idle] == [first, second] and not dispatcher._wake.is_set(),
+        "both wait for jobs",
+    )
+    first.blocked = True
+    hear = dispatcher.notice
+
+    def hear_and_fail(data: bytes) -> None:
+        hear(data)
+        fails(dispatcher, first)
+
+    notices = valkey_broker.router._notices
+    (listener,) = (one for name, one in notices._listeners.items() if name.endswith(b":ready"))
+    notices._listeners[b"jw:{default}:ready"] = type(listener)(hear_and_fail, listener.on_reset)
+    began = monotonic()
+    await valkey_broker.submit()
+    await eventually(lambda: bool(second.got), "the job reaches the second")
+    assert monotonic() - began < SOON_S
+    assert not first.got
