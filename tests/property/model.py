@@ -1,0 +1,111 @@
+"""The broker's rules in plain Python, without a store: what any run of it must agree with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jobwire_server.model import JobState
+
+S = JobState
+STEP_MS = 10_000
+"""One unit of the model's clock, far longer than any real run takes."""
+LEASE = 2
+GRACE = 3
+BACKOFF = 1
+MAX_CRASHES = 2
+MAX_INTERRUPTIONS = 3
+
+
+@dataclass
+class ModelJob:
+    """One job; times are in units."""
+
+    ulid: str
+    priority: int
+    max_attempts: int
+    timeout: int | None
+    expires: int | None
+    due: int
+    state: JobState
+    token: int = 0
+    attempt: int = 0
+    worker: str = ""
+    lease: int = 0
+    timeout_at: int | None = None
+    grace_at: int = 0
+    failures: int = 0
+    crashes: int = 0
+    interruptions: int = 0
+
+    @property
+    def leased(self) -> bool:
+        return self.state in (S.RUNNING, S.CANCELLING)
+
+    def end(self, state: JobState) -> None:
+        # A cancelled job ends cancelled, whatever ended its attempt.
+        cancelled = self.state is S.CANCELLING and state is not S.SUCCEEDED
+        self.state = S.CANCELLED if cancelled else state
+        self.worker = ""
+
+    def fail(self, now: int, *, final: bool) -> None:
+        self.failures += 1
+        last = final or self.failures >= self.max_attempts
+        self.due = now + BACKOFF
+        self.end(S.FAILED if last else S.SCHEDULED)
+
+    def crash(self) -> None:
+        self.crashes += 1
+        self.end(S.FAILED if self.crashes >= MAX_CRASHES else S.PENDING)
+
+    def release(self, *, started: bool) -> None:
+        if started:
+            self.interruptions += 1
+        else:
+            self.attempt -= 1
+        spent = started and self.interruptions >= MAX_INTERRUPTIONS
+        self.end(S.FAILED if spent else S.PENDING)
+
+
+@dataclass
+class Model:
+    """A queue with its workers."""
+
+    now: int = 0
+    jobs: dict[str, ModelJob] = field(default_factory=dict)
+
+    def ready(self) -> list[ModelJob]:
+        """The jobs that a claim may deliver."""
+        return [job for job in self.jobs.values() if job.state is S.PENDING]
+
+    def held_by(self, worker: str) -> list[ModelJob]:
+        return [job for job in self.jobs.values() if job.leased and job.worker == worker]
+
+    def claim(self, job: ModelJob, worker: str) -> None:
+        job.state, job.worker = S.RUNNING, worker
+        job.token += 1
+        job.attempt += 1
+        job.lease = self.now + LEASE
+        job.timeout_at = None if job.timeout is None else self.now + job.timeout
+
+    def cancel(self, job: ModelJob) -> None:
+        if job.state is S.RUNNING:
+            job.state, job.grace_at = S.CANCELLING, self.now + GRACE
+        elif not job.state.terminal and job.state is not S.CANCELLING:
+            job.state = S.CANCELLED
+
+    def tick(self) -> None:
+        """What the clock does, in the order in which the broker looks."""
+        for job in self.jobs.values():
+            waiting = job.state in (S.SCHEDULED, S.PENDING)
+            expired = job.expires is not None and job.expires <= self.now
+            if waiting and expired and job.attempt == 0:
+                job.state = S.EXPIRED
+        for job in self.jobs.values():
+            if job.state is S.SCHEDULED and job.due <= self.now:
+                job.state = S.PENDING
+            elif job.state is S.CANCELLING and job.grace_at <= self.now:
+                job.end(S.CANCELLED)
+            elif job.leased and job.timeout_at is not None and job.timeout_at <= self.now:
+                job.fail(self.now, final=False)
+            elif job.leased and job.lease <= self.now:
+                job.crash()
