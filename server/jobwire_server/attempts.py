@@ -320,29 +320,44 @@ class Attempts:
                 self._due_in(queue, end.ending.backoff_ms)
         return sum(isinstance(outcome, Completed) for outcome in outcomes)
 
-    def give_back(self, worker_id: str, assignments: Sequence[Assignment]) -> None:
+    def give_back(
+        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int = 0
+    ) -> None:
         """Returns jobs that never reached their worker, in the background; if that fails their
         leases end.
+
+        Args:
+            worker_id: Who was to have them.
+            assignments: What it was to have.
+            claimed_after_ms: Leaves those alone that were claimed up to this moment, Unix ms.
         """
-
-        def undelivered(job: Job) -> Ending:
-            return endings.after_release(job, False, "not delivered", self._options)
-
-        async def release() -> None:
-            for assignment in assignments:
-                queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
-                try:
-                    # Not as the holder's own word: should the worker have it after all, its
-                    # completion must not be taken for a repeat of this.
-                    await self._end_as_holder(
-                        queue, ulid, worker_id, assignment.fencing_token, undelivered, "lost"
-                    )
-                except LeaseLost:
-                    pass  # The attempt has ended otherwise.
-                except JobwireError as error:
-                    log.warning("job not given back", job_id=assignment.job_id, error=error.message)
-
         if assignments:
-            task = asyncio.create_task(release(), name="give-back")
+            work = self._give_back(worker_id, assignments, claimed_after_ms)
+            task = asyncio.create_task(work, name="give-back")
             self._chores.add(task)
             task.add_done_callback(self._chores.discard)
+
+    async def _give_back(
+        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int
+    ) -> None:
+        def decide(job: Job) -> Ending:
+            if job.started_at_ms <= claimed_after_ms:
+                raise LeaseLost(job.job_id, job.fencing_token)
+            return endings.after_release(job, False, "not delivered", self._options)
+
+        async def release(assignment: Assignment) -> None:
+            queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
+            try:
+                # Not as the holder's own word: should the worker have it after all, its
+                # completion must not be taken for a repeat of this.
+                await self._end_as_holder(
+                    queue, ulid, worker_id, assignment.fencing_token, decide, "lost"
+                )
+            except LeaseLost:
+                pass  # It is to be left alone, or has ended otherwise.
+            except JobwireError as error:
+                log.warning("job not given back", job_id=assignment.job_id, error=error.message)
+
+        # Side by side, so that they make few calls; the last one first, so that each finds its
+        # place at the head of its route.
+        await asyncio.gather(*map(release, reversed(assignments)))

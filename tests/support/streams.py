@@ -257,7 +257,7 @@ class RawWorker:
         await self.send(detach=Detach())
         return await self.end()
 
-    async def set_status(self, status: WorkerStatus) -> None:
+    async def set_status(self, status: WorkerStatus.ValueType) -> None:
         """Wishes to take jobs or not."""
         await self.send(status=status)
 

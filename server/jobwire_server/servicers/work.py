@@ -62,8 +62,10 @@ class WorkStreams:
         finally:
             reader.cancel()
             writer.cancel()
-            ends = await asyncio.gather(reader, writer, return_exceptions=True)
-            await self._router.release_session(session)
+            try:
+                ends = await asyncio.gather(reader, writer, return_exceptions=True)
+            finally:
+                await self._router.release_session(session)
         # What the session ended with explains best; else what the reader found wrong with a frame.
         for end in (session.ended.exception() if session.ended.done() else None, *ends):
             if isinstance(end, Exception):

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import structlog
 
@@ -54,6 +55,14 @@ RENEWALS_A_LEASE = 3
 """A lease is renewed when a third of it has passed, so that two renewals may fail."""
 
 
+class GiveBack(Protocol):
+    """Returns jobs that did not reach the worker, in the background."""
+
+    def __call__(
+        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int = 0
+    ) -> None: ...
+
+
 class Roster:
     """The sessions of this server. `start` and `stop` are idempotent.
 
@@ -90,7 +99,7 @@ class Roster:
         complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
         report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
         renew: Callable[[str, Sequence[Report]], Awaitable[Sequence[Renewal]]],
-        give_back: Callable[[str, list[Assignment]], None],
+        give_back: GiveBack,
         take_back: Callable[[str, str, set[str], bool], Awaitable[int]],
         release_all: Callable[[str], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
@@ -115,11 +124,15 @@ class Roster:
         """How many sessions serve each queue."""
         self._listening: set[str] = set()
         self._number = 0
-        self._draining = False
+        self._drained_by_ms: int | None = None
+        """When the last stream is ended at the latest, once the server drains."""
         self._loops: list[asyncio.Task[None]] = []
         self._chores: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
+        """What is left to be done for sessions that are over."""
         self._touch_now = asyncio.Event()
         self._renew_now = asyncio.Event()
+        self._listen_now = asyncio.Event()
         self._shortest_lease_ms = options.lease_ms
 
     # ------------------------------------------------------------------- life
@@ -133,7 +146,7 @@ class Roster:
                     ("touch", self._for_ever(self._touch, lambda: TOUCH_S, self._touch_now)),
                     ("look", self._for_ever(self._look, lambda: LOOK_S)),
                     ("renew", self._for_ever(self._renew_all, self._renewal_s, self._renew_now)),
-                    ("listen", self._for_ever(self._listen, lambda: TOUCH_S)),
+                    ("listen", self._for_ever(self._listen, lambda: TOUCH_S, self._listen_now)),
                 )
             ]
 
@@ -143,17 +156,27 @@ class Roster:
             session.end(ServerDraining())
         for task in [*self._loops, *self._chores]:
             task.cancel()
-        await asyncio.gather(*self._loops, *self._chores, return_exceptions=True)
+        tasks = [*self._loops, *self._chores, *self._endings]
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._loops = []
 
     def drain(self, deadline_s: float) -> None:
         """Sends every worker to another server; takes no new ones."""
-        self._draining = True
-        now = self._clock.now_ms()
+        self._drained_by_ms = self._clock.now_ms() + round(deadline_s * 1000)
         for session in self._sessions.values():
-            session.drain(
-                deadline_s, now, leave=False, reason="the server shuts down", until_idle=True
-            )
+            self._send_away_if_draining(session)
+
+    def _send_away_if_draining(self, session: WorkerSession) -> None:
+        if self._drained_by_ms is None:
+            return
+        now = self._clock.now_ms()
+        left_s = max(0, self._drained_by_ms - now) / 1000
+        session.drain(left_s, now, leave=False, reason="the server shuts down", until_idle=True)
+
+    @property
+    def draining(self) -> bool:
+        """True once the server takes no new streams."""
+        return self._drained_by_ms is not None
 
     @property
     def count(self) -> int:
@@ -169,7 +192,7 @@ class Roster:
             ServerDraining: Attach to another server.
             StoreUnavailable: The store is away.
         """
-        if self._draining:
+        if self.draining:
             raise ServerDraining
         spec = attach.spec
         self._number += 1
@@ -178,7 +201,7 @@ class Roster:
         self._directory.learn(spec, found.status)
         older = self._sessions.get(spec.worker_id)
         if older is not None:
-            older.end(superseded(spec.worker_id))
+            older.end(superseded(spec.worker_id, found.now_ms))
         session = WorkerSession(
             attach,
             name,
@@ -189,11 +212,19 @@ class Roster:
             self._give_back,
             self._directory.set_status,
         )
+        session.count_on(found.stats)
         self._sessions[spec.worker_id] = session
         self._queues.update(spec.queues)
-        await self._take_over(session, attach, found.other_process)
+        self._listen_now.set()
+        try:
+            await self._take_over(session, attach, found.other_process)
+        except BaseException:
+            # Nobody holds the stream yet, so nobody else would end the session.
+            self._begin_release(session)
+            raise
         if found.status is WorkerStatus.DRAINING:
             self._ask_to_leave(session)
+        self._send_away_if_draining(session)
         session.apply_status(found.status)
         for queue in spec.queues:
             self._dispatcher(queue).offer(session.demand)
@@ -214,6 +245,8 @@ class Roster:
             renewals = await self._renew(queue, reports)
             for (ulid, token), renewal in zip(leases, renewals, strict=True):
                 job_id = f"{queue}-{ulid}"
+                if job_id in session.held:
+                    continue
                 if renewal.lost:
                     lost.append(LeaseRef(job_id, token))
                     continue
@@ -227,7 +260,10 @@ class Roster:
         session.greet(lost)
 
     async def release(self, session: WorkerSession) -> None:
-        """Ends a session: the worker has left, or its stream has."""
+        """Ends a session: the worker has left, or its stream has. Goes on if it is cancelled."""
+        await asyncio.shield(self._begin_release(session))
+
+    def _begin_release(self, session: WorkerSession) -> asyncio.Task[None]:
         session.end()
         for queue in session.attach.spec.queues:
             self._dispatcher(queue).withdraw(session.demand)
@@ -235,19 +271,33 @@ class Roster:
         current = self._sessions.get(session.worker_id) is session
         if current:
             del self._sessions[session.worker_id]
-        left = session.abandon()
+        task = asyncio.create_task(self._settle(session, current), name="session-end")
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        return task
+
+    async def _settle(self, session: WorkerSession, current: bool) -> None:
+        """Does what is left to do for a session that is over."""
+        worker_id, left = session.worker_id, session.abandon()
+        error = session.ended.exception()
         await session.settle()
         if session.detached:
-            await self._release_all(session.worker_id)
-        elif current and not isinstance(session.ended.exception(), Superseded):
-            self._give_back(session.worker_id, left)
-            self._spawn(self._await_return(session))
+            await self._release_all(worker_id)
+        elif isinstance(error, Superseded):
+            # What was claimed before the newer stream attached was settled there; of what was
+            # claimed since then, acknowledged or not, nobody else knows.
+            held = [Assignment(job_id, token, 0, b"") for job_id, token in session.held.items()]
+            self._give_back(worker_id, held, int(error.metadata["since_ms"]))
+        else:
+            self._give_back(worker_id, left)
+            if current:
+                self._spawn(self._await_return(session))
 
     async def _await_return(self, session: WorkerSession) -> None:
         """Gives a worker the window to come back, then has its jobs taken back."""
         try:
             still_ours = await self._workers.broken(session.worker_id, session.name)
-            if not still_ours or self._draining:
+            if not still_ours or self.draining:
                 return
             await asyncio.sleep(self._options.reconnect_window_ms / 1000)
             retain_ms = self._options.retain_lost_workers_ms

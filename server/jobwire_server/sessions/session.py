@@ -459,6 +459,13 @@ class WorkerSession:
         """Returns once the frames in hand are recorded: the worker has sent them, stream or not."""
         await asyncio.gather(*self._frames, return_exceptions=True)
 
+    def count_on(self, stats: str) -> None:
+        """Counts on from what an earlier stream of the process told (`stats`)."""
+        if stats:
+            told = json.loads(stats)
+            self.assigned = told["assigned"]
+            self.succeeded, self.failed = told["succeeded"], told["failed"]
+
     def stats(self) -> str:
         """Returns the counters as JSON if they changed since the last call, '' otherwise."""
         text = json.dumps(

@@ -41,13 +41,20 @@ class AttachedWorker(NamedTuple):
     """The worker was known, and it is the same process that attached again."""
     other_process: bool
     """The worker was known, but as another process, which must be taken for dead."""
+    stats: str
+    """The counters of the same process so far, as JSON; '' for none."""
 
 
-def superseded(worker_id: str) -> Superseded:
-    """Returns what the older of two streams of a worker is ended with."""
+def superseded(worker_id: str, since_ms: int) -> Superseded:
+    """Returns what the older of two streams of a worker is ended with.
+
+    Args:
+        worker_id: Of both.
+        since_ms: When the newer one attached, Unix ms by the store's clock.
+    """
     return Superseded(
         f"another stream attached as {worker_id}; if it is not your own, two workers share the id",
-        metadata={"worker_id": worker_id},
+        metadata={"worker_id": worker_id, "since_ms": str(since_ms)},
     )
 
 
@@ -68,7 +75,7 @@ class WorkerStore:
         self, spec: WorkerSpec, session: str, instance: str, server_id: str
     ) -> AttachedWorker:
         """Makes the worker known, and the stream called `session` the one that counts."""
-        now, status, former = await self._run(
+        now, status, former, stats = await self._run(
             "worker_attach",
             [
                 self._shift,
@@ -79,7 +86,7 @@ class WorkerStore:
                 server_id,
             ],
         )
-        return AttachedWorker(now, WorkerStatus(status), former == 1, former == 2)
+        return AttachedWorker(now, WorkerStatus(status), former == 1, former == 2, stats.decode())
 
     async def broken(self, worker_id: str, session: str) -> bool:
         """Notes that the stream broke; False if another one counts by now."""
@@ -103,7 +110,9 @@ class WorkerStore:
             args += sign
         answers = await self._run("worker_touch", args)
         return [
-            superseded(sign.worker_id) if status < 0 else (WorkerStatus(status) if status else None)
+            superseded(sign.worker_id, -status)
+            if status < 0
+            else (WorkerStatus(status) if status else None)
             for sign, status in zip(signs, answers, strict=True)
         ]
 
