@@ -52,14 +52,24 @@ def _closes(dispatcher: QueueDispatcher, taker: _Taker) -> None:
 
 @pytest.mark.parametrize("fails", [_blocks, _leaves, _closes])
 async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not_take_it(
-    valkey_broker: Broker, fails: Callable[[QueueDispatcher, _Taker], None]
+    valkey_broker: Broker,
+    fails: Callable[[QueueDispatcher, _Taker], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The route has to be known, or its first job wakes everybody.
     await valkey_broker.register("w0")
     await valkey_broker.submit()
     await valkey_broker.claim("w0")
+    await valkey_broker.router._claims.stop()
     dispatcher = valkey_broker.router._claims.dispatcher("default")
     first, second = _Taker("w1"), _Taker("w2")
+    hear = dispatcher.notice
+
+    def hear_and_fail(data: bytes) -> None:
+        hear(data)
+        fails(dispatcher, first)
+
+    monkeypatch.setattr(dispatcher, "notice", hear_and_fail)
     dispatcher.offer(first)
     dispatcher.offer(second)
     await eventually(
@@ -67,15 +77,6 @@ async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not
         "both wait for jobs",
     )
     first.blocked = True
-    hear = dispatcher.notice
-
-    def hear_and_fail(data: bytes) -> None:
-        hear(data)
-        fails(dispatcher, first)
-
-    notices = valkey_broker.router._notices
-    (listener,) = (one for name, one in notices._listeners.items() if name.endswith(b":ready"))
-    notices._listeners[b"jw:{default}:ready"] = type(listener)(hear_and_fail, listener.on_reset)
     began = monotonic()
     await valkey_broker.submit()
     await eventually(lambda: bool(second.got), "the job reaches the second")

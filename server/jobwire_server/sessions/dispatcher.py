@@ -258,7 +258,9 @@ class QueueDispatcher:
         if not requests:
             return
         try:
-            answers = await self._store.claim(self._queue, requests, self._retention_ms)
+            answers = await self._store.claim(
+                self._queue, requests, self._retention_ms, self._give_back
+            )
         except BaseException:
             for request, demand in zip(requests, asked, strict=True):
                 demand.unreserve(request.max_jobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,6 +103,8 @@ class JobStore:
         self._runner = runner
         self._server_id = server_id
         self._claim_calls = 0
+        self._heard: dict[str, int] = {}
+        """Queue -> number of the last claim that brought something and whose answer was heard."""
 
     async def submit(self, queue: str, jobs: Sequence[NewJob]) -> list[Accepted]:
         """Writes the jobs whose ids are new. At most 1000 at a time.
@@ -133,11 +135,22 @@ class JobStore:
         ]
 
     async def claim(
-        self, queue: str, requests: Sequence[ClaimRequest], retention_ms: int
+        self,
+        queue: str,
+        requests: Sequence[ClaimRequest],
+        retention_ms: int,
+        on_unheard: Callable[[str, list[Assignment]], None] | None = None,
     ) -> list[Claimed]:
         """Leases jobs to each request in turn, at most what it asks for.
 
         Not to be called twice at once for a queue.
+
+        Args:
+            queue: Its name.
+            requests: Who wants how much.
+            retention_ms: For jobs that turn out to be expired.
+            on_unheard: Told of each job that an earlier call leased to a worker and whose answer
+                never came; without its record. Unset: their leases end.
         """
         sets: dict[tuple[str, ...], int] = {}
         tail: list[Argument] = []
@@ -145,17 +158,26 @@ class JobStore:
             number = sets.setdefault(request.route_ids, len(sets) + 1)
             tail += (request.worker_id, request.max_jobs, request.lease_ms, number)
         self._claim_calls += 1
+        number = self._claim_calls
         args: list[Argument] = [
             self._shift,
             self._server_id,
-            self._claim_calls,
+            number,
+            self._heard.get(queue, 0),
             retention_ms,
             len(sets),
         ]
         for routes in sets:
             args += (len(routes), *routes)
         args += tail
-        _, _, *answers = await self._runner.run("claim", keys.queue_prefix(queue), args)
+        _, _, unheard, *answers = await self._runner.run("claim", keys.queue_prefix(queue), args)
+        if unheard or any(len(answer) > 1 for answer in answers):
+            self._heard[queue] = number
+        if unheard and on_unheard is not None:
+            for at in range(0, len(unheard), 3):
+                worker_id, ulid, token = unheard[at : at + 3]
+                job_id = f"{queue}-{ulid.decode()}"
+                on_unheard(worker_id.decode(), [Assignment(job_id, int(token), 0, b"")])
         return [Claimed(_assignments(queue, answer), bool(answer[0])) for answer in answers]
 
     async def claim_job(

@@ -8,15 +8,17 @@
 --           held:<worker>          SET     ulids that the worker holds
 --           config                 HASH    paused = 1
 --           done:8                 ZSET    ulid -> when an expired job may be forgotten, Unix ms
---           claimed:<server>       STRING  the server's last answer, kept for 60 s
+--           claimed:<server>       STRING  the server's last answer that brought something, kept for 60 s
 -- ARGV[1] clock shift, ms
 -- ARGV[2] server id
 -- ARGV[3] number of this call, unique within the server: a call that is repeated because its answer was lost gets that answer
--- ARGV[4] retention of jobs that turn out to be expired, ms
--- ARGV[5] number of route sets, then for each: the number of its routes, the routes
+-- ARGV[4] number of the last call that brought something and whose answer the server heard, 0 for none
+-- ARGV[5] retention of jobs that turn out to be expired, ms
+-- ARGV[6] number of route sets, then for each: the number of its routes, the routes
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
--- Returns {now, paused 0|1, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
+-- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   more = 1: stopped early at the bound on stale entries, ask again
+--   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
 --include clock numbers ready tally chunks terminal
 
 local P = KEYS[1]
@@ -28,10 +30,12 @@ local call = ARGV[3]
 local PENDING, RUNNING, EXPIRED = 2, 3, 8
 -- The most stale entries that one call drops, so that no call holds up the store.
 local STALE_BOUND = 2000
+-- The most jobs of lost answers that are remembered; the others come back when their leases end.
+local LOST_BOUND = 2000
 
 local sets, requests = {}, {}
-local at = 6
-for s = 1, tonumber(ARGV[5]) do
+local at = 7
+for s = 1, tonumber(ARGV[6]) do
   local size = tonumber(ARGV[at])
   local routes = {}
   for i = 1, size do routes[i] = ARGV[at + i] end
@@ -47,11 +51,51 @@ for from = at, #ARGV, 4 do
   }
 end
 
+-- The calls whose answers were lost for good: start of the attempts, worker, ULIDs end to end, and so on. Either the server gave
+-- a call up while the store stood still, or the call reached the store only after that.
+local lost, lost_jobs = {}, 0
+
+local function note_lost(started_at, worker, ulids)
+  lost_jobs = lost_jobs + #ulids / 26
+  if #ulids > 0 and lost_jobs <= LOST_BOUND then
+    local n = #lost
+    lost[n + 1], lost[n + 2], lost[n + 3] = started_at, worker, ulids
+  end
+end
+
+-- The jobs of lost answers that are still leased by them.
+local function unheard()
+  local found = {}
+  for i = 1, #lost, 3 do
+    local started_at, worker, ulids = lost[i], lost[i + 1], lost[i + 2]
+    for from = 1, #ulids, 26 do
+      local ulid = string.sub(ulids, from, from + 25)
+      local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'w', 'a')
+      if job[2] == worker and job[3] == started_at then
+        local n = #found
+        found[n + 1], found[n + 2], found[n + 3] = worker, ulid, job[1]
+      end
+    end
+  end
+  if #found == 0 then lost = {} end
+  return found
+end
+
+local function remember(saved, workers)
+  redis.call('SET', answer_key, cmsgpack.pack({ call, saved, workers, now_text, lost }), 'PX', 60000)
+end
+
 local last = redis.call('GET', answer_key)
 if last then
   last = cmsgpack.unpack(last)
+  if last[1] ~= ARGV[4] then
+    if last[1] ~= call then
+      for r, ulids in ipairs(last[2]) do note_lost(last[4], last[3][r], ulids) end
+    end
+    for i = 1, #last[5], 3 do note_lost(last[5][i], last[5][i + 1], last[5][i + 2]) end
+  end
   if last[1] == call then
-    local answer = { now, 0 }
+    local answer = { now, 0, unheard() }
     for r = 1, #requests do
       local jobs, ulids = { 0 }, last[2][r] or ''
       for from = 1, #ulids, 26 do
@@ -71,8 +115,9 @@ if last then
 end
 
 if redis.call('HGET', P .. 'config', 'paused') == '1' then
-  local answer = { now, 1 }
+  local answer = { now, 1, unheard() }
   for _ = 1, #requests do answer[#answer + 1] = { 0 } end
+  if #lost > 0 then remember({}, {}) end
   return answer
 end
 
@@ -176,14 +221,14 @@ local function records_of(ulids)
 end
 
 local function expire(ulid, key, revision)
-  local purge_at = text_of(now + ARGV[4])
+  local purge_at = text_of(now + ARGV[5])
   redis.call('HSET', key, 's', EXPIRED, 'v', successor(revision), 'e', now_text, 'pg', purge_at)
   file_terminal(P, ulid, EXPIRED, purge_at)
   moved(ulid, PENDING, EXPIRED)
   total('expired')
 end
 
-local answer, saved = { now, 0 }, {}
+local answer, saved, workers = { now, 0, unheard() }, {}, {}
 local leases, started, stale = {}, 0, 0
 for r, request in ipairs(requests) do
   local jobs, held, more = { 0 }, {}, 0
@@ -230,7 +275,7 @@ for r, request in ipairs(requests) do
   if #held > 0 then each_slice('SADD', P .. 'held:' .. request.worker, held) end
   jobs[1] = more
   answer[#answer + 1] = jobs
-  saved[r] = table.concat(held)
+  saved[r], workers[r] = table.concat(held), request.worker
 end
 
 for route, count in pairs(popped) do
@@ -242,7 +287,7 @@ if started > 0 then
   each_slice('ZADD', P .. 'leases', leases)
   moved_many(started, PENDING, RUNNING)
   total('started', started)
-  redis.call('SET', answer_key, cmsgpack.pack({ call, saved }), 'PX', 60000)
 end
+if started > 0 or #lost > 0 then remember(saved, workers) end
 publish_tally(P)
 return answer
