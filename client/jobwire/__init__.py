@@ -51,10 +51,11 @@ from jobwire.operators import (
     ServerInfo,
     WorkerInfo,
     WorkerStatus,
+    WorkerTotals,
 )
 from jobwire.payloads import Payload, from_payload, to_payload
 from jobwire.signals import Fatal, Retry, Stopped
-from jobwire.worker import Worker
+from jobwire.worker import Worker, WorkerStats
 
 __all__ = [
     "AccessDenied",
@@ -102,7 +103,9 @@ __all__ = [
     "Violation",
     "Worker",
     "WorkerInfo",
+    "WorkerStats",
     "WorkerStatus",
+    "WorkerTotals",
     "WrongState",
     "__version__",
     "from_payload",

@@ -116,6 +116,16 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerTotals:
+    """What a worker on a stream has done since it registered, to within a second or two."""
+
+    assigned: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    """Jobs that it completed otherwise than with a result."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker as the broker sees it."""
 
@@ -131,6 +141,13 @@ class WorkerInfo:
     last_seen_at: datetime | None
     leases: tuple[Lease, ...]
     """Up to 1000; empty in listings."""
+    attached: bool = False
+    """True: it holds a stream to a server; false: it makes calls, or its stream is broken."""
+    server_id: str = ""
+    """The server that its stream leads to, or led to last."""
+    credits: int = 0
+    """How many jobs it may hold at once, if it holds a stream."""
+    totals: WorkerTotals = WorkerTotals()
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
@@ -152,6 +169,14 @@ class WorkerInfo:
                 from_timestamp(proto.last_seen_at) if proto.HasField("last_seen_at") else None
             ),
             leases=tuple(Lease(lease.job_id, lease.fencing_token) for lease in proto.leases),
+            attached=proto.attached,
+            server_id=proto.server_id,
+            credits=proto.credits,
+            totals=WorkerTotals(
+                assigned=proto.totals.assigned,
+                succeeded=proto.totals.succeeded,
+                failed=proto.totals.failed,
+            ),
         )
 
 

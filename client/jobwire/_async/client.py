@@ -304,6 +304,12 @@ class AsyncClient:
         answer = await self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
         return WorkerInfo.from_proto(answer.worker)
 
+    async def drain_worker(self, worker_id: str) -> WorkerInfo:
+        """Lets one worker finish its jobs and leave; it gets no new ones."""
+        request = admin_pb2.DrainWorkerRequest(worker_id=worker_id)
+        answer = await self._calls.unary(self._calls.admin.DrainWorker, request, self._timeout_s)
+        return WorkerInfo.from_proto(answer.worker)
+
     async def server_info(self) -> ServerInfo:
         """Returns what the answering server is, its store, and its limits."""
         answer = await self._calls.unary(

@@ -115,7 +115,7 @@ def resume_queue(settings: Settings, name: str) -> None:
 @common
 @click.pass_context
 def workers(context: click.Context, queue: str, status: str | None) -> None:
-    """List the workers; show one."""
+    """List the workers; show one, or let it go."""
     if context.invoked_subcommand is not None:
         return
     settings = context.ensure_object(Settings)
@@ -127,7 +127,10 @@ def workers(context: click.Context, queue: str, status: str | None) -> None:
             print_json(worker)
         return
     print_rows(
-        ["WORKER", "STATUS", "JOBS", "QUEUES", "OPERATIONS", "LABELS", "LAST SEEN"],
+        [
+            *("WORKER", "STATUS", "ATTACHED", "HELD", "CREDITS", "ASSIGNED", "SUCCEEDED", "FAILED"),
+            *("QUEUES", "OPERATIONS", "LABELS", "LAST SEEN"),
+        ],
         [_worker_row(worker) for worker in found],
         empty="no workers",
     )
@@ -137,7 +140,13 @@ def _worker_row(worker: WorkerInfo) -> list[Any]:
     return [
         worker.id,
         worker.status.value,
-        f"{worker.held_jobs}/{worker.concurrency}" if worker.concurrency else worker.held_jobs,
+        "yes" if worker.attached else "no",
+        worker.held_jobs,
+        # A worker that makes single calls has no credits.
+        worker.credits if worker.attached else worker.concurrency or None,
+        worker.totals.assigned,
+        worker.totals.succeeded,
+        worker.totals.failed,
         " ".join(worker.queues),
         " ".join(worker.operations),
         pairs(worker.labels),
@@ -167,7 +176,14 @@ def show_worker(settings: Settings, worker_id: str) -> None:
             ("client", worker.client),
             ("registered", when(worker.registered_at)),
             ("last seen", when(worker.last_seen_at)),
+            ("attached", f"to {worker.server_id}" if worker.attached else "no"),
+            ("credits", worker.credits or None),
             ("holds", f"{worker.held_jobs} jobs"),
+            (
+                "totals",
+                f"{worker.totals.assigned} assigned, {worker.totals.succeeded} succeeded,"
+                f" {worker.totals.failed} failed",
+            ),
         ]
     )
     if worker.leases:
@@ -177,6 +193,20 @@ def show_worker(settings: Settings, worker_id: str) -> None:
             [[lease.job_id, lease.fencing_token] for lease in worker.leases],
             empty="",
         )
+
+
+@workers.command("drain")
+@click.argument("worker_id")
+@common
+@pass_settings
+def drain_worker(settings: Settings, worker_id: str) -> None:
+    """Let one worker finish its jobs and leave; it gets no new ones."""
+    with settings.client() as client:
+        worker = client.drain_worker(worker_id)
+    if settings.json:
+        print_json(worker)
+    else:
+        click.echo(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
 
 
 @cli.command()

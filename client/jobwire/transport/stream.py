@@ -122,9 +122,9 @@ class StreamTransport:
             # Beside the old stream, if that one is to be left; in its place otherwise.
             following = await self._attach(beside=session)
             self._go_on_with(following)
-            if not ending.done():
-                ending.cancel()
-            await asyncio.wait({ending})
+            ending.cancel()
+            # How it ended does not matter any more; most likely as superseded by its follower.
+            await asyncio.gather(ending, return_exceptions=True)
 
     def _after_end(self, session: Session, ending: asyncio.Task[None]) -> None:
         """Says why a stream ended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobwire.worker.held import WorkerStats
 from jobwire.worker.worker import Worker
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "WorkerStats"]

@@ -60,21 +60,13 @@ class Life:
             CallError: The broker refused the worker.
         """
         core = self._core
+        ends: set[asyncio.Task[Any]] = {self._conversation, stopping}
         draining = asyncio.create_task(core.draining.wait())
-        idle = asyncio.create_task(core.wait_until_idle())
-        try:
-            tasks: set[asyncio.Task[Any]] = {self._conversation, stopping}
-            await asyncio.wait({*tasks, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if draining.done() and not stopping.done():
-                log.info("draining: %s", core.drain_reason)
-                await asyncio.wait(
-                    {*tasks, idle},
-                    timeout=core.drain_within_s,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-        finally:
-            draining.cancel()
-            idle.cancel()
+        await _first_of({*ends, draining}, None, draining)
+        if draining.done() and not stopping.done():
+            log.info("draining: %s", core.drain_reason)
+            idle = asyncio.create_task(core.wait_until_idle())
+            await _first_of({*ends, idle}, core.drain_within_s, idle)
         if self._conversation.done() and not self._conversation.cancelled():
             error = self._conversation.exception()
             if isinstance(error, BaseExceptionGroup):
@@ -95,3 +87,13 @@ class Life:
             if not self._conversation.cancelled():
                 self._conversation.exception()
             await self._transport.close()
+
+
+async def _first_of(
+    tasks: set[asyncio.Task[Any]], timeout_s: float | None, own: asyncio.Task[Any]
+) -> None:
+    """Waits for the first of some tasks, and ends the one that is only for this wait."""
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        own.cancel()
