@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.errors import InvalidRequest, Violation
 from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
@@ -30,12 +32,19 @@ MAX_CREDITS = 10_000
 MAX_LEASES = 10_000
 MAX_ITEMS = 1_000
 """Reports or completions of one frame."""
+MAX_VIOLATIONS = 10
+"""Of one list; a status that names thousands would not fit into its trailers."""
+FRAME = "WorkRequest"
 _CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
 _NO_OUTCOME = "must be set to one of success, failure, cancelled, released"
 
 
 def _refuse(field: str, description: str) -> InvalidRequest:
     return InvalidRequest([Violation(field, description)])
+
+
+def _unreadable(error: DecodeError) -> InvalidRequest:
+    return _refuse(FRAME, f"is not a WorkRequest: {error}")
 
 
 class WorkStreams:
@@ -68,6 +77,8 @@ class WorkStreams:
                 await self._router.release_session(session)
         # What the session ended with explains best; else what the reader found wrong with a frame.
         for end in (session.ended.exception() if session.ended.done() else None, *ends):
+            if isinstance(end, DecodeError):
+                raise _unreadable(end) from end
             if isinstance(end, Exception):
                 raise end
 
@@ -75,6 +86,8 @@ class WorkStreams:
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
                 first = await anext(requests, None)
+        except DecodeError as error:
+            raise _unreadable(error) from error
         except TimeoutError:
             text = (
                 f"must be in the first frame, within {ATTACH_TIMEOUT_S:.0f} s of the stream's begin"
@@ -96,6 +109,8 @@ class WorkStreams:
             checker.add("attach.leases", text)
         else:
             for at, lease in enumerate(message.leases):
+                if len(checker.violations) >= MAX_VIOLATIONS:
+                    break
                 queue, ulid = checker.job_id(f"attach.leases[{at}].job_id", lease.job_id)
                 leases.append((queue, ulid, lease.fencing_token))
         checker.raise_if_any()
@@ -143,7 +158,7 @@ class WorkStreams:
             elif name == "detach":
                 frame.detach = True
         if not known and not request.HasField("credits"):
-            raise _refuse("", "a frame must hold something that this server knows")
+            raise _refuse(FRAME, "must hold something that this server knows")
         if (frame.completions or frame.reports or frame.refused) and not frame.sequence:
             raise _refuse("sequence", "must be above 0 in a frame with reports or completions")
         return frame

@@ -277,7 +277,14 @@ class WorkerSession:
 
     async def receive(self, frame: FrameIn) -> None:
         """Acts on a frame; waits where the worker is ahead of the store or of its own reading."""
-        self.heard_at = monotonic()
+        # While this side takes its time, the other one is not silent.
+        self.heard_at = float("inf")
+        try:
+            await self._receive(frame)
+        finally:
+            self.heard_at = monotonic()
+
+    async def _receive(self, frame: FrameIn) -> None:
         for ack in frame.acks:
             if self.held.get(ack.job_id) == ack.fencing_token:
                 self._unacknowledged.pop(ack.job_id, None)
