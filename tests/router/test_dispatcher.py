@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import monotonic
 
@@ -11,8 +12,9 @@ from jobwire_server.model import Assignment
 from jobwire_server.sessions.demand import Demand
 from jobwire_server.sessions.dispatcher import QueueDispatcher
 
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, running_broker
 from tests.support.jobs import worker_spec
+from tests.support.stores import StoreProcess
 from tests.support.waiting import eventually
 
 SOON_S = 1.2
@@ -82,3 +84,30 @@ async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not
     await eventually(lambda: bool(second.got), "the job reaches the second")
     assert monotonic() - began < SOON_S
     assert not first.got
+
+
+async def test_a_claim_that_is_under_way_when_the_server_stops_leaves_no_job_leased(
+    own_store: StoreProcess,
+) -> None:
+    async with running_broker(own_store.url) as broker:
+        await broker.register()
+        await broker.submit()
+        await broker.claim()
+        (ulid,) = await broker.submit()
+        own_store.pause()
+        poll = asyncio.create_task(broker.claim(wait_ms=60_000))
+        await eventually(
+            lambda: [demand.room for demand in broker.router._claims._waiting] == [0],
+            "the claim is under way",
+        )
+        stop = asyncio.create_task(broker.router.stop())
+        await eventually(poll.done, "the poll was ended")
+        own_store.resume()
+        await stop
+        assert await poll == []
+        with own_store.client() as client:
+            state, crashes, attempts = client.hmget(f"jw:{{default}}:j:{ulid}", "s", "c", "n")
+            # Given back untouched, or never claimed.
+            assert state in (None, b"2")
+            assert crashes is None
+            assert attempts in (None, b"0")

@@ -28,6 +28,9 @@ LINGER_S = 30.0
 MAX_PER_CALL = 500
 """Jobs of one claim; enough to make a round trip cheap, few enough not to hold up the store."""
 ERROR_PAUSE_S = 0.2
+STOP_S = 2.0
+"""How long the end waits for a claim that is under way; a store that is slower has its leases end.
+"""
 
 
 class QueueDispatcher:
@@ -73,6 +76,7 @@ class QueueDispatcher:
         self._stale_routes = True
         self._noticed: set[str] = set()
         self._subscribed = False
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, demand: Demand) -> None:
@@ -117,11 +121,19 @@ class QueueDispatcher:
         self._heat_all()
 
     async def stop(self) -> None:
-        """Ends the dispatcher; tolerates never started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """Ends the dispatcher; tolerates never started.
+
+        A claim that is under way is heard to its end: the store leases its jobs all the same, and
+        only who knows of them can give them back.
+        """
+        task = self._task
+        if task is not None:
+            self._stopping = True
+            self._wake.set()
+            await asyncio.wait({task}, timeout=STOP_S)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._stopping = False
 
     def _heat(self, demand: Demand) -> None:
         for place in (self._idle, self._full):
@@ -184,7 +196,7 @@ class QueueDispatcher:
                     log.exception("dispatch failed", queue=self._queue)
                     self._fail(error)
                     await asyncio.sleep(ERROR_PAUSE_S)
-                if not self._hot and not await self._sleep():
+                if self._stopping or (not self._hot and not await self._sleep()):
                     return
         finally:
             self._task = None
