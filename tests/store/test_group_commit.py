@@ -149,3 +149,18 @@ async def test_without_a_linger_a_call_goes_at_once(writer: Writer, backlog: Bac
     writer.gate.set()
     await asyncio.gather(first, second)
     assert writer.calls == [[1], [2]]
+
+
+async def test_when_the_work_is_cancelled_nobody_who_waits_behind_it_hangs(
+    group: GroupCommit[int, int], writer: Writer, backlog: Backlog
+) -> None:
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: writer.calls == [[1]], "the first call")
+    behind = asyncio.create_task(group.one(2))
+    await eventually(lambda: backlog.waiting == 2, "another waits")
+    assert group._task is not None
+    group._task.cancel()
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(first, behind, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+    assert backlog.waiting == 0

@@ -106,6 +106,10 @@ class GroupCommit(Generic[Item, Answer]):
                 await self._commit(group, items)
         finally:
             self._task = None
+            # Only what was cancelled leaves anybody behind; they must not wait for ever.
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
 
     async def _let_gather(self) -> None:
         """Lets the loop turn for as long as it brings more requests, up to the longest pause."""
