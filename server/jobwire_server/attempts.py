@@ -7,7 +7,7 @@ still is what it was; otherwise it is read and decided again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import replace
 
 import structlog
@@ -332,10 +332,13 @@ class Attempts:
             claimed_after_ms: Leaves those alone that were claimed up to this moment, Unix ms.
         """
         if assignments:
-            work = self._give_back(worker_id, assignments, claimed_after_ms)
-            task = asyncio.create_task(work, name="give-back")
-            self._chores.add(task)
-            task.add_done_callback(self._chores.discard)
+            self.later(self._give_back(worker_id, assignments, claimed_after_ms))
+
+    def later(self, work: Coroutine[None, None, None]) -> None:
+        """Has work done in the background; the server does not stop before it is."""
+        task = asyncio.create_task(work, name="chore")
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     async def _give_back(
         self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int

@@ -137,6 +137,44 @@ class Superseded(JobwireError):
     reason = "SUPERSEDED"
 
 
+class CursorCompacted(JobwireError):
+    """What was asked for is no longer kept.
+
+    Args:
+        message: For people.
+        first_available: A cursor to go on from, '' where only a new beginning helps.
+    """
+
+    reason = "CURSOR_COMPACTED"
+
+    def __init__(self, message: str, first_available: str = "") -> None:
+        super().__init__(message, metadata={"first_available": first_available})
+
+
+class WatchLagged(JobwireError):
+    """The watcher fell too far behind the changes."""
+
+    reason = "WATCH_LAGGED"
+
+
+class OutputFull(JobwireError):
+    """A limit of output is reached; nothing was written."""
+
+    reason = "OUTPUT_FULL"
+
+
+class OutputGap(JobwireError):
+    """A chunk of output does not continue what was written."""
+
+    reason = "OUTPUT_GAP"
+
+    def __init__(self, job_id: str, expected: int) -> None:
+        super().__init__(
+            f"the output of {job_id} goes on at offset {expected}; send what is missing first",
+            metadata={"job_id": job_id, "expected_offset": str(expected)},
+        )
+
+
 class AlreadyExists(JobwireError):
     """The id is in use for something else."""
 

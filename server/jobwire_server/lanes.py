@@ -28,6 +28,9 @@ class Lanes:
         async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
             return await store.succeed(queue, items, options.retain_succeeded_ms)
 
+        async def report(items: Sequence[Report]) -> Sequence[Renewal]:
+            return await store.report(queue, items, options.limits)
+
         async def end(
             items: Sequence[AttemptEnd],
         ) -> Sequence[Completed | JobwireError | None]:
@@ -47,9 +50,7 @@ class Lanes:
         self.end: GroupCommit[AttemptEnd, Completed | JobwireError | None] = GroupCommit(
             end, backlog
         )
-        self.report: GroupCommit[Report, Renewal] = GroupCommit(
-            partial(store.report, queue), backlog, linger_s=linger_s
-        )
+        self.report: GroupCommit[Report, Renewal] = GroupCommit(report, backlog, linger_s=linger_s)
         self.cancel: GroupCommit[tuple[str, str], JobState | JobwireError] = GroupCommit(
             cancel, backlog
         )

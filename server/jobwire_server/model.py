@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from jobwire_server.errors import JobwireError
     from jobwire_server.operations.routing import Route
 
 
@@ -104,6 +105,10 @@ class NewJob(NamedTuple):
     execution_timeout_ms: int = 0
     """The longest run of one attempt; 0: no limit."""
     retry: RetryPolicy | None = None
+    max_output_bytes: int = 0
+    """The most output that is kept; 0: the server's limit."""
+    trim_output: bool = False
+    """True: above it the oldest is dropped; False: what is above it is refused."""
 
 
 class Accepted(NamedTuple):
@@ -148,13 +153,43 @@ class Released(NamedTuple):
     reason: str
 
 
+class Piece(NamedTuple):
+    """Consecutive output on one channel."""
+
+    channel: str
+    text: bool
+    """True for UTF-8, False for bytes of any kind."""
+    content: bytes
+
+
+class OutputPlace(NamedTuple):
+    """A point in a job's output; places compare in the order in which output is written."""
+
+    attempt: int
+    offset: int
+
+
+BEGINNING = OutputPlace(0, 0)
+"""Before everything that a job can write."""
+
+
+class Written(NamedTuple):
+    """Output that was written in one go, without a gap."""
+
+    attempt: int
+    offset: int
+    """Of its first byte."""
+    pieces: tuple[Piece, ...]
+
+
 class Reported(NamedTuple):
-    """A worker's progress report."""
+    """A worker's report: progress, output, or neither, which only renews the lease."""
 
     queue: str
     ulid: str
     fencing_token: int
     progress: bytes
+    output: Written | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +209,8 @@ class Renewal:
     lost: bool
     lease_expires_at_ms: int = 0
     cancel: CancelNotice | None = None
+    refusal: JobwireError | None = None
+    """Why nothing was recorded although the lease holds: the output is full or leaves a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +256,12 @@ class Job:
     progress: bytes = b""
     progress_at_ms: int = 0
     result: bytes = b""
+    output_bytes: int = 0
+    """Bytes of output that are kept."""
+    output_end: OutputPlace = BEGINNING
+    """Behind the last byte that was written."""
+    output_first: OutputPlace = BEGINNING
+    """The first byte that is kept, once some was dropped."""
     worker_id: str = ""
     fencing_token: int = 0
     lease_expires_at_ms: int = 0
@@ -245,6 +288,11 @@ class Queue:
     oldest_pending_record: bytes = b""
     """The record of that job where only it tells."""
     now_ms: int = 0
+    event_log_entries: int = 0
+    """How many changes its event log keeps; 0: it has none."""
+    max_output_bytes: int = 0
+    """The most output that its jobs keep; 0: the server's limit."""
+    output_bytes: int = 0
     samples: tuple[tuple[int, Mapping[str, int]], ...] = ()
     """Totals at moments past, newest first."""
 

@@ -33,6 +33,10 @@ class Limits:
     """The longest SubmitJobs batch and the most jobs of one claim."""
     max_message_bytes: int = 16 << 20
     """The largest message on the wire."""
+    max_output_bytes: int = 16 << 20
+    """The most output that one job keeps."""
+    max_queue_output_bytes: int = 1 << 30
+    """The most output that the jobs of one queue keep together, unless the queue is configured."""
     max_queued_requests: int = 20_000
     """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY.
     """
@@ -74,7 +78,7 @@ class BrokerOptions:
 
     A due job known to this server is promoted when it is due, not at the next look.
     """
-    bookmark_ms: int = 15_000
+    bookmark_ms: int = 60_000
     """How long a watch stream may be quiet before it carries a bookmark."""
     max_linger_ms: float = 4.0
     """The longest that a call to the store is held while more requests for it keep coming.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -33,6 +33,7 @@ from jobwire_server.model import (
     JobState,
     LeaseRef,
     NewJob,
+    OutputPlace,
     Queue,
     RecordFacts,
     Renewal,
@@ -40,6 +41,7 @@ from jobwire_server.model import (
     Worker,
     WorkerSpec,
     WorkerStatus,
+    Written,
 )
 from jobwire_server.operations.paging import decode_token, encode_token
 from jobwire_server.options import BrokerOptions
@@ -56,7 +58,10 @@ from jobwire_server.store.notices import Notices
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner
 from jobwire_server.store.workers import WorkerStore
-from jobwire_server.watch.hub import Hub
+from jobwire_server.watch.hub import EVERYTHING, Hub, WatchWish
+from jobwire_server.watch.many import CaughtUp, QueueFeed
+from jobwire_server.watch.overview import Overview
+from jobwire_server.watch.topic import JobEvent, OutputEvent
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +105,10 @@ class Router:
         )
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
+        self._feed = QueueFeed(self._hub, self._jobs)
+        self._overview = Overview(
+            self._hub, self._notices, self._queues, self.get_worker, self.list_workers
+        )
         self._reaper = Reaper(self._workers, options, self._attempts.take_back)
         self._claims = Claims(
             self._jobs,
@@ -247,9 +256,48 @@ class Router:
             return found, ""
         return found, encode_token(scope, index, token.source, token.last, token.place)
 
-    def watch_job(self, queue: str, ulid: str) -> AsyncIterator[Job | None]:
-        """Yields the job as it stands and after each change, as `Hub.watch`."""
-        return self._hub.watch(queue, ulid)
+    def watch_job(
+        self, queue: str, ulid: str, wish: WatchWish = EVERYTHING
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+        """Yields the job and its output, as `Hub.watch`."""
+        return self._hub.watch(queue, ulid, wish)
+
+    async def watch_jobs(
+        self,
+        queue: str,
+        *,
+        keep: Callable[[Job], bool],
+        states: Sequence[JobState] = (),
+        ulids: Sequence[str] = (),
+        full: bool = False,
+        cursor: str = "",
+        only_changes: bool = False,
+    ) -> AsyncIterator[tuple[Job | CaughtUp | None, str]]:
+        """Yields the jobs of a queue that a filter lets through, as `QueueFeed.watch`.
+
+        Raises:
+            QueueNotFound: No job was ever submitted to it.
+        """
+        if not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        async for step in self._feed.watch(
+            queue,
+            keep=keep,
+            states=states,
+            ulids=ulids,
+            full=full,
+            cursor=cursor,
+            only_changes=only_changes,
+        ):
+            yield step
+
+    def watch_workers(self) -> AsyncIterator[Worker | CaughtUp | str | None]:
+        """Yields the workers as they stand, then each that changes, as `Overview.watch_workers`."""
+        return self._overview.watch_workers()
+
+    def watch_queues(self, names: Sequence[str], interval_s: float) -> AsyncIterator[list[Queue]]:
+        """Yields queues that changed, as `Overview.watch_queues`."""
+        return self._overview.watch_queues(names, interval_s)
 
     async def cancel_job(self, queue: str, ulid: str, reason: str) -> Job:
         """Asks for the end of a job; returns it as it stands then.
@@ -265,6 +313,17 @@ class Router:
         if outcome is JobState.CANCELLING:
             self._set.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
+
+    def cancel_in_background(self, queue: str, ulid: str, reason: str) -> None:
+        """Asks for the end of a job whose caller is gone."""
+
+        async def cancel() -> None:
+            try:
+                await self._set.lanes(queue).cancel.one((ulid, reason))
+            except JobwireError as error:
+                log.warning("job not cancelled", job_id=f"{queue}-{ulid}", error=error.message)
+
+        self._attempts.later(cancel())
 
     # --------------------------------------------------------------- workers
 
@@ -317,19 +376,29 @@ class Router:
         await self._roster.release(session)
 
     async def report(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, progress: bytes
+        self,
+        queue: str,
+        ulid: str,
+        worker_id: str,
+        fencing_token: int,
+        progress: bytes,
+        output: Written | None = None,
     ) -> Renewal:
-        """Records progress and renews the lease.
+        """Records progress and output, and renews the lease.
 
         Raises:
             LeaseLost: The job is not the caller's.
+            OutputFull: A limit is reached; nothing was recorded.
+            OutputGap: The output does not continue what was written; nothing was recorded.
         """
         self._directory.hear(worker_id)
         lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
-        report = Report(ulid, worker_id, fencing_token, lease_ms, progress)
+        report = Report(ulid, worker_id, fencing_token, lease_ms, progress, output)
         renewal = await self._set.lanes(queue).report.one(report)
         if renewal.lost:
             raise LeaseLost(f"{queue}-{ulid}", fencing_token)
+        if renewal.refusal:
+            raise renewal.refusal
         return renewal
 
     async def heartbeat(
@@ -359,9 +428,9 @@ class Router:
         async def renew(queue: str, places: list[int]) -> None:
             reports = [
                 Report(
-                    items[at].ulid, worker_id, items[at].fencing_token, lease_ms, items[at].progress
+                    item.ulid, worker_id, item.fencing_token, lease_ms, item.progress, item.output
                 )
-                for at in places
+                for item in (items[at] for at in places)
             ]
             for at, answer in zip(places, await self._renew(queue, reports), strict=True):
                 renewals[at] = answer
@@ -460,6 +529,18 @@ class Router:
         """Returns a queue with its oldest ready job and its samples. Raises QueueNotFound."""
         if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
+        return await self._queues.read(queue, detail=True)
+
+    async def configure_queue(self, queue: str, settings: Mapping[str, int]) -> Queue:
+        """Changes settings of a queue: `log` entries, `max_output` bytes; 0 for the default.
+
+        Raises:
+            QueueNotFound: No job was ever submitted to it.
+        """
+        if not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        if settings:
+            await self._queues.configure(queue, settings)
         return await self._queues.read(queue, detail=True)
 
     async def set_paused(self, queue: str, paused: bool) -> Queue:

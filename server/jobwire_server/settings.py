@@ -270,6 +270,19 @@ class Settings(BaseSettings):
         ge=1 << 10,
         le=512 << 20,
     )
+    max_output: ByteSize = _setting(
+        ByteSize(_LIMITS.max_output_bytes),
+        REQUESTS,
+        "The most output that one job keeps. 1KiB to 1GiB.",
+        ge=1 << 10,
+        le=1 << 30,
+    )
+    max_queue_output: ByteSize = _setting(
+        ByteSize(_LIMITS.max_queue_output_bytes),
+        REQUESTS,
+        "The most output that the jobs of one queue keep together. 1KiB and more.",
+        ge=1 << 10,
+    )
     max_batch_jobs: int = _setting(
         _LIMITS.max_batch_jobs,
         REQUESTS,
@@ -361,6 +374,8 @@ class Settings(BaseSettings):
             limits=Limits(
                 max_payload_bytes=int(self.max_payload),
                 max_result_bytes=int(self.max_result),
+                max_output_bytes=int(self.max_output),
+                max_queue_output_bytes=int(self.max_queue_output),
                 max_batch_jobs=self.max_batch_jobs,
                 max_message_bytes=int(self.max_message),
                 max_queued_requests=self.max_queued_requests,

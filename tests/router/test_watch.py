@@ -23,11 +23,11 @@ class Watcher:
     def __init__(self, broker: Broker, ulid: str) -> None:
         self.seen: list[Job] = []
         self.quiet = 0
-        self._stream = broker.router.watch_job("default", ulid)
+        self._stream = broker.watch(ulid)
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async with aclosing(self._stream) as stream:  # type: ignore[type-var]
+        async with aclosing(self._stream) as stream:
             async for job in stream:
                 if job is None:
                     self.quiet += 1
@@ -143,7 +143,7 @@ async def test_many_watchers_of_one_job_all_see_its_end_and_leave_nothing(
     await _end(broker, ulid)
     await asyncio.gather(*(watcher.task for watcher in watchers[50:]))
     assert {watcher.states[-1] for watcher in watchers[50:]} == {S.SUCCEEDED}
-    assert not any(room.jobs for room in broker.router._hub._queues.values())
+    assert not any(room.topics for room in broker.router._hub._rooms.values())
 
 
 async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
@@ -153,7 +153,7 @@ async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
     await broker.register()
     (ulid,) = await broker.submit()
     token = (await broker.claim_one()).fencing_token
-    stream = broker.router.watch_job("default", ulid)
+    stream = broker.watch(ulid)
     first = await anext(stream)
     assert first is not None
     for number in range(50):
@@ -163,8 +163,8 @@ async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
     hub = broker.router._hub
 
     def read() -> bool:
-        watched = hub._queues["default"].jobs[ulid].job
-        return watched is not None and watched.revision == last.revision
+        event = hub._rooms["default"].topics[ulid].event
+        return event is not None and event.job.revision == last.revision
 
     await eventually(read, "the hub has read the end")
     rest = [job async for job in stream]

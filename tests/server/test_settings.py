@@ -67,7 +67,7 @@ def test_flags_beat_environment_beats_file_beats_default(
     assert settings.lease == timedelta(seconds=60)
     assert settings.tick == timedelta(seconds=3)
     assert settings.max_crashes == 9
-    assert settings.bookmark == timedelta(seconds=15)
+    assert settings.bookmark == timedelta(seconds=60)
 
 
 def test_a_file_is_named_by_flag_or_environment(

@@ -21,7 +21,7 @@ async def test_a_queue_called_workers_is_watched_beside_the_workers(valkey_url: 
         notices = broker.router._notices
         job = new_job("workers")
         await broker.submitted(job)
-        watch = broker.router.watch_job("workers", ulid_of(job))
+        watch = broker.watch(ulid_of(job), "workers")
         first = await anext(watch)
         assert first is not None
         # As the roster does once a worker attaches.

@@ -75,7 +75,7 @@ def test_the_arguments_of_the_header_are_those_that_the_script_reads(name: str) 
         documented = set(re.findall(rf"{kind}\[(\d+)\]", header))
         used = set(re.findall(rf"{kind}\[(\d+)\]", body))
         assert documented == used, f"{kind} of the header and of the body differ"
-    loops = re.search(r"= (?:first|at|\d+), #ARGV", body) is not None
+    loops = re.search(r"= (?:first|at|\d+), #ARGV|while at <= #ARGV", body) is not None
     assert loops == ("for each" in header.split("Returns")[0].replace("then:", "")), "the items"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import redis
@@ -12,6 +12,7 @@ from jobwire_server.model import Accepted, Assignment, Job, JobState, NewJob
 from jobwire_server.options import BrokerOptions
 from jobwire_server.router import Router
 from jobwire_server.store.connect import connect
+from jobwire_server.watch.topic import OutputEvent
 
 from tests.support.dump import QueueDump, check_invariants, dump_queue
 from tests.support.jobs import DAY_MS, new_job, ulid_of, worker_spec
@@ -56,6 +57,13 @@ class Broker:
         await self.router._reaper.sweep()
 
     # Shortcuts --------------------------------------------------------------
+
+    async def watch(self, ulid: str, queue: str = "default") -> AsyncGenerator[Job | None, None]:
+        """The states of a job as its watcher is told them; None is a sign of life."""
+        async with aclosing(self.router.watch_job(queue, ulid)) as stream:  # type: ignore[type-var]
+            async for event, _, _ in stream:
+                assert not isinstance(event, OutputEvent)
+                yield event.job if event else None
 
     async def submit(self, *jobs: NewJob) -> list[str]:
         """Submits jobs of one queue, one job if none is named; returns their ULIDs."""

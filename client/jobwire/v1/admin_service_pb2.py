@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from jobwire.v1 import job_pb2 as jobwire_dot_v1_dot_job__pb2
+from jobwire.v1 import job_service_pb2 as jobwire_dot_v1_dot_job__service__pb2
 from jobwire.v1 import worker_service_pb2 as jobwire_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejobwire/v1/admin_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xd3\x01\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12%\n\x05\x64\x65pth\x18\x03 \x03(\x0b\x32\x16.jobwire.v1.StateCount\x12\x35\n\x12oldest_pending_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05rates\x18\x05 \x01(\x0b\x32\x16.jobwire.v1.QueueRates\x12\'\n\x06totals\x18\x06 \x01(\x0b\x32\x17.jobwire.v1.QueueTotals\"@\n\nStateCount\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"~\n\nQueueRates\x12\x11\n\tsubmitted\x18\x01 \x01(\x01\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\tsucceeded\x18\x03 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x0bQueueTotals\x12\x11\n\tsubmitted\x18\x01 \x01(\x04\x12\x0f\n\x07started\x18\x02 \x01(\x04\x12\x11\n\tsucceeded\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x04\x12\x0f\n\x07retried\x18\x07 \x01(\x04\x12\x0f\n\x07\x63rashed\x18\x08 \x01(\x04\x12\x10\n\x08released\x18\t \x01(\x04\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"4\n\x10GetQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\"\n\x11PauseQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"6\n\x12PauseQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"#\n\x12ResumeQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"7\n\x13ResumeQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\xd6\x02\n\x06Worker\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.jobwire.v1.WorkerSpec\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\theld_jobs\x18\x05 \x01(\r\x12$\n\x06leases\x18\x06 \x03(\x0b\x32\x14.jobwire.v1.LeaseRef\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12\x0f\n\x07\x63redits\x18\t \x01(\r\x12(\n\x06totals\x18\n \x01(\x0b\x32\x18.jobwire.v1.WorkerTotals\"C\n\x0cWorkerTotals\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x04\x12\x11\n\tsucceeded\x18\x02 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x04\"t\n\x12ListWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.jobwire.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xa4\x02\n\x15GetServerInfoResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstore_engine\x18\x04 \x01(\t\x12\x15\n\rstore_version\x18\x05 \x01(\t\x12\x16\n\x0estore_embedded\x18\x06 \x01(\x08\x12\x18\n\x10store_durability\x18\x07 \x01(\t\x12(\n\x06limits\x18\x08 \x01(\x0b\x32\x18.jobwire.v1.ServerLimits\x12.\n\nstore_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x0cServerLimits\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_result_bytes\x18\x02 \x01(\x04\x12\x16\n\x0emax_batch_jobs\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x32\xff\x04\n\x0c\x41\x64minService\x12K\n\nListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12\x45\n\x08GetQueue\x12\x1b.jobwire.v1.GetQueueRequest\x1a\x1c.jobwire.v1.GetQueueResponse\x12K\n\nPauseQueue\x12\x1d.jobwire.v1.PauseQueueRequest\x1a\x1e.jobwire.v1.PauseQueueResponse\x12N\n\x0bResumeQueue\x12\x1e.jobwire.v1.ResumeQueueRequest\x1a\x1f.jobwire.v1.ResumeQueueResponse\x12N\n\x0bListWorkers\x12\x1e.jobwire.v1.ListWorkersRequest\x1a\x1f.jobwire.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.jobwire.v1.GetWorkerRequest\x1a\x1d.jobwire.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12T\n\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejobwire/v1/admin_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\x92\x02\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12%\n\x05\x64\x65pth\x18\x03 \x03(\x0b\x32\x16.jobwire.v1.StateCount\x12\x35\n\x12oldest_pending_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05rates\x18\x05 \x01(\x0b\x32\x16.jobwire.v1.QueueRates\x12\'\n\x06totals\x18\x06 \x01(\x0b\x32\x17.jobwire.v1.QueueTotals\x12\'\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x04\"w\n\x0bQueueConfig\x12\x1e\n\x11\x65vent_log_entries\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x10max_output_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x14\n\x12_event_log_entriesB\x13\n\x11_max_output_bytes\"O\n\x15\x43onfigureQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\":\n\x16\x43onfigureQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"$\n\x13WatchWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"\x7f\n\x14WatchWorkersResponse\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.WorkerH\x00\x12\x0e\n\x04left\x18\x02 \x01(\tH\x00\x12(\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"Q\n\x12WatchQueuesRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"8\n\x13WatchQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\"@\n\nStateCount\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"~\n\nQueueRates\x12\x11\n\tsubmitted\x18\x01 \x01(\x01\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\tsucceeded\x18\x03 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x0bQueueTotals\x12\x11\n\tsubmitted\x18\x01 \x01(\x04\x12\x0f\n\x07started\x18\x02 \x01(\x04\x12\x11\n\tsucceeded\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x04\x12\x0f\n\x07retried\x18\x07 \x01(\x04\x12\x0f\n\x07\x63rashed\x18\x08 \x01(\x04\x12\x10\n\x08released\x18\t \x01(\x04\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"4\n\x10GetQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\"\n\x11PauseQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"6\n\x12PauseQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"#\n\x12ResumeQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"7\n\x13ResumeQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\xd6\x02\n\x06Worker\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.jobwire.v1.WorkerSpec\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\theld_jobs\x18\x05 \x01(\r\x12$\n\x06leases\x18\x06 \x03(\x0b\x32\x14.jobwire.v1.LeaseRef\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12\x0f\n\x07\x63redits\x18\t \x01(\r\x12(\n\x06totals\x18\n \x01(\x0b\x32\x18.jobwire.v1.WorkerTotals\"C\n\x0cWorkerTotals\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x04\x12\x11\n\tsucceeded\x18\x02 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x04\"t\n\x12ListWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.jobwire.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xa4\x02\n\x15GetServerInfoResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstore_engine\x18\x04 \x01(\t\x12\x15\n\rstore_version\x18\x05 \x01(\t\x12\x16\n\x0estore_embedded\x18\x06 \x01(\x08\x12\x18\n\x10store_durability\x18\x07 \x01(\t\x12(\n\x06limits\x18\x08 \x01(\x0b\x32\x18.jobwire.v1.ServerLimits\x12.\n\nstore_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x90\x01\n\x0cServerLimits\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_result_bytes\x18\x02 \x01(\x04\x12\x16\n\x0emax_batch_jobs\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_output_bytes\x18\x05 \x01(\x04\x32\xff\x06\n\x0c\x41\x64minService\x12K\n\nListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12\x45\n\x08GetQueue\x12\x1b.jobwire.v1.GetQueueRequest\x1a\x1c.jobwire.v1.GetQueueResponse\x12K\n\nPauseQueue\x12\x1d.jobwire.v1.PauseQueueRequest\x1a\x1e.jobwire.v1.PauseQueueResponse\x12N\n\x0bResumeQueue\x12\x1e.jobwire.v1.ResumeQueueRequest\x1a\x1f.jobwire.v1.ResumeQueueResponse\x12N\n\x0bListWorkers\x12\x1e.jobwire.v1.ListWorkersRequest\x1a\x1f.jobwire.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.jobwire.v1.GetWorkerRequest\x1a\x1d.jobwire.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n\x0cWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n\x0bWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n\x0e\x43onfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12T\n\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,52 +37,66 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.admin_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
-  _globals['_QUEUE']._serialized_start=167
-  _globals['_QUEUE']._serialized_end=378
-  _globals['_STATECOUNT']._serialized_start=380
-  _globals['_STATECOUNT']._serialized_end=444
-  _globals['_QUEUERATES']._serialized_start=446
-  _globals['_QUEUERATES']._serialized_end=572
-  _globals['_QUEUETOTALS']._serialized_start=575
-  _globals['_QUEUETOTALS']._serialized_end=747
-  _globals['_LISTQUEUESREQUEST']._serialized_start=749
-  _globals['_LISTQUEUESREQUEST']._serialized_end=807
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=809
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=889
-  _globals['_GETQUEUEREQUEST']._serialized_start=891
-  _globals['_GETQUEUEREQUEST']._serialized_end=923
-  _globals['_GETQUEUERESPONSE']._serialized_start=925
-  _globals['_GETQUEUERESPONSE']._serialized_end=977
-  _globals['_PAUSEQUEUEREQUEST']._serialized_start=979
-  _globals['_PAUSEQUEUEREQUEST']._serialized_end=1013
-  _globals['_PAUSEQUEUERESPONSE']._serialized_start=1015
-  _globals['_PAUSEQUEUERESPONSE']._serialized_end=1069
-  _globals['_RESUMEQUEUEREQUEST']._serialized_start=1071
-  _globals['_RESUMEQUEUEREQUEST']._serialized_end=1106
-  _globals['_RESUMEQUEUERESPONSE']._serialized_start=1108
-  _globals['_RESUMEQUEUERESPONSE']._serialized_end=1163
-  _globals['_WORKER']._serialized_start=1166
-  _globals['_WORKER']._serialized_end=1508
-  _globals['_WORKERTOTALS']._serialized_start=1510
-  _globals['_WORKERTOTALS']._serialized_end=1577
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1579
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1695
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1697
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1780
-  _globals['_GETWORKERREQUEST']._serialized_start=1782
-  _globals['_GETWORKERREQUEST']._serialized_end=1819
-  _globals['_GETWORKERRESPONSE']._serialized_start=1821
-  _globals['_GETWORKERRESPONSE']._serialized_end=1876
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1878
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1917
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1919
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1976
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1978
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2000
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2003
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2295
-  _globals['_SERVERLIMITS']._serialized_start=2297
-  _globals['_SERVERLIMITS']._serialized_end=2415
-  _globals['_ADMINSERVICE']._serialized_start=2418
-  _globals['_ADMINSERVICE']._serialized_end=3057
+  _globals['_QUEUE']._serialized_start=197
+  _globals['_QUEUE']._serialized_end=471
+  _globals['_QUEUECONFIG']._serialized_start=473
+  _globals['_QUEUECONFIG']._serialized_end=592
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_start=594
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_end=673
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_start=675
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_end=733
+  _globals['_WATCHWORKERSREQUEST']._serialized_start=735
+  _globals['_WATCHWORKERSREQUEST']._serialized_end=771
+  _globals['_WATCHWORKERSRESPONSE']._serialized_start=773
+  _globals['_WATCHWORKERSRESPONSE']._serialized_end=900
+  _globals['_WATCHQUEUESREQUEST']._serialized_start=902
+  _globals['_WATCHQUEUESREQUEST']._serialized_end=983
+  _globals['_WATCHQUEUESRESPONSE']._serialized_start=985
+  _globals['_WATCHQUEUESRESPONSE']._serialized_end=1041
+  _globals['_STATECOUNT']._serialized_start=1043
+  _globals['_STATECOUNT']._serialized_end=1107
+  _globals['_QUEUERATES']._serialized_start=1109
+  _globals['_QUEUERATES']._serialized_end=1235
+  _globals['_QUEUETOTALS']._serialized_start=1238
+  _globals['_QUEUETOTALS']._serialized_end=1410
+  _globals['_LISTQUEUESREQUEST']._serialized_start=1412
+  _globals['_LISTQUEUESREQUEST']._serialized_end=1470
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=1472
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=1552
+  _globals['_GETQUEUEREQUEST']._serialized_start=1554
+  _globals['_GETQUEUEREQUEST']._serialized_end=1586
+  _globals['_GETQUEUERESPONSE']._serialized_start=1588
+  _globals['_GETQUEUERESPONSE']._serialized_end=1640
+  _globals['_PAUSEQUEUEREQUEST']._serialized_start=1642
+  _globals['_PAUSEQUEUEREQUEST']._serialized_end=1676
+  _globals['_PAUSEQUEUERESPONSE']._serialized_start=1678
+  _globals['_PAUSEQUEUERESPONSE']._serialized_end=1732
+  _globals['_RESUMEQUEUEREQUEST']._serialized_start=1734
+  _globals['_RESUMEQUEUEREQUEST']._serialized_end=1769
+  _globals['_RESUMEQUEUERESPONSE']._serialized_start=1771
+  _globals['_RESUMEQUEUERESPONSE']._serialized_end=1826
+  _globals['_WORKER']._serialized_start=1829
+  _globals['_WORKER']._serialized_end=2171
+  _globals['_WORKERTOTALS']._serialized_start=2173
+  _globals['_WORKERTOTALS']._serialized_end=2240
+  _globals['_LISTWORKERSREQUEST']._serialized_start=2242
+  _globals['_LISTWORKERSREQUEST']._serialized_end=2358
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=2360
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=2443
+  _globals['_GETWORKERREQUEST']._serialized_start=2445
+  _globals['_GETWORKERREQUEST']._serialized_end=2482
+  _globals['_GETWORKERRESPONSE']._serialized_start=2484
+  _globals['_GETWORKERRESPONSE']._serialized_end=2539
+  _globals['_DRAINWORKERREQUEST']._serialized_start=2541
+  _globals['_DRAINWORKERREQUEST']._serialized_end=2580
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=2582
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=2639
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2641
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2663
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2666
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2958
+  _globals['_SERVERLIMITS']._serialized_start=2961
+  _globals['_SERVERLIMITS']._serialized_end=3105
+  _globals['_ADMINSERVICE']._serialized_start=3108
+  _globals['_ADMINSERVICE']._serialized_end=4003
 # @@protoc_insertion_point(module_scope)

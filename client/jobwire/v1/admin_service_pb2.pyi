@@ -10,6 +10,7 @@ from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from jobwire.v1 import job_pb2 as job_pb2
+from jobwire.v1 import job_service_pb2 as job_service_pb2
 from jobwire.v1 import worker_service_pb2 as worker_service_pb2
 import builtins as builtins
 import sys
@@ -34,10 +35,14 @@ class Queue(message.Message):
     OLDEST_PENDING_AGE_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
     TOTALS_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name."""
     paused: builtins.bool
     """True: accepts and does not deliver."""
+    output_bytes: builtins.int
+    """How many bytes of output its jobs have kept."""
     @builtins.property
     def depth(self) -> containers.RepeatedCompositeFieldContainer[StateCount]:
         """How many jobs stand in each state; states without jobs are left out."""
@@ -54,6 +59,10 @@ class Queue(message.Message):
     def totals(self) -> QueueTotals:
         """Totals since the queue was created."""
 
+    @builtins.property
+    def config(self) -> QueueConfig:
+        """Its settings."""
+
     def __init__(
         self,
         *,
@@ -63,10 +72,200 @@ class Queue(message.Message):
         oldest_pending_age: duration_pb2.Duration | None = ...,
         rates: QueueRates | None = ...,
         totals: QueueTotals | None = ...,
+        config: QueueConfig | None = ...,
+        output_bytes: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["oldest_pending_age", b"oldest_pending_age", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config", "oldest_pending_age", b"oldest_pending_age", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["depth", b"depth", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "paused", b"paused", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "depth", b"depth", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "output_bytes", b"output_bytes", "paused", b"paused", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class QueueConfig(message.Message):
+    """The settings of a queue."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    EVENT_LOG_ENTRIES_FIELD_NUMBER: builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: builtins.int
+    event_log_entries: builtins.int
+    """How many changes of jobs the event log keeps, which lets WatchJobs resume with a cursor: 1
+    to 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in
+    ConfigureQueue: no change.
+    """
+    max_output_bytes: builtins.int
+    """The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
+    GiB unless configured otherwise. Unset in ConfigureQueue: no change.
+    """
+    def __init__(
+        self,
+        *,
+        event_log_entries: builtins.int | None = ...,
+        max_output_bytes: builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_output_bytes", b"_max_output_bytes", "event_log_entries", b"event_log_entries", "max_output_bytes", b"max_output_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_output_bytes", b"_max_output_bytes", "event_log_entries", b"event_log_entries", "max_output_bytes", b"max_output_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__event_log_entries: _TypeAlias = typing.Literal["event_log_entries"]  # noqa: Y015
+    _WhichOneofArgType__event_log_entries: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries"]  # noqa: Y015
+    _WhichOneofReturnType__max_output_bytes: _TypeAlias = typing.Literal["max_output_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_output_bytes: _TypeAlias = typing.Literal["_max_output_bytes", b"_max_output_bytes"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_log_entries) -> _WhichOneofReturnType__event_log_entries | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_bytes) -> _WhichOneofReturnType__max_output_bytes | None: ...
+
+@typing.final
+class ConfigureQueueRequest(message.Message):
+    """What to change."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    queue: builtins.str
+    """Required."""
+    @builtins.property
+    def config(self) -> QueueConfig:
+        """The settings; what is unset stays."""
+
+    def __init__(
+        self,
+        *,
+        queue: builtins.str = ...,
+        config: QueueConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ConfigureQueueResponse(message.Message):
+    """The queue after it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def queue(self) -> Queue:
+        """As it stands."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WatchWorkersRequest(message.Message):
+    """Which workers to watch."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    queue: builtins.str
+    """Only workers that serve this queue. Unset: all."""
+    def __init__(
+        self,
+        *,
+        queue: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WatchWorkersResponse(message.Message):
+    """A change of a worker, or a sign of life."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    BOOKMARK_FIELD_NUMBER: builtins.int
+    left: builtins.str
+    """The id of a worker that left, or that was forgotten."""
+    @builtins.property
+    def worker(self) -> Worker:
+        """The worker as it stands now."""
+
+    @builtins.property
+    def bookmark(self) -> job_service_pb2.Bookmark:
+        """The stream is alive."""
+
+    def __init__(
+        self,
+        *,
+        worker: Worker | None = ...,
+        left: builtins.str = ...,
+        bookmark: job_service_pb2.Bookmark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "left", b"left", "worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "left", b"left", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["worker", "left", "bookmark"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class WatchQueuesRequest(message.Message):
+    """Which queues to watch."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUES_FIELD_NUMBER: builtins.int
+    INTERVAL_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def queues(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """These queues; at most 1000. Empty: all."""
+
+    @builtins.property
+    def interval(self) -> duration_pb2.Duration:
+        """How often to look: 200 milliseconds to 1 hour. Unset: 1 second."""
+
+    def __init__(
+        self,
+        *,
+        queues: abc.Iterable[builtins.str] | None = ...,
+        interval: duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["interval", b"interval", "queues", b"queues"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WatchQueuesResponse(message.Message):
+    """The queues that changed since the last answer; empty as a sign of life."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def queues(self) -> containers.RepeatedCompositeFieldContainer[Queue]:
+        """With depths and rates."""
+
+    def __init__(
+        self,
+        *,
+        queues: abc.Iterable[Queue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["queues", b"queues"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,6 +878,7 @@ class ServerLimits(message.Message):
     MAX_RESULT_BYTES_FIELD_NUMBER: builtins.int
     MAX_BATCH_JOBS_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: builtins.int
     max_payload_bytes: builtins.int
     """The largest serialized `JobSpec.payload`."""
     max_result_bytes: builtins.int
@@ -687,6 +887,8 @@ class ServerLimits(message.Message):
     """The longest SubmitJobs batch."""
     max_message_bytes: builtins.int
     """The largest message on the wire."""
+    max_output_bytes: builtins.int
+    """The most output that one job keeps."""
     def __init__(
         self,
         *,
@@ -694,9 +896,10 @@ class ServerLimits(message.Message):
         max_result_bytes: builtins.int = ...,
         max_batch_jobs: builtins.int = ...,
         max_message_bytes: builtins.int = ...,
+        max_output_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["max_batch_jobs", b"max_batch_jobs", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_result_bytes", b"max_result_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["max_batch_jobs", b"max_batch_jobs", "max_message_bytes", b"max_message_bytes", "max_output_bytes", b"max_output_bytes", "max_payload_bytes", b"max_payload_bytes", "max_result_bytes", b"max_result_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

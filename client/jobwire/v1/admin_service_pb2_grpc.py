@@ -71,6 +71,21 @@ class AdminServiceStub:
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.WatchWorkers = channel.unary_stream(
+                '/jobwire.v1.AdminService/WatchWorkers',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersResponse.FromString,
+                _registered_method=True)
+        self.WatchQueues = channel.unary_stream(
+                '/jobwire.v1.AdminService/WatchQueues',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesResponse.FromString,
+                _registered_method=True)
+        self.ConfigureQueue = channel.unary_unary(
+                '/jobwire.v1.AdminService/ConfigureQueue',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/jobwire.v1.AdminService/GetServerInfo',
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -149,6 +164,35 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchWorkers(self, request, context):
+        """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+        when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+
+        INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchQueues(self, request, context):
+        """Streams queues with their depths and rates, once a second (or as asked) all that changed,
+        the first time all of them.
+
+        INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureQueue(self, request, context):
+        """Changes the settings of a queue; what is unset stays as it is.
+
+        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Tells what this server is, what it is connected to, and its limits.
         """
@@ -193,6 +237,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'WatchWorkers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchWorkers,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersResponse.SerializeToString,
+            ),
+            'WatchQueues': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchQueues,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesResponse.SerializeToString,
+            ),
+            'ConfigureQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureQueue,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -391,6 +450,87 @@ class AdminService:
             '/jobwire.v1.AdminService/DrainWorker',
             jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerRequest.SerializeToString,
             jobwire_dot_v1_dot_admin__service__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.AdminService/WatchWorkers',
+            jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.WatchWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchQueues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.AdminService/WatchQueues',
+            jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.WatchQueuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobwire.v1.AdminService/ConfigureQueue',
+            jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,23 @@ class AdminServiceStub:
 
     NOT_FOUND: no such live worker.
     """
+    WatchWorkers: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.WatchWorkersRequest, _admin_service_pb2.WatchWorkersResponse]
+    """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+    when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+
+    INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+    """
+    WatchQueues: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]
+    """Streams queues with their depths and rates, once a second (or as asked) all that changed,
+    the first time all of them.
+
+    INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+    """
+    ConfigureQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]
+    """Changes the settings of a queue; what is unset stays as it is.
+
+    INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]
     """Tells what this server is, what it is connected to, and its limits."""
 
@@ -120,6 +137,23 @@ class AdminServiceAsyncStub(AdminServiceStub):
     answers OK.
 
     NOT_FOUND: no such live worker.
+    """
+    WatchWorkers: _aio.UnaryStreamMultiCallable[_admin_service_pb2.WatchWorkersRequest, _admin_service_pb2.WatchWorkersResponse]  # type: ignore[assignment]
+    """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+    when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+
+    INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+    """
+    WatchQueues: _aio.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]  # type: ignore[assignment]
+    """Streams queues with their depths and rates, once a second (or as asked) all that changed,
+    the first time all of them.
+
+    INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+    """
+    ConfigureQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]  # type: ignore[assignment]
+    """Changes the settings of a queue; what is unset stays as it is.
+
+    INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Tells what this server is, what it is connected to, and its limits."""
@@ -207,6 +241,41 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         answers OK.
 
         NOT_FOUND: no such live worker.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchWorkers(
+        self,
+        request: _admin_service_pb2.WatchWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.WatchWorkersResponse], _abc.AsyncIterator[_admin_service_pb2.WatchWorkersResponse]]:
+        """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+        when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+
+        INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchQueues(
+        self,
+        request: _admin_service_pb2.WatchQueuesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.WatchQueuesResponse], _abc.AsyncIterator[_admin_service_pb2.WatchQueuesResponse]]:
+        """Streams queues with their depths and rates, once a second (or as asked) all that changed,
+        the first time all of them.
+
+        INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfigureQueue(
+        self,
+        request: _admin_service_pb2.ConfigureQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ConfigureQueueResponse, _abc.Awaitable[_admin_service_pb2.ConfigureQueueResponse]]:
+        """Changes the settings of a queue; what is unset stays as it is.
+
+        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
         """
 
     @_abc_1.abstractmethod

@@ -78,6 +78,21 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """Another stream attached with the same worker id. ABORTED. If it was not this worker's own
     new stream, two workers share an id: stop.
     """
+    ERROR_REASON_CURSOR_COMPACTED: _ErrorReason.ValueType  # 17
+    """The output that was asked for has been trimmed, or the event log does not reach back so
+    far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
+    which is a cursor to go on from.
+    """
+    ERROR_REASON_OUTPUT_FULL: _ErrorReason.ValueType  # 18
+    """The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
+    chunk was written; the job may go on.
+    """
+    ERROR_REASON_OUTPUT_GAP: _ErrorReason.ValueType  # 19
+    """A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
+    names the offset to go on from under `expected_offset`.
+    """
+    ERROR_REASON_WATCH_LAGGED: _ErrorReason.ValueType  # 20
+    """The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
     INTERNAL.
@@ -143,6 +158,21 @@ ERROR_REASON_SUPERSEDED: ErrorReason.ValueType  # 16
 """Another stream attached with the same worker id. ABORTED. If it was not this worker's own
 new stream, two workers share an id: stop.
 """
+ERROR_REASON_CURSOR_COMPACTED: ErrorReason.ValueType  # 17
+"""The output that was asked for has been trimmed, or the event log does not reach back so
+far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
+which is a cursor to go on from.
+"""
+ERROR_REASON_OUTPUT_FULL: ErrorReason.ValueType  # 18
+"""The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
+chunk was written; the job may go on.
+"""
+ERROR_REASON_OUTPUT_GAP: ErrorReason.ValueType  # 19
+"""A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
+names the offset to go on from under `expected_offset`.
+"""
+ERROR_REASON_WATCH_LAGGED: ErrorReason.ValueType  # 20
+"""The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.
 INTERNAL.

@@ -88,6 +88,29 @@ JOB_STATE_CANCELLED: JobState.ValueType  # 7
 JOB_STATE_EXPIRED: JobState.ValueType  # 8
 """Terminal: its `expires_at` passed before any worker started it."""
 
+class _OutputOverflow:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutputOverflowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_OutputOverflow.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    OUTPUT_OVERFLOW_UNSPECIFIED: _OutputOverflow.ValueType  # 0
+    """REFUSE."""
+    OUTPUT_OVERFLOW_REFUSE: _OutputOverflow.ValueType  # 1
+    """The worker's chunk is refused (`OUTPUT_FULL`); what was written stays."""
+    OUTPUT_OVERFLOW_TRIM: _OutputOverflow.ValueType  # 2
+    """The oldest output is dropped. A watcher that comes for it is told so."""
+
+class OutputOverflow(_OutputOverflow, metaclass=_OutputOverflowEnumTypeWrapper):
+    """What becomes of output above a limit."""
+
+OUTPUT_OVERFLOW_UNSPECIFIED: OutputOverflow.ValueType  # 0
+"""REFUSE."""
+OUTPUT_OVERFLOW_REFUSE: OutputOverflow.ValueType  # 1
+"""The worker's chunk is refused (`OUTPUT_FULL`); what was written stays."""
+OUTPUT_OVERFLOW_TRIM: OutputOverflow.ValueType  # 2
+"""The oldest output is dropped. A watcher that comes for it is told so."""
+
 class _AttemptOutcome:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -248,6 +271,96 @@ class RetryPolicy(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
 
 @typing.final
+class OutputPolicy(message.Message):
+    """How much of a job's output is kept, over all attempts."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MAX_BYTES_FIELD_NUMBER: builtins.int
+    OVERFLOW_FIELD_NUMBER: builtins.int
+    max_bytes: builtins.int
+    """At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset: that."""
+    overflow: OutputOverflow.ValueType
+    """What happens above it."""
+    def __init__(
+        self,
+        *,
+        max_bytes: builtins.int = ...,
+        overflow: OutputOverflow.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["max_bytes", b"max_bytes", "overflow", b"overflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class OutputChunk(message.Message):
+    """A piece of what a running job writes out: a log, a build's messages, a model's tokens. The
+    output of an attempt is one sequence of bytes over all its channels; where one chunk ends and
+    the next begins is not kept.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    channel: builtins.str
+    """Which of the job's outputs this is, for example `stdout`, `stderr` or `tokens`: 1 to 32
+    characters out of letters, digits and `. _ -`. Unset: `stdout`.
+    """
+    offset: builtins.int
+    """The number of bytes that the attempt wrote before this chunk, over all channels. A chunk
+    that was sent before is recognized by it and not written twice; one that would leave a gap
+    is refused.
+    """
+    text: builtins.str
+    """UTF-8."""
+    data: builtins.bytes
+    """Anything else."""
+    def __init__(
+        self,
+        *,
+        channel: builtins.str = ...,
+        offset: builtins.int = ...,
+        text: builtins.str = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["content", b"content", "data", b"data", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["channel", b"channel", "content", b"content", "data", b"data", "offset", b"offset", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = typing.Literal["text", "data"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+@typing.final
+class OutputPosition(message.Message):
+    """A point in a job's output."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    attempt: builtins.int
+    """The attempt that wrote it; 0: the latest."""
+    offset: builtins.int
+    """Bytes of that attempt's output before this point."""
+    def __init__(
+        self,
+        *,
+        attempt: builtins.int = ...,
+        offset: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class JobSpec(message.Message):
     """What a producer asks for. Written once, never changed, and handed to the worker as
     it was accepted.
@@ -305,6 +418,7 @@ class JobSpec(message.Message):
     RUN_AT_FIELD_NUMBER: builtins.int
     DELAY_FIELD_NUMBER: builtins.int
     EXPIRES_AT_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     operation: builtins.str
@@ -362,6 +476,10 @@ class JobSpec(message.Message):
         """
 
     @builtins.property
+    def output(self) -> OutputPolicy:
+        """How much output is kept. Unset: the server's limit, and what is above it is refused."""
+
+    @builtins.property
     def created_at(self) -> timestamp_pb2.Timestamp:
         """Output only: when the broker accepted the job, by the store's clock."""
 
@@ -378,12 +496,13 @@ class JobSpec(message.Message):
         run_at: timestamp_pb2.Timestamp | None = ...,
         delay: duration_pb2.Duration | None = ...,
         expires_at: timestamp_pb2.Timestamp | None = ...,
+        output: OutputPolicy | None = ...,
         created_at: timestamp_pb2.Timestamp | None = ...,
         schema_version: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "payload", b"payload", "retry", b"retry", "run_at", b"run_at", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "output", b"output", "payload", b"payload", "retry", b"retry", "run_at", b"run_at", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "labels", b"labels", "operation", b"operation", "payload", b"payload", "priority", b"priority", "requirements", b"requirements", "retry", b"retry", "run_at", b"run_at", "schema_version", b"schema_version", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "labels", b"labels", "operation", b"operation", "output", b"output", "payload", b"payload", "priority", b"priority", "requirements", b"requirements", "retry", b"retry", "run_at", b"run_at", "schema_version", b"schema_version", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_start: _TypeAlias = typing.Literal["run_at", "delay"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
@@ -554,6 +673,7 @@ class Job(message.Message):
     LEASE_EXPIRES_AT_FIELD_NUMBER: builtins.int
     CANCEL_REASON_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: builtins.int
     PURGE_AT_FIELD_NUMBER: builtins.int
     id: builtins.str
     """`<queue>-<26 lower-case ULID characters>`, sortable by the time of submission
@@ -579,6 +699,8 @@ class Job(message.Message):
     """The latest fencing token; 0 before the first claim."""
     cancel_reason: builtins.str
     """Why it was cancelled, in the words of whoever asked."""
+    output_bytes: builtins.int
+    """How many bytes of output are kept, over all attempts."""
     @builtins.property
     def spec(self) -> JobSpec:
         """What the producer asked for. Its `payload` is left out in a BASIC view."""
@@ -642,10 +764,11 @@ class Job(message.Message):
         lease_expires_at: timestamp_pb2.Timestamp | None = ...,
         cancel_reason: builtins.str = ...,
         attempts: abc.Iterable[Attempt] | None = ...,
+        output_bytes: builtins.int = ...,
         purge_at: timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["failure", b"failure", "finished_at", b"finished_at", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "result", b"result", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "crashes", b"crashes", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "id", b"id", "interruptions", b"interruptions", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "crashes", b"crashes", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "id", b"id", "interruptions", b"interruptions", "lease_expires_at", b"lease_expires_at", "output_bytes", b"output_bytes", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

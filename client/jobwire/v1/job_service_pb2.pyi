@@ -8,6 +8,7 @@ from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
+from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 from jobwire.v1 import errors_pb2 as errors_pb2
 from jobwire.v1 import job_pb2 as job_pb2
 import builtins as builtins
@@ -20,6 +21,33 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: descriptor.FileDescriptor
+
+class _WatchContent:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchContentEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_WatchContent.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    WATCH_CONTENT_UNSPECIFIED: _WatchContent.ValueType  # 0
+    """ALL."""
+    WATCH_CONTENT_ALL: _WatchContent.ValueType  # 1
+    """States and output."""
+    WATCH_CONTENT_STATES: _WatchContent.ValueType  # 2
+    """States, without output."""
+    WATCH_CONTENT_OUTPUT: _WatchContent.ValueType  # 3
+    """Output, and of the states only the terminal one."""
+
+class WatchContent(_WatchContent, metaclass=_WatchContentEnumTypeWrapper):
+    """What of a job a watcher wants."""
+
+WATCH_CONTENT_UNSPECIFIED: WatchContent.ValueType  # 0
+"""ALL."""
+WATCH_CONTENT_ALL: WatchContent.ValueType  # 1
+"""States and output."""
+WATCH_CONTENT_STATES: WatchContent.ValueType  # 2
+"""States, without output."""
+WATCH_CONTENT_OUTPUT: WatchContent.ValueType  # 3
+"""Output, and of the states only the terminal one."""
 
 @typing.final
 class SubmitJobRequest(message.Message):
@@ -282,19 +310,69 @@ class WatchJobRequest(message.Message):
 
     JOB_ID_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    OUTPUT_FROM_FIELD_NUMBER: builtins.int
+    OUTPUT_FROM_END_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """Required."""
     view: job_pb2.JobView.ValueType
     """Unset: FULL. BASIC leaves out what can be large."""
+    content: WatchContent.ValueType
+    """Unset: ALL."""
+    cursor: builtins.str
+    """The `cursor` of the last answer of a former watch of this job: what came up to it does
+    not come again.
+    """
+    output_from_end: builtins.bool
+    """True: only what is written from now on. Otherwise, and if none of these is set: at the
+    beginning of what is kept.
+    """
+    @builtins.property
+    def output_from(self) -> job_pb2.OutputPosition:
+        """At a point of the output."""
+
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         view: job_pb2.JobView.ValueType = ...,
+        content: WatchContent.ValueType = ...,
+        cursor: builtins.str = ...,
+        output_from: job_pb2.OutputPosition | None = ...,
+        output_from_end: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "output_from", b"output_from", "output_from_end", b"output_from_end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "cursor", b"cursor", "job_id", b"job_id", "output_from", b"output_from", "output_from_end", b"output_from_end", "start", b"start", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = typing.Literal["cursor", "output_from", "output_from_end"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+@typing.final
+class Output(message.Message):
+    """A run of output, in the order in which it was written."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    CHUNKS_FIELD_NUMBER: builtins.int
+    attempt: builtins.int
+    """The attempt that wrote it. A new attempt begins at offset 0."""
+    @builtins.property
+    def chunks(self) -> containers.RepeatedCompositeFieldContainer[job_pb2.OutputChunk]:
+        """The chunks."""
+
+    def __init__(
+        self,
+        *,
+        attempt: builtins.int = ...,
+        chunks: abc.Iterable[job_pb2.OutputChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["job_id", b"job_id", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "chunks", b"chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,23 +384,217 @@ class WatchJobResponse(message.Message):
 
     JOB_FIELD_NUMBER: builtins.int
     BOOKMARK_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """Where this answer leaves the watcher; opaque."""
     @builtins.property
     def job(self) -> job_pb2.Job:
         """The job as it stands now. The first answer is always one."""
 
     @builtins.property
     def bookmark(self) -> Bookmark:
-        """Nothing happened for a while (15 seconds unless configured otherwise); the stream is alive."""
+        """Nothing happened for a while (60 seconds unless configured otherwise); the stream is alive."""
+
+    @builtins.property
+    def output(self) -> Output:
+        """What the job has written out."""
 
     def __init__(
         self,
         *,
         job: job_pb2.Job | None = ...,
         bookmark: Bookmark | None = ...,
+        output: Output | None = ...,
+        cursor: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "job", b"job", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "cursor", b"cursor", "event", b"event", "job", b"job", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["job", "bookmark", "output"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class RunJobRequest(message.Message):
+    """A job to submit and watch."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SUBMIT_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    CANCEL_ON_DISCONNECT_FIELD_NUMBER: builtins.int
+    view: job_pb2.JobView.ValueType
+    """Unset: FULL."""
+    content: WatchContent.ValueType
+    """Unset: ALL."""
+    cancel_on_disconnect: builtins.bool
+    """True: the job is cancelled if this call ends before the job does."""
+    @builtins.property
+    def submit(self) -> SubmitJobRequest:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        submit: SubmitJobRequest | None = ...,
+        view: job_pb2.JobView.ValueType = ...,
+        content: WatchContent.ValueType = ...,
+        cancel_on_disconnect: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["submit", b"submit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cancel_on_disconnect", b"cancel_on_disconnect", "content", b"content", "submit", b"submit", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RunJobResponse(message.Message):
+    """One step of the job."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    BOOKMARK_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """For WatchJob, if this call is cut off."""
+    @builtins.property
+    def job(self) -> job_pb2.Job:
+        """The job as it stands now. The first answer is always one, as soon as the job is accepted."""
+
+    @builtins.property
+    def bookmark(self) -> Bookmark:
+        """As for WatchJob."""
+
+    @builtins.property
+    def output(self) -> Output:
+        """What the job has written out."""
+
+    def __init__(
+        self,
+        *,
+        job: job_pb2.Job | None = ...,
+        bookmark: Bookmark | None = ...,
+        output: Output | None = ...,
+        cursor: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "job", b"job", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "cursor", b"cursor", "event", b"event", "job", b"job", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["job", "bookmark", "output"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class WatchJobsRequest(message.Message):
+    """Which jobs to watch. What is unset does not narrow."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    JOB_IDS_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    ONLY_CHANGES_FIELD_NUMBER: builtins.int
+    queue: builtins.str
+    """Unset: `default`."""
+    operation: builtins.str
+    """Only jobs of this operation."""
+    view: job_pb2.JobView.ValueType
+    """Unset: BASIC."""
+    cursor: builtins.str
+    """The `cursor` of the last answer of a former watch with the same filter. Unset: begin with
+    the live jobs as they stand.
+    """
+    only_changes: builtins.bool
+    """True: leave out the live jobs as they stand, tell the changes from now on. Not with a cursor."""
+    @builtins.property
+    def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
+        """Only jobs in these states."""
+
+    @builtins.property
+    def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Only jobs with all of these labels."""
+
+    @builtins.property
+    def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only these jobs; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        queue: builtins.str = ...,
+        operation: builtins.str = ...,
+        states: abc.Iterable[job_pb2.JobState.ValueType] | None = ...,
+        labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        job_ids: abc.Iterable[builtins.str] | None = ...,
+        view: job_pb2.JobView.ValueType = ...,
+        cursor: builtins.str = ...,
+        only_changes: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "job_ids", b"job_ids", "labels", b"labels", "only_changes", b"only_changes", "operation", b"operation", "queue", b"queue", "states", b"states", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WatchJobsResponse(message.Message):
+    """One change, or a sign of life."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    BOOKMARK_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """Where this answer leaves the watcher; opaque. Empty if the queue keeps no event log."""
+    @builtins.property
+    def job(self) -> job_pb2.Job:
+        """A job as it stands now."""
+
+    @builtins.property
+    def bookmark(self) -> Bookmark:
+        """The stream is alive."""
+
+    def __init__(
+        self,
+        *,
+        job: job_pb2.Job | None = ...,
+        bookmark: Bookmark | None = ...,
+        cursor: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "cursor", b"cursor", "event", b"event", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = typing.Literal["job", "bookmark"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
@@ -335,6 +607,9 @@ class Bookmark(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     TIME_FIELD_NUMBER: builtins.int
+    CAUGHT_UP_FIELD_NUMBER: builtins.int
+    caught_up: builtins.bool
+    """In WatchJobs: true once, when the jobs that were there at the beginning have all been told."""
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
         """The store's time."""
@@ -343,10 +618,11 @@ class Bookmark(message.Message):
         self,
         *,
         time: timestamp_pb2.Timestamp | None = ...,
+        caught_up: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["caught_up", b"caught_up", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

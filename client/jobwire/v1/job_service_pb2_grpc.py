@@ -64,6 +64,16 @@ class JobServiceStub:
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.RunJob = channel.unary_stream(
+                '/jobwire.v1.JobService/RunJob',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.RunJobRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.RunJobResponse.FromString,
+                _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/jobwire.v1.JobService/WatchJobs',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/jobwire.v1.JobService/CancelJob',
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
@@ -126,13 +136,45 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Answers at once with the job as it stands, then again after every change,
-        and ends with OK after the terminal state. Nothing falls between the first
-        answer and the changes. A watcher slower than the changes sees the newest state, not
-        each in between. A finished job is answered once, then the stream ends.
+        """Answers at once with the job as it stands, then again after every change, interleaved with
+        what the job writes out, and ends with OK after the terminal state. Nothing falls between
+        the first answer and the changes. All output comes before the terminal state. A watcher
+        slower than the changes sees the newest state, not each in between, and every byte of
+        output at its own pace. A finished job may be watched as well: its output is replayed.
 
-        NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-        compare `revision`. Retry: safe.
+        Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+        server: no byte is missed and none comes twice, and no state older than one that was seen.
+
+        NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+        oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+        the cursor. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunJob(self, request, context):
+        """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+        WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+
+        Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+        job is created once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """Watches many jobs of a queue: those that match a filter, each with every change as one
+        event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+        bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+        with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+        resumes with the last cursor and misses no job.
+
+        INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+        `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+        `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+        UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +220,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'RunJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunJob,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.RunJobRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.RunJobResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobsRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobsResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -325,6 +377,60 @@ class JobService:
             '/jobwire.v1.JobService/WatchJob',
             jobwire_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
             jobwire_dot_v1_dot_job__service__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.JobService/RunJob',
+            jobwire_dot_v1_dot_job__service__pb2.RunJobRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.RunJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.JobService/WatchJobs',
+            jobwire_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

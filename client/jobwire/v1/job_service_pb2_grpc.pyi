@@ -69,13 +69,37 @@ class JobServiceStub:
     INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
-    """Answers at once with the job as it stands, then again after every change,
-    and ends with OK after the terminal state. Nothing falls between the first
-    answer and the changes. A watcher slower than the changes sees the newest state, not
-    each in between. A finished job is answered once, then the stream ends.
+    """Answers at once with the job as it stands, then again after every change, interleaved with
+    what the job writes out, and ends with OK after the terminal state. Nothing falls between
+    the first answer and the changes. All output comes before the terminal state. A watcher
+    slower than the changes sees the newest state, not each in between, and every byte of
+    output at its own pace. A finished job may be watched as well: its output is replayed.
 
-    NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-    compare `revision`. Retry: safe.
+    Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+    server: no byte is missed and none comes twice, and no state older than one that was seen.
+
+    NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+    oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+    the cursor. Retry: safe.
+    """
+    RunJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]
+    """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+    WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+
+    Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+    job is created once.
+    """
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
+    """Watches many jobs of a queue: those that match a filter, each with every change as one
+    event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+    bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+    with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+    resumes with the last cursor and misses no job.
+
+    INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+    `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+    `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+    UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
@@ -128,13 +152,37 @@ class JobServiceAsyncStub(JobServiceStub):
     INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Answers at once with the job as it stands, then again after every change,
-    and ends with OK after the terminal state. Nothing falls between the first
-    answer and the changes. A watcher slower than the changes sees the newest state, not
-    each in between. A finished job is answered once, then the stream ends.
+    """Answers at once with the job as it stands, then again after every change, interleaved with
+    what the job writes out, and ends with OK after the terminal state. Nothing falls between
+    the first answer and the changes. All output comes before the terminal state. A watcher
+    slower than the changes sees the newest state, not each in between, and every byte of
+    output at its own pace. A finished job may be watched as well: its output is replayed.
 
-    NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-    compare `revision`. Retry: safe.
+    Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+    server: no byte is missed and none comes twice, and no state older than one that was seen.
+
+    NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+    oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+    the cursor. Retry: safe.
+    """
+    RunJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]  # type: ignore[assignment]
+    """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+    WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+
+    Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+    job is created once.
+    """
+    WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
+    """Watches many jobs of a queue: those that match a filter, each with every change as one
+    event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+    bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+    with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+    resumes with the last cursor and misses no job.
+
+    INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+    `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+    `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+    UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
@@ -214,13 +262,49 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
-        """Answers at once with the job as it stands, then again after every change,
-        and ends with OK after the terminal state. Nothing falls between the first
-        answer and the changes. A watcher slower than the changes sees the newest state, not
-        each in between. A finished job is answered once, then the stream ends.
+        """Answers at once with the job as it stands, then again after every change, interleaved with
+        what the job writes out, and ends with OK after the terminal state. Nothing falls between
+        the first answer and the changes. All output comes before the terminal state. A watcher
+        slower than the changes sees the newest state, not each in between, and every byte of
+        output at its own pace. A finished job may be watched as well: its output is replayed.
 
-        NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-        compare `revision`. Retry: safe.
+        Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+        server: no byte is missed and none comes twice, and no state older than one that was seen.
+
+        NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+        oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+        the cursor. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RunJob(
+        self,
+        request: _job_service_pb2.RunJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RunJobResponse], _abc.AsyncIterator[_job_service_pb2.RunJobResponse]]:
+        """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+        WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+
+        Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+        job is created once.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJobs(
+        self,
+        request: _job_service_pb2.WatchJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
+        """Watches many jobs of a queue: those that match a filter, each with every change as one
+        event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+        bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+        with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+        resumes with the last cursor and misses no job.
+
+        INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+        `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+        `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+        UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
         """
 
     @_abc_1.abstractmethod

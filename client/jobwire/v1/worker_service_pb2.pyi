@@ -332,6 +332,7 @@ class UpdateProgressRequest(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     FENCING_TOKEN_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """The holder of the lease."""
     job_id: builtins.str
@@ -340,7 +341,13 @@ class UpdateProgressRequest(message.Message):
     """As it came with the assignment."""
     @builtins.property
     def progress(self) -> job_pb2.Progress:
-        """Replaces the report before."""
+        """Replaces the report before. Unset: no news but the output."""
+
+    @builtins.property
+    def output(self) -> containers.RepeatedCompositeFieldContainer[job_pb2.OutputChunk]:
+        """What the job has written out since the last call; at most 256 chunks and 1 MiB. All of it
+        is recorded, or none.
+        """
 
     def __init__(
         self,
@@ -349,10 +356,11 @@ class UpdateProgressRequest(message.Message):
         job_id: builtins.str = ...,
         fencing_token: builtins.int = ...,
         progress: job_pb2.Progress | None = ...,
+        output: abc.Iterable[job_pb2.OutputChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "progress", b"progress", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -872,13 +880,20 @@ class Report(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     FENCING_TOKEN_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     fencing_token: builtins.int
     """As it came with the assignment."""
     @builtins.property
     def progress(self) -> job_pb2.Progress:
-        """Replaces the report before."""
+        """Replaces the report before. Unset: no news but the output."""
+
+    @builtins.property
+    def output(self) -> containers.RepeatedCompositeFieldContainer[job_pb2.OutputChunk]:
+        """What the job has written out since the last report; at most 256 chunks and 1 MiB. The
+        report is recorded whole or refused.
+        """
 
     def __init__(
         self,
@@ -886,10 +901,11 @@ class Report(message.Message):
         job_id: builtins.str = ...,
         fencing_token: builtins.int = ...,
         progress: job_pb2.Progress | None = ...,
+        output: abc.Iterable[job_pb2.OutputChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -136,9 +136,11 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProgress(self, request, context):
-        """Records how far a job is, and renews its lease.
+        """Records how far a job is and what it writes out, and renews its lease.
 
-        FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+        FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+        written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+        INVALID_ARGUMENT: a field is out of its range. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

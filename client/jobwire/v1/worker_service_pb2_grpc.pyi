@@ -67,9 +67,11 @@ class WorkerServiceStub:
     when their leases end.
     """
     UpdateProgress: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateProgressRequest, _worker_service_pb2.UpdateProgressResponse]
-    """Records how far a job is, and renews its lease.
+    """Records how far a job is and what it writes out, and renews its lease.
 
-    FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+    FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+    written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+    INVALID_ARGUMENT: a field is out of its range. Retry: safe.
     """
     CompleteJob: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteJobRequest, _worker_service_pb2.CompleteJobResponse]
     """Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving
@@ -177,9 +179,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     when their leases end.
     """
     UpdateProgress: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateProgressRequest, _worker_service_pb2.UpdateProgressResponse]  # type: ignore[assignment]
-    """Records how far a job is, and renews its lease.
+    """Records how far a job is and what it writes out, and renews its lease.
 
-    FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+    FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+    written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+    INVALID_ARGUMENT: a field is out of its range. Retry: safe.
     """
     CompleteJob: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteJobRequest, _worker_service_pb2.CompleteJobResponse]  # type: ignore[assignment]
     """Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving
@@ -302,9 +306,11 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.UpdateProgressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.UpdateProgressResponse, _abc.Awaitable[_worker_service_pb2.UpdateProgressResponse]]:
-        """Records how far a job is, and renews its lease.
+        """Records how far a job is and what it writes out, and renews its lease.
 
-        FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+        FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+        written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+        INVALID_ARGUMENT: a field is out of its range. Retry: safe.
         """
 
     @_abc_1.abstractmethod

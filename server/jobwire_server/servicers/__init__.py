@@ -47,8 +47,9 @@ def generic_handlers(router: Router, facts: ServerFacts) -> list[grpc.GenericRpc
     ]
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialize(answer: Message | bytes) -> bytes:
+    # Watch streams come as bytes that all watchers share.
+    return answer if type(answer) is bytes else answer.SerializeToString()  # type: ignore[union-attr]
 
 
 # Taken from the descriptors rather than from the generated registration, because answers may be

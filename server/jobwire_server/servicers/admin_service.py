@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from jobwire.v1 import admin_service_pb2
 from jobwire_server.errors import WorkerNotFound
 from jobwire_server.facts import ServerFacts
@@ -11,6 +13,9 @@ from jobwire_server.router import Router
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import Checker
 
+MAX_WATCHED = 1_000
+MAX_LOG_ENTRIES = 1_000_000
+MAX_QUEUE_OUTPUT = 1 << 50
 _STATUSES = (0, *(int(status) for status in WorkerStatus))
 
 
@@ -98,6 +103,67 @@ class AdminService:
             raise WorkerNotFound(request.worker_id)
         return admin_service_pb2.GetWorkerResponse(worker=self._convert(item, leases=True))
 
+    async def ConfigureQueue(
+        self, request: admin_service_pb2.ConfigureQueueRequest, context: object
+    ) -> admin_service_pb2.ConfigureQueueResponse:
+        """Changes the settings of a queue."""
+        checker = Checker()
+        name = checker.queue("queue", request.queue, required=True)
+        config = request.config
+        settings = {}
+        if config.HasField("event_log_entries"):
+            if config.event_log_entries > MAX_LOG_ENTRIES:
+                text = f"must be 0 to {MAX_LOG_ENTRIES}, not {config.event_log_entries}"
+                checker.add("config.event_log_entries", text)
+            settings["log"] = config.event_log_entries
+        if config.HasField("max_output_bytes"):
+            if config.max_output_bytes > MAX_QUEUE_OUTPUT:
+                text = f"must be 0 to {MAX_QUEUE_OUTPUT}, not {config.max_output_bytes}"
+                checker.add("config.max_output_bytes", text)
+            settings["max_output"] = config.max_output_bytes
+        checker.raise_if_any()
+        queue = await self._router.configure_queue(name, settings)
+        return admin_service_pb2.ConfigureQueueResponse(queue=convert.queue(queue, detail=True))
+
+    async def WatchQueues(
+        self, request: admin_service_pb2.WatchQueuesRequest, context: object
+    ) -> AsyncIterator[admin_service_pb2.WatchQueuesResponse]:
+        """Streams queues with their depths and rates."""
+        checker = Checker()
+        if len(request.queues) > MAX_WATCHED:
+            checker.add("queues", f"may name at most {MAX_WATCHED}, not {len(request.queues)}")
+        for at, name in enumerate(request.queues[:MAX_WATCHED]):
+            checker.queue(f"queues[{at}]", name, required=True)
+        interval_ms = 1000
+        if request.HasField("interval"):
+            interval_ms = checker.duration_ms("interval", request.interval, 200, 3_600_000)
+        checker.raise_if_any()
+        async for queues in self._router.watch_queues(request.queues, interval_ms / 1000):
+            yield admin_service_pb2.WatchQueuesResponse(
+                queues=[convert.queue(item, detail=True) for item in queues]
+            )
+
+    async def WatchWorkers(
+        self, request: admin_service_pb2.WatchWorkersRequest, context: object
+    ) -> AsyncIterator[admin_service_pb2.WatchWorkersResponse]:
+        """Streams workers as they come, change and go."""
+        checker = Checker()
+        if request.queue:
+            checker.queue("queue", request.queue)
+        checker.raise_if_any()
+        async for item in self._router.watch_workers():
+            answer = admin_service_pb2.WatchWorkersResponse()
+            if isinstance(item, Worker):
+                if request.queue and request.queue not in item.spec.queues:
+                    continue
+                answer.worker.CopyFrom(self._convert(item, leases=False))
+            elif isinstance(item, str):
+                answer.left = item
+            else:
+                convert.set_moment(answer.bookmark.time, self._router.clock.now_ms())
+                answer.bookmark.caught_up = item is not None
+            yield answer
+
     async def DrainWorker(
         self, request: admin_service_pb2.DrainWorkerRequest, context: object
     ) -> admin_service_pb2.DrainWorkerResponse:
@@ -131,6 +197,7 @@ class AdminService:
                 max_result_bytes=limits.max_result_bytes,
                 max_batch_jobs=limits.max_batch_jobs,
                 max_message_bytes=limits.max_message_bytes,
+                max_output_bytes=limits.max_output_bytes,
             ),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
@@ -14,19 +14,24 @@ from pydantic_core import from_json
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.ids import QUEUE_PATTERN, split_job_id
-from jobwire_server.model import Failure, WorkerSpec
+from jobwire_server.model import Failure, Piece, WorkerSpec, Written
 
 DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
 MAX_LABELS = 16
 MAX_WORKER_LABELS = 64
 MAX_DETAILS_BYTES = 16 << 10
+MAX_CHUNK_BYTES = 64 << 10
+MAX_CHUNKS = 256
+MAX_OUTPUT_BYTES = 1 << 20
+"""Of one report."""
 MAX_QUEUES = 64
 MAX_OPERATIONS = 512
 
 _QUEUE = re.compile(QUEUE_PATTERN)
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+_CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 
 
@@ -242,3 +247,44 @@ def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Fai
 def _cut(text: str, most: int) -> str:
     """Shortens a text to so many bytes without breaking a character."""
     return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")
+
+
+def check_output(
+    checker: Checker, field: str, chunks: Sequence[job_pb2.OutputChunk]
+) -> Written | None:
+    """Returns output as it is stored; neighbours on one channel become one piece."""
+    if not chunks:
+        return None
+    if len(chunks) > MAX_CHUNKS:
+        checker.add(field, f"may hold at most {MAX_CHUNKS} chunks, not {len(chunks)}")
+        return None
+    first = at = chunks[0].offset
+    pieces: list[Piece] = []
+    for number, chunk in enumerate(chunks):
+        name = f"{field}[{number}]"
+        channel = chunk.channel or "stdout"
+        if not _CHANNEL.fullmatch(channel):
+            checker.add(
+                f"{name}.channel", "must be 1 to 32 characters out of letters, digits and . _ -"
+            )
+        text = chunk.WhichOneof("content") == "text"
+        content = chunk.text.encode() if text else chunk.data
+        if not 0 < len(content) <= MAX_CHUNK_BYTES:
+            checker.add(name, f"must hold 1 to {MAX_CHUNK_BYTES} bytes, not {len(content)}")
+        if chunk.offset != at:
+            checker.add(
+                f"{name}.offset", f"must continue the chunk before: {at}, not {chunk.offset}"
+            )
+        at += len(content)
+        last = pieces[-1] if pieces else None
+        if (
+            last is not None
+            and (last.channel, last.text) == (channel, text)
+            and len(last.content) + len(content) <= MAX_CHUNK_BYTES
+        ):
+            pieces[-1] = Piece(channel, text, last.content + content)
+        else:
+            pieces.append(Piece(channel, text, content))
+    if at - first > MAX_OUTPUT_BYTES:
+        checker.add(field, f"may hold at most {MAX_OUTPUT_BYTES} bytes, not {at - first}")
+    return Written(0, first, tuple(pieces))

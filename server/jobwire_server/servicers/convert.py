@@ -77,6 +77,7 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
         worker_id=job.worker_id,
         fencing_token=job.fencing_token,
         cancel_reason=job.cancel_reason,
+        output_bytes=job.output_bytes,
     )
     set_moment(message.run_at, job.run_at_ms)
     set_moment(message.started_at, job.started_at_ms)
@@ -181,7 +182,14 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
 
 def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
     """Returns a queue; with `detail` also its rates and the age of its oldest ready job."""
-    message = admin_service_pb2.Queue(name=item.name, paused=item.paused)
+    message = admin_service_pb2.Queue(
+        name=item.name,
+        paused=item.paused,
+        config=admin_service_pb2.QueueConfig(
+            event_log_entries=item.event_log_entries, max_output_bytes=item.max_output_bytes
+        ),
+        output_bytes=item.output_bytes,
+    )
     for state, count in item.depth.items():
         message.depth.add(state=state.value, count=count)
     for name in admin_service_pb2.QueueTotals.DESCRIPTOR.fields_by_name:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import InvalidRequest, JobwireError, StoreUnavailable, Violation
-from jobwire_server.model import Accepted, JobState, NewJob
+from jobwire_server.ids import ULID_LENGTH
+from jobwire_server.model import Accepted, Job, JobState, NewJob
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.submission import Submissions, check_same
+from jobwire_server.servicers.watching import answers, wish_of
 
 MAX_REASON_BYTES = 512
+MAX_WATCHED = 1_000
+_LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _STATES = [int(state) for state in JobState]
 
 
@@ -96,15 +101,13 @@ class JobService:
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
         if request.operation:
             checker.operation("operation", request.operation)
-        for at, state in enumerate(request.states):
-            if state not in _STATES:
-                checker.add(f"states[{at}]", "must be one of the states a job can be in")
+        states = _states(checker, request.states)
         checker.raise_if_any()
         operation = request.operation
         full = request.view == job_pb2.JOB_VIEW_FULL
         jobs, token = await self._router.list_jobs(
             queue,
-            [JobState(state) for state in request.states],
+            states,
             page_size,
             request.page_token,
             full=full,
@@ -119,16 +122,87 @@ class JobService:
 
     async def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: object
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncIterator[bytes]:
         """Streams one job until its end."""
-        queue, ulid = _job_id(request.job_id)
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", request.job_id)
+        wish = wish_of(checker, request)
+        checker.raise_if_any()
         full = request.view != job_pb2.JOB_VIEW_BASIC
-        async for job in self._router.watch_job(queue, ulid):
-            answer = wire.WatchJobResponse()
-            if job is None:
-                convert.set_moment(answer.bookmark.time, self._router.clock.now_ms())
+        events = self._router.watch_job(queue, ulid, wish)
+        async for answer in answers(events, self._router.clock, full=full):
+            yield answer
+
+    async def RunJob(
+        self, request: job_service_pb2.RunJobRequest, context: object
+    ) -> AsyncIterator[bytes]:
+        """Submits a job and streams it until its end."""
+        checker = Checker()
+        wish = wish_of(checker, request)
+        checker.raise_if_any()
+        job = self._submissions.new_job(request.submit)
+        check_same((await self._router.submit(job.queue, (job,)))[0], job)
+        full = request.view != job_pb2.JOB_VIEW_BASIC
+        ulid = job.job_id[-ULID_LENGTH:]
+        events = self._router.watch_job(job.queue, ulid, wish)
+        try:
+            async for answer in answers(events, self._router.clock, full=full):
+                yield answer
+        except (asyncio.CancelledError, GeneratorExit):
+            if request.cancel_on_disconnect:
+                self._router.cancel_in_background(job.queue, ulid, "its caller broke off")
+            raise
+
+    async def WatchJobs(
+        self, request: job_service_pb2.WatchJobsRequest, context: object
+    ) -> AsyncIterator[Any]:
+        """Streams the jobs of a queue that match a filter."""
+        checker = Checker()
+        queue = checker.queue("queue", request.queue)
+        if request.operation:
+            checker.operation("operation", request.operation)
+        states = _states(checker, request.states)
+        checker.labels("labels", request.labels)
+        if len(request.job_ids) > MAX_WATCHED:
+            checker.add("job_ids", f"may name at most {MAX_WATCHED}, not {len(request.job_ids)}")
+        ulids = []
+        for at, job_id in enumerate(request.job_ids[:MAX_WATCHED]):
+            its_queue, ulid = checker.job_id(f"job_ids[{at}]", job_id)
+            if its_queue and its_queue != queue:
+                checker.add(f"job_ids[{at}]", f"must be a job of the queue {queue}")
+            ulids.append(ulid)
+        if request.cursor and not _LOG_ID.fullmatch(request.cursor):
+            checker.add("cursor", "is not a cursor that this method gave out; watch without one")
+        if request.cursor and request.only_changes:
+            checker.add("only_changes", "can't be combined with a cursor")
+        checker.raise_if_any()
+        full = request.view == job_pb2.JOB_VIEW_FULL
+        labels = dict(request.labels)
+        operation = request.operation
+
+        def keep(job: Job) -> bool:
+            if not operation and not labels:
+                return True
+            spec = job_pb2.JobSpec.FromString(job.record)
+            if operation and spec.operation != operation:
+                return False
+            return all(spec.labels.get(key) == value for key, value in labels.items())
+
+        async for job, cursor in self._router.watch_jobs(
+            queue,
+            keep=keep,
+            states=states,
+            ulids=ulids,
+            full=full,
+            cursor=request.cursor,
+            only_changes=request.only_changes,
+        ):
+            answer = wire.WatchJobsResponse(cursor=cursor)
+            if isinstance(job, Job):
+                answer.job.MergeFrom(convert.job_to_wire(job, full=full))
             else:
-                answer.job.CopyFrom(convert.job_to_wire(job, full=full))
+                convert.set_moment(answer.bookmark.time, self._router.clock.now_ms())
+                answer.bookmark.caught_up = job is not None
             yield answer
 
     async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: object) -> Any:
@@ -159,3 +233,11 @@ def _response(accepted: Accepted, job: NewJob) -> job_service_pb2.SubmitJobRespo
 
 def _refused(error: JobwireError) -> job_service_pb2.SubmitResult:
     return job_service_pb2.SubmitResult(error=convert.item_error(error))
+
+
+def _states(checker: Checker, states: Sequence[int]) -> list[JobState]:
+    """Returns the states of a filter."""
+    for at, state in enumerate(states):
+        if state not in _STATES:
+            checker.add(f"states[{at}]", "must be one of the states a job can be in")
+    return [JobState(state) for state in states if state in _STATES]

@@ -106,7 +106,8 @@ class Submissions:
                 )
         else:
             job_id = f"{queue}-{self._new_ulid()}"
-        run_at = delay = expires_at = timeout = 0
+        run_at = delay = expires_at = timeout = max_output = 0
+        trim_output = False
         retry = None
         requirements: dict[str, str] = {}
         if rare:
@@ -130,6 +131,8 @@ class Submissions:
                 )
             if spec.HasField("retry"):
                 retry = _retry(checker, spec.retry)
+            if spec.HasField("output"):
+                max_output, trim_output = self._output(checker, spec.output)
             spec.ClearField("created_at")
             spec.ClearField("schema_version")
         if checker.violations:
@@ -146,7 +149,17 @@ class Submissions:
             expires_at,
             timeout,
             retry,
+            max_output,
+            trim_output,
         )
+
+    def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:
+        most = self._limits.max_output_bytes
+        if policy.max_bytes > most:
+            checker.add("spec.output.max_bytes", f"must be at most {most}, not {policy.max_bytes}")
+        if policy.overflow not in job_pb2.OutputOverflow.values():
+            checker.add("spec.output.overflow", "must be REFUSE or TRIM")
+        return policy.max_bytes, policy.overflow == job_pb2.OUTPUT_OVERFLOW_TRIM
 
     def _stamp_of(self, now_ms: int) -> bytes:
         """Returns the serialized fields that the broker adds to a record; one moment's jobs share

@@ -19,7 +19,13 @@ from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStat
 from jobwire_server.options import BrokerOptions, Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
-from jobwire_server.servicers.checks import Checker, check_failure, check_progress, worker_spec
+from jobwire_server.servicers.checks import (
+    Checker,
+    check_failure,
+    check_output,
+    check_progress,
+    worker_spec,
+)
 from jobwire_server.servicers.convert import item_error
 from jobwire_server.sessions.frames import Attach, FrameIn, FrameOut, Receipt, Refused
 from jobwire_server.sessions.session import WorkerSession
@@ -188,10 +194,11 @@ class WorkStreams:
         checker = Checker()
         queue, ulid = checker.job_id("job_id", item.job_id)
         progress = check_progress(checker, "progress", item.progress)
+        output = check_output(checker, "output", item.output)
         if checker.violations:
             frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
         else:
-            frame.reports.append(Reported(queue, ulid, item.fencing_token, progress))
+            frame.reports.append(Reported(queue, ulid, item.fencing_token, progress, output))
 
     async def _write(self, session: WorkerSession, context: Any) -> None:
         options = self._router.options

@@ -13,6 +13,7 @@ from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
     Checker,
     check_failure,
+    check_output,
     check_progress,
     worker_spec,
 )
@@ -78,9 +79,10 @@ class WorkerService:
         checker.worker_id("worker_id", request.worker_id)
         queue, ulid = checker.job_id("job_id", request.job_id)
         progress = check_progress(checker, "progress", request.progress)
+        output = check_output(checker, "output", request.output)
         checker.raise_if_any()
         renewal = await self._router.report(
-            queue, ulid, request.worker_id, request.fencing_token, progress
+            queue, ulid, request.worker_id, request.fencing_token, progress, output
         )
         return worker_service_pb2.UpdateProgressResponse(
             cancel=convert.cancel_notice(renewal.cancel) if renewal.cancel else None,

@@ -122,7 +122,7 @@ class Roster:
         self._sessions: dict[str, WorkerSession] = {}
         self._queues: Counter[str] = Counter()
         """How many sessions serve each queue."""
-        self._listening: set[str] = set()
+        self._listening: dict[str, Listener] = {}
         self._number = 0
         self._drained_by_ms: int | None = None
         """When the last stream is ended at the latest, once the server drains."""
@@ -405,14 +405,14 @@ class Roster:
             wanted[keys.WORKER_EVENTS] = ""
         for channel, queue in wanted.items():
             if channel not in self._listening:
-                await self._notices.listen(channel, self._listener(queue))
-                self._listening.add(channel)
+                listener = self._listener(queue)
+                await self._notices.listen(channel, listener)
+                self._listening[channel] = listener
                 if queue:
                     # What was said before the subscription is told by a renewal.
                     self._check(queue, None)
-        for channel in self._listening - wanted.keys():
-            await self._notices.silence(channel)
-            self._listening.discard(channel)
+        for channel in [*self._listening.keys() - wanted.keys()]:
+            await self._notices.silence(channel, self._listening.pop(channel))
         self._queues += Counter()
 
     def _listener(self, queue: str) -> Listener:

@@ -366,6 +366,9 @@ class WorkerSession:
                 self._forget(job_id, reported.fencing_token)
                 lost = LeaseLost(job_id, reported.fencing_token)
                 refused.append(Refused(job_id, reported.fencing_token, lost))
+            elif renewal.refusal:
+                job_id = f"{reported.queue}-{reported.ulid}"
+                refused.append(Refused(job_id, reported.fencing_token, renewal.refusal))
             elif renewal.cancel:
                 self.cancel(renewal.cancel)
         return refused

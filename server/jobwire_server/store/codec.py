@@ -16,14 +16,18 @@ from dataclasses import asdict
 from typing import Any
 
 from jobwire_server.model import (
+    BEGINNING,
     Attempt,
     Failure,
     Job,
     JobState,
     NewJob,
     Outcome,
+    OutputPlace,
+    Piece,
     RetryPolicy,
     WorkerSpec,
+    Written,
 )
 
 HISTORY = 100
@@ -47,6 +51,10 @@ def encode_extra(job: NewJob) -> str:
     if job.retry is not None:
         policy = {key: value for key, value in asdict(job.retry).items() if value is not None}
         fields += ["o", json.dumps(policy, separators=(",", ":"))]
+    if job.max_output_bytes:
+        fields += ["ol", str(job.max_output_bytes)]
+    if job.trim_output:
+        fields += ["ot", "1"]
     return json.dumps(fields) if fields else ""
 
 
@@ -103,6 +111,33 @@ def pairs(flat: list[Any]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+def decode_place(raw: bytes) -> OutputPlace:
+    """Reads `<attempt>-<offset>`, b'' as the beginning."""
+    attempt, _, offset = raw.partition(b"-")
+    return OutputPlace(int(attempt), int(offset)) if raw else BEGINNING
+
+
+def decode_written(flat: list[bytes]) -> list[Written]:
+    """Reads pieces of output as follow.lua returns them: id, kind and channel, content."""
+    written = []
+    pieces = iter(flat)
+    for place, tag, content in zip(pieces, pieces, pieces, strict=True):
+        attempt, offset = decode_place(place)
+        piece = Piece(tag[1:].decode(), tag[:1] == b"t", content)
+        written.append(Written(attempt, offset, (piece,)))
+    return written
+
+
+def encode_written(output: Written | None) -> list[str | bytes | int]:
+    """Returns output as progress.lua reads it."""
+    if output is None:
+        return [0, 0]
+    args: list[str | bytes | int] = [output.offset, len(output.pieces)]
+    for channel, text, content in output.pieces:
+        args += (("t" if text else "b") + channel, content)
+    return args
+
+
 def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
     """Makes a job of one row of read.lua."""
     record, flat, lease_end, history, long_result = row
@@ -147,6 +182,9 @@ def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
         progress=fields.get(b"g", b""),
         progress_at_ms=number(b"u"),
         result=long_result or fields.get(b"r", b""),
+        output_bytes=number(b"ob"),
+        output_end=decode_place(fields.get(b"oe", b"")),
+        output_first=decode_place(fields.get(b"of", b"")),
         worker_id=worker_id if state.leased else "",
         fencing_token=token,
         lease_expires_at_ms=int(lease_end) if state.leased else 0,

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jobwire_server.errors import JobNotFound, JobwireError, LeaseLost, WrongState
+from jobwire_server.errors import (
+    CursorCompacted,
+    JobNotFound,
+    JobwireError,
+    LeaseLost,
+    OutputFull,
+    OutputGap,
+    WrongState,
+)
+from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import (
     Accepted,
     Assignment,
@@ -16,12 +25,15 @@ from jobwire_server.model import (
     JobState,
     NewJob,
     Renewal,
+    Written,
 )
 from jobwire_server.operations.endings import Ending
 from jobwire_server.operations.routing import Route, parse_descriptor
+from jobwire_server.options import Limits
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
+DEFAULT_LIMITS = Limits()
 _LEASE_GONE = 2
 _SUCCEEDED = Completed(JobState.SUCCEEDED)
 
@@ -63,13 +75,33 @@ class AttemptEnd:
 
 
 class Report(NamedTuple):
-    """A progress report; an empty one renews the lease and records nothing."""
+    """A report; one without progress and output renews the lease and records nothing."""
 
     ulid: str
     worker_id: str
     fencing_token: int
     lease_ms: int
     progress: bytes
+    output: Written | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A watched job as it stands, with output behind the place that was asked for."""
+
+    job: Job
+    more: bool
+    """True: there is more output than was read."""
+    output: list[Written]
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A page of a queue's event log."""
+
+    last_id: str
+    """Of the last entry, for the next page."""
+    ulids: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +280,18 @@ class JobStore:
             for end, answer in zip(ends, answers, strict=True)
         ]
 
-    async def report(self, queue: str, reports: Sequence[Report]) -> list[Renewal]:
-        """Records progress and renews leases; a lease that is gone is answered as lost."""
-        args: list[Argument] = [self._shift]
+    async def report(
+        self, queue: str, reports: Sequence[Report], limits: Limits = DEFAULT_LIMITS
+    ) -> list[Renewal]:
+        """Records progress and output and renews leases; one that is gone is answered as lost."""
+        args: list[Argument] = [
+            self._shift,
+            limits.max_output_bytes,
+            limits.max_queue_output_bytes,
+        ]
         for report in reports:
-            args += report
+            args += report[:5]
+            args += codec.encode_written(report.output)
         answers = await self._runner.run("progress", keys.queue_prefix(queue), args)
         return [
             _renewal(queue, report, answer) for report, answer in zip(reports, answers, strict=True)
@@ -288,6 +327,58 @@ class JobStore:
             codec.decode_job(queue, ulid, row) if row else None
             for ulid, row in zip(ulids, rows, strict=True)
         ]
+
+    async def follow(
+        self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
+    ) -> list[Followed | None]:
+        """Returns watched jobs as they stand, None for one that is not there.
+
+        Args:
+            queue: Of all of them.
+            jobs: (ULID, its record if it is known already, where its output is wanted from: '' for
+                none, otherwise as follow.lua reads it).
+            most_bytes: How much output of each job is read, give or take a piece.
+        """
+        args: list[Argument] = [self._shift, most_bytes]
+        for ulid, record, place in jobs:
+            args += (ulid, 1 if record else 0, place)
+        _, *rows = await self._runner.run("follow", keys.queue_prefix(queue), args)
+        followed: list[Followed | None] = []
+        for (ulid, record, _), row in zip(jobs, rows, strict=True):
+            if not row:
+                followed.append(None)
+                continue
+            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:5]])
+            followed.append(Followed(job, bool(row[5]), codec.decode_written(row[6:])))
+        return followed
+
+    async def log_page(self, queue: str, after: str, most: int) -> LogPage | None:
+        """Returns what the event log holds behind an entry; None if the queue keeps no log.
+
+        Args:
+            queue: Its name.
+            after: Id of the last entry that was seen; '' only tells the end of the log.
+            most: Entries of the page.
+
+        Raises:
+            CursorCompacted: The log does not reach back so far.
+        """
+        code, last, *entries = await self._runner.run(
+            "log", keys.queue_prefix(queue), [after, most]
+        )
+        if code == 1:
+            raise CursorCompacted(
+                f"the event log of {queue} does not reach back to the cursor; watch again"
+                " without one"
+            )
+        if code == 2:
+            return None
+        ulids = [
+            entry[at : at + ULID_LENGTH].decode()
+            for entry in entries
+            for at in range(0, len(entry), ULID_LENGTH)
+        ]
+        return LogPage(last.decode(), ulids)
 
     async def list_ids(
         self, queue: str, state: JobState, most: int, token: PageToken
@@ -361,10 +452,17 @@ def _completed(
 
 
 def _renewal(queue: str, report: Report, answer: list[int | bytes]) -> Renewal:
-    if answer[0]:
-        return Renewal(lost=True)
-    _, lease_end, cancel_deadline, reason = answer
     job_id = f"{queue}-{report.ulid}"
+    code = answer[0]
+    if code in (1, 2):
+        return Renewal(lost=True)
+    if code == 3:
+        return Renewal(False, refusal=OutputGap(job_id, int(answer[1])))
+    if code:
+        whose = job_id if code == 4 else f"the queue {queue}"
+        text = f"the output of {whose} is full: it keeps at most {answer[1]!r} bytes"
+        return Renewal(False, refusal=OutputFull(text))
+    _, lease_end, cancel_deadline, reason = answer
     cancel = None
     if cancel_deadline:
         cancel = CancelNotice(

@@ -27,8 +27,16 @@ def queue_prefix(queue: str) -> str:
 
 
 def events_channel(queue: str) -> str:
-    """Returns the channel of changed jobs: their ULIDs, 26 characters each, end to end."""
+    """Returns the channel of changed jobs: their ULIDs, 26 characters each, end to end.
+
+    Where the queue keeps an event log, the id of the entry stands before them between two `#`.
+    """
     return f"jw:{{{queue}}}:events"
+
+
+def outputs_channel(queue: str) -> str:
+    """Returns the channel of jobs that wrote output: their ULIDs, end to end."""
+    return f"jw:{{{queue}}}:outputs"
 
 
 def signals_channel(queue: str) -> str:

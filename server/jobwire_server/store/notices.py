@@ -22,7 +22,7 @@ class Notices:
     """One subscription of this process for each channel, however many listen behind it."""
 
     def __init__(self, connection: Connection) -> None:
-        self._listeners: dict[bytes, Listener] = {}
+        self._listeners: dict[bytes, list[Listener]] = {}
         self._subscriber = Subscriber(connection, self._dispatch, self._reset)
 
     async def start(self) -> None:
@@ -41,24 +41,35 @@ class Notices:
             StoreUnavailable: The store did not confirm.
         """
         name = channel.encode()
-        self._listeners[name] = listener
+        self._listeners.setdefault(name, []).append(listener)
         try:
             await self._subscriber.add(name)
         except BaseException:
-            if self._listeners.get(name) is listener:
-                del self._listeners[name]
+            await self._drop(name, listener)
             raise
 
-    async def silence(self, channel: str) -> None:
-        """Ends the messages of a channel; tolerates one that is not heard."""
-        self._listeners.pop(channel.encode(), None)
-        await self._subscriber.remove(channel.encode())
+    async def silence(self, channel: str, listener: Listener | None = None) -> None:
+        """Ends the messages of a channel for one listener, or for all; tolerates one not heard."""
+        name = channel.encode()
+        if listener is None:
+            self._listeners.pop(name, None)
+            await self._subscriber.remove(name)
+        else:
+            await self._drop(name, listener)
+
+    async def _drop(self, name: bytes, listener: Listener) -> None:
+        listeners = self._listeners.get(name, [])
+        if listener in listeners:
+            listeners.remove(listener)
+            if not listeners:
+                del self._listeners[name]
+                await self._subscriber.remove(name)
 
     def _dispatch(self, channel: bytes, data: bytes) -> None:
-        listener = self._listeners.get(channel)
-        if listener is not None:
+        for listener in self._listeners.get(channel, ()):
             listener.on_message(data)
 
     def _reset(self) -> None:
-        for listener in [*self._listeners.values()]:
-            listener.on_reset()
+        for listeners in [*self._listeners.values()]:
+            for listener in [*listeners]:
+                listener.on_reset()

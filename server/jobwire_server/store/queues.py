@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jobwire_server.model import JobState, Queue
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
@@ -31,7 +33,7 @@ class QueueStore:
 
     async def read(self, queue: str, *, detail: bool) -> Queue:
         """Returns a queue as it stands; with `detail` also its oldest ready job and samples."""
-        now, paused, counts, totals, since, record, samples = await self._runner.run(
+        now, paused, counts, totals, since, record, samples, config, usage = await self._runner.run(
             "queue", keys.queue_prefix(queue), [self._runner.clock_shift_ms, int(detail)]
         )
         return Queue(
@@ -46,8 +48,16 @@ class QueueStore:
             oldest_pending_ms=since,
             oldest_pending_record=record,
             now_ms=now,
+            event_log_entries=int(codec.pairs(config).get(b"log", 0)),
+            max_output_bytes=int(codec.pairs(config).get(b"max_output", 0)),
+            output_bytes=int(codec.pairs(usage).get(b"output", 0)),
             samples=tuple(_sample(raw) for raw in samples),
         )
+
+    async def configure(self, queue: str, settings: Mapping[str, int]) -> None:
+        """Changes settings of the queue; 0 takes one back to its default."""
+        args = [part for name, value in settings.items() for part in (name, value or "")]
+        await self._runner.run("configure", keys.queue_prefix(queue), args)
 
     async def set_paused(self, queue: str, paused: bool) -> None:
         """Stops or starts the deliveries of the queue."""

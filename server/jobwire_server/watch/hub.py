@@ -10,149 +10,60 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from time import monotonic
 
-import structlog
-
-from jobwire_server.errors import JobNotFound, ServerDraining, StoreUnavailable
-from jobwire_server.ids import ULID_LENGTH
-from jobwire_server.model import Job
+from jobwire_server.errors import (
+    CursorCompacted,
+    JobNotFound,
+    ServerDraining,
+    StoreUnavailable,
+)
+from jobwire_server.model import BEGINNING, Job, OutputPlace
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.watch.room import Room
+from jobwire_server.watch.topic import JobEvent, OutputEvent, Topic, events_of
 
-log = structlog.get_logger(__name__)
-
-READ_AT_ONCE = 200
-"""Jobs of one read; bounds how long the store is held and how much is in memory."""
-RETRY_PAUSE_S = 0.25
 LINGER_S = 10.0
 """How long an unwatched queue stays subscribed."""
-REFRESH_S = 20.0
-"""Every watched job is read this often whatever the events say: a net under anything that could
-lose one.
-"""
+CATCH_UP_BYTES = 256 << 10
+"""Output of one read by a watcher that is behind."""
 
 
-class _Watched:
-    """One job with its watchers in this server."""
+@dataclass(frozen=True, slots=True)
+class WatchWish:
+    """What of a job is wanted, and from where."""
 
-    __slots__ = ("changed", "error", "job", "known", "reads", "watchers")
-
-    def __init__(self) -> None:
-        self.job: Job | None = None
-        self.known = False
-        self.reads = 0
-        self.error: StoreUnavailable | None = None
-        self.watchers = 0
-        self.changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def tell(self) -> None:
-        """Wakes every watcher."""
-        changed, self.changed = self.changed, asyncio.get_running_loop().create_future()
-        if not changed.done():
-            changed.set_result(None)
+    states: bool = True
+    """Every state; False: the terminal one only."""
+    output: bool = True
+    seen_revision: int = -1
+    """States up to this one are not told again."""
+    place: OutputPlace = BEGINNING
+    """Output before this place is not told; an attempt of 0 with an offset means the latest."""
+    resumed: bool = False
+    """True if the place must still be kept; False: the oldest that is kept will do."""
+    from_end: bool = False
+    """True: only what is written from now on."""
 
 
-class _QueueWatch:
-    """The watched jobs of one queue."""
+EVERYTHING = WatchWish()
 
-    def __init__(self, queue: str, store: JobStore) -> None:
-        self.queue = queue
-        self.jobs: dict[str, _Watched] = {}
-        self.reading: set[str] = set()
-        """Jobs whose read is under way."""
-        self.ready: asyncio.Task[None] | None = None
-        self.empty_since: float | None = None
-        self._store = store
-        self._dirty: dict[str, None] = {}
-        self._wake = asyncio.Event()
-        self._task = asyncio.create_task(self._read_for_ever(), name=f"watch-{queue}")
 
-    def event(self, data: bytes) -> None:
-        """Jobs changed: their ULIDs, end to end."""
-        text = data.decode()
-        jobs = self.jobs
-        for at in range(0, len(text), ULID_LENGTH):
-            ulid = text[at : at + ULID_LENGTH]
-            if ulid in jobs:
-                self.mark(ulid)
+def encode_cursor(revision: int, place: OutputPlace) -> str:
+    """Returns where a watcher stands, as text."""
+    return f"{revision}-{place.attempt}-{place.offset}"
 
-    def mark(self, ulid: str) -> None:
-        """Has the job read afresh."""
-        self._dirty[ulid] = None
-        self._wake.set()
 
-    def mark_all(self) -> None:
-        """Has every watched job read afresh."""
-        for ulid in self.jobs:
-            self._dirty[ulid] = None
-        self._wake.set()
-
-    async def stop(self) -> None:
-        """Ends the reader."""
-        tasks = [self._task, *([self.ready] if self.ready else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read_for_ever(self) -> None:
-        while True:
-            if not self._dirty:
-                self._wake.clear()
-                try:
-                    async with asyncio.timeout(REFRESH_S):
-                        await self._wake.wait()
-                except TimeoutError:
-                    self.mark_all()
-            batch = [*self._dirty][:READ_AT_ONCE]
-            for ulid in batch:
-                del self._dirty[ulid]
-            batch = [ulid for ulid in batch if ulid in self.jobs]
-            if not batch:
-                continue
-            self.reading = set(batch)
-            try:
-                rows = await self._store.read(self.queue, batch, full=True)
-            except StoreUnavailable as error:
-                self._postpone(batch, error)
-                await asyncio.sleep(RETRY_PAUSE_S)
-                continue
-            except Exception:
-                log.exception("watched jobs not read", queue=self.queue)
-                self._postpone(batch, StoreUnavailable("the job could not be read"))
-                await asyncio.sleep(RETRY_PAUSE_S)
-                continue
-            finally:
-                self.reading = set()
-            for ulid, job in zip(batch, rows, strict=True):
-                self._update(ulid, job)
-
-    def _postpone(self, batch: list[str], error: StoreUnavailable) -> None:
-        """Those who have seen the job wait for the store; those who have not are told."""
-        for ulid in batch:
-            watched = self.jobs.get(ulid)
-            if watched is not None:
-                self._dirty[ulid] = None
-                if not watched.known:
-                    watched.error = error
-                    watched.tell()
-
-    def _update(self, ulid: str, job: Job | None) -> None:
-        watched = self.jobs.get(ulid)
-        if watched is None:
-            return
-        watched.reads += 1
-        watched.error = None
-        first = not watched.known
-        watched.known = True
-        newer = job is None or watched.job is None or job.revision > watched.job.revision
-        if newer:
-            watched.job = job
-        # A watcher that came during an earlier read waits for this one, whether or not it brings
-        # anything new.
-        if newer or first or watched.watchers > 0:
-            watched.tell()
+def decode_cursor(cursor: str) -> tuple[int, OutputPlace] | None:
+    """Reads back what `encode_cursor` wrote; None for anything else."""
+    parts = cursor.split("-")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    revision, attempt, offset = (int(part) for part in parts)
+    return revision, OutputPlace(attempt, offset)
 
 
 class Hub:
@@ -167,9 +78,9 @@ class Hub:
     def __init__(self, store: JobStore, notices: Notices, bookmark_s: float) -> None:
         self._store = store
         self._notices = notices
-        self._bookmark_s = bookmark_s
-        self._queues: dict[str, _QueueWatch] = {}
-        self._draining = False
+        self.bookmark_s = bookmark_s
+        self._rooms: dict[str, Room] = {}
+        self.draining = False
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -177,75 +88,136 @@ class Hub:
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="watch-sweeper")
 
-    async def watch(self, queue: str, ulid: str) -> AsyncIterator[Job | None]:
-        """Yields the job as it stands, then at every change until its terminal state; None is a
-        sign of life.
+    async def watch(
+        self, queue: str, ulid: str, wish: WatchWish
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+        """Yields the job as it stands, then every change and all output until the terminal state.
 
-        A watcher that is slower than the changes is given the newest state only.
+        With each event come the revision and the place that the watcher has reached; an event of
+        None is a sign of life. A watcher that is slower than the changes is given the newest state
+        only; output it is given whole.
 
         Raises:
             JobNotFound: There is none, or it was forgotten meanwhile.
+            CursorCompacted: Output behind the wished place is no longer kept.
             StoreUnavailable: The first read failed.
             ServerDraining: The server shuts down.
         """
-        if self._draining:
-            raise ServerDraining
-        room = self._enter(queue)
-        watched = room.jobs.setdefault(ulid, _Watched())
-        watched.watchers += 1
+        room = await self.enter(queue)
+        topic = room.topics.setdefault(ulid, Topic(ulid))
+        topic.watchers += 1
+        topic.listeners += wish.output
         try:
-            await self._subscribed(room)
-            async for job in self._follow(room, watched, ulid):
-                yield job
+            if not await room.join(topic):
+                raise topic.error or StoreUnavailable("the job could not be read")
+            async for step in self._follow(room, topic, wish):
+                yield step
         finally:
-            watched.watchers -= 1
-            if not watched.watchers:
-                room.jobs.pop(ulid, None)
-                if not room.jobs:
+            topic.watchers -= 1
+            topic.listeners -= wish.output
+            if not topic.listeners:
+                topic.tail = None
+            if not topic.watchers:
+                room.topics.pop(ulid, None)
+                if room.empty:
                     room.empty_since = monotonic()
 
     async def _follow(
-        self, room: _QueueWatch, watched: _Watched, ulid: str
-    ) -> AsyncIterator[Job | None]:
-        # A read that is under way began before this watcher was subscribed and does not count.
-        enough = watched.reads + (2 if ulid in room.reading else 1)
-        room.mark(ulid)
-        while watched.reads < enough:
-            changed = watched.changed
-            await self._wait(changed, None)
-            if watched.error:
-                raise watched.error
-            if watched.reads < enough:
-                room.mark(ulid)
-        seen = -1
+        self, room: Room, topic: Topic, wish: WatchWish
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+        job = self._job(room, topic)
+        seen, place = wish.seen_revision, wish.place
+        if wish.from_end:
+            place = job.output_end
+        elif not place.attempt and place.offset:
+            place = OutputPlace(job.attempt, place.offset)
+        # A place that came from outside may lie inside a piece of output.
+        inside = wish.resumed
         while True:
-            job, changed = watched.job, watched.changed
-            if job is None:
-                raise JobNotFound(f"{room.queue}-{ulid}")
-            if job.revision > seen:
-                seen = job.revision
-                yield job
+            news = topic.news
+            job = self._job(room, topic)
+            event = topic.event
+            if wish.output:
+                output, place = await self._next_output(room, topic, job, place, inside)
+                inside = False
+                for one in output:
+                    place = one.end
+                    yield one, max(seen, 0), place
+                if output:
+                    continue
+            # All output is told before the terminal state.
+            behind = wish.output and place < job.output_end
+            if event is not None and not behind:
+                if job.revision > seen:
+                    seen = job.revision
+                    if wish.states or job.state.terminal:
+                        yield event, seen, place
                 if job.state.terminal:
                     return
-            elif not await self._wait(changed, self._bookmark_s):
-                yield None
+            if topic.news == news and not await self._wait(topic):
+                yield None, max(seen, 0), place
 
-    async def _wait(self, changed: asyncio.Future[None], timeout_s: float | None) -> bool:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(changed)
-        except TimeoutError:
-            return False
-        if self._draining:
+    def _job(self, room: Room, topic: Topic) -> Job:
+        if self.draining:
             raise ServerDraining
-        return True
+        if topic.event is None:
+            raise JobNotFound(f"{room.queue}-{topic.ulid}")
+        return topic.event.job
+
+    async def _next_output(
+        self, room: Room, topic: Topic, job: Job, place: OutputPlace, inside: bool
+    ) -> tuple[list[OutputEvent], OutputPlace]:
+        """Returns the next output behind a place: the tail's, otherwise the store's."""
+        tail = topic.tail
+        if tail is not None and place >= tail.floor and not inside:
+            event = tail.behind(place)
+            return ([event] if event else []), place
+        if place >= job.output_end:
+            return [], place
+        wanted = ("~" if inside else "") + f"{place.attempt}-{place.offset}"
+        row = (
+            await self._store.follow(room.queue, [(topic.ulid, job.record, wanted)], CATCH_UP_BYTES)
+        )[0]
+        if row is None:
+            raise JobNotFound(job.job_id)
+        first = row.job.output_first
+        if place < first and place != BEGINNING:
+            raise CursorCompacted(
+                f"output of {job.job_id} before attempt {first.attempt}, offset {first.offset} is"
+                " no longer kept; go on from there",
+                encode_cursor(0, first),
+            )
+        events = []
+        for event in events_of(row.output):
+            fresh = event.behind(place)
+            if fresh is not None:
+                events.append(fresh)
+        # Nothing lies between here and the end of what was read.
+        return events, (place if events or row.more else max(place, row.job.output_end))
+
+    async def _wait(self, topic: Topic) -> bool:
+        """Waits for something new; False when it is time for a sign of life."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        topic.waiting.add(future)
+        timer = loop.call_later(self.bookmark_s, _time_out, future)
+        try:
+            news = await future
+        finally:
+            topic.waiting.discard(future)
+            timer.cancel()
+        if self.draining:
+            raise ServerDraining
+        return news
 
     def drain(self) -> None:
         """Ends every stream with ServerDraining, and refuses new ones."""
-        self._draining = True
-        for room in self._queues.values():
-            for watched in room.jobs.values():
-                watched.tell()
+        self.draining = True
+        for room in self._rooms.values():
+            for topic in room.topics.values():
+                topic.tell()
+            for watcher in room.many:
+                watcher.reset()
 
     async def stop(self) -> None:
         """Ends the readers."""
@@ -254,31 +226,44 @@ class Hub:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
-        rooms = [*self._queues.values()]
-        self._queues.clear()
+        rooms = [*self._rooms.values()]
+        self._rooms.clear()
         for room in rooms:
             await room.stop()
 
-    def _enter(self, queue: str) -> _QueueWatch:
-        room = self._queues.get(queue)
-        if room is None:
-            room = self._queues[queue] = _QueueWatch(queue, self._store)
-        return room
+    async def enter(self, queue: str) -> Room:
+        """Returns the room of a queue once its events arrive.
 
-    async def _subscribed(self, room: _QueueWatch) -> None:
-        """Returns once the events of the queue arrive; watchers that come together wait for one
-        subscription.
+        Those who come together wait for one subscription.
+
+        Raises:
+            ServerDraining: The server shuts down.
+            StoreUnavailable: The store did not confirm the subscription.
         """
+        if self.draining:
+            raise ServerDraining
+        room = self._rooms.get(queue)
+        if room is None:
+            room = self._rooms[queue] = Room(queue, self._store)
+        room.empty_since = monotonic()
         if room.ready is None:
-            listener = Listener(room.event, room.mark_all)
-            room.ready = asyncio.create_task(
-                self._notices.listen(keys.events_channel(room.queue), listener)
-            )
+            room.ready = asyncio.create_task(self._listen(room))
         try:
             await asyncio.shield(room.ready)
         except StoreUnavailable:
             room.ready = None
             raise
+        return room
+
+    async def _listen(self, room: Room) -> None:
+        queue = room.queue
+        await self._notices.listen(keys.outputs_channel(queue), Listener(room.output, room.reset))
+        await self._notices.listen(keys.events_channel(queue), Listener(room.event, room.reset))
+
+    def leave(self, room: Room) -> None:
+        """Notes that somebody left the room."""
+        if room.empty:
+            room.empty_since = monotonic()
 
     async def _sweep_for_ever(self) -> None:
         """Closes rooms that nobody has watched for a while; watchers come and go faster than
@@ -286,9 +271,15 @@ class Hub:
         """
         while True:
             await asyncio.sleep(LINGER_S)
-            for room in [*self._queues.values()]:
+            for room in [*self._rooms.values()]:
                 since = room.empty_since
-                if not room.jobs and since is not None and monotonic() - since > LINGER_S:
-                    del self._queues[room.queue]
+                if room.empty and since is not None and monotonic() - since > LINGER_S:
+                    del self._rooms[room.queue]
                     await self._notices.silence(keys.events_channel(room.queue))
+                    await self._notices.silence(keys.outputs_channel(room.queue))
                     await room.stop()
+
+
+def _time_out(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(False)

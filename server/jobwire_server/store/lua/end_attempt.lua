@@ -43,7 +43,7 @@ end
 for at = 3, #ARGV, 10 do
   local ulid, worker, condition = ARGV[at], ARGV[at + 1], ARGV[at + 4]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd', 'ex')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd', 'ex', 'oe')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -64,7 +64,10 @@ for at = 3, #ARGV, 10 do
     if ended > HISTORY then redis.call('LTRIM', P .. 'h:' .. ulid, -HISTORY, -1) end
     if budget ~= '' then redis.call('HINCRBY', key, budget, 1) end
     -- An attempt that never reached its worker is not one: the next delivery gets its number.
-    if outcome == UNDELIVERED then redis.call('HINCRBY', key, 'n', -1) end
+    -- One that has written output was there: its number tags that output.
+    if outcome == UNDELIVERED and string.match(job[11] or '', '^%d+') ~= job[5] then
+      redis.call('HINCRBY', key, 'n', -1)
+    end
     -- Only the holder's own ending leaves its name, which is what lets its repeated call be told from a zombie's.
     if condition ~= 'worker' then
       redis.call('HDEL', key, 'w')

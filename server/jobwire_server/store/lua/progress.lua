@@ -1,42 +1,59 @@
 #!lua flags=allow-oom
--- progress.lua: RUNNING or CANCELLING: records a report, renews the lease, and tells of a cancellation.
+-- progress.lua: RUNNING or CANCELLING: records a report and output, renews the lease, and tells of a cancellation.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> leases (claim.lua)
+--           o:<ulid>  STREAM  output: '<attempt>-<offset of its first byte>' -> kind and channel ('t' text, 'b' bytes), content
+--           outputs   channel: the ULIDs of the jobs that wrote, end to end
+--           usage     HASH    output -> bytes of output that the queue's jobs keep
+--           config    HASH    max_output -> the most of those (configure.lua)
 -- ARGV[1] clock shift, ms
--- then for each item five: ulid, worker, fencing token, lease in ms, report ('' renews and records nothing)
--- Returns for each item {code, lease end, cancel deadline, cancel reason}: code 0 done | 1 not found | 2 lease lost;
+-- ARGV[2] the most bytes of output of a job   ARGV[3] the most of the queue, unless it is configured
+-- then for each item seven and its pieces: ulid, worker, fencing token, lease in ms, report ('' renews and records none), offset of
+--   the output, number of its pieces, and as often: kind and channel, content
+-- Returns for each item {code, lease end, cancel deadline, cancel reason}: code 0 done | 1 not found | 2 lease lost
+--   | {3, expected offset} the output leaves a gap | {4, limit} the job's output is full | {5, limit} the queue's is;
 --   the cancel deadline is 0 unless the job is CANCELLING
---include clock tally chunks
+--include clock numbers tally chunks output
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
-local RUNNING, CANCELLING = 3, 4
-local answer, leases = {}, {}
+local now_text = text_of(now)
+local answer, leases, written = {}, {}, {}
 
-for at = 2, #ARGV, 5 do
-  local ulid = ARGV[at]
-  local key = P .. 'j:' .. ulid
+local at = 2 + 2
+while at <= #ARGV do
+  local ulid, pieces = ARGV[at], tonumber(ARGV[at + 6])
+  local key, first = P .. 'j:' .. ulid, at + 7
   local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'cd', 'ca')
-  local state = tonumber(job[1])
+  local state = job[1]
   if not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
     answer[#answer + 1] = { 1 }
-  elseif (state ~= RUNNING and state ~= CANCELLING) or job[2] ~= ARGV[at + 2] or job[3] ~= ARGV[at + 1] then
+  elseif (state ~= '3' and state ~= '4') or job[2] ~= ARGV[at + 2] or job[3] ~= ARGV[at + 1] then
     answer[#answer + 1] = { 2 }
   else
-    local lease_end = now + tonumber(ARGV[at + 3])
-    if ARGV[at + 4] ~= '' then
-      redis.call('HSET', key, 'v', job[4] + 1, 'g', ARGV[at + 4], 'u', now)
-      tally.changed[#tally.changed + 1] = ulid
-    end
-    leases[#leases + 1] = lease_end
-    leases[#leases + 1] = ulid
-    if state == CANCELLING then
-      answer[#answer + 1] = { 0, lease_end, tonumber(job[5] or now), job[6] or '' }
+    local refused = pieces > 0
+      and write_output(P, ulid, tonumber(ARGV[at + 5]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]))
+    if refused then
+      answer[#answer + 1] = refused
     else
-      answer[#answer + 1] = { 0, lease_end, 0, '' }
+      local lease_end = now + ARGV[at + 3]
+      if ARGV[at + 4] ~= '' then
+        redis.call('HSET', key, 'v', successor(job[4]), 'g', ARGV[at + 4], 'u', now_text)
+      end
+      if ARGV[at + 4] ~= '' then tally.changed[#tally.changed + 1] = ulid end
+      if pieces > 0 then written[#written + 1] = ulid end
+      leases[#leases + 1] = text_of(lease_end)
+      leases[#leases + 1] = ulid
+      if state == '4' then
+        answer[#answer + 1] = { 0, lease_end, tonumber(job[5] or now), job[6] or '' }
+      else
+        answer[#answer + 1] = { 0, lease_end, 0, '' }
+      end
     end
   end
+  at = first + 2 * pieces
 end
 
 if #leases > 0 then each_slice('ZADD', P .. 'leases', leases) end
 publish_tally(P)
+if #written > 0 then redis.call('SPUBLISH', P .. 'outputs', table.concat(written)) end
 return answer

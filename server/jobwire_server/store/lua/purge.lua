@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- purge.lua: forgets terminal jobs whose retention has ended, and everything of theirs.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> done:<state> counts (end_attempt.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> o:<ulid> usage done:<state> counts (end_attempt.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs to forget in this call, at most 1000
 -- Returns {forgotten, due of the next or 0}
@@ -16,8 +16,14 @@ for state = 5, 8 do
   local ids = most > 0 and redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most) or {}
   if #ids > 0 then
     local doomed = {}
+    if redis.call('HEXISTS', P .. 'usage', 'output') == 1 then
+      for _, ulid in ipairs(ids) do
+        local kept = redis.call('HGET', P .. 'j:' .. ulid, 'ob')
+        if kept then redis.call('HINCRBY', P .. 'usage', 'output', '-' .. kept) end
+      end
+    end
     for _, ulid in ipairs(ids) do
-      for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:' }) do doomed[#doomed + 1] = P .. kind .. ulid end
+      for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:' }) do doomed[#doomed + 1] = P .. kind .. ulid end
     end
     redis.call('UNLINK', unpack(doomed))
     redis.call('ZREM', key, unpack(ids))

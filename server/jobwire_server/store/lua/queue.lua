@@ -1,10 +1,10 @@
 #!lua flags=no-writes
 -- queue.lua: a queue as it stands.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: config counts totals ready l:<route> z:<route> r:<ulid> j:<ulid> samples (tick.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: config usage counts totals ready l:<route> z:<route> r:<ulid> j:<ulid> samples (tick.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] detail 0|1: with 1 also the oldest ready job and the samples
 -- Returns {now, paused 0|1, counts as fields and values, totals as fields and values,
---   since when the oldest ready job is ready in Unix ms or 0, its record where only that tells, samples}
+--   since when the oldest ready job is ready in Unix ms or 0, its record where only that tells, samples, config as fields and values, usage as fields and values}
 --include clock
 
 local P = KEYS[1]
@@ -37,4 +37,5 @@ if ARGV[2] == '1' then
   end
   samples = redis.call('LRANGE', P .. 'samples', 0, -1)
 end
-return { now, paused, counts, totals, since, record, samples }
+local config, usage = redis.call('HGETALL', P .. 'config'), redis.call('HGETALL', P .. 'usage')
+return { now, paused, counts, totals, since, record, samples, config, usage }

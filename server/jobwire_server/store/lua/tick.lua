@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED. Attempts that the clock
--- ends are only named, because the decision about them is made outside and applied by end_attempt.lua.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals
+-- ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
+-- longer PENDING are dropped from the fronts of some routes, for those that no worker serves.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals
 --           done:8 (end_attempt.lua)
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
@@ -71,6 +72,32 @@ for _, ulid in ipairs(due_in('leases')) do
     answer[#answer + 1] = ulid
   else
     redis.call('ZREM', P .. 'leases', ulid)
+  end
+end
+
+-- How many routes one call looks at, by chance, and how far into each.
+local ROUTES, FRONT = 8, 100
+
+local function stale(ulid)
+  local state = redis.call('HGET', P .. 'j:' .. ulid, 's')
+  -- Without a HASH it is PENDING, or forgotten.
+  return (state and state ~= '2') or (not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0)
+end
+
+local function stale_in_front(ids)
+  local count = 0
+  while ids[count + 1] and stale(ids[count + 1]) do count = count + 1 end
+  return count
+end
+
+for _, route in ipairs(redis.call('HRANDFIELD', P .. 'ready', ROUTES)) do
+  local list, zset = P .. 'l:' .. route, P .. 'z:' .. route
+  local low = stale_in_front(redis.call('LRANGE', list, 0, FRONT - 1))
+  local high = stale_in_front(redis.call('ZRANGE', zset, 0, FRONT - 1))
+  if low > 0 then redis.call('LPOP', list, low) end
+  if high > 0 then redis.call('ZPOPMIN', zset, high) end
+  if low + high > 0 and redis.call('HINCRBY', P .. 'ready', route, -(low + high)) <= 0 then
+    redis.call('HDEL', P .. 'ready', route)
   end
 end
 

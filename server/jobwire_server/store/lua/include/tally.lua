@@ -1,5 +1,6 @@
 -- Gathers what a batch changes in the counters and says it once: counts (state -> jobs, exact), totals
--- (name -> events since the queue began), and the events channel (the ULIDs of the jobs that changed, end to end).
+-- (name -> events since the queue began), and the events channel (the ULIDs of the jobs that changed, end to end). Where the queue keeps
+-- an event log (config log = how many entries), the same goes into the STREAM log, and its id between two # before the event.
 local tally = { counts = {}, totals = {}, changed = {} }
 
 local function moved(ulid, from, to)
@@ -28,6 +29,12 @@ local function publish_tally(prefix)
     redis.call('HINCRBY', prefix .. 'totals', name, by)
   end
   if #tally.changed > 0 then
-    redis.call('SPUBLISH', prefix .. 'events', table.concat(tally.changed))
+    local ulids = table.concat(tally.changed)
+    local kept = redis.call('HGET', prefix .. 'config', 'log')
+    if kept then
+      local id = redis.call('XADD', prefix .. 'log', 'MAXLEN', '~', kept, '*', 'u', ulids)
+      ulids = '#' .. id .. '#' .. ulids
+    end
+    redis.call('SPUBLISH', prefix .. 'events', ulids)
   end
 end

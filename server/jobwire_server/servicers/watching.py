@@ -1,0 +1,114 @@
+"""Watch streams: events of the hub as answers, put into bytes once for all who watch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from jobwire.v1 import job_service_pb2
+from jobwire_server.clock import StoreClock
+from jobwire_server.model import OutputPlace, Written
+from jobwire_server.servicers import convert, wire
+from jobwire_server.servicers.checks import Checker
+from jobwire_server.watch.hub import WatchWish, decode_cursor, encode_cursor
+from jobwire_server.watch.topic import JobEvent, OutputEvent
+
+_ALL = job_service_pb2.WATCH_CONTENT_ALL
+_STATES = job_service_pb2.WATCH_CONTENT_STATES
+_OUTPUT = job_service_pb2.WATCH_CONTENT_OUTPUT
+
+# A length-delimited field of at most 127 bytes: its tag, its length, its bytes.
+_CURSOR_TAG = bytes([job_service_pb2.WatchJobResponse.CURSOR_FIELD_NUMBER << 3 | 2])
+
+
+def wish_of(
+    checker: Checker, request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest
+) -> WatchWish:
+    """Returns what a request wants to see."""
+    content = request.content or _ALL
+    if content not in (_ALL, _STATES, _OUTPUT):
+        checker.add("content", "must be one of the contents that a watcher can want")
+    wish = WatchWish(states=content != _OUTPUT, output=content != _STATES)
+    if isinstance(request, job_service_pb2.WatchJobRequest):
+        start = request.WhichOneof("start")
+        if start == "cursor":
+            reached = decode_cursor(request.cursor)
+            if reached is None:
+                checker.add("cursor", "is not a cursor that a watch gave out; watch without one")
+            else:
+                return replace(wish, seen_revision=reached[0], place=reached[1], resumed=True)
+        elif start == "output_from":
+            position = request.output_from
+            place = OutputPlace(position.attempt, position.offset)
+            return replace(wish, place=place, resumed=True)
+        elif start == "output_from_end" and request.output_from_end:
+            return replace(wish, from_end=True)
+    return wish
+
+
+async def answers(
+    events: AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]],
+    clock: StoreClock,
+    *,
+    full: bool,
+) -> AsyncIterator[bytes]:
+    """Yields the events of a watch as serialized WatchJobResponses.
+
+    RunJobResponse has the same fields, so that these bytes serve both. Messages laid end to end
+    are one message, which is how the cursor joins what all watchers share.
+    """
+    async for event, revision, place in events:
+        if event is None:
+            body = bookmark(clock)
+        elif isinstance(event, JobEvent):
+            body = event.encoded.get(full) or _encode_job(event, full)
+        else:
+            body = event.encoded or _encode_output(event)
+        cursor = encode_cursor(revision, place).encode()
+        yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor
+
+
+def bookmark(clock: StoreClock, *, caught_up: bool = False) -> bytes:
+    """Returns a sign of life."""
+    answer = wire.WatchJobResponse()
+    convert.set_moment(answer.bookmark.time, clock.now_ms())
+    answer.bookmark.caught_up = caught_up
+    serialized: bytes = answer.SerializeToString()
+    return serialized
+
+
+def _encode_job(event: JobEvent, full: bool) -> bytes:
+    answer = wire.WatchJobResponse(job=convert.job_to_wire(event.job, full=full))
+    event.encoded[full] = answer.SerializeToString()
+    return event.encoded[full]
+
+
+def _encode_output(event: OutputEvent) -> bytes:
+    answer = job_service_pb2.WatchJobResponse()
+    answer.output.attempt = event.start.attempt
+    for written in event.written:
+        add_chunks(answer.output.chunks, written)
+    event.encoded = answer.SerializeToString()
+    return event.encoded
+
+
+def add_chunks(chunks: Any, written: Written) -> None:
+    """Adds a run of output as chunks."""
+    offset = written.offset
+    for piece in written.pieces:
+        chunk = chunks.add(channel=piece.channel, offset=offset)
+        offset += len(piece.content)
+        text = _text(piece.content) if piece.text else None
+        if text is None:
+            chunk.data = piece.content
+        else:
+            chunk.text = text
+
+
+def _text(content: bytes) -> str | None:
+    """Returns text; None where a cut went through a character, which bytes can carry."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,56 @@
+-- Output: the STREAM o:<ulid>. In the job's HASH: oe '<attempt>-<end>' how far the latest attempt that wrote has come, ob the bytes
+-- that are kept, ol the job's own limit, ot 1 where the oldest is to go above it, of '<attempt>-<offset>' the first byte that is kept,
+-- once some was dropped.
+
+-- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the first byte's place.
+local function trim_output(key, kept, most)
+  local first
+  while kept > most do
+    local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 2)
+    if not oldest[2] then break end
+    kept = kept - #oldest[1][2][2]
+    first = oldest[2][1]
+    redis.call('XTRIM', key, 'MINID', first)
+  end
+  return kept, first
+end
+
+-- Appends pieces ARGV[first], ARGV[first + 1], ... that begin at `offset` of the running attempt. What was written before is not written
+-- again. Returns nil, or the refusal: {3, expected offset} | {4, limit of the job} | {5, limit of the queue}; nothing is written then.
+local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most)
+  local key = prefix .. 'j:' .. ulid
+  local job = redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot')
+  local attempt, reached = job[1], 0
+  local last_attempt, last_end = string.match(job[2] or '', '^(%d+)-(%d+)$')
+  if last_attempt == attempt then reached = tonumber(last_end) end
+  if offset > reached then return { 3, reached } end
+  local size = 0
+  for i = 1, pieces do size = size + #ARGV[first + 2 * i - 1] end
+  local fresh = offset + size - reached
+  if fresh <= 0 then return nil end
+
+  local kept = tonumber(job[3] or 0)
+  local most = job[4] and math.min(tonumber(job[4]), job_most) or job_most
+  if kept + fresh > most and (job[5] ~= '1' or fresh > most) then return { 4, most } end
+  local queue_limit = redis.call('HGET', prefix .. 'config', 'max_output')
+  queue_limit = queue_limit and tonumber(queue_limit) > 0 and tonumber(queue_limit) or queue_most
+  if tonumber(redis.call('HGET', prefix .. 'usage', 'output') or 0) + fresh > queue_limit then
+    return { 5, queue_limit }
+  end
+
+  local stream, at = prefix .. 'o:' .. ulid, offset
+  for i = 1, pieces do
+    local content = ARGV[first + 2 * i - 1]
+    local skip = math.max(0, reached - at)
+    if skip < #content then
+      redis.call('XADD', stream, attempt .. '-' .. text_of(at + skip), ARGV[first + 2 * i - 2],
+        skip > 0 and string.sub(content, skip + 1) or content)
+    end
+    at = at + #content
+  end
+  local total, oldest = trim_output(stream, kept + fresh, most)
+  redis.call('HSET', key, 'oe', attempt .. '-' .. text_of(at), 'ob', text_of(total))
+  if oldest then redis.call('HSET', key, 'of', oldest) end
+  redis.call('HINCRBY', prefix .. 'usage', 'output', text_of(total - kept))
+  return nil
+end

@@ -1,0 +1,50 @@
+"""Entries of jobs that ended while they waited: they go away although nobody claims."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.jobs import new_job
+from tests.support.scripts import RETAIN_MS, Scripts
+
+
+async def _ticks(scripts: Scripts, count: int) -> None:
+    for _ in range(count):
+        await scripts.tick()
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+@pytest.mark.parametrize("end", ["cancelled", "expired", "forgotten"])
+async def test_a_route_that_nobody_serves_keeps_no_entries_of_jobs_that_ended(
+    scripts: Scripts, priority: int, end: str
+) -> None:
+    expires = scripts.now_ms + 60_000 if end == "expired" else 0
+    jobs = [new_job(priority=priority, expires_at_ms=expires) for _ in range(500)]
+    ulids = await scripts.submit(*jobs)
+    if end == "expired":
+        scripts.shift(60_001)
+    else:
+        await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
+    if end == "forgotten":
+        scripts.shift(RETAIN_MS + 1)
+        assert await scripts.jobs.purge("default", 1000) == (500, 0)
+    await _ticks(scripts, 12)
+    dump = scripts.check()
+    assert "ready" not in dump.keys
+    assert not dump.suffixes("l:")
+    assert not dump.suffixes("z:")
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+async def test_an_entry_of_a_job_that_waits_is_left_alone(scripts: Scripts, priority: int) -> None:
+    ulids = await scripts.submit(*(new_job(priority=priority) for _ in range(6)))
+    for ulid in ulids[:2] + ulids[3:5]:
+        await scripts.cancel(ulid)
+    await _ticks(scripts, 3)
+    dump = scripts.check()
+    (left,) = [*dump.suffixes("l:").values(), *dump.suffixes("z:").values()]
+    assert [*left][0] == ulids[2]
+    assert [*left][-1] == ulids[5]
+    taken = await scripts.claim("w1", 9)
+    assert [a.job_id[-26:] for a in taken] == [ulids[2], ulids[5]]
+    scripts.check()
