@@ -62,3 +62,13 @@ async def test_an_overdue_attempt_does_not_hide_what_is_due_next(scripts: Script
     tick = await scripts.tick()
     assert [condition for condition, _ in tick.overdue] == ["lease"]
     assert 0 < tick.next_due_ms - tick.now_ms <= 200
+
+
+async def test_samples_go_on_after_the_clock_was_set_back(scripts: Scripts) -> None:
+    await scripts.submit()
+    scripts.shift(3_600_000)
+    await scripts.tick()
+    scripts.shift(-3_600_000)
+    await scripts.tick()
+    newest, *_ = (await scripts.queues.read("default", detail=True)).samples
+    assert newest[0] == scripts.after(0)

@@ -102,7 +102,9 @@ for _, route in ipairs(redis.call('HRANDFIELD', P .. 'ready', ROUTES)) do
 end
 
 local newest = redis.call('LINDEX', P .. 'samples', 0)
-if not newest or tonumber(string.match(newest, '^%d+')) + tonumber(ARGV[4]) <= now then
+local age = newest and now - tonumber(string.match(newest, '^%d+'))
+-- Below 0 after the clock was set back.
+if not age or age >= tonumber(ARGV[4]) or age < 0 then
   local totals = redis.call('HMGET', P .. 'totals', 'submitted', 'started', 'succeeded', 'failed')
   redis.call('LPUSH', P .. 'samples', now .. ' ' .. (totals[1] or 0) .. ' ' .. (totals[2] or 0) .. ' '
     .. (totals[3] or 0) .. ' ' .. (totals[4] or 0))
