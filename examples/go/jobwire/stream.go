@@ -1,0 +1,341 @@
+package jobwire
+
+import (
+	"context"
+	"io"
+	"log"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	pb "jobwire-example/jobwirev1"
+)
+
+const (
+	attachTimeout   = 5 * time.Second
+	resendAfter     = 500 * time.Millisecond
+	silentIntervals = 3
+	// The contract's, for reports and for completions.
+	maxItems = 1000
+)
+
+// stream is one attached stream.
+type stream struct {
+	conn     *grpc.ClientConn
+	work     grpc.BidiStreamingClient[pb.WorkRequest, pb.WorkResponse]
+	cancel   context.CancelFunc
+	attached *pb.Attached
+	interval time.Duration
+	refuses  atomic.Bool  // leaves assignments alone: its follower has named the leases
+	moving   chan outcome // not nil: another stream is being attached in its place
+	over     chan struct{}
+	once     sync.Once
+}
+
+// outcome is what became of an attachment.
+type outcome struct {
+	stream *stream
+	err    error
+}
+
+func (s *stream) close() {
+	s.once.Do(func() {
+		close(s.over)
+		s.cancel()
+		_ = s.conn.Close()
+	})
+}
+
+// converse keeps a stream for as long as the worker lives.
+func (w *Worker) converse(stopped <-chan struct{}) error {
+	s, err := w.attach(nil, stopped)
+	for err == nil {
+		err = w.hold(s, stopped)
+		s.close()
+		switch {
+		case err == nil:
+			return nil // the goodbye was answered
+		case s.moving != nil:
+			// However it ended; as superseded by its follower, most likely.
+			moved := <-s.moving
+			s, err = moved.stream, moved.err
+		case !final(err):
+			log.Printf("the stream is lost, attaching again: %v", err)
+			s, err = w.attach(s, stopped)
+		}
+	}
+	return err
+}
+
+// final tells what no other stream would change.
+func final(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated,
+		codes.Unimplemented, codes.Aborted:
+		return true
+	}
+	return false
+}
+
+// attach opens a stream, trying on until a server takes the worker. Each attempt makes a new
+// connection, so that a worker which is asked to move can get to another server behind the same
+// address.
+func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error) {
+	lost := time.Now()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 3*time.Second) {
+		s, err := w.attachOnce(before)
+		if err == nil || final(err) {
+			return s, err
+		}
+		log.Printf("%s does not take the worker, trying on: %v", w.Target, err)
+		if before != nil && time.Since(lost) > before.attached.LeaseDuration.AsDuration() {
+			// Nobody has renewed the leases for so long: the jobs run elsewhere by now.
+			w.mu.Lock()
+			leases := w.leases()
+			w.mu.Unlock()
+			w.lose(leases)
+		}
+		select {
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		case <-stopped:
+			return nil, err
+		}
+	}
+}
+
+func (w *Worker) attachOnce(before *stream) (*stream, error) {
+	conn, err := grpc.NewClient(w.Target,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: 20 * time.Second, Timeout: 10 * time.Second,
+		}))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &stream{conn: conn, cancel: cancel, over: make(chan struct{})}
+	patience := time.AfterFunc(attachTimeout, cancel)
+	first, err := w.greet(ctx, s, before)
+	if err == nil && (!patience.Stop() || first.Attached == nil) {
+		err = status.Error(codes.Unavailable, "no answer to the attachment")
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	s.attached, s.interval = first.Attached, first.Attached.HeartbeatInterval.AsDuration()
+	w.mu.Lock()
+	w.current = s
+	w.acks = nil // the attachment named them
+	w.sayAgain()
+	w.mu.Unlock()
+	w.lose(s.attached.LostLeases)
+	w.receive(s, first)
+	w.hasNews()
+	return s, nil
+}
+
+func (w *Worker) greet(ctx context.Context, s, before *stream) (*pb.WorkResponse, error) {
+	var err error
+	if s.work, err = pb.NewWorkerServiceClient(s.conn).Work(ctx); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	attach := &pb.Attach{
+		Worker: w.spec, InstanceId: w.instance, Leases: w.leases(), Credits: w.credits(),
+	}
+	if before != nil {
+		// What it brings from here on is not among the leases just named, so the server takes
+		// it back.
+		before.refuses.Store(true)
+	}
+	w.mu.Unlock()
+	// A failed Send says nothing; the status comes with Recv.
+	_ = s.work.Send(&pb.WorkRequest{Attach: attach})
+	return s.work.Recv()
+}
+
+func (w *Worker) credits() uint32 {
+	if w.draining {
+		return 0
+	}
+	return uint32(w.Concurrency)
+}
+
+// sayAgain queues what the stream before carried and no receipt answered; the lock is held.
+func (w *Worker) sayAgain() {
+	for _, frame := range w.sent {
+		w.completions = append(frame.Completions, w.completions...)
+		for _, r := range frame.Reports {
+			if h := w.held[r.JobId]; h != nil && h.running && w.reports[r.JobId] == nil {
+				w.reports[r.JobId] = r
+			}
+		}
+	}
+	w.sent = map[uint64]*pb.WorkRequest{}
+	w.saidStatus = false
+}
+
+// hold reads and writes until the stream ends: nil after the goodbye, otherwise why.
+func (w *Worker) hold(s *stream, stopped <-chan struct{}) error {
+	go w.write(s)
+	// Whoever hears nothing for three intervals takes the stream for dead.
+	silence := time.AfterFunc(silentIntervals*s.interval, s.cancel)
+	defer silence.Stop()
+	for {
+		frame, err := s.work.Recv()
+		if err == io.EOF {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.draining && len(w.held) == 0 {
+				return nil
+			}
+			return status.Error(codes.Unavailable, "the server ended the stream")
+		}
+		if err != nil {
+			return err
+		}
+		silence.Reset(silentIntervals * s.interval)
+		w.receive(s, frame)
+		if drain := frame.Drain; drain != nil && drain.Leave {
+			log.Printf("asked to leave: %s", drain.Reason)
+			w.leave(time.Until(drain.Deadline.AsTime()))
+		} else if drain != nil && s.moving == nil {
+			// The old stream goes on until the new one is attached.
+			s.moving = make(chan outcome, 1)
+			go func() {
+				next, err := w.attach(s, stopped)
+				s.moving <- outcome{next, err}
+				s.close()
+			}()
+		}
+	}
+}
+
+func (w *Worker) receive(s *stream, frame *pb.WorkResponse) {
+	for _, receipt := range frame.Receipts {
+		w.settle(receipt)
+	}
+	w.lose(frame.LostLeases)
+	if !s.refuses.Load() {
+		w.assign(frame.Assignments)
+	}
+	w.cancel(frame.Cancellations)
+}
+
+// settle takes the answer to a frame: what it does not list is recorded.
+func (w *Worker) settle(receipt *pb.Receipt) {
+	w.mu.Lock()
+	frame := w.sent[receipt.Sequence]
+	delete(w.sent, receipt.Sequence)
+	refused := map[string]*pb.ItemError{}
+	for _, r := range receipt.Refused {
+		refused[r.JobId] = r.Error
+	}
+	for _, c := range frame.GetCompletions() {
+		lease := &pb.LeaseRef{JobId: c.JobId, FencingToken: c.FencingToken}
+		err := refused[c.JobId]
+		delete(refused, c.JobId)
+		switch {
+		case err == nil, err.Reason == pb.ErrorReason_ERROR_REASON_LEASE_LOST,
+			err.Reason == pb.ErrorReason_ERROR_REASON_JOB_NOT_FOUND:
+			w.forget(lease)
+		case codes.Code(err.Code) == codes.Unavailable,
+			codes.Code(err.Code) == codes.ResourceExhausted:
+			time.AfterFunc(resendAfter, func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.say(lease, c)
+			})
+		case c.GetSuccess() != nil:
+			// It has a wrong field, most likely a result that is too large.
+			failure := failed("InvalidResult", status.Error(codes.InvalidArgument, err.Message))
+			failure.Failure.NonRetryable = true
+			w.say(lease, &pb.Completion{Outcome: failure})
+		default:
+			log.Printf("the outcome of %s could not be recorded: %s", c.JobId, err.Message)
+			w.forget(lease)
+		}
+	}
+	// What is left was said of reports. They are not repeated: the next one replaces them.
+	gone := []*pb.LeaseRef{}
+	for _, r := range frame.GetReports() {
+		if err := refused[r.JobId]; err.GetReason() == pb.ErrorReason_ERROR_REASON_LEASE_LOST {
+			gone = append(gone, &pb.LeaseRef{JobId: r.JobId, FencingToken: r.FencingToken})
+		}
+	}
+	w.mu.Unlock()
+	w.lose(gone)
+}
+
+// write sends one frame at a time. What comes up meanwhile goes into the next one.
+func (w *Worker) write(s *stream) {
+	beat := time.NewTicker(s.interval)
+	defer beat.Stop()
+	said := time.Now()
+	for {
+		frame := w.nextFrame(s)
+		if frame == nil && time.Since(said) >= s.interval {
+			frame = &pb.WorkRequest{Heartbeat: &pb.Heartbeat{}}
+		}
+		if frame != nil {
+			said = time.Now()
+			if s.work.Send(frame) != nil {
+				return // Recv says why
+			}
+			continue
+		}
+		select {
+		case <-w.wake:
+		case <-beat.C:
+		case <-s.over:
+			w.hasNews() // for the stream that follows, if this one took the word
+			return
+		}
+	}
+}
+
+// nextFrame returns what there is to say on the current stream; nil if there is nothing.
+func (w *Worker) nextFrame(s *stream) *pb.WorkRequest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.current != s {
+		return nil
+	}
+	frame, some := &pb.WorkRequest{Acks: w.acks}, len(w.acks) > 0
+	w.acks = nil
+	if w.draining && !w.saidStatus {
+		none := uint32(0)
+		frame.Credits, frame.Status = &none, pb.WorkerStatus_WORKER_STATUS_DRAINING
+		w.saidStatus, some = true, true
+	}
+	count := min(len(w.completions), maxItems)
+	frame.Completions, w.completions = w.completions[:count:count], w.completions[count:]
+	for id, r := range w.reports {
+		if len(frame.Reports) == maxItems {
+			break
+		}
+		frame.Reports = append(frame.Reports, r)
+		delete(w.reports, id)
+	}
+	if len(frame.Completions)+len(frame.Reports) > 0 {
+		w.sequence++
+		frame.Sequence, some = w.sequence, true
+		w.sent[w.sequence] = frame
+	}
+	if !some && w.draining && len(w.held) == 0 {
+		frame.Detach, some = &pb.Detach{}, true
+		w.current = nil // nothing comes after the goodbye
+	}
+	if !some {
+		return nil
+	}
+	return frame
+}
