@@ -256,9 +256,17 @@ class Hub:
         return room
 
     async def _listen(self, room: Room) -> None:
-        queue = room.queue
-        await self._notices.listen(keys.outputs_channel(queue), Listener(room.output, room.reset))
-        await self._notices.listen(keys.events_channel(queue), Listener(room.event, room.reset))
+        try:
+            for channel, listener in _channels(room):
+                await self._notices.listen(channel, listener)
+        except BaseException:
+            await self._silence(room)
+            raise
+
+    async def _silence(self, room: Room) -> None:
+        # Only this room's: another one of the queue may have been opened meanwhile.
+        for channel, listener in _channels(room):
+            await self._notices.silence(channel, listener)
 
     def leave(self, room: Room) -> None:
         """Notes that somebody left the room."""
@@ -275,9 +283,15 @@ class Hub:
                 since = room.empty_since
                 if room.empty and since is not None and monotonic() - since > LINGER_S:
                     del self._rooms[room.queue]
-                    await self._notices.silence(keys.events_channel(room.queue))
-                    await self._notices.silence(keys.outputs_channel(room.queue))
+                    await self._silence(room)
                     await room.stop()
+
+
+def _channels(room: Room) -> tuple[tuple[str, Listener], ...]:
+    return (
+        (keys.outputs_channel(room.queue), Listener(room.output, room.reset)),
+        (keys.events_channel(room.queue), Listener(room.event, room.reset)),
+    )
 
 
 def _time_out(future: asyncio.Future[bool]) -> None:
