@@ -9,6 +9,7 @@ import sys
 import traceback
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -34,6 +35,11 @@ from jobwire.worker import Worker
 @click.option("--id", "worker_id", help="In place of host name, process id and a random part.")
 @click.option("--grace", type=duration, help="For running jobs once it is told to stop.")
 @click.option(
+    "--transport",
+    type=click.Choice(["stream", "unary"]),
+    help="How to talk to the broker, in place of the worker's own way.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -49,6 +55,7 @@ def worker(
     label: tuple[tuple[str, str], ...],
     worker_id: str | None,
     grace: float | None,
+    transport: Literal["stream", "unary"] | None,
     log_level: str,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
@@ -67,6 +74,8 @@ def worker(
         found.id = worker_id
     if grace is not None:
         found.shutdown_grace_s = grace
+    if transport is not None:
+        found.transport = transport
     found.labels.update(label)
     set_up_logging(log_level)
     try:

@@ -113,7 +113,7 @@ class Worker:
         self.id = worker_id or _new_worker_id()
         self.lease_s = lease_s
         self.shutdown_grace_s = shutdown_grace_s
-        self.transport = transport
+        self.transport: Literal["stream", "unary"] = transport
         self.prefetch = prefetch
         self.credit_bytes = credit_bytes
         self._options = ConnectionOptions(
