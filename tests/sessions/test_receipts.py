@@ -31,7 +31,14 @@ from jobwire.v1.worker_service_pb2 import (
 )
 from jobwire_server.model import WorkerStatus
 
-from tests.support.streams import Producer, RawWorker, StreamServer, completion, lease_of
+from tests.support.streams import (
+    PATIENCE_S,
+    Producer,
+    RawWorker,
+    StreamServer,
+    completion,
+    lease_of,
+)
 from tests.support.waiting import eventually
 
 
@@ -217,9 +224,12 @@ async def test_a_paused_worker_gets_no_jobs_until_it_is_ready(
     async with RawWorker(server.address) as worker:
         await worker.attach()
         await worker.set_status(WORKER_STATUS_PAUSED)
-        stored = server.router.get_worker
-        while (found := await stored("w1")) is None or found.status is not WorkerStatus.PAUSED:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                found = await server.router.get_worker("w1")
+                if found is not None and found.status is WorkerStatus.PAUSED:
+                    break
+                await asyncio.sleep(0.01)
         (job_id,) = await producer.submit()
         await eventually(lambda: len(worker.frames) > 5, "some heartbeats")
         assert not worker.got

@@ -27,8 +27,10 @@ class Demand:
         self.closed = False
         self.paused = False
         """True: takes nothing for now, whatever room there is."""
-        self.skipped: set[Callable[[Demand], None]] = set()
-        """What to call once there is room again: the dispatchers that found none."""
+        self.skipped: dict[Callable[[Demand], None], None] = {}
+        """What to call once there is room again: the dispatchers that found none. In the order in
+        which they came, so that queues are served in turn.
+        """
 
     def reserve(self, most: int) -> int:
         """Takes room for up to `most` jobs out of what is offered; returns how much there was."""
@@ -67,7 +69,7 @@ class Demand:
 
     def _tell_skipped(self) -> None:
         if self.open and self.skipped:
-            skipped, self.skipped = self.skipped, set()
+            skipped, self.skipped = self.skipped, {}
             for look_again in skipped:
                 look_again(self)
 

@@ -93,7 +93,7 @@ class QueueDispatcher:
         self._idle.pop(demand, None)
         self._full.pop(demand, None)
         self._hot.pop(demand, None)
-        demand.skipped.discard(self._heat)
+        demand.skipped.pop(self._heat, None)
         self._served.pop(id(demand.spec), None)
         self._pass_on(demand)
 
@@ -297,7 +297,7 @@ class QueueDispatcher:
         self._idle.pop(demand, None)
         self._hot.pop(demand, None)
         self._full[demand] = None
-        demand.skipped.add(self._heat)
+        demand.skipped[self._heat] = None
 
     def _cool(self, demand: Demand) -> None:
         if demand in self._hot:

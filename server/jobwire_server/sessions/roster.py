@@ -154,9 +154,13 @@ class Roster:
         """Ends the loops and what is left of the sessions; tolerates never started."""
         for session in [*self._sessions.values()]:
             session.end(ServerDraining())
-        for task in [*self._loops, *self._chores]:
+            # Whoever holds the stream may come to it only after the store is closed.
+            self._begin_release(session)
+        # What was promised to workers is done; only then is waiting for them of no more use.
+        await asyncio.gather(*self._endings, return_exceptions=True)
+        tasks = [*self._loops, *self._chores]
+        for task in tasks:
             task.cancel()
-        tasks = [*self._loops, *self._chores, *self._endings]
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loops = []
 
@@ -264,6 +268,8 @@ class Roster:
         await asyncio.shield(self._begin_release(session))
 
     def _begin_release(self, session: WorkerSession) -> asyncio.Task[None]:
+        if session.release is not None:
+            return session.release
         session.end()
         for queue in session.attach.spec.queues:
             self._dispatcher(queue).withdraw(session.demand)
@@ -272,6 +278,7 @@ class Roster:
         if current:
             del self._sessions[session.worker_id]
         task = asyncio.create_task(self._settle(session, current), name="session-end")
+        session.release = task
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
         return task

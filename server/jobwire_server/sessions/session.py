@@ -140,6 +140,8 @@ class WorkerSession:
         self.demand = StreamDemand(self, attach.credits)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over; with an error where the worker should learn of one."""
+        self.release: asyncio.Task[None] | None = None
+        """What settles the session once it is over."""
         self.detached = False
         self._out = FrameOut()
         self._wake = asyncio.Event()
@@ -173,6 +175,10 @@ class WorkerSession:
         """Puts claimed jobs on their way; False if the stream is over."""
         if self.ended.done() or self.demand.closed:
             return False
+        surplus = len(self.held) + len(assignments) - self.credits
+        if surplus > 0:
+            # Credits were taken away while the claim was under way.
+            assignments = self._send_back(assignments, max(0, len(assignments) - surplus))
         if self.attach.credit_bytes:
             assignments = self._within_bytes(assignments)
         overdue = monotonic() + self.times.claim_timeout_s
@@ -186,20 +192,22 @@ class WorkerSession:
 
     def _within_bytes(self, assignments: list[Assignment]) -> list[Assignment]:
         """Keeps what fits the credit in bytes; the rest goes back where it came from."""
-        fits: list[Assignment] = []
         for at, assignment in enumerate(assignments):
             size = len(assignment.record)
             self._average_bytes = (
                 0.9 * self._average_bytes + 0.1 * size if self._average_bytes else size
             )
-            if (self.held or fits) and self._bytes_out + size > self.attach.credit_bytes:
-                self._give_back(self.worker_id, assignments[at:])
-                self.demand.unreserve(len(assignments) - at)
-                break
+            if (self.held or at) and self._bytes_out + size > self.attach.credit_bytes:
+                return self._send_back(assignments, at)
             self._bytes_out += size
             self._sizes[assignment.job_id] = size
-            fits.append(assignment)
-        return fits
+        return assignments
+
+    def _send_back(self, assignments: list[Assignment], at: int) -> list[Assignment]:
+        """Returns those from `at` on to the queue, and the others to the caller."""
+        self._give_back(self.worker_id, assignments[at:])
+        self.demand.unreserve(len(assignments) - at)
+        return assignments[:at]
 
     def cancel(self, notice: CancelNotice) -> None:
         """Tells the worker to stop a job, once for each lease."""
