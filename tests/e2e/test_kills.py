@@ -1,0 +1,132 @@
+"""kill -9 of whatever is there, in the middle of work: every job ends once, by a valid token."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobwire import AttemptOutcome, Client, JobHandle, JobState, RetryPolicy
+
+from tests.support.dump import check_invariants
+from tests.support.servers import ServerProcess
+from tests.support.stores import StoreProcess, wait_until
+from tests.support.workers import WorkerProcess
+
+StartServer = Callable[..., ServerProcess]
+StartWorker = Callable[..., WorkerProcess]
+JOBS = 200
+
+
+def _done(store: StoreProcess) -> int:
+    with store.client() as client:
+        return int(client.zcard("jw:{default}:done:5"))
+
+
+def _all_succeed_once(store: StoreProcess, client: Client, handles: list[JobHandle]) -> None:
+    wait_until(lambda: _done(store) >= len(handles), "every job has succeeded", timeout_s=60)
+    for handle in handles:
+        job = handle.get()
+        assert job.state is JobState.SUCCEEDED
+        # The result is that of the holder of the last lease, and of nobody else.
+        assert job.result == {"token": job.fencing_token}
+        ends = [attempt.outcome for attempt in job.attempts]
+        assert ends[-1] is AttemptOutcome.SUCCEEDED
+        assert ends.count(AttemptOutcome.SUCCEEDED) == 1
+    totals = client.queue("default").totals
+    assert (totals.submitted, totals.succeeded) == (len(handles), len(handles))
+    with store.client() as raw:
+        check_invariants(raw)
+
+
+@pytest.mark.parametrize("victim", ["server", "worker", "store"])
+def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
+    victim: str, own_store: StoreProcess, start_server: StartServer, start_worker: StartWorker
+) -> None:
+    flags = ("--redis-url", own_store.url)
+    servers = [start_server(*flags) for _ in range(2)]
+    target = ",".join(server.address for server in servers)
+    workers = [start_worker(target) for _ in range(2)]
+    victims: dict[str, ServerProcess | WorkerProcess | StoreProcess] = {
+        "server": servers[0],
+        "worker": workers[0],
+        "store": own_store,
+    }
+    retry = RetryPolicy(max_attempts=50)
+    with Client(target) as client:
+        handles = [client.submit("e2e.work", 40 + at % 80, retry=retry) for at in range(JOBS)]
+        for done in (20, 70, 120):
+            wait_until(lambda: _done(own_store) >= done, "work is under way")  # noqa: B023
+            victims[victim].kill()
+            if victim != "store":
+                # Meanwhile whatever is left goes on.
+                handles += [client.submit("e2e.work", 40, retry=retry) for _ in range(10)]
+            victims[victim].start()
+            handles += [client.submit("e2e.work", 40, retry=retry) for _ in range(10)]
+        _all_succeed_once(own_store, client, handles)
+        if victim == "worker":
+            # It did hold jobs when it was killed.
+            assert client.queue("default").totals.crashed >= 1
+
+
+def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
+    tmp_path: Path, start_server: StartServer
+) -> None:
+    server = start_server(data_dir=tmp_path)
+    accepted: list[str] = []
+    for end in ("stop", "kill the server", "kill the store", "kill both"):
+        with Client(server.address) as client:
+            accepted += [client.submit("nobody", number).id for number in range(50)]
+            pid = int((tmp_path / "valkey.pid").read_text())
+            if end == "kill the store":
+                os.kill(pid, signal.SIGKILL)
+                # The server starts it again by itself.
+                accepted.append(client.submit("nobody", "after").id)
+                continue
+        if end == "stop":
+            assert server.stop() == 0
+        else:
+            server.kill()
+            if end == "kill both":
+                os.kill(pid, signal.SIGKILL)
+        server.start()
+    with Client(server.address) as client:
+        listed = [job.id for job in client.list(states=[JobState.PENDING])]
+    assert sorted(listed) == sorted(accepted)
+
+
+def test_a_server_that_is_told_to_end_lets_its_jobs_go_on_elsewhere(
+    own_store: StoreProcess, start_server: StartServer, start_worker: StartWorker
+) -> None:
+    flags = ("--redis-url", own_store.url, "--shutdown-grace", "10s")
+    servers = [start_server(*flags) for _ in range(2)]
+    target = ",".join(server.address for server in servers)
+    start_worker(target)
+    with Client(target) as client:
+        handles = [client.submit("e2e.work", 50) for _ in range(60)]
+        wait_until(lambda: _done(own_store) >= 5, "work is under way")
+        assert servers[0].stop() == 0
+        _all_succeed_once(own_store, client, handles)
+        # Nothing was lost on the way: no lease ran out, no attempt was repeated.
+        assert client.queue("default").totals.crashed == 0
+
+
+def test_a_worker_that_is_told_to_end_gives_back_what_it_can_not_finish(
+    own_store: StoreProcess, start_server: StartServer, start_worker: StartWorker
+) -> None:
+    server = start_server("--redis-url", own_store.url)
+    leaving = start_worker(server.address, "--grace", "0s")
+    with Client(server.address) as client:
+        handle = client.submit("e2e.long")
+        wait_until(lambda: handle.get().state is JobState.RUNNING, "the job runs")
+        leaving.stop()
+        job = handle.get()
+        assert job.state is JobState.PENDING
+        assert (job.interruptions, job.crashes, job.failures) == (1, 0, 0)
+        start_worker(server.address)
+        wait_until(lambda: handle.get().state is JobState.RUNNING, "the job runs again")
+        handle.cancel("enough")
+        assert handle.wait(timeout=20).state is JobState.CANCELLED

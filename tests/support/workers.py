@@ -1,0 +1,63 @@
+"""`jobwire worker` as a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class WorkerProcess:
+    """A worker in a process of its own.
+
+    Args:
+        target: Where the brokers are, separated by commas.
+        worker: MODULE:NAME.
+        flags: Of `jobwire worker`.
+    """
+
+    def __init__(self, target: str, worker: str, *flags: str) -> None:
+        self.target = target
+        self.worker = worker
+        self.flags = flags
+        self._log = Path(tempfile.mkdtemp(prefix="jwt-")) / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """All that it has written."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def start(self) -> None:
+        """Starts it; it attaches by itself."""
+        command = [sys.executable, "-m", "jobwire.cli", "worker", self.worker, *self.flags]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--target", self.target],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=inherited,
+            )
+
+    def kill(self) -> None:
+        """kill -9, and waits for the end."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """SIGTERM, and waits for the end; the exit code, 0 if it does not run."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
