@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from jobwire_server.maintenance.keeper import AT_ONCE, QueueKeeper
-from jobwire_server.model import Ended
+from jobwire_server.model import Assignment, Ended
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, ulid_of
@@ -39,7 +39,7 @@ async def test_forgetting_goes_on_for_as_long_as_there_are_jobs_to_forget(valkey
         await broker.register()
         jobs = [new_job() for _ in range(3 * AT_ONCE + 1)]
         await broker.submit(*jobs)
-        claimed = []
+        claimed: list[Assignment] = []
         while len(claimed) < len(jobs):
             claimed += await broker.claim("w1", 500)
         ends = [Ended("default", ulid_of(a.job_id), a.fencing_token, b"") for a in claimed]
