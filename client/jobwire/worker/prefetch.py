@@ -11,6 +11,9 @@ TICK_S = 0.1
 HORIZON_S = 0.05
 # A job that waits longer in a worker than this goes back: the worker was quick and is no more.
 LONGEST_WAIT_S = 1.0
+# After that it keeps none for so many ticks, lest a mix of quick and slow jobs send the same ones
+# to and fro.
+REST_TICKS = 20
 
 
 class Prefetch:
@@ -24,10 +27,14 @@ class Prefetch:
     def __init__(self, fixed: int | None, most: int) -> None:
         self.follows_speed = fixed is None
         self._most = most
+        self._rest = 0
         self.jobs = min(fixed or 0, most)
 
     def follow(self, ended: int) -> bool:
         """Adjusts to the number of jobs that ended within the last `TICK_S`; True if it changed."""
+        if self._rest:
+            self._rest -= 1
+            return False
         wanted = min(self._most, int(ended * HORIZON_S / TICK_S))
         # Small changes are not worth a word to the broker.
         if wanted and 0.8 * self.jobs <= wanted <= 1.25 * self.jobs:
@@ -37,5 +44,6 @@ class Prefetch:
         return changed
 
     def stop(self) -> None:
-        """Keeps none until the speed says otherwise."""
+        """Keeps none for a while: those that there were had to wait."""
         self.jobs = 0
+        self._rest = REST_TICKS
