@@ -200,10 +200,11 @@ class WorkerServiceServicer:
         breaks before, goes back to its place in the queue and touches no budget. After that its
         lease is renewed by the server for as long as the worker is heard of.
 
-        Receipts. Each frame with `reports` or `completions` carries a `sequence`, and is answered
-        by one receipt with that number: all of them are durably recorded, but for those that it
-        lists with the reason. Until the receipt comes the worker keeps them; after a break it
-        sends them again. Repeating is safe.
+        Receipts. What a worker sends is recorded in its order: reports before completions, within
+        a frame and from frame to frame. Each frame with `reports` or `completions` carries a
+        `sequence`, and is answered by one receipt with that number: all of them are durably
+        recorded, but for those that it lists with the reason. Until the receipt comes the worker
+        keeps them; after a break it sends them again. Repeating is safe.
 
         Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
         Whoever hears nothing for three of them takes the stream for dead and drops it. The worker

@@ -148,6 +148,8 @@ class WorkerSession:
         self._drained = asyncio.Event()
         self._drained.set()
         self._frames: set[asyncio.Task[None]] = set()
+        self._reporting: set[asyncio.Task[None]] = set()
+        """Those of the frames that hold reports."""
         now = monotonic()
         self.heard_at = now
         self.writing_since: float | None = None
@@ -327,18 +329,27 @@ class WorkerSession:
             # Wrong as it is, it shows that the assignment has arrived.
             if self.held.get(refused.job_id) == refused.fencing_token:
                 self._unacknowledged.pop(refused.job_id, None)
-        task = asyncio.create_task(self._record(frame), name="frame")
+        task = asyncio.create_task(self._record(frame, [*self._reporting]), name="frame")
         self._frames.add(task)
         task.add_done_callback(self._frames.discard)
+        if frame.reports:
+            self._reporting.add(task)
+            task.add_done_callback(self._reporting.discard)
         while len(self._frames) >= MAX_FRAMES_IN_HAND:
             await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _record(self, frame: FrameIn) -> None:
+    async def _record(self, frame: FrameIn, reporting: list[asyncio.Task[None]]) -> None:
+        """Has a frame recorded: reports before completions, also those of the frames before it.
+
+        Otherwise the last words of a job could come after its end, and be refused.
+        """
         refused = frame.refused
-        if frame.completions:
-            refused += await self._record_completions(frame.completions)
         if frame.reports:
             refused += await self._record_reports(frame.reports)
+        if frame.completions:
+            if reporting:
+                await asyncio.wait(reporting)
+            refused += await self._record_completions(frame.completions)
         self._out.receipts.append(Receipt(frame.sequence, refused))
         self._wake.set()
 
