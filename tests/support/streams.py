@@ -194,6 +194,11 @@ class RawWorker:
         assert self.attached is not None, f"{await self.call.code()} {await self.call.details()}"
         return self.attached
 
+    async def attach_unread(self) -> None:
+        """Attaches and sends heartbeats, but reads nothing."""
+        await self.send(attach=self.first)
+        self._tasks.append(asyncio.create_task(self._beat()))
+
     async def send(self, **fields: Any) -> None:
         """Sends a frame."""
         async with self._writing:
@@ -248,8 +253,10 @@ class RawWorker:
         )
 
     async def end(self) -> tuple[grpc.StatusCode, str]:
-        """Waits for the end of the stream; returns its status."""
+        """Waits for the end of the stream, which it reads; returns its status."""
         async with asyncio.timeout(PATIENCE_S):
+            if self.attached is None:
+                await self._read()
             return await self.call.code(), await self.call.details()
 
     async def leave(self) -> tuple[grpc.StatusCode, str]:

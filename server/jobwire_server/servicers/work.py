@@ -7,13 +7,17 @@ writes. Whichever ends first ends the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+import grpc
+import structlog
 from google.protobuf.message import DecodeError
 
 from jobwire.v1 import worker_service_pb2
+from jobwire_server.calls import current_call
 from jobwire_server.errors import InvalidRequest, Violation
 from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
 from jobwire_server.options import BrokerOptions, Limits
@@ -27,13 +31,18 @@ from jobwire_server.servicers.checks import (
     worker_spec,
 )
 from jobwire_server.servicers.convert import item_error
+from jobwire_server.servicers.status import DETAILS_KEY, details_of
 from jobwire_server.sessions.frames import Attach, FrameIn, FrameOut, Receipt, Refused
 from jobwire_server.sessions.session import WorkerSession
+
+log = structlog.get_logger(__name__)
 
 ATTACH_TIMEOUT_S = 10.0
 """How long a stream may be open before its first frame; no worker needs it, and a stream costs
 memory.
 """
+LAST_WRITE_S = 1.0
+"""How long a peer may take to read the message in hand when its stream ends."""
 MAX_CREDITS = 10_000
 MAX_LEASES = 10_000
 MAX_ITEMS = 1_000
@@ -53,6 +62,25 @@ def _unreadable(error: DecodeError) -> InvalidRequest:
     return _refuse(FRAME, f"is not a WorkRequest: {error}")
 
 
+def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Exception | None:
+    """Returns what a stream is ended with, None for OK."""
+    # What the session ended with explains best; else what the reader found wrong with a frame.
+    for end in (session.ended.exception() if session.ended.done() else None, *ends):
+        if isinstance(end, DecodeError):
+            return _unreadable(end)
+        if isinstance(end, Exception):
+            return end
+    return None
+
+
+async def _tell(context: Any, error: Exception) -> None:
+    """Ends a call with a status; returns when the peer has it or is gone."""
+    call = current_call()
+    refusal, details = details_of(error, call.request_id if call else "")
+    with suppress(grpc.aio.AbortError, grpc.aio.BaseError, asyncio.CancelledError):
+        await context.abort(refusal.code, refusal.message, ((DETAILS_KEY, details),))
+
+
 class WorkStreams:
     """Holds the streams of workers.
 
@@ -64,6 +92,8 @@ class WorkStreams:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._limits = limits
+        self._unread: set[asyncio.Task[None]] = set()
+        """Ends that their peers have not read yet; they end with their connections."""
 
     async def hold(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
@@ -72,8 +102,13 @@ class WorkStreams:
         session = await self._router.attach_worker(await self._first(requests))
         reader = asyncio.create_task(self._read(requests, session), name="work-reader")
         writer = asyncio.create_task(self._write(session, context), name="work-writer")
+        unread = False
         try:
             await asyncio.wait({reader, writer, session.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if session.writing_since is not None:
+                session.end()
+                await asyncio.wait({writer}, timeout=LAST_WRITE_S)
+                unread = not writer.done()
         finally:
             reader.cancel()
             writer.cancel()
@@ -81,12 +116,18 @@ class WorkStreams:
                 ends = await asyncio.gather(reader, writer, return_exceptions=True)
             finally:
                 await self._router.release_session(session)
-        # What the session ended with explains best; else what the reader found wrong with a frame.
-        for end in (session.ended.exception() if session.ended.done() else None, *ends):
-            if isinstance(end, DecodeError):
-                raise _unreadable(end) from end
-            if isinstance(end, Exception):
-                raise end
+        error = _why(session, ends)
+        if error is None:
+            return
+        if not unread:
+            raise error
+        # The status waits behind the message for as long as the peer likes. The server does not
+        # wait with it, or one peer that reads nothing would hold up its shutdown.
+        log.warning("stream not read", worker_id=session.worker_id, error=str(error))
+        told = asyncio.create_task(_tell(context, error), name="work-end")
+        self._unread.add(told)
+        told.add_done_callback(self._unread.discard)
+        raise asyncio.CancelledError
 
     async def _first(self, requests: AsyncIterator[worker_service_pb2.WorkRequest]) -> Attach:
         try:
