@@ -46,4 +46,4 @@ def start_worker() -> Iterator[Callable[..., WorkerProcess]]:
 
     yield start
     for worker in started:
-        worker.stop()
+        worker.remove()

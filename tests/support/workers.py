@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ class WorkerProcess:
         self._process.wait()
 
     def stop(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM, and waits for the end; the exit code, 0 if it does not run."""
+        """SIGTERM, and waits for the end; the exit code, 0 if it never ran."""
         if self._process is None:
             return 0
         self._process.terminate()
@@ -61,3 +62,8 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+    def remove(self) -> None:
+        """Stops it and deletes its log."""
+        self.stop()
+        shutil.rmtree(self._log.parent, ignore_errors=True)
