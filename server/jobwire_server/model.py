@@ -261,7 +261,7 @@ class Job:
     output_end: OutputPlace = BEGINNING
     """Behind the last byte that was written."""
     output_first: OutputPlace = BEGINNING
-    """The first byte that is kept, once some was dropped."""
+    """Behind the last byte that was dropped, once some was."""
     worker_id: str = ""
     fencing_token: int = 0
     lease_expires_at_ms: int = 0

@@ -41,7 +41,7 @@ def wish_of(
         elif start == "output_from":
             position = request.output_from
             place = OutputPlace(position.attempt, position.offset)
-            return replace(wish, place=place, resumed=True)
+            return replace(wish, place=place, resumed=True, latest=not position.attempt)
         elif start == "output_from_end" and request.output_from_end:
             return replace(wish, from_end=True)
     return wish

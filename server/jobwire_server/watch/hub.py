@@ -42,9 +42,12 @@ class WatchWish:
     seen_revision: int = -1
     """States up to this one are not told again."""
     place: OutputPlace = BEGINNING
-    """Output before this place is not told; an attempt of 0 with an offset means the latest."""
+    """Output before this place is not told."""
     resumed: bool = False
-    """True if the place must still be kept; False: the oldest that is kept will do."""
+    """True if what is behind the place must still be kept; False: the oldest that is kept will do.
+    """
+    latest: bool = False
+    """True: the place is in the latest attempt, whatever attempt it names."""
     from_end: bool = False
     """True: only what is written from now on."""
 
@@ -129,31 +132,32 @@ class Hub:
         seen, place = wish.seen_revision, wish.place
         if wish.from_end:
             place = job.output_end
-        elif not place.attempt and place.offset:
+        elif wish.latest:
             place = OutputPlace(job.attempt, place.offset)
         # A place that came from outside may lie inside a piece of output.
-        inside = wish.resumed
+        inside = strict = wish.resumed
         while True:
             news = topic.news
             job = self._job(room, topic)
             event = topic.event
+            if event is not None and wish.states and not job.state.terminal and job.revision > seen:
+                seen = job.revision
+                yield event, seen, place
             if wish.output:
-                output, place = await self._next_output(room, topic, job, place, inside)
-                inside = False
+                output, place = await self._next_output(room, topic, job, place, inside, strict)
+                strict = True
                 for one in output:
+                    inside = False
                     place = one.end
                     yield one, max(seen, 0), place
                 if output:
                     continue
             # All output is told before the terminal state.
             behind = wish.output and place < job.output_end
-            if event is not None and not behind:
+            if event is not None and job.state.terminal and not behind:
                 if job.revision > seen:
-                    seen = job.revision
-                    if wish.states or job.state.terminal:
-                        yield event, seen, place
-                if job.state.terminal:
-                    return
+                    yield event, job.revision, place
+                return
             if topic.news == news and not await self._wait(topic):
                 yield None, max(seen, 0), place
 
@@ -165,11 +169,26 @@ class Hub:
         return topic.event.job
 
     async def _next_output(
-        self, room: Room, topic: Topic, job: Job, place: OutputPlace, inside: bool
+        self,
+        room: Room,
+        topic: Topic,
+        job: Job,
+        place: OutputPlace,
+        inside: bool,
+        strict: bool,
     ) -> tuple[list[OutputEvent], OutputPlace]:
-        """Returns the next output behind a place: the tail's, otherwise the store's."""
+        """Returns the next output behind a place: the tail's, otherwise the store's.
+
+        Args:
+            room: Of the job.
+            topic: The job.
+            job: As it stands.
+            place: What is before it was told.
+            inside: True if the place may lie inside a piece.
+            strict: True if everything behind the place must still be kept.
+        """
         tail = topic.tail
-        if tail is not None and place >= tail.floor and not inside:
+        if tail is not None and place >= tail.floor:
             event = tail.behind(place)
             return ([event] if event else []), place
         if place >= job.output_end:
@@ -181,9 +200,9 @@ class Hub:
         if row is None:
             raise JobNotFound(job.job_id)
         first = row.job.output_first
-        if place < first and place != BEGINNING:
+        if strict and place < first:
             raise CursorCompacted(
-                f"output of {job.job_id} before attempt {first.attempt}, offset {first.offset} is"
+                f"output of {job.job_id} before offset {first.offset} of attempt {first.attempt} is"
                 " no longer kept; go on from there",
                 encode_cursor(0, first),
             )
@@ -248,11 +267,14 @@ class Hub:
         room.empty_since = monotonic()
         if room.ready is None:
             room.ready = asyncio.create_task(self._listen(room))
+        room.entering += 1
         try:
             await asyncio.shield(room.ready)
         except StoreUnavailable:
             room.ready = None
             raise
+        finally:
+            room.entering -= 1
         return room
 
     async def _listen(self, room: Room) -> None:

@@ -54,6 +54,8 @@ class Room:
         self.reading: set[str] = set()
         """Jobs whose read is under way."""
         self.ready: asyncio.Task[None] | None = None
+        self.entering = 0
+        """Those who wait for the subscription."""
         self.empty_since: float | None = None
         self._store = store
         self._dirty: dict[str, None] = {}
@@ -62,8 +64,8 @@ class Room:
 
     @property
     def empty(self) -> bool:
-        """True if nobody watches anything here."""
-        return not self.topics and not self.many
+        """True if nobody watches anything here, or is about to."""
+        return not self.topics and not self.many and not self.entering
 
     def event(self, data: bytes) -> None:
         """Jobs changed."""
@@ -163,7 +165,9 @@ class Room:
         if not topic.known:
             topic.error = error
             for future in topic.joining:
-                future.set_result(False)
+                # Whoever came during the read may have left during it.
+                if not future.done():
+                    future.set_result(False)
             topic.joining = []
 
     def _update(self, topic: Topic, row: Followed | None) -> bool:
@@ -185,6 +189,10 @@ class Room:
             if topic.tail is None:
                 topic.tail = Tail(row.job.output_end)
                 news = True
+            elif topic.tail.end < row.job.output_first:
+                # Some was dropped before it could be read: those who are behind ask the store,
+                # which tells them so.
+                topic.tail = Tail(row.job.output_first)
             for event in events_of(row.output):
                 fresh = event.behind(topic.tail.end)
                 if fresh is not None:

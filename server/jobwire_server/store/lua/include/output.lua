@@ -1,16 +1,18 @@
 -- Output: the STREAM o:<ulid>. In the job's HASH: oe '<attempt>-<end>' how far the latest attempt that wrote has come, ob the bytes
--- that are kept, ol the job's own limit, ot 1 where the oldest is to go above it, of '<attempt>-<offset>' the first byte that is kept,
--- once some was dropped.
+-- that are kept, ol the job's own limit, ot 1 where the oldest is to go above it, of '<attempt>-<offset>' the place behind the last byte
+-- that was dropped, once some was.
 
--- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the first byte's place.
+-- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the place behind the last byte that went.
 local function trim_output(key, kept, most)
   local first
   while kept > most do
     local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 2)
     if not oldest[2] then break end
     kept = kept - #oldest[1][2][2]
-    first = oldest[2][1]
-    redis.call('XTRIM', key, 'MINID', first)
+    local attempt, offset = string.match(oldest[1][1], '^(%d+)-(%d+)$')
+    -- Not where the next piece begins: that may be the next attempt, and whoever has all of this one misses nothing.
+    first = attempt .. '-' .. text_of(offset + #oldest[1][2][2])
+    redis.call('XTRIM', key, 'MINID', oldest[2][1])
   end
   return kept, first
 end
@@ -34,7 +36,8 @@ local function write_output(prefix, ulid, offset, first, pieces, job_most, queue
   if kept + fresh > most and (job[5] ~= '1' or fresh > most) then return { 4, most } end
   local queue_limit = redis.call('HGET', prefix .. 'config', 'max_output')
   queue_limit = queue_limit and tonumber(queue_limit) > 0 and tonumber(queue_limit) or queue_most
-  if tonumber(redis.call('HGET', prefix .. 'usage', 'output') or 0) + fresh > queue_limit then
+  -- A job that drops its oldest grows by no more than it still may keep.
+  if tonumber(redis.call('HGET', prefix .. 'usage', 'output') or 0) + math.min(fresh, most - kept) > queue_limit then
     return { 5, queue_limit }
   end
 
