@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -43,7 +44,7 @@ from jobwire_server.model import (
     WorkerStatus,
     Written,
 )
-from jobwire_server.operations.paging import decode_token, encode_token
+from jobwire_server.operations.paging import bad_token, decode_token, encode_token
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_set import QueueSet
 from jobwire_server.sessions.claims import Claims
@@ -233,7 +234,9 @@ class Router:
         index, token = 0, PageToken()
         if page_token:
             at, *place = decode_token(scope, page_token, 4)
-            index, token = int(at), PageToken(*(str(part) for part in place))
+            if not isinstance(at, int) or not 0 <= at < len(order) or not _is_place(place):
+                raise bad_token()
+            index, token = at, PageToken(*(str(part) for part in place))
         elif not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         found: list[Job] = []
@@ -555,3 +558,11 @@ class Router:
         waits = [job.delay_ms] if job.delay_ms else []
         waits += [at - now for at in (job.run_at_ms, job.expires_at_ms) if at]
         self._set.due_in(job.queue, min(waits))
+
+
+_PLACE = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
+
+
+def _is_place(parts: Sequence[str | int]) -> bool:
+    """True for what a page of jobs can end at; anything else was made up."""
+    return _PLACE.fullmatch(" ".join(str(part) for part in parts)) is not None

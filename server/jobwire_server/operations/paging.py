@@ -45,13 +45,11 @@ def decode_token(scope: str, token: str, length: int) -> list[str | int]:
         or len(place) != length
         or not all(isinstance(part, str | int) for part in place)
     ):
-        raise BadPageToken(
-            [
-                Violation(
-                    "page_token",
-                    "is not a token that this method gave out for the same filter; start again"
-                    " without one",
-                )
-            ]
-        )
+        raise bad_token()
     return list(place)
+
+
+def bad_token() -> BadPageToken:
+    """Returns the refusal of a token that was not given out for the listing."""
+    text = "is not a token that this method gave out for the same filter; start again without one"
+    return BadPageToken([Violation("page_token", text)])
