@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from jobwire_server.errors import CursorCompacted, ServerDraining, WatchLagged
+from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import Job, JobState
 from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.watch.hub import Hub
@@ -69,6 +70,43 @@ class QueueWatcher:
         return ulids
 
 
+class Told:
+    """Which jobs a watcher knows, so that each is told once more when it leaves what is wanted.
+
+    Args:
+        states: The states that are wanted; empty: all.
+        resumed: True if a former watch may have told jobs as well.
+    """
+
+    def __init__(self, states: Sequence[JobState], *, resumed: bool) -> None:
+        self._states = states
+        # Only live jobs leave a state.
+        self._resumed = resumed and any(not state.terminal for state in states)
+        self.live: set[str] = set()
+        """Jobs that were told and have not ended."""
+        self._left: set[str] = set()
+        """Live jobs that a resumed watcher was told to have left."""
+
+    def admits(self, job: Job) -> bool:
+        """Returns whether a job is to be told as it stands, and takes it for told."""
+        ulid = job.job_id[-ULID_LENGTH:]
+        known = ulid in self.live
+        wanted = not self._states or job.state in self._states
+        # What a former watch told is not known: what may have been told is told to have left.
+        left = known or (self._resumed and ulid not in self._left)
+        _put(self.live, ulid, wanted and not job.state.terminal)
+        if self._resumed:
+            _put(self._left, ulid, not wanted and not job.state.terminal)
+        return wanted or left
+
+
+def _put(ulids: set[str], ulid: str, inside: bool) -> None:
+    if inside:
+        ulids.add(ulid)
+    else:
+        ulids.discard(ulid)
+
+
 class QueueFeed:
     """Feeds WatchJobs.
 
@@ -112,21 +150,11 @@ class QueueFeed:
         watcher = QueueWatcher()
         room.many.add(watcher)
         wanted = set(ulids)
-        told: set[str] = set()
+        told = Told(states, resumed=bool(cursor))
 
         def matches(job: Job) -> bool:
-            """A job that was told is told once more when it leaves the states that are wanted."""
-            ulid = job.job_id[-26:]
-            if (wanted and ulid not in wanted) or not keep(job):
-                return False
-            if not states or job.state in states:
-                if states:
-                    told.add(ulid)
-                return True
-            if ulid in told:
-                told.discard(ulid)
-                return True
-            return False
+            ulid = job.job_id[-ULID_LENGTH:]
+            return (not wanted or ulid in wanted) and keep(job) and told.admits(job)
 
         try:
             at = cursor
@@ -153,7 +181,7 @@ class QueueFeed:
                 if watcher.missed:
                     watcher.missed = False
                     since = at
-                    async for job, at in self._catch_up(queue, since, full, told | wanted):
+                    async for job, at in self._catch_up(queue, since, full, told.live | wanted):
                         if matches(job):
                             yield job, at
                     continue
@@ -216,13 +244,9 @@ class QueueFeed:
                 yield step
             return
         async for job in self._present(queue, (), (), full):
-            told.discard(job.job_id[-26:])
+            told.discard(job.job_id[-ULID_LENGTH:])
             yield job, ""
         # What was told and is no longer live has ended meanwhile.
-        async for job in self._present(queue, (), sorted(told), full) if told else _nothing():
-            yield job, ""
-
-
-async def _nothing() -> AsyncIterator[Job]:
-    return
-    yield
+        if told:
+            async for job in self._present(queue, (), sorted(told), full):
+                yield job, ""

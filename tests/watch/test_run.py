@@ -1,0 +1,135 @@
+"""RunJob: one job however often it is asked for, and an end that is the caller's choice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+
+from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.ids import UlidFactory
+
+from tests.support.grpc_servers import refused
+from tests.support.streams import StreamServer
+from tests.support.waiting import eventually
+from tests.watch.support import (
+    CANCELLED,
+    PENDING,
+    RUNNING,
+    SUCCEEDED,
+    Account,
+    Hands,
+    chunk,
+)
+
+_next_ulid = UlidFactory(lambda: 1_800_000_000_000)
+
+
+class Run:
+    """A RunJob stream that is read in the background."""
+
+    def __init__(self, hands: Hands, job_id: str = "", **fields: Any) -> None:
+        self.account = Account()
+        submit = job_service_pb2.SubmitJobRequest(
+            job_id=job_id, spec=job_pb2.JobSpec(operation="work")
+        )
+        self.call = hands.jobs.RunJob(job_service_pb2.RunJobRequest(submit=submit, **fields))
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for answer in self.call:
+            self.account.take(answer)
+
+    async def sees(self, state: int) -> str:
+        """Waits until it was told a state; returns the job's id."""
+        await eventually(
+            lambda: self.account.states[-1:] == [state] or self.task.done(), f"state {state}"
+        )
+        assert self.account.states[-1] == state
+        return self.account.jobs[-1].id
+
+    async def break_off(self) -> None:
+        self.call.cancel()
+        with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+            await self.task
+
+
+async def test_a_run_tells_the_job_its_output_and_its_end(hands: Hands) -> None:
+    run = Run(hands)
+    job_id = await run.sees(PENDING)
+    lease = await hands.claim(job_id)
+    await hands.write_all(lease, [b"one", b"two"])
+    await hands.complete(lease)
+    await run.task
+    assert run.account.output == {1: b"onetwo"}
+    assert run.account.states[-1] == SUCCEEDED
+    assert run.account.order[0] == "job"
+    assert run.account.order[-1] == "job"
+
+
+async def test_a_run_that_is_asked_for_again_creates_no_second_job(hands: Hands) -> None:
+    job_id = f"default-{_next_ulid()}"
+    runs = [Run(hands, job_id) for _ in range(5)]
+    for run in runs:
+        assert await run.sees(PENDING) == job_id
+    listed = await hands.jobs.ListJobs(job_service_pb2.ListJobsRequest())
+    assert [job.id for job in listed.jobs] == [job_id]
+    lease = await hands.claim(job_id)
+    await hands.complete(lease)
+    await asyncio.gather(*(run.task for run in runs))
+    late = Run(hands, job_id)
+    await late.task
+    assert late.account.states == [SUCCEEDED]
+
+
+async def test_a_run_under_an_id_that_is_taken_by_another_job_is_refused(hands: Hands) -> None:
+    job_id = await hands.submit(operation="other")
+    run = Run(hands, job_id)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await run.task
+    assert refused(caught.value).reason == "ALREADY_EXISTS"
+
+
+async def test_a_job_goes_on_without_its_caller_and_a_watch_picks_up(hands: Hands) -> None:
+    run = Run(hands)
+    job_id = await run.sees(PENDING)
+    lease = await hands.claim(job_id)
+    await run.sees(RUNNING)
+    await hands.write(lease, chunk(b"told", 0))
+    await eventually(lambda: run.account.output.get(1) == b"told", "the output is told")
+    await run.break_off()
+    await hands.write(lease, chunk(b" later", 4))
+    await hands.complete(lease)
+    account = await hands.watch(job_id, run.account, cursor=run.account.cursor).end()
+    assert account.output == {1: b"told later"}
+    assert account.states[-1] == SUCCEEDED
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_a_job_is_cancelled_with_its_caller_where_the_request_says_so(
+    hands: Hands, running: bool
+) -> None:
+    run = Run(hands, cancel_on_disconnect=True)
+    job_id = await run.sees(PENDING)
+    if running:
+        await hands.claim(job_id)
+        await run.sees(RUNNING)
+    await run.break_off()
+    async with hands.watch(job_id) as watcher:
+        await watcher.sees(job_pb2.JOB_STATE_CANCELLING if running else CANCELLED)
+        assert watcher.account.jobs[-1].cancel_reason
+
+
+async def test_a_job_that_has_ended_is_left_as_it_is_when_its_caller_goes(
+    hands: Hands, server: StreamServer
+) -> None:
+    run = Run(hands, cancel_on_disconnect=True)
+    job_id = await run.sees(PENDING)
+    lease = await hands.claim(job_id)
+    await hands.complete(lease)
+    await run.task
+    await server.router._attempts.finish()
+    assert (await hands.job(job_id)).state == SUCCEEDED
