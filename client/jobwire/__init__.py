@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from jobwire._async.client import AsyncClient
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
+from jobwire._async.watching import AsyncJobWatch
 from jobwire._connection import Tls, __version__
 from jobwire._sync.client import Client
 from jobwire._sync.handle import BatchError, JobHandle
+from jobwire._sync.watching import JobWatch
 from jobwire.context import Context, Report, TestContext
 from jobwire.errors import (
     AccessDenied,
@@ -27,6 +29,8 @@ from jobwire.errors import (
     JobwireError,
     LeaseLost,
     NotFound,
+    OutputFull,
+    OutputTrimmed,
     PreconditionFailed,
     ResourceExhausted,
     Unavailable,
@@ -40,15 +44,20 @@ from jobwire.models import (
     Job,
     JobState,
     NewJob,
+    OutputChunk,
+    OutputPolicy,
+    OutputPosition,
     Progress,
     RetryPolicy,
 )
 from jobwire.operators import (
     Lease,
+    QueueConfig,
     QueueInfo,
     QueueRates,
     QueueTotals,
     ServerInfo,
+    WorkerChange,
     WorkerInfo,
     WorkerStatus,
     WorkerTotals,
@@ -63,6 +72,7 @@ __all__ = [
     "AsyncBatchError",
     "AsyncClient",
     "AsyncJobHandle",
+    "AsyncJobWatch",
     "Attempt",
     "AttemptOutcome",
     "BatchError",
@@ -80,14 +90,21 @@ __all__ = [
     "JobHandle",
     "JobState",
     "JobUnsuccessful",
+    "JobWatch",
     "JobwireError",
     "Lease",
     "LeaseLost",
     "NewJob",
     "NotFound",
+    "OutputChunk",
+    "OutputFull",
+    "OutputPolicy",
+    "OutputPosition",
+    "OutputTrimmed",
     "Payload",
     "PreconditionFailed",
     "Progress",
+    "QueueConfig",
     "QueueInfo",
     "QueueRates",
     "QueueTotals",
@@ -102,6 +119,7 @@ __all__ = [
     "Unavailable",
     "Violation",
     "Worker",
+    "WorkerChange",
     "WorkerInfo",
     "WorkerStats",
     "WorkerStatus",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TypedDict
 
-from jobwire._convert import to_duration, to_timestamp
+from jobwire._convert import Seconds, to_duration, to_timestamp
 from jobwire.ids import new_job_id
-from jobwire.models import NewJob
+from jobwire.models import NewJob, OutputPolicy, RetryPolicy
 from jobwire.payloads import to_payload
 from jobwire.v1.job_pb2 import JobSpec
 from jobwire.v1.job_service_pb2 import SubmitJobRequest
@@ -14,6 +16,29 @@ from jobwire.v1.job_service_pb2 import SubmitJobRequest
 MAX_CHUNK_JOBS = 500
 # A quarter of the 16 MiB that a server takes in one message unless configured otherwise.
 MAX_CHUNK_BYTES = 4 << 20
+# Below it, sending a job's payload back with each of its states costs less than another call.
+LIGHT_BYTES = 4 << 10
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What `submit` takes beside operation and payload."""
+
+    queue: str
+    priority: int
+    requirements: Mapping[str, str] | None
+    labels: Mapping[str, str] | None
+    retry: RetryPolicy | None
+    execution_timeout: Seconds | None
+    run_at: datetime | None
+    delay: Seconds | None
+    expires_at: datetime | None
+    output: OutputPolicy | None
+    job_id: str | None
+
+
+def is_light(request: SubmitJobRequest) -> bool:
+    """Tells whether it costs little to watch the job in full."""
+    return request.ByteSize() <= LIGHT_BYTES
 
 
 def submit_request(job: NewJob) -> SubmitJobRequest:
@@ -42,6 +67,8 @@ def submit_request(job: NewJob) -> SubmitJobRequest:
         spec.run_at.CopyFrom(to_timestamp(job.run_at))
     if job.delay is not None:
         spec.delay.CopyFrom(to_duration(job.delay))
+    if job.output is not None:
+        spec.output.CopyFrom(job.output.to_proto())
     if job.expires_at is not None:
         spec.expires_at.CopyFrom(to_timestamp(job.expires_at))
     return SubmitJobRequest(

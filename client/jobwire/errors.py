@@ -109,6 +109,24 @@ class ResourceExhausted(CallError):
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class OutputFull(ResourceExhausted):
+    """A limit of output, the job's or its queue's, is reached; what was written stays."""
+
+
+class OutputTrimmed(CallError):
+    """Output that was asked for is kept no longer.
+
+    The event log of a queue may as well no longer reach back to the cursor of a watch.
+    """
+
+    default_code = grpc.StatusCode.OUT_OF_RANGE
+
+    @property
+    def first_available(self) -> str:
+        """A cursor to watch on from; empty if only a new beginning helps."""
+        return self.metadata.get("first_available", "")
+
+
 class Unavailable(CallError):
     """No server answered, or its store is away."""
 
@@ -181,7 +199,12 @@ _BY_CODE: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
 }
-_BY_REASON: dict[str, type[CallError]] = {"WRONG_STATE": WrongState, "LEASE_LOST": LeaseLost}
+_BY_REASON: dict[str, type[CallError]] = {
+    "WRONG_STATE": WrongState,
+    "LEASE_LOST": LeaseLost,
+    "OUTPUT_FULL": OutputFull,
+    "CURSOR_COMPACTED": OutputTrimmed,
+}
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from jobwire._convert import Seconds, from_duration, from_timestamp, to_duration
 from jobwire.payloads import from_payload
@@ -105,6 +105,64 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPolicy:
+    """How much of a job's output is kept, over all attempts, and what becomes of more."""
+
+    max_bytes: int | None = None
+    """None: the server's limit, 16 MiB unless configured otherwise, which is also the most."""
+    trim: bool = False
+    """True: the oldest output is dropped. False: what is above the limit is refused, and the
+    handler told."""
+
+    def to_proto(self) -> job_pb2.OutputPolicy:
+        """Returns the wire's form."""
+        overflow = job_pb2.OUTPUT_OVERFLOW_TRIM if self.trim else job_pb2.OUTPUT_OVERFLOW_REFUSE
+        return job_pb2.OutputPolicy(max_bytes=self.max_bytes or 0, overflow=overflow)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPosition:
+    """A point in a job's output."""
+
+    attempt: int
+    """The attempt that wrote it; 0: the latest."""
+    offset: int
+    """The bytes of that attempt's output before the point."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """A piece of what a job writes out. Where one ends and the next begins means nothing."""
+
+    attempt: int
+    """The attempt that wrote it; a new one begins at offset 0."""
+    offset: int
+    """The bytes that the attempt wrote before it, over all channels."""
+    channel: str
+    data: bytes = field(repr=False)
+    kind: Literal["text", "bytes"] = "text"
+    """How the handler wrote it. Text may be cut within a character."""
+
+    @property
+    def text(self) -> str:
+        """The content as text; a character that is cut shows as U+FFFD."""
+        return self.data.decode("utf-8", "replace")
+
+    @property
+    def after(self) -> OutputPosition:
+        """The point behind it, from which another watch goes on."""
+        return OutputPosition(self.attempt, self.offset + len(self.data))
+
+    @classmethod
+    def from_proto(cls, attempt: int, proto: job_pb2.OutputChunk) -> OutputChunk:
+        """Reads the wire's form."""
+        channel = proto.channel or "stdout"
+        if proto.WhichOneof("content") == "data":
+            return cls(attempt, proto.offset, channel, proto.data, "bytes")
+        return cls(attempt, proto.offset, channel, proto.text.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to submit; `Client.submit` describes each field."""
 
@@ -119,6 +177,7 @@ class NewJob:
     run_at: datetime | None = None
     delay: Seconds | None = None
     expires_at: datetime | None = None
+    output: OutputPolicy | None = None
     job_id: str | None = None
 
 
@@ -227,6 +286,8 @@ class Job:
     cancel_reason: str
     attempts: tuple[Attempt, ...]
     """The latest 100, oldest first; empty in a view without them."""
+    output_bytes: int
+    """How much output is kept, over all attempts."""
     purge_at: datetime | None
     raw_payload: job_pb2.Payload = field(repr=False)
     """As it came; empty in a view without it."""
@@ -273,6 +334,7 @@ class Job:
             lease_expires_at=_moment(proto, "lease_expires_at"),
             cancel_reason=proto.cancel_reason,
             attempts=tuple(Attempt.from_proto(attempt) for attempt in proto.attempts),
+            output_bytes=proto.output_bytes,
             purge_at=_moment(proto, "purge_at"),
             raw_payload=spec.payload,
             raw_result=proto.result,

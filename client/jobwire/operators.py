@@ -57,6 +57,16 @@ class QueueTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueConfig:
+    """The settings of a queue."""
+
+    event_log_entries: int = 0
+    """How many changes of jobs its event log keeps; 0: it keeps none."""
+    max_output_bytes: int = 0
+    """The most output that its jobs keep together; 0: the server's limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueInfo:
     """A queue as it stood when the server answered."""
 
@@ -68,6 +78,9 @@ class QueueInfo:
     rates: QueueRates | None
     """None in listings."""
     totals: QueueTotals
+    config: QueueConfig = QueueConfig()
+    output_bytes: int = 0
+    """How much output its jobs keep."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Queue) -> QueueInfo:
@@ -104,6 +117,8 @@ class QueueInfo:
                 crashed=totals.crashed,
                 released=totals.released,
             ),
+            config=QueueConfig(proto.config.event_log_entries, proto.config.max_output_bytes),
+            output_bytes=proto.output_bytes,
         )
 
 
@@ -178,6 +193,15 @@ class WorkerInfo:
                 failed=proto.totals.failed,
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerChange:
+    """News of a worker."""
+
+    id: str
+    worker: WorkerInfo | None
+    """As it stands now; None: it left, or was forgotten."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -13,16 +14,17 @@ from jobwire._connection import ConnectionOptions
 from jobwire._retry import Backoff, Deadline, worth_retrying
 from jobwire._timing import open_sync_channel, sync_sleep
 from jobwire.errors import CallError, DeadlineExceeded, from_rpc_error
-from jobwire.models import Job
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
-from jobwire.v1.job_service_pb2 import WatchJobRequest
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+NextCall: TypeAlias = tuple[Callable[..., Any], Any, float]
+"""A method that streams, the request for it, and the longest that one stream may last, seconds."""
+
 # A stream that went deaf without its connection breaking is left after so long; opening it
-# again costs one read of the job.
+# again costs one read.
 STREAM_LIMIT_S = 300.0
 
 
@@ -94,58 +96,60 @@ class Calls:
                 raise error
             sync_sleep(wait_s)
 
-    def watch(
-        self, request: WatchJobRequest, timeout_s: float | None, reconnect_s: float
-    ) -> Iterator[Job]:
-        """Yields the job now and after each change until it ends, across reconnects.
+    def stream(
+        self,
+        next_call: Callable[[], NextCall],
+        *,
+        deadline: Deadline,
+        late: str,
+        first_s: float,
+        reconnect_s: float,
+    ) -> Generator[Any]:
+        """Yields the answers of a stream, and of another one whenever it breaks or ends.
+
+        It goes on until the caller leaves it.
 
         Args:
-            request: Names the job.
-            timeout_s: For the whole watch; None: as long as it takes.
-            reconnect_s: How long to go on trying while no server answers.
+            next_call: Says what to call; asked anew for each stream.
+            deadline: For the whole.
+            late: What to say when that is over.
+            first_s: How long to try until the first answer comes.
+            reconnect_s: How long to go on trying later while no server answers.
 
         Raises:
-            DeadlineExceeded: `timeout_s` is over.
-            CallError: The server refused the watch, or none answered for `reconnect_s`.
+            DeadlineExceeded: `deadline` is over.
+            CallError: The server refused the call, or none answered in time.
         """
-        deadline, backoff = Deadline(timeout_s), Backoff()
+        backoff = Backoff()
+        patience_s = first_s
         silence: Deadline | None = None
-        seen = -1
         while True:
-            stream = self.jobs.WatchJob(
+            method, request, limit_s = next_call()
+            limit_s = min(deadline.remaining_s(), limit_s)
+            stream = method(
                 request,
-                timeout=min(deadline.remaining_s(), STREAM_LIMIT_S),
+                timeout=None if math.isinf(limit_s) else limit_s,
                 metadata=self._metadata,
             )
-            wait_s = 0.0
             try:
-                for response in stream:
+                for answer in stream:
                     silence = None
+                    patience_s = reconnect_s
                     backoff.reset()
-                    if response.WhichOneof("event") != "job":
-                        continue
-                    job = Job.from_proto(response.job)
-                    # After a reconnect the first answer may be a state that was seen before.
-                    if job.revision > seen:
-                        seen = job.revision
-                        yield job
-                    if job.state.is_terminal:
-                        return
+                    yield answer
                 wait_s = backoff.next_s()
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised)
                 if deadline.expired():
-                    raise DeadlineExceeded(
-                        f"job {request.job_id} did not end within {timeout_s:g} s"
-                    ) from None
-                silence = silence or Deadline(reconnect_s)
-                wait_s = _wait_before_watching_again(error, silence, backoff)
+                    raise DeadlineExceeded(late) from None
+                silence = silence or Deadline(patience_s)
+                wait_s = _wait_before_next_stream(error, silence, backoff)
             finally:
                 stream.cancel()
             sync_sleep(min(wait_s, deadline.remaining_s()))
 
 
-def _wait_before_watching_again(error: CallError, silence: Deadline, backoff: Backoff) -> float:
+def _wait_before_next_stream(error: CallError, silence: Deadline, backoff: Backoff) -> float:
     wait_s = backoff.next_s(error.retry_after_s)
     # The end of STREAM_LIMIT_S is no failure: the watch goes on with another stream.
     worth_it = isinstance(error, DeadlineExceeded) or worth_retrying(error)

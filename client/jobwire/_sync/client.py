@@ -3,27 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 
 from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Seconds
-from jobwire._requests import chunks, submit_request
+from jobwire._requests import SubmitOptions, chunks, is_light, submit_request
 from jobwire._sync.calls import Calls
 from jobwire._sync.handle import BatchError, JobHandle
+from jobwire._sync.many import QueueWatch
+from jobwire._sync.operators import OperatorMethods
+from jobwire._sync.watching import JobEvent, JobWatch, Wish
 from jobwire.errors import CallError, from_item_error
-from jobwire.models import Job, JobState, NewJob, RetryPolicy
-from jobwire.operators import QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
-from jobwire.v1 import admin_service_pb2 as admin_pb2
+from jobwire.models import Job, JobState, NewJob, OutputPolicy, RetryPolicy
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
+from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL, WATCH_CONTENT_STATES
 
 
-class Client:
+class Client(OperatorMethods):
     """Submits jobs, watches them, and looks after queues and workers.
 
     Every call has a deadline and is repeated while the servers are unavailable or ask for
@@ -93,6 +95,7 @@ class Client:
         run_at: datetime | None = None,
         delay: Seconds | None = None,
         expires_at: datetime | None = None,
+        output: OutputPolicy | None = None,
         job_id: str | None = None,
     ) -> JobHandle:
         """Submits one job; when it returns, the job is in the store.
@@ -110,6 +113,8 @@ class Client:
             run_at: Not before this moment, which must have a time zone.
             delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
             expires_at: Not started after this moment, which must have a time zone.
+            output: How much of its output is kept; None: the server's limit, 16 MiB unless
+                configured otherwise, and what is above it is refused.
             job_id: The id to give it, `<queue>-<26 lower-case ULID characters>`; None: a new one.
 
         Raises:
@@ -128,10 +133,12 @@ class Client:
             run_at=run_at,
             delay=delay,
             expires_at=expires_at,
+            output=output,
             job_id=job_id,
         )
-        answer = self._calls.unary(self._calls.jobs.SubmitJob, submit_request(job), self._timeout_s)
-        return self._accepted(answer)
+        request = submit_request(job)
+        answer = self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
+        return self._accepted(answer, light=is_light(request))
 
     def submit_many(self, jobs: Iterable[NewJob]) -> Sequence[JobHandle]:
         """Submits many jobs in few calls and returns their handles in the same order.
@@ -153,20 +160,19 @@ class Client:
             except CallError as error:
                 outcomes += [error] * len(chunk)
                 continue
-            for result in answer.results:
+            for request, result in zip(chunk, answer.results, strict=True):
                 if result.WhichOneof("outcome") == "error":
                     outcomes.append(from_item_error(result.error))
                 else:
-                    outcomes.append(self._accepted(result.accepted))
+                    outcomes.append(self._accepted(result.accepted, light=is_light(request)))
         handles = [outcome for outcome in outcomes if isinstance(outcome, JobHandle)]
         if len(handles) < len(requests):
             raise BatchError(outcomes, [request.job_id for request in requests])
         return handles
 
-    def _accepted(self, answer: jobs_pb2.SubmitJobResponse) -> JobHandle:
-        return JobHandle(
-            self, answer.job_id, JobState.from_proto(answer.state), existed=answer.existed
-        )
+    def _accepted(self, answer: jobs_pb2.SubmitJobResponse, *, light: bool) -> JobHandle:
+        state = JobState.from_proto(answer.state)
+        return JobHandle(self, answer.job_id, state, existed=answer.existed, light=light)
 
     def job(self, job_id: str) -> JobHandle:
         """Returns a handle for a job by its id, without a call."""
@@ -216,12 +222,56 @@ class Client:
             if not request.page_token:
                 return
 
+    def run(
+        self,
+        operation: str,
+        payload: Any = None,
+        *,
+        cancel_on_disconnect: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> JobWatch[JobEvent]:
+        """Submits a job and watches it in one call; returns once the job is in the store.
+
+        The job is created once, however often the connection breaks.
+
+        Args:
+            operation: The job's type, which picks the worker's handler.
+            payload: The handler's input: a JSON value, bytes or a protobuf message.
+            cancel_on_disconnect: True: the job is cancelled if the watch is left, or this process
+                dies, before the job has ended. False: the job goes on.
+            timeout: For the whole, in seconds; None: as long as the job takes.
+            options: As for `submit`.
+
+        Raises:
+            TypeError, ValueError: The payload or a time can't be carried.
+            AlreadyExists: `job_id` was used for a job with other content.
+        """
+        request = submit_request(NewJob(operation=operation, payload=payload, **options))
+        wish = Wish(
+            job_id=request.job_id,
+            view=JOB_VIEW_FULL,
+            content=WATCH_CONTENT_ALL,
+            timeout_s=timeout,
+            reconnect_s=self._reconnect_s,
+        )
+        watch: JobWatch[JobEvent] = JobWatch(
+            self._calls,
+            wish,
+            submit=request,
+            first_s=self._timeout_s,
+            cancel_on_disconnect=cancel_on_disconnect,
+        )
+        watch.begin()
+        return watch
+
     def watch(
         self, job_id: str, *, timeout: float | None = None, full: bool = True
-    ) -> Iterator[Job]:
+    ) -> JobWatch[Job]:
         """Yields a job as it stands and again after every change, until it has ended.
 
-        It reconnects by itself and shows no state twice.
+        It reconnects by itself and shows no state twice. `JobHandle.watch` brings its output
+        as well.
 
         Args:
             job_id: Of any queue.
@@ -231,8 +281,66 @@ class Client:
         Raises:
             DeadlineExceeded: The job did not end within `timeout`.
         """
-        request = jobs_pb2.WatchJobRequest(job_id=job_id, view=_view(full))
-        return self._calls.watch(request, timeout, self._reconnect_s)
+        return self._watch_job(job_id, WATCH_CONTENT_STATES, full=full, timeout=timeout)
+
+    def _watch_job(
+        self,
+        job_id: str,
+        content: jobs_pb2.WatchContent.ValueType,
+        *,
+        full: bool,
+        timeout: float | None,
+        **wishes: Any,
+    ) -> JobWatch[Any]:
+        wish = Wish(
+            job_id=job_id,
+            view=_view(full),
+            content=content,
+            timeout_s=timeout,
+            reconnect_s=self._reconnect_s,
+            **wishes,
+        )
+        return JobWatch(self._calls, wish)
+
+    def watch_jobs(
+        self,
+        queue: str = "default",
+        *,
+        operation: str = "",
+        states: Iterable[JobState] = (),
+        labels: Mapping[str, str] | None = None,
+        job_ids: Iterable[str] = (),
+        full: bool = False,
+        only_changes: bool = False,
+    ) -> Generator[Job]:
+        """Yields the jobs of a queue that match, as they stand, and each again when it changes.
+
+        A job that leaves `states` is told once more. It goes on until the caller leaves it, or
+        until all of `job_ids` have ended. It reconnects by itself. If the queue keeps an event log
+        (`configure_queue`) that reaches back far enough, no job is missed by that; otherwise it
+        lists the jobs again, and jobs that came and ended meanwhile are missed unless they are
+        named.
+
+        Args:
+            queue: The queue.
+            operation: Only jobs of it; empty: all.
+            states: Only jobs in these; empty: all.
+            labels: Only jobs with all of these labels.
+            job_ids: Only these jobs, at most 1000. Those that have ended are told too.
+            full: True brings payload, result, attempts and stack traces too.
+            only_changes: True leaves out the jobs as they stand at the beginning.
+        """
+        request = jobs_pb2.WatchJobsRequest(
+            queue=queue,
+            operation=operation,
+            states=[state.to_proto() for state in states],
+            labels=labels,
+            job_ids=job_ids,
+            view=_view(full),
+            only_changes=only_changes,
+        )
+        watch = QueueWatch(self._calls, request, self._timeout_s, self._reconnect_s)
+        return watch.events()
 
     def cancel(self, job_id: str, reason: str = "") -> Job:
         """Asks for the end of a job and returns it: CANCELLED, or CANCELLING if it runs.
@@ -247,72 +355,6 @@ class Client:
         request = jobs_pb2.CancelJobRequest(job_id=job_id, reason=reason)
         answer = self._calls.unary(self._calls.jobs.CancelJob, request, self._timeout_s)
         return Job.from_proto(answer.job)
-
-    def queues(self) -> Iterator[QueueInfo]:
-        """Yields all queues by name, without rates."""
-        request = admin_pb2.ListQueuesRequest()
-        while True:
-            answer = self._calls.unary(self._calls.admin.ListQueues, request, self._timeout_s)
-            for proto in answer.queues:
-                yield QueueInfo.from_proto(proto)
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
-
-    def queue(self, name: str = "default") -> QueueInfo:
-        """Returns one queue with depths, rates and totals."""
-        request = admin_pb2.GetQueueRequest(queue=name)
-        answer = self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
-        return QueueInfo.from_proto(answer.queue)
-
-    def pause(self, queue: str) -> QueueInfo:
-        """Stops deliveries from a queue, which goes on accepting jobs."""
-        request = admin_pb2.PauseQueueRequest(queue=queue)
-        answer = self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
-        return QueueInfo.from_proto(answer.queue)
-
-    def resume(self, queue: str) -> QueueInfo:
-        """Starts deliveries from a queue again."""
-        request = admin_pb2.ResumeQueueRequest(queue=queue)
-        answer = self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
-        return QueueInfo.from_proto(answer.queue)
-
-    def workers(
-        self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
-    ) -> Iterator[WorkerInfo]:
-        """Yields the workers by id, without their leases.
-
-        Args:
-            queue: Only workers that serve it; empty: all.
-            status: Only workers of this status; UNSPECIFIED: all.
-        """
-        request = admin_pb2.ListWorkersRequest(queue=queue, status=status.to_proto())
-        while True:
-            answer = self._calls.unary(self._calls.admin.ListWorkers, request, self._timeout_s)
-            for proto in answer.workers:
-                yield WorkerInfo.from_proto(proto)
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
-
-    def worker(self, worker_id: str) -> WorkerInfo:
-        """Returns one worker with the jobs that it holds."""
-        request = admin_pb2.GetWorkerRequest(worker_id=worker_id)
-        answer = self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
-        return WorkerInfo.from_proto(answer.worker)
-
-    def drain_worker(self, worker_id: str) -> WorkerInfo:
-        """Lets one worker finish its jobs and leave; it gets no new ones."""
-        request = admin_pb2.DrainWorkerRequest(worker_id=worker_id)
-        answer = self._calls.unary(self._calls.admin.DrainWorker, request, self._timeout_s)
-        return WorkerInfo.from_proto(answer.worker)
-
-    def server_info(self) -> ServerInfo:
-        """Returns what the answering server is, its store, and its limits."""
-        answer = self._calls.unary(
-            self._calls.admin.GetServerInfo, admin_pb2.GetServerInfoRequest(), self._timeout_s
-        )
-        return ServerInfo.from_proto(answer)
 
 
 def _view(full: bool) -> JobView.ValueType:

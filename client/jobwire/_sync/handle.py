@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
+from jobwire._retry import Deadline
+from jobwire._sync.watching import JobEvent, JobWatch
+from jobwire._text import Decoders, Lines
 from jobwire.errors import (
     CallError,
     JobCancelled,
@@ -13,10 +17,19 @@ from jobwire.errors import (
     JobFailed,
     JobwireError,
 )
-from jobwire.models import Job, JobState
+from jobwire.models import Job, JobState, OutputChunk, OutputPosition
+from jobwire.v1.job_service_pb2 import (
+    WATCH_CONTENT_ALL,
+    WATCH_CONTENT_OUTPUT,
+    WATCH_CONTENT_STATES,
+    WatchContent,
+)
 
 if TYPE_CHECKING:
     from jobwire._sync.client import Client
+
+Start: TypeAlias = str | OutputPosition | None
+"""Where the output of a watch begins."""
 
 
 class JobHandle:
@@ -28,7 +41,7 @@ class JobHandle:
         existed: True if the id had been submitted before, with the same content.
     """
 
-    __slots__ = ("_client", "existed", "id", "state")
+    __slots__ = ("_client", "_light", "existed", "id", "state")
 
     def __init__(
         self,
@@ -37,11 +50,13 @@ class JobHandle:
         state: JobState = JobState.UNSPECIFIED,
         *,
         existed: bool = False,
+        light: bool = True,
     ) -> None:
         self._client = client
         self.id = job_id
         self.state = state
         self.existed = existed
+        self._light = light
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
@@ -50,13 +65,163 @@ class JobHandle:
         """Returns the job as it stands."""
         return self._client.get(self.id)
 
-    def watch(self, *, timeout: float | None = None) -> Iterator[Job]:
+    @overload
+    def watch(
+        self, *, output: Literal[False] = False, timeout: float | None = None
+    ) -> JobWatch[Job]: ...
+    @overload
+    def watch(
+        self,
+        *,
+        output: Literal[True],
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> JobWatch[JobEvent]: ...
+    def watch(
+        self,
+        *,
+        output: bool = False,
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> JobWatch[Any]:
         """Yields the job as it stands and again after every change, until it has ended.
 
+        It reconnects by itself: no state comes twice, no byte of output is missed or comes twice.
+
         Args:
+            output: True: also what the job writes out, as `OutputChunk`s between the states. All
+                of it comes before the last state.
             timeout: For the whole watch, in seconds; None: as long as the job takes.
+            start: Where the output begins: the `cursor` of a former watch, or an
+                `OutputPosition`; None: at the beginning of what is kept.
+            from_end: True: only the output of the time to come.
+            skip_trimmed: True: passes over output that is kept no longer.
+
+        Raises:
+            DeadlineExceeded: The job did not end within `timeout`.
+            OutputTrimmed: Output between `start`, or the last break, and now is kept no longer.
         """
-        return self._client.watch(self.id, timeout=timeout)
+        return self._watch(
+            WATCH_CONTENT_ALL if output else WATCH_CONTENT_STATES,
+            timeout=timeout,
+            start=start,
+            from_end=from_end,
+            skip_trimmed=skip_trimmed,
+        )
+
+    def __iter__(self) -> JobWatch[JobEvent]:
+        """Yields states and output, as `watch(output=True)` does."""
+        return self.watch(output=True)
+
+    def chunks(
+        self,
+        channel: str | None = None,
+        *,
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> Generator[OutputChunk]:
+        """Yields what the job writes out as it comes, with its place, until the job has ended.
+
+        The arguments and errors are those of `output`.
+        """
+        watch: JobWatch[JobEvent] = self._watch(
+            WATCH_CONTENT_OUTPUT,
+            timeout=timeout,
+            start=start,
+            from_end=from_end,
+            skip_trimmed=skip_trimmed,
+        )
+        return _chunks(watch, channel)
+
+    def output(
+        self,
+        channel: str | None = None,
+        *,
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> Generator[str]:
+        """Yields what the job writes out as lines of text, until the job has ended.
+
+        The lines of different channels are kept apart. Lines are without their line ends. What an
+        attempt leaves unfinished is a line too.
+
+        Args:
+            channel: Only this one, such as `stdout`; None: all.
+            timeout: For the whole, in seconds; None: as long as the job takes.
+            start: The `cursor` of a former watch, or an `OutputPosition`; None: the beginning.
+            from_end: True: only what is written from now on.
+            skip_trimmed: True: passes over output that is kept no longer.
+
+        Raises:
+            DeadlineExceeded: The job did not end within `timeout`.
+            OutputTrimmed: Output between `start`, or the last break, and now is kept no longer.
+        """
+        lines = Lines()
+        chunks = self.chunks(
+            channel, timeout=timeout, start=start, from_end=from_end, skip_trimmed=skip_trimmed
+        )
+        with closing(chunks):
+            for chunk in chunks:
+                for line in lines.add(chunk):
+                    yield line
+        for line in lines.finish():
+            yield line
+
+    def output_text(
+        self,
+        channel: str | None = None,
+        *,
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> Generator[str]:
+        """Yields text as it comes, whole characters but not whole lines: tokens, for instance.
+
+        The arguments and errors are those of `output`.
+        """
+        decoders = Decoders()
+        chunks = self.chunks(
+            channel, timeout=timeout, start=start, from_end=from_end, skip_trimmed=skip_trimmed
+        )
+        with closing(chunks):
+            for chunk in chunks:
+                text = decoders.decode(chunk)
+                if text:
+                    yield text
+
+    def output_bytes(
+        self,
+        channel: str | None = None,
+        *,
+        timeout: float | None = None,
+        start: Start = None,
+        from_end: bool = False,
+        skip_trimmed: bool = False,
+    ) -> Generator[bytes]:
+        """Yields bytes as they come.
+
+        The arguments and errors are those of `output`.
+        """
+        chunks = self.chunks(
+            channel, timeout=timeout, start=start, from_end=from_end, skip_trimmed=skip_trimmed
+        )
+        with closing(chunks):
+            for chunk in chunks:
+                yield chunk.data
+
+    def _watch(
+        self, content: WatchContent.ValueType, *, timeout: float | None, **wishes: Any
+    ) -> JobWatch[Any]:
+        return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
     def wait(self, *, timeout: float | None = None) -> Job:
         """Waits for the end of the job, whatever it is, and returns the job.
@@ -67,9 +232,21 @@ class JobHandle:
         Raises:
             DeadlineExceeded: The job did not end within `timeout`; it goes on.
         """
-        for job in self.watch(timeout=timeout):
-            last = job
-        return last
+        deadline = Deadline(timeout)
+        while True:
+            watch = self._client._watch_job(
+                self.id,
+                WATCH_CONTENT_STATES,
+                full=self._light,
+                timeout=None if timeout is None else deadline.remaining_s(),
+            )
+            for job in watch:
+                last: Job = job
+            if not self._light:
+                last = self.get()
+            # Between the end of the watch and the call it may have been redriven.
+            if last.state.is_terminal:
+                return last
 
     def result(self, *, timeout: float | None = None) -> Any:
         """Waits for the end of the job and returns its result as a Python value.
@@ -126,3 +303,10 @@ class BatchError(JobwireError):
             for index, outcome in enumerate(self.outcomes)
             if isinstance(outcome, CallError)
         }
+
+
+def _chunks(watch: JobWatch[JobEvent], channel: str | None) -> Generator[OutputChunk]:
+    with closing(watch):
+        for event in watch:
+            if isinstance(event, OutputChunk) and channel in (None, event.channel):
+                yield event

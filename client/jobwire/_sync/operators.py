@@ -1,0 +1,176 @@
+# Made from jobwire/_async by tools/unasync.py; edit that one.
+"""The operators' part of the client: queues, workers, servers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+from jobwire._convert import Seconds, to_duration
+from jobwire._retry import Deadline
+from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
+from jobwire.operators import QueueInfo, ServerInfo, WorkerChange, WorkerInfo, WorkerStatus
+from jobwire.v1 import admin_service_pb2 as admin_pb2
+
+
+class OperatorMethods:
+    """What operators do; see `Client`."""
+
+    _calls: Calls
+    _timeout_s: float
+    _reconnect_s: float
+
+    def queues(self) -> Iterator[QueueInfo]:
+        """Yields all queues by name, without rates."""
+        request = admin_pb2.ListQueuesRequest()
+        while True:
+            answer = self._calls.unary(self._calls.admin.ListQueues, request, self._timeout_s)
+            for proto in answer.queues:
+                yield QueueInfo.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    def queue(self, name: str = "default") -> QueueInfo:
+        """Returns one queue with depths, rates and totals."""
+        request = admin_pb2.GetQueueRequest(queue=name)
+        answer = self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def pause(self, queue: str) -> QueueInfo:
+        """Stops deliveries from a queue, which goes on accepting jobs."""
+        request = admin_pb2.PauseQueueRequest(queue=queue)
+        answer = self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def resume(self, queue: str) -> QueueInfo:
+        """Starts deliveries from a queue again."""
+        request = admin_pb2.ResumeQueueRequest(queue=queue)
+        answer = self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def workers(
+        self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
+    ) -> Iterator[WorkerInfo]:
+        """Yields the workers by id, without their leases.
+
+        Args:
+            queue: Only workers that serve it; empty: all.
+            status: Only workers of this status; UNSPECIFIED: all.
+        """
+        request = admin_pb2.ListWorkersRequest(queue=queue, status=status.to_proto())
+        while True:
+            answer = self._calls.unary(self._calls.admin.ListWorkers, request, self._timeout_s)
+            for proto in answer.workers:
+                yield WorkerInfo.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    def worker(self, worker_id: str) -> WorkerInfo:
+        """Returns one worker with the jobs that it holds."""
+        request = admin_pb2.GetWorkerRequest(worker_id=worker_id)
+        answer = self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
+        return WorkerInfo.from_proto(answer.worker)
+
+    def drain_worker(self, worker_id: str) -> WorkerInfo:
+        """Lets one worker finish its jobs and leave; it gets no new ones."""
+        request = admin_pb2.DrainWorkerRequest(worker_id=worker_id)
+        answer = self._calls.unary(self._calls.admin.DrainWorker, request, self._timeout_s)
+        return WorkerInfo.from_proto(answer.worker)
+
+    def server_info(self) -> ServerInfo:
+        """Returns what the answering server is, its store, and its limits."""
+        answer = self._calls.unary(
+            self._calls.admin.GetServerInfo, admin_pb2.GetServerInfoRequest(), self._timeout_s
+        )
+        return ServerInfo.from_proto(answer)
+
+    def configure_queue(
+        self,
+        queue: str,
+        *,
+        event_log_entries: int | None = None,
+        max_output_bytes: int | None = None,
+    ) -> QueueInfo:
+        """Changes the settings of a queue; what is None stays as it is.
+
+        Args:
+            queue: Its name.
+            event_log_entries: How many changes of jobs its event log keeps, which lets
+                `watch_jobs` resume without a gap. 0 to 1000000; 0: none.
+            max_output_bytes: The most output that its jobs keep together; 0: the server's limit.
+
+        Raises:
+            NotFound: No job was ever submitted to it.
+        """
+        config = admin_pb2.QueueConfig(
+            event_log_entries=event_log_entries, max_output_bytes=max_output_bytes
+        )
+        request = admin_pb2.ConfigureQueueRequest(queue=queue, config=config)
+        answer = self._calls.unary(self._calls.admin.ConfigureQueue, request, self._timeout_s)
+        return QueueInfo.from_proto(answer.queue)
+
+    def watch_queues(
+        self, queues: Iterable[str] = (), *, interval: Seconds = 1.0
+    ) -> Generator[QueueInfo]:
+        """Yields every queue with its depths and rates, then each again when they have changed.
+
+        It reconnects by itself, and goes on until the caller leaves it.
+
+        Args:
+            queues: These, at most 1000; empty: all.
+            interval: How often the server looks, as seconds or timedelta. 200 ms to 1 hour.
+        """
+        request = admin_pb2.WatchQueuesRequest(queues=queues, interval=to_duration(interval))
+
+        def next_call() -> NextCall:
+            return self._calls.admin.WatchQueues, request, STREAM_LIMIT_S
+
+        with closing(self._stream(next_call)) as answers:
+            for answer in answers:
+                for proto in answer.queues:
+                    yield QueueInfo.from_proto(proto)
+
+    def watch_workers(self, queue: str = "") -> Generator[WorkerChange]:
+        """Yields every worker, then news: of one that came, changed, was lost, or left.
+
+        It reconnects by itself and then tells each worker as it stands again, and which have
+        left meanwhile. It goes on until the caller leaves it.
+
+        Args:
+            queue: Only workers that serve it; empty: all.
+        """
+        request = admin_pb2.WatchWorkersRequest(queue=queue)
+        known: set[str] = set()
+        present: set[str] = set()
+
+        def next_call() -> NextCall:
+            present.clear()
+            return self._calls.admin.WatchWorkers, request, STREAM_LIMIT_S
+
+        with closing(self._stream(next_call)) as answers:
+            for answer in answers:
+                kind = answer.WhichOneof("event")
+                if kind == "worker":
+                    worker = WorkerInfo.from_proto(answer.worker)
+                    known.add(worker.id)
+                    present.add(worker.id)
+                    yield WorkerChange(worker.id, worker)
+                elif kind == "left":
+                    known.discard(answer.left)
+                    yield WorkerChange(answer.left, None)
+                elif kind == "bookmark" and answer.bookmark.caught_up:
+                    for worker_id in sorted(known - present):
+                        known.discard(worker_id)
+                        yield WorkerChange(worker_id, None)
+
+    def _stream(self, next_call: Any) -> Generator[Any]:
+        return self._calls.stream(
+            next_call,
+            deadline=Deadline(None),
+            late="",
+            first_s=self._timeout_s,
+            reconnect_s=self._reconnect_s,
+        )

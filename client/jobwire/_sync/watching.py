@@ -1,0 +1,195 @@
+# Made from jobwire/_async by tools/unasync.py; edit that one.
+"""Following one job: its states and its output, through whatever breaks on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from jobwire._retry import Deadline
+from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
+from jobwire.errors import CallError, OutputTrimmed
+from jobwire.models import Job, OutputChunk, OutputPosition
+from jobwire.v1.job_pb2 import JobView
+from jobwire.v1.job_service_pb2 import (
+    CancelJobRequest,
+    RunJobRequest,
+    SubmitJobRequest,
+    WatchContent,
+    WatchJobRequest,
+)
+
+JobEvent: TypeAlias = Job | OutputChunk
+"""What a watch of a job brings: the job as it stands, or a piece of what it wrote out."""
+E = TypeVar("E")
+
+CANCEL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What of a job to follow, and for how long.
+
+    Args:
+        job_id: The job.
+        view: How much of it.
+        content: States, output, or both.
+        start: Where the output begins: a watch's cursor, a place, or None for what is kept.
+        from_end: True: only the output of the time to come.
+        skip_trimmed: True: output that is kept no longer is passed over.
+        timeout_s: For the whole; None: as long as the job takes.
+        reconnect_s: How long to go on trying while no server answers.
+    """
+
+    job_id: str
+    view: JobView.ValueType
+    content: WatchContent.ValueType
+    start: str | OutputPosition | None = None
+    from_end: bool = False
+    skip_trimmed: bool = False
+    timeout_s: float | None = None
+    reconnect_s: float = 60.0
+
+    def request(self) -> WatchJobRequest:
+        """Returns the wire's form."""
+        request = WatchJobRequest(job_id=self.job_id, view=self.view, content=self.content)
+        if isinstance(self.start, OutputPosition):
+            request.output_from.attempt = self.start.attempt
+            request.output_from.offset = self.start.offset
+        elif self.start:
+            request.cursor = self.start
+        elif self.from_end:
+            request.output_from_end = True
+        return request
+
+
+class JobWatch(Generic[E]):
+    """The events of a job, as they come; ends with the job. Iterate over it once.
+
+    It outlives servers and connections: it watches on from where it was, and no output is missed
+    or comes twice.
+
+    Attributes:
+        job_id: The job.
+        job: The job as it was last seen; None before.
+        cursor: Behind the last answer that was taken whole: another watch begins there. In the
+            middle of an answer, `OutputChunk.after` is more exact.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        wish: Wish,
+        *,
+        submit: SubmitJobRequest | None = None,
+        first_s: float | None = None,
+        cancel_on_disconnect: bool = False,
+    ) -> None:
+        self.job_id = wish.job_id
+        self.job: Job | None = None
+        self.cursor = wish.start if isinstance(wish.start, str) else ""
+        self._calls = calls
+        self._wish = wish
+        self._request = wish.request()
+        self._run: RunJobRequest | None = None
+        if submit is not None:
+            self._run = RunJobRequest(
+                submit=submit,
+                view=wish.view,
+                content=wish.content,
+                cancel_on_disconnect=cancel_on_disconnect,
+            )
+        self._first_s = wish.reconnect_s if first_s is None else first_s
+        self._fell_back = False
+        self._first: JobEvent | None = None
+        self._events = self._follow()
+
+    def begin(self) -> None:
+        """Waits for the first event, which the iteration brings all the same."""
+        if self._first is None:
+            self._first = next(self._events)
+
+    def __iter__(self) -> JobWatch[E]:
+        return self
+
+    def __next__(self) -> E:
+        event, self._first = self._first, None
+        # The content that was wished for decides what comes.
+        return event or next(self._events)  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Leaves the job alone; after `run` with `cancel_on_disconnect` that cancels it."""
+        self._events.close()
+
+    def _next_call(self) -> NextCall:
+        if self._run is not None and not self.cursor:
+            # The end of a stream would be taken for the end of the caller's interest.
+            limit_s = math.inf if self._run.cancel_on_disconnect else STREAM_LIMIT_S
+            return self._calls.jobs.RunJob, self._run, limit_s
+        self._fell_back = True
+        return self._calls.jobs.WatchJob, self._request, STREAM_LIMIT_S
+
+    def _follow(self) -> Generator[JobEvent]:
+        wish = self._wish
+        deadline = Deadline(wish.timeout_s)
+        try:
+            while True:
+                answers = self._calls.stream(
+                    self._next_call,
+                    deadline=deadline,
+                    late=f"job {wish.job_id} did not end within {wish.timeout_s or 0:g} s",
+                    first_s=self._first_s,
+                    reconnect_s=wish.reconnect_s,
+                )
+                try:
+                    with closing(answers), closing(self._take(answers)) as events:
+                        for event in events:
+                            if isinstance(event, Job):
+                                self.job = event
+                            yield event
+                    return
+                except OutputTrimmed as trimmed:
+                    if not wish.skip_trimmed or not trimmed.first_available:
+                        raise
+                    self._go_on_from(trimmed.first_available)
+        finally:
+            self._cancel_if_left()
+
+    def _take(self, answers: Generator[Any]) -> Generator[JobEvent]:
+        for answer in answers:
+            kind = answer.WhichOneof("event")
+            if kind == "output":
+                chunks = answer.output.chunks
+                for chunk in chunks[:-1]:
+                    yield OutputChunk.from_proto(answer.output.attempt, chunk)
+                # Before the last piece is handed on: whoever has it has them all.
+                self._go_on_from(answer.cursor)
+                if chunks:
+                    yield OutputChunk.from_proto(answer.output.attempt, chunks[-1])
+                continue
+            self._go_on_from(answer.cursor)
+            if kind != "job":
+                continue
+            job = Job.from_proto(answer.job)
+            # After a reconnect the first answer may be a state that was seen before.
+            if self.job is None or job.revision > self.job.revision:
+                yield job
+            if job.state.is_terminal:
+                return
+
+    def _go_on_from(self, cursor: str) -> None:
+        if cursor:
+            self._request.cursor = self.cursor = cursor
+
+    def _cancel_if_left(self) -> None:
+        """Does what the server does at the end of RunJob, once WatchJob has taken its place."""
+        if not self._fell_back or self._run is None or not self._run.cancel_on_disconnect:
+            return
+        if self.job is not None and self.job.state.is_terminal:
+            return
+        request = CancelJobRequest(job_id=self.job_id, reason="its caller broke off")
+        with suppress(CallError):
+            self._calls.unary(self._calls.jobs.CancelJob, request, CANCEL_TIMEOUT_S)

@@ -1,0 +1,55 @@
+"""Output as text: characters and lines that were cut anywhere, made whole again."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+from jobwire.models import OutputChunk
+
+
+class Decoders:
+    """Decodes UTF-8, each channel of an attempt for itself; what is none shows as U+FFFD."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+        self._of: dict[str, codecs.IncrementalDecoder] = {}
+
+    def decode(self, chunk: OutputChunk) -> str:
+        """Returns the whole characters that there are so far."""
+        if chunk.attempt != self._attempt:
+            self._attempt = chunk.attempt
+            self._of.clear()
+        decoder = self._of.get(chunk.channel)
+        if decoder is None:
+            decoder = self._of[chunk.channel] = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(chunk.data)
+
+
+class Lines:
+    """Cuts output into lines, each channel of an attempt for itself."""
+
+    def __init__(self) -> None:
+        self._decoders = Decoders()
+        self._attempt = 0
+        self._begun: dict[str, list[str]] = {}
+
+    def add(self, chunk: OutputChunk) -> Iterator[str]:
+        """Yields the lines that this piece completes, without their line ends."""
+        if chunk.attempt != self._attempt:
+            self._attempt = chunk.attempt
+            yield from self.finish()
+        head, *rest = self._decoders.decode(chunk).split("\n")
+        begun = self._begun.setdefault(chunk.channel, [])
+        begun.append(head)
+        for tail in rest:
+            yield "".join(begun).removesuffix("\r")
+            begun[:] = [tail]
+
+    def finish(self) -> Iterator[str]:
+        """Yields what was begun and not finished."""
+        begun, self._begun = self._begun, {}
+        for parts in begun.values():
+            line = "".join(parts)
+            if line:
+                yield line
