@@ -257,7 +257,7 @@ async def test_a_broken_subscription_hides_no_change(
             for job_id in jobs:
                 await everything.sees(job_id, SUCCEEDED)
                 await pending.until(
-                    lambda job_id=job_id: any(  # type: ignore[misc]
+                    lambda job_id=job_id: any(
                         told == job_id and state != PENDING for told, state in pending.told
                     ),
                     "it is told to have left",

@@ -120,7 +120,7 @@ class Overview:
             if news or quiet_s >= self._hub.bookmark_s:
                 quiet_s = 0.0
                 yield news
-            await asyncio.sleep(interval_s)
+            await self._pause(interval_s)
 
     async def _all_workers(self) -> AsyncIterator[Worker]:
         after = ""
@@ -146,6 +146,13 @@ class Overview:
             wake.clear()
             return True
         return False
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(left, DRAIN_LOOK_S))
+            self._check_draining()
 
     def _check_draining(self) -> None:
         if self._hub.draining:
