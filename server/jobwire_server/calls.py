@@ -27,8 +27,16 @@ class Call:
     __slots__ = ("_context", "_request_id")
 
     def __init__(self, context: _Context) -> None:
-        self._context = context
+        self._context: _Context | None = context
         self._request_id = ""
+
+    def end(self) -> None:
+        """Lets go of the RPC.
+
+        What the call started may outlive it and write to the log in its name, but metadata that is
+        read after the end of an RPC is read from memory that is no longer its own.
+        """
+        self._context = None
 
     @property
     def request_id(self) -> str:
@@ -38,6 +46,8 @@ class Call:
         return self._request_id
 
     def _sent(self) -> str:
+        if self._context is None:
+            return ""
         for key, value in self._context.invocation_metadata() or ():
             if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE.fullmatch(value):
                 return value

@@ -120,6 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._write(stats.method, StatusCode.OK, request, started)
                 return response
             finally:
+                entered.end()
                 stats.in_flight -= 1
 
         return call
@@ -142,6 +143,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if self._log_all:
                     self._write(stats.method, StatusCode.OK, request, started)
             finally:
+                entered.end()
                 stats.in_flight -= 1
 
         return call

@@ -31,7 +31,7 @@ from jobwire_server.servicers.checks import (
     worker_spec,
 )
 from jobwire_server.servicers.convert import item_error
-from jobwire_server.servicers.status import DETAILS_KEY, details_of
+from jobwire_server.servicers.status import DETAILS_KEY, Refusal, details_of
 from jobwire_server.sessions.frames import Attach, FrameIn, FrameOut, Receipt, Refused
 from jobwire_server.sessions.session import WorkerSession
 
@@ -73,10 +73,8 @@ def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Except
     return None
 
 
-async def _tell(context: Any, error: Exception) -> None:
+async def _tell(context: Any, refusal: Refusal, details: bytes) -> None:
     """Ends a call with a status; returns when the peer has it or is gone."""
-    call = current_call()
-    refusal, details = details_of(error, call.request_id if call else "")
     with suppress(grpc.aio.AbortError, grpc.aio.BaseError, asyncio.CancelledError):
         await context.abort(refusal.code, refusal.message, ((DETAILS_KEY, details),))
 
@@ -124,7 +122,9 @@ class WorkStreams:
         # The status waits behind the message for as long as the peer likes. The server does not
         # wait with it, or one peer that reads nothing would hold up its shutdown.
         log.warning("stream not read", worker_id=session.worker_id, error=str(error))
-        told = asyncio.create_task(_tell(context, error), name="work-end")
+        call = current_call()
+        refusal, details = details_of(error, call.request_id if call else "")
+        told = asyncio.create_task(_tell(context, refusal, details), name="work-end")
         self._unread.add(told)
         told.add_done_callback(self._unread.discard)
         raise asyncio.CancelledError
