@@ -14,6 +14,8 @@ from jobwire.v1.job_pb2 import (
     JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
 )
+from jobwire.v1.worker_service_pb2 import Report
+from jobwire_server.sessions import directory
 
 from tests.support.streams import (
     QUICK,
@@ -277,3 +279,21 @@ async def test_many_large_jobs_reach_a_client_with_the_usual_limit_of_messages(
         got = await worker.jobs(60)
         assert [job.job_id for job in got] == job_ids
         assert max(frame.ByteSize() for frame in worker.frames) < 4 << 20
+
+
+async def test_a_report_renews_for_the_workers_own_lease_however_long_it_is_attached(
+    server: StreamServer, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody is heard of lately enough to stay in the cache by that alone.
+    monkeypatch.setattr(directory, "IDLE_S", -1.0)
+    monkeypatch.setattr(directory, "FLUSH_S", 0.01)
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, lease_s=3_600) as worker:
+        await worker.attach()
+        (assignment,) = await worker.jobs(1)
+        await eventually(lambda: len(worker.frames) > 6, "some heartbeats")
+        report = Report(job_id=job_id, fencing_token=assignment.fencing_token)
+        await worker.receipt(await worker.post(reports=[report]))
+        job = await producer.job(job_id)
+        left = job.lease_expires_at.ToMilliseconds() - server.router.clock.now_ms()
+        assert left > 3_000_000

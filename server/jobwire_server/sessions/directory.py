@@ -46,6 +46,7 @@ class Directory:
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
+        self._attached: set[str] = set()
         self.on_status: Callable[[str, WorkerStatus], None] = lambda worker_id, status: None
         """Called when a worker's status is another than it was."""
         self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
@@ -83,8 +84,14 @@ class Directory:
         return entry.spec, entry.status
 
     def learn(self, spec: WorkerSpec, status: WorkerStatus) -> None:
-        """Takes over what an attachment told about a worker."""
+        """Takes over what an attachment told about a worker, and keeps it until `forget`."""
         self._entries[spec.worker_id] = _Entry(spec, status)
+        self._attached.add(spec.worker_id)
+
+    def forget(self, worker_id: str) -> None:
+        """Drops what is cached of a worker whose stream is over."""
+        self._attached.discard(worker_id)
+        self._entries.pop(worker_id, None)
 
     def lease_ms(self, worker_id: str, default: int) -> int:
         """Returns the lease that the worker asked for, or the default where it is not cached."""
@@ -181,6 +188,8 @@ class Directory:
             for worker_id in [
                 name
                 for name, entry in self._entries.items()
-                if entry.heard_at < oldest and name not in self._present
+                if entry.heard_at < oldest
+                and name not in self._present
+                and name not in self._attached
             ]:
                 del self._entries[worker_id]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Protocol
+from contextvars import Context
+from typing import Any, Protocol
 
 import structlog
 
@@ -277,6 +278,7 @@ class Roster:
         current = self._sessions.get(session.worker_id) is session
         if current:
             del self._sessions[session.worker_id]
+            self._directory.forget(session.worker_id)
         task = asyncio.create_task(self._settle(session, current), name="session-end")
         session.release = task
         self._endings.add(task)
@@ -468,7 +470,8 @@ class Roster:
             elif renewal.cancel:
                 session.cancel(renewal.cancel)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        # Not in the name of whichever call happens to start it.
+        task = asyncio.create_task(work, name="roster-chore", context=Context())
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)

@@ -1,0 +1,52 @@
+"""The soak of streams, small enough for every run, and the inside of the server after it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+
+import pytest
+
+from tests.soak.streams import batch, running_server, soak
+from tests.support.streams import Producer, RawWorker, stream_server
+from tests.support.waiting import eventually
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+async def test_a_thousand_broken_streams_leave_nothing_in_the_server() -> None:
+    with running_server() as server:
+        figures = await soak(server, [500, 1_000], kills_every=4)
+        assert figures.in_flight == 0
+        assert figures.defects == 0, server.log
+    # A stream that stayed would cost some 50 KiB: 25 MiB for the latter half.
+    assert figures.memory_mib[1_000] - figures.memory_mib[500] < 8
+
+
+async def test_streams_broken_in_every_way_leave_no_task_and_no_session(valkey_url: str) -> None:
+    async with stream_server(valkey_url) as server, Producer(server.address) as producer:
+        await producer.submit(50)
+        # What there is once and for all, is there after this.
+        async with RawWorker(server.address, credits=0) as worker:
+            await worker.attach()
+            await worker.leave()
+        await batch(server.address, 0, 50)
+        roster = server.router._roster
+
+        def nothing_is_left() -> bool:
+            gc.collect()
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            tasks = [name for name in names if name.startswith(("Handle", "work-", "session-"))]
+            return not (tasks or roster._sessions or roster._endings or roster._chores)
+
+        await eventually(nothing_is_left, "the first streams are over")
+        before = len(asyncio.all_tasks())
+        await batch(server.address, 50, 250)
+        await eventually(nothing_is_left, "the streams are over")
+        await eventually(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
+        assert not roster._queues.total()
+        for dispatcher in server.router._claims._dispatchers.values():
+            for demands in (dispatcher._hot, dispatcher._idle, dispatcher._full):
+                assert not demands
+            assert not dispatcher._served
+        assert not server.router._directory._entries
