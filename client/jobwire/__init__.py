@@ -62,6 +62,7 @@ from jobwire.operators import (
     WorkerStatus,
     WorkerTotals,
 )
+from jobwire.output import OutputHandler
 from jobwire.payloads import Payload, from_payload, to_payload
 from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.worker import Worker, WorkerStats
@@ -98,6 +99,7 @@ __all__ = [
     "NotFound",
     "OutputChunk",
     "OutputFull",
+    "OutputHandler",
     "OutputPolicy",
     "OutputPosition",
     "OutputTrimmed",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from google.protobuf.message import Message
 
+from jobwire.output import OutputHandler, OutputLog, capture, check_channel, raise_full
 from jobwire.payloads import from_payload, to_payload
 from jobwire.signals import Stopped
 from jobwire.v1 import job_pb2, worker_service_pb2
@@ -20,6 +23,7 @@ StopReason = Literal["", "cancelled", "lease_lost", "shutdown"]
 
 _MAX_MESSAGE_BYTES = 1024
 _MAX_DETAILS_BYTES = 16 << 10
+_DRAIN_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +114,15 @@ class Context:
         *,
         report: Callable[[Report], None],
         signal: StopSignal,
+        output: Callable[[], OutputLog],
     ) -> None:
         self.job_id = assignment.job_id
         self.fencing_token = assignment.fencing_token
         self._assignment = assignment
         self._report = report
         self._signal = signal
+        self._open_log = output
+        self._log: OutputLog | None = None
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id} attempt {self.attempt}>"
@@ -175,6 +182,69 @@ class Context:
             fraction = min(1.0, max(0.0, fraction)) if fraction == fraction else None
         self._report(Report(fraction, message or "", details))
 
+    def output(
+        self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
+    ) -> None:
+        """Writes out a piece of text or bytes, which watchers of the job see at once.
+
+        Output goes out in the background: the first piece at once, then every 50 ms or 16 KiB,
+        and all of it before the end of the job is recorded. While 1 MiB waits for the broker, a
+        handler in a thread or process waits here; an async one is never blocked and should
+        `await drain()` where it writes much.
+
+        Args:
+            content: As much as you like.
+            channel: Which of the job's outputs: 1 to 32 letters, digits and `. _ -`.
+            ignore_full: True: what is above a limit is dropped without an error;
+                `output_full` says so.
+
+        Raises:
+            OutputFull: The job's or its queue's limit was reached by what was written before;
+                this piece is dropped.
+            BufferError: An async handler wrote 16 MiB without `drain`.
+            ValueError: The channel has no such name.
+        """
+        check_channel(channel)
+        log = self._output_log()
+        if log.full and not ignore_full:
+            raise_full()
+        is_text = isinstance(content, str)
+        data = content.encode("utf-8", "replace") if isinstance(content, str) else bytes(content)
+        log.write(data, channel, is_text=is_text, wait=not _on_event_loop())
+
+    @property
+    def output_full(self) -> bool:
+        """True once a limit of output is reached and more is dropped."""
+        return self._log is not None and self._log.full
+
+    async def drain(self) -> None:
+        """Waits until less than 1 MiB of output waits for the broker."""
+        # Room is made by the worker's loop, which need not be this one.
+        while self._log is not None and not self._log.has_room:  # noqa: ASYNC110
+            await asyncio.sleep(_DRAIN_LOOK_S)
+
+    @cached_property
+    def logger(self) -> logging.Logger:
+        """A logger from level INFO up to the job's channel `log`, and to the worker's own log."""
+        # Not one of the registered loggers, which live as long as the process.
+        logger = logging.Logger(f"jobwire.job.{self.operation}", logging.INFO)
+        logger.parent = logging.getLogger("jobwire.job")
+        logger.addHandler(OutputHandler(self))
+        return logger
+
+    def capture_stdout(self) -> AbstractContextManager[None]:
+        """Sends what the handler prints to the job's channels `stdout` and `stderr`.
+
+        It holds for this thread or task and for tasks started from it; handlers beside this one
+        print where they did. What is above a limit is dropped.
+        """
+        return capture(self)
+
+    def _output_log(self) -> OutputLog:
+        if self._log is None:
+            self._log = self._open_log()
+        return self._log
+
     @property
     def cancelled(self) -> bool:
         """True once the handler should stop: cancelled, lease lost, or worker shutting down."""
@@ -213,9 +283,7 @@ class Context:
         Raises:
             RuntimeError: Called on an event loop, which it would block.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if not _on_event_loop():
             return self._signal.wait(timeout_s)
         raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
 
@@ -232,7 +300,8 @@ class Context:
     ) -> TestContext:
         """Makes a context that needs no server, to call a handler in a test.
 
-        Its `reports` collects the progress; its `cancel` gives the signal to stop.
+        Its `reports` collects the progress, its `outputs` the output; its `cancel` gives the
+        signal to stop.
         """
         return TestContext(
             worker_service_pb2.Assignment(
@@ -251,17 +320,52 @@ class TestContext(Context):
 
     Attributes:
         reports: Every progress report, in order.
+        outputs: Every piece of output with its channel, in order.
     """
 
     __test__ = False  # not a test class to pytest
 
     def __init__(self, assignment: worker_service_pb2.Assignment) -> None:
         self.reports: list[Report] = []
-        super().__init__(assignment, report=self.reports.append, signal=StopSignal())
+        self.outputs: list[tuple[str, str | bytes]] = []
+        super().__init__(
+            assignment,
+            report=self.reports.append,
+            signal=StopSignal(),
+            output=lambda: OutputLog(lambda urgent: None, lambda: True),
+        )
+
+    def output(
+        self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
+    ) -> None:
+        """Notes a piece; `fill_output` lets it raise as a broker's limit does."""
+        check_channel(channel)
+        if not self.output_full:
+            self.outputs.append((channel, content))
+        elif not ignore_full:
+            raise_full()
+
+    def output_text(self, channel: str = "stdout") -> str:
+        """Returns all text of a channel."""
+        return "".join(
+            said for where, said in self.outputs if where == channel and isinstance(said, str)
+        )
+
+    def fill_output(self) -> None:
+        """Lets the limit of output be reached."""
+        self._output_log().fill()
 
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
         """Gives the signal to stop."""
         self._signal.set(reason, message)
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def cut(text: str, limit_bytes: int) -> str:

@@ -26,3 +26,12 @@ def wait_for_the_signal(context: Context) -> None:
 
 def die(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def speak(context: Context) -> str:
+    with context.capture_stdout():
+        for number in range(context.payload):
+            print(number)
+    context.output(bytes(100_000), "raw")
+    context.logger.info("speaking")
+    return "spoken"

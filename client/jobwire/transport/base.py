@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobwire.errors import CallError
+from jobwire.output import OutputLog
 from jobwire.v1 import job_pb2, worker_service_pb2
 
 
@@ -90,8 +91,16 @@ class Transport(Protocol):
     def capacity_changed(self) -> None:
         """Tells of a new `Host.capacity`."""
 
-    def report(self, lease: worker_service_pb2.LeaseRef, progress: job_pb2.Progress) -> None:
-        """Has a job's progress recorded, in place of an older report that still waits."""
+    def report(
+        self,
+        lease: worker_service_pb2.LeaseRef,
+        progress: job_pb2.Progress | None,
+        output: OutputLog | None = None,
+    ) -> None:
+        """Has a job's progress recorded, in place of an older report that still waits.
+
+        Takes what it can from `output` as well, and goes on while more of that is due.
+        """
 
     def complete(self, completion: worker_service_pb2.Completion) -> None:
         """Has the end of an attempt recorded, trying on while no server answers.

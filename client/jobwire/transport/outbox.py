@@ -13,13 +13,16 @@ from functools import partial
 from itertools import islice
 
 from jobwire.errors import (
+    CallError,
     InvalidRequest,
     LeaseLost,
     NotFound,
+    OutputFull,
     ResourceExhausted,
     Unavailable,
     from_item_error,
 )
+from jobwire.output import OutputLog
 from jobwire.transport.base import Host
 from jobwire.v1.job_pb2 import Progress
 from jobwire.v1.worker_service_pb2 import (
@@ -33,6 +36,8 @@ from jobwire.v1.worker_service_pb2 import (
 )
 
 log = logging.getLogger("jobwire.worker")
+
+log_warning = log.warning
 
 # The contract's.
 MAX_ACKS = 10_000
@@ -67,6 +72,8 @@ class Outbox:
         self._completions: deque[Completion] = deque()
         self._held_back: dict[str, Completion] = {}
         """Completions of jobs whose last report has no receipt yet."""
+        self._logs: dict[tuple[str, int], OutputLog] = {}
+        """What leases write out, until their completions are on their way."""
         self._reported: dict[str, int] = {}
         """Jobs with a report under way, and the frame that carries it."""
         self._sent: dict[int, WorkRequest] = {}
@@ -91,11 +98,17 @@ class Outbox:
         if self._acks:
             self.ready.set()
 
-    def report(self, lease: LeaseRef, progress: Progress) -> None:
-        """Says how far a job is."""
-        self._reports[lease.job_id] = Report(
-            job_id=lease.job_id, fencing_token=lease.fencing_token, progress=progress
-        )
+    def report(
+        self, lease: LeaseRef, progress: Progress | None, output: OutputLog | None = None
+    ) -> None:
+        """Says how far a job is, and what it writes out."""
+        report = Report(job_id=lease.job_id, fencing_token=lease.fencing_token, progress=progress)
+        if output is not None:
+            self._logs[lease.job_id, lease.fencing_token] = output
+        if progress is not None:
+            self._reports[lease.job_id] = report
+        else:
+            self._reports.setdefault(lease.job_id, report)
         self.ready.set()
 
     def complete(self, completion: Completion) -> None:
@@ -105,6 +118,7 @@ class Outbox:
             self._held_back[job_id] = completion
         else:
             self._acks.pop(job_id, None)
+            self._logs.pop((job_id, completion.fencing_token), None)
             self._completions.append(completion)
         self.ready.set()
 
@@ -136,11 +150,11 @@ class Outbox:
         if self._acks:
             self._take_acks(frame)
             said = True
-        if self._reports or self._completions:
+        self._take_reports(frame)
+        self._take_completions(frame)
+        if frame.reports or frame.completions:
             self._sequence += 1
             frame.sequence = self._sequence
-            self._take_reports(frame)
-            self._take_completions(frame)
             self._sent[self._sequence] = frame
             said = True
         credits_now = self._host.capacity
@@ -165,9 +179,22 @@ class Outbox:
             frame.acks.add(job_id=job_id, fencing_token=self._acks.pop(job_id))
 
     def _take_reports(self, frame: WorkRequest) -> None:
+        size = 0
         for job_id in list(islice(self._reports, MAX_REPORTS)):
-            frame.reports.append(self._reports.pop(job_id))
-            self._reported[job_id] = frame.sequence
+            report = self._reports[job_id]
+            log = self._log_of(report)
+            if log is not None:
+                if job_id in self._reported or size > FRAME_BYTES:
+                    # Its output goes out in order, so one report at a time.
+                    continue
+                report.output.extend(log.take())
+                size += sum(len(chunk.text) + len(chunk.data) for chunk in report.output)
+            del self._reports[job_id]
+            if log is not None and not report.output and not report.HasField("progress"):
+                self._release_completion(job_id)
+                continue
+            frame.reports.append(report)
+            self._reported[job_id] = self._sequence + 1
 
     def _take_completions(self, frame: WorkRequest) -> None:
         size = 0
@@ -189,9 +216,13 @@ class Outbox:
         refused = {(r.job_id, r.fencing_token): from_item_error(r.error) for r in receipt.refused}
         for report in frame.reports:
             error = refused.get((report.job_id, report.fencing_token))
+            if isinstance(error, OutputFull) or (error and error.reason == "OUTPUT_GAP"):
+                self._mend_output(report, error)
+                continue
             if isinstance(error, Unavailable | ResourceExhausted):
                 self._later(partial(self._report_again, report))
                 continue
+            self._settle_output(report, error)
             if isinstance(error, LeaseLost | NotFound):
                 self._host.lose([_lease(report)])
             elif error is not None:
@@ -214,12 +245,45 @@ class Outbox:
     def _report_is_answered(self, job_id: str, sequence: int) -> None:
         if self._reported.get(job_id) == sequence:
             del self._reported[job_id]
-            if job_id not in self._reports and job_id in self._held_back:
-                self.complete(self._held_back.pop(job_id))
+            if job_id in self._reports:
+                self.ready.set()
+            self._release_completion(job_id)
+
+    def _release_completion(self, job_id: str) -> None:
+        waits = job_id in self._reports or job_id in self._reported
+        if not waits and job_id in self._held_back:
+            self.complete(self._held_back.pop(job_id))
 
     def _report_again(self, report: Report) -> None:
         self._reported.pop(report.job_id, None)
+        log = self._log_of(report)
+        if log is not None:
+            log.again()
+        del report.output[:]
         self._reports.setdefault(report.job_id, report)
+
+    # Output.
+
+    def _log_of(self, report: Report) -> OutputLog | None:
+        return self._logs.get((report.job_id, report.fencing_token))
+
+    def _settle_output(self, report: Report, error: CallError | None) -> None:
+        log = self._log_of(report)
+        if log is None or not report.output:
+            return
+        if error is not None:
+            log.close()
+            return
+        log.recorded()
+        if log.is_due:
+            self.report(_lease(report), None)
+
+    def _mend_output(self, report: Report, error: CallError | None) -> None:
+        log = self._log_of(report)
+        if log is not None and error is not None:
+            mend_output(log, report.job_id, error)
+        self._report_again(report)
+        self.ready.set()
 
     def _later(self, say_again: Callable[[], None]) -> None:
         def resend() -> None:
@@ -238,6 +302,7 @@ class Outbox:
         Whatever the last stream carried without an answer goes first on this one.
         """
         self._credits_told = told_credits
+        self._logs = {lease: log for lease, log in self._logs.items() if not log.closed}
         # The attachment named every lease.
         self._acks.clear()
         frames, self._sent = self._sent, {}
@@ -245,8 +310,7 @@ class Outbox:
         self._completions.extendleft(reversed(unanswered))
         for frame in frames.values():
             for report in frame.reports:
-                self._reported.pop(report.job_id, None)
-                self._reports.setdefault(report.job_id, report)
+                self._report_again(report)
         self._beat = False
         self.ready.set()
 
@@ -268,6 +332,16 @@ class Outbox:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+
+
+def mend_output(log: OutputLog, job_id: str, error: CallError) -> None:
+    """Fits what a job writes out to a refusal: a limit, or a store that lost some of it."""
+    if isinstance(error, OutputFull):
+        if not log.refused():
+            log_warning("%s: the limit of output is reached; more is dropped", job_id)
+        return
+    log.continue_at(int(error.metadata.get("expected_offset", "0")))
+    log_warning("%s: the broker lost some output", job_id)
 
 
 def _lease(of: Report) -> LeaseRef:

@@ -18,6 +18,7 @@ from jobwire._convert import from_timestamp
 from jobwire._retry import Backoff
 from jobwire._timing import open_async_channel
 from jobwire.errors import CallError, ResourceExhausted
+from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
 from jobwire.transport.outbox import Outbox
 from jobwire.transport.session import Session
@@ -230,9 +231,11 @@ class StreamTransport:
         """Tells of a new `Host.capacity`."""
         self._outbox.tell_credits()
 
-    def report(self, lease: LeaseRef, progress: Progress) -> None:
-        """Has a job's progress recorded."""
-        self._outbox.report(lease, progress)
+    def report(
+        self, lease: LeaseRef, progress: Progress | None, output: OutputLog | None = None
+    ) -> None:
+        """Has a job's progress and output recorded."""
+        self._outbox.report(lease, progress, output)
 
     def complete(self, completion: Completion) -> None:
         """Has the end of an attempt recorded."""

@@ -21,10 +21,13 @@ from jobwire.errors import (
     DeadlineExceeded,
     LeaseLost,
     NotFound,
+    OutputFull,
     Unavailable,
     from_rpc_error,
 )
+from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
+from jobwire.transport.outbox import mend_output
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Progress
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -73,7 +76,8 @@ class UnaryTransport:
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
         self._reachable = True
-        self._newest: dict[str, tuple[pb.LeaseRef, Progress]] = {}
+        self._newest: dict[str, tuple[pb.LeaseRef, Progress | None]] = {}
+        self._logs: dict[str, OutputLog] = {}
         self._reporters: dict[str, asyncio.Task[None]] = {}
         self._completing: set[asyncio.Task[None]] = set()
 
@@ -200,9 +204,14 @@ class UnaryTransport:
     def capacity_changed(self) -> None:
         """Does nothing: the claims ask for what is free."""
 
-    def report(self, lease: pb.LeaseRef, progress: Progress) -> None:
-        """Has a job's progress recorded, one call at a time for each job."""
-        self._newest[lease.job_id] = (lease, progress)
+    def report(
+        self, lease: pb.LeaseRef, progress: Progress | None, output: OutputLog | None = None
+    ) -> None:
+        """Has a job's progress and output recorded, one call at a time for each job."""
+        _, waiting = self._newest.get(lease.job_id, (lease, None))
+        self._newest[lease.job_id] = (lease, progress or waiting)
+        if output is not None:
+            self._logs[lease.job_id] = output
         if lease.job_id not in self._reporters:
             task = asyncio.create_task(self._send_reports(lease.job_id))
             self._reporters[lease.job_id] = task
@@ -210,11 +219,58 @@ class UnaryTransport:
     async def _send_reports(self, job_id: str) -> None:
         try:
             while job_id in self._newest:
-                await self._send_report(*self._newest.pop(job_id))
+                lease, progress = self._newest.pop(job_id)
+                output = self._logs.pop(job_id, None)
+                if output is None:
+                    await self._send_report(lease, progress)
+                else:
+                    await self._send_output(lease, progress, output)
         finally:
             del self._reporters[job_id]
 
-    async def _send_report(self, lease: pb.LeaseRef, progress: Progress) -> None:
+    async def _send_output(
+        self, lease: pb.LeaseRef, progress: Progress | None, output: OutputLog
+    ) -> None:
+        """Sends output until it is recorded or refused for good."""
+        backoff = Backoff()
+        while True:
+            request = pb.UpdateProgressRequest(
+                worker_id=self._host.spec.worker_id,
+                job_id=lease.job_id,
+                fencing_token=lease.fencing_token,
+                progress=progress,
+                output=output.take(),
+            )
+            if not request.output and progress is None:
+                return
+            try:
+                answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
+            except CallError as error:
+                if isinstance(error, OutputFull) or error.reason == "OUTPUT_GAP":
+                    mend_output(output, lease.job_id, error)
+                    continue
+                if _passing(error):
+                    output.again()
+                    await asyncio.sleep(backoff.next_s(error.retry_after_s))
+                    continue
+                output.close()
+                self._report_failed(lease, error)
+                return
+            output.recorded()
+            backoff.reset()
+            if answer.HasField("cancel"):
+                self._host.cancel(answer.cancel)
+            if not output.is_due:
+                return
+            progress = None
+
+    def _report_failed(self, lease: pb.LeaseRef, error: CallError) -> None:
+        if _lease_is_gone(error):
+            self._host.lose([lease])
+        elif not _passing(error):
+            log.warning("a progress report of %s was refused: %s", lease.job_id, error)
+
+    async def _send_report(self, lease: pb.LeaseRef, progress: Progress | None) -> None:
         request = pb.UpdateProgressRequest(
             worker_id=self._host.spec.worker_id,
             job_id=lease.job_id,
@@ -224,10 +280,7 @@ class UnaryTransport:
         try:
             answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
         except CallError as error:
-            if _lease_is_gone(error):
-                self._host.lose([lease])
-            elif not _passing(error):
-                log.warning("a progress report of %s was refused: %s", lease.job_id, error)
+            self._report_failed(lease, error)
             return
         if answer.HasField("cancel"):
             self._host.cancel(answer.cancel)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
+from jobwire.output import FLUSH_S
 from jobwire.signals import Stopped
 from jobwire.transport.base import Transport
 from jobwire.v1.job_pb2 import Failure, Progress
@@ -66,7 +67,9 @@ class Core:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
-        self._runner = Runner(self._concurrency, self._take_report, self._end_all)
+        self._runner = Runner(
+            self._concurrency, self._take_report, self._take_output, self._end_all
+        )
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
         self._running: set[Held] = set()
@@ -264,8 +267,15 @@ class Core:
             self._transport.capacity_changed()
             self._changed.set()
             return
-        if held.newest is not None:
-            self._transport.report(held.lease, held.newest)
+        if held.output_timer is not None:
+            held.output_timer.cancel()
+        output = held.output
+        if output is not None:
+            output.finish()
+            if not output.waiting_bytes:
+                output = None
+        if held.newest is not None or output is not None:
+            self._transport.report(held.lease, held.newest, output)
         self._say(held, self._completion(held, outcome))
 
     def _say(self, held: Held, completion: Completion) -> None:
@@ -294,6 +304,8 @@ class Core:
         self._lost += 1
         self._forget(held)
         held.void = True
+        if held.output is not None:
+            held.output.close()
         if held.stage is Stage.RUNNING:
             # Until it heeds the signal it occupies a place that the broker counts as free.
             self._void += 1
@@ -326,7 +338,32 @@ class Core:
             return
         held.newest = None
         held.reported_at = self._loop.time()
-        self._transport.report(held.lease, progress)
+        self._transport.report(held.lease, progress, held.output)
+
+    # Output.
+
+    def _take_output(self, held: Held, urgent: bool) -> None:
+        """Has output sent, now or soon; called from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._send_output, held, urgent)
+        except RuntimeError:
+            return  # the loop is closed: a thread outlived its worker
+
+    def _send_output(self, held: Held, urgent: bool) -> None:
+        if held.output is None or held.void or held.stage is not Stage.RUNNING:
+            return
+        if held.output_timer is not None:
+            held.output_timer.cancel()
+            held.output_timer = None
+        wait_s = held.output_at + FLUSH_S - self._loop.time()
+        if held.output_at and wait_s > 0 and not urgent:
+            held.output_timer = self._loop.call_later(wait_s, self._send_output, held, True)
+            return
+        held.output_at = self._loop.time()
+        progress, held.newest = held.newest, None
+        if progress is not None:
+            held.reported_at = held.output_at
+        self._transport.report(held.lease, progress, held.output)
 
     # Time.
 

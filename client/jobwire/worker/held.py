@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from jobwire.context import Context, StopSignal
+from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion, LeaseRef
 from jobwire.worker.handlers import Operation
@@ -34,6 +35,9 @@ class Held:
         "job_id",
         "newest",
         "operation",
+        "output",
+        "output_at",
+        "output_timer",
         "reported_at",
         "signal",
         "stage",
@@ -57,6 +61,9 @@ class Held:
         self.newest: Progress | None = None
         self.reported_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
+        self.output: OutputLog | None = None
+        self.output_timer: asyncio.TimerHandle | None = None
+        self.output_at = 0.0
 
     @property
     def lease(self) -> LeaseRef:

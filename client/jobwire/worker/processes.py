@@ -15,10 +15,12 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
 from jobwire.context import Context, Report, StopSignal
+from jobwire.output import OutputLog, current_context
 from jobwire.signals import Stopped
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Success
@@ -97,6 +99,7 @@ class ProcessPool:
         assignment: Assignment,
         report: Callable[[Progress], None],
         stop: StopSignal,
+        output: Callable[[], OutputLog],
     ) -> Payload:
         """Runs a handler and returns its result.
 
@@ -116,6 +119,14 @@ class ProcessPool:
                 outcome.set_result(message)
 
         def from_reader(message: _Message) -> None:
+            if message[0] == "output":
+                # In the reader's thread, which waits for room: then the pipe fills, and with it
+                # the handler's own buffer.
+                log = output()
+                log.on_full = partial(child.send, ("full", None))
+                for data, channel, is_text in message[1]:
+                    log.write(data, channel, is_text=is_text, wait=True)
+                return
             try:
                 loop.call_soon_threadsafe(receive, message)
             except RuntimeError:
@@ -184,6 +195,7 @@ class _HandlerProcess:
         self._jobs: queue.Queue[tuple[bytes, bytes]] = queue.Queue()
         self._stop = StopSignal()
         self._newest: Progress | None = None
+        self._output = self._new_log()
         self._busy = threading.Event()
 
     def serve(self) -> None:
@@ -209,14 +221,22 @@ class _HandlerProcess:
         if kind == "stop":
             self._stop.set(*content)
             return
+        if kind == "full":
+            self._output.fill()
+            return
         self._stop = StopSignal()
+        self._output = self._new_log()
         self._busy.set()
         self._jobs.put(content)
 
     def _run(self, pickled: bytes, assignment: bytes) -> _Message:
         context = Context(
-            Assignment.FromString(assignment), report=self._keep_newest, signal=self._stop
+            Assignment.FromString(assignment),
+            report=self._keep_newest,
+            signal=self._stop,
+            output=lambda: self._output,
         )
+        current_context.set(context)
         try:
             function: Handler = pickle.loads(pickled)  # imports its module
             outcome = success(function(context))
@@ -235,6 +255,22 @@ class _HandlerProcess:
             newest, self._newest = self._newest, None
             if newest is not None:
                 self._pipe.send(("report", newest.SerializeToString()))
+            while chunks := self._output.take():
+                pieces = [
+                    (chunk.text.encode() or chunk.data, chunk.channel, chunk.HasField("text"))
+                    for chunk in chunks
+                ]
+                self._pipe.send(("output", pieces))
+                self._output.recorded()
+
+    def _new_log(self) -> OutputLog:
+        stop = self._stop
+        return OutputLog(self._output_came, lambda: stop.is_set)
+
+    def _output_came(self, urgent: bool) -> None:
+        # In the handler's thread; what is not urgent goes with the listener's next look.
+        if urgent:
+            self._flush()
 
     def _send(self, message: _Message) -> None:
         with self._send_lock:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from jobwire.context import Context, Report, StopReason
+from jobwire.output import OutputLog, current_context
 from jobwire.v1.job_pb2 import Failure, Progress
 from jobwire.v1.worker_service_pb2 import Success
 from jobwire.worker.handlers import Raised, call
@@ -28,6 +30,7 @@ class Runner:
     Args:
         limit: The most handlers at once.
         report: Takes progress, from any thread.
+        output: Is told of output, from any thread; True: it is urgent.
         ended: Takes jobs and their outcomes, on the event loop.
     """
 
@@ -35,9 +38,12 @@ class Runner:
         self,
         limit: int,
         report: Callable[[Held, Progress], None],
+        output: Callable[[Held, bool], None],
         ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
     ) -> None:
         self._report = report
+        self._output = output
+        self._opening = threading.Lock()
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._processes = ProcessPool()
@@ -80,16 +86,33 @@ class Runner:
         def report(made: Report) -> None:
             self._report(held, made.to_proto())
 
-        return Context(held.assignment, report=report, signal=held.signal)
+        return Context(
+            held.assignment,
+            report=report,
+            signal=held.signal,
+            output=partial(self._output_log, held),
+        )
+
+    def _output_log(self, held: Held) -> OutputLog:
+        # Several threads of a handler may write their first piece at once.
+        with self._opening:
+            if held.output is None:
+                log = OutputLog(partial(self._output, held), lambda: held.signal.is_set)
+                if held.void:
+                    log.close()
+                held.output = log
+            return held.output
 
     def _run_in_thread(self, held: Held) -> Outcome:
         assert held.operation is not None
         assert held.context is not None
+        current_context.set(held.context)
         result = call(held.operation.function, held.context)
         return result if isinstance(result, Raised) else success(result)
 
     async def _run_as_task(self, held: Held) -> None:
         held.context = self._context(held)
+        current_context.set(held.context)
         outcome: Outcome
         try:
             outcome = await self._outcome(held, held.context)
@@ -113,7 +136,8 @@ class Runner:
         if operation.mode == "async":
             return success(await operation.function(context))
         report = partial(self._report, held)
-        run = self._processes.run(operation.function, held.assignment, report, held.signal)
+        log = partial(self._output_log, held)
+        run = self._processes.run(operation.function, held.assignment, report, held.signal, log)
         return success(await run)
 
 

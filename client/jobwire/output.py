@@ -1,0 +1,331 @@
+"""What a handler writes out: kept until the broker has it, and the ways to feed it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from jobwire.errors import OutputFull
+from jobwire.v1.job_pb2 import OutputChunk
+
+if TYPE_CHECKING:
+    from jobwire.context import Context
+
+# The contract's.
+MAX_CHUNK_BYTES = 64 << 10
+MAX_CHUNKS = 256
+MAX_REPORT_BYTES = 1 << 20
+# So much is sent without waiting for FLUSH_S.
+FLUSH_BYTES = 16 << 10
+FLUSH_S = 0.05
+# Beyond it a handler in a thread waits for the broker, and `drain` does.
+ROOM_BYTES = 1 << 20
+# Beyond it a handler that never drains is refused.
+MOST_BYTES = 16 << 20
+_LOOK_S = 0.1
+_CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
+
+
+class _Piece:
+    __slots__ = ("channel", "data", "is_text")
+
+    def __init__(self, channel: str, is_text: bool) -> None:
+        self.channel = channel
+        self.is_text = is_text
+        self.data = bytearray()
+
+
+class OutputLog:
+    """The output of one attempt that the broker does not have yet. Safe across threads.
+
+    Its front is under way at most once at a time; what was under way when a connection broke is
+    sent again with the same offsets, and the broker drops what it has.
+
+    Args:
+        on_output: Called in the writing thread when there is something to send; True: at once.
+        should_stop: Tells whether the handler is to stop: it then waits for nothing.
+    """
+
+    def __init__(self, on_output: Callable[[bool], None], should_stop: Callable[[], bool]) -> None:
+        self._on_output = on_output
+        self._should_stop = should_stop
+        self._changed = threading.Condition()
+        self._pieces: deque[_Piece] = deque()
+        self._offset = 0
+        """Bytes that the broker has."""
+        self._waiting = 0
+        self._under_way = 0
+        self._most_pieces = MAX_CHUNKS
+        self._told = self._told_urgent = self._ending = self._closed = False
+        self.on_full: Callable[[], None] | None = None
+        self.full = False
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much the broker does not have yet."""
+        return self._waiting
+
+    @property
+    def closed(self) -> bool:
+        """True: the lease is lost, and nothing is sent any more."""
+        return self._closed
+
+    @property
+    def has_room(self) -> bool:
+        """False: whoever writes should wait."""
+        return self._waiting < ROOM_BYTES or self.full or self._closed
+
+    @property
+    def is_due(self) -> bool:
+        """True: there is something that should not wait for time."""
+        return self._waiting >= FLUSH_BYTES or (self._ending and self._waiting > 0)
+
+    def write(self, data: bytes, channel: str, *, is_text: bool, wait: bool = False) -> None:
+        """Appends output.
+
+        Args:
+            data: Any number of bytes.
+            channel: A valid name.
+            is_text: True: UTF-8.
+            wait: True: blocks while there is no room.
+
+        Raises:
+            BufferError: Far too much waits.
+        """
+        with self._changed:
+            while wait and not self.has_room and not self._should_stop():
+                # Nothing tells this condition of the signal to stop.
+                self._changed.wait(_LOOK_S)
+            if self.full or self._closed or not data:
+                return
+            if self._waiting + len(data) > MOST_BYTES:
+                raise BufferError(
+                    f"{self._waiting} bytes of output wait for the broker; await context.drain()"
+                )
+            self._append(data, channel, is_text)
+            self._waiting += len(data)
+            urgent = self._waiting >= FLUSH_BYTES
+            tell = not self._told or (urgent and not self._told_urgent)
+            self._told, self._told_urgent = True, self._told_urgent or urgent
+        if tell:
+            self._on_output(urgent)
+
+    def _append(self, data: bytes, channel: str, is_text: bool) -> None:
+        at = 0
+        while at < len(data):
+            last = self._pieces[-1] if len(self._pieces) > self._under_way else None
+            if last is None or (last.channel, last.is_text) != (channel, is_text):
+                last = _Piece(channel, is_text)
+                self._pieces.append(last)
+            end = min(len(data), at + MAX_CHUNK_BYTES - len(last.data))
+            # Not within a character.
+            while is_text and at < end < len(data) and data[end] & 0xC0 == 0x80:
+                end -= 1
+            last.data += data[at:end]
+            if end < len(data):
+                self._pieces.append(_Piece(channel, is_text))
+            at = end
+
+    def take(self) -> list[OutputChunk]:
+        """Returns the front for the wire; it is under way until it is answered."""
+        with self._changed:
+            self._told = self._told_urgent = False
+            chunks: list[OutputChunk] = []
+            offset, size = self._offset, 0
+            for piece in self._pieces:
+                size += len(piece.data)
+                if len(chunks) == self._most_pieces or size > MAX_REPORT_BYTES:
+                    break
+                chunk = OutputChunk(channel=piece.channel, offset=offset)
+                if piece.is_text:
+                    chunk.text = piece.data.decode()
+                else:
+                    chunk.data = bytes(piece.data)
+                offset += len(piece.data)
+                chunks.append(chunk)
+            self._under_way = len(chunks)
+            return chunks
+
+    def recorded(self) -> None:
+        """The broker has what was under way."""
+        with self._changed:
+            for _ in range(self._under_way):
+                size = len(self._pieces.popleft().data)
+                self._offset += size
+                self._waiting -= size
+            self._under_way = 0
+            self._most_pieces = MAX_CHUNKS
+            self._changed.notify_all()
+
+    def again(self) -> None:
+        """Nobody knows whether the broker has what was under way."""
+        with self._changed:
+            self._under_way = 0
+
+    def refused(self) -> bool:
+        """There is no room for what was under way; returns True if less of it may still fit."""
+        with self._changed:
+            taken, self._under_way = self._under_way, 0
+            if taken > 1:
+                self._most_pieces = taken // 2
+                return True
+        self.fill()
+        return False
+
+    def fill(self) -> None:
+        """Takes nothing more: a limit is reached."""
+        self.full = True
+        self._drop()
+        if self.on_full is not None:
+            self.on_full()
+
+    def continue_at(self, offset: int) -> None:
+        """Goes on where the broker says that it is: its store lost what came after."""
+        with self._changed:
+            self._offset = offset
+            self._under_way = 0
+
+    def finish(self) -> None:
+        """The handler has ended: what waits is due."""
+        self._ending = True
+
+    def close(self) -> None:
+        """Drops everything: the lease is lost."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        with self._changed:
+            self._pieces.clear()
+            self._waiting = self._under_way = 0
+            self._changed.notify_all()
+
+
+def check_channel(channel: str) -> str:
+    """Returns the name of a channel.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _CHANNEL.fullmatch(channel):
+        raise ValueError(f"{channel!r} names no channel: 1 to 32 letters, digits and `. _ -` do")
+    return channel
+
+
+def raise_full() -> None:
+    """Says that nothing more is taken.
+
+    Raises:
+        OutputFull: Always.
+    """
+    raise OutputFull("the limit of output is reached", reason="OUTPUT_FULL")
+
+
+current_context: ContextVar[Context | None] = ContextVar("jobwire_context", default=None)
+
+
+class OutputHandler(logging.Handler):
+    """Feeds log records to a job's output.
+
+    Args:
+        context: The job; None: that of the handler from which a record comes, if it comes from
+            one, so that it may be added to any logger once and for all.
+        channel: Where they go.
+    """
+
+    def __init__(self, context: Context | None = None, channel: str = "log") -> None:
+        super().__init__()
+        self._context = context
+        self._channel = check_channel(channel)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record; what goes wrong with that is told as `logging` does."""
+        context = self._context or current_context.get()
+        if context is None:
+            return
+        try:
+            context.output(self.format(record) + "\n", self._channel, ignore_full=True)
+        except Exception:
+            self.handleError(record)
+
+
+_captured: ContextVar[Context | None] = ContextVar("jobwire_captured", default=None)
+
+
+class _Redirect(io.TextIOBase):
+    """Stands in for a standard stream: what a capturing handler writes goes to its job."""
+
+    def __init__(self, stream: Any, channel: str) -> None:
+        self._stream = stream
+        self._channel = channel
+
+    def write(self, text: str) -> int:
+        context = _captured.get()
+        if context is None:
+            return int(self._stream.write(text))
+        context.output(text, self._channel, ignore_full=True)
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._stream.closed:
+            self._stream.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return _captured.get() is None and bool(self._stream.isatty())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Redirects:
+    """Puts the stand-ins in place while anybody captures."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._captures = 0
+        self._placed: dict[str, _Redirect] = {}
+
+    def place(self) -> None:
+        with self._lock:
+            self._captures += 1
+            if self._captures == 1:
+                for name in ("stdout", "stderr"):
+                    self._placed[name] = _Redirect(getattr(sys, name), name)
+                    setattr(sys, name, self._placed[name])
+
+    def remove(self) -> None:
+        with self._lock:
+            self._captures -= 1
+            if self._captures == 0:
+                for name, placed in self._placed.items():
+                    # Somebody else may have put their own on top of it.
+                    if getattr(sys, name) is placed:
+                        setattr(sys, name, placed._stream)
+                self._placed.clear()
+
+
+_redirects = _Redirects()
+
+
+@contextmanager
+def capture(context: Context) -> Iterator[None]:
+    """Sends what this thread or task prints to the job's channels `stdout` and `stderr`."""
+    _redirects.place()
+    token = _captured.set(context)
+    try:
+        yield
+    finally:
+        _captured.reset(token)
+        _redirects.remove()
