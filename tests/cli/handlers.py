@@ -25,3 +25,13 @@ def wait(context: Context) -> None:
     context.progress(None, "waiting")
     context.wait_cancelled(60)
     context.raise_if_cancelled()
+
+
+@worker.operation("talk")
+def talk(context: Context) -> str:
+    context.output("out\n")
+    context.output("err\n", "stderr")
+    if context.payload == "wait":
+        context.wait_cancelled(60)
+        context.raise_if_cancelled()
+    return "said"

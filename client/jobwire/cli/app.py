@@ -218,4 +218,4 @@ def main() -> NoReturn:
 
 
 # The commands register themselves with `cli`.
-from jobwire.cli import completion, jobs, operators, top, worker  # noqa: E402, F401
+from jobwire.cli import completion, jobs, operators, run_job, top, watch, worker  # noqa: E402, F401

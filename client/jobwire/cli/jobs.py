@@ -1,9 +1,9 @@
-"""Commands for producers: submit, get, list, watch, cancel."""
+"""Commands for producers: submit, get, list, cancel."""
 
 from __future__ import annotations
 
 import itertools
-from datetime import datetime
+from typing import Any
 
 import click
 
@@ -18,9 +18,10 @@ from jobwire.cli.output import (
     span,
     when,
 )
-from jobwire.cli.parameters import duration, key_value, read_payload, time
+from jobwire.cli.parameters import read_payload
+from jobwire.cli.submission import submission_options, submit_options
 from jobwire.cli.views import show_watch
-from jobwire.models import Attempt, Job, JobState, RetryPolicy
+from jobwire.models import Attempt, Job, JobState
 
 STATES = click.Choice([state.value for state in JobState][1:], case_sensitive=False)
 
@@ -28,49 +29,18 @@ STATES = click.Choice([state.value for state in JobState][1:], case_sensitive=Fa
 @cli.command()
 @click.argument("operation")
 @click.argument("payload", required=False)
-@click.option("--queue", "-q", default="default", show_default=True)
-@click.option("--priority", "-p", type=click.IntRange(0, 255), default=0, show_default=True)
-@click.option(
-    "--require",
-    "-r",
-    type=key_value,
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="A label of the worker.",
-)
-@click.option(
-    "--label", "-l", type=key_value, metavar="KEY=VALUE", multiple=True, help="A label of the job."
-)
-@click.option("--max-attempts", type=click.IntRange(1, 1000), help="1: no retry.")
-@click.option("--initial-backoff", type=duration, help="Before the second attempt.")
-@click.option("--max-backoff", type=duration, help="The longest wait between attempts.")
-@click.option("--execution-timeout", type=duration, help="For one attempt.")
-@click.option("--delay", type=duration, help="Not before so long from now.")
-@click.option("--run-at", type=time, help="Not before this moment.")
-@click.option("--expires-at", type=time, help="Not started after this moment.")
-@click.option("--job-id", help="The id to give it; the same id twice is the same job.")
-@click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON.")
+@submission_options
 @click.option("--wait", "-w", is_flag=True, help="Watch it to its end and print its result.")
 @common
 @pass_settings
 def submit(
     settings: Settings,
+    /,
     operation: str,
     payload: str | None,
-    queue: str,
-    priority: int,
-    require: tuple[tuple[str, str], ...],
-    label: tuple[tuple[str, str], ...],
-    max_attempts: int | None,
-    initial_backoff: float | None,
-    max_backoff: float | None,
-    execution_timeout: float | None,
-    delay: float | None,
-    run_at: datetime | None,
-    expires_at: datetime | None,
-    job_id: str | None,
     as_bytes: bool,
     wait: bool,
+    **options: Any,
 ) -> int:
     """Submit a job and print its id.
 
@@ -81,29 +51,11 @@ def submit(
     Example:
       jobwire submit image.thumbnail '{"url": "https://example.com/a.png"}' --wait
     """
-    if delay is not None and run_at is not None:
-        raise click.UsageError("give --delay or --run-at, not both")
+    chosen = submit_options(**options)
     with settings.client() as client:
-        handle = client.submit(
-            operation,
-            read_payload(payload, as_bytes=as_bytes),
-            queue=queue,
-            priority=priority,
-            requirements=dict(require),
-            labels=dict(label),
-            retry=RetryPolicy(
-                max_attempts=max_attempts,
-                initial_backoff=initial_backoff,
-                max_backoff=max_backoff,
-            ),
-            execution_timeout=execution_timeout,
-            delay=delay,
-            run_at=run_at,
-            expires_at=expires_at,
-            job_id=job_id,
-        )
+        handle = client.submit(operation, read_payload(payload, as_bytes=as_bytes), **chosen)
         if wait:
-            return show_watch(handle.watch(), as_json=settings.json)
+            return show_watch(handle.watch(output=True), as_json=settings.json)
     if settings.json:
         print_json({"job_id": handle.id, "state": handle.state, "existed": handle.existed})
     else:
@@ -213,22 +165,6 @@ def _job_row(job: Job) -> list[str | int | JobState | None]:
     if job.state in (JobState.FAILED, JobState.SCHEDULED) and job.failure is not None:
         note = f"{job.failure.type}: {job.failure.message}"
     return [job.id, job.state, job.operation, job.attempt or None, when(job.created_at), note]
-
-
-@cli.command()
-@click.argument("job_id")
-@common
-@pass_settings
-def watch(settings: Settings, job_id: str) -> int:
-    """Follow a job to its end, then print its result.
-
-    Standard output gets the result alone, standard error the course of things. With --json
-    standard output gets the job at each change.
-    """
-    with settings.client() as client:
-        # A wrong id, or no server, is told at once; a watch would wait for the server.
-        client.get(job_id, full=False)
-        return show_watch(client.watch(job_id), as_json=settings.json)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ import click
 
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, span, when
+from jobwire.cli.parameters import size
 from jobwire.models import JobState
 from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus
 
@@ -19,7 +20,7 @@ STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sens
 @common
 @click.pass_context
 def queues(context: click.Context) -> None:
-    """List the queues; show, pause or resume one."""
+    """List the queues; show, configure, pause or resume one."""
     if context.invoked_subcommand is not None:
         return
     settings = context.ensure_object(Settings)
@@ -52,6 +53,8 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
     if settings.json:
         print_json(queue)
         return
+    limit = queue.config.max_output_bytes
+    most = f" of at most {limit}" if limit else ""
     rates, totals = queue.rates, queue.totals
     averaged = rates is not None and rates.window.total_seconds() > 0
     print_facts(
@@ -60,6 +63,8 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
             ("delivers", "no, it is paused" if queue.paused else "yes"),
             *((state.value.lower(), count) for state, count in sorted(queue.depth.items())),
             ("oldest", span(queue.oldest_pending_age)),
+            ("event log", f"{queue.config.event_log_entries} changes"),
+            ("output", f"{queue.output_bytes} bytes{most}"),
             (
                 "per second",
                 f"{rates.submitted:.1f} submitted, {rates.started:.1f} started,"
@@ -107,6 +112,29 @@ def resume_queue(settings: Settings, name: str) -> None:
     """Start deliveries again."""
     with settings.client() as client:
         _print_queue(client.resume(name), settings)
+
+
+@queues.command("configure")
+@click.argument("name")
+@click.option(
+    "--event-log",
+    type=click.IntRange(0, 1_000_000),
+    help="How many changes of jobs to keep, for watchers that come back. 0: none.",
+)
+@click.option(
+    "--max-output", type=size, help="For all its jobs together, such as 1GiB. 0: the server's."
+)
+@common
+@pass_settings
+def configure_queue(
+    settings: Settings, name: str, event_log: int | None, max_output: int | None
+) -> None:
+    """Change the settings of a queue; what is not named stays."""
+    with settings.client() as client:
+        _print_queue(
+            client.configure_queue(name, event_log_entries=event_log, max_output_bytes=max_output),
+            settings,
+        )
 
 
 @cli.group(invoke_without_command=True)

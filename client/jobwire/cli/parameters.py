@@ -12,6 +12,7 @@ import click
 from jobwire.payloads import Payload
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_BITS = {"B": 0, "K": 10, "M": 20, "G": 30}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -39,6 +40,14 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def size(text: str) -> int:
+    """A number of bytes, such as 64KiB, 4MiB or 1GiB."""
+    found = re.fullmatch(r"(\d+)([KMG]i?B?|B)?", text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no size: write 65536, 64KiB, 4MiB or 1GiB")
+    return int(found[1]) << _SIZE_BITS[(found[2] or "B")[0]]
 
 
 def time(text: str) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 import click
@@ -11,37 +11,68 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from jobwire._text import Lines
 from jobwire.cli.failures import Exit, say
-from jobwire.cli.output import STATE_STYLES, print_json, progress_text, short_payload
-from jobwire.models import Job, JobState
+from jobwire.cli.output import STATE_STYLES, print_json, progress_text, short_payload, span
+from jobwire.models import AttemptOutcome, Job, JobState, OutputChunk
 
 
-def show_watch(jobs: Iterable[Job], *, as_json: bool) -> Exit:
+def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
     """Shows a job until it has ended, then its result, and returns the exit code."""
     console = Console(stderr=True)
     last: Job | None = None
     if as_json:
-        for last in jobs:
-            print_json(last)
+        for event in events:
+            if isinstance(event, Job):
+                last = event
+                print_json(event)
+            else:
+                print_json(output_line(event))
     elif console.is_terminal:
-        last = _show_bar(jobs, console)
+        last = _show_bar(events, console)
     else:
-        last = _show_lines(jobs)
+        last = _show_lines(events)
     if last is None or last.state is not JobState.SUCCEEDED:
         if last is not None and not as_json:
-            say(_why(last))
+            say(ended_why(last))
         return Exit.UNSUCCESSFUL
-    if not as_json and last.raw_result.WhichOneof("kind") is not None:
-        result = last.result
-        if isinstance(result, bytes):
-            sys.stdout.buffer.write(result)
-        else:
-            click.echo(short_payload(result, limit=1 << 30))
+    if not as_json:
+        print_result(last)
     return Exit.OK
 
 
-def _show_bar(jobs: Iterable[Job], console: Console) -> Job | None:
+def print_result(job: Job) -> None:
+    """Prints what a job returned, if it returned anything."""
+    if job.raw_result.WhichOneof("kind") is None:
+        return
+    result = job.result
+    if isinstance(result, bytes):
+        sys.stdout.buffer.write(result)
+    else:
+        click.echo(short_payload(result, limit=1 << 30))
+
+
+def write_output(chunk: OutputChunk) -> None:
+    """Writes output as it is: channel stdout to standard output, others to standard error."""
+    stream = sys.stdout if chunk.channel == "stdout" else sys.stderr
+    stream.flush()
+    stream.buffer.write(chunk.data)
+    stream.buffer.flush()
+
+
+def output_line(chunk: OutputChunk) -> dict[str, object]:
+    """Turns output into an object for a JSON line."""
+    content: str | bytes = chunk.data
+    if chunk.kind == "text":
+        content = chunk.text
+    where = {"attempt": chunk.attempt, "offset": chunk.offset, "channel": chunk.channel}
+    return {"output": {**where, "content": content}}
+
+
+def _show_bar(events: Iterable[Job | OutputChunk], console: Console) -> Job | None:
     last: Job | None = None
+    lines = Lines()
+    told: set[int] = set()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,8 +82,14 @@ def _show_bar(jobs: Iterable[Job], console: Console) -> Job | None:
         console=console,
     ) as bar:
         task = bar.add_task("", total=None, note="")
-        for job in jobs:
-            last = job
+        for event in events:
+            if isinstance(event, OutputChunk):
+                for line in lines.add(event):
+                    bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                continue
+            last = job = event
+            for line in _ended_attempts(job, told):
+                bar.console.print(line, markup=False, highlight=False, style="dim")
             fraction = job.progress.fraction if job.progress else None
             if job.state is JobState.SUCCEEDED:
                 fraction = 1.0
@@ -66,12 +103,26 @@ def _show_bar(jobs: Iterable[Job], console: Console) -> Job | None:
                 completed=fraction or 0.0,
                 note=escape(again + message),
             )
+        for line in lines.finish():
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
     return last
 
 
-def _show_lines(jobs: Iterable[Job]) -> Job | None:
+def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
     last: Job | None = None
-    for job in jobs:
+    lines = Lines()
+    told: set[int] = set()
+    for event in events:
+        if isinstance(event, OutputChunk):
+            for line in lines.add(event):
+                click.echo(line, err=True)
+            continue
+        last = job = event
+        if job.state.is_terminal:
+            for line in lines.finish():
+                click.echo(line, err=True)
+        for line in _ended_attempts(job, told):
+            click.echo(line, err=True)
         words = [f"{datetime.now():%H:%M:%S}", job.id, job.state.value]
         if job.attempt > 1:
             words.append(f"attempt {job.attempt}")
@@ -80,11 +131,26 @@ def _show_lines(jobs: Iterable[Job]) -> Job | None:
         if job.state is JobState.RUNNING:
             words.append(progress_text(job))
         click.echo(" ".join(word for word in words if word), err=True)
-        last = job
     return last
 
 
-def _why(job: Job) -> str:
+def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
+    """Yields a line for each attempt that another one follows or may follow."""
+    for attempt in job.attempts:
+        ended = attempt.ended_at is not None and attempt.outcome is not AttemptOutcome.SUCCEEDED
+        if not ended or attempt.number in told:
+            continue
+        told.add(attempt.number)
+        words = f"attempt {attempt.number} {attempt.outcome.value.lower()}"
+        if attempt.started_at is not None and attempt.ended_at is not None:
+            words += f" after {span(attempt.ended_at - attempt.started_at)}"
+        if attempt.failure is not None:
+            words += f": {attempt.failure.type}: {attempt.failure.message}"
+        yield words
+
+
+def ended_why(job: Job) -> str:
+    """Says why a job ended without a result."""
     if job.state is JobState.FAILED and job.failure is not None:
         return f"job {job.id} failed: {job.failure.type}: {job.failure.message}"
     if job.state is JobState.CANCELLED:

@@ -1,0 +1,131 @@
+"""The command that runs a job as if it were a local command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from jobwire._sync.client import Client
+from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.failures import Exit, say
+from jobwire.cli.output import print_json
+from jobwire.cli.parameters import read_payload
+from jobwire.cli.submission import submission_options, submit_options
+from jobwire.cli.views import ended_why, print_result, write_output
+from jobwire.errors import CallError
+from jobwire.models import Job, JobState, OutputChunk
+
+_EXITS = {JobState.SUCCEEDED: Exit.OK, JobState.CANCELLED: Exit.INTERRUPTED}
+
+
+class Detached(Exception):
+    """The user leaves the job to itself."""
+
+
+@cli.command()
+@click.argument("operation")
+@click.argument("payload", required=False)
+@submission_options
+@click.option("--result", is_flag=True, help="Print the result behind the output.")
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel the job if this command ends first.")
+@common
+@pass_settings
+def run(
+    settings: Settings,
+    /,
+    operation: str,
+    payload: str | None,
+    as_bytes: bool,
+    result: bool,
+    cancel_on_exit: bool,
+    **options: Any,
+) -> int:
+    """Run a job like a local command.
+
+    PAYLOAD is JSON text, @FILE, or - for standard input. The job's output on channel stdout goes
+    to standard output, every other channel and all messages to standard error. Exit codes: 0 the
+    job succeeded, 1 it failed or expired, 130 it was cancelled or left to itself. Ctrl-C asks
+    whether to cancel the job or to leave it; without a terminal it leaves the job, or cancels it
+    with --cancel-on-exit.
+    """
+    content = read_payload(payload, as_bytes=as_bytes)
+    chosen = submit_options(**options)
+    with settings.client() as client:
+        events = client.run(operation, content, cancel_on_disconnect=cancel_on_exit, **chosen)
+        last: Job | None = None
+        try:
+            with _interrupts(client, events.job_id, cancel_on_exit):
+                for event in events:
+                    if isinstance(event, OutputChunk):
+                        write_output(event)
+                        continue
+                    _tell(last, event)
+                    last = event
+                    if settings.json:
+                        print_json(event)
+        except Detached:
+            say(f"the job goes on; follow it with: jobwire watch {events.job_id}")
+            return Exit.INTERRUPTED
+        finally:
+            events.close()
+    if last is None:
+        return Exit.UNSUCCESSFUL
+    if last.state is not JobState.SUCCEEDED:
+        say(ended_why(last))
+    elif result and not settings.json:
+        print_result(last)
+    return _EXITS.get(last.state, Exit.UNSUCCESSFUL)
+
+
+def _tell(before: Job | None, job: Job) -> None:
+    """Says what a local command would have no words for."""
+    if before is None:
+        say(f"job {job.id}")
+    elif job.state is JobState.SCHEDULED and job.failure is not None:
+        why = f"{job.failure.type}: {job.failure.message}"
+        say(f"attempt {job.attempt} failed, another one follows: {why}")
+    elif job.attempt > before.attempt > 0:
+        say(f"attempt {job.attempt} begins")
+
+
+@contextmanager
+def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[None]:
+    """Lets Ctrl-C ask; a second one leaves the job."""
+    asked = False
+
+    def cancel() -> None:
+        try:
+            client.cancel(job_id, "cancelled at the command line")
+        except CallError as error:
+            say(f"the job could not be cancelled: {error}")
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise Detached
+        asked = True
+        if not sys.stdin.isatty() or not sys.stderr.isatty():
+            if not cancel_on_exit:
+                raise Detached
+            cancel()
+            return
+        click.echo("\njobwire: [c]ancel the job, or [d]etach from it? ", err=True, nl=False)
+        try:
+            answer = sys.stdin.readline().strip().lower()
+        except RuntimeError as error:
+            raise Detached from error
+        if not answer.startswith("c"):
+            raise Detached
+        cancel()
+
+    former = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

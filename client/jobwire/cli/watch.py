@@ -1,0 +1,41 @@
+"""The command that follows a job."""
+
+from __future__ import annotations
+
+import click
+
+from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.failures import Exit
+from jobwire.cli.output import print_json
+from jobwire.cli.views import output_line, show_watch, write_output
+from jobwire.models import JobState
+
+
+@cli.command()
+@click.argument("job_id")
+@click.option("--output-only", is_flag=True, help="Print what the job writes out, and no more.")
+@click.option("--from-end", is_flag=True, help="Leave out the output written so far.")
+@common
+@pass_settings
+def watch(settings: Settings, job_id: str, output_only: bool, from_end: bool) -> int:
+    """Follow a job to its end, then print its result.
+
+    Standard output gets the result alone, standard error the course of things and the job's
+    output. With --output-only standard output gets the output on channel stdout as it is, standard
+    error that on other channels. With --json standard output gets the job at each change, and the
+    output as objects under "output".
+    """
+    with settings.client() as client:
+        # A wrong id, or no server, is told at once; a watch would wait for the server.
+        client.get(job_id, full=False)
+        handle = client.job(job_id)
+        if not output_only:
+            events = handle.watch(output=True, from_end=from_end, skip_trimmed=True)
+            return show_watch(events, as_json=settings.json)
+        for chunk in handle.chunks(from_end=from_end, skip_trimmed=True):
+            if settings.json:
+                print_json(output_line(chunk))
+            else:
+                write_output(chunk)
+        state = client.get(job_id, full=False).state
+    return Exit.OK if state is JobState.SUCCEEDED else Exit.UNSUCCESSFUL
