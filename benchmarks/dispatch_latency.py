@@ -1,4 +1,5 @@
-"""dispatch-latency: from the call that submits a job to the answer that hands it to a worker.
+"""dispatch-latency: from the call that submits a job to the answer that hands it to a worker, which
+waits for it with a long poll or on a stream.
 
 Size: `jobs` jobs in each round, 100 a second, with workers waiting.
 """
@@ -19,11 +20,12 @@ from jobwire_server.model import JobState
 
 from benchmarks import jobs
 from benchmarks.echo import METHOD
-from benchmarks.figures import Figure, Goal, compared, quantile
+from benchmarks.figures import Figure, Goal, compared, measured, quantile
 from benchmarks.frame import Benchmark, Plan, Size, check
 from benchmarks.processes import until
 from benchmarks.servers import open_broker, open_echo
 from benchmarks.stores import open_store
+from benchmarks.workers import StreamWorker
 
 RATE = 100
 WORKERS = 4
@@ -32,7 +34,9 @@ WAIT_S = 30
 ARRIVAL_DEADLINE_S = 30.0
 ANSWER_BYTES = 38
 WARM_UP = 50
+STREAM_CREDITS = 100
 GOALS = {0.5: Goal("at most", 3), 0.99: Goal("at most", 6)}
+STREAM_GOALS_MS = {0.5: Goal("at most", 2), 0.99: Goal("at most", 8)}
 
 
 class Workers:
@@ -70,9 +74,10 @@ class Workers:
 
 
 async def run(plan: Plan) -> list[Figure]:
-    """Measures both by turns, in one quiet client process."""
+    """Measures all by turns, in one quiet client process."""
     count, rounds = plan.size.jobs, plan.size.rounds
     latencies: list[list[float]] = []
+    streamed: list[list[float]] = []
     trips: list[list[float]] = []
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(plan.engine))
@@ -93,6 +98,42 @@ async def run(plan: Plan) -> list[Figure]:
             for number in range(WORKERS)
         ]
         stack.push_async_callback(_end, tasks)
+
+        # A store and a server of its own, so that the two kinds of workers don't share the jobs.
+        other = await stack.enter_async_context(open_store(plan.engine))
+        streaming = await stack.enter_async_context(open_broker(other))
+        stream_producing = await stack.enter_async_context(streaming.channel())
+        stream_submit = job_service_pb2_grpc.JobServiceStub(stream_producing).SubmitJob
+        arrived: dict[int, float] = {}
+        deliveries = 0
+
+        def on_job(assignment: worker_service_pb2.Assignment) -> None:
+            nonlocal deliveries
+            deliveries += 1
+            number = int.from_bytes(assignment.spec.payload.data[:8], "big")
+            arrived.setdefault(number, perf_counter())
+
+        stream_working = await stack.enter_async_context(streaming.channel())
+        worker = StreamWorker(stream_working, "bench", credits=STREAM_CREDITS, on_job=on_job)
+        await worker.attach()
+        stack.push_async_callback(worker.close)
+
+        async def stream_dispatch(first: int, total: int) -> list[float]:
+            began: dict[int, float] = {}
+
+            async def send(number: int) -> None:
+                request = _request(first + number)
+                began[first + number] = perf_counter()
+                await stream_submit(request)
+
+            await _paced(total, send)
+
+            async def all_there() -> bool:
+                worker.check_alive()
+                return len(arrived) >= first + total
+
+            await until(all_there, "every job is assigned", pause_s=0.005)
+            return [arrived[number] - at for number, at in began.items()]
 
         async def dispatch(first: int, total: int) -> list[float]:
             began: dict[int, float] = {}
@@ -119,14 +160,18 @@ async def run(plan: Plan) -> list[Figure]:
             return took
 
         await dispatch(0, WARM_UP)
+        await stream_dispatch(0, WARM_UP)
         await round_trips(WARM_UP)
         for number in range(rounds):
             plan.say(f"round {number + 1} of {rounds}")
             trips.append(await round_trips(count))
             latencies.append(await dispatch(WARM_UP + number * count, count))
+            streamed.append(await stream_dispatch(WARM_UP + number * count, count))
         check(workers.deliveries == WARM_UP + rounds * count, "a job was delivered twice")
+        check(deliveries == workers.deliveries, "a job was assigned twice")
         await _all_done(jobs.Layers(store), workers.deliveries)
-    return [
+        await _all_done(jobs.Layers(other), deliveries)
+    polled = [
         compared(
             f"submit to claim, p{fraction * 100:g}",
             [quantile(values, fraction) * 1e6 for values in latencies],
@@ -137,6 +182,26 @@ async def run(plan: Plan) -> list[Figure]:
         )
         for fraction, goal in GOALS.items()
     ]
+    pushed = [
+        measured(
+            f"submit to assignment, p{fraction * 100:g}",
+            [quantile(values, fraction) * 1e3 for values in streamed],
+            "ms",
+            goal=goal,
+        )
+        for fraction, goal in STREAM_GOALS_MS.items()
+    ]
+    pushed_against_bare = [
+        compared(
+            f"the same, p{fraction * 100:g}",
+            [quantile(values, fraction) * 1e6 for values in streamed],
+            "us",
+            against="a bare round trip",
+            base=[quantile(values, fraction) * 1e6 for values in trips],
+        )
+        for fraction in STREAM_GOALS_MS
+    ]
+    return polled + pushed + pushed_against_bare
 
 
 def _request(number: int) -> job_service_pb2.SubmitJobRequest:
@@ -182,7 +247,7 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 BENCHMARK = Benchmark(
     name="dispatch-latency",
-    summary=f"from submit to claim at {RATE} jobs a second, against a bare round trip",
+    summary=f"from submit to claim or stream at {RATE} jobs a second, against a bare round trip",
     run=run,
     full=Size(jobs=500, rounds=7),
     short=Size(jobs=300, rounds=3),

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from benchmarks import backlog, dispatch_latency, memory, store_time, submit_unary
+from benchmarks import (
+    backlog,
+    dispatch_latency,
+    memory,
+    output,
+    store_time,
+    streams,
+    submit_unary,
+    watch_cost,
+    watchers,
+)
 from benchmarks.frame import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (submit_unary, memory, backlog, store_time, dispatch_latency)
+    for module in (
+        submit_unary,
+        memory,
+        backlog,
+        store_time,
+        dispatch_latency,
+        streams,
+        watchers,
+        output,
+        watch_cost,
+    )
 }

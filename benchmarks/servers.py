@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from benchmarks.processes import check_alive, cpu_s, free_port, running, until
+from benchmarks.processes import check_alive, cpu_s, free_port, resident_bytes, running, until
 from benchmarks.stores import Store
 
 CHANNEL_OPTIONS = (
@@ -37,6 +37,10 @@ class Server:
     def cpu_s(self) -> float:
         """Returns the CPU time that its process has used, in seconds."""
         return cpu_s(self.pid)
+
+    def resident_bytes(self) -> int:
+        """Returns the memory that its process occupies; 0 where /proc does not tell."""
+        return resident_bytes(self.pid)
 
 
 @contextlib.asynccontextmanager
@@ -65,6 +69,19 @@ async def open_echo(answer_bytes: int) -> AsyncIterator[Server]:
     """
     port = free_port()
     command = (sys.executable, "-m", "benchmarks.echo", str(port), str(answer_bytes))
+    async with _serving(command, port) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def open_bare_streams(answer_bytes: int) -> AsyncIterator[Server]:
+    """Runs the bare server of streams for as long as the context lasts.
+
+    Args:
+        answer_bytes: The size of what its streams are told.
+    """
+    port = free_port()
+    command = (sys.executable, "-m", "benchmarks.streaming", str(port), str(answer_bytes))
     async with _serving(command, port) as server:
         yield server
 

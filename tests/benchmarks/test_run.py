@@ -24,6 +24,10 @@ TINY = {
     "backlog": 2_000,
     "store-time": 300,
     "dispatch-latency": 20,
+    "streams": 300,
+    "watchers": 40,
+    "output": 100,
+    "watch-cost": 300,
 }
 
 
