@@ -19,7 +19,6 @@ import structlog
 
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import JobwireError, ServerDraining, StoreUnavailable, Superseded
-from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import (
     Assignment,
     Completed,
@@ -34,6 +33,7 @@ from jobwire_server.options import BrokerOptions
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.dispatcher import QueueDispatcher
 from jobwire_server.sessions.frames import Attach
+from jobwire_server.sessions.leases import RENEWALS_A_LEASE, LeaseKeeper
 from jobwire_server.sessions.session import SessionTimes, WorkerSession
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import Report
@@ -50,10 +50,6 @@ timeout that makes sense.
 """
 AT_ONCE = 500
 """Workers of one touch."""
-RENEW_AT_ONCE = 1_000
-"""Leases of one renewal."""
-RENEWALS_A_LEASE = 3
-"""A lease is renewed when a third of it has passed, so that two renewals may fail."""
 
 
 class GiveBack(Protocol):
@@ -121,6 +117,7 @@ class Roster:
         self._release_all = release_all
         self._sweep = sweep
         self._sessions: dict[str, WorkerSession] = {}
+        self._keeper = LeaseKeeper(self._sessions, renew)
         self._queues: Counter[str] = Counter()
         """How many sessions serve each queue."""
         self._listening: dict[str, Listener] = {}
@@ -140,13 +137,14 @@ class Roster:
 
     def start(self) -> None:
         """Begins the loops."""
+        keeper = self._keeper
         if not self._loops:
             self._loops = [
                 asyncio.create_task(work, name=f"roster-{name}")
                 for name, work in (
                     ("touch", self._for_ever(self._touch, lambda: TOUCH_S, self._touch_now)),
                     ("look", self._for_ever(self._look, lambda: LOOK_S)),
-                    ("renew", self._for_ever(self._renew_all, self._renewal_s, self._renew_now)),
+                    ("renew", self._for_ever(keeper.renew_all, self._renewal_s, self._renew_now)),
                     ("listen", self._for_ever(self._listen, lambda: TOUCH_S, self._listen_now)),
                 )
             ]
@@ -383,28 +381,6 @@ class Roster:
                 self._ask_to_leave(session)
             session.apply_status(status)
 
-    async def _renew_all(self) -> None:
-        """Renews every lease of every worker that was heard of lately; one call for a thousand."""
-        by_queue: dict[str, list[tuple[WorkerSession, str, Report]]] = {}
-        for session in self._sessions.values():
-            if session.renewable:
-                for job_id, token in session.held.items():
-                    report = Report(
-                        job_id[-ULID_LENGTH:], session.worker_id, token, session.lease_ms, b""
-                    )
-                    by_queue.setdefault(job_id[: -ULID_LENGTH - 1], []).append(
-                        (session, job_id, report)
-                    )
-        for queue, leases in by_queue.items():
-            for at in range(0, len(leases), RENEW_AT_ONCE):
-                part = leases[at : at + RENEW_AT_ONCE]
-                renewals = await self._renew(queue, [report for _, _, report in part])
-                for (session, job_id, report), renewal in zip(part, renewals, strict=True):
-                    if renewal.lost:
-                        session.lose(job_id, report.fencing_token)
-                    elif renewal.cancel:
-                        session.cancel(renewal.cancel)
-
     # ---------------------------------------------------------------- signals
 
     async def _listen(self) -> None:
@@ -439,36 +415,16 @@ class Roster:
 
     def _check(self, queue: str, ulids: str | None) -> None:
         """Asks the store about leases that something happened to; None: about all of a queue."""
-        reports: list[tuple[WorkerSession, str, Report]] = []
-        for session in self._sessions.values():
-            if ulids is None:
-                job_ids = [j for j in session.held if j[: -ULID_LENGTH - 1] == queue]
-            else:
-                named = (
-                    f"{queue}-{ulids[at : at + ULID_LENGTH]}"
-                    for at in range(0, len(ulids), ULID_LENGTH)
-                )
-                job_ids = [job_id for job_id in named if job_id in session.held]
-            for job_id in job_ids:
-                token = session.held[job_id]
-                report = Report(
-                    job_id[-ULID_LENGTH:], session.worker_id, token, session.lease_ms, b""
-                )
-                reports.append((session, job_id, report))
-        if reports:
-            self._spawn(self._ask(queue, reports))
+        keeper = self._keeper
 
-    async def _ask(self, queue: str, asked: list[tuple[WorkerSession, str, Report]]) -> None:
-        try:
-            renewals = await self._renew(queue, [report for _, _, report in asked])
-        except JobwireError as error:
-            log.debug("leases not looked at", queue=queue, error=error.message)
-            return
-        for (session, job_id, report), renewal in zip(asked, renewals, strict=True):
-            if renewal.lost:
-                session.lose(job_id, report.fencing_token)
-            elif renewal.cancel:
-                session.cancel(renewal.cancel)
+        async def ask() -> None:
+            try:
+                await (keeper.check_queue(queue) if ulids is None else keeper.check(queue, ulids))
+            except JobwireError as error:
+                log.debug("leases not looked at", queue=queue, error=error.message)
+
+        if self._sessions:
+            self._spawn(ask())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # Not in the name of whichever call happens to start it.

@@ -33,6 +33,7 @@ from jobwire_server.model import (
     Reported,
     WorkerStatus,
 )
+from jobwire_server.sessions.credit import ByteCredit
 from jobwire_server.sessions.demand import Demand
 from jobwire_server.sessions.frames import (
     Attach,
@@ -85,7 +86,8 @@ class StreamDemand(Demand):
 
     def reserve(self, most: int) -> int:
         """Takes room, as far as the credit in bytes allows."""
-        return super().reserve(min(most, self._session.jobs_by_bytes()))
+        session = self._session
+        return super().reserve(min(most, session.bytes.room(bool(session.held))))
 
     def deliver(self, assignments: list[Assignment]) -> bool:
         """Hands the jobs to the session."""
@@ -132,10 +134,7 @@ class WorkerSession:
         """Job id -> when its acknowledgement is overdue, and the assignment; oldest first."""
         self._cancelled: set[str] = set()
         """Those of them that the worker was told to stop."""
-        self._sizes: dict[str, int] = {}
-        """With a credit in bytes: job id -> bytes of its record."""
-        self._bytes_out = 0
-        self._average_bytes = 0.0
+        self.bytes = ByteCredit(attach.credit_bytes)
         self.credits = attach.credits
         self.demand = StreamDemand(self, attach.credits)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -163,16 +162,6 @@ class WorkerSession:
 
     # ------------------------------------------------------------ to the worker
 
-    def jobs_by_bytes(self) -> int:
-        """Returns how many more jobs the credit in bytes allows, going by their average size."""
-        most = self.attach.credit_bytes
-        if not most:
-            return 1 << 30
-        if not self.held:
-            return max(1, int(most / self._average_bytes)) if self._average_bytes else 1
-        left = most - self._bytes_out
-        return int(left / self._average_bytes) if left > 0 and self._average_bytes else 0
-
     def assign(self, assignments: list[Assignment]) -> bool:
         """Puts claimed jobs on their way; False if the stream is over."""
         if self.ended.done() or self.demand.closed:
@@ -181,8 +170,9 @@ class WorkerSession:
         if surplus > 0:
             # Credits were taken away while the claim was under way.
             assignments = self._send_back(assignments, max(0, len(assignments) - surplus))
-        if self.attach.credit_bytes:
-            assignments = self._within_bytes(assignments)
+        fitting = self.bytes.take(assignments, bool(self.held))
+        if fitting < len(assignments):
+            assignments = self._send_back(assignments, fitting)
         overdue = monotonic() + self.times.claim_timeout_s
         for assignment in assignments:
             self.held[assignment.job_id] = assignment.fencing_token
@@ -191,19 +181,6 @@ class WorkerSession:
         self._out.assignments += assignments
         self._wake.set()
         return True
-
-    def _within_bytes(self, assignments: list[Assignment]) -> list[Assignment]:
-        """Keeps what fits the credit in bytes; the rest goes back where it came from."""
-        for at, assignment in enumerate(assignments):
-            size = len(assignment.record)
-            self._average_bytes = (
-                0.9 * self._average_bytes + 0.1 * size if self._average_bytes else size
-            )
-            if (self.held or at) and self._bytes_out + size > self.attach.credit_bytes:
-                return self._send_back(assignments, at)
-            self._bytes_out += size
-            self._sizes[assignment.job_id] = size
-        return assignments
 
     def _send_back(self, assignments: list[Assignment], at: int) -> list[Assignment]:
         """Returns those from `at` on to the queue, and the others to the caller."""
@@ -407,8 +384,7 @@ class WorkerSession:
         del self.held[job_id]
         self._unacknowledged.pop(job_id, None)
         self._cancelled.discard(job_id)
-        if self._sizes:
-            self._bytes_out -= self._sizes.pop(job_id, 0)
+        self.bytes.free(job_id)
         self.demand.unreserve(1)
 
     def _keep(self, job_id: str, fencing_token: int) -> None:
