@@ -395,7 +395,7 @@ class Router:
             OutputGap: The output does not continue what was written; nothing was recorded.
         """
         self._directory.hear(worker_id)
-        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
         report = Report(ulid, worker_id, fencing_token, lease_ms, progress, output)
         renewal = await self._set.lanes(queue).report.one(report)
         if renewal.lost:
@@ -416,13 +416,13 @@ class Router:
             WorkerNotFound: It never registered, was lost, or left.
         """
         status = await self._directory.beat(worker_id)
-        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
         reported = [Reported(queue, ulid, token, b"") for queue, ulid, token in leases]
         return status, await self._report_many(worker_id, reported), lease_ms
 
     async def _report_many(self, worker_id: str, items: Sequence[Reported]) -> list[Renewal]:
         """Records progress and renews leases over any queues; answers each."""
-        lease_ms = self._directory.lease_ms(worker_id, self.options.lease_ms)
+        lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
         by_queue: dict[str, list[int]] = {}
         for at, item in enumerate(items):
             by_queue.setdefault(item.queue, []).append(at)

@@ -93,10 +93,16 @@ class Directory:
         self._attached.discard(worker_id)
         self._entries.pop(worker_id, None)
 
-    def lease_ms(self, worker_id: str, default: int) -> int:
-        """Returns the lease that the worker asked for, or the default where it is not cached."""
+    async def lease_ms(self, worker_id: str, default: int) -> int:
+        """Returns the lease that the worker asked for, or the default where it asked for none."""
         entry = self._entries.get(worker_id)
-        return (entry.spec.lease_ms if entry else 0) or default
+        if entry is None:
+            worker = await self._store.read(worker_id)
+            if worker is None or worker.status is WorkerStatus.LOST:
+                # Whatever it writes will be refused for its lease, not for its name.
+                return default
+            entry = self._remember(worker_id, worker)
+        return entry.spec.lease_ms or default
 
     def hear(self, worker_id: str) -> None:
         """Notes a sign of life of a worker that any call named; it reaches the store within a
