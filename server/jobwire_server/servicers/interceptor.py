@@ -19,12 +19,14 @@ from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.calls import Call, enter_call
-from jobwire_server.errors import ServerDraining
+from jobwire_server.errors import InvalidRequest, ServerDraining, Violation
 from jobwire_server.metrics import MethodStats, RpcMetrics
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
 
 SLOW_S = 1.0
 """A unary call that takes longer is written to the log, unless it asked for a wait."""
+UNREADABLE = object()
+"""Stands for a request whose bytes are not a message of its type."""
 LINES_PER_S = 50
 """Failures written in one second; a store that is down fails thousands."""
 WHILE_DRAINING = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
@@ -106,6 +108,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._draining and not always:
                     raise ServerDraining()
+                if request is UNREADABLE:
+                    raise _unreadable()
                 response = await behavior(request, context)
             except BaseException as error:
                 await self._failed(error, request, context, entered, stats, started)
@@ -133,6 +137,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._draining and not always:
                     raise ServerDraining()
+                if request is UNREADABLE:
+                    raise _unreadable()
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -219,6 +225,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.warning("slow call" if slow else "call", **fields)
         else:
             log.info("call", **fields)
+
+
+def _unreadable() -> InvalidRequest:
+    text = "can't be read as the method's message; generate the stubs anew from the contract"
+    return InvalidRequest([Violation("request", text)])
 
 
 def _is_unimplemented(error: BaseException, context: Any) -> bool:
