@@ -390,7 +390,9 @@ class WatchJobResponse(message.Message):
     """Where this answer leaves the watcher; opaque."""
     @builtins.property
     def job(self) -> job_pb2.Job:
-        """The job as it stands now. The first answer is always one."""
+        """The job as it stands now. For a live job the first answer is one, unless a cursor says that it
+        was seen; a finished job comes behind all of its output.
+        """
 
     @builtins.property
     def bookmark(self) -> Bookmark:
@@ -464,7 +466,7 @@ class RunJobResponse(message.Message):
     """For WatchJob, if this call is cut off."""
     @builtins.property
     def job(self) -> job_pb2.Job:
-        """The job as it stands now. The first answer is always one, as soon as the job is accepted."""
+        """The job as it stands now: as soon as it is accepted, and then as in WatchJob."""
 
     @builtins.property
     def bookmark(self) -> Bookmark:

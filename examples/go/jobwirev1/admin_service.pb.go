@@ -39,7 +39,11 @@ type Queue struct {
 	// Averages over about the last minute. Left out by ListQueues.
 	Rates *QueueRates `protobuf:"bytes,5,opt,name=rates,proto3" json:"rates,omitempty"`
 	// Totals since the queue was created.
-	Totals        *QueueTotals `protobuf:"bytes,6,opt,name=totals,proto3" json:"totals,omitempty"`
+	Totals *QueueTotals `protobuf:"bytes,6,opt,name=totals,proto3" json:"totals,omitempty"`
+	// Its settings.
+	Config *QueueConfig `protobuf:"bytes,7,opt,name=config,proto3" json:"config,omitempty"`
+	// How many bytes of output its jobs have kept.
+	OutputBytes   uint64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +120,430 @@ func (x *Queue) GetTotals() *QueueTotals {
 	return nil
 }
 
+func (x *Queue) GetConfig() *QueueConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *Queue) GetOutputBytes() uint64 {
+	if x != nil {
+		return x.OutputBytes
+	}
+	return 0
+}
+
+// The settings of a queue.
+type QueueConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many changes of jobs the event log keeps, which lets WatchJobs resume with a cursor: 1
+	// to 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in
+	// ConfigureQueue: no change.
+	EventLogEntries *uint32 `protobuf:"varint,1,opt,name=event_log_entries,json=eventLogEntries,proto3,oneof" json:"event_log_entries,omitempty"`
+	// The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
+	// GiB unless configured otherwise. Unset in ConfigureQueue: no change.
+	MaxOutputBytes *uint64 `protobuf:"varint,2,opt,name=max_output_bytes,json=maxOutputBytes,proto3,oneof" json:"max_output_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *QueueConfig) Reset() {
+	*x = QueueConfig{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueueConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueueConfig) ProtoMessage() {}
+
+func (x *QueueConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueueConfig.ProtoReflect.Descriptor instead.
+func (*QueueConfig) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *QueueConfig) GetEventLogEntries() uint32 {
+	if x != nil && x.EventLogEntries != nil {
+		return *x.EventLogEntries
+	}
+	return 0
+}
+
+func (x *QueueConfig) GetMaxOutputBytes() uint64 {
+	if x != nil && x.MaxOutputBytes != nil {
+		return *x.MaxOutputBytes
+	}
+	return 0
+}
+
+// What to change.
+type ConfigureQueueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// The settings; what is unset stays.
+	Config        *QueueConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureQueueRequest) Reset() {
+	*x = ConfigureQueueRequest{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureQueueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureQueueRequest) ProtoMessage() {}
+
+func (x *ConfigureQueueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureQueueRequest.ProtoReflect.Descriptor instead.
+func (*ConfigureQueueRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ConfigureQueueRequest) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+func (x *ConfigureQueueRequest) GetConfig() *QueueConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+// The queue after it.
+type ConfigureQueueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it stands.
+	Queue         *Queue `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureQueueResponse) Reset() {
+	*x = ConfigureQueueResponse{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureQueueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureQueueResponse) ProtoMessage() {}
+
+func (x *ConfigureQueueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureQueueResponse.ProtoReflect.Descriptor instead.
+func (*ConfigureQueueResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ConfigureQueueResponse) GetQueue() *Queue {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+// Which workers to watch.
+type WatchWorkersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only workers that serve this queue. Unset: all.
+	Queue         string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchWorkersRequest) Reset() {
+	*x = WatchWorkersRequest{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchWorkersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchWorkersRequest) ProtoMessage() {}
+
+func (x *WatchWorkersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchWorkersRequest.ProtoReflect.Descriptor instead.
+func (*WatchWorkersRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WatchWorkersRequest) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+// A change of a worker, or a sign of life.
+type WatchWorkersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WatchWorkersResponse_Worker
+	//	*WatchWorkersResponse_Left
+	//	*WatchWorkersResponse_Bookmark
+	Event         isWatchWorkersResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchWorkersResponse) Reset() {
+	*x = WatchWorkersResponse{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchWorkersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchWorkersResponse) ProtoMessage() {}
+
+func (x *WatchWorkersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchWorkersResponse.ProtoReflect.Descriptor instead.
+func (*WatchWorkersResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WatchWorkersResponse) GetEvent() isWatchWorkersResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchWorkersResponse) GetWorker() *Worker {
+	if x != nil {
+		if x, ok := x.Event.(*WatchWorkersResponse_Worker); ok {
+			return x.Worker
+		}
+	}
+	return nil
+}
+
+func (x *WatchWorkersResponse) GetLeft() string {
+	if x != nil {
+		if x, ok := x.Event.(*WatchWorkersResponse_Left); ok {
+			return x.Left
+		}
+	}
+	return ""
+}
+
+func (x *WatchWorkersResponse) GetBookmark() *Bookmark {
+	if x != nil {
+		if x, ok := x.Event.(*WatchWorkersResponse_Bookmark); ok {
+			return x.Bookmark
+		}
+	}
+	return nil
+}
+
+type isWatchWorkersResponse_Event interface {
+	isWatchWorkersResponse_Event()
+}
+
+type WatchWorkersResponse_Worker struct {
+	// The worker as it stands now.
+	Worker *Worker `protobuf:"bytes,1,opt,name=worker,proto3,oneof"`
+}
+
+type WatchWorkersResponse_Left struct {
+	// The id of a worker that left, or that was forgotten.
+	Left string `protobuf:"bytes,2,opt,name=left,proto3,oneof"`
+}
+
+type WatchWorkersResponse_Bookmark struct {
+	// The stream is alive.
+	Bookmark *Bookmark `protobuf:"bytes,3,opt,name=bookmark,proto3,oneof"`
+}
+
+func (*WatchWorkersResponse_Worker) isWatchWorkersResponse_Event() {}
+
+func (*WatchWorkersResponse_Left) isWatchWorkersResponse_Event() {}
+
+func (*WatchWorkersResponse_Bookmark) isWatchWorkersResponse_Event() {}
+
+// Which queues to watch.
+type WatchQueuesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// These queues; at most 1000. Empty: all.
+	Queues []string `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
+	// How often to look: 200 milliseconds to 1 hour. Unset: 1 second.
+	Interval      *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchQueuesRequest) Reset() {
+	*x = WatchQueuesRequest{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchQueuesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchQueuesRequest) ProtoMessage() {}
+
+func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchQueuesRequest.ProtoReflect.Descriptor instead.
+func (*WatchQueuesRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WatchQueuesRequest) GetQueues() []string {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
+func (x *WatchQueuesRequest) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// The queues that changed since the last answer; empty as a sign of life.
+type WatchQueuesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With depths and rates.
+	Queues        []*Queue `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchQueuesResponse) Reset() {
+	*x = WatchQueuesResponse{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchQueuesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchQueuesResponse) ProtoMessage() {}
+
+func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchQueuesResponse.ProtoReflect.Descriptor instead.
+func (*WatchQueuesResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WatchQueuesResponse) GetQueues() []*Queue {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
 // The number of jobs in one state.
 type StateCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -129,7 +557,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[1]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -141,7 +569,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[1]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -154,7 +582,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{1}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -190,7 +618,7 @@ type QueueRates struct {
 
 func (x *QueueRates) Reset() {
 	*x = QueueRates{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +630,7 @@ func (x *QueueRates) String() string {
 func (*QueueRates) ProtoMessage() {}
 
 func (x *QueueRates) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +643,7 @@ func (x *QueueRates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRates.ProtoReflect.Descriptor instead.
 func (*QueueRates) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QueueRates) GetSubmitted() float64 {
@@ -280,7 +708,7 @@ type QueueTotals struct {
 
 func (x *QueueTotals) Reset() {
 	*x = QueueTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +720,7 @@ func (x *QueueTotals) String() string {
 func (*QueueTotals) ProtoMessage() {}
 
 func (x *QueueTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +733,7 @@ func (x *QueueTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueTotals.ProtoReflect.Descriptor instead.
 func (*QueueTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *QueueTotals) GetSubmitted() uint64 {
@@ -384,7 +812,7 @@ type ListQueuesRequest struct {
 
 func (x *ListQueuesRequest) Reset() {
 	*x = ListQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +824,7 @@ func (x *ListQueuesRequest) String() string {
 func (*ListQueuesRequest) ProtoMessage() {}
 
 func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +837,7 @@ func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesRequest.ProtoReflect.Descriptor instead.
 func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListQueuesRequest) GetPageSize() int32 {
@@ -439,7 +867,7 @@ type ListQueuesResponse struct {
 
 func (x *ListQueuesResponse) Reset() {
 	*x = ListQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +879,7 @@ func (x *ListQueuesResponse) String() string {
 func (*ListQueuesResponse) ProtoMessage() {}
 
 func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +892,7 @@ func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesResponse.ProtoReflect.Descriptor instead.
 func (*ListQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListQueuesResponse) GetQueues() []*Queue {
@@ -492,7 +920,7 @@ type GetQueueRequest struct {
 
 func (x *GetQueueRequest) Reset() {
 	*x = GetQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +932,7 @@ func (x *GetQueueRequest) String() string {
 func (*GetQueueRequest) ProtoMessage() {}
 
 func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +945,7 @@ func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetQueueRequest) GetQueue() string {
@@ -538,7 +966,7 @@ type GetQueueResponse struct {
 
 func (x *GetQueueResponse) Reset() {
 	*x = GetQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +978,7 @@ func (x *GetQueueResponse) String() string {
 func (*GetQueueResponse) ProtoMessage() {}
 
 func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +991,7 @@ func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetQueueResponse) GetQueue() *Queue {
@@ -584,7 +1012,7 @@ type PauseQueueRequest struct {
 
 func (x *PauseQueueRequest) Reset() {
 	*x = PauseQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +1024,7 @@ func (x *PauseQueueRequest) String() string {
 func (*PauseQueueRequest) ProtoMessage() {}
 
 func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +1037,7 @@ func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueRequest.ProtoReflect.Descriptor instead.
 func (*PauseQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PauseQueueRequest) GetQueue() string {
@@ -630,7 +1058,7 @@ type PauseQueueResponse struct {
 
 func (x *PauseQueueResponse) Reset() {
 	*x = PauseQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +1070,7 @@ func (x *PauseQueueResponse) String() string {
 func (*PauseQueueResponse) ProtoMessage() {}
 
 func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +1083,7 @@ func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueResponse.ProtoReflect.Descriptor instead.
 func (*PauseQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PauseQueueResponse) GetQueue() *Queue {
@@ -676,7 +1104,7 @@ type ResumeQueueRequest struct {
 
 func (x *ResumeQueueRequest) Reset() {
 	*x = ResumeQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +1116,7 @@ func (x *ResumeQueueRequest) String() string {
 func (*ResumeQueueRequest) ProtoMessage() {}
 
 func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +1129,7 @@ func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueRequest.ProtoReflect.Descriptor instead.
 func (*ResumeQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeQueueRequest) GetQueue() string {
@@ -722,7 +1150,7 @@ type ResumeQueueResponse struct {
 
 func (x *ResumeQueueResponse) Reset() {
 	*x = ResumeQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +1162,7 @@ func (x *ResumeQueueResponse) String() string {
 func (*ResumeQueueResponse) ProtoMessage() {}
 
 func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +1175,7 @@ func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueResponse.ProtoReflect.Descriptor instead.
 func (*ResumeQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResumeQueueResponse) GetQueue() *Queue {
@@ -786,7 +1214,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +1226,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +1239,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Worker) GetSpec() *WorkerSpec {
@@ -899,7 +1327,7 @@ type WorkerTotals struct {
 
 func (x *WorkerTotals) Reset() {
 	*x = WorkerTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1339,7 @@ func (x *WorkerTotals) String() string {
 func (*WorkerTotals) ProtoMessage() {}
 
 func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1352,7 @@ func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerTotals.ProtoReflect.Descriptor instead.
 func (*WorkerTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WorkerTotals) GetAssigned() uint64 {
@@ -965,7 +1393,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1405,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1418,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListWorkersRequest) GetQueue() string {
@@ -1034,7 +1462,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1474,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1487,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1087,7 +1515,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1527,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1540,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetWorkerRequest) GetWorkerId() string {
@@ -1133,7 +1561,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1573,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1586,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1179,7 +1607,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1619,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1632,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -1225,7 +1653,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1665,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1678,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -1269,7 +1697,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1709,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1722,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 // What the server is.
@@ -1324,7 +1752,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1764,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1777,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetServerInfoResponse) GetServerId() string {
@@ -1426,13 +1854,15 @@ type ServerLimits struct {
 	MaxBatchJobs uint32 `protobuf:"varint,3,opt,name=max_batch_jobs,json=maxBatchJobs,proto3" json:"max_batch_jobs,omitempty"`
 	// The largest message on the wire.
 	MaxMessageBytes uint64 `protobuf:"varint,4,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The most output that one job keeps.
+	MaxOutputBytes uint64 `protobuf:"varint,5,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ServerLimits) Reset() {
 	*x = ServerLimits{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1874,7 @@ func (x *ServerLimits) String() string {
 func (*ServerLimits) ProtoMessage() {}
 
 func (x *ServerLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1887,7 @@ func (x *ServerLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLimits.ProtoReflect.Descriptor instead.
 func (*ServerLimits) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ServerLimits) GetMaxPayloadBytes() uint64 {
@@ -1488,19 +1918,50 @@ func (x *ServerLimits) GetMaxMessageBytes() uint64 {
 	return 0
 }
 
+func (x *ServerLimits) GetMaxOutputBytes() uint64 {
+	if x != nil {
+		return x.MaxOutputBytes
+	}
+	return 0
+}
+
 var File_jobwire_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1ejobwire/v1/admin_service.proto\x12\n" +
-	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1fjobwire/v1/worker_service.proto\"\x89\x02\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xdd\x02\n" +
 	"\x05Queue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06paused\x18\x02 \x01(\bR\x06paused\x12,\n" +
 	"\x05depth\x18\x03 \x03(\v2\x16.jobwire.v1.StateCountR\x05depth\x12G\n" +
 	"\x12oldest_pending_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x10oldestPendingAge\x12,\n" +
 	"\x05rates\x18\x05 \x01(\v2\x16.jobwire.v1.QueueRatesR\x05rates\x12/\n" +
-	"\x06totals\x18\x06 \x01(\v2\x17.jobwire.v1.QueueTotalsR\x06totals\"N\n" +
+	"\x06totals\x18\x06 \x01(\v2\x17.jobwire.v1.QueueTotalsR\x06totals\x12/\n" +
+	"\x06config\x18\a \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\x12!\n" +
+	"\foutput_bytes\x18\b \x01(\x04R\voutputBytes\"\x98\x01\n" +
+	"\vQueueConfig\x12/\n" +
+	"\x11event_log_entries\x18\x01 \x01(\rH\x00R\x0feventLogEntries\x88\x01\x01\x12-\n" +
+	"\x10max_output_bytes\x18\x02 \x01(\x04H\x01R\x0emaxOutputBytes\x88\x01\x01B\x14\n" +
+	"\x12_event_log_entriesB\x13\n" +
+	"\x11_max_output_bytes\"^\n" +
+	"\x15ConfigureQueueRequest\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\x12/\n" +
+	"\x06config\x18\x02 \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\"A\n" +
+	"\x16ConfigureQueueResponse\x12'\n" +
+	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"+\n" +
+	"\x13WatchWorkersRequest\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\"\x97\x01\n" +
+	"\x14WatchWorkersResponse\x12,\n" +
+	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerH\x00R\x06worker\x12\x14\n" +
+	"\x04left\x18\x02 \x01(\tH\x00R\x04left\x122\n" +
+	"\bbookmark\x18\x03 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmarkB\a\n" +
+	"\x05event\"c\n" +
+	"\x12WatchQueuesRequest\x12\x16\n" +
+	"\x06queues\x18\x01 \x03(\tR\x06queues\x125\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"@\n" +
+	"\x13WatchQueuesResponse\x12)\n" +
+	"\x06queues\x18\x01 \x03(\v2\x11.jobwire.v1.QueueR\x06queues\"N\n" +
 	"\n" +
 	"StateCount\x12*\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12\x14\n" +
@@ -1587,12 +2048,13 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x10store_durability\x18\a \x01(\tR\x0fstoreDurability\x120\n" +
 	"\x06limits\x18\b \x01(\v2\x18.jobwire.v1.ServerLimitsR\x06limits\x129\n" +
 	"\n" +
-	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\"\xb6\x01\n" +
+	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\"\xe0\x01\n" +
 	"\fServerLimits\x12*\n" +
 	"\x11max_payload_bytes\x18\x01 \x01(\x04R\x0fmaxPayloadBytes\x12(\n" +
 	"\x10max_result_bytes\x18\x02 \x01(\x04R\x0emaxResultBytes\x12$\n" +
 	"\x0emax_batch_jobs\x18\x03 \x01(\rR\fmaxBatchJobs\x12*\n" +
-	"\x11max_message_bytes\x18\x04 \x01(\x04R\x0fmaxMessageBytes2\xff\x04\n" +
+	"\x11max_message_bytes\x18\x04 \x01(\x04R\x0fmaxMessageBytes\x12(\n" +
+	"\x10max_output_bytes\x18\x05 \x01(\x04R\x0emaxOutputBytes2\xff\x06\n" +
 	"\fAdminService\x12K\n" +
 	"\n" +
 	"ListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12E\n" +
@@ -1602,7 +2064,10 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\vResumeQueue\x12\x1e.jobwire.v1.ResumeQueueRequest\x1a\x1f.jobwire.v1.ResumeQueueResponse\x12N\n" +
 	"\vListWorkers\x12\x1e.jobwire.v1.ListWorkersRequest\x1a\x1f.jobwire.v1.ListWorkersResponse\x12H\n" +
 	"\tGetWorker\x12\x1c.jobwire.v1.GetWorkerRequest\x1a\x1d.jobwire.v1.GetWorkerResponse\x12N\n" +
-	"\vDrainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12T\n" +
+	"\vDrainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n" +
+	"\fWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n" +
+	"\vWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n" +
+	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12T\n" +
 	"\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 
@@ -1618,83 +2083,104 @@ func file_jobwire_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_admin_service_proto_rawDescData
 }
 
-var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_jobwire_v1_admin_service_proto_goTypes = []any{
-	(*Queue)(nil),                 // 0: jobwire.v1.Queue
-	(*StateCount)(nil),            // 1: jobwire.v1.StateCount
-	(*QueueRates)(nil),            // 2: jobwire.v1.QueueRates
-	(*QueueTotals)(nil),           // 3: jobwire.v1.QueueTotals
-	(*ListQueuesRequest)(nil),     // 4: jobwire.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),    // 5: jobwire.v1.ListQueuesResponse
-	(*GetQueueRequest)(nil),       // 6: jobwire.v1.GetQueueRequest
-	(*GetQueueResponse)(nil),      // 7: jobwire.v1.GetQueueResponse
-	(*PauseQueueRequest)(nil),     // 8: jobwire.v1.PauseQueueRequest
-	(*PauseQueueResponse)(nil),    // 9: jobwire.v1.PauseQueueResponse
-	(*ResumeQueueRequest)(nil),    // 10: jobwire.v1.ResumeQueueRequest
-	(*ResumeQueueResponse)(nil),   // 11: jobwire.v1.ResumeQueueResponse
-	(*Worker)(nil),                // 12: jobwire.v1.Worker
-	(*WorkerTotals)(nil),          // 13: jobwire.v1.WorkerTotals
-	(*ListWorkersRequest)(nil),    // 14: jobwire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),   // 15: jobwire.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),      // 16: jobwire.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),     // 17: jobwire.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),    // 18: jobwire.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),   // 19: jobwire.v1.DrainWorkerResponse
-	(*GetServerInfoRequest)(nil),  // 20: jobwire.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil), // 21: jobwire.v1.GetServerInfoResponse
-	(*ServerLimits)(nil),          // 22: jobwire.v1.ServerLimits
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
-	(JobState)(0),                 // 24: jobwire.v1.JobState
-	(*WorkerSpec)(nil),            // 25: jobwire.v1.WorkerSpec
-	(WorkerStatus)(0),             // 26: jobwire.v1.WorkerStatus
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*LeaseRef)(nil),              // 28: jobwire.v1.LeaseRef
+	(*Queue)(nil),                  // 0: jobwire.v1.Queue
+	(*QueueConfig)(nil),            // 1: jobwire.v1.QueueConfig
+	(*ConfigureQueueRequest)(nil),  // 2: jobwire.v1.ConfigureQueueRequest
+	(*ConfigureQueueResponse)(nil), // 3: jobwire.v1.ConfigureQueueResponse
+	(*WatchWorkersRequest)(nil),    // 4: jobwire.v1.WatchWorkersRequest
+	(*WatchWorkersResponse)(nil),   // 5: jobwire.v1.WatchWorkersResponse
+	(*WatchQueuesRequest)(nil),     // 6: jobwire.v1.WatchQueuesRequest
+	(*WatchQueuesResponse)(nil),    // 7: jobwire.v1.WatchQueuesResponse
+	(*StateCount)(nil),             // 8: jobwire.v1.StateCount
+	(*QueueRates)(nil),             // 9: jobwire.v1.QueueRates
+	(*QueueTotals)(nil),            // 10: jobwire.v1.QueueTotals
+	(*ListQueuesRequest)(nil),      // 11: jobwire.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),     // 12: jobwire.v1.ListQueuesResponse
+	(*GetQueueRequest)(nil),        // 13: jobwire.v1.GetQueueRequest
+	(*GetQueueResponse)(nil),       // 14: jobwire.v1.GetQueueResponse
+	(*PauseQueueRequest)(nil),      // 15: jobwire.v1.PauseQueueRequest
+	(*PauseQueueResponse)(nil),     // 16: jobwire.v1.PauseQueueResponse
+	(*ResumeQueueRequest)(nil),     // 17: jobwire.v1.ResumeQueueRequest
+	(*ResumeQueueResponse)(nil),    // 18: jobwire.v1.ResumeQueueResponse
+	(*Worker)(nil),                 // 19: jobwire.v1.Worker
+	(*WorkerTotals)(nil),           // 20: jobwire.v1.WorkerTotals
+	(*ListWorkersRequest)(nil),     // 21: jobwire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 22: jobwire.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 23: jobwire.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 24: jobwire.v1.GetWorkerResponse
+	(*DrainWorkerRequest)(nil),     // 25: jobwire.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),    // 26: jobwire.v1.DrainWorkerResponse
+	(*GetServerInfoRequest)(nil),   // 27: jobwire.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 28: jobwire.v1.GetServerInfoResponse
+	(*ServerLimits)(nil),           // 29: jobwire.v1.ServerLimits
+	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
+	(*Bookmark)(nil),               // 31: jobwire.v1.Bookmark
+	(JobState)(0),                  // 32: jobwire.v1.JobState
+	(*WorkerSpec)(nil),             // 33: jobwire.v1.WorkerSpec
+	(WorkerStatus)(0),              // 34: jobwire.v1.WorkerStatus
+	(*timestamppb.Timestamp)(nil),  // 35: google.protobuf.Timestamp
+	(*LeaseRef)(nil),               // 36: jobwire.v1.LeaseRef
 }
 var file_jobwire_v1_admin_service_proto_depIdxs = []int32{
-	1,  // 0: jobwire.v1.Queue.depth:type_name -> jobwire.v1.StateCount
-	23, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
-	2,  // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
-	3,  // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
-	24, // 4: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
-	23, // 5: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
-	0,  // 6: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	0,  // 7: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 8: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 9: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
-	25, // 10: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
-	26, // 11: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
-	27, // 12: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
-	27, // 13: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	28, // 14: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
-	13, // 15: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
-	26, // 16: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
-	12, // 17: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
-	12, // 18: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	12, // 19: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	27, // 20: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	22, // 21: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
-	27, // 22: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
-	4,  // 23: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
-	6,  // 24: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
-	8,  // 25: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
-	10, // 26: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
-	14, // 27: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
-	16, // 28: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
-	18, // 29: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
-	20, // 30: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
-	5,  // 31: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
-	7,  // 32: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
-	9,  // 33: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
-	11, // 34: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
-	15, // 35: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
-	17, // 36: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
-	19, // 37: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
-	21, // 38: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	8,  // 0: jobwire.v1.Queue.depth:type_name -> jobwire.v1.StateCount
+	30, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
+	9,  // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
+	10, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
+	1,  // 4: jobwire.v1.Queue.config:type_name -> jobwire.v1.QueueConfig
+	1,  // 5: jobwire.v1.ConfigureQueueRequest.config:type_name -> jobwire.v1.QueueConfig
+	0,  // 6: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
+	19, // 7: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
+	31, // 8: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	30, // 9: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
+	0,  // 10: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	32, // 11: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
+	30, // 12: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
+	0,  // 13: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	0,  // 14: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 15: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 16: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
+	33, // 17: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
+	34, // 18: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
+	35, // 19: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
+	35, // 20: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	36, // 21: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
+	20, // 22: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
+	34, // 23: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
+	19, // 24: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
+	19, // 25: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	19, // 26: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	35, // 27: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	29, // 28: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
+	35, // 29: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
+	11, // 30: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
+	13, // 31: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
+	15, // 32: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
+	17, // 33: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
+	21, // 34: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
+	23, // 35: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
+	25, // 36: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
+	4,  // 37: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
+	6,  // 38: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
+	2,  // 39: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
+	27, // 40: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
+	12, // 41: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
+	14, // 42: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
+	16, // 43: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
+	18, // 44: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
+	22, // 45: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
+	24, // 46: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
+	26, // 47: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
+	5,  // 48: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
+	7,  // 49: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
+	3,  // 50: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
+	28, // 51: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
+	41, // [41:52] is the sub-list for method output_type
+	30, // [30:41] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_admin_service_proto_init() }
@@ -1703,14 +2189,21 @@ func file_jobwire_v1_admin_service_proto_init() {
 		return
 	}
 	file_jobwire_v1_job_proto_init()
+	file_jobwire_v1_job_service_proto_init()
 	file_jobwire_v1_worker_service_proto_init()
+	file_jobwire_v1_admin_service_proto_msgTypes[1].OneofWrappers = []any{}
+	file_jobwire_v1_admin_service_proto_msgTypes[5].OneofWrappers = []any{
+		(*WatchWorkersResponse_Worker)(nil),
+		(*WatchWorkersResponse_Left)(nil),
+		(*WatchWorkersResponse_Bookmark)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_admin_service_proto_rawDesc), len(file_jobwire_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,14 +21,17 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_ListQueues_FullMethodName    = "/jobwire.v1.AdminService/ListQueues"
-	AdminService_GetQueue_FullMethodName      = "/jobwire.v1.AdminService/GetQueue"
-	AdminService_PauseQueue_FullMethodName    = "/jobwire.v1.AdminService/PauseQueue"
-	AdminService_ResumeQueue_FullMethodName   = "/jobwire.v1.AdminService/ResumeQueue"
-	AdminService_ListWorkers_FullMethodName   = "/jobwire.v1.AdminService/ListWorkers"
-	AdminService_GetWorker_FullMethodName     = "/jobwire.v1.AdminService/GetWorker"
-	AdminService_DrainWorker_FullMethodName   = "/jobwire.v1.AdminService/DrainWorker"
-	AdminService_GetServerInfo_FullMethodName = "/jobwire.v1.AdminService/GetServerInfo"
+	AdminService_ListQueues_FullMethodName     = "/jobwire.v1.AdminService/ListQueues"
+	AdminService_GetQueue_FullMethodName       = "/jobwire.v1.AdminService/GetQueue"
+	AdminService_PauseQueue_FullMethodName     = "/jobwire.v1.AdminService/PauseQueue"
+	AdminService_ResumeQueue_FullMethodName    = "/jobwire.v1.AdminService/ResumeQueue"
+	AdminService_ListWorkers_FullMethodName    = "/jobwire.v1.AdminService/ListWorkers"
+	AdminService_GetWorker_FullMethodName      = "/jobwire.v1.AdminService/GetWorker"
+	AdminService_DrainWorker_FullMethodName    = "/jobwire.v1.AdminService/DrainWorker"
+	AdminService_WatchWorkers_FullMethodName   = "/jobwire.v1.AdminService/WatchWorkers"
+	AdminService_WatchQueues_FullMethodName    = "/jobwire.v1.AdminService/WatchQueues"
+	AdminService_ConfigureQueue_FullMethodName = "/jobwire.v1.AdminService/ConfigureQueue"
+	AdminService_GetServerInfo_FullMethodName  = "/jobwire.v1.AdminService/GetServerInfo"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -69,6 +72,20 @@ type AdminServiceClient interface {
 	//
 	// NOT_FOUND: no such live worker.
 	DrainWorker(ctx context.Context, in *DrainWorkerRequest, opts ...grpc.CallOption) (*DrainWorkerResponse, error)
+	// Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+	// when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+	//
+	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+	WatchWorkers(ctx context.Context, in *WatchWorkersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkersResponse], error)
+	// Streams queues with their depths and rates, once a second (or as asked) all that changed,
+	// the first time all of them.
+	//
+	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+	WatchQueues(ctx context.Context, in *WatchQueuesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchQueuesResponse], error)
+	// Changes the settings of a queue; what is unset stays as it is.
+	//
+	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
 	// Tells what this server is, what it is connected to, and its limits.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -151,6 +168,54 @@ func (c *adminServiceClient) DrainWorker(ctx context.Context, in *DrainWorkerReq
 	return out, nil
 }
 
+func (c *adminServiceClient) WatchWorkers(ctx context.Context, in *WatchWorkersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkersResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_WatchWorkers_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchWorkersRequest, WatchWorkersResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchWorkersClient = grpc.ServerStreamingClient[WatchWorkersResponse]
+
+func (c *adminServiceClient) WatchQueues(ctx context.Context, in *WatchQueuesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchQueuesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_WatchQueues_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchQueuesRequest, WatchQueuesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchQueuesClient = grpc.ServerStreamingClient[WatchQueuesResponse]
+
+func (c *adminServiceClient) ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfigureQueueResponse)
+	err := c.cc.Invoke(ctx, AdminService_ConfigureQueue_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -199,6 +264,20 @@ type AdminServiceServer interface {
 	//
 	// NOT_FOUND: no such live worker.
 	DrainWorker(context.Context, *DrainWorkerRequest) (*DrainWorkerResponse, error)
+	// Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
+	// when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+	//
+	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
+	WatchWorkers(*WatchWorkersRequest, grpc.ServerStreamingServer[WatchWorkersResponse]) error
+	// Streams queues with their depths and rates, once a second (or as asked) all that changed,
+	// the first time all of them.
+	//
+	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
+	WatchQueues(*WatchQueuesRequest, grpc.ServerStreamingServer[WatchQueuesResponse]) error
+	// Changes the settings of a queue; what is unset stays as it is.
+	//
+	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
 	// Tells what this server is, what it is connected to, and its limits.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -231,6 +310,15 @@ func (UnimplementedAdminServiceServer) GetWorker(context.Context, *GetWorkerRequ
 }
 func (UnimplementedAdminServiceServer) DrainWorker(context.Context, *DrainWorkerRequest) (*DrainWorkerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainWorker not implemented")
+}
+func (UnimplementedAdminServiceServer) WatchWorkers(*WatchWorkersRequest, grpc.ServerStreamingServer[WatchWorkersResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchWorkers not implemented")
+}
+func (UnimplementedAdminServiceServer) WatchQueues(*WatchQueuesRequest, grpc.ServerStreamingServer[WatchQueuesResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchQueues not implemented")
+}
+func (UnimplementedAdminServiceServer) ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfigureQueue not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -382,6 +470,46 @@ func _AdminService_DrainWorker_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_WatchWorkers_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchWorkersRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).WatchWorkers(m, &grpc.GenericServerStream[WatchWorkersRequest, WatchWorkersResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchWorkersServer = grpc.ServerStreamingServer[WatchWorkersResponse]
+
+func _AdminService_WatchQueues_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchQueuesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).WatchQueues(m, &grpc.GenericServerStream[WatchQueuesRequest, WatchQueuesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchQueuesServer = grpc.ServerStreamingServer[WatchQueuesResponse]
+
+func _AdminService_ConfigureQueue_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfigureQueueRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ConfigureQueue(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ConfigureQueue_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ConfigureQueue(ctx, req.(*ConfigureQueueRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -436,10 +564,25 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_DrainWorker_Handler,
 		},
 		{
+			MethodName: "ConfigureQueue",
+			Handler:    _AdminService_ConfigureQueue_Handler,
+		},
+		{
 			MethodName: "GetServerInfo",
 			Handler:    _AdminService_GetServerInfo_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchWorkers",
+			Handler:       _AdminService_WatchWorkers_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchQueues",
+			Handler:       _AdminService_WatchQueues_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "jobwire/v1/admin_service.proto",
 }

@@ -73,6 +73,18 @@ const (
 	// Another stream attached with the same worker id. ABORTED. If it was not this worker's own
 	// new stream, two workers share an id: stop.
 	ErrorReason_ERROR_REASON_SUPERSEDED ErrorReason = 16
+	// The output that was asked for has been trimmed, or the event log does not reach back so
+	// far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
+	// which is a cursor to go on from.
+	ErrorReason_ERROR_REASON_CURSOR_COMPACTED ErrorReason = 17
+	// The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
+	// chunk was written; the job may go on.
+	ErrorReason_ERROR_REASON_OUTPUT_FULL ErrorReason = 18
+	// A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
+	// names the offset to go on from under `expected_offset`.
+	ErrorReason_ERROR_REASON_OUTPUT_GAP ErrorReason = 19
+	// The watcher fell too far behind. OUT_OF_RANGE. Watch again.
+	ErrorReason_ERROR_REASON_WATCH_LAGGED ErrorReason = 20
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
@@ -97,6 +109,10 @@ var (
 		13: "ERROR_REASON_ALREADY_EXISTS",
 		14: "ERROR_REASON_BAD_PAGE_TOKEN",
 		16: "ERROR_REASON_SUPERSEDED",
+		17: "ERROR_REASON_CURSOR_COMPACTED",
+		18: "ERROR_REASON_OUTPUT_FULL",
+		19: "ERROR_REASON_OUTPUT_GAP",
+		20: "ERROR_REASON_WATCH_LAGGED",
 		15: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -116,6 +132,10 @@ var (
 		"ERROR_REASON_ALREADY_EXISTS":    13,
 		"ERROR_REASON_BAD_PAGE_TOKEN":    14,
 		"ERROR_REASON_SUPERSEDED":        16,
+		"ERROR_REASON_CURSOR_COMPACTED":  17,
+		"ERROR_REASON_OUTPUT_FULL":       18,
+		"ERROR_REASON_OUTPUT_GAP":        19,
+		"ERROR_REASON_WATCH_LAGGED":      20,
 		"ERROR_REASON_INTERNAL":          15,
 	}
 )
@@ -304,7 +324,7 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription*\x9f\x04\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription*\x9c\x05\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -322,7 +342,11 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x1cERROR_REASON_SERVER_DRAINING\x10\f\x12\x1f\n" +
 	"\x1bERROR_REASON_ALREADY_EXISTS\x10\r\x12\x1f\n" +
 	"\x1bERROR_REASON_BAD_PAGE_TOKEN\x10\x0e\x12\x1b\n" +
-	"\x17ERROR_REASON_SUPERSEDED\x10\x10\x12\x19\n" +
+	"\x17ERROR_REASON_SUPERSEDED\x10\x10\x12!\n" +
+	"\x1dERROR_REASON_CURSOR_COMPACTED\x10\x11\x12\x1c\n" +
+	"\x18ERROR_REASON_OUTPUT_FULL\x10\x12\x12\x1b\n" +
+	"\x17ERROR_REASON_OUTPUT_GAP\x10\x13\x12\x1d\n" +
+	"\x19ERROR_REASON_WATCH_LAGGED\x10\x14\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x0fB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 

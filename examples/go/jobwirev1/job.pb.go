@@ -109,6 +109,59 @@ func (JobState) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{0}
 }
 
+// What becomes of output above a limit.
+type OutputOverflow int32
+
+const (
+	// REFUSE.
+	OutputOverflow_OUTPUT_OVERFLOW_UNSPECIFIED OutputOverflow = 0
+	// The worker's chunk is refused (`OUTPUT_FULL`); what was written stays.
+	OutputOverflow_OUTPUT_OVERFLOW_REFUSE OutputOverflow = 1
+	// The oldest output is dropped. A watcher that comes for it is told so.
+	OutputOverflow_OUTPUT_OVERFLOW_TRIM OutputOverflow = 2
+)
+
+// Enum value maps for OutputOverflow.
+var (
+	OutputOverflow_name = map[int32]string{
+		0: "OUTPUT_OVERFLOW_UNSPECIFIED",
+		1: "OUTPUT_OVERFLOW_REFUSE",
+		2: "OUTPUT_OVERFLOW_TRIM",
+	}
+	OutputOverflow_value = map[string]int32{
+		"OUTPUT_OVERFLOW_UNSPECIFIED": 0,
+		"OUTPUT_OVERFLOW_REFUSE":      1,
+		"OUTPUT_OVERFLOW_TRIM":        2,
+	}
+)
+
+func (x OutputOverflow) Enum() *OutputOverflow {
+	p := new(OutputOverflow)
+	*p = x
+	return p
+}
+
+func (x OutputOverflow) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OutputOverflow) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_proto_enumTypes[1].Descriptor()
+}
+
+func (OutputOverflow) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_proto_enumTypes[1]
+}
+
+func (x OutputOverflow) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OutputOverflow.Descriptor instead.
+func (OutputOverflow) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{1}
+}
+
 // How an attempt ended.
 type AttemptOutcome int32
 
@@ -166,11 +219,11 @@ func (x AttemptOutcome) String() string {
 }
 
 func (AttemptOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[1].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[2].Descriptor()
 }
 
 func (AttemptOutcome) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[1]
+	return &file_jobwire_v1_job_proto_enumTypes[2]
 }
 
 func (x AttemptOutcome) Number() protoreflect.EnumNumber {
@@ -179,7 +232,7 @@ func (x AttemptOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AttemptOutcome.Descriptor instead.
 func (AttemptOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{1}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
 }
 
 // How much of each job an answer carries.
@@ -219,11 +272,11 @@ func (x JobView) String() string {
 }
 
 func (JobView) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[2].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[3].Descriptor()
 }
 
 func (JobView) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[2]
+	return &file_jobwire_v1_job_proto_enumTypes[3]
 }
 
 func (x JobView) Number() protoreflect.EnumNumber {
@@ -232,7 +285,7 @@ func (x JobView) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JobView.Descriptor instead.
 func (JobView) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
 // The content of a job, a result or a progress report. Exactly one kind is set, or
@@ -445,6 +498,226 @@ func (x *RetryPolicy) GetJitter() float64 {
 	return 0
 }
 
+// How much of a job's output is kept, over all attempts.
+type OutputPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset: that.
+	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// What happens above it.
+	Overflow      OutputOverflow `protobuf:"varint,2,opt,name=overflow,proto3,enum=jobwire.v1.OutputOverflow" json:"overflow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputPolicy) Reset() {
+	*x = OutputPolicy{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputPolicy) ProtoMessage() {}
+
+func (x *OutputPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputPolicy.ProtoReflect.Descriptor instead.
+func (*OutputPolicy) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OutputPolicy) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *OutputPolicy) GetOverflow() OutputOverflow {
+	if x != nil {
+		return x.Overflow
+	}
+	return OutputOverflow_OUTPUT_OVERFLOW_UNSPECIFIED
+}
+
+// A piece of what a running job writes out: a log, a build's messages, a model's tokens. The
+// output of an attempt is one sequence of bytes over all its channels; where one chunk ends and
+// the next begins is not kept.
+type OutputChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which of the job's outputs this is, for example `stdout`, `stderr` or `tokens`: 1 to 32
+	// characters out of letters, digits and `. _ -`. Unset: `stdout`.
+	Channel string `protobuf:"bytes,1,opt,name=channel,proto3" json:"channel,omitempty"`
+	// The number of bytes that the attempt wrote before this chunk, over all channels. A chunk
+	// that was sent before is recognized by it and not written twice; one that would leave a gap
+	// is refused.
+	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// 1 byte to 64 KiB.
+	//
+	// Types that are valid to be assigned to Content:
+	//
+	//	*OutputChunk_Text
+	//	*OutputChunk_Data
+	Content       isOutputChunk_Content `protobuf_oneof:"content"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputChunk) Reset() {
+	*x = OutputChunk{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputChunk) ProtoMessage() {}
+
+func (x *OutputChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputChunk.ProtoReflect.Descriptor instead.
+func (*OutputChunk) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *OutputChunk) GetChannel() string {
+	if x != nil {
+		return x.Channel
+	}
+	return ""
+}
+
+func (x *OutputChunk) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *OutputChunk) GetContent() isOutputChunk_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *OutputChunk) GetText() string {
+	if x != nil {
+		if x, ok := x.Content.(*OutputChunk_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *OutputChunk) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*OutputChunk_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isOutputChunk_Content interface {
+	isOutputChunk_Content()
+}
+
+type OutputChunk_Text struct {
+	// UTF-8.
+	Text string `protobuf:"bytes,3,opt,name=text,proto3,oneof"`
+}
+
+type OutputChunk_Data struct {
+	// Anything else.
+	Data []byte `protobuf:"bytes,4,opt,name=data,proto3,oneof"`
+}
+
+func (*OutputChunk_Text) isOutputChunk_Content() {}
+
+func (*OutputChunk_Data) isOutputChunk_Content() {}
+
+// A point in a job's output.
+type OutputPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that wrote it; 0: the latest.
+	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Bytes of that attempt's output before this point.
+	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputPosition) Reset() {
+	*x = OutputPosition{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputPosition) ProtoMessage() {}
+
+func (x *OutputPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputPosition.ProtoReflect.Descriptor instead.
+func (*OutputPosition) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *OutputPosition) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *OutputPosition) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 // What a producer asks for. Written once, never changed, and handed to the worker as
 // it was accepted.
 type JobSpec struct {
@@ -481,6 +754,8 @@ type JobSpec struct {
 	// The job is not started after this moment: it becomes EXPIRED. It must lie after
 	// the moment of submission and after `run_at`, and at most 10 years ahead. Unset: never.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// How much output is kept. Unset: the server's limit, and what is above it is refused.
+	Output *OutputPolicy `protobuf:"bytes,11,opt,name=output,proto3" json:"output,omitempty"`
 	// Output only: when the broker accepted the job, by the store's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Output only: the layout version of the stored record, currently 1.
@@ -491,7 +766,7 @@ type JobSpec struct {
 
 func (x *JobSpec) Reset() {
 	*x = JobSpec{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	mi := &file_jobwire_v1_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +778,7 @@ func (x *JobSpec) String() string {
 func (*JobSpec) ProtoMessage() {}
 
 func (x *JobSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	mi := &file_jobwire_v1_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +791,7 @@ func (x *JobSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
 func (*JobSpec) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JobSpec) GetOperation() string {
@@ -600,6 +875,13 @@ func (x *JobSpec) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *JobSpec) GetOutput() *OutputPolicy {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
 func (x *JobSpec) GetCreatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreatedAt
@@ -649,7 +931,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	mi := &file_jobwire_v1_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +943,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	mi := &file_jobwire_v1_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +956,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -730,7 +1012,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +1024,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +1037,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Failure) GetType() string {
@@ -823,7 +1105,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1117,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1130,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Attempt) GetNumber() uint32 {
@@ -944,6 +1226,8 @@ type Job struct {
 	CancelReason string `protobuf:"bytes,19,opt,name=cancel_reason,json=cancelReason,proto3" json:"cancel_reason,omitempty"`
 	// The latest 100 attempts, oldest first. Left out in a BASIC view.
 	Attempts []*Attempt `protobuf:"bytes,20,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	// How many bytes of output are kept, over all attempts.
+	OutputBytes uint64 `protobuf:"varint,23,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
 	// For terminal states: when the broker forgets the job.
 	PurgeAt       *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=purge_at,json=purgeAt,proto3" json:"purge_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -952,7 +1236,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1248,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1261,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Job) GetId() string {
@@ -1120,6 +1404,13 @@ func (x *Job) GetAttempts() []*Attempt {
 	return nil
 }
 
+func (x *Job) GetOutputBytes() uint64 {
+	if x != nil {
+		return x.OutputBytes
+	}
+	return 0
+}
+
 func (x *Job) GetPurgeAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.PurgeAt
@@ -1148,7 +1439,19 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"multiplier\x18\x04 \x01(\x01R\n" +
 	"multiplier\x12\x1b\n" +
 	"\x06jitter\x18\x05 \x01(\x01H\x00R\x06jitter\x88\x01\x01B\t\n" +
-	"\a_jitter\"\xf7\x05\n" +
+	"\a_jitter\"c\n" +
+	"\fOutputPolicy\x12\x1b\n" +
+	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x126\n" +
+	"\boverflow\x18\x02 \x01(\x0e2\x1a.jobwire.v1.OutputOverflowR\boverflow\"v\n" +
+	"\vOutputChunk\x12\x18\n" +
+	"\achannel\x18\x01 \x01(\tR\achannel\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x14\n" +
+	"\x04text\x18\x03 \x01(\tH\x00R\x04text\x12\x14\n" +
+	"\x04data\x18\x04 \x01(\fH\x00R\x04dataB\t\n" +
+	"\acontent\"B\n" +
+	"\x0eOutputPosition\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\rR\aattempt\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"\xa9\x06\n" +
 	"\aJobSpec\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12-\n" +
 	"\apayload\x18\x02 \x01(\v2\x13.jobwire.v1.PayloadR\apayload\x12\x1a\n" +
@@ -1161,7 +1464,8 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x05delay\x18\t \x01(\v2\x19.google.protobuf.DurationH\x00R\x05delay\x129\n" +
 	"\n" +
 	"expires_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x129\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x120\n" +
+	"\x06output\x18\v \x01(\v2\x18.jobwire.v1.OutputPolicyR\x06output\x129\n" +
 	"\n" +
 	"created_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12%\n" +
 	"\x0eschema_version\x18\x0f \x01(\rR\rschemaVersion\x1a?\n" +
@@ -1195,7 +1499,7 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x124\n" +
 	"\aoutcome\x18\x06 \x01(\x0e2\x1a.jobwire.v1.AttemptOutcomeR\aoutcome\x12-\n" +
-	"\afailure\x18\a \x01(\v2\x13.jobwire.v1.FailureR\afailure\"\xe0\x06\n" +
+	"\afailure\x18\a \x01(\v2\x13.jobwire.v1.FailureR\afailure\"\x83\a\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05queue\x18\x02 \x01(\tR\x05queue\x12'\n" +
@@ -1219,7 +1523,8 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\rfencing_token\x18\x11 \x01(\x04R\ffencingToken\x12D\n" +
 	"\x10lease_expires_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\x12#\n" +
 	"\rcancel_reason\x18\x13 \x01(\tR\fcancelReason\x12/\n" +
-	"\battempts\x18\x14 \x03(\v2\x13.jobwire.v1.AttemptR\battempts\x125\n" +
+	"\battempts\x18\x14 \x03(\v2\x13.jobwire.v1.AttemptR\battempts\x12!\n" +
+	"\foutput_bytes\x18\x17 \x01(\x04R\voutputBytes\x125\n" +
 	"\bpurge_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\apurgeAt*\xe5\x01\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1230,7 +1535,11 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n" +
 	"\x10JOB_STATE_FAILED\x10\x06\x12\x17\n" +
 	"\x13JOB_STATE_CANCELLED\x10\a\x12\x15\n" +
-	"\x11JOB_STATE_EXPIRED\x10\b*\x86\x02\n" +
+	"\x11JOB_STATE_EXPIRED\x10\b*g\n" +
+	"\x0eOutputOverflow\x12\x1f\n" +
+	"\x1bOUTPUT_OVERFLOW_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16OUTPUT_OVERFLOW_REFUSE\x10\x01\x12\x18\n" +
+	"\x14OUTPUT_OVERFLOW_TRIM\x10\x02*\x86\x02\n" +
 	"\x0eAttemptOutcome\x12\x1f\n" +
 	"\x1bATTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ATTEMPT_OUTCOME_SUCCEEDED\x10\x01\x12\x1a\n" +
@@ -1258,64 +1567,70 @@ func file_jobwire_v1_job_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_proto_rawDescData
 }
 
-var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_jobwire_v1_job_proto_goTypes = []any{
 	(JobState)(0),                 // 0: jobwire.v1.JobState
-	(AttemptOutcome)(0),           // 1: jobwire.v1.AttemptOutcome
-	(JobView)(0),                  // 2: jobwire.v1.JobView
-	(*Payload)(nil),               // 3: jobwire.v1.Payload
-	(*RetryPolicy)(nil),           // 4: jobwire.v1.RetryPolicy
-	(*JobSpec)(nil),               // 5: jobwire.v1.JobSpec
-	(*Progress)(nil),              // 6: jobwire.v1.Progress
-	(*Failure)(nil),               // 7: jobwire.v1.Failure
-	(*Attempt)(nil),               // 8: jobwire.v1.Attempt
-	(*Job)(nil),                   // 9: jobwire.v1.Job
-	nil,                           // 10: jobwire.v1.JobSpec.RequirementsEntry
-	nil,                           // 11: jobwire.v1.JobSpec.LabelsEntry
-	(*anypb.Any)(nil),             // 12: google.protobuf.Any
-	(*structpb.Struct)(nil),       // 13: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(OutputOverflow)(0),           // 1: jobwire.v1.OutputOverflow
+	(AttemptOutcome)(0),           // 2: jobwire.v1.AttemptOutcome
+	(JobView)(0),                  // 3: jobwire.v1.JobView
+	(*Payload)(nil),               // 4: jobwire.v1.Payload
+	(*RetryPolicy)(nil),           // 5: jobwire.v1.RetryPolicy
+	(*OutputPolicy)(nil),          // 6: jobwire.v1.OutputPolicy
+	(*OutputChunk)(nil),           // 7: jobwire.v1.OutputChunk
+	(*OutputPosition)(nil),        // 8: jobwire.v1.OutputPosition
+	(*JobSpec)(nil),               // 9: jobwire.v1.JobSpec
+	(*Progress)(nil),              // 10: jobwire.v1.Progress
+	(*Failure)(nil),               // 11: jobwire.v1.Failure
+	(*Attempt)(nil),               // 12: jobwire.v1.Attempt
+	(*Job)(nil),                   // 13: jobwire.v1.Job
+	nil,                           // 14: jobwire.v1.JobSpec.RequirementsEntry
+	nil,                           // 15: jobwire.v1.JobSpec.LabelsEntry
+	(*anypb.Any)(nil),             // 16: google.protobuf.Any
+	(*structpb.Struct)(nil),       // 17: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_jobwire_v1_job_proto_depIdxs = []int32{
-	12, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
-	13, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
-	14, // 2: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	14, // 3: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	3,  // 4: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
-	10, // 5: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
-	11, // 6: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
-	4,  // 7: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
-	14, // 8: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
-	15, // 9: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
-	14, // 10: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
-	15, // 11: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
-	15, // 12: jobwire.v1.JobSpec.created_at:type_name -> google.protobuf.Timestamp
-	3,  // 13: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
-	15, // 14: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
-	3,  // 15: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
-	14, // 16: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
-	15, // 17: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	15, // 18: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
-	1,  // 19: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
-	7,  // 20: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
-	5,  // 21: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
-	0,  // 22: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
-	15, // 23: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
-	15, // 24: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	15, // 25: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
-	6,  // 26: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
-	3,  // 27: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
-	7,  // 28: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
-	15, // 29: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
-	8,  // 30: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
-	15, // 31: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	16, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
+	17, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
+	18, // 2: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	18, // 3: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	1,  // 4: jobwire.v1.OutputPolicy.overflow:type_name -> jobwire.v1.OutputOverflow
+	4,  // 5: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
+	14, // 6: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
+	15, // 7: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
+	5,  // 8: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
+	18, // 9: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
+	19, // 10: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
+	18, // 11: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
+	19, // 12: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
+	6,  // 13: jobwire.v1.JobSpec.output:type_name -> jobwire.v1.OutputPolicy
+	19, // 14: jobwire.v1.JobSpec.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 15: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
+	19, // 16: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
+	4,  // 17: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
+	18, // 18: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
+	19, // 19: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	19, // 20: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
+	2,  // 21: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
+	11, // 22: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
+	9,  // 23: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
+	0,  // 24: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
+	19, // 25: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
+	19, // 26: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	19, // 27: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
+	10, // 28: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
+	4,  // 29: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
+	11, // 30: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
+	19, // 31: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
+	12, // 32: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
+	19, // 33: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_proto_init() }
@@ -1330,18 +1645,22 @@ func file_jobwire_v1_job_proto_init() {
 		(*Payload_Struct)(nil),
 	}
 	file_jobwire_v1_job_proto_msgTypes[1].OneofWrappers = []any{}
-	file_jobwire_v1_job_proto_msgTypes[2].OneofWrappers = []any{
+	file_jobwire_v1_job_proto_msgTypes[3].OneofWrappers = []any{
+		(*OutputChunk_Text)(nil),
+		(*OutputChunk_Data)(nil),
+	}
+	file_jobwire_v1_job_proto_msgTypes[5].OneofWrappers = []any{
 		(*JobSpec_RunAt)(nil),
 		(*JobSpec_Delay)(nil),
 	}
-	file_jobwire_v1_job_proto_msgTypes[3].OneofWrappers = []any{}
+	file_jobwire_v1_job_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_proto_rawDesc), len(file_jobwire_v1_job_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   9,
+			NumEnums:      4,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

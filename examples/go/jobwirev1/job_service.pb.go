@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What of a job a watcher wants.
+type WatchContent int32
+
+const (
+	// ALL.
+	WatchContent_WATCH_CONTENT_UNSPECIFIED WatchContent = 0
+	// States and output.
+	WatchContent_WATCH_CONTENT_ALL WatchContent = 1
+	// States, without output.
+	WatchContent_WATCH_CONTENT_STATES WatchContent = 2
+	// Output, and of the states only the terminal one.
+	WatchContent_WATCH_CONTENT_OUTPUT WatchContent = 3
+)
+
+// Enum value maps for WatchContent.
+var (
+	WatchContent_name = map[int32]string{
+		0: "WATCH_CONTENT_UNSPECIFIED",
+		1: "WATCH_CONTENT_ALL",
+		2: "WATCH_CONTENT_STATES",
+		3: "WATCH_CONTENT_OUTPUT",
+	}
+	WatchContent_value = map[string]int32{
+		"WATCH_CONTENT_UNSPECIFIED": 0,
+		"WATCH_CONTENT_ALL":         1,
+		"WATCH_CONTENT_STATES":      2,
+		"WATCH_CONTENT_OUTPUT":      3,
+	}
+)
+
+func (x WatchContent) Enum() *WatchContent {
+	p := new(WatchContent)
+	*p = x
+	return p
+}
+
+func (x WatchContent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchContent) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_service_proto_enumTypes[0].Descriptor()
+}
+
+func (WatchContent) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_service_proto_enumTypes[0]
+}
+
+func (x WatchContent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchContent.Descriptor instead.
+func (WatchContent) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{0}
+}
+
 // A job to accept.
 type SubmitJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -588,7 +645,17 @@ type WatchJobRequest struct {
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Unset: FULL. BASIC leaves out what can be large.
-	View          JobView `protobuf:"varint,2,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	View JobView `protobuf:"varint,2,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	// Unset: ALL.
+	Content WatchContent `protobuf:"varint,3,opt,name=content,proto3,enum=jobwire.v1.WatchContent" json:"content,omitempty"`
+	// Where the output begins.
+	//
+	// Types that are valid to be assigned to Start:
+	//
+	//	*WatchJobRequest_Cursor
+	//	*WatchJobRequest_OutputFrom
+	//	*WatchJobRequest_OutputFromEnd
+	Start         isWatchJobRequest_Start `protobuf_oneof:"start"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -637,6 +704,129 @@ func (x *WatchJobRequest) GetView() JobView {
 	return JobView_JOB_VIEW_UNSPECIFIED
 }
 
+func (x *WatchJobRequest) GetContent() WatchContent {
+	if x != nil {
+		return x.Content
+	}
+	return WatchContent_WATCH_CONTENT_UNSPECIFIED
+}
+
+func (x *WatchJobRequest) GetStart() isWatchJobRequest_Start {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *WatchJobRequest) GetCursor() string {
+	if x != nil {
+		if x, ok := x.Start.(*WatchJobRequest_Cursor); ok {
+			return x.Cursor
+		}
+	}
+	return ""
+}
+
+func (x *WatchJobRequest) GetOutputFrom() *OutputPosition {
+	if x != nil {
+		if x, ok := x.Start.(*WatchJobRequest_OutputFrom); ok {
+			return x.OutputFrom
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobRequest) GetOutputFromEnd() bool {
+	if x != nil {
+		if x, ok := x.Start.(*WatchJobRequest_OutputFromEnd); ok {
+			return x.OutputFromEnd
+		}
+	}
+	return false
+}
+
+type isWatchJobRequest_Start interface {
+	isWatchJobRequest_Start()
+}
+
+type WatchJobRequest_Cursor struct {
+	// The `cursor` of the last answer of a former watch of this job: what came up to it does
+	// not come again.
+	Cursor string `protobuf:"bytes,4,opt,name=cursor,proto3,oneof"`
+}
+
+type WatchJobRequest_OutputFrom struct {
+	// At a point of the output.
+	OutputFrom *OutputPosition `protobuf:"bytes,5,opt,name=output_from,json=outputFrom,proto3,oneof"`
+}
+
+type WatchJobRequest_OutputFromEnd struct {
+	// True: only what is written from now on. Otherwise, and if none of these is set: at the
+	// beginning of what is kept.
+	OutputFromEnd bool `protobuf:"varint,6,opt,name=output_from_end,json=outputFromEnd,proto3,oneof"`
+}
+
+func (*WatchJobRequest_Cursor) isWatchJobRequest_Start() {}
+
+func (*WatchJobRequest_OutputFrom) isWatchJobRequest_Start() {}
+
+func (*WatchJobRequest_OutputFromEnd) isWatchJobRequest_Start() {}
+
+// A run of output, in the order in which it was written.
+type Output struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that wrote it. A new attempt begins at offset 0.
+	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The chunks.
+	Chunks        []*OutputChunk `protobuf:"bytes,2,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Output) Reset() {
+	*x = Output{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Output) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Output) ProtoMessage() {}
+
+func (x *Output) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Output.ProtoReflect.Descriptor instead.
+func (*Output) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Output) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Output) GetChunks() []*OutputChunk {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
 // One step of a watched job, or a sign of life.
 type WatchJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -646,14 +836,17 @@ type WatchJobResponse struct {
 	//
 	//	*WatchJobResponse_Job
 	//	*WatchJobResponse_Bookmark
-	Event         isWatchJobResponse_Event `protobuf_oneof:"event"`
+	//	*WatchJobResponse_Output
+	Event isWatchJobResponse_Event `protobuf_oneof:"event"`
+	// Where this answer leaves the watcher; opaque.
+	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +858,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +871,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchJobResponse) GetEvent() isWatchJobResponse_Event {
@@ -706,36 +899,454 @@ func (x *WatchJobResponse) GetBookmark() *Bookmark {
 	return nil
 }
 
+func (x *WatchJobResponse) GetOutput() *Output {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobResponse_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
 type isWatchJobResponse_Event interface {
 	isWatchJobResponse_Event()
 }
 
 type WatchJobResponse_Job struct {
-	// The job as it stands now. The first answer is always one.
+	// The job as it stands now. For a live job the first answer is one, unless a cursor says that it
+	// was seen; a finished job comes behind all of its output.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3,oneof"`
 }
 
 type WatchJobResponse_Bookmark struct {
-	// Nothing happened for a while (15 seconds unless configured otherwise); the stream is alive.
+	// Nothing happened for a while (60 seconds unless configured otherwise); the stream is alive.
 	Bookmark *Bookmark `protobuf:"bytes,2,opt,name=bookmark,proto3,oneof"`
+}
+
+type WatchJobResponse_Output struct {
+	// What the job has written out.
+	Output *Output `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
 }
 
 func (*WatchJobResponse_Job) isWatchJobResponse_Event() {}
 
 func (*WatchJobResponse_Bookmark) isWatchJobResponse_Event() {}
 
+func (*WatchJobResponse_Output) isWatchJobResponse_Event() {}
+
+// A job to submit and watch.
+type RunJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Submit *SubmitJobRequest `protobuf:"bytes,1,opt,name=submit,proto3" json:"submit,omitempty"`
+	// Unset: FULL.
+	View JobView `protobuf:"varint,2,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	// Unset: ALL.
+	Content WatchContent `protobuf:"varint,3,opt,name=content,proto3,enum=jobwire.v1.WatchContent" json:"content,omitempty"`
+	// True: the job is cancelled if this call ends before the job does.
+	CancelOnDisconnect bool `protobuf:"varint,4,opt,name=cancel_on_disconnect,json=cancelOnDisconnect,proto3" json:"cancel_on_disconnect,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RunJobRequest) Reset() {
+	*x = RunJobRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunJobRequest) ProtoMessage() {}
+
+func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunJobRequest.ProtoReflect.Descriptor instead.
+func (*RunJobRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RunJobRequest) GetSubmit() *SubmitJobRequest {
+	if x != nil {
+		return x.Submit
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetView() JobView {
+	if x != nil {
+		return x.View
+	}
+	return JobView_JOB_VIEW_UNSPECIFIED
+}
+
+func (x *RunJobRequest) GetContent() WatchContent {
+	if x != nil {
+		return x.Content
+	}
+	return WatchContent_WATCH_CONTENT_UNSPECIFIED
+}
+
+func (x *RunJobRequest) GetCancelOnDisconnect() bool {
+	if x != nil {
+		return x.CancelOnDisconnect
+	}
+	return false
+}
+
+// One step of the job.
+type RunJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*RunJobResponse_Job
+	//	*RunJobResponse_Bookmark
+	//	*RunJobResponse_Output
+	Event isRunJobResponse_Event `protobuf_oneof:"event"`
+	// For WatchJob, if this call is cut off.
+	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunJobResponse) Reset() {
+	*x = RunJobResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunJobResponse) ProtoMessage() {}
+
+func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
+func (*RunJobResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RunJobResponse) GetEvent() isRunJobResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *RunJobResponse) GetJob() *Job {
+	if x != nil {
+		if x, ok := x.Event.(*RunJobResponse_Job); ok {
+			return x.Job
+		}
+	}
+	return nil
+}
+
+func (x *RunJobResponse) GetBookmark() *Bookmark {
+	if x != nil {
+		if x, ok := x.Event.(*RunJobResponse_Bookmark); ok {
+			return x.Bookmark
+		}
+	}
+	return nil
+}
+
+func (x *RunJobResponse) GetOutput() *Output {
+	if x != nil {
+		if x, ok := x.Event.(*RunJobResponse_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *RunJobResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+type isRunJobResponse_Event interface {
+	isRunJobResponse_Event()
+}
+
+type RunJobResponse_Job struct {
+	// The job as it stands now: as soon as it is accepted, and then as in WatchJob.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3,oneof"`
+}
+
+type RunJobResponse_Bookmark struct {
+	// As for WatchJob.
+	Bookmark *Bookmark `protobuf:"bytes,2,opt,name=bookmark,proto3,oneof"`
+}
+
+type RunJobResponse_Output struct {
+	// What the job has written out.
+	Output *Output `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
+}
+
+func (*RunJobResponse_Job) isRunJobResponse_Event() {}
+
+func (*RunJobResponse_Bookmark) isRunJobResponse_Event() {}
+
+func (*RunJobResponse_Output) isRunJobResponse_Event() {}
+
+// Which jobs to watch. What is unset does not narrow.
+type WatchJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: `default`.
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Only jobs of this operation.
+	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Only jobs in these states.
+	States []JobState `protobuf:"varint,3,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
+	// Only jobs with all of these labels.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only these jobs; at most 1000.
+	JobIds []string `protobuf:"bytes,5,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	// Unset: BASIC.
+	View JobView `protobuf:"varint,6,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	// The `cursor` of the last answer of a former watch with the same filter. Unset: begin with
+	// the live jobs as they stand.
+	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// True: leave out the live jobs as they stand, tell the changes from now on. Not with a cursor.
+	OnlyChanges   bool `protobuf:"varint,8,opt,name=only_changes,json=onlyChanges,proto3" json:"only_changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchJobsRequest) Reset() {
+	*x = WatchJobsRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchJobsRequest) ProtoMessage() {}
+
+func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
+func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchJobsRequest) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+func (x *WatchJobsRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *WatchJobsRequest) GetStates() []JobState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *WatchJobsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *WatchJobsRequest) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
+func (x *WatchJobsRequest) GetView() JobView {
+	if x != nil {
+		return x.View
+	}
+	return JobView_JOB_VIEW_UNSPECIFIED
+}
+
+func (x *WatchJobsRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *WatchJobsRequest) GetOnlyChanges() bool {
+	if x != nil {
+		return x.OnlyChanges
+	}
+	return false
+}
+
+// One change, or a sign of life.
+type WatchJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WatchJobsResponse_Job
+	//	*WatchJobsResponse_Bookmark
+	Event isWatchJobsResponse_Event `protobuf_oneof:"event"`
+	// Where this answer leaves the watcher; opaque. Empty if the queue keeps no event log.
+	Cursor        string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchJobsResponse) Reset() {
+	*x = WatchJobsResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchJobsResponse) ProtoMessage() {}
+
+func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
+func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *WatchJobsResponse) GetEvent() isWatchJobsResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetJob() *Job {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_Job); ok {
+			return x.Job
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetBookmark() *Bookmark {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_Bookmark); ok {
+			return x.Bookmark
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+type isWatchJobsResponse_Event interface {
+	isWatchJobsResponse_Event()
+}
+
+type WatchJobsResponse_Job struct {
+	// A job as it stands now.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3,oneof"`
+}
+
+type WatchJobsResponse_Bookmark struct {
+	// The stream is alive.
+	Bookmark *Bookmark `protobuf:"bytes,2,opt,name=bookmark,proto3,oneof"`
+}
+
+func (*WatchJobsResponse_Job) isWatchJobsResponse_Event() {}
+
+func (*WatchJobsResponse_Bookmark) isWatchJobsResponse_Event() {}
+
 // Tells a quiet stream from a dead one.
 type Bookmark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The store's time.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// In WatchJobs: true once, when the jobs that were there at the beginning have all been told.
+	CaughtUp      bool `protobuf:"varint,2,opt,name=caught_up,json=caughtUp,proto3" json:"caught_up,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Bookmark) Reset() {
 	*x = Bookmark{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +1358,7 @@ func (x *Bookmark) String() string {
 func (*Bookmark) ProtoMessage() {}
 
 func (x *Bookmark) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +1371,7 @@ func (x *Bookmark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bookmark.ProtoReflect.Descriptor instead.
 func (*Bookmark) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Bookmark) GetTime() *timestamppb.Timestamp {
@@ -768,6 +1379,13 @@ func (x *Bookmark) GetTime() *timestamppb.Timestamp {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *Bookmark) GetCaughtUp() bool {
+	if x != nil {
+		return x.CaughtUp
+	}
+	return false
 }
 
 // Which job to end, and why.
@@ -783,7 +1401,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +1413,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +1426,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -836,7 +1454,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1466,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1479,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -908,21 +1526,66 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"_\n" +
 	"\x10ListJobsResponse\x12#\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x0f.jobwire.v1.JobR\x04jobs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Q\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x02\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
-	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"t\n" +
+	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x122\n" +
+	"\acontent\x18\x03 \x01(\x0e2\x18.jobwire.v1.WatchContentR\acontent\x12\x18\n" +
+	"\x06cursor\x18\x04 \x01(\tH\x00R\x06cursor\x12=\n" +
+	"\voutput_from\x18\x05 \x01(\v2\x1a.jobwire.v1.OutputPositionH\x00R\n" +
+	"outputFrom\x12(\n" +
+	"\x0foutput_from_end\x18\x06 \x01(\bH\x00R\routputFromEndB\a\n" +
+	"\x05start\"S\n" +
+	"\x06Output\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\rR\aattempt\x12/\n" +
+	"\x06chunks\x18\x02 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06chunks\"\xba\x01\n" +
 	"\x10WatchJobResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobH\x00R\x03job\x122\n" +
-	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmarkB\a\n" +
-	"\x05event\":\n" +
+	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmark\x12,\n" +
+	"\x06output\x18\x03 \x01(\v2\x12.jobwire.v1.OutputH\x00R\x06output\x12\x16\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursorB\a\n" +
+	"\x05event\"\xd4\x01\n" +
+	"\rRunJobRequest\x124\n" +
+	"\x06submit\x18\x01 \x01(\v2\x1c.jobwire.v1.SubmitJobRequestR\x06submit\x12'\n" +
+	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x122\n" +
+	"\acontent\x18\x03 \x01(\x0e2\x18.jobwire.v1.WatchContentR\acontent\x120\n" +
+	"\x14cancel_on_disconnect\x18\x04 \x01(\bR\x12cancelOnDisconnect\"\xb8\x01\n" +
+	"\x0eRunJobResponse\x12#\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobH\x00R\x03job\x122\n" +
+	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmark\x12,\n" +
+	"\x06output\x18\x03 \x01(\v2\x12.jobwire.v1.OutputH\x00R\x06output\x12\x16\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursorB\a\n" +
+	"\x05event\"\xee\x02\n" +
+	"\x10WatchJobsRequest\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x1c\n" +
+	"\toperation\x18\x02 \x01(\tR\toperation\x12,\n" +
+	"\x06states\x18\x03 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12@\n" +
+	"\x06labels\x18\x04 \x03(\v2(.jobwire.v1.WatchJobsRequest.LabelsEntryR\x06labels\x12\x17\n" +
+	"\ajob_ids\x18\x05 \x03(\tR\x06jobIds\x12'\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\tR\x06cursor\x12!\n" +
+	"\fonly_changes\x18\b \x01(\bR\vonlyChanges\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x11WatchJobsResponse\x12#\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobH\x00R\x03job\x122\n" +
+	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmark\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\tR\x06cursorB\a\n" +
+	"\x05event\"W\n" +
 	"\bBookmark\x12.\n" +
-	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"A\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1b\n" +
+	"\tcaught_up\x18\x02 \x01(\bR\bcaughtUp\"A\n" +
 	"\x10CancelJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
 	"\x11CancelJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job2\xbe\x03\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job*x\n" +
+	"\fWatchContent\x12\x1d\n" +
+	"\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n" +
+	"\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n" +
+	"\x14WATCH_CONTENT_OUTPUT\x10\x032\xcd\x04\n" +
 	"\n" +
 	"JobService\x12H\n" +
 	"\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n" +
@@ -930,7 +1593,9 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"SubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n" +
 	"\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12E\n" +
 	"\bListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n" +
-	"\bWatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12H\n" +
+	"\bWatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12A\n" +
+	"\x06RunJob\x12\x19.jobwire.v1.RunJobRequest\x1a\x1a.jobwire.v1.RunJobResponse0\x01\x12J\n" +
+	"\tWatchJobs\x12\x1c.jobwire.v1.WatchJobsRequest\x1a\x1d.jobwire.v1.WatchJobsResponse0\x01\x12H\n" +
 	"\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponseB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 
@@ -946,63 +1611,92 @@ func file_jobwire_v1_job_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_service_proto_rawDescData
 }
 
-var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_jobwire_v1_job_service_proto_goTypes = []any{
-	(*SubmitJobRequest)(nil),      // 0: jobwire.v1.SubmitJobRequest
-	(*SubmitJobResponse)(nil),     // 1: jobwire.v1.SubmitJobResponse
-	(*SubmitJobsRequest)(nil),     // 2: jobwire.v1.SubmitJobsRequest
-	(*SubmitJobsResponse)(nil),    // 3: jobwire.v1.SubmitJobsResponse
-	(*SubmitResult)(nil),          // 4: jobwire.v1.SubmitResult
-	(*GetJobRequest)(nil),         // 5: jobwire.v1.GetJobRequest
-	(*GetJobResponse)(nil),        // 6: jobwire.v1.GetJobResponse
-	(*ListJobsRequest)(nil),       // 7: jobwire.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 8: jobwire.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),       // 9: jobwire.v1.WatchJobRequest
-	(*WatchJobResponse)(nil),      // 10: jobwire.v1.WatchJobResponse
-	(*Bookmark)(nil),              // 11: jobwire.v1.Bookmark
-	(*CancelJobRequest)(nil),      // 12: jobwire.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),     // 13: jobwire.v1.CancelJobResponse
-	(*JobSpec)(nil),               // 14: jobwire.v1.JobSpec
-	(JobState)(0),                 // 15: jobwire.v1.JobState
-	(*ItemError)(nil),             // 16: jobwire.v1.ItemError
-	(JobView)(0),                  // 17: jobwire.v1.JobView
-	(*Job)(nil),                   // 18: jobwire.v1.Job
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(WatchContent)(0),             // 0: jobwire.v1.WatchContent
+	(*SubmitJobRequest)(nil),      // 1: jobwire.v1.SubmitJobRequest
+	(*SubmitJobResponse)(nil),     // 2: jobwire.v1.SubmitJobResponse
+	(*SubmitJobsRequest)(nil),     // 3: jobwire.v1.SubmitJobsRequest
+	(*SubmitJobsResponse)(nil),    // 4: jobwire.v1.SubmitJobsResponse
+	(*SubmitResult)(nil),          // 5: jobwire.v1.SubmitResult
+	(*GetJobRequest)(nil),         // 6: jobwire.v1.GetJobRequest
+	(*GetJobResponse)(nil),        // 7: jobwire.v1.GetJobResponse
+	(*ListJobsRequest)(nil),       // 8: jobwire.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 9: jobwire.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),       // 10: jobwire.v1.WatchJobRequest
+	(*Output)(nil),                // 11: jobwire.v1.Output
+	(*WatchJobResponse)(nil),      // 12: jobwire.v1.WatchJobResponse
+	(*RunJobRequest)(nil),         // 13: jobwire.v1.RunJobRequest
+	(*RunJobResponse)(nil),        // 14: jobwire.v1.RunJobResponse
+	(*WatchJobsRequest)(nil),      // 15: jobwire.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),     // 16: jobwire.v1.WatchJobsResponse
+	(*Bookmark)(nil),              // 17: jobwire.v1.Bookmark
+	(*CancelJobRequest)(nil),      // 18: jobwire.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),     // 19: jobwire.v1.CancelJobResponse
+	nil,                           // 20: jobwire.v1.WatchJobsRequest.LabelsEntry
+	(*JobSpec)(nil),               // 21: jobwire.v1.JobSpec
+	(JobState)(0),                 // 22: jobwire.v1.JobState
+	(*ItemError)(nil),             // 23: jobwire.v1.ItemError
+	(JobView)(0),                  // 24: jobwire.v1.JobView
+	(*Job)(nil),                   // 25: jobwire.v1.Job
+	(*OutputPosition)(nil),        // 26: jobwire.v1.OutputPosition
+	(*OutputChunk)(nil),           // 27: jobwire.v1.OutputChunk
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_jobwire_v1_job_service_proto_depIdxs = []int32{
-	14, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
-	15, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
-	0,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
-	4,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
-	1,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
-	16, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
-	17, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
-	18, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
-	15, // 8: jobwire.v1.ListJobsRequest.states:type_name -> jobwire.v1.JobState
-	17, // 9: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
-	18, // 10: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
-	17, // 11: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
-	18, // 12: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
-	11, // 13: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	19, // 14: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
-	18, // 15: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
-	0,  // 16: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
-	2,  // 17: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
-	5,  // 18: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
-	7,  // 19: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
-	9,  // 20: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
-	12, // 21: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
-	1,  // 22: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
-	3,  // 23: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
-	6,  // 24: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
-	8,  // 25: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
-	10, // 26: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
-	13, // 27: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	21, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
+	22, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
+	1,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
+	5,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
+	2,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
+	23, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
+	24, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
+	25, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
+	22, // 8: jobwire.v1.ListJobsRequest.states:type_name -> jobwire.v1.JobState
+	24, // 9: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
+	25, // 10: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
+	24, // 11: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
+	0,  // 12: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
+	26, // 13: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
+	27, // 14: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
+	25, // 15: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
+	17, // 16: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	11, // 17: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
+	1,  // 18: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
+	24, // 19: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
+	0,  // 20: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
+	25, // 21: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
+	17, // 22: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	11, // 23: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
+	22, // 24: jobwire.v1.WatchJobsRequest.states:type_name -> jobwire.v1.JobState
+	20, // 25: jobwire.v1.WatchJobsRequest.labels:type_name -> jobwire.v1.WatchJobsRequest.LabelsEntry
+	24, // 26: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
+	25, // 27: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
+	17, // 28: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	28, // 29: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
+	25, // 30: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
+	1,  // 31: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
+	3,  // 32: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
+	6,  // 33: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
+	8,  // 34: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
+	10, // 35: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
+	13, // 36: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
+	15, // 37: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
+	18, // 38: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
+	2,  // 39: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
+	4,  // 40: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
+	7,  // 41: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
+	9,  // 42: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
+	12, // 43: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
+	14, // 44: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
+	16, // 45: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
+	19, // 46: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
+	39, // [39:47] is the sub-list for method output_type
+	31, // [31:39] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_service_proto_init() }
@@ -1016,22 +1710,38 @@ func file_jobwire_v1_job_service_proto_init() {
 		(*SubmitResult_Accepted)(nil),
 		(*SubmitResult_Error)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[10].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[9].OneofWrappers = []any{
+		(*WatchJobRequest_Cursor)(nil),
+		(*WatchJobRequest_OutputFrom)(nil),
+		(*WatchJobRequest_OutputFromEnd)(nil),
+	}
+	file_jobwire_v1_job_service_proto_msgTypes[11].OneofWrappers = []any{
 		(*WatchJobResponse_Job)(nil),
 		(*WatchJobResponse_Bookmark)(nil),
+		(*WatchJobResponse_Output)(nil),
+	}
+	file_jobwire_v1_job_service_proto_msgTypes[13].OneofWrappers = []any{
+		(*RunJobResponse_Job)(nil),
+		(*RunJobResponse_Bookmark)(nil),
+		(*RunJobResponse_Output)(nil),
+	}
+	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
+		(*WatchJobsResponse_Job)(nil),
+		(*WatchJobsResponse_Bookmark)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_service_proto_rawDesc), len(file_jobwire_v1_job_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   14,
+			NumEnums:      1,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_jobwire_v1_job_service_proto_goTypes,
 		DependencyIndexes: file_jobwire_v1_job_service_proto_depIdxs,
+		EnumInfos:         file_jobwire_v1_job_service_proto_enumTypes,
 		MessageInfos:      file_jobwire_v1_job_service_proto_msgTypes,
 	}.Build()
 	File_jobwire_v1_job_service_proto = out.File

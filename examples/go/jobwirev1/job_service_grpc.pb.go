@@ -26,6 +26,8 @@ const (
 	JobService_GetJob_FullMethodName     = "/jobwire.v1.JobService/GetJob"
 	JobService_ListJobs_FullMethodName   = "/jobwire.v1.JobService/ListJobs"
 	JobService_WatchJob_FullMethodName   = "/jobwire.v1.JobService/WatchJob"
+	JobService_RunJob_FullMethodName     = "/jobwire.v1.JobService/RunJob"
+	JobService_WatchJobs_FullMethodName  = "/jobwire.v1.JobService/WatchJobs"
 	JobService_CancelJob_FullMethodName  = "/jobwire.v1.JobService/CancelJob"
 )
 
@@ -65,14 +67,37 @@ type JobServiceClient interface {
 	//
 	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Answers at once with the job as it stands, then again after every change,
-	// and ends with OK after the terminal state. Nothing falls between the first
-	// answer and the changes. A watcher slower than the changes sees the newest state, not
-	// each in between. A finished job is answered once, then the stream ends.
+	// Answers at once with the job as it stands, then again after every change, interleaved with
+	// what the job writes out, and ends with OK after the terminal state. Nothing falls between
+	// the first answer and the changes. All output comes before the terminal state. A watcher
+	// slower than the changes sees the newest state, not each in between, and every byte of
+	// output at its own pace. A finished job may be watched as well: its output is replayed.
 	//
-	// NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-	// compare `revision`. Retry: safe.
+	// Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+	// server: no byte is missed and none comes twice, and no state older than one that was seen.
+	//
+	// NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+	// oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+	// the cursor. Retry: safe.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
+	// Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+	// WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+	//
+	// Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+	// job is created once.
+	RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunJobResponse], error)
+	// Watches many jobs of a queue: those that match a filter, each with every change as one
+	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+	// resumes with the last cursor and misses no job. Without a log, a job that both came and ended while the watcher was
+	// cut off, or while the server was cut off from the store, is not told.
+	//
+	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+	// `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+	// UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
+	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
 	// Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
 	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
 	// loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
@@ -150,6 +175,44 @@ func (c *jobServiceClient) WatchJob(ctx context.Context, in *WatchJobRequest, op
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_WatchJobClient = grpc.ServerStreamingClient[WatchJobResponse]
 
+func (c *jobServiceClient) RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunJobResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[1], JobService_RunJob_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RunJobRequest, RunJobResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_RunJobClient = grpc.ServerStreamingClient[RunJobResponse]
+
+func (c *jobServiceClient) WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[2], JobService_WatchJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchJobsRequest, WatchJobsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
+
 func (c *jobServiceClient) CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelJobResponse)
@@ -196,14 +259,37 @@ type JobServiceServer interface {
 	//
 	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Answers at once with the job as it stands, then again after every change,
-	// and ends with OK after the terminal state. Nothing falls between the first
-	// answer and the changes. A watcher slower than the changes sees the newest state, not
-	// each in between. A finished job is answered once, then the stream ends.
+	// Answers at once with the job as it stands, then again after every change, interleaved with
+	// what the job writes out, and ends with OK after the terminal state. Nothing falls between
+	// the first answer and the changes. All output comes before the terminal state. A watcher
+	// slower than the changes sees the newest state, not each in between, and every byte of
+	// output at its own pace. A finished job may be watched as well: its output is replayed.
 	//
-	// NOT_FOUND: no such job. UNAVAILABLE: the store or the server went away; watch again and
-	// compare `revision`. Retry: safe.
+	// Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
+	// server: no byte is missed and none comes twice, and no state older than one that was seen.
+	//
+	// NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
+	// oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
+	// the cursor. Retry: safe.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
+	// Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
+	// WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+	//
+	// Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
+	// job is created once.
+	RunJob(*RunJobRequest, grpc.ServerStreamingServer[RunJobResponse]) error
+	// Watches many jobs of a queue: those that match a filter, each with every change as one
+	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
+	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
+	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
+	// resumes with the last cursor and misses no job. Without a log, a job that both came and ended while the watcher was
+	// cut off, or while the server was cut off from the store, is not told.
+	//
+	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
+	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
+	// `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
+	// UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
+	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
 	// Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
 	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
 	// loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
@@ -236,6 +322,12 @@ func (UnimplementedJobServiceServer) ListJobs(context.Context, *ListJobsRequest)
 }
 func (UnimplementedJobServiceServer) WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchJob not implemented")
+}
+func (UnimplementedJobServiceServer) RunJob(*RunJobRequest, grpc.ServerStreamingServer[RunJobResponse]) error {
+	return status.Error(codes.Unimplemented, "method RunJob not implemented")
+}
+func (UnimplementedJobServiceServer) WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchJobs not implemented")
 }
 func (UnimplementedJobServiceServer) CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelJob not implemented")
@@ -344,6 +436,28 @@ func _JobService_WatchJob_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_WatchJobServer = grpc.ServerStreamingServer[WatchJobResponse]
 
+func _JobService_RunJob_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RunJobRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).RunJob(m, &grpc.GenericServerStream[RunJobRequest, RunJobResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_RunJobServer = grpc.ServerStreamingServer[RunJobResponse]
+
+func _JobService_WatchJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchJobsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).WatchJobs(m, &grpc.GenericServerStream[WatchJobsRequest, WatchJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_WatchJobsServer = grpc.ServerStreamingServer[WatchJobsResponse]
+
 func _JobService_CancelJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CancelJobRequest)
 	if err := dec(in); err != nil {
@@ -394,6 +508,16 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchJob",
 			Handler:       _JobService_WatchJob_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RunJob",
+			Handler:       _JobService_RunJob_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchJobs",
+			Handler:       _JobService_WatchJobs_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -584,8 +584,11 @@ type UpdateProgressRequest struct {
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
 	FencingToken uint64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	// Replaces the report before.
-	Progress      *Progress `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Replaces the report before. Unset: no news but the output.
+	Progress *Progress `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
+	// What the job has written out since the last call; at most 256 chunks and 1 MiB. All of it
+	// is recorded, or none.
+	Output        []*OutputChunk `protobuf:"bytes,5,rep,name=output,proto3" json:"output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -644,6 +647,13 @@ func (x *UpdateProgressRequest) GetFencingToken() uint64 {
 func (x *UpdateProgressRequest) GetProgress() *Progress {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+func (x *UpdateProgressRequest) GetOutput() []*OutputChunk {
+	if x != nil {
+		return x.Output
 	}
 	return nil
 }
@@ -1694,8 +1704,11 @@ type Report struct {
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
 	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	// Replaces the report before.
-	Progress      *Progress `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Replaces the report before. Unset: no news but the output.
+	Progress *Progress `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	// What the job has written out since the last report; at most 256 chunks and 1 MiB. The
+	// report is recorded whole or refused.
+	Output        []*OutputChunk `protobuf:"bytes,4,rep,name=output,proto3" json:"output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1747,6 +1760,13 @@ func (x *Report) GetFencingToken() uint64 {
 func (x *Report) GetProgress() *Progress {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+func (x *Report) GetOutput() []*OutputChunk {
+	if x != nil {
+		return x.Output
 	}
 	return nil
 }
@@ -2338,12 +2358,13 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\x8e\x01\n" +
 	"\x10ClaimJobResponse\x128\n" +
 	"\vassignments\x18\x01 \x03(\v2\x16.jobwire.v1.AssignmentR\vassignments\x12@\n" +
-	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xa2\x01\n" +
+	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xd3\x01\n" +
 	"\x15UpdateProgressRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x15\n" +
 	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x03 \x01(\x04R\ffencingToken\x120\n" +
-	"\bprogress\x18\x04 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\"\x90\x01\n" +
+	"\bprogress\x18\x04 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
+	"\x06output\x18\x05 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\"\x90\x01\n" +
 	"\x16UpdateProgressResponse\x120\n" +
 	"\x06cancel\x18\x01 \x01(\v2\x18.jobwire.v1.CancelNoticeR\x06cancel\x12D\n" +
 	"\x10lease_expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\"\x9a\x01\n" +
@@ -2415,11 +2436,12 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"instanceId\x12,\n" +
 	"\x06leases\x18\x03 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x18\n" +
 	"\acredits\x18\x04 \x01(\rR\acredits\x12!\n" +
-	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\"v\n" +
+	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\"\xa7\x01\n" +
 	"\x06Report\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x120\n" +
-	"\bprogress\x18\x03 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\"\v\n" +
+	"\bprogress\x18\x03 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
+	"\x06output\x18\x04 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\"\v\n" +
 	"\tHeartbeat\"\b\n" +
 	"\x06Detach\"\x80\x03\n" +
 	"\fWorkResponse\x120\n" +
@@ -2524,11 +2546,12 @@ var file_jobwire_v1_worker_service_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
 	(*JobSpec)(nil),                    // 36: jobwire.v1.JobSpec
 	(*Progress)(nil),                   // 37: jobwire.v1.Progress
-	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
-	(*Failure)(nil),                    // 39: jobwire.v1.Failure
-	(*Payload)(nil),                    // 40: jobwire.v1.Payload
-	(JobState)(0),                      // 41: jobwire.v1.JobState
-	(*ItemError)(nil),                  // 42: jobwire.v1.ItemError
+	(*OutputChunk)(nil),                // 38: jobwire.v1.OutputChunk
+	(*timestamppb.Timestamp)(nil),      // 39: google.protobuf.Timestamp
+	(*Failure)(nil),                    // 40: jobwire.v1.Failure
+	(*Payload)(nil),                    // 41: jobwire.v1.Payload
+	(JobState)(0),                      // 42: jobwire.v1.JobState
+	(*ItemError)(nil),                  // 43: jobwire.v1.ItemError
 }
 var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
 	34, // 0: jobwire.v1.WorkerSpec.labels:type_name -> jobwire.v1.WorkerSpec.LabelsEntry
@@ -2542,73 +2565,75 @@ var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
 	5,  // 8: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
 	35, // 9: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
 	37, // 10: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
-	10, // 11: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
-	38, // 12: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
-	38, // 13: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
-	12, // 14: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
-	39, // 15: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
-	13, // 16: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
-	14, // 17: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
-	40, // 18: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
-	11, // 19: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
-	16, // 20: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
-	35, // 21: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
-	41, // 22: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
-	38, // 23: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
-	5,  // 24: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 25: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 26: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
-	4,  // 27: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	10, // 28: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	35, // 29: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
-	0,  // 30: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
-	0,  // 31: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
-	23, // 32: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
-	4,  // 33: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
-	24, // 34: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
-	11, // 35: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
-	0,  // 36: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
-	25, // 37: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
-	26, // 38: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
-	1,  // 39: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
-	4,  // 40: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
-	37, // 41: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
-	28, // 42: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
-	5,  // 43: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
-	29, // 44: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
-	10, // 45: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 46: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	31, // 47: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
-	25, // 48: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
-	35, // 49: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 50: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
-	35, // 51: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
-	35, // 52: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 53: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
-	30, // 54: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
-	42, // 55: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
-	38, // 56: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 57: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
-	6,  // 58: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
-	8,  // 59: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
-	15, // 60: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
-	18, // 61: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
-	20, // 62: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
-	32, // 63: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
-	22, // 64: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
-	3,  // 65: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
-	7,  // 66: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
-	9,  // 67: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
-	17, // 68: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
-	19, // 69: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
-	21, // 70: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
-	33, // 71: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
-	27, // 72: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
-	65, // [65:73] is the sub-list for method output_type
-	57, // [57:65] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	38, // 11: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
+	10, // 12: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
+	39, // 13: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
+	39, // 14: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
+	12, // 15: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
+	40, // 16: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
+	13, // 17: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
+	14, // 18: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
+	41, // 19: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
+	11, // 20: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
+	16, // 21: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
+	35, // 22: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
+	42, // 23: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
+	39, // 24: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
+	5,  // 25: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	35, // 26: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 27: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
+	4,  // 28: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	10, // 29: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	35, // 30: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
+	0,  // 31: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
+	0,  // 32: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
+	23, // 33: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
+	4,  // 34: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
+	24, // 35: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
+	11, // 36: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
+	0,  // 37: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
+	25, // 38: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
+	26, // 39: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
+	1,  // 40: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
+	4,  // 41: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
+	37, // 42: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
+	38, // 43: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
+	28, // 44: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
+	5,  // 45: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
+	29, // 46: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
+	10, // 47: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 48: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	31, // 49: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
+	25, // 50: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
+	35, // 51: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
+	35, // 52: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
+	35, // 53: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
+	35, // 54: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 55: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
+	30, // 56: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
+	43, // 57: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
+	39, // 58: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 59: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
+	6,  // 60: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
+	8,  // 61: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
+	15, // 62: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
+	18, // 63: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
+	20, // 64: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
+	32, // 65: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
+	22, // 66: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
+	3,  // 67: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
+	7,  // 68: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
+	9,  // 69: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
+	17, // 70: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
+	19, // 71: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
+	21, // 72: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
+	33, // 73: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
+	27, // 74: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
+	67, // [67:75] is the sub-list for method output_type
+	59, // [59:67] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_worker_service_proto_init() }

@@ -67,9 +67,11 @@ type WorkerServiceClient interface {
 	// this worker does not satisfy its requirements. Retry: safe; jobs of a lost answer come back
 	// when their leases end.
 	ClaimJob(ctx context.Context, in *ClaimJobRequest, opts ...grpc.CallOption) (*ClaimJobResponse, error)
-	// Records how far a job is, and renews its lease.
+	// Records how far a job is and what it writes out, and renews its lease.
 	//
-	// FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+	// FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+	// written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	UpdateProgress(ctx context.Context, in *UpdateProgressRequest, opts ...grpc.CallOption) (*UpdateProgressResponse, error)
 	// Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving
 	// the job back. When it returns OK the outcome is in the store. With `claim_next` the answer
@@ -104,10 +106,11 @@ type WorkerServiceClient interface {
 	// breaks before, goes back to its place in the queue and touches no budget. After that its
 	// lease is renewed by the server for as long as the worker is heard of.
 	//
-	// Receipts. Each frame with `reports` or `completions` carries a `sequence`, and is answered
-	// by one receipt with that number: all of them are durably recorded, but for those that it
-	// lists with the reason. Until the receipt comes the worker keeps them; after a break it
-	// sends them again. Repeating is safe.
+	// Receipts. What a worker sends is recorded in its order: reports before completions, within
+	// a frame and from frame to frame. Each frame with `reports` or `completions` carries a
+	// `sequence`, and is answered by one receipt with that number: all of them are durably
+	// recorded, but for those that it lists with the reason. Until the receipt comes the worker
+	// keeps them; after a break it sends them again. Repeating is safe.
 	//
 	// Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
 	// Whoever hears nothing for three of them takes the stream for dead and drops it. The worker
@@ -261,9 +264,11 @@ type WorkerServiceServer interface {
 	// this worker does not satisfy its requirements. Retry: safe; jobs of a lost answer come back
 	// when their leases end.
 	ClaimJob(context.Context, *ClaimJobRequest) (*ClaimJobResponse, error)
-	// Records how far a job is, and renews its lease.
+	// Records how far a job is and what it writes out, and renews its lease.
 	//
-	// FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range. Retry: safe.
+	// FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
+	// written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
+	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	UpdateProgress(context.Context, *UpdateProgressRequest) (*UpdateProgressResponse, error)
 	// Ends an attempt: with a result, a failure, the confirmation of a cancellation, or by giving
 	// the job back. When it returns OK the outcome is in the store. With `claim_next` the answer
@@ -298,10 +303,11 @@ type WorkerServiceServer interface {
 	// breaks before, goes back to its place in the queue and touches no budget. After that its
 	// lease is renewed by the server for as long as the worker is heard of.
 	//
-	// Receipts. Each frame with `reports` or `completions` carries a `sequence`, and is answered
-	// by one receipt with that number: all of them are durably recorded, but for those that it
-	// lists with the reason. Until the receipt comes the worker keeps them; after a break it
-	// sends them again. Repeating is safe.
+	// Receipts. What a worker sends is recorded in its order: reports before completions, within
+	// a frame and from frame to frame. Each frame with `reports` or `completions` carries a
+	// `sequence`, and is answered by one receipt with that number: all of them are durably
+	// recorded, but for those that it lists with the reason. Until the receipt comes the worker
+	// keeps them; after a break it sends them again. Repeating is safe.
 	//
 	// Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
 	// Whoever hears nothing for three of them takes the stream for dead and drops it. The worker
