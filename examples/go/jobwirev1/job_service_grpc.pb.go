@@ -90,8 +90,8 @@ type JobServiceClient interface {
 	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
 	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
 	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-	// resumes with the last cursor and misses no job. Without a log, a job that both came and ended while the watcher was
-	// cut off, or while the server was cut off from the store, is not told.
+	// resumes with the last cursor and misses no job. Without a log, a job that both came and
+	// ended while the watcher was cut off, or the server from the store, is not told.
 	//
 	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
 	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
@@ -282,8 +282,8 @@ type JobServiceServer interface {
 	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
 	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
 	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-	// resumes with the last cursor and misses no job. Without a log, a job that both came and ended while the watcher was
-	// cut off, or while the server was cut off from the store, is not told.
+	// resumes with the last cursor and misses no job. Without a log, a job that both came and
+	// ended while the watcher was cut off, or the server from the store, is not told.
 	//
 	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
 	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
