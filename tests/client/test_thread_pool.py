@@ -85,4 +85,4 @@ async def test_a_closed_pool_ends_its_threads() -> None:
     await eventually(lambda: len(outcomes.all) == 4, "all are done")
     assert {name for _, name in outcomes.all} == {"0", "1", "2", "3"}
     pool.close()
-    await eventually(lambda: threading.active_count() == before, "no thread is left")
+    await eventually(lambda: threading.active_count() <= before, "no thread is left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -19,10 +20,27 @@ from jobwire.v1.worker_service_pb2 import (
 )
 from jobwire_server.servicers import work
 
-from tests.support.streams import Producer, RawWorker, StreamServer, completion, lease_of
+from tests.support.streams import (
+    QUICK,
+    Producer,
+    RawWorker,
+    StreamServer,
+    completion,
+    lease_of,
+    stream_server,
+)
 from tests.support.waiting import eventually
 
 METHOD = "/jobwire.v1.WorkerService/Work"
+PATIENT = replace(QUICK, heartbeat_interval_ms=5_000, claim_timeout_ms=30_000)
+"""Nothing but the violation ends a stream, however slow the machine is."""
+
+
+@pytest.fixture
+async def server(valkey_url: str) -> AsyncIterator[StreamServer]:
+    """A server that only a violation annoys."""
+    async with stream_server(valkey_url, PATIENT) as running:
+        yield running
 
 
 @pytest.fixture

@@ -39,10 +39,10 @@ async def test_streams_broken_in_every_way_leave_no_task_and_no_session(valkey_u
             tasks = [name for name in names if name.startswith(("Handle", "work-", "session-"))]
             return not (tasks or roster._sessions or roster._endings or roster._chores)
 
-        await eventually(nothing_is_left, "the first streams are over")
+        await eventually(nothing_is_left, "the first streams are over", timeout_s=60)
         before = len(asyncio.all_tasks())
         await batch(server.address, 50, 250)
-        await eventually(nothing_is_left, "the streams are over")
+        await eventually(nothing_is_left, "the streams are over", timeout_s=60)
         await eventually(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
         assert not roster._queues.total()
         for dispatcher in server.router._claims._dispatchers.values():
