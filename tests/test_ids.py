@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.ids import ALPHABET, UlidFactory, split_job_id, ulid_time_ms
+from jobwire_server.ids import ALPHABET, UlidFactory, split_job_id
+
+
+def ulid_time_ms(ulid: str) -> int:
+    """Returns the Unix time in milliseconds that a ULID begins with."""
+    value = 0
+    for character in ulid[:10]:
+        value = value * 32 + ALPHABET.index(character)
+    return value
 
 
 def test_ids_of_one_millisecond_and_of_a_clock_that_steps_back_still_grow() -> None:

@@ -19,11 +19,6 @@ def to_duration(span: Seconds) -> Duration:
     return duration
 
 
-def to_seconds(span: Seconds) -> float:
-    """Returns the span in seconds."""
-    return span.total_seconds() if isinstance(span, timedelta) else float(span)
-
-
 def to_timestamp(moment: datetime) -> Timestamp:
     """Makes a Timestamp.
 

@@ -25,14 +25,6 @@ def split_job_id(job_id: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def ulid_time_ms(ulid: str) -> int:
-    """Returns the Unix time in milliseconds that a ULID begins with."""
-    value = 0
-    for character in ulid[:10]:
-        value = value * 32 + ALPHABET.index(character)
-    return value
-
-
 def _encode(value: int, pairs: int) -> str:
     """Encodes the lowest 10 * `pairs` bits, two characters for ten bits."""
     parts = []

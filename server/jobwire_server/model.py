@@ -266,7 +266,6 @@ class Job:
     fencing_token: int = 0
     lease_expires_at_ms: int = 0
     cancel_reason: str = ""
-    cancel_deadline_ms: int = 0
     attempts: tuple[Attempt, ...] = ()
 
     @property

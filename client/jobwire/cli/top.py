@@ -23,7 +23,6 @@ from jobwire.errors import CallError
 from jobwire.models import JobState
 from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus
 
-INTERVAL_S = 1.0
 # Rates are taken over this many samples, so that they are calm enough to be read.
 SAMPLES = 5
 # After so many intervals without an answer the screen says so.

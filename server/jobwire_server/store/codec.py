@@ -189,7 +189,6 @@ def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
         fencing_token=token,
         lease_expires_at_ms=int(lease_end) if state.leased else 0,
         cancel_reason=fields.get(b"ca", b"").decode(errors="replace"),
-        cancel_deadline_ms=number(b"cd"),
         attempts=tuple(attempts[-HISTORY:]),
     )
 

@@ -122,8 +122,7 @@ class Hub:
                 topic.tail = None
             if not topic.watchers:
                 room.topics.pop(ulid, None)
-                if room.empty:
-                    room.empty_since = monotonic()
+                self.leave(room)
 
     async def _follow(
         self, room: Room, topic: Topic, wish: WatchWish

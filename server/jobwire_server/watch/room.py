@@ -51,8 +51,6 @@ class Room:
         self.queue = queue
         self.topics: dict[str, Topic] = {}
         self.many: set[ManyWatcher] = set()
-        self.reading: set[str] = set()
-        """Jobs whose read is under way."""
         self.ready: asyncio.Task[None] | None = None
         self.entering = 0
         """Those who wait for the subscription."""
