@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from jobwire_server.errors import JobwireError
@@ -10,6 +11,9 @@ from jobwire_server.model import Accepted, Completed, Job, JobState, NewJob, Ren
 from jobwire_server.options import BrokerOptions
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Report, Success
+
+Expect = Callable[[str, Sequence[NewJob]], None]
+"""Told of the jobs that are on their way to a queue."""
 
 READ_ITEMS = 100
 """A job may come with megabytes of payload and result, so fewer of them share a read."""
@@ -21,9 +25,20 @@ class Lanes:
     __slots__ = ("cancel", "end", "read", "read_basic", "report", "submit", "succeed")
 
     def __init__(
-        self, queue: str, store: JobStore, options: BrokerOptions, backlog: Backlog
+        self,
+        queue: str,
+        store: JobStore,
+        options: BrokerOptions,
+        backlog: Backlog,
+        expect: Expect,
     ) -> None:
+        loop = asyncio.get_running_loop()
         linger_s = options.max_linger_ms / 1000
+
+        async def submit(items: Sequence[NewJob]) -> Sequence[Accepted]:
+            # In the loop's next turn, when the call is on its way.
+            loop.call_soon(expect, queue, items)
+            return await store.submit(queue, items)
 
         async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
             return await store.succeed(queue, items, options.retain_succeeded_ms)
@@ -41,9 +56,7 @@ class Lanes:
                 queue, items, options.cancel_grace_ms, options.retain_ended_ms
             )
 
-        self.submit: GroupCommit[NewJob, Accepted] = GroupCommit(
-            partial(store.submit, queue), backlog, linger_s=linger_s
-        )
+        self.submit: GroupCommit[NewJob, Accepted] = GroupCommit(submit, backlog, linger_s=linger_s)
         self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
             succeed, backlog, linger_s=linger_s
         )

@@ -12,7 +12,7 @@ import structlog
 
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import JobwireError
-from jobwire_server.lanes import Lanes
+from jobwire_server.lanes import Expect, Lanes
 from jobwire_server.maintenance.keeper import EndOverdue, QueueKeeper
 from jobwire_server.options import BrokerOptions
 from jobwire_server.store.group_commit import Backlog
@@ -34,6 +34,7 @@ class QueueSet:
         options: For lanes and keepers.
         backlog: What all lanes share.
         clock: Told the store's time by the keepers.
+        expect: Told of the jobs that are on their way to a queue.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class QueueSet:
         options: BrokerOptions,
         backlog: Backlog,
         clock: StoreClock,
+        expect: Expect,
     ) -> None:
         self._jobs = jobs
         self._queues = queues
         self._options = options
         self._backlog = backlog
         self._clock = clock
+        self._expect = expect
         self._lanes: dict[str, Lanes] = {}
         self._keepers: dict[str, QueueKeeper] = {}
         self._end_overdue: EndOverdue | None = None
@@ -75,7 +78,7 @@ class QueueSet:
         lanes = self._lanes.get(queue)
         if lanes is None:
             # Not kept: whoever asks for jobs of queues that do not exist must not fill the memory.
-            lanes = Lanes(queue, self._jobs, self._options, self._backlog)
+            lanes = Lanes(queue, self._jobs, self._options, self._backlog, self._expect)
         return lanes
 
     async def open(self, queue: str) -> Lanes:
@@ -96,7 +99,7 @@ class QueueSet:
     def _adopt(self, queue: str) -> Lanes:
         lanes = self._lanes.get(queue)
         if lanes is None:
-            lanes = self._lanes[queue] = Lanes(queue, self._jobs, self._options, self._backlog)
+            lanes = self._lanes[queue] = self.lanes(queue)
             if self._end_overdue is not None:
                 keeper = self._keepers[queue] = QueueKeeper(
                     queue, self._jobs, self._options, self._end_overdue, self._clock.told

@@ -100,7 +100,7 @@ class Router:
         self._workers = WorkerStore(self._runner)
         backlog = Backlog(options.limits.max_queued_requests)
         self._notices = Notices(connection)
-        self._set = QueueSet(self._jobs, self._queues, options, backlog, self.clock)
+        self._set = QueueSet(self._jobs, self._queues, options, backlog, self.clock, self._expect)
         self._attempts = Attempts(
             self._jobs, self._set.lanes, options, random_fraction, self._set.due_in
         )
@@ -137,6 +137,9 @@ class Router:
             sweep=self._reaper.sweep,
         )
         self._draining = False
+
+    def _expect(self, queue: str, jobs: Sequence[NewJob]) -> None:
+        self._claims.expect(queue, jobs)
 
     # ------------------------------------------------------------------ life
 

@@ -133,12 +133,23 @@ async def test_requests_that_come_turn_by_turn_share_a_call(
 ) -> None:
     group = GroupCommit(writer, backlog, linger_s=60.0)
     writer.gate.set()
+    await group.one(-1)
     callers = []
     for item in range(20):
         callers.append(asyncio.create_task(group.one(item)))
         await asyncio.sleep(0)
     await asyncio.gather(*callers)
-    assert writer.calls == [list(range(20))]
+    assert writer.calls == [[-1], list(range(20))]
+
+
+async def test_after_a_pause_a_request_waits_for_nobody(writer: Writer, backlog: Backlog) -> None:
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    first = asyncio.create_task(group.one(1))
+    await eventually(lambda: writer.calls == [[1]], "the first call")
+    second = asyncio.create_task(group.one(2))
+    writer.gate.set()
+    await asyncio.gather(first, second)
+    assert writer.calls == [[1], [2]]
 
 
 async def test_without_a_linger_a_call_goes_at_once(writer: Writer, backlog: Backlog) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from jobwire_server.errors import WrongState
-from jobwire_server.model import Assignment, Job, RecordFacts, WorkerSpec, WorkerStatus
+from jobwire_server.model import Assignment, Job, NewJob, RecordFacts, WorkerSpec, WorkerStatus
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import BrokerOptions
 from jobwire_server.sessions.demand import OneShot
@@ -155,6 +155,14 @@ class Claims:
         )
         self._due_in(queue, lease_ms)
         return assignment, lease_ms
+
+    def expect(self, queue: str, jobs: Sequence[NewJob]) -> None:
+        """Jobs are on their way to the store; workers of this server that wait look for them."""
+        dispatcher = self._dispatchers.get(queue)
+        if dispatcher is not None:
+            dispatcher.expect(
+                job.route.id for job in jobs if not job.delay_ms and not job.run_at_ms
+            )
 
     def dispatcher(self, queue: str) -> QueueDispatcher:
         """Returns the dispatcher of a queue."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -113,6 +114,18 @@ class QueueDispatcher:
                 self._heat_all()
             else:
                 self._heat_for(route_id, int(count))
+
+    def expect(self, routes: Iterable[str]) -> None:
+        """Jobs of these routes, one for each entry, are on their way to the store.
+
+        The claim for them goes out right behind their submission, which saves the way of the
+        notice. Should it overtake them it finds nothing, and the notice does its work.
+        """
+        if not self._idle:
+            return
+        for route_id, count in Counter(routes).items():
+            if route_id in self._routes:
+                self._heat_for(route_id, count)
 
     def look_again(self) -> None:
         """Notices may have been missed: looks for every demand."""
