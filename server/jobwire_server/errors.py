@@ -181,6 +181,35 @@ class AlreadyExists(JobwireError):
     reason = "ALREADY_EXISTS"
 
 
+class UniqueKeyTaken(JobwireError):
+    """Another job holds the unique key; nothing was written."""
+
+    reason = "UNIQUE_KEY_TAKEN"
+
+    def __init__(self, key: str, job_id: str, state: str) -> None:
+        super().__init__(
+            f"the unique key {key!r} is held by {job_id}, which is {state}: wait for it, or choose"
+            " another key",
+            metadata={"job_id": job_id, "state": state},
+        )
+
+
+class ScheduleNotFound(NotFound):
+    """The queue has no such schedule."""
+
+    reason = "SCHEDULE_NOT_FOUND"
+    resource_type = "jobwire.v1.Schedule"
+
+    def __init__(self, queue: str, schedule_id: str) -> None:
+        super().__init__(schedule_id, f"the queue {queue} has no schedule {schedule_id}")
+
+
+class ChangedMeanwhile(JobwireError):
+    """The resource is not what the change was made from."""
+
+    reason = "CHANGED_MEANWHILE"
+
+
 class StoreUnavailable(JobwireError):
     """The store can't be reached, is loading, or is failing over."""
 

@@ -64,9 +64,9 @@ def test_the_contract_imports_only_itself_and_the_well_known_types(
     assert foreign == set()
 
 
-def test_the_contract_has_the_three_services(descriptors: FileDescriptorSet) -> None:
+def test_the_contract_has_its_services(descriptors: FileDescriptorSet) -> None:
     services = {service.name for file in descriptors.file for service in file.service}
-    assert services == {"JobService", "WorkerService", "AdminService"}
+    assert services == {"JobService", "WorkerService", "AdminService", "ScheduleService"}
 
 
 def test_every_method_has_messages_of_its_own(descriptors: FileDescriptorSet) -> None:

@@ -37,12 +37,18 @@ class Queue(message.Message):
     TOTALS_FIELD_NUMBER: builtins.int
     CONFIG_FIELD_NUMBER: builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: builtins.int
+    LIVE_BYTES_FIELD_NUMBER: builtins.int
+    ENDED_BYTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name."""
     paused: builtins.bool
     """True: accepts and does not deliver."""
     output_bytes: builtins.int
     """How many bytes of output its jobs have kept."""
+    live_bytes: builtins.int
+    """How many bytes the specs of its live jobs take."""
+    ended_bytes: builtins.int
+    """How many bytes the specs and results of its ended jobs take."""
     @builtins.property
     def depth(self) -> containers.RepeatedCompositeFieldContainer[StateCount]:
         """How many jobs stand in each state; states without jobs are left out."""
@@ -74,10 +80,12 @@ class Queue(message.Message):
         totals: QueueTotals | None = ...,
         config: QueueConfig | None = ...,
         output_bytes: builtins.int = ...,
+        live_bytes: builtins.int = ...,
+        ended_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config", "oldest_pending_age", b"oldest_pending_age", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "depth", b"depth", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "output_bytes", b"output_bytes", "paused", b"paused", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "depth", b"depth", "ended_bytes", b"ended_bytes", "live_bytes", b"live_bytes", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "output_bytes", b"output_bytes", "paused", b"paused", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -89,6 +97,16 @@ class QueueConfig(message.Message):
 
     EVENT_LOG_ENTRIES_FIELD_NUMBER: builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: builtins.int
+    RETRY_FIELD_NUMBER: builtins.int
+    MAX_PENDING_JOBS_FIELD_NUMBER: builtins.int
+    MAX_LIVE_BYTES_FIELD_NUMBER: builtins.int
+    RETAIN_SUCCEEDED_FIELD_NUMBER: builtins.int
+    RETAIN_ENDED_FIELD_NUMBER: builtins.int
+    MAX_ENDED_JOBS_FIELD_NUMBER: builtins.int
+    MAX_ENDED_BYTES_FIELD_NUMBER: builtins.int
+    RETAIN_OUTPUT_FIELD_NUMBER: builtins.int
+    RETAIN_EVENT_LOG_FIELD_NUMBER: builtins.int
+    PRIORITY_AGEING_FIELD_NUMBER: builtins.int
     event_log_entries: builtins.int
     """How many changes of jobs the event log keeps, which lets WatchJobs resume with a cursor: 1
     to 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in
@@ -98,24 +116,155 @@ class QueueConfig(message.Message):
     """The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
     GiB unless configured otherwise. Unset in ConfigureQueue: no change.
     """
+    max_pending_jobs: builtins.int
+    """The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
+    (`QUEUE_FULL`). Retries and redrives of what was accepted are not. 0: no limit. Unset in
+    ConfigureQueue: no change.
+    """
+    max_live_bytes: builtins.int
+    """The most bytes of specs that its live jobs may hold together, refused in the same way. 0: no
+    limit. Unset in ConfigureQueue: no change.
+    """
+    max_ended_jobs: builtins.int
+    """The most ended jobs that are kept; those that would be forgotten first go earlier. 0: no
+    limit. Unset in ConfigureQueue: no change.
+    """
+    max_ended_bytes: builtins.int
+    """The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
+    in ConfigureQueue: no change.
+    """
+    @builtins.property
+    def retry(self) -> job_pb2.RetryPolicy:
+        """What the unset retry fields of its jobs mean; fields unset here take the server's default. The
+        message replaces the one before as a whole, an empty one takes it away. Holds for every
+        attempt that ends after the change. Unset in ConfigureQueue: no change.
+        """
+
+    @builtins.property
+    def retain_succeeded(self) -> duration_pb2.Duration:
+        """How long SUCCEEDED jobs are kept: 0 to 10 years. Unset in ConfigureQueue: no change; a
+        negative duration: the server's default, 1 day unless configured otherwise.
+        """
+
+    @builtins.property
+    def retain_ended(self) -> duration_pb2.Duration:
+        """How long FAILED, CANCELLED and EXPIRED jobs are kept; as above, 14 days by default."""
+
+    @builtins.property
+    def retain_output(self) -> duration_pb2.Duration:
+        """How long the output of an ended job is kept, if shorter than the job itself. Unset in
+        ConfigureQueue: no change; a negative duration: as long as the job.
+        """
+
+    @builtins.property
+    def retain_event_log(self) -> duration_pb2.Duration:
+        """The age above which entries of the event log are dropped. Unset in ConfigureQueue: no change;
+        a negative duration: no limit but `event_log_entries`.
+        """
+
+    @builtins.property
+    def priority_ageing(self) -> duration_pb2.Duration:
+        """A job that has waited this long counts as one priority higher, twice as long two higher, and
+        so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset in
+        ConfigureQueue: no change; a negative duration: no ageing, the default.
+        """
+
     def __init__(
         self,
         *,
         event_log_entries: builtins.int | None = ...,
         max_output_bytes: builtins.int | None = ...,
+        retry: job_pb2.RetryPolicy | None = ...,
+        max_pending_jobs: builtins.int | None = ...,
+        max_live_bytes: builtins.int | None = ...,
+        retain_succeeded: duration_pb2.Duration | None = ...,
+        retain_ended: duration_pb2.Duration | None = ...,
+        max_ended_jobs: builtins.int | None = ...,
+        max_ended_bytes: builtins.int | None = ...,
+        retain_output: duration_pb2.Duration | None = ...,
+        retain_event_log: duration_pb2.Duration | None = ...,
+        priority_ageing: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_output_bytes", b"_max_output_bytes", "event_log_entries", b"event_log_entries", "max_output_bytes", b"max_output_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_output_bytes", b"_max_output_bytes", "event_log_entries", b"event_log_entries", "max_output_bytes", b"max_output_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_log_entries: _TypeAlias = typing.Literal["event_log_entries"]  # noqa: Y015
     _WhichOneofArgType__event_log_entries: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries"]  # noqa: Y015
+    _WhichOneofReturnType__max_ended_bytes: _TypeAlias = typing.Literal["max_ended_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_ended_bytes: _TypeAlias = typing.Literal["_max_ended_bytes", b"_max_ended_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_ended_jobs: _TypeAlias = typing.Literal["max_ended_jobs"]  # noqa: Y015
+    _WhichOneofArgType__max_ended_jobs: _TypeAlias = typing.Literal["_max_ended_jobs", b"_max_ended_jobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_live_bytes: _TypeAlias = typing.Literal["max_live_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_live_bytes: _TypeAlias = typing.Literal["_max_live_bytes", b"_max_live_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_output_bytes: _TypeAlias = typing.Literal["max_output_bytes"]  # noqa: Y015
     _WhichOneofArgType__max_output_bytes: _TypeAlias = typing.Literal["_max_output_bytes", b"_max_output_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_pending_jobs: _TypeAlias = typing.Literal["max_pending_jobs"]  # noqa: Y015
+    _WhichOneofArgType__max_pending_jobs: _TypeAlias = typing.Literal["_max_pending_jobs", b"_max_pending_jobs"]  # noqa: Y015
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_log_entries) -> _WhichOneofReturnType__event_log_entries | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_ended_bytes) -> _WhichOneofReturnType__max_ended_bytes | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_ended_jobs) -> _WhichOneofReturnType__max_ended_jobs | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_live_bytes) -> _WhichOneofReturnType__max_live_bytes | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_bytes) -> _WhichOneofReturnType__max_output_bytes | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pending_jobs) -> _WhichOneofReturnType__max_pending_jobs | None: ...
+
+@typing.final
+class PurgeJobsRequest(message.Message):
+    """Which jobs to forget."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_JOBS_FIELD_NUMBER: builtins.int
+    dry_run: builtins.bool
+    """True: count, and change nothing."""
+    max_jobs: builtins.int
+    """The most jobs to forget. Unset: all."""
+    @builtins.property
+    def filter(self) -> job_service_pb2.JobFilter:
+        """Required. Unset states: all terminal ones."""
+
+    def __init__(
+        self,
+        *,
+        filter: job_service_pb2.JobFilter | None = ...,
+        dry_run: builtins.bool = ...,
+        max_jobs: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dry_run", b"dry_run", "filter", b"filter", "max_jobs", b"max_jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class PurgeJobsResponse(message.Message):
+    """How far the purge is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> job_service_pb2.BulkProgress:
+        """About once a second, and at the end."""
+
+    def __init__(
+        self,
+        *,
+        progress: job_service_pb2.BulkProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class ConfigureQueueRequest(message.Message):

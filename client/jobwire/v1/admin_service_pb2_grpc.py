@@ -86,6 +86,11 @@ class AdminServiceStub:
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
                 _registered_method=True)
+        self.PurgeJobs = channel.unary_stream(
+                '/jobwire.v1.AdminService/PurgeJobs',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/jobwire.v1.AdminService/GetServerInfo',
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -193,6 +198,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeJobs(self, request, context):
+        """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+        all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+        counts and changes nothing. Breaking off stops it.
+
+        INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Tells what this server is, what it is connected to, and its limits.
         """
@@ -252,6 +268,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ConfigureQueue,
                     request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.SerializeToString,
+            ),
+            'PurgeJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.PurgeJobs,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -531,6 +552,33 @@ class AdminService:
             '/jobwire.v1.AdminService/ConfigureQueue',
             jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
             jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.AdminService/PurgeJobs',
+            jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

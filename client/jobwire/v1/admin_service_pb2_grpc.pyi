@@ -90,6 +90,13 @@ class AdminServiceStub:
 
     INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
     """
+    PurgeJobs: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]
+    """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+    all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+    counts and changes nothing. Breaking off stops it.
+
+    INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]
     """Tells what this server is, what it is connected to, and its limits."""
 
@@ -154,6 +161,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Changes the settings of a queue; what is unset stays as it is.
 
     INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+    """
+    PurgeJobs: _aio.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]  # type: ignore[assignment]
+    """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+    all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+    counts and changes nothing. Breaking off stops it.
+
+    INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Tells what this server is, what it is connected to, and its limits."""
@@ -276,6 +290,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the settings of a queue; what is unset stays as it is.
 
         INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeJobs(
+        self,
+        request: _admin_service_pb2.PurgeJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.PurgeJobsResponse], _abc.AsyncIterator[_admin_service_pb2.PurgeJobsResponse]]:
+        """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+        all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+        counts and changes nothing. Breaking off stops it.
+
+        INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
         """
 
     @_abc_1.abstractmethod

@@ -93,6 +93,17 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """
     ERROR_REASON_WATCH_LAGGED: _ErrorReason.ValueType  # 20
     """The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
+    ERROR_REASON_UNIQUE_KEY_TAKEN: _ErrorReason.ValueType  # 21
+    """Another job holds the unique key, and the submission asked for a refusal then, or for the
+    replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
+    `job_id`.
+    """
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 22
+    """The queue has no schedule of this id. NOT_FOUND."""
+    ERROR_REASON_CHANGED_MEANWHILE: _ErrorReason.ValueType  # 23
+    """The resource was changed since it was read. ABORTED. Read it again, and apply the change to
+    what it is now.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
     INTERNAL.
@@ -173,6 +184,17 @@ names the offset to go on from under `expected_offset`.
 """
 ERROR_REASON_WATCH_LAGGED: ErrorReason.ValueType  # 20
 """The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
+ERROR_REASON_UNIQUE_KEY_TAKEN: ErrorReason.ValueType  # 21
+"""Another job holds the unique key, and the submission asked for a refusal then, or for the
+replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
+`job_id`.
+"""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 22
+"""The queue has no schedule of this id. NOT_FOUND."""
+ERROR_REASON_CHANGED_MEANWHILE: ErrorReason.ValueType  # 23
+"""The resource was changed since it was read. ABORTED. Read it again, and apply the change to
+what it is now.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.
 INTERNAL.

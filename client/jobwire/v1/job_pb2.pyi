@@ -88,6 +88,64 @@ JOB_STATE_CANCELLED: JobState.ValueType  # 7
 JOB_STATE_EXPIRED: JobState.ValueType  # 8
 """Terminal: its `expires_at` passed before any worker started it."""
 
+class _UniqueScope:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UniqueScopeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UniqueScope.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    UNIQUE_SCOPE_UNSPECIFIED: _UniqueScope.ValueType  # 0
+    """UNFINISHED."""
+    UNIQUE_SCOPE_PENDING: _UniqueScope.ValueType  # 1
+    """Until the job is handed to a worker for the first time, or ends before."""
+    UNIQUE_SCOPE_UNFINISHED: _UniqueScope.ValueType  # 2
+    """Until the job is in a terminal state; a redrive takes the key again if it is free."""
+    UNIQUE_SCOPE_PERIOD: _UniqueScope.ValueType  # 3
+    """For `period` from the acceptance of the job, whatever becomes of it."""
+
+class UniqueScope(_UniqueScope, metaclass=_UniqueScopeEnumTypeWrapper):
+    """While which jobs hold a unique key."""
+
+UNIQUE_SCOPE_UNSPECIFIED: UniqueScope.ValueType  # 0
+"""UNFINISHED."""
+UNIQUE_SCOPE_PENDING: UniqueScope.ValueType  # 1
+"""Until the job is handed to a worker for the first time, or ends before."""
+UNIQUE_SCOPE_UNFINISHED: UniqueScope.ValueType  # 2
+"""Until the job is in a terminal state; a redrive takes the key again if it is free."""
+UNIQUE_SCOPE_PERIOD: UniqueScope.ValueType  # 3
+"""For `period` from the acceptance of the job, whatever becomes of it."""
+
+class _UniqueConflict:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UniqueConflictEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UniqueConflict.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    UNIQUE_CONFLICT_UNSPECIFIED: _UniqueConflict.ValueType  # 0
+    """RETURN_EXISTING."""
+    UNIQUE_CONFLICT_RETURN_EXISTING: _UniqueConflict.ValueType  # 1
+    """Nothing is written, and the job that holds the key is answered, with `existed`."""
+    UNIQUE_CONFLICT_REJECT: _UniqueConflict.ValueType  # 2
+    """ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
+    UNIQUE_CONFLICT_REPLACE_PENDING: _UniqueConflict.ValueType  # 3
+    """A job that has never started is CANCELLED and the new one takes its key. One that has
+    started is not replaced: the submission is refused as with REJECT.
+    """
+
+class UniqueConflict(_UniqueConflict, metaclass=_UniqueConflictEnumTypeWrapper):
+    """What happens to a submission whose unique key is held by another job."""
+
+UNIQUE_CONFLICT_UNSPECIFIED: UniqueConflict.ValueType  # 0
+"""RETURN_EXISTING."""
+UNIQUE_CONFLICT_RETURN_EXISTING: UniqueConflict.ValueType  # 1
+"""Nothing is written, and the job that holds the key is answered, with `existed`."""
+UNIQUE_CONFLICT_REJECT: UniqueConflict.ValueType  # 2
+"""ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
+UNIQUE_CONFLICT_REPLACE_PENDING: UniqueConflict.ValueType  # 3
+"""A job that has never started is CANCELLED and the new one takes its key. One that has
+started is not replaced: the submission is refused as with REJECT.
+"""
+
 class _OutputOverflow:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -271,6 +329,42 @@ class RetryPolicy(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
 
 @typing.final
+class UniqueKey(message.Message):
+    """A key that at most one job of a queue holds at a time."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    SCOPE_FIELD_NUMBER: builtins.int
+    PERIOD_FIELD_NUMBER: builtins.int
+    ON_CONFLICT_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues have
+    nothing to do with each other.
+    """
+    scope: UniqueScope.ValueType
+    """Unset: UNFINISHED."""
+    on_conflict: UniqueConflict.ValueType
+    """Unset: RETURN_EXISTING."""
+    @builtins.property
+    def period(self) -> duration_pb2.Duration:
+        """For PERIOD, and only for it: 1 second to 365 days."""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        scope: UniqueScope.ValueType = ...,
+        period: duration_pb2.Duration | None = ...,
+        on_conflict: UniqueConflict.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["period", b"period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "on_conflict", b"on_conflict", "period", b"period", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class OutputPolicy(message.Message):
     """How much of a job's output is kept, over all attempts."""
 
@@ -419,6 +513,9 @@ class JobSpec(message.Message):
     DELAY_FIELD_NUMBER: builtins.int
     EXPIRES_AT_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    UNIQUE_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     operation: builtins.str
@@ -480,6 +577,24 @@ class JobSpec(message.Message):
         """How much output is kept. Unset: the server's limit, and what is above it is refused."""
 
     @builtins.property
+    def deadline(self) -> timestamp_pb2.Timestamp:
+        """The end of the job as a whole, attempts, waits and all: a job that is not finished at this
+        moment becomes FAILED with `DEADLINE_EXCEEDED`, and the worker that may be running it loses
+        the lease. A retry that could not start before it is not waited for. It must lie after the
+        moment of submission and after `run_at`, and at most 10 years ahead. Unset: none.
+        """
+
+    @builtins.property
+    def unique(self) -> UniqueKey:
+        """At most one job of the queue holds this key at a time. Unset: none."""
+
+    @builtins.property
+    def retention(self) -> duration_pb2.Duration:
+        """How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as
+        the queue keeps jobs that ended so.
+        """
+
+    @builtins.property
     def created_at(self) -> timestamp_pb2.Timestamp:
         """Output only: when the broker accepted the job, by the store's clock."""
 
@@ -497,12 +612,15 @@ class JobSpec(message.Message):
         delay: duration_pb2.Duration | None = ...,
         expires_at: timestamp_pb2.Timestamp | None = ...,
         output: OutputPolicy | None = ...,
+        deadline: timestamp_pb2.Timestamp | None = ...,
+        unique: UniqueKey | None = ...,
+        retention: duration_pb2.Duration | None = ...,
         created_at: timestamp_pb2.Timestamp | None = ...,
         schema_version: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "output", b"output", "payload", b"payload", "retry", b"retry", "run_at", b"run_at", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "deadline", b"deadline", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "output", b"output", "payload", b"payload", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "start", b"start", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "labels", b"labels", "operation", b"operation", "output", b"output", "payload", b"payload", "priority", b"priority", "requirements", b"requirements", "retry", b"retry", "run_at", b"run_at", "schema_version", b"schema_version", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "deadline", b"deadline", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "labels", b"labels", "operation", b"operation", "output", b"output", "payload", b"payload", "priority", b"priority", "requirements", b"requirements", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "schema_version", b"schema_version", "start", b"start", "unique", b"unique"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_start: _TypeAlias = typing.Literal["run_at", "delay"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
@@ -560,8 +678,8 @@ class Failure(message.Message):
     RETRY_AFTER_FIELD_NUMBER: builtins.int
     type: builtins.str
     """The kind of failure, for programs: an exception's class name, for example. At most
-    128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN` and
-    `EXECUTION_TIMEOUT`.
+    128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`,
+    `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
     """
     message: builtins.str
     """For people. At most 4096 bytes; a longer one is cut."""
@@ -648,6 +766,40 @@ class Attempt(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class Redrive(message.Message):
+    """A job that was put back after its end."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    REDRIVEN_AT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    FROM_STATE_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """In the words of whoever asked."""
+    from_state: JobState.ValueType
+    """The terminal state that it was taken out of."""
+    number: builtins.int
+    """How often the job has been redriven, this time included."""
+    @builtins.property
+    def redriven_at(self) -> timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        redriven_at: timestamp_pb2.Timestamp | None = ...,
+        reason: builtins.str = ...,
+        from_state: JobState.ValueType = ...,
+        number: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["redriven_at", b"redriven_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["from_state", b"from_state", "number", b"number", "reason", b"reason", "redriven_at", b"redriven_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Job(message.Message):
     """A job as it stands. Its `spec.created_at` says when it was accepted."""
 
@@ -674,6 +826,8 @@ class Job(message.Message):
     CANCEL_REASON_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    LAST_REDRIVE_FIELD_NUMBER: builtins.int
     PURGE_AT_FIELD_NUMBER: builtins.int
     id: builtins.str
     """`<queue>-<26 lower-case ULID characters>`, sortable by the time of submission
@@ -738,8 +892,16 @@ class Job(message.Message):
         """The latest 100 attempts, oldest first. Left out in a BASIC view."""
 
     @builtins.property
+    def checkpoint(self) -> Payload:
+        """What its worker saved last for the next attempt. Left out in a BASIC view."""
+
+    @builtins.property
+    def last_redrive(self) -> Redrive:
+        """The latest redrive; unset if there was none."""
+
+    @builtins.property
     def purge_at(self) -> timestamp_pb2.Timestamp:
-        """For terminal states: when the broker forgets the job."""
+        """For terminal states: when the broker forgets the job at the latest."""
 
     def __init__(
         self,
@@ -765,10 +927,12 @@ class Job(message.Message):
         cancel_reason: builtins.str = ...,
         attempts: abc.Iterable[Attempt] | None = ...,
         output_bytes: builtins.int = ...,
+        checkpoint: Payload | None = ...,
+        last_redrive: Redrive | None = ...,
         purge_at: timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["failure", b"failure", "finished_at", b"finished_at", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "result", b"result", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "failure", b"failure", "finished_at", b"finished_at", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "result", b"result", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "crashes", b"crashes", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "id", b"id", "interruptions", b"interruptions", "lease_expires_at", b"lease_expires_at", "output_bytes", b"output_bytes", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "checkpoint", b"checkpoint", "crashes", b"crashes", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "id", b"id", "interruptions", b"interruptions", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "output_bytes", b"output_bytes", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

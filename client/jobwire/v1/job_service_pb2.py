@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from jobwire.v1 import errors_pb2 as jobwire_dot_v1_dot_errors__pb2
 from jobwire.v1 import job_pb2 as jobwire_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjobwire/v1/job_service.proto\x12\njobwire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"T\n\x10SubmitJobRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\"Y\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"C\n\x11SubmitJobsRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\"?\n\x12SubmitJobsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.jobwire.v1.SubmitResult\"t\n\x0cSubmitResult\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.jobwire.v1.SubmitJobResponseH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.jobwire.v1.ItemErrorH\x00\x42\t\n\x07outcome\"B\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\xa3\x01\n\x0fListJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.jobwire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd8\x01\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12)\n\x07\x63ontent\x18\x03 \x01(\x0e\x32\x18.jobwire.v1.WatchContent\x12\x10\n\x06\x63ursor\x18\x04 \x01(\tH\x00\x12\x31\n\x0boutput_from\x18\x05 \x01(\x0b\x32\x1a.jobwire.v1.OutputPositionH\x00\x12\x19\n\x0foutput_from_end\x18\x06 \x01(\x08H\x00\x42\x07\n\x05start\"B\n\x06Output\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\'\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x17.jobwire.v1.OutputChunk\"\x9b\x01\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12$\n\x06output\x18\x03 \x01(\x0b\x32\x12.jobwire.v1.OutputH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"\xa9\x01\n\rRunJobRequest\x12,\n\x06submit\x18\x01 \x01(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12)\n\x07\x63ontent\x18\x03 \x01(\x0e\x32\x18.jobwire.v1.WatchContent\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x04 \x01(\x08\"\x99\x01\n\x0eRunJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12$\n\x06output\x18\x03 \x01(\x0b\x32\x12.jobwire.v1.OutputH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"\x9d\x02\n\x10WatchJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.jobwire.v1.WatchJobsRequest.LabelsEntry\x12\x0f\n\x07job_ids\x18\x05 \x03(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\t\x12\x14\n\x0conly_changes\x18\x08 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x11WatchJobsResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\tB\x07\n\x05\x65vent\"G\n\x08\x42ookmark\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcaught_up\x18\x02 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job*x\n\x0cWatchContent\x12\x1d\n\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n\x14WATCH_CONTENT_OUTPUT\x10\x03\x32\xcd\x04\n\nJobService\x12H\n\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12\x41\n\x06RunJob\x12\x19.jobwire.v1.RunJobRequest\x1a\x1a.jobwire.v1.RunJobResponse0\x01\x12J\n\tWatchJobs\x12\x1c.jobwire.v1.WatchJobsRequest\x1a\x1d.jobwire.v1.WatchJobsResponse0\x01\x12H\n\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjobwire/v1/job_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"h\n\x10SubmitJobRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"W\n\x11SubmitJobsRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"?\n\x12SubmitJobsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.jobwire.v1.SubmitResult\"t\n\x0cSubmitResult\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.jobwire.v1.SubmitJobResponseH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.jobwire.v1.ItemErrorH\x00\x42\t\n\x07outcome\"B\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\xa1\x02\n\x0fListJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x37\n\x06labels\x18\x07 \x03(\x0b\x32\'.jobwire.v1.ListJobsRequest.LabelsEntry\x12\x14\n\x0c\x66\x61ilure_type\x18\x08 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.jobwire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd8\x01\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12)\n\x07\x63ontent\x18\x03 \x01(\x0e\x32\x18.jobwire.v1.WatchContent\x12\x10\n\x06\x63ursor\x18\x04 \x01(\tH\x00\x12\x31\n\x0boutput_from\x18\x05 \x01(\x0b\x32\x1a.jobwire.v1.OutputPositionH\x00\x12\x19\n\x0foutput_from_end\x18\x06 \x01(\x08H\x00\x42\x07\n\x05start\"B\n\x06Output\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\'\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x17.jobwire.v1.OutputChunk\"\x9b\x01\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12$\n\x06output\x18\x03 \x01(\x0b\x32\x12.jobwire.v1.OutputH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"\xa9\x01\n\rRunJobRequest\x12,\n\x06submit\x18\x01 \x01(\x0b\x32\x1c.jobwire.v1.SubmitJobRequest\x12!\n\x04view\x18\x02 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12)\n\x07\x63ontent\x18\x03 \x01(\x0e\x32\x18.jobwire.v1.WatchContent\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x04 \x01(\x08\"\x99\x01\n\x0eRunJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12$\n\x06output\x18\x03 \x01(\x0b\x32\x12.jobwire.v1.OutputH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"\x9d\x02\n\x10WatchJobsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.jobwire.v1.WatchJobsRequest.LabelsEntry\x12\x0f\n\x07job_ids\x18\x05 \x03(\t\x12!\n\x04view\x18\x06 \x01(\x0e\x32\x13.jobwire.v1.JobView\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\t\x12\x14\n\x0conly_changes\x18\x08 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x11WatchJobsResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.JobH\x00\x12(\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\tB\x07\n\x05\x65vent\"G\n\x08\x42ookmark\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcaught_up\x18\x02 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\xb0\x03\n\tJobFilter\x12\r\n\x05queue\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.jobwire.v1.JobState\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x31\n\x06labels\x18\x04 \x03(\x0b\x32!.jobwire.v1.JobFilter.LabelsEntry\x12\x14\n\x0c\x66\x61ilure_type\x18\x05 \x01(\t\x12\x33\n\x0fsubmitted_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10submitted_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x66inished_after\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x66inished_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07job_ids\x18\n \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"g\n\x0c\x42ulkProgress\x12\x0f\n\x07matched\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x04\x12\x0f\n\x07skipped\x18\x03 \x01(\x04\x12\x16\n\x0esample_job_ids\x18\x04 \x03(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\"[\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"0\n\x10RetryJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.jobwire.v1.Job\"\x84\x01\n\x10RetryJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.jobwire.v1.JobFilter\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x10\n\x08max_jobs\x18\x04 \x01(\x04\x12\x16\n\x0emax_per_second\x18\x05 \x01(\x01\"?\n\x11RetryJobsResponse\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x18.jobwire.v1.BulkProgress\"m\n\x11\x43\x61ncelJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.jobwire.v1.JobFilter\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x10\n\x08max_jobs\x18\x04 \x01(\x04\"@\n\x12\x43\x61ncelJobsResponse\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x18.jobwire.v1.BulkProgress*x\n\x0cWatchContent\x12\x1d\n\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n\x14WATCH_CONTENT_OUTPUT\x10\x03\x32\xaf\x06\n\nJobService\x12H\n\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n\x08WatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12\x41\n\x06RunJob\x12\x19.jobwire.v1.RunJobRequest\x1a\x1a.jobwire.v1.RunJobResponse0\x01\x12J\n\tWatchJobs\x12\x1c.jobwire.v1.WatchJobsRequest\x1a\x1d.jobwire.v1.WatchJobsResponse0\x01\x12H\n\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponse\x12\x45\n\x08RetryJob\x12\x1b.jobwire.v1.RetryJobRequest\x1a\x1c.jobwire.v1.RetryJobResponse\x12J\n\tRetryJobs\x12\x1c.jobwire.v1.RetryJobsRequest\x1a\x1d.jobwire.v1.RetryJobsResponse0\x01\x12M\n\nCancelJobs\x12\x1d.jobwire.v1.CancelJobsRequest\x1a\x1e.jobwire.v1.CancelJobsResponse0\x01\x42(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,50 +36,74 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.job_service_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WATCHCONTENT']._serialized_start=2268
-  _globals['_WATCHCONTENT']._serialized_end=2388
-  _globals['_SUBMITJOBREQUEST']._serialized_start=124
-  _globals['_SUBMITJOBREQUEST']._serialized_end=208
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=210
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=299
-  _globals['_SUBMITJOBSREQUEST']._serialized_start=301
-  _globals['_SUBMITJOBSREQUEST']._serialized_end=368
-  _globals['_SUBMITJOBSRESPONSE']._serialized_start=370
-  _globals['_SUBMITJOBSRESPONSE']._serialized_end=433
-  _globals['_SUBMITRESULT']._serialized_start=435
-  _globals['_SUBMITRESULT']._serialized_end=551
-  _globals['_GETJOBREQUEST']._serialized_start=553
-  _globals['_GETJOBREQUEST']._serialized_end=619
-  _globals['_GETJOBRESPONSE']._serialized_start=621
-  _globals['_GETJOBRESPONSE']._serialized_end=667
-  _globals['_LISTJOBSREQUEST']._serialized_start=670
-  _globals['_LISTJOBSREQUEST']._serialized_end=833
-  _globals['_LISTJOBSRESPONSE']._serialized_start=835
-  _globals['_LISTJOBSRESPONSE']._serialized_end=909
-  _globals['_WATCHJOBREQUEST']._serialized_start=912
-  _globals['_WATCHJOBREQUEST']._serialized_end=1128
-  _globals['_OUTPUT']._serialized_start=1130
-  _globals['_OUTPUT']._serialized_end=1196
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1199
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1354
-  _globals['_RUNJOBREQUEST']._serialized_start=1357
-  _globals['_RUNJOBREQUEST']._serialized_end=1526
-  _globals['_RUNJOBRESPONSE']._serialized_start=1529
-  _globals['_RUNJOBRESPONSE']._serialized_end=1682
-  _globals['_WATCHJOBSREQUEST']._serialized_start=1685
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1970
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=1925
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=1970
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1972
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=2090
-  _globals['_BOOKMARK']._serialized_start=2092
-  _globals['_BOOKMARK']._serialized_end=2163
-  _globals['_CANCELJOBREQUEST']._serialized_start=2165
-  _globals['_CANCELJOBREQUEST']._serialized_end=2215
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2217
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2266
-  _globals['_JOBSERVICE']._serialized_start=2391
-  _globals['_JOBSERVICE']._serialized_end=2980
+  _globals['_JOBFILTER_LABELSENTRY']._loaded_options = None
+  _globals['_JOBFILTER_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_WATCHCONTENT']._serialized_start=3526
+  _globals['_WATCHCONTENT']._serialized_end=3646
+  _globals['_SUBMITJOBREQUEST']._serialized_start=156
+  _globals['_SUBMITJOBREQUEST']._serialized_end=260
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=262
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=351
+  _globals['_SUBMITJOBSREQUEST']._serialized_start=353
+  _globals['_SUBMITJOBSREQUEST']._serialized_end=440
+  _globals['_SUBMITJOBSRESPONSE']._serialized_start=442
+  _globals['_SUBMITJOBSRESPONSE']._serialized_end=505
+  _globals['_SUBMITRESULT']._serialized_start=507
+  _globals['_SUBMITRESULT']._serialized_end=623
+  _globals['_GETJOBREQUEST']._serialized_start=625
+  _globals['_GETJOBREQUEST']._serialized_end=691
+  _globals['_GETJOBRESPONSE']._serialized_start=693
+  _globals['_GETJOBRESPONSE']._serialized_end=739
+  _globals['_LISTJOBSREQUEST']._serialized_start=742
+  _globals['_LISTJOBSREQUEST']._serialized_end=1031
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_start=986
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_end=1031
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1033
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1107
+  _globals['_WATCHJOBREQUEST']._serialized_start=1110
+  _globals['_WATCHJOBREQUEST']._serialized_end=1326
+  _globals['_OUTPUT']._serialized_start=1328
+  _globals['_OUTPUT']._serialized_end=1394
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1397
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1552
+  _globals['_RUNJOBREQUEST']._serialized_start=1555
+  _globals['_RUNJOBREQUEST']._serialized_end=1724
+  _globals['_RUNJOBRESPONSE']._serialized_start=1727
+  _globals['_RUNJOBRESPONSE']._serialized_end=1880
+  _globals['_WATCHJOBSREQUEST']._serialized_start=1883
+  _globals['_WATCHJOBSREQUEST']._serialized_end=2168
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=986
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=1031
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=2170
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=2288
+  _globals['_BOOKMARK']._serialized_start=2290
+  _globals['_BOOKMARK']._serialized_end=2361
+  _globals['_CANCELJOBREQUEST']._serialized_start=2363
+  _globals['_CANCELJOBREQUEST']._serialized_end=2413
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2415
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2464
+  _globals['_JOBFILTER']._serialized_start=2467
+  _globals['_JOBFILTER']._serialized_end=2899
+  _globals['_JOBFILTER_LABELSENTRY']._serialized_start=986
+  _globals['_JOBFILTER_LABELSENTRY']._serialized_end=1031
+  _globals['_BULKPROGRESS']._serialized_start=2901
+  _globals['_BULKPROGRESS']._serialized_end=3004
+  _globals['_RETRYJOBREQUEST']._serialized_start=3006
+  _globals['_RETRYJOBREQUEST']._serialized_end=3097
+  _globals['_RETRYJOBRESPONSE']._serialized_start=3099
+  _globals['_RETRYJOBRESPONSE']._serialized_end=3147
+  _globals['_RETRYJOBSREQUEST']._serialized_start=3150
+  _globals['_RETRYJOBSREQUEST']._serialized_end=3282
+  _globals['_RETRYJOBSRESPONSE']._serialized_start=3284
+  _globals['_RETRYJOBSRESPONSE']._serialized_end=3347
+  _globals['_CANCELJOBSREQUEST']._serialized_start=3349
+  _globals['_CANCELJOBSREQUEST']._serialized_end=3458
+  _globals['_CANCELJOBSRESPONSE']._serialized_start=3460
+  _globals['_CANCELJOBSRESPONSE']._serialized_end=3524
+  _globals['_JOBSERVICE']._serialized_start=3649
+  _globals['_JOBSERVICE']._serialized_end=4464
 # @@protoc_insertion_point(module_scope)

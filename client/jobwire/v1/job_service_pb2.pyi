@@ -5,6 +5,7 @@ The producers' side: submit, look, watch, cancel."""
 
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
+from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
@@ -58,6 +59,7 @@ class SubmitJobRequest(message.Message):
     QUEUE_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     JOB_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """Where to put it: `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`. Unset: `default`. The queue
     is created by its first job.
@@ -66,6 +68,11 @@ class SubmitJobRequest(message.Message):
     """The id to give the job, which makes a retry safe: the same id with the same content is
     answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the
     server makes one.
+    """
+    request_id: builtins.str
+    """Makes a retry of this request safe: for 24 hours the same id with the same content is
+    answered with the same job (`existed`), and with other content refused. 1 to 64 characters
+    out of letters, digits and `. _ : -`; a UUID is a good one. Unset: each request is a new job.
     """
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:
@@ -77,10 +84,11 @@ class SubmitJobRequest(message.Message):
         queue: builtins.str = ...,
         spec: job_pb2.JobSpec | None = ...,
         job_id: builtins.str = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["job_id", b"job_id", "queue", b"queue", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["job_id", b"job_id", "queue", b"queue", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,7 +106,9 @@ class SubmitJobResponse(message.Message):
     state: job_pb2.JobState.ValueType
     """PENDING or SCHEDULED; for a repeated submission, the state it has by now."""
     existed: builtins.bool
-    """True if `job_id` had been accepted before and nothing was written now."""
+    """True if nothing was written now: `job_id` or `request_id` had been accepted before, or
+    another job holds the unique key and is answered in place of a new one.
+    """
     def __init__(
         self,
         *,
@@ -119,6 +129,11 @@ class SubmitJobsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """As if each item had a `request_id` made of this one and its place in the list; for items
+    without one of their own. At most 56 characters.
+    """
     @builtins.property
     def requests(self) -> containers.RepeatedCompositeFieldContainer[SubmitJobRequest]:
         """1 to 1000."""
@@ -127,10 +142,11 @@ class SubmitJobsRequest(message.Message):
         self,
         *,
         requests: abc.Iterable[SubmitJobRequest] | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["request_id", b"request_id", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,9 +254,31 @@ class ListJobsRequest(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     QUEUE_FIELD_NUMBER: builtins.int
     STATES_FIELD_NUMBER: builtins.int
     OPERATION_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    FAILURE_TYPE_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
@@ -248,6 +286,8 @@ class ListJobsRequest(message.Message):
     """Unset: `default`."""
     operation: builtins.str
     """Only jobs of this operation. Unset: all."""
+    failure_type: builtins.str
+    """Only jobs whose failure is of this type, for example `CRASHED_TOO_OFTEN`. Unset: all."""
     page_size: builtins.int
     """At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
     empty, while there are more.
@@ -260,19 +300,25 @@ class ListJobsRequest(message.Message):
     def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
         """Only jobs in these states. Empty: all, live ones first."""
 
+    @builtins.property
+    def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Only jobs with all of these labels."""
+
     def __init__(
         self,
         *,
         queue: builtins.str = ...,
         states: abc.Iterable[job_pb2.JobState.ValueType] | None = ...,
         operation: builtins.str = ...,
+        labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        failure_type: builtins.str = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         view: job_pb2.JobView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "queue", b"queue", "states", b"states", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "labels", b"labels", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "queue", b"queue", "states", b"states", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,5 +717,303 @@ class CancelJobResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class JobFilter(message.Message):
+    """Which jobs of a queue to act on. What is unset does not narrow."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    FAILURE_TYPE_FIELD_NUMBER: builtins.int
+    SUBMITTED_AFTER_FIELD_NUMBER: builtins.int
+    SUBMITTED_BEFORE_FIELD_NUMBER: builtins.int
+    FINISHED_AFTER_FIELD_NUMBER: builtins.int
+    FINISHED_BEFORE_FIELD_NUMBER: builtins.int
+    JOB_IDS_FIELD_NUMBER: builtins.int
+    queue: builtins.str
+    """Required: nothing is done to many jobs by default."""
+    operation: builtins.str
+    """Only jobs of this operation."""
+    failure_type: builtins.str
+    """Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`."""
+    @builtins.property
+    def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
+        """Only jobs in these states."""
+
+    @builtins.property
+    def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Only jobs with all of these labels."""
+
+    @builtins.property
+    def submitted_after(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that were submitted at this moment or later."""
+
+    @builtins.property
+    def submitted_before(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that were submitted before this moment."""
+
+    @builtins.property
+    def finished_after(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that ended at this moment or later."""
+
+    @builtins.property
+    def finished_before(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that ended before this moment."""
+
+    @builtins.property
+    def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only these jobs, at most 1000; they are of `queue`."""
+
+    def __init__(
+        self,
+        *,
+        queue: builtins.str = ...,
+        states: abc.Iterable[job_pb2.JobState.ValueType] | None = ...,
+        operation: builtins.str = ...,
+        labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        failure_type: builtins.str = ...,
+        submitted_after: timestamp_pb2.Timestamp | None = ...,
+        submitted_before: timestamp_pb2.Timestamp | None = ...,
+        finished_after: timestamp_pb2.Timestamp | None = ...,
+        finished_before: timestamp_pb2.Timestamp | None = ...,
+        job_ids: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["finished_after", b"finished_after", "finished_before", b"finished_before", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "finished_after", b"finished_after", "finished_before", b"finished_before", "job_ids", b"job_ids", "labels", b"labels", "operation", b"operation", "queue", b"queue", "states", b"states", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class BulkProgress(message.Message):
+    """How far an action on many jobs is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    SAMPLE_JOB_IDS_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    matched: builtins.int
+    """Jobs that matched so far."""
+    changed: builtins.int
+    """Of those, how many were changed; with `dry_run`, how many could be."""
+    skipped: builtins.int
+    """Of those, how many could not be: they had moved on, or hold back by a unique key or a limit."""
+    done: builtins.bool
+    """True in the last answer."""
+    @builtins.property
+    def sample_job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Some of the jobs that were changed since the answer before, at most 100; ids."""
+
+    def __init__(
+        self,
+        *,
+        matched: builtins.int = ...,
+        changed: builtins.int = ...,
+        skipped: builtins.int = ...,
+        sample_job_ids: abc.Iterable[builtins.str] | None = ...,
+        done: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["changed", b"changed", "done", b"done", "matched", b"matched", "sample_job_ids", b"sample_job_ids", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetryJobRequest(message.Message):
+    """Which job to redrive."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    DELAY_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """Required."""
+    reason: builtins.str
+    """For people; kept with the job. At most 512 bytes."""
+    @builtins.property
+    def delay(self) -> duration_pb2.Duration:
+        """Not before this long from now. 0 to 10 years."""
+
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        reason: builtins.str = ...,
+        delay: duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["delay", b"delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delay", b"delay", "job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetryJobResponse(message.Message):
+    """The job after the request."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def job(self) -> job_pb2.Job:
+        """PENDING, or SCHEDULED with a `delay`. BASIC view."""
+
+    def __init__(
+        self,
+        *,
+        job: job_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetryJobsRequest(message.Message):
+    """Which jobs to redrive, and how fast."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_JOBS_FIELD_NUMBER: builtins.int
+    MAX_PER_SECOND_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """For people; kept with each job. At most 512 bytes."""
+    dry_run: builtins.bool
+    """True: count, and change nothing."""
+    max_jobs: builtins.int
+    """The most jobs to redrive. Unset: all."""
+    max_per_second: builtins.float
+    """The most jobs that become ready in a second, so that whatever made them fail is not hit by all
+    at once: the others are SCHEDULED one behind the other. 0.01 to 100000; unset: no cap.
+    """
+    @builtins.property
+    def filter(self) -> JobFilter:
+        """Required. Unset states: FAILED."""
+
+    def __init__(
+        self,
+        *,
+        filter: JobFilter | None = ...,
+        reason: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+        max_jobs: builtins.int = ...,
+        max_per_second: builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dry_run", b"dry_run", "filter", b"filter", "max_jobs", b"max_jobs", "max_per_second", b"max_per_second", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetryJobsResponse(message.Message):
+    """How far the redrive is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> BulkProgress:
+        """About once a second, and at the end."""
+
+    def __init__(
+        self,
+        *,
+        progress: BulkProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CancelJobsRequest(message.Message):
+    """Which jobs to cancel."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_JOBS_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """For people; kept with each job. At most 512 bytes."""
+    dry_run: builtins.bool
+    """True: count, and change nothing."""
+    max_jobs: builtins.int
+    """The most jobs to cancel. Unset: all."""
+    @builtins.property
+    def filter(self) -> JobFilter:
+        """Required. Unset states: all live ones."""
+
+    def __init__(
+        self,
+        *,
+        filter: JobFilter | None = ...,
+        reason: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+        max_jobs: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dry_run", b"dry_run", "filter", b"filter", "max_jobs", b"max_jobs", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CancelJobsResponse(message.Message):
+    """How far the cancellation is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> BulkProgress:
+        """About once a second, and at the end."""
+
+    def __init__(
+        self,
+        *,
+        progress: BulkProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

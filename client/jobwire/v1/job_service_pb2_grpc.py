@@ -79,6 +79,21 @@ class JobServiceStub:
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/jobwire.v1.JobService/RetryJob',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
+        self.RetryJobs = channel.unary_stream(
+                '/jobwire.v1.JobService/RetryJobs',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobsRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobsResponse.FromString,
+                _registered_method=True)
+        self.CancelJobs = channel.unary_stream(
+                '/jobwire.v1.JobService/CancelJobs',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobsRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -94,10 +109,11 @@ class JobServiceServicer:
         server is configured.
 
         INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-        ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+        ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+        `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
         RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-        Retry: safe with `job_id` set; without it, a retry after a lost answer may
-        submit the job twice.
+        Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+        may submit the job twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +124,7 @@ class JobServiceServicer:
         one refused item does not stop the others.
 
         INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-        result. Retry: safe if every item has a `job_id`.
+        result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +210,42 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryJob(self, request, context):
+        """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+        failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+        checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+        is live because of an earlier redrive answers OK and changes nothing.
+
+        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+        and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+        key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJobs(self, request, context):
+        """Redrives all jobs of a queue that match a filter, in the order in which they were
+        submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+        left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+        redriven stays so.
+
+        INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJobs(self, request, context):
+        """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+        counts and changes nothing. Breaking off stops it.
+
+        INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -236,6 +288,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'RetryJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.RetryJobs,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobsRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.RetryJobsResponse.SerializeToString,
+            ),
+            'CancelJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.CancelJobs,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobsRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.CancelJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -459,6 +526,87 @@ class JobService:
             '/jobwire.v1.JobService/CancelJob',
             jobwire_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
             jobwire_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobwire.v1.JobService/RetryJob',
+            jobwire_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.JobService/RetryJobs',
+            jobwire_dot_v1_dot_job__service__pb2.RetryJobsRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.RetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/jobwire.v1.JobService/CancelJobs',
+            jobwire_dot_v1_dot_job__service__pb2.CancelJobsRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.CancelJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

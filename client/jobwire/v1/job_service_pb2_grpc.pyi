@@ -43,17 +43,18 @@ class JobServiceStub:
     server is configured.
 
     INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-    ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+    ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+    `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
     RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-    Retry: safe with `job_id` set; without it, a retry after a lost answer may
-    submit the job twice.
+    Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+    may submit the job twice.
     """
     SubmitJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.SubmitJobsRequest, _job_service_pb2.SubmitJobsResponse]
     """Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
     one refused item does not stop the others.
 
     INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. Retry: safe if every item has a `job_id`.
+    result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -111,6 +112,30 @@ class JobServiceStub:
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
     Retry: safe.
     """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]
+    """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+    failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+    checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+    is live because of an earlier redrive answers OK and changes nothing.
+
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+    and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+    key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+    """
+    RetryJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]
+    """Redrives all jobs of a queue that match a filter, in the order in which they were
+    submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+    left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+    redriven stays so.
+
+    INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+    """
+    CancelJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]
+    """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+    counts and changes nothing. Breaking off stops it.
+
+    INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -127,17 +152,18 @@ class JobServiceAsyncStub(JobServiceStub):
     server is configured.
 
     INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-    ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+    ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+    `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
     RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-    Retry: safe with `job_id` set; without it, a retry after a lost answer may
-    submit the job twice.
+    Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+    may submit the job twice.
     """
     SubmitJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.SubmitJobsRequest, _job_service_pb2.SubmitJobsResponse]  # type: ignore[assignment]
     """Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
     one refused item does not stop the others.
 
     INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. Retry: safe if every item has a `job_id`.
+    result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -195,6 +221,30 @@ class JobServiceAsyncStub(JobServiceStub):
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
     Retry: safe.
     """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+    failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+    checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+    is live because of an earlier redrive answers OK and changes nothing.
+
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+    and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+    key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+    """
+    RetryJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
+    """Redrives all jobs of a queue that match a filter, in the order in which they were
+    submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+    left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+    redriven stays so.
+
+    INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+    """
+    CancelJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]  # type: ignore[assignment]
+    """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+    counts and changes nothing. Breaking off stops it.
+
+    INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """For producers and for whoever waits for results.
@@ -214,10 +264,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         server is configured.
 
         INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-        ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+        ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+        `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
         RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-        Retry: safe with `job_id` set; without it, a retry after a lost answer may
-        submit the job twice.
+        Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+        may submit the job twice.
         """
 
     @_abc_1.abstractmethod
@@ -230,7 +281,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         one refused item does not stop the others.
 
         INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-        result. Retry: safe if every item has a `job_id`.
+        result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
         """
 
     @_abc_1.abstractmethod
@@ -323,6 +374,48 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
         Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _job_service_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.RetryJobResponse, _abc.Awaitable[_job_service_pb2.RetryJobResponse]]:
+        """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+        failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+        checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+        is live because of an earlier redrive answers OK and changes nothing.
+
+        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+        and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+        key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJobs(
+        self,
+        request: _job_service_pb2.RetryJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RetryJobsResponse], _abc.AsyncIterator[_job_service_pb2.RetryJobsResponse]]:
+        """Redrives all jobs of a queue that match a filter, in the order in which they were
+        submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+        left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+        redriven stays so.
+
+        INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelJobs(
+        self,
+        request: _job_service_pb2.CancelJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.CancelJobsResponse], _abc.AsyncIterator[_job_service_pb2.CancelJobsResponse]]:
+        """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+        counts and changes nothing. Breaking off stops it.
+
+        INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -228,6 +228,7 @@ class Assignment(message.Message):
     FENCING_TOKEN_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     fencing_token: builtins.int
@@ -238,6 +239,10 @@ class Assignment(message.Message):
     def spec(self) -> job_pb2.JobSpec:
         """What to run."""
 
+    @builtins.property
+    def checkpoint(self) -> job_pb2.Payload:
+        """What an earlier attempt saved. Unset: nothing was."""
+
     def __init__(
         self,
         *,
@@ -245,10 +250,11 @@ class Assignment(message.Message):
         fencing_token: builtins.int = ...,
         attempt: builtins.int = ...,
         spec: job_pb2.JobSpec | None = ...,
+        checkpoint: job_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "fencing_token", b"fencing_token", "job_id", b"job_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "fencing_token", b"fencing_token", "job_id", b"job_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +308,7 @@ class ClaimJobResponse(message.Message):
 
     ASSIGNMENTS_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
+    CANCELLATIONS_FIELD_NUMBER: builtins.int
     @builtins.property
     def assignments(self) -> containers.RepeatedCompositeFieldContainer[Assignment]:
         """At most `max_jobs`; empty if nothing came within `wait`."""
@@ -310,15 +317,22 @@ class ClaimJobResponse(message.Message):
     def lease_duration(self) -> duration_pb2.Duration:
         """How long each lease lasts unless renewed, from the moment of the claim."""
 
+    @builtins.property
+    def cancellations(self) -> containers.RepeatedCompositeFieldContainer[CancelNotice]:
+        """Jobs of this worker that somebody asked to cancel since it was told last. A cancellation ends
+        a `wait` early.
+        """
+
     def __init__(
         self,
         *,
         assignments: abc.Iterable[Assignment] | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
+        cancellations: abc.Iterable[CancelNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "lease_duration", b"lease_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "cancellations", b"cancellations", "lease_duration", b"lease_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +347,7 @@ class UpdateProgressRequest(message.Message):
     FENCING_TOKEN_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """The holder of the lease."""
     job_id: builtins.str
@@ -349,6 +364,12 @@ class UpdateProgressRequest(message.Message):
         is recorded, or none.
         """
 
+    @builtins.property
+    def checkpoint(self) -> job_pb2.Payload:
+        """What the next attempt is to receive should this one not finish; replaces what was saved
+        before. At most 64 KiB. It is kept until the job succeeds or is forgotten. Unset: no change.
+        """
+
     def __init__(
         self,
         *,
@@ -357,10 +378,11 @@ class UpdateProgressRequest(message.Message):
         fencing_token: builtins.int = ...,
         progress: job_pb2.Progress | None = ...,
         output: abc.Iterable[job_pb2.OutputChunk] | None = ...,
+        checkpoint: job_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -881,6 +903,7 @@ class Report(message.Message):
     FENCING_TOKEN_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     fencing_token: builtins.int
@@ -895,6 +918,10 @@ class Report(message.Message):
         report is recorded whole or refused.
         """
 
+    @builtins.property
+    def checkpoint(self) -> job_pb2.Payload:
+        """What the next attempt is to receive, as in UpdateProgress. Unset: no change."""
+
     def __init__(
         self,
         *,
@@ -902,10 +929,11 @@ class Report(message.Message):
         fencing_token: builtins.int = ...,
         progress: job_pb2.Progress | None = ...,
         output: abc.Iterable[job_pb2.OutputChunk] | None = ...,
+        checkpoint: job_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "fencing_token", b"fencing_token", "job_id", b"job_id", "output", b"output", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,7 +43,11 @@ type Queue struct {
 	// Its settings.
 	Config *QueueConfig `protobuf:"bytes,7,opt,name=config,proto3" json:"config,omitempty"`
 	// How many bytes of output its jobs have kept.
-	OutputBytes   uint64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	OutputBytes uint64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	// How many bytes the specs of its live jobs take.
+	LiveBytes uint64 `protobuf:"varint,9,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
+	// How many bytes the specs and results of its ended jobs take.
+	EndedBytes    uint64 `protobuf:"varint,10,opt,name=ended_bytes,json=endedBytes,proto3" json:"ended_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -134,6 +138,20 @@ func (x *Queue) GetOutputBytes() uint64 {
 	return 0
 }
 
+func (x *Queue) GetLiveBytes() uint64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *Queue) GetEndedBytes() uint64 {
+	if x != nil {
+		return x.EndedBytes
+	}
+	return 0
+}
+
 // The settings of a queue.
 type QueueConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -144,6 +162,38 @@ type QueueConfig struct {
 	// The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
 	// GiB unless configured otherwise. Unset in ConfigureQueue: no change.
 	MaxOutputBytes *uint64 `protobuf:"varint,2,opt,name=max_output_bytes,json=maxOutputBytes,proto3,oneof" json:"max_output_bytes,omitempty"`
+	// What the unset retry fields of its jobs mean; fields unset here take the server's default. The
+	// message replaces the one before as a whole, an empty one takes it away. Holds for every
+	// attempt that ends after the change. Unset in ConfigureQueue: no change.
+	Retry *RetryPolicy `protobuf:"bytes,3,opt,name=retry,proto3" json:"retry,omitempty"`
+	// The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
+	// (`QUEUE_FULL`). Retries and redrives of what was accepted are not. 0: no limit. Unset in
+	// ConfigureQueue: no change.
+	MaxPendingJobs *uint64 `protobuf:"varint,4,opt,name=max_pending_jobs,json=maxPendingJobs,proto3,oneof" json:"max_pending_jobs,omitempty"`
+	// The most bytes of specs that its live jobs may hold together, refused in the same way. 0: no
+	// limit. Unset in ConfigureQueue: no change.
+	MaxLiveBytes *uint64 `protobuf:"varint,5,opt,name=max_live_bytes,json=maxLiveBytes,proto3,oneof" json:"max_live_bytes,omitempty"`
+	// How long SUCCEEDED jobs are kept: 0 to 10 years. Unset in ConfigureQueue: no change; a
+	// negative duration: the server's default, 1 day unless configured otherwise.
+	RetainSucceeded *durationpb.Duration `protobuf:"bytes,6,opt,name=retain_succeeded,json=retainSucceeded,proto3" json:"retain_succeeded,omitempty"`
+	// How long FAILED, CANCELLED and EXPIRED jobs are kept; as above, 14 days by default.
+	RetainEnded *durationpb.Duration `protobuf:"bytes,7,opt,name=retain_ended,json=retainEnded,proto3" json:"retain_ended,omitempty"`
+	// The most ended jobs that are kept; those that would be forgotten first go earlier. 0: no
+	// limit. Unset in ConfigureQueue: no change.
+	MaxEndedJobs *uint64 `protobuf:"varint,8,opt,name=max_ended_jobs,json=maxEndedJobs,proto3,oneof" json:"max_ended_jobs,omitempty"`
+	// The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
+	// in ConfigureQueue: no change.
+	MaxEndedBytes *uint64 `protobuf:"varint,9,opt,name=max_ended_bytes,json=maxEndedBytes,proto3,oneof" json:"max_ended_bytes,omitempty"`
+	// How long the output of an ended job is kept, if shorter than the job itself. Unset in
+	// ConfigureQueue: no change; a negative duration: as long as the job.
+	RetainOutput *durationpb.Duration `protobuf:"bytes,10,opt,name=retain_output,json=retainOutput,proto3" json:"retain_output,omitempty"`
+	// The age above which entries of the event log are dropped. Unset in ConfigureQueue: no change;
+	// a negative duration: no limit but `event_log_entries`.
+	RetainEventLog *durationpb.Duration `protobuf:"bytes,11,opt,name=retain_event_log,json=retainEventLog,proto3" json:"retain_event_log,omitempty"`
+	// A job that has waited this long counts as one priority higher, twice as long two higher, and
+	// so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset in
+	// ConfigureQueue: no change; a negative duration: no ageing, the default.
+	PriorityAgeing *durationpb.Duration `protobuf:"bytes,12,opt,name=priority_ageing,json=priorityAgeing,proto3" json:"priority_ageing,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -192,6 +242,186 @@ func (x *QueueConfig) GetMaxOutputBytes() uint64 {
 	return 0
 }
 
+func (x *QueueConfig) GetRetry() *RetryPolicy {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *QueueConfig) GetMaxPendingJobs() uint64 {
+	if x != nil && x.MaxPendingJobs != nil {
+		return *x.MaxPendingJobs
+	}
+	return 0
+}
+
+func (x *QueueConfig) GetMaxLiveBytes() uint64 {
+	if x != nil && x.MaxLiveBytes != nil {
+		return *x.MaxLiveBytes
+	}
+	return 0
+}
+
+func (x *QueueConfig) GetRetainSucceeded() *durationpb.Duration {
+	if x != nil {
+		return x.RetainSucceeded
+	}
+	return nil
+}
+
+func (x *QueueConfig) GetRetainEnded() *durationpb.Duration {
+	if x != nil {
+		return x.RetainEnded
+	}
+	return nil
+}
+
+func (x *QueueConfig) GetMaxEndedJobs() uint64 {
+	if x != nil && x.MaxEndedJobs != nil {
+		return *x.MaxEndedJobs
+	}
+	return 0
+}
+
+func (x *QueueConfig) GetMaxEndedBytes() uint64 {
+	if x != nil && x.MaxEndedBytes != nil {
+		return *x.MaxEndedBytes
+	}
+	return 0
+}
+
+func (x *QueueConfig) GetRetainOutput() *durationpb.Duration {
+	if x != nil {
+		return x.RetainOutput
+	}
+	return nil
+}
+
+func (x *QueueConfig) GetRetainEventLog() *durationpb.Duration {
+	if x != nil {
+		return x.RetainEventLog
+	}
+	return nil
+}
+
+func (x *QueueConfig) GetPriorityAgeing() *durationpb.Duration {
+	if x != nil {
+		return x.PriorityAgeing
+	}
+	return nil
+}
+
+// Which jobs to forget.
+type PurgeJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Unset states: all terminal ones.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// True: count, and change nothing.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The most jobs to forget. Unset: all.
+	MaxJobs       uint64 `protobuf:"varint,3,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeJobsRequest) Reset() {
+	*x = PurgeJobsRequest{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeJobsRequest) ProtoMessage() {}
+
+func (x *PurgeJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeJobsRequest.ProtoReflect.Descriptor instead.
+func (*PurgeJobsRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PurgeJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *PurgeJobsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PurgeJobsRequest) GetMaxJobs() uint64 {
+	if x != nil {
+		return x.MaxJobs
+	}
+	return 0
+}
+
+// How far the purge is.
+type PurgeJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// About once a second, and at the end.
+	Progress      *BulkProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeJobsResponse) Reset() {
+	*x = PurgeJobsResponse{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeJobsResponse) ProtoMessage() {}
+
+func (x *PurgeJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeJobsResponse.ProtoReflect.Descriptor instead.
+func (*PurgeJobsResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PurgeJobsResponse) GetProgress() *BulkProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 // What to change.
 type ConfigureQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -205,7 +435,7 @@ type ConfigureQueueRequest struct {
 
 func (x *ConfigureQueueRequest) Reset() {
 	*x = ConfigureQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +447,7 @@ func (x *ConfigureQueueRequest) String() string {
 func (*ConfigureQueueRequest) ProtoMessage() {}
 
 func (x *ConfigureQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[2]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +460,7 @@ func (x *ConfigureQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureQueueRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ConfigureQueueRequest) GetQueue() string {
@@ -258,7 +488,7 @@ type ConfigureQueueResponse struct {
 
 func (x *ConfigureQueueResponse) Reset() {
 	*x = ConfigureQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +500,7 @@ func (x *ConfigureQueueResponse) String() string {
 func (*ConfigureQueueResponse) ProtoMessage() {}
 
 func (x *ConfigureQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[3]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +513,7 @@ func (x *ConfigureQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureQueueResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ConfigureQueueResponse) GetQueue() *Queue {
@@ -304,7 +534,7 @@ type WatchWorkersRequest struct {
 
 func (x *WatchWorkersRequest) Reset() {
 	*x = WatchWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +546,7 @@ func (x *WatchWorkersRequest) String() string {
 func (*WatchWorkersRequest) ProtoMessage() {}
 
 func (x *WatchWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[4]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +559,7 @@ func (x *WatchWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkersRequest.ProtoReflect.Descriptor instead.
 func (*WatchWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchWorkersRequest) GetQueue() string {
@@ -356,7 +586,7 @@ type WatchWorkersResponse struct {
 
 func (x *WatchWorkersResponse) Reset() {
 	*x = WatchWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +598,7 @@ func (x *WatchWorkersResponse) String() string {
 func (*WatchWorkersResponse) ProtoMessage() {}
 
 func (x *WatchWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +611,7 @@ func (x *WatchWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkersResponse.ProtoReflect.Descriptor instead.
 func (*WatchWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchWorkersResponse) GetEvent() isWatchWorkersResponse_Event {
@@ -456,7 +686,7 @@ type WatchQueuesRequest struct {
 
 func (x *WatchQueuesRequest) Reset() {
 	*x = WatchQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +698,7 @@ func (x *WatchQueuesRequest) String() string {
 func (*WatchQueuesRequest) ProtoMessage() {}
 
 func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +711,7 @@ func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesRequest.ProtoReflect.Descriptor instead.
 func (*WatchQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchQueuesRequest) GetQueues() []string {
@@ -509,7 +739,7 @@ type WatchQueuesResponse struct {
 
 func (x *WatchQueuesResponse) Reset() {
 	*x = WatchQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +751,7 @@ func (x *WatchQueuesResponse) String() string {
 func (*WatchQueuesResponse) ProtoMessage() {}
 
 func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +764,7 @@ func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesResponse.ProtoReflect.Descriptor instead.
 func (*WatchQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchQueuesResponse) GetQueues() []*Queue {
@@ -557,7 +787,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +799,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +812,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -618,7 +848,7 @@ type QueueRates struct {
 
 func (x *QueueRates) Reset() {
 	*x = QueueRates{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +860,7 @@ func (x *QueueRates) String() string {
 func (*QueueRates) ProtoMessage() {}
 
 func (x *QueueRates) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +873,7 @@ func (x *QueueRates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRates.ProtoReflect.Descriptor instead.
 func (*QueueRates) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *QueueRates) GetSubmitted() float64 {
@@ -708,7 +938,7 @@ type QueueTotals struct {
 
 func (x *QueueTotals) Reset() {
 	*x = QueueTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +950,7 @@ func (x *QueueTotals) String() string {
 func (*QueueTotals) ProtoMessage() {}
 
 func (x *QueueTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +963,7 @@ func (x *QueueTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueTotals.ProtoReflect.Descriptor instead.
 func (*QueueTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *QueueTotals) GetSubmitted() uint64 {
@@ -812,7 +1042,7 @@ type ListQueuesRequest struct {
 
 func (x *ListQueuesRequest) Reset() {
 	*x = ListQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1054,7 @@ func (x *ListQueuesRequest) String() string {
 func (*ListQueuesRequest) ProtoMessage() {}
 
 func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1067,7 @@ func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesRequest.ProtoReflect.Descriptor instead.
 func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListQueuesRequest) GetPageSize() int32 {
@@ -867,7 +1097,7 @@ type ListQueuesResponse struct {
 
 func (x *ListQueuesResponse) Reset() {
 	*x = ListQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1109,7 @@ func (x *ListQueuesResponse) String() string {
 func (*ListQueuesResponse) ProtoMessage() {}
 
 func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1122,7 @@ func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesResponse.ProtoReflect.Descriptor instead.
 func (*ListQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListQueuesResponse) GetQueues() []*Queue {
@@ -920,7 +1150,7 @@ type GetQueueRequest struct {
 
 func (x *GetQueueRequest) Reset() {
 	*x = GetQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1162,7 @@ func (x *GetQueueRequest) String() string {
 func (*GetQueueRequest) ProtoMessage() {}
 
 func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1175,7 @@ func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetQueueRequest) GetQueue() string {
@@ -966,7 +1196,7 @@ type GetQueueResponse struct {
 
 func (x *GetQueueResponse) Reset() {
 	*x = GetQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1208,7 @@ func (x *GetQueueResponse) String() string {
 func (*GetQueueResponse) ProtoMessage() {}
 
 func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1221,7 @@ func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetQueueResponse) GetQueue() *Queue {
@@ -1012,7 +1242,7 @@ type PauseQueueRequest struct {
 
 func (x *PauseQueueRequest) Reset() {
 	*x = PauseQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1254,7 @@ func (x *PauseQueueRequest) String() string {
 func (*PauseQueueRequest) ProtoMessage() {}
 
 func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1267,7 @@ func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueRequest.ProtoReflect.Descriptor instead.
 func (*PauseQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PauseQueueRequest) GetQueue() string {
@@ -1058,7 +1288,7 @@ type PauseQueueResponse struct {
 
 func (x *PauseQueueResponse) Reset() {
 	*x = PauseQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1300,7 @@ func (x *PauseQueueResponse) String() string {
 func (*PauseQueueResponse) ProtoMessage() {}
 
 func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1313,7 @@ func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueResponse.ProtoReflect.Descriptor instead.
 func (*PauseQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PauseQueueResponse) GetQueue() *Queue {
@@ -1104,7 +1334,7 @@ type ResumeQueueRequest struct {
 
 func (x *ResumeQueueRequest) Reset() {
 	*x = ResumeQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1346,7 @@ func (x *ResumeQueueRequest) String() string {
 func (*ResumeQueueRequest) ProtoMessage() {}
 
 func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1359,7 @@ func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueRequest.ProtoReflect.Descriptor instead.
 func (*ResumeQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResumeQueueRequest) GetQueue() string {
@@ -1150,7 +1380,7 @@ type ResumeQueueResponse struct {
 
 func (x *ResumeQueueResponse) Reset() {
 	*x = ResumeQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1392,7 @@ func (x *ResumeQueueResponse) String() string {
 func (*ResumeQueueResponse) ProtoMessage() {}
 
 func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1405,7 @@ func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueResponse.ProtoReflect.Descriptor instead.
 func (*ResumeQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResumeQueueResponse) GetQueue() *Queue {
@@ -1214,7 +1444,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1456,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1469,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Worker) GetSpec() *WorkerSpec {
@@ -1327,7 +1557,7 @@ type WorkerTotals struct {
 
 func (x *WorkerTotals) Reset() {
 	*x = WorkerTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1569,7 @@ func (x *WorkerTotals) String() string {
 func (*WorkerTotals) ProtoMessage() {}
 
 func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1582,7 @@ func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerTotals.ProtoReflect.Descriptor instead.
 func (*WorkerTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WorkerTotals) GetAssigned() uint64 {
@@ -1393,7 +1623,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1635,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1648,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListWorkersRequest) GetQueue() string {
@@ -1462,7 +1692,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1704,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1717,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1515,7 +1745,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1757,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1770,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetWorkerRequest) GetWorkerId() string {
@@ -1561,7 +1791,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1803,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1816,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1607,7 +1837,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1849,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1862,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -1653,7 +1883,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1895,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1908,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -1697,7 +1927,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1939,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1952,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 // What the server is.
@@ -1752,7 +1982,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1994,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +2007,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetServerInfoResponse) GetServerId() string {
@@ -1862,7 +2092,7 @@ type ServerLimits struct {
 
 func (x *ServerLimits) Reset() {
 	*x = ServerLimits{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2104,7 @@ func (x *ServerLimits) String() string {
 func (*ServerLimits) ProtoMessage() {}
 
 func (x *ServerLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2117,7 @@ func (x *ServerLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLimits.ProtoReflect.Descriptor instead.
 func (*ServerLimits) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ServerLimits) GetMaxPayloadBytes() uint64 {
@@ -1930,7 +2160,7 @@ var File_jobwire_v1_admin_service_proto protoreflect.FileDescriptor
 const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1ejobwire/v1/admin_service.proto\x12\n" +
-	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xdd\x02\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\x9d\x03\n" +
 	"\x05Queue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06paused\x18\x02 \x01(\bR\x06paused\x12,\n" +
@@ -1939,12 +2169,38 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x05rates\x18\x05 \x01(\v2\x16.jobwire.v1.QueueRatesR\x05rates\x12/\n" +
 	"\x06totals\x18\x06 \x01(\v2\x17.jobwire.v1.QueueTotalsR\x06totals\x12/\n" +
 	"\x06config\x18\a \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\x12!\n" +
-	"\foutput_bytes\x18\b \x01(\x04R\voutputBytes\"\x98\x01\n" +
+	"\foutput_bytes\x18\b \x01(\x04R\voutputBytes\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\t \x01(\x04R\tliveBytes\x12\x1f\n" +
+	"\vended_bytes\x18\n" +
+	" \x01(\x04R\n" +
+	"endedBytes\"\x95\x06\n" +
 	"\vQueueConfig\x12/\n" +
 	"\x11event_log_entries\x18\x01 \x01(\rH\x00R\x0feventLogEntries\x88\x01\x01\x12-\n" +
-	"\x10max_output_bytes\x18\x02 \x01(\x04H\x01R\x0emaxOutputBytes\x88\x01\x01B\x14\n" +
+	"\x10max_output_bytes\x18\x02 \x01(\x04H\x01R\x0emaxOutputBytes\x88\x01\x01\x12-\n" +
+	"\x05retry\x18\x03 \x01(\v2\x17.jobwire.v1.RetryPolicyR\x05retry\x12-\n" +
+	"\x10max_pending_jobs\x18\x04 \x01(\x04H\x02R\x0emaxPendingJobs\x88\x01\x01\x12)\n" +
+	"\x0emax_live_bytes\x18\x05 \x01(\x04H\x03R\fmaxLiveBytes\x88\x01\x01\x12D\n" +
+	"\x10retain_succeeded\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0fretainSucceeded\x12<\n" +
+	"\fretain_ended\x18\a \x01(\v2\x19.google.protobuf.DurationR\vretainEnded\x12)\n" +
+	"\x0emax_ended_jobs\x18\b \x01(\x04H\x04R\fmaxEndedJobs\x88\x01\x01\x12+\n" +
+	"\x0fmax_ended_bytes\x18\t \x01(\x04H\x05R\rmaxEndedBytes\x88\x01\x01\x12>\n" +
+	"\rretain_output\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\fretainOutput\x12C\n" +
+	"\x10retain_event_log\x18\v \x01(\v2\x19.google.protobuf.DurationR\x0eretainEventLog\x12B\n" +
+	"\x0fpriority_ageing\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0epriorityAgeingB\x14\n" +
 	"\x12_event_log_entriesB\x13\n" +
-	"\x11_max_output_bytes\"^\n" +
+	"\x11_max_output_bytesB\x13\n" +
+	"\x11_max_pending_jobsB\x11\n" +
+	"\x0f_max_live_bytesB\x11\n" +
+	"\x0f_max_ended_jobsB\x12\n" +
+	"\x10_max_ended_bytes\"u\n" +
+	"\x10PurgeJobsRequest\x12-\n" +
+	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_jobs\x18\x03 \x01(\x04R\amaxJobs\"I\n" +
+	"\x11PurgeJobsResponse\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress\"^\n" +
 	"\x15ConfigureQueueRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12/\n" +
 	"\x06config\x18\x02 \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\"A\n" +
@@ -2054,7 +2310,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x10max_result_bytes\x18\x02 \x01(\x04R\x0emaxResultBytes\x12$\n" +
 	"\x0emax_batch_jobs\x18\x03 \x01(\rR\fmaxBatchJobs\x12*\n" +
 	"\x11max_message_bytes\x18\x04 \x01(\x04R\x0fmaxMessageBytes\x12(\n" +
-	"\x10max_output_bytes\x18\x05 \x01(\x04R\x0emaxOutputBytes2\xff\x06\n" +
+	"\x10max_output_bytes\x18\x05 \x01(\x04R\x0emaxOutputBytes2\xcb\a\n" +
 	"\fAdminService\x12K\n" +
 	"\n" +
 	"ListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12E\n" +
@@ -2067,7 +2323,8 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\vDrainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n" +
 	"\fWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n" +
 	"\vWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n" +
-	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12T\n" +
+	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12J\n" +
+	"\tPurgeJobs\x12\x1c.jobwire.v1.PurgeJobsRequest\x1a\x1d.jobwire.v1.PurgeJobsResponse0\x01\x12T\n" +
 	"\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 
@@ -2083,104 +2340,119 @@ func file_jobwire_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_admin_service_proto_rawDescData
 }
 
-var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_jobwire_v1_admin_service_proto_goTypes = []any{
 	(*Queue)(nil),                  // 0: jobwire.v1.Queue
 	(*QueueConfig)(nil),            // 1: jobwire.v1.QueueConfig
-	(*ConfigureQueueRequest)(nil),  // 2: jobwire.v1.ConfigureQueueRequest
-	(*ConfigureQueueResponse)(nil), // 3: jobwire.v1.ConfigureQueueResponse
-	(*WatchWorkersRequest)(nil),    // 4: jobwire.v1.WatchWorkersRequest
-	(*WatchWorkersResponse)(nil),   // 5: jobwire.v1.WatchWorkersResponse
-	(*WatchQueuesRequest)(nil),     // 6: jobwire.v1.WatchQueuesRequest
-	(*WatchQueuesResponse)(nil),    // 7: jobwire.v1.WatchQueuesResponse
-	(*StateCount)(nil),             // 8: jobwire.v1.StateCount
-	(*QueueRates)(nil),             // 9: jobwire.v1.QueueRates
-	(*QueueTotals)(nil),            // 10: jobwire.v1.QueueTotals
-	(*ListQueuesRequest)(nil),      // 11: jobwire.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),     // 12: jobwire.v1.ListQueuesResponse
-	(*GetQueueRequest)(nil),        // 13: jobwire.v1.GetQueueRequest
-	(*GetQueueResponse)(nil),       // 14: jobwire.v1.GetQueueResponse
-	(*PauseQueueRequest)(nil),      // 15: jobwire.v1.PauseQueueRequest
-	(*PauseQueueResponse)(nil),     // 16: jobwire.v1.PauseQueueResponse
-	(*ResumeQueueRequest)(nil),     // 17: jobwire.v1.ResumeQueueRequest
-	(*ResumeQueueResponse)(nil),    // 18: jobwire.v1.ResumeQueueResponse
-	(*Worker)(nil),                 // 19: jobwire.v1.Worker
-	(*WorkerTotals)(nil),           // 20: jobwire.v1.WorkerTotals
-	(*ListWorkersRequest)(nil),     // 21: jobwire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),    // 22: jobwire.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),       // 23: jobwire.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),      // 24: jobwire.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),     // 25: jobwire.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),    // 26: jobwire.v1.DrainWorkerResponse
-	(*GetServerInfoRequest)(nil),   // 27: jobwire.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 28: jobwire.v1.GetServerInfoResponse
-	(*ServerLimits)(nil),           // 29: jobwire.v1.ServerLimits
-	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
-	(*Bookmark)(nil),               // 31: jobwire.v1.Bookmark
-	(JobState)(0),                  // 32: jobwire.v1.JobState
-	(*WorkerSpec)(nil),             // 33: jobwire.v1.WorkerSpec
-	(WorkerStatus)(0),              // 34: jobwire.v1.WorkerStatus
-	(*timestamppb.Timestamp)(nil),  // 35: google.protobuf.Timestamp
-	(*LeaseRef)(nil),               // 36: jobwire.v1.LeaseRef
+	(*PurgeJobsRequest)(nil),       // 2: jobwire.v1.PurgeJobsRequest
+	(*PurgeJobsResponse)(nil),      // 3: jobwire.v1.PurgeJobsResponse
+	(*ConfigureQueueRequest)(nil),  // 4: jobwire.v1.ConfigureQueueRequest
+	(*ConfigureQueueResponse)(nil), // 5: jobwire.v1.ConfigureQueueResponse
+	(*WatchWorkersRequest)(nil),    // 6: jobwire.v1.WatchWorkersRequest
+	(*WatchWorkersResponse)(nil),   // 7: jobwire.v1.WatchWorkersResponse
+	(*WatchQueuesRequest)(nil),     // 8: jobwire.v1.WatchQueuesRequest
+	(*WatchQueuesResponse)(nil),    // 9: jobwire.v1.WatchQueuesResponse
+	(*StateCount)(nil),             // 10: jobwire.v1.StateCount
+	(*QueueRates)(nil),             // 11: jobwire.v1.QueueRates
+	(*QueueTotals)(nil),            // 12: jobwire.v1.QueueTotals
+	(*ListQueuesRequest)(nil),      // 13: jobwire.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),     // 14: jobwire.v1.ListQueuesResponse
+	(*GetQueueRequest)(nil),        // 15: jobwire.v1.GetQueueRequest
+	(*GetQueueResponse)(nil),       // 16: jobwire.v1.GetQueueResponse
+	(*PauseQueueRequest)(nil),      // 17: jobwire.v1.PauseQueueRequest
+	(*PauseQueueResponse)(nil),     // 18: jobwire.v1.PauseQueueResponse
+	(*ResumeQueueRequest)(nil),     // 19: jobwire.v1.ResumeQueueRequest
+	(*ResumeQueueResponse)(nil),    // 20: jobwire.v1.ResumeQueueResponse
+	(*Worker)(nil),                 // 21: jobwire.v1.Worker
+	(*WorkerTotals)(nil),           // 22: jobwire.v1.WorkerTotals
+	(*ListWorkersRequest)(nil),     // 23: jobwire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 24: jobwire.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 25: jobwire.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 26: jobwire.v1.GetWorkerResponse
+	(*DrainWorkerRequest)(nil),     // 27: jobwire.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),    // 28: jobwire.v1.DrainWorkerResponse
+	(*GetServerInfoRequest)(nil),   // 29: jobwire.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 30: jobwire.v1.GetServerInfoResponse
+	(*ServerLimits)(nil),           // 31: jobwire.v1.ServerLimits
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*RetryPolicy)(nil),            // 33: jobwire.v1.RetryPolicy
+	(*JobFilter)(nil),              // 34: jobwire.v1.JobFilter
+	(*BulkProgress)(nil),           // 35: jobwire.v1.BulkProgress
+	(*Bookmark)(nil),               // 36: jobwire.v1.Bookmark
+	(JobState)(0),                  // 37: jobwire.v1.JobState
+	(*WorkerSpec)(nil),             // 38: jobwire.v1.WorkerSpec
+	(WorkerStatus)(0),              // 39: jobwire.v1.WorkerStatus
+	(*timestamppb.Timestamp)(nil),  // 40: google.protobuf.Timestamp
+	(*LeaseRef)(nil),               // 41: jobwire.v1.LeaseRef
 }
 var file_jobwire_v1_admin_service_proto_depIdxs = []int32{
-	8,  // 0: jobwire.v1.Queue.depth:type_name -> jobwire.v1.StateCount
-	30, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
-	9,  // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
-	10, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
+	10, // 0: jobwire.v1.Queue.depth:type_name -> jobwire.v1.StateCount
+	32, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
+	11, // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
+	12, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
 	1,  // 4: jobwire.v1.Queue.config:type_name -> jobwire.v1.QueueConfig
-	1,  // 5: jobwire.v1.ConfigureQueueRequest.config:type_name -> jobwire.v1.QueueConfig
-	0,  // 6: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
-	19, // 7: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
-	31, // 8: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	30, // 9: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
-	0,  // 10: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	32, // 11: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
-	30, // 12: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
-	0,  // 13: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	0,  // 14: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 15: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 16: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
-	33, // 17: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
-	34, // 18: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
-	35, // 19: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
-	35, // 20: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	36, // 21: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
-	20, // 22: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
-	34, // 23: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
-	19, // 24: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
-	19, // 25: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	19, // 26: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	35, // 27: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	29, // 28: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
-	35, // 29: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
-	11, // 30: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
-	13, // 31: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
-	15, // 32: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
-	17, // 33: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
-	21, // 34: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
-	23, // 35: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
-	25, // 36: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
-	4,  // 37: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
-	6,  // 38: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
-	2,  // 39: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
-	27, // 40: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
-	12, // 41: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
-	14, // 42: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
-	16, // 43: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
-	18, // 44: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
-	22, // 45: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
-	24, // 46: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
-	26, // 47: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
-	5,  // 48: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
-	7,  // 49: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
-	3,  // 50: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
-	28, // 51: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
-	41, // [41:52] is the sub-list for method output_type
-	30, // [30:41] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	33, // 5: jobwire.v1.QueueConfig.retry:type_name -> jobwire.v1.RetryPolicy
+	32, // 6: jobwire.v1.QueueConfig.retain_succeeded:type_name -> google.protobuf.Duration
+	32, // 7: jobwire.v1.QueueConfig.retain_ended:type_name -> google.protobuf.Duration
+	32, // 8: jobwire.v1.QueueConfig.retain_output:type_name -> google.protobuf.Duration
+	32, // 9: jobwire.v1.QueueConfig.retain_event_log:type_name -> google.protobuf.Duration
+	32, // 10: jobwire.v1.QueueConfig.priority_ageing:type_name -> google.protobuf.Duration
+	34, // 11: jobwire.v1.PurgeJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	35, // 12: jobwire.v1.PurgeJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	1,  // 13: jobwire.v1.ConfigureQueueRequest.config:type_name -> jobwire.v1.QueueConfig
+	0,  // 14: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
+	21, // 15: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
+	36, // 16: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	32, // 17: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
+	0,  // 18: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	37, // 19: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
+	32, // 20: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
+	0,  // 21: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	0,  // 22: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 23: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 24: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
+	38, // 25: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
+	39, // 26: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
+	40, // 27: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
+	40, // 28: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	41, // 29: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
+	22, // 30: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
+	39, // 31: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
+	21, // 32: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
+	21, // 33: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	21, // 34: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	40, // 35: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	31, // 36: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
+	40, // 37: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
+	13, // 38: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
+	15, // 39: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
+	17, // 40: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
+	19, // 41: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
+	23, // 42: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
+	25, // 43: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
+	27, // 44: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
+	6,  // 45: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
+	8,  // 46: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
+	4,  // 47: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
+	2,  // 48: jobwire.v1.AdminService.PurgeJobs:input_type -> jobwire.v1.PurgeJobsRequest
+	29, // 49: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
+	14, // 50: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
+	16, // 51: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
+	18, // 52: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
+	20, // 53: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
+	24, // 54: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
+	26, // 55: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
+	28, // 56: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
+	7,  // 57: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
+	9,  // 58: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
+	5,  // 59: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
+	3,  // 60: jobwire.v1.AdminService.PurgeJobs:output_type -> jobwire.v1.PurgeJobsResponse
+	30, // 61: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
+	50, // [50:62] is the sub-list for method output_type
+	38, // [38:50] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_admin_service_proto_init() }
@@ -2192,7 +2464,7 @@ func file_jobwire_v1_admin_service_proto_init() {
 	file_jobwire_v1_job_service_proto_init()
 	file_jobwire_v1_worker_service_proto_init()
 	file_jobwire_v1_admin_service_proto_msgTypes[1].OneofWrappers = []any{}
-	file_jobwire_v1_admin_service_proto_msgTypes[5].OneofWrappers = []any{
+	file_jobwire_v1_admin_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*WatchWorkersResponse_Worker)(nil),
 		(*WatchWorkersResponse_Left)(nil),
 		(*WatchWorkersResponse_Bookmark)(nil),
@@ -2203,7 +2475,7 @@ func file_jobwire_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_admin_service_proto_rawDesc), len(file_jobwire_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ const (
 	AdminService_WatchWorkers_FullMethodName   = "/jobwire.v1.AdminService/WatchWorkers"
 	AdminService_WatchQueues_FullMethodName    = "/jobwire.v1.AdminService/WatchQueues"
 	AdminService_ConfigureQueue_FullMethodName = "/jobwire.v1.AdminService/ConfigureQueue"
+	AdminService_PurgeJobs_FullMethodName      = "/jobwire.v1.AdminService/PurgeJobs"
 	AdminService_GetServerInfo_FullMethodName  = "/jobwire.v1.AdminService/GetServerInfo"
 )
 
@@ -86,6 +87,12 @@ type AdminServiceClient interface {
 	//
 	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
 	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
+	// Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+	// all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+	// counts and changes nothing. Breaking off stops it.
+	//
+	// INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
+	PurgeJobs(ctx context.Context, in *PurgeJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeJobsResponse], error)
 	// Tells what this server is, what it is connected to, and its limits.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -216,6 +223,25 @@ func (c *adminServiceClient) ConfigureQueue(ctx context.Context, in *ConfigureQu
 	return out, nil
 }
 
+func (c *adminServiceClient) PurgeJobs(ctx context.Context, in *PurgeJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[2], AdminService_PurgeJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PurgeJobsRequest, PurgeJobsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_PurgeJobsClient = grpc.ServerStreamingClient[PurgeJobsResponse]
+
 func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -278,6 +304,12 @@ type AdminServiceServer interface {
 	//
 	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
 	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
+	// Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
+	// all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
+	// counts and changes nothing. Breaking off stops it.
+	//
+	// INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
+	PurgeJobs(*PurgeJobsRequest, grpc.ServerStreamingServer[PurgeJobsResponse]) error
 	// Tells what this server is, what it is connected to, and its limits.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -319,6 +351,9 @@ func (UnimplementedAdminServiceServer) WatchQueues(*WatchQueuesRequest, grpc.Ser
 }
 func (UnimplementedAdminServiceServer) ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ConfigureQueue not implemented")
+}
+func (UnimplementedAdminServiceServer) PurgeJobs(*PurgeJobsRequest, grpc.ServerStreamingServer[PurgeJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method PurgeJobs not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -510,6 +545,17 @@ func _AdminService_ConfigureQueue_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_PurgeJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PurgeJobsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).PurgeJobs(m, &grpc.GenericServerStream[PurgeJobsRequest, PurgeJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_PurgeJobsServer = grpc.ServerStreamingServer[PurgeJobsResponse]
+
 func _AdminService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -581,6 +627,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchQueues",
 			Handler:       _AdminService_WatchQueues_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "PurgeJobs",
+			Handler:       _AdminService_PurgeJobs_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -85,6 +85,15 @@ const (
 	ErrorReason_ERROR_REASON_OUTPUT_GAP ErrorReason = 19
 	// The watcher fell too far behind. OUT_OF_RANGE. Watch again.
 	ErrorReason_ERROR_REASON_WATCH_LAGGED ErrorReason = 20
+	// Another job holds the unique key, and the submission asked for a refusal then, or for the
+	// replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
+	// `job_id`.
+	ErrorReason_ERROR_REASON_UNIQUE_KEY_TAKEN ErrorReason = 21
+	// The queue has no schedule of this id. NOT_FOUND.
+	ErrorReason_ERROR_REASON_SCHEDULE_NOT_FOUND ErrorReason = 22
+	// The resource was changed since it was read. ABORTED. Read it again, and apply the change to
+	// what it is now.
+	ErrorReason_ERROR_REASON_CHANGED_MEANWHILE ErrorReason = 23
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
@@ -113,30 +122,36 @@ var (
 		18: "ERROR_REASON_OUTPUT_FULL",
 		19: "ERROR_REASON_OUTPUT_GAP",
 		20: "ERROR_REASON_WATCH_LAGGED",
+		21: "ERROR_REASON_UNIQUE_KEY_TAKEN",
+		22: "ERROR_REASON_SCHEDULE_NOT_FOUND",
+		23: "ERROR_REASON_CHANGED_MEANWHILE",
 		15: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":       0,
-		"ERROR_REASON_INVALID_FIELD":     1,
-		"ERROR_REASON_JOB_NOT_FOUND":     2,
-		"ERROR_REASON_QUEUE_NOT_FOUND":   3,
-		"ERROR_REASON_WORKER_NOT_FOUND":  4,
-		"ERROR_REASON_LEASE_LOST":        5,
-		"ERROR_REASON_WRONG_STATE":       6,
-		"ERROR_REASON_TOO_LARGE":         7,
-		"ERROR_REASON_STORE_UNAVAILABLE": 8,
-		"ERROR_REASON_STORE_FULL":        9,
-		"ERROR_REASON_QUEUE_FULL":        10,
-		"ERROR_REASON_SERVER_BUSY":       11,
-		"ERROR_REASON_SERVER_DRAINING":   12,
-		"ERROR_REASON_ALREADY_EXISTS":    13,
-		"ERROR_REASON_BAD_PAGE_TOKEN":    14,
-		"ERROR_REASON_SUPERSEDED":        16,
-		"ERROR_REASON_CURSOR_COMPACTED":  17,
-		"ERROR_REASON_OUTPUT_FULL":       18,
-		"ERROR_REASON_OUTPUT_GAP":        19,
-		"ERROR_REASON_WATCH_LAGGED":      20,
-		"ERROR_REASON_INTERNAL":          15,
+		"ERROR_REASON_UNSPECIFIED":        0,
+		"ERROR_REASON_INVALID_FIELD":      1,
+		"ERROR_REASON_JOB_NOT_FOUND":      2,
+		"ERROR_REASON_QUEUE_NOT_FOUND":    3,
+		"ERROR_REASON_WORKER_NOT_FOUND":   4,
+		"ERROR_REASON_LEASE_LOST":         5,
+		"ERROR_REASON_WRONG_STATE":        6,
+		"ERROR_REASON_TOO_LARGE":          7,
+		"ERROR_REASON_STORE_UNAVAILABLE":  8,
+		"ERROR_REASON_STORE_FULL":         9,
+		"ERROR_REASON_QUEUE_FULL":         10,
+		"ERROR_REASON_SERVER_BUSY":        11,
+		"ERROR_REASON_SERVER_DRAINING":    12,
+		"ERROR_REASON_ALREADY_EXISTS":     13,
+		"ERROR_REASON_BAD_PAGE_TOKEN":     14,
+		"ERROR_REASON_SUPERSEDED":         16,
+		"ERROR_REASON_CURSOR_COMPACTED":   17,
+		"ERROR_REASON_OUTPUT_FULL":        18,
+		"ERROR_REASON_OUTPUT_GAP":         19,
+		"ERROR_REASON_WATCH_LAGGED":       20,
+		"ERROR_REASON_UNIQUE_KEY_TAKEN":   21,
+		"ERROR_REASON_SCHEDULE_NOT_FOUND": 22,
+		"ERROR_REASON_CHANGED_MEANWHILE":  23,
+		"ERROR_REASON_INTERNAL":           15,
 	}
 )
 
@@ -324,7 +339,7 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription*\x9c\x05\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription*\x88\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -346,7 +361,10 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x1dERROR_REASON_CURSOR_COMPACTED\x10\x11\x12\x1c\n" +
 	"\x18ERROR_REASON_OUTPUT_FULL\x10\x12\x12\x1b\n" +
 	"\x17ERROR_REASON_OUTPUT_GAP\x10\x13\x12\x1d\n" +
-	"\x19ERROR_REASON_WATCH_LAGGED\x10\x14\x12\x19\n" +
+	"\x19ERROR_REASON_WATCH_LAGGED\x10\x14\x12!\n" +
+	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12#\n" +
+	"\x1fERROR_REASON_SCHEDULE_NOT_FOUND\x10\x16\x12\"\n" +
+	"\x1eERROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x0fB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 

@@ -109,6 +109,121 @@ func (JobState) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{0}
 }
 
+// While which jobs hold a unique key.
+type UniqueScope int32
+
+const (
+	// UNFINISHED.
+	UniqueScope_UNIQUE_SCOPE_UNSPECIFIED UniqueScope = 0
+	// Until the job is handed to a worker for the first time, or ends before.
+	UniqueScope_UNIQUE_SCOPE_PENDING UniqueScope = 1
+	// Until the job is in a terminal state; a redrive takes the key again if it is free.
+	UniqueScope_UNIQUE_SCOPE_UNFINISHED UniqueScope = 2
+	// For `period` from the acceptance of the job, whatever becomes of it.
+	UniqueScope_UNIQUE_SCOPE_PERIOD UniqueScope = 3
+)
+
+// Enum value maps for UniqueScope.
+var (
+	UniqueScope_name = map[int32]string{
+		0: "UNIQUE_SCOPE_UNSPECIFIED",
+		1: "UNIQUE_SCOPE_PENDING",
+		2: "UNIQUE_SCOPE_UNFINISHED",
+		3: "UNIQUE_SCOPE_PERIOD",
+	}
+	UniqueScope_value = map[string]int32{
+		"UNIQUE_SCOPE_UNSPECIFIED": 0,
+		"UNIQUE_SCOPE_PENDING":     1,
+		"UNIQUE_SCOPE_UNFINISHED":  2,
+		"UNIQUE_SCOPE_PERIOD":      3,
+	}
+)
+
+func (x UniqueScope) Enum() *UniqueScope {
+	p := new(UniqueScope)
+	*p = x
+	return p
+}
+
+func (x UniqueScope) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UniqueScope) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_proto_enumTypes[1].Descriptor()
+}
+
+func (UniqueScope) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_proto_enumTypes[1]
+}
+
+func (x UniqueScope) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UniqueScope.Descriptor instead.
+func (UniqueScope) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{1}
+}
+
+// What happens to a submission whose unique key is held by another job.
+type UniqueConflict int32
+
+const (
+	// RETURN_EXISTING.
+	UniqueConflict_UNIQUE_CONFLICT_UNSPECIFIED UniqueConflict = 0
+	// Nothing is written, and the job that holds the key is answered, with `existed`.
+	UniqueConflict_UNIQUE_CONFLICT_RETURN_EXISTING UniqueConflict = 1
+	// ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`).
+	UniqueConflict_UNIQUE_CONFLICT_REJECT UniqueConflict = 2
+	// A job that has never started is CANCELLED and the new one takes its key. One that has
+	// started is not replaced: the submission is refused as with REJECT.
+	UniqueConflict_UNIQUE_CONFLICT_REPLACE_PENDING UniqueConflict = 3
+)
+
+// Enum value maps for UniqueConflict.
+var (
+	UniqueConflict_name = map[int32]string{
+		0: "UNIQUE_CONFLICT_UNSPECIFIED",
+		1: "UNIQUE_CONFLICT_RETURN_EXISTING",
+		2: "UNIQUE_CONFLICT_REJECT",
+		3: "UNIQUE_CONFLICT_REPLACE_PENDING",
+	}
+	UniqueConflict_value = map[string]int32{
+		"UNIQUE_CONFLICT_UNSPECIFIED":     0,
+		"UNIQUE_CONFLICT_RETURN_EXISTING": 1,
+		"UNIQUE_CONFLICT_REJECT":          2,
+		"UNIQUE_CONFLICT_REPLACE_PENDING": 3,
+	}
+)
+
+func (x UniqueConflict) Enum() *UniqueConflict {
+	p := new(UniqueConflict)
+	*p = x
+	return p
+}
+
+func (x UniqueConflict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UniqueConflict) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_proto_enumTypes[2].Descriptor()
+}
+
+func (UniqueConflict) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_proto_enumTypes[2]
+}
+
+func (x UniqueConflict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UniqueConflict.Descriptor instead.
+func (UniqueConflict) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+}
+
 // What becomes of output above a limit.
 type OutputOverflow int32
 
@@ -146,11 +261,11 @@ func (x OutputOverflow) String() string {
 }
 
 func (OutputOverflow) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[1].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[3].Descriptor()
 }
 
 func (OutputOverflow) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[1]
+	return &file_jobwire_v1_job_proto_enumTypes[3]
 }
 
 func (x OutputOverflow) Number() protoreflect.EnumNumber {
@@ -159,7 +274,7 @@ func (x OutputOverflow) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OutputOverflow.Descriptor instead.
 func (OutputOverflow) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{1}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
 // How an attempt ended.
@@ -219,11 +334,11 @@ func (x AttemptOutcome) String() string {
 }
 
 func (AttemptOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[2].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[4].Descriptor()
 }
 
 func (AttemptOutcome) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[2]
+	return &file_jobwire_v1_job_proto_enumTypes[4]
 }
 
 func (x AttemptOutcome) Number() protoreflect.EnumNumber {
@@ -232,7 +347,7 @@ func (x AttemptOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AttemptOutcome.Descriptor instead.
 func (AttemptOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
 }
 
 // How much of each job an answer carries.
@@ -272,11 +387,11 @@ func (x JobView) String() string {
 }
 
 func (JobView) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[3].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[5].Descriptor()
 }
 
 func (JobView) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[3]
+	return &file_jobwire_v1_job_proto_enumTypes[5]
 }
 
 func (x JobView) Number() protoreflect.EnumNumber {
@@ -285,7 +400,7 @@ func (x JobView) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JobView.Descriptor instead.
 func (JobView) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
 // The content of a job, a result or a progress report. Exactly one kind is set, or
@@ -498,6 +613,80 @@ func (x *RetryPolicy) GetJitter() float64 {
 	return 0
 }
 
+// A key that at most one job of a queue holds at a time.
+type UniqueKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues have
+	// nothing to do with each other.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Unset: UNFINISHED.
+	Scope UniqueScope `protobuf:"varint,2,opt,name=scope,proto3,enum=jobwire.v1.UniqueScope" json:"scope,omitempty"`
+	// For PERIOD, and only for it: 1 second to 365 days.
+	Period *durationpb.Duration `protobuf:"bytes,3,opt,name=period,proto3" json:"period,omitempty"`
+	// Unset: RETURN_EXISTING.
+	OnConflict    UniqueConflict `protobuf:"varint,4,opt,name=on_conflict,json=onConflict,proto3,enum=jobwire.v1.UniqueConflict" json:"on_conflict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UniqueKey) Reset() {
+	*x = UniqueKey{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UniqueKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UniqueKey) ProtoMessage() {}
+
+func (x *UniqueKey) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UniqueKey.ProtoReflect.Descriptor instead.
+func (*UniqueKey) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UniqueKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *UniqueKey) GetScope() UniqueScope {
+	if x != nil {
+		return x.Scope
+	}
+	return UniqueScope_UNIQUE_SCOPE_UNSPECIFIED
+}
+
+func (x *UniqueKey) GetPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.Period
+	}
+	return nil
+}
+
+func (x *UniqueKey) GetOnConflict() UniqueConflict {
+	if x != nil {
+		return x.OnConflict
+	}
+	return UniqueConflict_UNIQUE_CONFLICT_UNSPECIFIED
+}
+
 // How much of a job's output is kept, over all attempts.
 type OutputPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -511,7 +700,7 @@ type OutputPolicy struct {
 
 func (x *OutputPolicy) Reset() {
 	*x = OutputPolicy{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	mi := &file_jobwire_v1_job_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +712,7 @@ func (x *OutputPolicy) String() string {
 func (*OutputPolicy) ProtoMessage() {}
 
 func (x *OutputPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[2]
+	mi := &file_jobwire_v1_job_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +725,7 @@ func (x *OutputPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputPolicy.ProtoReflect.Descriptor instead.
 func (*OutputPolicy) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OutputPolicy) GetMaxBytes() uint64 {
@@ -578,7 +767,7 @@ type OutputChunk struct {
 
 func (x *OutputChunk) Reset() {
 	*x = OutputChunk{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	mi := &file_jobwire_v1_job_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +779,7 @@ func (x *OutputChunk) String() string {
 func (*OutputChunk) ProtoMessage() {}
 
 func (x *OutputChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[3]
+	mi := &file_jobwire_v1_job_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +792,7 @@ func (x *OutputChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputChunk.ProtoReflect.Descriptor instead.
 func (*OutputChunk) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *OutputChunk) GetChannel() string {
@@ -676,7 +865,7 @@ type OutputPosition struct {
 
 func (x *OutputPosition) Reset() {
 	*x = OutputPosition{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	mi := &file_jobwire_v1_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +877,7 @@ func (x *OutputPosition) String() string {
 func (*OutputPosition) ProtoMessage() {}
 
 func (x *OutputPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[4]
+	mi := &file_jobwire_v1_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +890,7 @@ func (x *OutputPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputPosition.ProtoReflect.Descriptor instead.
 func (*OutputPosition) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OutputPosition) GetAttempt() uint32 {
@@ -756,6 +945,16 @@ type JobSpec struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// How much output is kept. Unset: the server's limit, and what is above it is refused.
 	Output *OutputPolicy `protobuf:"bytes,11,opt,name=output,proto3" json:"output,omitempty"`
+	// The end of the job as a whole, attempts, waits and all: a job that is not finished at this
+	// moment becomes FAILED with `DEADLINE_EXCEEDED`, and the worker that may be running it loses
+	// the lease. A retry that could not start before it is not waited for. It must lie after the
+	// moment of submission and after `run_at`, and at most 10 years ahead. Unset: none.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// At most one job of the queue holds this key at a time. Unset: none.
+	Unique *UniqueKey `protobuf:"bytes,13,opt,name=unique,proto3" json:"unique,omitempty"`
+	// How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as
+	// the queue keeps jobs that ended so.
+	Retention *durationpb.Duration `protobuf:"bytes,16,opt,name=retention,proto3" json:"retention,omitempty"`
 	// Output only: when the broker accepted the job, by the store's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Output only: the layout version of the stored record, currently 1.
@@ -766,7 +965,7 @@ type JobSpec struct {
 
 func (x *JobSpec) Reset() {
 	*x = JobSpec{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +977,7 @@ func (x *JobSpec) String() string {
 func (*JobSpec) ProtoMessage() {}
 
 func (x *JobSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +990,7 @@ func (x *JobSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
 func (*JobSpec) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JobSpec) GetOperation() string {
@@ -882,6 +1081,27 @@ func (x *JobSpec) GetOutput() *OutputPolicy {
 	return nil
 }
 
+func (x *JobSpec) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *JobSpec) GetUnique() *UniqueKey {
+	if x != nil {
+		return x.Unique
+	}
+	return nil
+}
+
+func (x *JobSpec) GetRetention() *durationpb.Duration {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
 func (x *JobSpec) GetCreatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreatedAt
@@ -931,7 +1151,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1163,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1176,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -991,8 +1211,8 @@ func (x *Progress) GetUpdatedAt() *timestamppb.Timestamp {
 type Failure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The kind of failure, for programs: an exception's class name, for example. At most
-	// 128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN` and
-	// `EXECUTION_TIMEOUT`.
+	// 128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`,
+	// `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// For people. At most 4096 bytes; a longer one is cut.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
@@ -1012,7 +1232,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1244,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1257,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Failure) GetType() string {
@@ -1105,7 +1325,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1337,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1350,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Attempt) GetNumber() uint32 {
@@ -1182,6 +1402,79 @@ func (x *Attempt) GetFailure() *Failure {
 	return nil
 }
 
+// A job that was put back after its end.
+type Redrive struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	RedrivenAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=redriven_at,json=redrivenAt,proto3" json:"redriven_at,omitempty"`
+	// In the words of whoever asked.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The terminal state that it was taken out of.
+	FromState JobState `protobuf:"varint,3,opt,name=from_state,json=fromState,proto3,enum=jobwire.v1.JobState" json:"from_state,omitempty"`
+	// How often the job has been redriven, this time included.
+	Number        uint32 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redrive) Reset() {
+	*x = Redrive{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redrive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redrive) ProtoMessage() {}
+
+func (x *Redrive) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redrive.ProtoReflect.Descriptor instead.
+func (*Redrive) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Redrive) GetRedrivenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RedrivenAt
+	}
+	return nil
+}
+
+func (x *Redrive) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Redrive) GetFromState() JobState {
+	if x != nil {
+		return x.FromState
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *Redrive) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // A job as it stands. Its `spec.created_at` says when it was accepted.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1228,7 +1521,11 @@ type Job struct {
 	Attempts []*Attempt `protobuf:"bytes,20,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// How many bytes of output are kept, over all attempts.
 	OutputBytes uint64 `protobuf:"varint,23,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
-	// For terminal states: when the broker forgets the job.
+	// What its worker saved last for the next attempt. Left out in a BASIC view.
+	Checkpoint *Payload `protobuf:"bytes,22,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The latest redrive; unset if there was none.
+	LastRedrive *Redrive `protobuf:"bytes,24,opt,name=last_redrive,json=lastRedrive,proto3" json:"last_redrive,omitempty"`
+	// For terminal states: when the broker forgets the job at the latest.
 	PurgeAt       *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=purge_at,json=purgeAt,proto3" json:"purge_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1236,7 +1533,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1545,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1558,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Job) GetId() string {
@@ -1411,6 +1708,20 @@ func (x *Job) GetOutputBytes() uint64 {
 	return 0
 }
 
+func (x *Job) GetCheckpoint() *Payload {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *Job) GetLastRedrive() *Redrive {
+	if x != nil {
+		return x.LastRedrive
+	}
+	return nil
+}
+
 func (x *Job) GetPurgeAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.PurgeAt
@@ -1439,7 +1750,13 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"multiplier\x18\x04 \x01(\x01R\n" +
 	"multiplier\x12\x1b\n" +
 	"\x06jitter\x18\x05 \x01(\x01H\x00R\x06jitter\x88\x01\x01B\t\n" +
-	"\a_jitter\"c\n" +
+	"\a_jitter\"\xbc\x01\n" +
+	"\tUniqueKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05scope\x18\x02 \x01(\x0e2\x17.jobwire.v1.UniqueScopeR\x05scope\x121\n" +
+	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\x12;\n" +
+	"\von_conflict\x18\x04 \x01(\x0e2\x1a.jobwire.v1.UniqueConflictR\n" +
+	"onConflict\"c\n" +
 	"\fOutputPolicy\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x126\n" +
 	"\boverflow\x18\x02 \x01(\x0e2\x1a.jobwire.v1.OutputOverflowR\boverflow\"v\n" +
@@ -1451,7 +1768,7 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\acontent\"B\n" +
 	"\x0eOutputPosition\x12\x18\n" +
 	"\aattempt\x18\x01 \x01(\rR\aattempt\x12\x16\n" +
-	"\x06offset\x18\x02 \x01(\x04R\x06offset\"\xa9\x06\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"\xc9\a\n" +
 	"\aJobSpec\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12-\n" +
 	"\apayload\x18\x02 \x01(\v2\x13.jobwire.v1.PayloadR\apayload\x12\x1a\n" +
@@ -1465,7 +1782,10 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x120\n" +
-	"\x06output\x18\v \x01(\v2\x18.jobwire.v1.OutputPolicyR\x06output\x129\n" +
+	"\x06output\x18\v \x01(\v2\x18.jobwire.v1.OutputPolicyR\x06output\x126\n" +
+	"\bdeadline\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12-\n" +
+	"\x06unique\x18\r \x01(\v2\x15.jobwire.v1.UniqueKeyR\x06unique\x127\n" +
+	"\tretention\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\tretention\x129\n" +
 	"\n" +
 	"created_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12%\n" +
 	"\x0eschema_version\x18\x0f \x01(\rR\rschemaVersion\x1a?\n" +
@@ -1499,7 +1819,14 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x124\n" +
 	"\aoutcome\x18\x06 \x01(\x0e2\x1a.jobwire.v1.AttemptOutcomeR\aoutcome\x12-\n" +
-	"\afailure\x18\a \x01(\v2\x13.jobwire.v1.FailureR\afailure\"\x83\a\n" +
+	"\afailure\x18\a \x01(\v2\x13.jobwire.v1.FailureR\afailure\"\xab\x01\n" +
+	"\aRedrive\x12;\n" +
+	"\vredriven_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"redrivenAt\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x123\n" +
+	"\n" +
+	"from_state\x18\x03 \x01(\x0e2\x14.jobwire.v1.JobStateR\tfromState\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\rR\x06number\"\xf0\a\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05queue\x18\x02 \x01(\tR\x05queue\x12'\n" +
@@ -1524,7 +1851,11 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x10lease_expires_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\x12#\n" +
 	"\rcancel_reason\x18\x13 \x01(\tR\fcancelReason\x12/\n" +
 	"\battempts\x18\x14 \x03(\v2\x13.jobwire.v1.AttemptR\battempts\x12!\n" +
-	"\foutput_bytes\x18\x17 \x01(\x04R\voutputBytes\x125\n" +
+	"\foutput_bytes\x18\x17 \x01(\x04R\voutputBytes\x123\n" +
+	"\n" +
+	"checkpoint\x18\x16 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
+	"checkpoint\x126\n" +
+	"\flast_redrive\x18\x18 \x01(\v2\x13.jobwire.v1.RedriveR\vlastRedrive\x125\n" +
 	"\bpurge_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\apurgeAt*\xe5\x01\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1535,7 +1866,17 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n" +
 	"\x10JOB_STATE_FAILED\x10\x06\x12\x17\n" +
 	"\x13JOB_STATE_CANCELLED\x10\a\x12\x15\n" +
-	"\x11JOB_STATE_EXPIRED\x10\b*g\n" +
+	"\x11JOB_STATE_EXPIRED\x10\b*{\n" +
+	"\vUniqueScope\x12\x1c\n" +
+	"\x18UNIQUE_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14UNIQUE_SCOPE_PENDING\x10\x01\x12\x1b\n" +
+	"\x17UNIQUE_SCOPE_UNFINISHED\x10\x02\x12\x17\n" +
+	"\x13UNIQUE_SCOPE_PERIOD\x10\x03*\x97\x01\n" +
+	"\x0eUniqueConflict\x12\x1f\n" +
+	"\x1bUNIQUE_CONFLICT_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fUNIQUE_CONFLICT_RETURN_EXISTING\x10\x01\x12\x1a\n" +
+	"\x16UNIQUE_CONFLICT_REJECT\x10\x02\x12#\n" +
+	"\x1fUNIQUE_CONFLICT_REPLACE_PENDING\x10\x03*g\n" +
 	"\x0eOutputOverflow\x12\x1f\n" +
 	"\x1bOUTPUT_OVERFLOW_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16OUTPUT_OVERFLOW_REFUSE\x10\x01\x12\x18\n" +
@@ -1567,70 +1908,84 @@ func file_jobwire_v1_job_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_proto_rawDescData
 }
 
-var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_jobwire_v1_job_proto_goTypes = []any{
 	(JobState)(0),                 // 0: jobwire.v1.JobState
-	(OutputOverflow)(0),           // 1: jobwire.v1.OutputOverflow
-	(AttemptOutcome)(0),           // 2: jobwire.v1.AttemptOutcome
-	(JobView)(0),                  // 3: jobwire.v1.JobView
-	(*Payload)(nil),               // 4: jobwire.v1.Payload
-	(*RetryPolicy)(nil),           // 5: jobwire.v1.RetryPolicy
-	(*OutputPolicy)(nil),          // 6: jobwire.v1.OutputPolicy
-	(*OutputChunk)(nil),           // 7: jobwire.v1.OutputChunk
-	(*OutputPosition)(nil),        // 8: jobwire.v1.OutputPosition
-	(*JobSpec)(nil),               // 9: jobwire.v1.JobSpec
-	(*Progress)(nil),              // 10: jobwire.v1.Progress
-	(*Failure)(nil),               // 11: jobwire.v1.Failure
-	(*Attempt)(nil),               // 12: jobwire.v1.Attempt
-	(*Job)(nil),                   // 13: jobwire.v1.Job
-	nil,                           // 14: jobwire.v1.JobSpec.RequirementsEntry
-	nil,                           // 15: jobwire.v1.JobSpec.LabelsEntry
-	(*anypb.Any)(nil),             // 16: google.protobuf.Any
-	(*structpb.Struct)(nil),       // 17: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(UniqueScope)(0),              // 1: jobwire.v1.UniqueScope
+	(UniqueConflict)(0),           // 2: jobwire.v1.UniqueConflict
+	(OutputOverflow)(0),           // 3: jobwire.v1.OutputOverflow
+	(AttemptOutcome)(0),           // 4: jobwire.v1.AttemptOutcome
+	(JobView)(0),                  // 5: jobwire.v1.JobView
+	(*Payload)(nil),               // 6: jobwire.v1.Payload
+	(*RetryPolicy)(nil),           // 7: jobwire.v1.RetryPolicy
+	(*UniqueKey)(nil),             // 8: jobwire.v1.UniqueKey
+	(*OutputPolicy)(nil),          // 9: jobwire.v1.OutputPolicy
+	(*OutputChunk)(nil),           // 10: jobwire.v1.OutputChunk
+	(*OutputPosition)(nil),        // 11: jobwire.v1.OutputPosition
+	(*JobSpec)(nil),               // 12: jobwire.v1.JobSpec
+	(*Progress)(nil),              // 13: jobwire.v1.Progress
+	(*Failure)(nil),               // 14: jobwire.v1.Failure
+	(*Attempt)(nil),               // 15: jobwire.v1.Attempt
+	(*Redrive)(nil),               // 16: jobwire.v1.Redrive
+	(*Job)(nil),                   // 17: jobwire.v1.Job
+	nil,                           // 18: jobwire.v1.JobSpec.RequirementsEntry
+	nil,                           // 19: jobwire.v1.JobSpec.LabelsEntry
+	(*anypb.Any)(nil),             // 20: google.protobuf.Any
+	(*structpb.Struct)(nil),       // 21: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_jobwire_v1_job_proto_depIdxs = []int32{
-	16, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
-	17, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
-	18, // 2: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	18, // 3: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	1,  // 4: jobwire.v1.OutputPolicy.overflow:type_name -> jobwire.v1.OutputOverflow
-	4,  // 5: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
-	14, // 6: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
-	15, // 7: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
-	5,  // 8: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
-	18, // 9: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
-	19, // 10: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
-	18, // 11: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
-	19, // 12: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
-	6,  // 13: jobwire.v1.JobSpec.output:type_name -> jobwire.v1.OutputPolicy
-	19, // 14: jobwire.v1.JobSpec.created_at:type_name -> google.protobuf.Timestamp
-	4,  // 15: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
-	19, // 16: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
-	4,  // 17: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
-	18, // 18: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
-	19, // 19: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	19, // 20: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
-	2,  // 21: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
-	11, // 22: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
-	9,  // 23: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
-	0,  // 24: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
-	19, // 25: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
-	19, // 26: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	19, // 27: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
-	10, // 28: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
-	4,  // 29: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
-	11, // 30: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
-	19, // 31: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
-	12, // 32: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
-	19, // 33: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	20, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
+	21, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
+	22, // 2: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	22, // 3: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	1,  // 4: jobwire.v1.UniqueKey.scope:type_name -> jobwire.v1.UniqueScope
+	22, // 5: jobwire.v1.UniqueKey.period:type_name -> google.protobuf.Duration
+	2,  // 6: jobwire.v1.UniqueKey.on_conflict:type_name -> jobwire.v1.UniqueConflict
+	3,  // 7: jobwire.v1.OutputPolicy.overflow:type_name -> jobwire.v1.OutputOverflow
+	6,  // 8: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
+	18, // 9: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
+	19, // 10: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
+	7,  // 11: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
+	22, // 12: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
+	23, // 13: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
+	22, // 14: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
+	23, // 15: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 16: jobwire.v1.JobSpec.output:type_name -> jobwire.v1.OutputPolicy
+	23, // 17: jobwire.v1.JobSpec.deadline:type_name -> google.protobuf.Timestamp
+	8,  // 18: jobwire.v1.JobSpec.unique:type_name -> jobwire.v1.UniqueKey
+	22, // 19: jobwire.v1.JobSpec.retention:type_name -> google.protobuf.Duration
+	23, // 20: jobwire.v1.JobSpec.created_at:type_name -> google.protobuf.Timestamp
+	6,  // 21: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
+	23, // 22: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
+	6,  // 23: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
+	22, // 24: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
+	23, // 25: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	23, // 26: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
+	4,  // 27: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
+	14, // 28: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
+	23, // 29: jobwire.v1.Redrive.redriven_at:type_name -> google.protobuf.Timestamp
+	0,  // 30: jobwire.v1.Redrive.from_state:type_name -> jobwire.v1.JobState
+	12, // 31: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
+	0,  // 32: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
+	23, // 33: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
+	23, // 34: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	23, // 35: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
+	13, // 36: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
+	6,  // 37: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
+	14, // 38: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
+	23, // 39: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
+	15, // 40: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
+	6,  // 41: jobwire.v1.Job.checkpoint:type_name -> jobwire.v1.Payload
+	16, // 42: jobwire.v1.Job.last_redrive:type_name -> jobwire.v1.Redrive
+	23, // 43: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_proto_init() }
@@ -1645,22 +2000,22 @@ func file_jobwire_v1_job_proto_init() {
 		(*Payload_Struct)(nil),
 	}
 	file_jobwire_v1_job_proto_msgTypes[1].OneofWrappers = []any{}
-	file_jobwire_v1_job_proto_msgTypes[3].OneofWrappers = []any{
+	file_jobwire_v1_job_proto_msgTypes[4].OneofWrappers = []any{
 		(*OutputChunk_Text)(nil),
 		(*OutputChunk_Data)(nil),
 	}
-	file_jobwire_v1_job_proto_msgTypes[5].OneofWrappers = []any{
+	file_jobwire_v1_job_proto_msgTypes[6].OneofWrappers = []any{
 		(*JobSpec_RunAt)(nil),
 		(*JobSpec_Delay)(nil),
 	}
-	file_jobwire_v1_job_proto_msgTypes[6].OneofWrappers = []any{}
+	file_jobwire_v1_job_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_proto_rawDesc), len(file_jobwire_v1_job_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   12,
+			NumEnums:      6,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

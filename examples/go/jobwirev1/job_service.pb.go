@@ -11,6 +11,7 @@ package jobwirev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -92,7 +93,11 @@ type SubmitJobRequest struct {
 	// The id to give the job, which makes a retry safe: the same id with the same content is
 	// answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the
 	// server makes one.
-	JobId         string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Makes a retry of this request safe: for 24 hours the same id with the same content is
+	// answered with the same job (`existed`), and with other content refused. 1 to 64 characters
+	// out of letters, digits and `. _ : -`; a UUID is a good one. Unset: each request is a new job.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,6 +153,13 @@ func (x *SubmitJobRequest) GetJobId() string {
 	return ""
 }
 
+func (x *SubmitJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // The accepted job.
 type SubmitJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -155,7 +167,8 @@ type SubmitJobResponse struct {
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// PENDING or SCHEDULED; for a repeated submission, the state it has by now.
 	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
-	// True if `job_id` had been accepted before and nothing was written now.
+	// True if nothing was written now: `job_id` or `request_id` had been accepted before, or
+	// another job holds the unique key and is answered in place of a new one.
 	Existed       bool `protobuf:"varint,3,opt,name=existed,proto3" json:"existed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -216,7 +229,10 @@ func (x *SubmitJobResponse) GetExisted() bool {
 type SubmitJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000.
-	Requests      []*SubmitJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	Requests []*SubmitJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	// As if each item had a `request_id` made of this one and its place in the list; for items
+	// without one of their own. At most 56 characters.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -256,6 +272,13 @@ func (x *SubmitJobsRequest) GetRequests() []*SubmitJobRequest {
 		return x.Requests
 	}
 	return nil
+}
+
+func (x *SubmitJobsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 // One result for each request, in their order.
@@ -501,6 +524,10 @@ type ListJobsRequest struct {
 	States []JobState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
 	// Only jobs of this operation. Unset: all.
 	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Only jobs with all of these labels.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only jobs whose failure is of this type, for example `CRASHED_TOO_OFTEN`. Unset: all.
+	FailureType string `protobuf:"bytes,8,opt,name=failure_type,json=failureType,proto3" json:"failure_type,omitempty"`
 	// At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
 	// empty, while there are more.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -559,6 +586,20 @@ func (x *ListJobsRequest) GetStates() []JobState {
 func (x *ListJobsRequest) GetOperation() string {
 	if x != nil {
 		return x.Operation
+	}
+	return ""
+}
+
+func (x *ListJobsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ListJobsRequest) GetFailureType() string {
+	if x != nil {
+		return x.FailureType
 	}
 	return ""
 }
@@ -1489,22 +1530,593 @@ func (x *CancelJobResponse) GetJob() *Job {
 	return nil
 }
 
+// Which jobs of a queue to act on. What is unset does not narrow.
+type JobFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required: nothing is done to many jobs by default.
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Only jobs in these states.
+	States []JobState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
+	// Only jobs of this operation.
+	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Only jobs with all of these labels.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`.
+	FailureType string `protobuf:"bytes,5,opt,name=failure_type,json=failureType,proto3" json:"failure_type,omitempty"`
+	// Only jobs that were submitted at this moment or later.
+	SubmittedAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=submitted_after,json=submittedAfter,proto3" json:"submitted_after,omitempty"`
+	// Only jobs that were submitted before this moment.
+	SubmittedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=submitted_before,json=submittedBefore,proto3" json:"submitted_before,omitempty"`
+	// Only jobs that ended at this moment or later.
+	FinishedAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_after,json=finishedAfter,proto3" json:"finished_after,omitempty"`
+	// Only jobs that ended before this moment.
+	FinishedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_before,json=finishedBefore,proto3" json:"finished_before,omitempty"`
+	// Only these jobs, at most 1000; they are of `queue`.
+	JobIds        []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobFilter) Reset() {
+	*x = JobFilter{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobFilter) ProtoMessage() {}
+
+func (x *JobFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
+func (*JobFilter) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *JobFilter) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+func (x *JobFilter) GetStates() []JobState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *JobFilter) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *JobFilter) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFailureType() string {
+	if x != nil {
+		return x.FailureType
+	}
+	return ""
+}
+
+func (x *JobFilter) GetSubmittedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SubmittedAfter
+	}
+	return nil
+}
+
+func (x *JobFilter) GetSubmittedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SubmittedBefore
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFinishedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedAfter
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFinishedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedBefore
+	}
+	return nil
+}
+
+func (x *JobFilter) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
+// How far an action on many jobs is.
+type BulkProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Jobs that matched so far.
+	Matched uint64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	// Of those, how many were changed; with `dry_run`, how many could be.
+	Changed uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Of those, how many could not be: they had moved on, or hold back by a unique key or a limit.
+	Skipped uint64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	// Some of the jobs that were changed since the answer before, at most 100; ids.
+	SampleJobIds []string `protobuf:"bytes,4,rep,name=sample_job_ids,json=sampleJobIds,proto3" json:"sample_job_ids,omitempty"`
+	// True in the last answer.
+	Done          bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BulkProgress) Reset() {
+	*x = BulkProgress{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BulkProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BulkProgress) ProtoMessage() {}
+
+func (x *BulkProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BulkProgress.ProtoReflect.Descriptor instead.
+func (*BulkProgress) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BulkProgress) GetMatched() uint64 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *BulkProgress) GetChanged() uint64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *BulkProgress) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *BulkProgress) GetSampleJobIds() []string {
+	if x != nil {
+		return x.SampleJobIds
+	}
+	return nil
+}
+
+func (x *BulkProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+// Which job to redrive.
+type RetryJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// For people; kept with the job. At most 512 bytes.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Not before this long from now. 0 to 10 years.
+	Delay         *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobRequest) Reset() {
+	*x = RetryJobRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobRequest) ProtoMessage() {}
+
+func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
+func (*RetryJobRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RetryJobRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *RetryJobRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RetryJobRequest) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+// The job after the request.
+type RetryJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PENDING, or SCHEDULED with a `delay`. BASIC view.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobResponse) Reset() {
+	*x = RetryJobResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobResponse) ProtoMessage() {}
+
+func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
+func (*RetryJobResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RetryJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+// Which jobs to redrive, and how fast.
+type RetryJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Unset states: FAILED.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// For people; kept with each job. At most 512 bytes.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// True: count, and change nothing.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The most jobs to redrive. Unset: all.
+	MaxJobs uint64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	// The most jobs that become ready in a second, so that whatever made them fail is not hit by all
+	// at once: the others are SCHEDULED one behind the other. 0.01 to 100000; unset: no cap.
+	MaxPerSecond  float64 `protobuf:"fixed64,5,opt,name=max_per_second,json=maxPerSecond,proto3" json:"max_per_second,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobsRequest) Reset() {
+	*x = RetryJobsRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobsRequest) ProtoMessage() {}
+
+func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
+func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RetryJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *RetryJobsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RetryJobsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RetryJobsRequest) GetMaxJobs() uint64 {
+	if x != nil {
+		return x.MaxJobs
+	}
+	return 0
+}
+
+func (x *RetryJobsRequest) GetMaxPerSecond() float64 {
+	if x != nil {
+		return x.MaxPerSecond
+	}
+	return 0
+}
+
+// How far the redrive is.
+type RetryJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// About once a second, and at the end.
+	Progress      *BulkProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobsResponse) Reset() {
+	*x = RetryJobsResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobsResponse) ProtoMessage() {}
+
+func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobsResponse.ProtoReflect.Descriptor instead.
+func (*RetryJobsResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RetryJobsResponse) GetProgress() *BulkProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// Which jobs to cancel.
+type CancelJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Unset states: all live ones.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// For people; kept with each job. At most 512 bytes.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// True: count, and change nothing.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The most jobs to cancel. Unset: all.
+	MaxJobs       uint64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelJobsRequest) Reset() {
+	*x = CancelJobsRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelJobsRequest) ProtoMessage() {}
+
+func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
+func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CancelJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *CancelJobsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CancelJobsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CancelJobsRequest) GetMaxJobs() uint64 {
+	if x != nil {
+		return x.MaxJobs
+	}
+	return 0
+}
+
+// How far the cancellation is.
+type CancelJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// About once a second, and at the end.
+	Progress      *BulkProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelJobsResponse) Reset() {
+	*x = CancelJobsResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelJobsResponse) ProtoMessage() {}
+
+func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelJobsResponse.ProtoReflect.Descriptor instead.
+func (*CancelJobsResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CancelJobsResponse) GetProgress() *BulkProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 var File_jobwire_v1_job_service_proto protoreflect.FileDescriptor
 
 const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1cjobwire/v1/job_service.proto\x12\n" +
-	"jobwire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"h\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"\x87\x01\n" +
 	"\x10SubmitJobRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\x12\x15\n" +
-	"\x06job_id\x18\x03 \x01(\tR\x05jobId\"p\n" +
+	"\x06job_id\x18\x03 \x01(\tR\x05jobId\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"p\n" +
 	"\x11SubmitJobResponse\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12\x18\n" +
-	"\aexisted\x18\x03 \x01(\bR\aexisted\"M\n" +
+	"\aexisted\x18\x03 \x01(\bR\aexisted\"l\n" +
 	"\x11SubmitJobsRequest\x128\n" +
-	"\brequests\x18\x01 \x03(\v2\x1c.jobwire.v1.SubmitJobRequestR\brequests\"H\n" +
+	"\brequests\x18\x01 \x03(\v2\x1c.jobwire.v1.SubmitJobRequestR\brequests\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"H\n" +
 	"\x12SubmitJobsResponse\x122\n" +
 	"\aresults\x18\x01 \x03(\v2\x18.jobwire.v1.SubmitResultR\aresults\"\x85\x01\n" +
 	"\fSubmitResult\x12;\n" +
@@ -1515,15 +2127,20 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
 	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"3\n" +
 	"\x0eGetJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xd8\x01\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xf7\x02\n" +
 	"\x0fListJobsRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12,\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12\x1c\n" +
-	"\toperation\x18\x03 \x01(\tR\toperation\x12\x1b\n" +
+	"\toperation\x18\x03 \x01(\tR\toperation\x12?\n" +
+	"\x06labels\x18\a \x03(\v2'.jobwire.v1.ListJobsRequest.LabelsEntryR\x06labels\x12!\n" +
+	"\ffailure_type\x18\b \x01(\tR\vfailureType\x12\x1b\n" +
 	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\x12'\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"_\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
 	"\x10ListJobsResponse\x12#\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x0f.jobwire.v1.JobR\x04jobs\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x02\n" +
@@ -1580,12 +2197,54 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
 	"\x11CancelJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job*x\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x04\n" +
+	"\tJobFilter\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\x12,\n" +
+	"\x06states\x18\x02 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12\x1c\n" +
+	"\toperation\x18\x03 \x01(\tR\toperation\x129\n" +
+	"\x06labels\x18\x04 \x03(\v2!.jobwire.v1.JobFilter.LabelsEntryR\x06labels\x12!\n" +
+	"\ffailure_type\x18\x05 \x01(\tR\vfailureType\x12C\n" +
+	"\x0fsubmitted_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0esubmittedAfter\x12E\n" +
+	"\x10submitted_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fsubmittedBefore\x12A\n" +
+	"\x0efinished_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedAfter\x12C\n" +
+	"\x0ffinished_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0efinishedBefore\x12\x17\n" +
+	"\ajob_ids\x18\n" +
+	" \x03(\tR\x06jobIds\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x01\n" +
+	"\fBulkProgress\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x04R\achanged\x12\x18\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\x12$\n" +
+	"\x0esample_job_ids\x18\x04 \x03(\tR\fsampleJobIds\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\"q\n" +
+	"\x0fRetryJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
+	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"5\n" +
+	"\x10RetryJobResponse\x12!\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x01\n" +
+	"\x10RetryJobsRequest\x12-\n" +
+	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_jobs\x18\x04 \x01(\x04R\amaxJobs\x12$\n" +
+	"\x0emax_per_second\x18\x05 \x01(\x01R\fmaxPerSecond\"I\n" +
+	"\x11RetryJobsResponse\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress\"\x8e\x01\n" +
+	"\x11CancelJobsRequest\x12-\n" +
+	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_jobs\x18\x04 \x01(\x04R\amaxJobs\"J\n" +
+	"\x12CancelJobsResponse\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress*x\n" +
 	"\fWatchContent\x12\x1d\n" +
 	"\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n" +
 	"\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n" +
-	"\x14WATCH_CONTENT_OUTPUT\x10\x032\xcd\x04\n" +
+	"\x14WATCH_CONTENT_OUTPUT\x10\x032\xaf\x06\n" +
 	"\n" +
 	"JobService\x12H\n" +
 	"\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n" +
@@ -1596,7 +2255,11 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\bWatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12A\n" +
 	"\x06RunJob\x12\x19.jobwire.v1.RunJobRequest\x1a\x1a.jobwire.v1.RunJobResponse0\x01\x12J\n" +
 	"\tWatchJobs\x12\x1c.jobwire.v1.WatchJobsRequest\x1a\x1d.jobwire.v1.WatchJobsResponse0\x01\x12H\n" +
-	"\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponseB(\n" +
+	"\tCancelJob\x12\x1c.jobwire.v1.CancelJobRequest\x1a\x1d.jobwire.v1.CancelJobResponse\x12E\n" +
+	"\bRetryJob\x12\x1b.jobwire.v1.RetryJobRequest\x1a\x1c.jobwire.v1.RetryJobResponse\x12J\n" +
+	"\tRetryJobs\x12\x1c.jobwire.v1.RetryJobsRequest\x1a\x1d.jobwire.v1.RetryJobsResponse0\x01\x12M\n" +
+	"\n" +
+	"CancelJobs\x12\x1d.jobwire.v1.CancelJobsRequest\x1a\x1e.jobwire.v1.CancelJobsResponse0\x01B(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 
 var (
@@ -1612,7 +2275,7 @@ func file_jobwire_v1_job_service_proto_rawDescGZIP() []byte {
 }
 
 var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_jobwire_v1_job_service_proto_goTypes = []any{
 	(WatchContent)(0),             // 0: jobwire.v1.WatchContent
 	(*SubmitJobRequest)(nil),      // 1: jobwire.v1.SubmitJobRequest
@@ -1634,69 +2297,99 @@ var file_jobwire_v1_job_service_proto_goTypes = []any{
 	(*Bookmark)(nil),              // 17: jobwire.v1.Bookmark
 	(*CancelJobRequest)(nil),      // 18: jobwire.v1.CancelJobRequest
 	(*CancelJobResponse)(nil),     // 19: jobwire.v1.CancelJobResponse
-	nil,                           // 20: jobwire.v1.WatchJobsRequest.LabelsEntry
-	(*JobSpec)(nil),               // 21: jobwire.v1.JobSpec
-	(JobState)(0),                 // 22: jobwire.v1.JobState
-	(*ItemError)(nil),             // 23: jobwire.v1.ItemError
-	(JobView)(0),                  // 24: jobwire.v1.JobView
-	(*Job)(nil),                   // 25: jobwire.v1.Job
-	(*OutputPosition)(nil),        // 26: jobwire.v1.OutputPosition
-	(*OutputChunk)(nil),           // 27: jobwire.v1.OutputChunk
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*JobFilter)(nil),             // 20: jobwire.v1.JobFilter
+	(*BulkProgress)(nil),          // 21: jobwire.v1.BulkProgress
+	(*RetryJobRequest)(nil),       // 22: jobwire.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),      // 23: jobwire.v1.RetryJobResponse
+	(*RetryJobsRequest)(nil),      // 24: jobwire.v1.RetryJobsRequest
+	(*RetryJobsResponse)(nil),     // 25: jobwire.v1.RetryJobsResponse
+	(*CancelJobsRequest)(nil),     // 26: jobwire.v1.CancelJobsRequest
+	(*CancelJobsResponse)(nil),    // 27: jobwire.v1.CancelJobsResponse
+	nil,                           // 28: jobwire.v1.ListJobsRequest.LabelsEntry
+	nil,                           // 29: jobwire.v1.WatchJobsRequest.LabelsEntry
+	nil,                           // 30: jobwire.v1.JobFilter.LabelsEntry
+	(*JobSpec)(nil),               // 31: jobwire.v1.JobSpec
+	(JobState)(0),                 // 32: jobwire.v1.JobState
+	(*ItemError)(nil),             // 33: jobwire.v1.ItemError
+	(JobView)(0),                  // 34: jobwire.v1.JobView
+	(*Job)(nil),                   // 35: jobwire.v1.Job
+	(*OutputPosition)(nil),        // 36: jobwire.v1.OutputPosition
+	(*OutputChunk)(nil),           // 37: jobwire.v1.OutputChunk
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_jobwire_v1_job_service_proto_depIdxs = []int32{
-	21, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
-	22, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
+	31, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
+	32, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
 	1,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
 	5,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
 	2,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
-	23, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
-	24, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
-	25, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
-	22, // 8: jobwire.v1.ListJobsRequest.states:type_name -> jobwire.v1.JobState
-	24, // 9: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
-	25, // 10: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
-	24, // 11: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
-	0,  // 12: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
-	26, // 13: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
-	27, // 14: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
-	25, // 15: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
-	17, // 16: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	11, // 17: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
-	1,  // 18: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
-	24, // 19: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
-	0,  // 20: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
-	25, // 21: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
-	17, // 22: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	11, // 23: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
-	22, // 24: jobwire.v1.WatchJobsRequest.states:type_name -> jobwire.v1.JobState
-	20, // 25: jobwire.v1.WatchJobsRequest.labels:type_name -> jobwire.v1.WatchJobsRequest.LabelsEntry
-	24, // 26: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
-	25, // 27: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
-	17, // 28: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	28, // 29: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
-	25, // 30: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
-	1,  // 31: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
-	3,  // 32: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
-	6,  // 33: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
-	8,  // 34: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
-	10, // 35: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
-	13, // 36: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
-	15, // 37: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
-	18, // 38: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
-	2,  // 39: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
-	4,  // 40: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
-	7,  // 41: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
-	9,  // 42: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
-	12, // 43: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
-	14, // 44: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
-	16, // 45: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
-	19, // 46: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
-	39, // [39:47] is the sub-list for method output_type
-	31, // [31:39] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	33, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
+	34, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
+	35, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
+	32, // 8: jobwire.v1.ListJobsRequest.states:type_name -> jobwire.v1.JobState
+	28, // 9: jobwire.v1.ListJobsRequest.labels:type_name -> jobwire.v1.ListJobsRequest.LabelsEntry
+	34, // 10: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
+	35, // 11: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
+	34, // 12: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
+	0,  // 13: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
+	36, // 14: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
+	37, // 15: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
+	35, // 16: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
+	17, // 17: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	11, // 18: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
+	1,  // 19: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
+	34, // 20: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
+	0,  // 21: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
+	35, // 22: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
+	17, // 23: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	11, // 24: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
+	32, // 25: jobwire.v1.WatchJobsRequest.states:type_name -> jobwire.v1.JobState
+	29, // 26: jobwire.v1.WatchJobsRequest.labels:type_name -> jobwire.v1.WatchJobsRequest.LabelsEntry
+	34, // 27: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
+	35, // 28: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
+	17, // 29: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	38, // 30: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
+	35, // 31: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
+	32, // 32: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
+	30, // 33: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
+	38, // 34: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
+	38, // 35: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
+	38, // 36: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
+	38, // 37: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
+	39, // 38: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
+	35, // 39: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
+	20, // 40: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	21, // 41: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	20, // 42: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	21, // 43: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	1,  // 44: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
+	3,  // 45: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
+	6,  // 46: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
+	8,  // 47: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
+	10, // 48: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
+	13, // 49: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
+	15, // 50: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
+	18, // 51: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
+	22, // 52: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
+	24, // 53: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
+	26, // 54: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
+	2,  // 55: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
+	4,  // 56: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
+	7,  // 57: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
+	9,  // 58: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
+	12, // 59: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
+	14, // 60: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
+	16, // 61: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
+	19, // 62: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
+	23, // 63: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
+	25, // 64: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
+	27, // 65: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
+	55, // [55:66] is the sub-list for method output_type
+	44, // [44:55] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_service_proto_init() }
@@ -1735,7 +2428,7 @@ func file_jobwire_v1_job_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_service_proto_rawDesc), len(file_jobwire_v1_job_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

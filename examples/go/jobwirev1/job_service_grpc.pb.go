@@ -29,6 +29,9 @@ const (
 	JobService_RunJob_FullMethodName     = "/jobwire.v1.JobService/RunJob"
 	JobService_WatchJobs_FullMethodName  = "/jobwire.v1.JobService/WatchJobs"
 	JobService_CancelJob_FullMethodName  = "/jobwire.v1.JobService/CancelJob"
+	JobService_RetryJob_FullMethodName   = "/jobwire.v1.JobService/RetryJob"
+	JobService_RetryJobs_FullMethodName  = "/jobwire.v1.JobService/RetryJobs"
+	JobService_CancelJobs_FullMethodName = "/jobwire.v1.JobService/CancelJobs"
 )
 
 // JobServiceClient is the client API for JobService service.
@@ -45,16 +48,17 @@ type JobServiceClient interface {
 	// server is configured.
 	//
 	// INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-	// ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+	// ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+	// `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
 	// RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-	// Retry: safe with `job_id` set; without it, a retry after a lost answer may
-	// submit the job twice.
+	// Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+	// may submit the job twice.
 	SubmitJob(ctx context.Context, in *SubmitJobRequest, opts ...grpc.CallOption) (*SubmitJobResponse, error)
 	// Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. Retry: safe if every item has a `job_id`.
+	// result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(ctx context.Context, in *SubmitJobsRequest, opts ...grpc.CallOption) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
@@ -106,6 +110,27 @@ type JobServiceClient interface {
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
 	// Retry: safe.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
+	// Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+	// failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+	// checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+	// is live because of an earlier redrive answers OK and changes nothing.
+	//
+	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+	// key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
+	// Redrives all jobs of a queue that match a filter, in the order in which they were
+	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+	// left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+	// redriven stays so.
+	//
+	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+	RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RetryJobsResponse], error)
+	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+	// counts and changes nothing. Breaking off stops it.
+	//
+	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+	CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CancelJobsResponse], error)
 }
 
 type jobServiceClient struct {
@@ -223,6 +248,54 @@ func (c *jobServiceClient) CancelJob(ctx context.Context, in *CancelJobRequest, 
 	return out, nil
 }
 
+func (c *jobServiceClient) RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryJobResponse)
+	err := c.cc.Invoke(ctx, JobService_RetryJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RetryJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[3], JobService_RetryJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RetryJobsRequest, RetryJobsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_RetryJobsClient = grpc.ServerStreamingClient[RetryJobsResponse]
+
+func (c *jobServiceClient) CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CancelJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[4], JobService_CancelJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CancelJobsRequest, CancelJobsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_CancelJobsClient = grpc.ServerStreamingClient[CancelJobsResponse]
+
 // JobServiceServer is the server API for JobService service.
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
@@ -237,16 +310,17 @@ type JobServiceServer interface {
 	// server is configured.
 	//
 	// INVALID_ARGUMENT: a field is out of its range; one violation for each field.
-	// ALREADY_EXISTS: `job_id` names a job that was submitted with other content.
+	// ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
+	// `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
 	// RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
-	// Retry: safe with `job_id` set; without it, a retry after a lost answer may
-	// submit the job twice.
+	// Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
+	// may submit the job twice.
 	SubmitJob(context.Context, *SubmitJobRequest) (*SubmitJobResponse, error)
 	// Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. Retry: safe if every item has a `job_id`.
+	// result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
@@ -298,6 +372,27 @@ type JobServiceServer interface {
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
 	// Retry: safe.
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
+	// Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+	// failures, crashes and interruptions count from 0 again. Its attempts, its output and its
+	// checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
+	// is live because of an earlier redrive answers OK and changes nothing.
+	//
+	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
+	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
+	// key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
+	// Redrives all jobs of a queue that match a filter, in the order in which they were
+	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
+	// left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+	// redriven stays so.
+	//
+	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+	RetryJobs(*RetryJobsRequest, grpc.ServerStreamingServer[RetryJobsResponse]) error
+	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+	// counts and changes nothing. Breaking off stops it.
+	//
+	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
+	CancelJobs(*CancelJobsRequest, grpc.ServerStreamingServer[CancelJobsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }
 
@@ -331,6 +426,15 @@ func (UnimplementedJobServiceServer) WatchJobs(*WatchJobsRequest, grpc.ServerStr
 }
 func (UnimplementedJobServiceServer) CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelJob not implemented")
+}
+func (UnimplementedJobServiceServer) RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryJob not implemented")
+}
+func (UnimplementedJobServiceServer) RetryJobs(*RetryJobsRequest, grpc.ServerStreamingServer[RetryJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method RetryJobs not implemented")
+}
+func (UnimplementedJobServiceServer) CancelJobs(*CancelJobsRequest, grpc.ServerStreamingServer[CancelJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method CancelJobs not implemented")
 }
 func (UnimplementedJobServiceServer) mustEmbedUnimplementedJobServiceServer() {}
 func (UnimplementedJobServiceServer) testEmbeddedByValue()                    {}
@@ -476,6 +580,46 @@ func _JobService_CancelJob_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _JobService_RetryJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).RetryJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_RetryJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).RetryJob(ctx, req.(*RetryJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_RetryJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RetryJobsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).RetryJobs(m, &grpc.GenericServerStream[RetryJobsRequest, RetryJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_RetryJobsServer = grpc.ServerStreamingServer[RetryJobsResponse]
+
+func _JobService_CancelJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CancelJobsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).CancelJobs(m, &grpc.GenericServerStream[CancelJobsRequest, CancelJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_CancelJobsServer = grpc.ServerStreamingServer[CancelJobsResponse]
+
 // JobService_ServiceDesc is the grpc.ServiceDesc for JobService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -503,6 +647,10 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "CancelJob",
 			Handler:    _JobService_CancelJob_Handler,
 		},
+		{
+			MethodName: "RetryJob",
+			Handler:    _JobService_RetryJob_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -518,6 +666,16 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchJobs",
 			Handler:       _JobService_WatchJobs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RetryJobs",
+			Handler:       _JobService_RetryJobs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CancelJobs",
+			Handler:       _JobService_CancelJobs_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -374,7 +374,9 @@ type Assignment struct {
 	// 1 for the first delivery.
 	Attempt uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What to run.
-	Spec          *JobSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Spec *JobSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	// What an earlier attempt saved. Unset: nothing was.
+	Checkpoint    *Payload `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,6 +435,13 @@ func (x *Assignment) GetAttempt() uint32 {
 func (x *Assignment) GetSpec() *JobSpec {
 	if x != nil {
 		return x.Spec
+	}
+	return nil
+}
+
+func (x *Assignment) GetCheckpoint() *Payload {
+	if x != nil {
+		return x.Checkpoint
 	}
 	return nil
 }
@@ -527,6 +536,9 @@ type ClaimJobResponse struct {
 	Assignments []*Assignment `protobuf:"bytes,1,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// How long each lease lasts unless renewed, from the moment of the claim.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	// Jobs of this worker that somebody asked to cancel since it was told last. A cancellation ends
+	// a `wait` early.
+	Cancellations []*CancelNotice `protobuf:"bytes,3,rep,name=cancellations,proto3" json:"cancellations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +587,13 @@ func (x *ClaimJobResponse) GetLeaseDuration() *durationpb.Duration {
 	return nil
 }
 
+func (x *ClaimJobResponse) GetCancellations() []*CancelNotice {
+	if x != nil {
+		return x.Cancellations
+	}
+	return nil
+}
+
 // A report about a running job.
 type UpdateProgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -588,7 +607,10 @@ type UpdateProgressRequest struct {
 	Progress *Progress `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
 	// What the job has written out since the last call; at most 256 chunks and 1 MiB. All of it
 	// is recorded, or none.
-	Output        []*OutputChunk `protobuf:"bytes,5,rep,name=output,proto3" json:"output,omitempty"`
+	Output []*OutputChunk `protobuf:"bytes,5,rep,name=output,proto3" json:"output,omitempty"`
+	// What the next attempt is to receive should this one not finish; replaces what was saved
+	// before. At most 64 KiB. It is kept until the job succeeds or is forgotten. Unset: no change.
+	Checkpoint    *Payload `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +676,13 @@ func (x *UpdateProgressRequest) GetProgress() *Progress {
 func (x *UpdateProgressRequest) GetOutput() []*OutputChunk {
 	if x != nil {
 		return x.Output
+	}
+	return nil
+}
+
+func (x *UpdateProgressRequest) GetCheckpoint() *Payload {
+	if x != nil {
+		return x.Checkpoint
 	}
 	return nil
 }
@@ -1708,7 +1737,9 @@ type Report struct {
 	Progress *Progress `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
 	// What the job has written out since the last report; at most 256 chunks and 1 MiB. The
 	// report is recorded whole or refused.
-	Output        []*OutputChunk `protobuf:"bytes,4,rep,name=output,proto3" json:"output,omitempty"`
+	Output []*OutputChunk `protobuf:"bytes,4,rep,name=output,proto3" json:"output,omitempty"`
+	// What the next attempt is to receive, as in UpdateProgress. Unset: no change.
+	Checkpoint    *Payload `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1767,6 +1798,13 @@ func (x *Report) GetProgress() *Progress {
 func (x *Report) GetOutput() []*OutputChunk {
 	if x != nil {
 		return x.Output
+	}
+	return nil
+}
+
+func (x *Report) GetCheckpoint() *Payload {
+	if x != nil {
+		return x.Checkpoint
 	}
 	return nil
 }
@@ -2343,28 +2381,35 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\tserver_id\x18\x04 \x01(\tR\bserverId\"F\n" +
 	"\bLeaseRef\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\"\x8b\x01\n" +
+	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\"\xc0\x01\n" +
 	"\n" +
 	"Assignment\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12'\n" +
-	"\x04spec\x18\x04 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\"\xa7\x01\n" +
+	"\x04spec\x18\x04 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\x123\n" +
+	"\n" +
+	"checkpoint\x18\x05 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
+	"checkpoint\"\xa7\x01\n" +
 	"\x0fClaimJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x16\n" +
 	"\x06queues\x18\x02 \x03(\tR\x06queues\x12\x15\n" +
 	"\x06job_id\x18\x03 \x01(\tR\x05jobId\x12\x19\n" +
 	"\bmax_jobs\x18\x04 \x01(\rR\amaxJobs\x12-\n" +
-	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\x8e\x01\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xce\x01\n" +
 	"\x10ClaimJobResponse\x128\n" +
 	"\vassignments\x18\x01 \x03(\v2\x16.jobwire.v1.AssignmentR\vassignments\x12@\n" +
-	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xd3\x01\n" +
+	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12>\n" +
+	"\rcancellations\x18\x03 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\"\x88\x02\n" +
 	"\x15UpdateProgressRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x15\n" +
 	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x03 \x01(\x04R\ffencingToken\x120\n" +
 	"\bprogress\x18\x04 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
-	"\x06output\x18\x05 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\"\x90\x01\n" +
+	"\x06output\x18\x05 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\x123\n" +
+	"\n" +
+	"checkpoint\x18\x06 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
+	"checkpoint\"\x90\x01\n" +
 	"\x16UpdateProgressResponse\x120\n" +
 	"\x06cancel\x18\x01 \x01(\v2\x18.jobwire.v1.CancelNoticeR\x06cancel\x12D\n" +
 	"\x10lease_expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\"\x9a\x01\n" +
@@ -2436,12 +2481,15 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"instanceId\x12,\n" +
 	"\x06leases\x18\x03 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x18\n" +
 	"\acredits\x18\x04 \x01(\rR\acredits\x12!\n" +
-	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\"\xa7\x01\n" +
+	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\"\xdc\x01\n" +
 	"\x06Report\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x120\n" +
 	"\bprogress\x18\x03 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
-	"\x06output\x18\x04 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\"\v\n" +
+	"\x06output\x18\x04 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\x123\n" +
+	"\n" +
+	"checkpoint\x18\x05 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
+	"checkpoint\"\v\n" +
 	"\tHeartbeat\"\b\n" +
 	"\x06Detach\"\x80\x03\n" +
 	"\fWorkResponse\x120\n" +
@@ -2545,11 +2593,11 @@ var file_jobwire_v1_worker_service_proto_goTypes = []any{
 	nil,                                // 34: jobwire.v1.WorkerSpec.LabelsEntry
 	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
 	(*JobSpec)(nil),                    // 36: jobwire.v1.JobSpec
-	(*Progress)(nil),                   // 37: jobwire.v1.Progress
-	(*OutputChunk)(nil),                // 38: jobwire.v1.OutputChunk
-	(*timestamppb.Timestamp)(nil),      // 39: google.protobuf.Timestamp
-	(*Failure)(nil),                    // 40: jobwire.v1.Failure
-	(*Payload)(nil),                    // 41: jobwire.v1.Payload
+	(*Payload)(nil),                    // 37: jobwire.v1.Payload
+	(*Progress)(nil),                   // 38: jobwire.v1.Progress
+	(*OutputChunk)(nil),                // 39: jobwire.v1.OutputChunk
+	(*timestamppb.Timestamp)(nil),      // 40: google.protobuf.Timestamp
+	(*Failure)(nil),                    // 41: jobwire.v1.Failure
 	(JobState)(0),                      // 42: jobwire.v1.JobState
 	(*ItemError)(nil),                  // 43: jobwire.v1.ItemError
 }
@@ -2561,79 +2609,83 @@ var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
 	35, // 4: jobwire.v1.RegisterWorkerResponse.worker_timeout:type_name -> google.protobuf.Duration
 	35, // 5: jobwire.v1.RegisterWorkerResponse.lease_duration:type_name -> google.protobuf.Duration
 	36, // 6: jobwire.v1.Assignment.spec:type_name -> jobwire.v1.JobSpec
-	35, // 7: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
-	5,  // 8: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 9: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	37, // 10: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
-	38, // 11: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
-	10, // 12: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
-	39, // 13: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
-	39, // 14: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
-	12, // 15: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
-	40, // 16: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
-	13, // 17: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
-	14, // 18: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
-	41, // 19: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
-	11, // 20: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
-	16, // 21: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
-	35, // 22: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
-	42, // 23: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
-	39, // 24: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
-	5,  // 25: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 26: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 27: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
-	4,  // 28: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	10, // 29: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	35, // 30: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
-	0,  // 31: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
-	0,  // 32: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
-	23, // 33: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
-	4,  // 34: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
-	24, // 35: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
-	11, // 36: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
-	0,  // 37: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
-	25, // 38: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
-	26, // 39: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
-	1,  // 40: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
-	4,  // 41: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
-	37, // 42: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
-	38, // 43: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
-	28, // 44: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
-	5,  // 45: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
-	29, // 46: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
-	10, // 47: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 48: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	31, // 49: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
-	25, // 50: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
-	35, // 51: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 52: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
-	35, // 53: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
-	35, // 54: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 55: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
-	30, // 56: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
-	43, // 57: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
-	39, // 58: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 59: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
-	6,  // 60: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
-	8,  // 61: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
-	15, // 62: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
-	18, // 63: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
-	20, // 64: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
-	32, // 65: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
-	22, // 66: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
-	3,  // 67: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
-	7,  // 68: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
-	9,  // 69: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
-	17, // 70: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
-	19, // 71: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
-	21, // 72: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
-	33, // 73: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
-	27, // 74: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
-	67, // [67:75] is the sub-list for method output_type
-	59, // [59:67] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	37, // 7: jobwire.v1.Assignment.checkpoint:type_name -> jobwire.v1.Payload
+	35, // 8: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 9: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	35, // 10: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	10, // 11: jobwire.v1.ClaimJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	38, // 12: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
+	39, // 13: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
+	37, // 14: jobwire.v1.UpdateProgressRequest.checkpoint:type_name -> jobwire.v1.Payload
+	10, // 15: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
+	40, // 16: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
+	40, // 17: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
+	12, // 18: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
+	41, // 19: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
+	13, // 20: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
+	14, // 21: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
+	37, // 22: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
+	11, // 23: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
+	16, // 24: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
+	35, // 25: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
+	42, // 26: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
+	40, // 27: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
+	5,  // 28: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	35, // 29: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 30: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
+	4,  // 31: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	10, // 32: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	35, // 33: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
+	0,  // 34: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
+	0,  // 35: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
+	23, // 36: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
+	4,  // 37: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
+	24, // 38: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
+	11, // 39: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
+	0,  // 40: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
+	25, // 41: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
+	26, // 42: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
+	1,  // 43: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
+	4,  // 44: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
+	38, // 45: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
+	39, // 46: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
+	37, // 47: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
+	28, // 48: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
+	5,  // 49: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
+	29, // 50: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
+	10, // 51: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 52: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	31, // 53: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
+	25, // 54: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
+	35, // 55: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
+	35, // 56: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
+	35, // 57: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
+	35, // 58: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 59: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
+	30, // 60: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
+	43, // 61: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
+	40, // 62: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 63: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
+	6,  // 64: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
+	8,  // 65: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
+	15, // 66: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
+	18, // 67: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
+	20, // 68: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
+	32, // 69: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
+	22, // 70: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
+	3,  // 71: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
+	7,  // 72: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
+	9,  // 73: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
+	17, // 74: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
+	19, // 75: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
+	21, // 76: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
+	33, // 77: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
+	27, // 78: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
+	71, // [71:79] is the sub-list for method output_type
+	63, // [63:71] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_worker_service_proto_init() }

@@ -33,6 +33,8 @@ TABLE: dict[type[errors.JobwireError], StatusCode] = {
     errors.LeaseLost: StatusCode.FAILED_PRECONDITION,
     errors.WrongState: StatusCode.FAILED_PRECONDITION,
     errors.AlreadyExists: StatusCode.ALREADY_EXISTS,
+    errors.UniqueKeyTaken: StatusCode.ALREADY_EXISTS,
+    errors.ChangedMeanwhile: StatusCode.ABORTED,
     errors.Superseded: StatusCode.ABORTED,
     errors.CursorCompacted: StatusCode.OUT_OF_RANGE,
     errors.WatchLagged: StatusCode.OUT_OF_RANGE,
