@@ -31,7 +31,8 @@ from jobwire_server.model import (
 )
 from jobwire_server.operations import endings
 from jobwire_server.operations.endings import Ending
-from jobwire_server.options import BrokerOptions
+from jobwire_server.options import BrokerOptions, RetryDefaults
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Success
 from jobwire_server.store.workers import LostWorker
 
@@ -55,6 +56,7 @@ class Attempts:
         options: Budgets and retention.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
         due_in: Takes a queue and the milliseconds until something is due there.
+        settings: Of the queues.
     """
 
     def __init__(
@@ -64,17 +66,24 @@ class Attempts:
         options: BrokerOptions,
         random_fraction: Callable[[], float],
         due_in: Callable[[str, float], None],
+        settings: QueueSettingsCache,
     ) -> None:
         self._jobs = store
         self._lanes_of = lanes_of
         self._options = options
         self._random = random_fraction
         self._due_in = due_in
+        self._settings = settings
         self._chores: set[asyncio.Task[None]] = set()
 
     async def finish(self) -> None:
         """Returns once everything that was promised to be given back is given back."""
         await asyncio.gather(*self._chores, return_exceptions=True)
+
+    async def _retry_defaults(self, queue: str) -> RetryDefaults:
+        """Returns what the unset retry fields of the queue's jobs mean now."""
+        settings = await self._settings.get(queue)
+        return endings.resolve(settings.retry, self._options.retry)
 
     async def _read(self, queue: str, ulid: str) -> Job:
         job = await self._lanes_of(queue).read_basic.one(ulid)
@@ -183,12 +192,13 @@ class Attempts:
         """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED.
         Raises as `succeed`.
         """
+        defaults = await self._retry_defaults(queue)
         return await self._end_as_holder(
             queue,
             ulid,
             worker_id,
             fencing_token,
-            lambda job: endings.after_failure(job, failure, self._options, self._random),
+            lambda job: endings.after_failure(job, failure, defaults, self._random),
         )
 
     async def release(
@@ -255,6 +265,7 @@ class Attempts:
         """Ends attempts whose lease ran out, whose timeout passed, or whose grace of cancellation
         is over.
         """
+        defaults = await self._retry_defaults(queue)
         jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
         ends = []
         for (condition, _), job in zip(overdue, jobs, strict=True):
@@ -264,7 +275,7 @@ class Attempts:
                 cause = f"the lease of {job.worker_id} ran out"
                 ending = endings.after_crash(job, cause, self._options)
             elif condition == "timeout":
-                ending = endings.after_timeout(job, self._options, self._random)
+                ending = endings.after_timeout(job, defaults, self._random)
             else:
                 ending = endings.after_cancellation()
             ends.append(AttemptEnd(job, condition, ending))

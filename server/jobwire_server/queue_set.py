@@ -15,6 +15,7 @@ from jobwire_server.errors import JobwireError
 from jobwire_server.lanes import Expect, Lanes
 from jobwire_server.maintenance.keeper import EndOverdue, QueueKeeper
 from jobwire_server.options import BrokerOptions
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
@@ -35,6 +36,7 @@ class QueueSet:
         backlog: What all lanes share.
         clock: Told the store's time by the keepers.
         expect: Told of the jobs that are on their way to a queue.
+        settings: Told the queues' settings by the keepers.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class QueueSet:
         backlog: Backlog,
         clock: StoreClock,
         expect: Expect,
+        settings: QueueSettingsCache,
     ) -> None:
         self._jobs = jobs
         self._queues = queues
@@ -52,6 +55,7 @@ class QueueSet:
         self._backlog = backlog
         self._clock = clock
         self._expect = expect
+        self._settings = settings
         self._lanes: dict[str, Lanes] = {}
         self._keepers: dict[str, QueueKeeper] = {}
         self._end_overdue: EndOverdue | None = None
@@ -102,7 +106,12 @@ class QueueSet:
             lanes = self._lanes[queue] = self.lanes(queue)
             if self._end_overdue is not None:
                 keeper = self._keepers[queue] = QueueKeeper(
-                    queue, self._jobs, self._options, self._end_overdue, self._clock.told
+                    queue,
+                    self._jobs,
+                    self._options,
+                    self._end_overdue,
+                    self._clock.told,
+                    self._settings,
                 )
                 keeper.start()
         return lanes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -36,6 +36,7 @@ from jobwire_server.model import (
     NewJob,
     OutputPlace,
     Queue,
+    QueueChanges,
     RecordFacts,
     Renewal,
     Reported,
@@ -47,6 +48,7 @@ from jobwire_server.model import (
 from jobwire_server.operations.paging import bad_token, decode_token, encode_token
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_set import QueueSet
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.sessions.claims import Claims
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.frames import Attach
@@ -100,9 +102,17 @@ class Router:
         self._workers = WorkerStore(self._runner)
         backlog = Backlog(options.limits.max_queued_requests)
         self._notices = Notices(connection)
-        self._set = QueueSet(self._jobs, self._queues, options, backlog, self.clock, self._expect)
+        self._settings = QueueSettingsCache(self._queues.settings)
+        self._set = QueueSet(
+            self._jobs, self._queues, options, backlog, self.clock, self._expect, self._settings
+        )
         self._attempts = Attempts(
-            self._jobs, self._set.lanes, options, random_fraction, self._set.due_in
+            self._jobs,
+            self._set.lanes,
+            options,
+            random_fraction,
+            self._set.due_in,
+            self._settings,
         )
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
@@ -537,16 +547,17 @@ class Router:
             raise QueueNotFound(queue)
         return await self._queues.read(queue, detail=True)
 
-    async def configure_queue(self, queue: str, settings: Mapping[str, int]) -> Queue:
-        """Changes settings of a queue: `log` entries, `max_output` bytes; 0 for the default.
+    async def configure_queue(self, queue: str, changes: QueueChanges) -> Queue:
+        """Changes settings of a queue; they hold here at once, on other servers within a tick.
 
         Raises:
             QueueNotFound: No job was ever submitted to it.
         """
         if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
-        if settings:
-            await self._queues.configure(queue, settings)
+        if changes:
+            await self._queues.configure(queue, changes)
+            await self._settings.changed(queue)
         return await self._queues.read(queue, detail=True)
 
     async def set_paused(self, queue: str, paused: bool) -> Queue:

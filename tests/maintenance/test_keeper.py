@@ -25,6 +25,7 @@ async def _keeper(broker: Broker) -> AsyncIterator[QueueKeeper]:
         router.options,
         router._attempts.end_overdue,
         lambda now_ms: None,
+        router._settings,
     )
     keeper.start()
     try:

@@ -45,7 +45,7 @@ def middle() -> float:
 
 
 def fail(job: Job, failure: Failure = FAILURE) -> Ending:
-    return after_failure(job, failure, OPTIONS, middle)
+    return after_failure(job, failure, DEFAULTS, middle)
 
 
 # Failures --------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_wait_of_its_own_buys_no_further_attempt() -> None:
 
 @pytest.mark.parametrize("failures", [0, 2])
 def test_a_timeout_counts_as_a_failure(failures: int) -> None:
-    ending = after_timeout(replace(RUNNING, failures=failures), OPTIONS, middle)
+    ending = after_timeout(replace(RUNNING, failures=failures), DEFAULTS, middle)
     assert ending.outcome is Outcome.TIMED_OUT
     assert ending.budget is Budget.FAILURES
     assert ending.target is (JobState.FAILED if failures else JobState.SCHEDULED)
@@ -160,7 +160,7 @@ def test_interruptions_are_bounded_and_undelivered_attempts_are_not() -> None:
     [
         fail,
         lambda job: fail(job, replace(FAILURE, non_retryable=True)),
-        lambda job: after_timeout(job, OPTIONS, middle),
+        lambda job: after_timeout(job, DEFAULTS, middle),
         lambda job: after_crash(replace(job, crashes=2), "lost", OPTIONS),
         lambda job: after_release(job, True, "deploy", OPTIONS),
         lambda job: after_release(job, False, "", OPTIONS),

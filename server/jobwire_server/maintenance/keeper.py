@@ -11,6 +11,7 @@ import structlog
 from jobwire_server.errors import JobwireError
 from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.options import BrokerOptions
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.jobs import JobStore
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ class QueueKeeper:
         options: Periods and retention.
         end_overdue: Decides and applies the end of attempts whose lease, timeout or grace is over.
         tell_time: Takes the store's time whenever it is told.
+        settings: Learns the queue's settings at each look.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class QueueKeeper:
         options: BrokerOptions,
         end_overdue: EndOverdue,
         tell_time: Callable[[int], None],
+        settings: QueueSettingsCache,
     ) -> None:
         self._queue = queue
         self._store = store
         self._options = options
         self._end_overdue = end_overdue
         self._tell_time = tell_time
+        self._settings = settings
         self._poke = asyncio.Event()
         self._poked_s = float("inf")
         self._next_purge = 0.0
@@ -89,10 +93,12 @@ class QueueKeeper:
         """One look; returns how long until the next, seconds."""
         options = self._options
         loop = asyncio.get_running_loop()
+        mark = self._settings.mark()
         tick = await self._store.tick(
             self._queue, AT_ONCE, options.retain_ended_ms, SAMPLE_MS, SAMPLES
         )
         self._tell_time(tick.now_ms)
+        self._settings.learn(self._queue, tick.settings, mark)
         if tick.overdue:
             await self._end_overdue(self._queue, tick.overdue)
         more_to_forget = False

@@ -43,7 +43,7 @@ class Ending:
 
 
 def resolve(policy: RetryPolicy | None, defaults: RetryDefaults) -> RetryDefaults:
-    """Fills what a job's policy leaves open.
+    """Fills what the policy of a job, or of a queue, leaves open.
 
     A limit that one side sets below the other's floor is raised to it, so that the longest
     backoff is never below the first.
@@ -81,32 +81,32 @@ def backoff_ms(retry: RetryDefaults, failures: int, random: Callable[[], float])
 
 
 def after_failure(
-    job: Job, failure: Failure, options: BrokerOptions, random: Callable[[], float]
+    job: Job, failure: Failure, defaults: RetryDefaults, random: Callable[[], float]
 ) -> Ending:
-    """The handler reported a failure."""
-    return _after_failure(job, failure, Outcome.FAILED, options, random)
+    """The handler reported a failure; `defaults` are those of the job's queue."""
+    return _after_failure(job, failure, Outcome.FAILED, defaults, random)
 
 
-def after_timeout(job: Job, options: BrokerOptions, random: Callable[[], float]) -> Ending:
-    """The attempt ran past its execution timeout."""
+def after_timeout(job: Job, defaults: RetryDefaults, random: Callable[[], float]) -> Ending:
+    """The attempt ran past its execution timeout; `defaults` are those of the job's queue."""
     failure = Failure(
         type=EXECUTION_TIMEOUT,
         message=f"the attempt ran longer than its execution timeout of"
         f" {job.execution_timeout_ms} ms",
     )
-    return _after_failure(job, failure, Outcome.TIMED_OUT, options, random)
+    return _after_failure(job, failure, Outcome.TIMED_OUT, defaults, random)
 
 
 def _after_failure(
     job: Job,
     failure: Failure,
     outcome: Outcome,
-    options: BrokerOptions,
+    defaults: RetryDefaults,
     random: Callable[[], float],
 ) -> Ending:
     if job.state is JobState.CANCELLING:
         return Ending(outcome, JobState.CANCELLED, Budget.FAILURES, failure=failure)
-    retry = resolve(job.retry, options.retry)
+    retry = resolve(job.retry, defaults)
     failures = job.failures + 1
     if failure.non_retryable or failures >= retry.max_attempts:
         return Ending(outcome, JobState.FAILED, Budget.FAILURES, failure=failure)

@@ -12,10 +12,9 @@ from jobwire_server.operations.paging import decode_token, encode_token
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import Checker
+from jobwire_server.servicers.queue_config import check_config
 
 MAX_WATCHED = 1_000
-MAX_LOG_ENTRIES = 1_000_000
-MAX_QUEUE_OUTPUT = 1 << 50
 _STATUSES = (0, *(int(status) for status in WorkerStatus))
 
 
@@ -109,20 +108,9 @@ class AdminService:
         """Changes the settings of a queue."""
         checker = Checker()
         name = checker.queue("queue", request.queue, required=True)
-        config = request.config
-        settings = {}
-        if config.HasField("event_log_entries"):
-            if config.event_log_entries > MAX_LOG_ENTRIES:
-                text = f"must be 0 to {MAX_LOG_ENTRIES}, not {config.event_log_entries}"
-                checker.add("config.event_log_entries", text)
-            settings["log"] = config.event_log_entries
-        if config.HasField("max_output_bytes"):
-            if config.max_output_bytes > MAX_QUEUE_OUTPUT:
-                text = f"must be 0 to {MAX_QUEUE_OUTPUT}, not {config.max_output_bytes}"
-                checker.add("config.max_output_bytes", text)
-            settings["max_output"] = config.max_output_bytes
+        changes = check_config(checker, request.config)
         checker.raise_if_any()
-        queue = await self._router.configure_queue(name, settings)
+        queue = await self._router.configure_queue(name, changes)
         return admin_service_pb2.ConfigureQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def WatchQueues(

@@ -14,10 +14,11 @@ from pydantic_core import from_json
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.ids import QUEUE_PATTERN, split_job_id
-from jobwire_server.model import Failure, Piece, WorkerSpec, Written
+from jobwire_server.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
 
 DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
+TEN_YEARS_MS = 3653 * DAY_MS
 MAX_LABELS = 16
 MAX_WORKER_LABELS = 64
 MAX_DETAILS_BYTES = 16 << 10
@@ -212,6 +213,32 @@ def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Che
         concurrency=message.concurrency,
         lease_ms=lease_ms,
         client=message.client,
+    )
+
+
+def check_retry(checker: Checker, field: str, retry: job_pb2.RetryPolicy) -> RetryPolicy:
+    """Returns the retry fields that a message sets."""
+    initial = longest = None
+    if retry.HasField("initial_backoff"):
+        initial = checker.duration_ms(f"{field}.initial_backoff", retry.initial_backoff, 0, DAY_MS)
+    if retry.HasField("max_backoff"):
+        longest = checker.duration_ms(f"{field}.max_backoff", retry.max_backoff, 0, 30 * DAY_MS)
+        if initial is not None and longest < initial:
+            checker.add(f"{field}.max_backoff", "must not be below initial_backoff")
+    if retry.max_attempts > 1000:
+        checker.add(f"{field}.max_attempts", f"must be 1 to 1000, not {retry.max_attempts}")
+    # `not (a <= x <= b)` also refuses NaN.
+    if retry.multiplier and not (1 <= retry.multiplier <= 10):
+        checker.add(f"{field}.multiplier", f"must be 1 to 10, not {retry.multiplier}")
+    jitter = retry.jitter if retry.HasField("jitter") else None
+    if jitter is not None and not (0 <= jitter <= 1):
+        checker.add(f"{field}.jitter", f"must be 0 to 1, not {jitter}")
+    return RetryPolicy(
+        max_attempts=retry.max_attempts or None,
+        initial_backoff_ms=initial,
+        max_backoff_ms=longest,
+        multiplier=retry.multiplier or None,
+        jitter=jitter,
     )
 
 

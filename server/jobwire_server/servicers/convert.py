@@ -23,6 +23,7 @@ from jobwire_server.model import (
 )
 from jobwire_server.operations.rates import rates
 from jobwire_server.servicers import wire
+from jobwire_server.servicers.queue_config import config_to_wire
 from jobwire_server.servicers.status import refusal_of
 
 
@@ -185,9 +186,7 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
     message = admin_service_pb2.Queue(
         name=item.name,
         paused=item.paused,
-        config=admin_service_pb2.QueueConfig(
-            event_log_entries=item.event_log_entries, max_output_bytes=item.max_output_bytes
-        ),
+        config=config_to_wire(item.settings),
         output_bytes=item.output_bytes,
     )
     for state, count in item.depth.items():

@@ -9,13 +9,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import AlreadyExists
 from jobwire_server.ids import split_job_id
-from jobwire_server.model import Accepted, NewJob, RetryPolicy
+from jobwire_server.model import Accepted, NewJob
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import Limits
-from jobwire_server.servicers.checks import DAY_MS, DEFAULT_QUEUE, Checker, is_operation, is_queue
+from jobwire_server.servicers.checks import (
+    DAY_MS,
+    DEFAULT_QUEUE,
+    TEN_YEARS_MS,
+    Checker,
+    check_retry,
+    is_operation,
+    is_queue,
+)
 
 SCHEMA_VERSION = 1
-TEN_YEARS_MS = 3653 * DAY_MS
 MAX_PRIORITY = 255
 
 # Field numbers of JobSpec, for one pass over the fields that are set.
@@ -130,7 +137,7 @@ class Submissions:
                     "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
                 )
             if spec.HasField("retry"):
-                retry = _retry(checker, spec.retry)
+                retry = check_retry(checker, "spec.retry", spec.retry)
             if spec.HasField("output"):
                 max_output, trim_output = self._output(checker, spec.output)
             spec.ClearField("created_at")
@@ -172,33 +179,6 @@ class Submissions:
             ).SerializeToString()
             self._stamp_ms = now_ms
         return self._stamp
-
-
-def _retry(checker: Checker, retry: job_pb2.RetryPolicy) -> RetryPolicy:
-    initial = longest = None
-    if retry.HasField("initial_backoff"):
-        initial = checker.duration_ms(
-            "spec.retry.initial_backoff", retry.initial_backoff, 0, DAY_MS
-        )
-    if retry.HasField("max_backoff"):
-        longest = checker.duration_ms("spec.retry.max_backoff", retry.max_backoff, 0, 30 * DAY_MS)
-        if initial is not None and longest < initial:
-            checker.add("spec.retry.max_backoff", "must not be below initial_backoff")
-    if retry.max_attempts > 1000:
-        checker.add("spec.retry.max_attempts", f"must be 1 to 1000, not {retry.max_attempts}")
-    # `not (a <= x <= b)` also refuses NaN.
-    if retry.multiplier and not (1 <= retry.multiplier <= 10):
-        checker.add("spec.retry.multiplier", f"must be 1 to 10, not {retry.multiplier}")
-    jitter = retry.jitter if retry.HasField("jitter") else None
-    if jitter is not None and not (0 <= jitter <= 1):
-        checker.add("spec.retry.jitter", f"must be 0 to 1, not {jitter}")
-    return RetryPolicy(
-        max_attempts=retry.max_attempts or None,
-        initial_backoff_ms=initial,
-        max_backoff_ms=longest,
-        multiplier=retry.multiplier or None,
-        jitter=jitter,
-    )
 
 
 def check_same(accepted: Accepted, job: NewJob) -> None:

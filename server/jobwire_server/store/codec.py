@@ -17,6 +17,7 @@ from typing import Any
 
 from jobwire_server.model import (
     BEGINNING,
+    NO_SETTINGS,
     Attempt,
     Failure,
     Job,
@@ -25,6 +26,8 @@ from jobwire_server.model import (
     Outcome,
     OutputPlace,
     Piece,
+    QueueChanges,
+    QueueSettings,
     RetryPolicy,
     WorkerSpec,
     Written,
@@ -49,13 +52,61 @@ def encode_extra(job: NewJob) -> str:
     if job.expires_at_ms:
         fields += ["ex", str(job.expires_at_ms)]
     if job.retry is not None:
-        policy = {key: value for key, value in asdict(job.retry).items() if value is not None}
-        fields += ["o", json.dumps(policy, separators=(",", ":"))]
+        fields += ["o", _encode_policy(job.retry)]
     if job.max_output_bytes:
         fields += ["ol", str(job.max_output_bytes)]
     if job.trim_output:
         fields += ["ot", "1"]
     return json.dumps(fields) if fields else ""
+
+
+# Settings of a queue -> fields of its HASH `config`.
+_SETTINGS = {
+    "event_log_entries": "log",
+    "max_output_bytes": "max_output",
+    "retry": "retry",
+    "max_pending_jobs": "max_pending",
+    "max_live_bytes": "max_live",
+    "retain_succeeded_ms": "keep_succeeded",
+    "retain_ended_ms": "keep_ended",
+    "max_ended_jobs": "max_ended",
+    "max_ended_bytes": "max_ended_bytes",
+    "retain_output_ms": "keep_output",
+    "retain_event_log_ms": "keep_log",
+    "priority_ageing_ms": "ageing",
+}
+
+
+def encode_settings(changes: QueueChanges) -> list[str]:
+    """Returns changed settings as configure.lua reads them: names and values, '' for a default."""
+    args: list[str] = []
+    for name, value in changes.items():
+        if value == getattr(NO_SETTINGS, name):
+            text = ""
+        elif isinstance(value, RetryPolicy):
+            text = _encode_policy(value)
+        else:
+            text = str(value)
+        args += (_SETTINGS[name], text)
+    return args
+
+
+def decode_settings(reply: list[Any] | dict[bytes, bytes]) -> QueueSettings:
+    """Reads the HASH `config`; what it holds beside settings is left out."""
+    if not reply:
+        return NO_SETTINGS
+    fields = reply if isinstance(reply, dict) else pairs(reply)
+    found: dict[str, Any] = {}
+    for name, field in _SETTINGS.items():
+        raw = fields.get(field.encode())
+        if raw is not None:
+            found[name] = RetryPolicy(**json.loads(raw)) if name == "retry" else int(raw)
+    return QueueSettings(**found)
+
+
+def _encode_policy(policy: RetryPolicy) -> str:
+    fields = {key: value for key, value in asdict(policy).items() if value is not None}
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def encode_failure(failure: Failure | None) -> bytes:

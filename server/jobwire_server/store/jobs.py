@@ -24,6 +24,7 @@ from jobwire_server.model import (
     Job,
     JobState,
     NewJob,
+    QueueSettings,
     Renewal,
     Written,
 )
@@ -113,6 +114,8 @@ class Tick:
     next_due_ms: int
     overdue: list[tuple[str, str]]
     """(condition, ULID) of attempts to end."""
+    settings: QueueSettings
+    """Of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,11 +399,17 @@ class JobStore:
         self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int
     ) -> Tick:
         """Lets the clock act on a queue."""
-        now, more, next_due, *overdue = await self._runner.run(
+        now, more, next_due, config, *overdue = await self._runner.run(
             "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
         )
         named = [part.decode() for part in overdue]
-        return Tick(bool(more), now, next_due, list(zip(named[::2], named[1::2], strict=True)))
+        return Tick(
+            bool(more),
+            now,
+            next_due,
+            list(zip(named[::2], named[1::2], strict=True)),
+            codec.decode_settings(config),
+        )
 
     async def purge(self, queue: str, most: int) -> tuple[int, int]:
         """Forgets up to `most` jobs whose retention has ended; returns how many, and the next due

@@ -52,6 +52,11 @@ def ready_channel(queue: str) -> str:
     return f"jw:{{{queue}}}:ready"
 
 
+def config_key(queue: str) -> str:
+    """HASH: the settings of the queue, and whether it is paused."""
+    return f"jw:{{{queue}}}:config"
+
+
 def routes_key(queue: str) -> str:
     """HASH: route id -> descriptor."""
     return f"jw:{{{queue}}}:routes"

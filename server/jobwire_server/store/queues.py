@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from jobwire_server.model import JobState, Queue
+from jobwire_server.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
 
@@ -48,15 +46,19 @@ class QueueStore:
             oldest_pending_ms=since,
             oldest_pending_record=record,
             now_ms=now,
-            event_log_entries=int(codec.pairs(config).get(b"log", 0)),
-            max_output_bytes=int(codec.pairs(config).get(b"max_output", 0)),
+            settings=codec.decode_settings(config),
             output_bytes=int(codec.pairs(usage).get(b"output", 0)),
             samples=tuple(_sample(raw) for raw in samples),
         )
 
-    async def configure(self, queue: str, settings: Mapping[str, int]) -> None:
-        """Changes settings of the queue; 0 takes one back to its default."""
-        args = [part for name, value in settings.items() for part in (name, value or "")]
+    async def settings(self, queue: str) -> QueueSettings:
+        """Returns the settings of the queue, whether or not it exists."""
+        reply = await self._runner.command("HGETALL", keys.config_key(queue))
+        return codec.decode_settings(reply)
+
+    async def configure(self, queue: str, changes: QueueChanges) -> None:
+        """Changes settings of the queue."""
+        args = codec.encode_settings(changes)
         await self._runner.run("configure", keys.queue_prefix(queue), args)
 
     async def set_paused(self, queue: str, paused: bool) -> None:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- configure.lua: changes the settings of a queue.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue:
---           config  HASH    log -> entries that the event log keeps, max_output -> bytes of output of the queue (progress.lua)
+--           config  HASH    setting -> value (docs/schema.md); log -> entries that the event log keeps
 --           log     STREAM  the event log (include/tally.lua)
 -- ARGV for each setting two: its name, its value ('' removes it)
 -- Returns 1

@@ -2,14 +2,15 @@
 -- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED. Attempts that the clock
 -- ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
 -- longer PENDING are dropped from the fronts of some routes, for those that no worker serves.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals config
 --           done:8 (end_attempt.lua)
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs of each kind to handle in this call
 -- ARGV[3] retention of expired jobs, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
--- Returns {now, more 0|1, due of the next known moment or 0, then for each attempt to end: condition, ulid};
+-- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
+--   condition, ulid};
 --   condition: 'lease' | 'timeout' | 'grace'
 --include clock ready tally terminal
 
@@ -17,7 +18,7 @@ local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local most, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local SCHEDULED, PENDING, EXPIRED = 1, 2, 8
-local answer = { now, 0, 0 }
+local answer = { now, 0, 0, redis.call('HGETALL', P .. 'config') }
 local woken = {}
 
 local function due_in(name)
