@@ -1,0 +1,38 @@
+"""What the broker adds to the records of scheduled jobs, read back by protobuf."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobwire.v1 import job_pb2
+from jobwire_server.store.records import due_text, scheduled_suffix
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+    st.integers(0, 4_000_000_000_000),
+    st.integers(1, 4_000_000_000_000),
+    st.binary(max_size=300),
+)
+def test_a_suffix_adds_labels_and_stamp_and_changes_nothing_else(
+    schedule_id: str, due_ms: int, now_ms: int, data: bytes
+) -> None:
+    spec = job_pb2.JobSpec(operation="work", labels={"own": "1"}, priority=3)
+    spec.payload.data = data
+    joined = job_pb2.JobSpec.FromString(
+        spec.SerializeToString() + scheduled_suffix(schedule_id, due_ms, now_ms)
+    )
+    expected = job_pb2.JobSpec()
+    expected.CopyFrom(spec)
+    expected.labels["jobwire.schedule"] = schedule_id
+    expected.labels["jobwire.due"] = due_text(due_ms)
+    expected.created_at.seconds = now_ms // 1000
+    expected.created_at.nanos = now_ms % 1000 * 1_000_000
+    expected.schema_version = 1
+    assert joined == expected
+
+
+def test_a_moment_is_written_in_rfc_3339() -> None:
+    assert due_text(1_800_000_000_000) == "2027-01-15T08:00:00Z"
+    assert due_text(1_800_000_000_250) == "2027-01-15T08:00:00.250Z"
