@@ -235,6 +235,18 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Redrive:
+    """A job that was put back after its end."""
+
+    at_ms: int
+    reason: str
+    from_state: JobState
+    """The terminal state that it was taken out of."""
+    number: int
+    """How often the job has been redriven, this time included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as it stood when the store was read."""
 
@@ -267,6 +279,8 @@ class Job:
     lease_expires_at_ms: int = 0
     cancel_reason: str = ""
     attempts: tuple[Attempt, ...] = ()
+    redrive: Redrive | None = None
+    """The latest one."""
 
     @property
     def failure(self) -> Failure | None:
@@ -327,6 +341,20 @@ class QueueChanges(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class BulkProgress:
+    """How far an action on many jobs is."""
+
+    matched: int
+    changed: int
+    """With a dry run: how many could be."""
+    skipped: int
+    """Of those matched, what could not be changed."""
+    samples: tuple[str, ...] = ()
+    """Ids of some jobs that were changed since it was told last."""
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Queue:
     """A queue with its depths."""
 
@@ -381,8 +409,12 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class RecordFacts:
-    """What matching needs to know of a record."""
+    """What matching and filters need to know of a record."""
 
     operation: str
     requirements: Mapping[str, str]
     priority: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The producer's own."""
+    created_at_ms: int = 0
+    """When the broker accepted it."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 import structlog
 
 from jobwire_server.attempts import Attempts
+from jobwire_server.bulk import Bulk
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import (
     JobNotFound,
@@ -54,6 +55,7 @@ from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.frames import Attach
 from jobwire_server.sessions.roster import Roster
 from jobwire_server.sessions.session import WorkerSession
+from jobwire_server.store.bulk import BulkStore
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, PageToken, Report
@@ -114,6 +116,7 @@ class Router:
             self._set.due_in,
             self._settings,
         )
+        self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
         self._feed = QueueFeed(self._hub, self._jobs)
@@ -172,6 +175,7 @@ class Router:
         self._draining = True
         self._claims.drain()
         self._hub.drain()
+        self._bulk.drain()
         self._roster.drain(deadline_s)
 
     async def stop(self) -> None:
@@ -340,6 +344,22 @@ class Router:
                 log.warning("job not cancelled", job_id=f"{queue}-{ulid}", error=error.message)
 
         self._attempts.later(cancel())
+
+    async def retry_job(
+        self,
+        queue: str,
+        ulid: str,
+        reason: str,
+        delay_ms: int,
+        read_facts: Callable[[bytes], RecordFacts],
+    ) -> Job:
+        """Puts a job back after its end (a redrive), as `Bulk.retry_one`."""
+        return await self._bulk.retry_one(queue, ulid, reason, delay_ms, read_facts)
+
+    @property
+    def bulk(self) -> Bulk:
+        """What is done to many jobs at once."""
+        return self._bulk
 
     # --------------------------------------------------------------- workers
 

@@ -70,6 +70,8 @@ class Case:
                 return await router.release("default", self.ulid, "w1", self.token, True, "")
             case Event.CONFIRM_CANCEL:
                 return await router.confirm_cancel("default", self.ulid, "w1", self.token)
+            case Event.REDRIVE:
+                await router.retry_job("default", self.ulid, "again", 0, read_facts)
             case Event.CANCEL:
                 await router.cancel_job("default", self.ulid, "not needed")
             case _:

@@ -32,6 +32,7 @@ class Event(StrEnum):
     CONFIRM_CANCEL = "confirm the cancellation"
     GRACE_OVER = "the grace of the cancellation is over"
     EXPIRE = "expires_at passed"
+    REDRIVE = "redrive"
 
 
 TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
@@ -63,6 +64,9 @@ TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
         (S.CANCELLING, Event.CONFIRM_CANCEL): S.CANCELLED,
         (S.CANCELLING, Event.GRACE_OVER): S.CANCELLED,
         (S.CANCELLED, Event.CANCEL): S.CANCELLED,
+        (S.FAILED, Event.REDRIVE): S.PENDING,
+        (S.CANCELLED, Event.REDRIVE): S.PENDING,
+        (S.EXPIRED, Event.REDRIVE): S.PENDING,
     }
 )
 """(state, event) -> state; a pair that is missing is refused and changes nothing."""

@@ -45,9 +45,16 @@ def set_moment(field: Any, ms: int) -> None:
 
 
 def record_facts(record: bytes) -> RecordFacts:
-    """Reads what matching needs out of a record."""
+    """Reads what matching and filters need out of a record."""
     spec = job_pb2.JobSpec.FromString(record)
-    return RecordFacts(spec.operation, dict(spec.requirements), spec.priority)
+    at = spec.created_at
+    return RecordFacts(
+        operation=spec.operation,
+        requirements=dict(spec.requirements),
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        created_at_ms=at.seconds * 1000 + at.nanos // 1_000_000,
+    )
 
 
 def created_at_ms(record: bytes) -> int:
@@ -85,6 +92,12 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
     set_moment(message.finished_at, job.finished_at_ms)
     set_moment(message.lease_expires_at, job.lease_expires_at_ms)
     set_moment(message.purge_at, job.purge_at_ms)
+    if job.redrive is not None:
+        redrive = job.redrive
+        set_moment(message.last_redrive.redriven_at, redrive.at_ms)
+        message.last_redrive.reason = redrive.reason
+        message.last_redrive.from_state = int(redrive.from_state)
+        message.last_redrive.number = redrive.number
     if job.progress:
         # Serialized messages laid end to end are one message: the time joins the worker's words.
         stamp = job_pb2.Progress(updated_at=moment(job.progress_at_ms)).SerializeToString()

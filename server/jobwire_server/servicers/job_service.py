@@ -14,7 +14,7 @@ from jobwire_server.model import Accepted, Job, JobState, NewJob
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
-from jobwire_server.servicers.checks import Checker
+from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
 from jobwire_server.servicers.submission import Submissions, check_same
 from jobwire_server.servicers.watching import answers, wish_of
 
@@ -213,6 +213,16 @@ class JobService:
         checker.raise_if_any()
         job = await self._router.cancel_job(queue, ulid, reason)
         return wire.CancelJobResponse(job=convert.job_to_wire(job, full=False))
+
+    async def RetryJob(self, request: job_service_pb2.RetryJobRequest, context: object) -> Any:
+        """Puts a job back after its end."""
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", request.job_id)
+        reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
+        delay_ms = checker.duration_ms("delay", request.delay, 0, TEN_YEARS_MS)
+        checker.raise_if_any()
+        job = await self._router.retry_job(queue, ulid, reason, delay_ms, convert.record_facts)
+        return wire.RetryJobResponse(job=convert.job_to_wire(job, full=False))
 
 
 def _job_id(job_id: str) -> tuple[str, str]:

@@ -5,7 +5,8 @@ The fields of a job's HASH, which are short because there is one set for each jo
 attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready
 since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
 progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
-expiry, `o` retry policy. Times are Unix ms.
+expiry, `o` retry policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest
+redrive. Times are Unix ms.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jobwire_server.model import (
     Piece,
     QueueChanges,
     QueueSettings,
+    Redrive,
     RetryPolicy,
     WorkerSpec,
     Written,
@@ -241,6 +243,16 @@ def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
         lease_expires_at_ms=int(lease_end) if state.leased else 0,
         cancel_reason=fields.get(b"ca", b"").decode(errors="replace"),
         attempts=tuple(attempts[-HISTORY:]),
+        redrive=_decode_redrive(fields) if b"rn" in fields else None,
+    )
+
+
+def _decode_redrive(fields: dict[bytes, bytes]) -> Redrive:
+    return Redrive(
+        at_ms=int(fields[b"ra"]),
+        reason=fields.get(b"rr", b"").decode(errors="replace"),
+        from_state=JobState(int(fields[b"rf"])),
+        number=int(fields[b"rn"]),
     )
 
 

@@ -301,12 +301,26 @@ class JobStore:
         ]
 
     async def cancel(
-        self, queue: str, jobs: Sequence[tuple[str, str]], grace_ms: int, retention_ms: int
+        self,
+        queue: str,
+        jobs: Sequence[tuple[str, str]],
+        grace_ms: int,
+        retention_ms: int,
+        only: Sequence[JobState] = (),
     ) -> list[JobState | JobwireError]:
-        """Cancels jobs given as (ULID, reason)."""
+        """Cancels jobs given as (ULID, reason).
+
+        Args:
+            queue: Of all of them.
+            jobs: Which, and why.
+            grace_ms: Of those that run.
+            retention_ms: Of those that do not.
+            only: Leaves jobs alone that are in none of these states; empty: any will do.
+        """
+        states = "".join(str(int(state)) for state in only)
         args: list[Argument] = [self._shift, grace_ms, retention_ms]
         for job in jobs:
-            args += job
+            args += (*job, states)
         answers = await self._runner.run("cancel", keys.queue_prefix(queue), args)
         results: list[JobState | JobwireError] = []
         for (ulid, _), (code, *state) in zip(jobs, answers, strict=True):
@@ -317,6 +331,11 @@ class JobStore:
                 name = JobState(state[0]).name
                 results.append(
                     WrongState(f"{job_id} has finished: it is {name}", metadata={"state": name})
+                )
+            elif code == 3:
+                name = JobState(state[0]).name
+                results.append(
+                    WrongState(f"{job_id} has moved on: it is {name}", metadata={"state": name})
                 )
             else:
                 results.append(JobState(state[0]))

@@ -5,8 +5,8 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job, ms
 -- ARGV[3] retention, ms
--- then for each job two: ulid, reason
--- Returns for each job {code, state}: code 0 done | 1 not found | 2 finished otherwise
+-- then for each job three: ulid, reason, states out of which it is to be cancelled, as digits ('' any)
+-- Returns for each job {code, state}: code 0 done | 1 not found | 2 finished otherwise | 3 not in one of those states
 --include clock tally terminal
 
 local P = KEYS[1]
@@ -15,13 +15,15 @@ local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local SCHEDULED, PENDING, RUNNING, CANCELLING, CANCELLED = 1, 2, 3, 4, 7
 local answer, signals = {}, {}
 
-for at = 4, #ARGV, 2 do
-  local ulid, reason = ARGV[at], ARGV[at + 1]
+for at = 4, #ARGV, 3 do
+  local ulid, reason, only = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local key = P .. 'j:' .. ulid
   local job = redis.call('HMGET', key, 's', 'v')
   local state = tonumber(job[1] or PENDING)
   if redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
     answer[#answer + 1] = { 1 }
+  elseif only ~= '' and not string.find(only, state, 1, true) then
+    answer[#answer + 1] = { 3, state }
   elseif state == SCHEDULED or state == PENDING then
     -- A PENDING job's entry on its route goes stale; the next claim that meets it drops it.
     if state == SCHEDULED then redis.call('ZREM', P .. 'scheduled', ulid) end

@@ -4,7 +4,7 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs to forget in this call, at most 1000
 -- Returns {forgotten, due of the next or 0}
---include clock tally
+--include clock tally forget
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -15,19 +15,7 @@ for state = 5, 8 do
   local key = P .. 'done:' .. state
   local ids = most > 0 and redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most) or {}
   if #ids > 0 then
-    local doomed = {}
-    if redis.call('HEXISTS', P .. 'usage', 'output') == 1 then
-      for _, ulid in ipairs(ids) do
-        local kept = redis.call('HGET', P .. 'j:' .. ulid, 'ob')
-        if kept then redis.call('HINCRBY', P .. 'usage', 'output', '-' .. kept) end
-      end
-    end
-    for _, ulid in ipairs(ids) do
-      for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:' }) do doomed[#doomed + 1] = P .. kind .. ulid end
-    end
-    redis.call('UNLINK', unpack(doomed))
-    redis.call('ZREM', key, unpack(ids))
-    tally.counts[state] = -#ids
+    forget(P, state, ids)
     forgotten = forgotten + #ids
     most = most - #ids
   end

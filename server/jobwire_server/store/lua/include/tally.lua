@@ -11,10 +11,10 @@ local function moved(ulid, from, to)
   tally.changed[#tally.changed + 1] = ulid
 end
 
--- The same for a number of jobs whose ULIDs the caller noted itself.
+-- The same for a number of jobs whose ULIDs the caller noted itself; without `to` they are gone.
 local function moved_many(count, from, to)
   tally.counts[from] = (tally.counts[from] or 0) - count
-  tally.counts[to] = (tally.counts[to] or 0) + count
+  if to then tally.counts[to] = (tally.counts[to] or 0) + count end
 end
 
 local function total(name, by)

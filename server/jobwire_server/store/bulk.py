@@ -1,0 +1,87 @@
+"""What is done to many jobs of a queue on somebody's word: redrives and early forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jobwire_server.errors import JobNotFound, JobwireError, WrongState
+from jobwire_server.model import JobState
+from jobwire_server.store import keys
+from jobwire_server.store.scripts import Argument, ScriptRunner
+
+
+class RedriveItem(NamedTuple):
+    """A job to put back after its end."""
+
+    ulid: str
+    route_id: str
+    priority: int
+    number: int
+    """How often it had been redriven when the caller looked at it."""
+    reason: str
+    due_ms: int = 0
+    """Not before this moment, Unix ms; 0: at once."""
+    delay_ms: int = 0
+    """Not before this long from now."""
+
+
+class Redriven(NamedTuple):
+    """What became of a redrive."""
+
+    state: JobState
+    """Where the job stands after it."""
+    now: bool
+    """False: it had been redriven before, and nothing was changed."""
+
+
+class BulkStore:
+    """Scripts that act on jobs by their ids. Methods raise StoreUnavailable."""
+
+    def __init__(self, runner: ScriptRunner) -> None:
+        self._runner = runner
+
+    async def retry(
+        self, queue: str, items: Sequence[RedriveItem]
+    ) -> list[Redriven | JobwireError]:
+        """Puts FAILED, CANCELLED and EXPIRED jobs back; the others answer with their error."""
+        args: list[Argument] = [self._runner.clock_shift_ms]
+        for item in items:
+            start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
+            args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
+        answers = await self._runner.run("retry", keys.queue_prefix(queue), args)
+        results: list[Redriven | JobwireError] = []
+        for item, (code, *state) in zip(items, answers, strict=True):
+            job_id = f"{queue}-{item.ulid}"
+            if code == 1:
+                results.append(JobNotFound(job_id))
+            elif code == 2:
+                results.append(not_redrivable(job_id, JobState(state[0])))
+            else:
+                results.append(Redriven(JobState(state[0]), code == 0))
+        return results
+
+    async def forget(self, queue: str, jobs: Sequence[tuple[str, int]]) -> list[bool]:
+        """Forgets jobs that have ended, given as (ULID, revision); at most 1000.
+
+        Returns for each whether it was forgotten; one that has changed since is left alone.
+        """
+        args: list[Argument] = []
+        for job in jobs:
+            args += job
+        answers = await self._runner.run("forget", keys.queue_prefix(queue), args)
+        return [answer == 1 for answer in answers]
+
+    async def now_ms(self, queue: str) -> int:
+        """Returns the store's time, Unix ms."""
+        args: list[Argument] = [self._runner.clock_shift_ms, 0]
+        (now,) = await self._runner.run("read", keys.queue_prefix(queue), args)
+        return int(now)
+
+
+def not_redrivable(job_id: str, state: JobState) -> WrongState:
+    """Returns the refusal of a redrive that the job's state does not allow."""
+    return WrongState(
+        f"{job_id} is {state.name}; only a FAILED, CANCELLED or EXPIRED job can be redriven",
+        metadata={"state": state.name},
+    )
