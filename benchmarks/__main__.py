@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -39,6 +40,13 @@ NAMES = "\n".join(f"  {b.name:<{WIDTH}}  {b.summary}" for b in BENCHMARKS.values
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of a round or of the backlog.")
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each side is measured.")
+@click.option(
+    "--profile",
+    "profiles",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write cProfile files of server, worker and producer there (end-to-end).",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def main(
     names: tuple[str, ...],
@@ -46,12 +54,17 @@ def main(
     store: str | None,
     jobs: int | None,
     rounds: int | None,
+    profiles: Path | None,
     quiet: bool,
 ) -> None:
     """Runs the benchmarks one after the other."""
     names = names or ("short",)
     short = "short" in names
     chosen = [b for b in BENCHMARKS.values() if b.name in names or short or "all" in names]
+
+    if profiles is not None:
+        profiles = profiles.resolve()
+        profiles.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
         if not quiet:
@@ -64,6 +77,7 @@ def main(
             Size(jobs or size.jobs, rounds or size.rounds),
             cast(Engine, store or benchmark.engine),
             say,
+            profiles,
         )
         if not quiet:
             click.echo(f"{benchmark.name}: {benchmark.summary}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.stores import Engine
@@ -31,6 +32,12 @@ class Plan:
     engine: Engine
     say: Callable[[str], None]
     """Tells people how far it is; not part of the answer."""
+    profiles: Path | None = None
+    """Where profiles of the processes go; None: nothing is profiled. Some benchmarks do it."""
+
+    def profile(self, part: str) -> Path | None:
+        """Returns the file for the profile of a part; None where nothing is profiled."""
+        return self.profiles and self.profiles / f"{part}.prof"
 
 
 @dataclass(frozen=True, slots=True)

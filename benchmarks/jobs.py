@@ -23,6 +23,11 @@ PAYLOAD_BYTES = 256
 SUBMIT_AT_ONCE = 500
 
 
+def payload() -> bytes:
+    """Returns a random payload."""
+    return os.urandom(PAYLOAD_BYTES)
+
+
 def request(payload: bytes | None = None) -> job_service_pb2.SubmitJobRequest:
     """Returns a request to submit a job, with a random payload unless one is given."""
     data = os.urandom(PAYLOAD_BYTES) if payload is None else payload

@@ -42,12 +42,16 @@ async def until(
 
 
 @contextlib.asynccontextmanager
-async def running(command: Sequence[str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    command: Sequence[str], log: Path, *, talks: bool = False, cwd: Path | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Runs a program for as long as the context lasts.
 
     Args:
         command: The program and its arguments.
         log: Where its output goes; in a directory of its own.
+        talks: True for pipes to its standard input and from its standard output.
+        cwd: Its working directory; None: the repository.
 
     Raises:
         TimeoutError: It did not end within STOP_DEADLINE_S of being asked, and was killed.
@@ -62,10 +66,10 @@ async def running(command: Sequence[str], log: Path) -> AsyncIterator[asyncio.su
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
+            stdin=asyncio.subprocess.PIPE if talks else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if talks else output,
             stderr=output,
-            cwd=ROOT,
+            cwd=cwd or ROOT,
             env=environment,
             # A Ctrl-C in the terminal is for the benchmark, which ends this process itself.
             start_new_session=True,

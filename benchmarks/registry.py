@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks import (
     backlog,
     dispatch_latency,
+    end_to_end,
     memory,
     output,
     store_time,
@@ -18,6 +19,7 @@ from benchmarks.frame import Benchmark
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
+        end_to_end,
         submit_unary,
         memory,
         backlog,

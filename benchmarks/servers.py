@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from benchmarks.parts import module
 from benchmarks.processes import check_alive, cpu_s, free_port, resident_bytes, running, until
 from benchmarks.stores import Store
 
@@ -44,18 +44,19 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def open_broker(store: Store, *options: str) -> AsyncIterator[Server]:
+async def open_broker(
+    store: Store, *options: str, profile: Path | None = None
+) -> AsyncIterator[Server]:
     """Runs `jobwire serve` on the store for as long as the context lasts.
 
     Args:
         store: Where it keeps its jobs.
         options: Further options of `jobwire serve`.
+        profile: The file to write a profile to; None: it is not profiled.
     """
     port = free_port()
-    command = (
-        *(sys.executable, "-m", "jobwire.cli", "serve", "--listen", f"127.0.0.1:{port}"),
-        *("--http-listen", "", "--redis-url", store.url, *options),
-    )
+    arguments = ("serve", "--listen", f"127.0.0.1:{port}", "--http-listen", "")
+    command = module("jobwire.cli", *arguments, "--redis-url", store.url, *options, profile=profile)
     async with _serving(command, port) as server:
         yield server
 
@@ -68,7 +69,7 @@ async def open_echo(answer_bytes: int) -> AsyncIterator[Server]:
         answer_bytes: The size of its answers, whatever it is asked.
     """
     port = free_port()
-    command = (sys.executable, "-m", "benchmarks.echo", str(port), str(answer_bytes))
+    command = module("benchmarks.echo", port, answer_bytes)
     async with _serving(command, port) as server:
         yield server
 
@@ -81,7 +82,7 @@ async def open_bare_streams(answer_bytes: int) -> AsyncIterator[Server]:
         answer_bytes: The size of what its streams are told.
     """
     port = free_port()
-    command = (sys.executable, "-m", "benchmarks.streaming", str(port), str(answer_bytes))
+    command = module("benchmarks.streaming", port, answer_bytes)
     async with _serving(command, port) as server:
         yield server
 
@@ -103,5 +104,5 @@ async def _serving(command: tuple[str, ...], port: int) -> AsyncIterator[Server]
                         return False
                     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-            await until(answers, f"{command[2]} serves")
+            await until(answers, "the server answers")
             yield server

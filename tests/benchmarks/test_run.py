@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pstats
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.support.stores import server_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
+    "end-to-end": 300,
     "submit-unary": 300,
     "memory": 2_000,
     "backlog": 2_000,
@@ -91,6 +93,26 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
     assert any(figure["goal"] for figure in benchmark["figures"])
     assert [*folder.iterdir()] == []
     assert _processes_below(folder) == []
+
+
+def test_a_profile_of_each_process_is_written_where_it_is_wanted(folder: Path) -> None:
+    profiles = folder / "profiles"
+    done = subprocess.run(
+        _command("end-to-end", "--jobs", "200", "--rounds", "1", "--profile", str(profiles)),
+        cwd=ROOT,
+        env=_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in profiles.iterdir()) == [
+        "producer.prof",
+        "server.prof",
+        "worker.prof",
+    ]
+    for file in profiles.iterdir():
+        assert pstats.Stats(str(file)).total_calls > 1_000  # type: ignore[attr-defined]
 
 
 async def test_a_benchmark_that_is_stopped_ends_what_it_started(folder: Path) -> None:
