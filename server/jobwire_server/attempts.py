@@ -262,8 +262,8 @@ class Attempts:
         raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
 
     async def end_overdue(self, queue: str, overdue: list[tuple[str, str]]) -> None:
-        """Ends attempts whose lease ran out, whose timeout passed, or whose grace of cancellation
-        is over.
+        """Ends attempts whose lease ran out, whose timeout or whose job's deadline passed, or whose
+        grace of cancellation is over.
         """
         defaults = await self._retry_defaults(queue)
         jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
@@ -276,6 +276,8 @@ class Attempts:
                 ending = endings.after_crash(job, cause, self._options)
             elif condition == "timeout":
                 ending = endings.after_timeout(job, defaults, self._random)
+            elif condition == "deadline":
+                ending = endings.after_deadline(job)
             else:
                 ending = endings.after_cancellation()
             ends.append(AttemptEnd(job, condition, ending))

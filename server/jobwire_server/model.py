@@ -84,6 +84,10 @@ class Failure:
     retry_after_ms: int | None = None
 
 
+DEADLINE_MISSED = Failure("DEADLINE_EXCEEDED", "the job was not finished at its deadline")
+"""Of a job that its deadline ended."""
+
+
 class NewJob(NamedTuple):
     """A job at the door, checked and ready to be written.
 
@@ -109,6 +113,8 @@ class NewJob(NamedTuple):
     """The most output that is kept; 0: the server's limit."""
     trim_output: bool = False
     """True: above it the oldest is dropped; False: what is above it is refused."""
+    deadline_ms: int = 0
+    """FAILED if not finished at this moment; 0: never."""
 
 
 class Accepted(NamedTuple):
@@ -278,13 +284,23 @@ class Job:
     fencing_token: int = 0
     lease_expires_at_ms: int = 0
     cancel_reason: str = ""
+    deadline_ms: int = 0
+    """FAILED if not finished at this moment; 0: never."""
+    missed_deadline: bool = False
+    """It ended at its deadline while no worker held it."""
     attempts: tuple[Attempt, ...] = ()
     redrive: Redrive | None = None
     """The latest one."""
+    read_at_ms: int = field(default=0, compare=False)
+    """When it was read. The job is no other for being read again."""
 
     @property
     def failure(self) -> Failure | None:
-        """The failure of the latest attempt that had one."""
+        """The failure of the latest attempt that had one, or the deadline where that ended the job
+        between attempts.
+        """
+        if self.missed_deadline and self.state is JobState.FAILED:
+            return DEADLINE_MISSED
         return next((a.failure for a in reversed(self.attempts) if a.failure), None)
 
 

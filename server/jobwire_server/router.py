@@ -204,7 +204,7 @@ class Router:
         lanes = await self._set.open(queue)
         accepted = await lanes.submit.submit(jobs)
         for job in jobs:
-            if job.delay_ms or job.run_at_ms or job.expires_at_ms:
+            if job.delay_ms or job.run_at_ms or job.expires_at_ms or job.deadline_ms:
                 self._poke_for(job)
         return accepted
 
@@ -590,7 +590,7 @@ class Router:
     def _poke_for(self, job: NewJob) -> None:
         now = self.clock.now_ms()
         waits = [job.delay_ms] if job.delay_ms else []
-        waits += [at - now for at in (job.run_at_ms, job.expires_at_ms) if at]
+        waits += [at - now for at in (job.run_at_ms, job.expires_at_ms, job.deadline_ms) if at]
         self._set.due_in(job.queue, min(waits))
 
 

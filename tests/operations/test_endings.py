@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobwire_server.model import Failure, Job, JobState, Outcome, RetryPolicy
+from jobwire_server.model import DEADLINE_MISSED, Failure, Job, JobState, Outcome, RetryPolicy
 from jobwire_server.operations.endings import (
     CRASHED_TOO_OFTEN,
     EXECUTION_TIMEOUT,
@@ -16,6 +16,7 @@ from jobwire_server.operations.endings import (
     Ending,
     after_cancellation,
     after_crash,
+    after_deadline,
     after_failure,
     after_release,
     after_timeout,
@@ -105,6 +106,29 @@ def test_a_timeout_counts_as_a_failure(failures: int) -> None:
     assert ending.failure is not None
     assert ending.failure.type == EXECUTION_TIMEOUT
     assert "500 ms" in ending.failure.message
+
+
+# Deadlines -------------------------------------------------------------------
+
+
+def test_at_the_deadline_the_job_fails_whatever_is_left_of_its_budgets() -> None:
+    job = replace(RUNNING, retry=RetryPolicy(max_attempts=100), deadline_ms=1)
+    assert after_deadline(job) == Ending(
+        Outcome.TIMED_OUT, JobState.FAILED, Budget.FAILURES, failure=DEADLINE_MISSED
+    )
+    assert after_deadline(CANCELLING).target is JobState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("left_ms", "target"),
+    [(999, JobState.FAILED), (1_000, JobState.FAILED), (1_001, JobState.SCHEDULED)],
+)
+def test_a_retry_at_the_deadline_or_later_is_not_waited_for(left_ms: int, target: JobState) -> None:
+    job = replace(RUNNING, read_at_ms=50_000, deadline_ms=50_000 + left_ms)
+    for ending in (fail(job), after_timeout(job, DEFAULTS, middle)):
+        assert ending.target is target
+        assert (ending.backoff_ms > 0) == (target is JobState.SCHEDULED)
+    assert fail(job).failure == FAILURE
 
 
 # Crashes and interruptions ---------------------------------------------------

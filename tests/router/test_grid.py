@@ -36,6 +36,8 @@ class Case:
             delay_ms=delay if state is S.SCHEDULED else 0,
             expires_at_ms=now + SOON_MS if expiring else 0,
             execution_timeout_ms=SOON_MS if event is Event.TIME_OUT else 0,
+            # Behind the expiry, where there is one.
+            deadline_ms=now + (1 + 2 * expiring) * SOON_MS if event is Event.DEADLINE else 0,
         )
         lease = SOON_MS if event in (Event.CRASH, Event.CRASH_FINALLY) else DAY_MS
         await broker.router.register_worker(worker_spec(lease_ms=lease))

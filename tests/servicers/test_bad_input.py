@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from tests.support.jobs import next_ulid
 
 DAY_S = 86_400
 FAR = Timestamp(seconds=99_999_999_999)
+SOON = Timestamp(seconds=int(time.time()) + 3_600)
+LATER = Timestamp(seconds=int(time.time()) + 2 * DAY_S)
 LONG = "x" * 5_000
 A_JOB = f"default-{next_ulid()}"
 LABELS_17 = {f"k{at}": "v" for at in range(17)}
@@ -124,6 +127,10 @@ CASES: list[tuple[str, Any, str]] = [
     ("SubmitJob", submit(spec=spec(delay=Duration(seconds=3700 * DAY_S))), "spec.delay"),
     ("SubmitJob", submit(spec=spec(expires_at=Timestamp(seconds=1))), "spec.expires_at"),
     ("SubmitJob", submit(spec=spec(expires_at=FAR)), "spec.expires_at"),
+    ("SubmitJob", submit(spec=spec(deadline=Timestamp(seconds=1))), "spec.deadline"),
+    ("SubmitJob", submit(spec=spec(deadline=FAR)), "spec.deadline"),
+    ("SubmitJob", submit(spec=spec(deadline=SOON, run_at=LATER)), "spec.deadline"),
+    ("SubmitJob", submit(spec=spec(deadline=SOON, delay=Duration(seconds=DAY_S))), "spec.deadline"),
     # SubmitJobs
     ("SubmitJobs", jobs.SubmitJobsRequest(), "requests"),
     ("SubmitJobs", jobs.SubmitJobsRequest(requests=[submit()] * 11), "requests"),

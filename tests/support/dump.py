@@ -150,7 +150,7 @@ def _check_ready(dump: QueueDump) -> None:
 
 def _check_timers(dump: QueueDump) -> None:
     timers = dump.keys.get("timers", {})
-    by_kind: dict[str, set[str]] = {"e": set(), "t": set(), "c": set()}
+    by_kind: dict[str, set[str]] = {"e": set(), "d": set(), "t": set(), "c": set()}
     for member in timers:
         by_kind[member[0]].add(member[1:])
     guarded = {
@@ -159,5 +159,7 @@ def _check_timers(dump: QueueDump) -> None:
         if "ex" in dump.jobs[ulid] and dump.jobs[ulid].get("n", "0") == "0"
     }
     assert by_kind["e"] == guarded
+    live = {ulid for ulid in dump.jobs if not dump.state(ulid).terminal}
+    assert by_kind["d"] == {ulid for ulid in live if "dl" in dump.jobs[ulid]}
     assert by_kind["t"] == {ulid for ulid in dump.in_state(*LEASED) if "xt" in dump.jobs[ulid]}
     assert by_kind["c"] == dump.in_state(JobState.CANCELLING)

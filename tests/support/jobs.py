@@ -29,6 +29,7 @@ def new_job(
     expires_at_ms: int = 0,
     execution_timeout_ms: int = 0,
     retry: RetryPolicy | None = None,
+    deadline_ms: int = 0,
 ) -> NewJob:
     """Returns a job whose record tells what `read_facts` needs."""
     requirements = requirements or {}
@@ -44,6 +45,7 @@ def new_job(
         expires_at_ms=expires_at_ms,
         execution_timeout_ms=execution_timeout_ms,
         retry=retry,
+        deadline_ms=deadline_ms,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jobwire_server.model import Failure, Job, JobState, Outcome, RetryPolicy
+from jobwire_server.model import DEADLINE_MISSED, Failure, Job, JobState, Outcome, RetryPolicy
 from jobwire_server.options import BrokerOptions, RetryDefaults
 
 CRASHED_TOO_OFTEN = "CRASHED_TOO_OFTEN"
@@ -113,7 +113,16 @@ def _after_failure(
     wait = failure.retry_after_ms
     if wait is None:
         wait = backoff_ms(retry, failures, random)
+    if job.deadline_ms and job.read_at_ms + wait >= job.deadline_ms:
+        # The deadline would end it before the next attempt: better to tell at once, and what of.
+        return Ending(outcome, JobState.FAILED, Budget.FAILURES, failure=failure)
     return Ending(outcome, JobState.SCHEDULED, Budget.FAILURES, wait, failure)
+
+
+def after_deadline(job: Job) -> Ending:
+    """The deadline of the job as a whole passed while a worker held it."""
+    target = JobState.CANCELLED if job.state is JobState.CANCELLING else JobState.FAILED
+    return Ending(Outcome.TIMED_OUT, target, Budget.FAILURES, failure=DEADLINE_MISSED)
 
 
 def after_crash(job: Job, cause: str, options: BrokerOptions) -> Ending:

@@ -33,6 +33,7 @@ class Event(StrEnum):
     GRACE_OVER = "the grace of the cancellation is over"
     EXPIRE = "expires_at passed"
     REDRIVE = "redrive"
+    DEADLINE = "deadline passed"
 
 
 TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
@@ -40,9 +41,11 @@ TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
         (S.SCHEDULED, Event.DUE): S.PENDING,
         (S.SCHEDULED, Event.CANCEL): S.CANCELLED,
         (S.SCHEDULED, Event.EXPIRE): S.EXPIRED,
+        (S.SCHEDULED, Event.DEADLINE): S.FAILED,
         (S.PENDING, Event.CLAIM): S.RUNNING,
         (S.PENDING, Event.CANCEL): S.CANCELLED,
         (S.PENDING, Event.EXPIRE): S.EXPIRED,
+        (S.PENDING, Event.DEADLINE): S.FAILED,
         (S.RUNNING, Event.PROGRESS): S.RUNNING,
         (S.RUNNING, Event.SUCCEED): S.SUCCEEDED,
         (S.RUNNING, Event.FAIL_RETRYABLE): S.SCHEDULED,
@@ -51,6 +54,7 @@ TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
         (S.RUNNING, Event.CRASH_FINALLY): S.FAILED,
         (S.RUNNING, Event.RELEASE): S.PENDING,
         (S.RUNNING, Event.TIME_OUT): S.SCHEDULED,
+        (S.RUNNING, Event.DEADLINE): S.FAILED,
         (S.RUNNING, Event.CANCEL): S.CANCELLING,
         (S.CANCELLING, Event.PROGRESS): S.CANCELLING,
         (S.CANCELLING, Event.SUCCEED): S.SUCCEEDED,
@@ -60,6 +64,7 @@ TRANSITIONS: Mapping[tuple[JobState, Event], JobState] = MappingProxyType(
         (S.CANCELLING, Event.CRASH_FINALLY): S.CANCELLED,
         (S.CANCELLING, Event.RELEASE): S.CANCELLED,
         (S.CANCELLING, Event.TIME_OUT): S.CANCELLED,
+        (S.CANCELLING, Event.DEADLINE): S.CANCELLED,
         (S.CANCELLING, Event.CANCEL): S.CANCELLING,
         (S.CANCELLING, Event.CONFIRM_CANCEL): S.CANCELLED,
         (S.CANCELLING, Event.GRACE_OVER): S.CANCELLED,

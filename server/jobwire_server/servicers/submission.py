@@ -113,7 +113,7 @@ class Submissions:
                 )
         else:
             job_id = f"{queue}-{self._new_ulid()}"
-        run_at = delay = expires_at = timeout = max_output = 0
+        run_at = delay = expires_at = deadline = timeout = max_output = 0
         trim_output = False
         retry = None
         requirements: dict[str, str] = {}
@@ -130,8 +130,12 @@ class Submissions:
                 expires_at = checker.moment_ms(
                     "spec.expires_at", spec.expires_at, now + TEN_YEARS_MS
                 )
-                if expires_at <= max(now + delay, run_at):
+                if 0 < expires_at <= max(now + delay, run_at):
                     checker.add("spec.expires_at", "must lie after now and after the job's start")
+            if spec.HasField("deadline"):
+                deadline = checker.moment_ms("spec.deadline", spec.deadline, now + TEN_YEARS_MS)
+                if 0 < deadline <= max(now + delay, run_at):
+                    checker.add("spec.deadline", "must lie after now and after the job's start")
             if spec.HasField("execution_timeout"):
                 timeout = checker.duration_ms(
                     "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
@@ -158,6 +162,7 @@ class Submissions:
             retry,
             max_output,
             trim_output,
+            deadline,
         )
 
     def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:

@@ -5,8 +5,8 @@ The fields of a job's HASH, which are short because there is one set for each jo
 attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready
 since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
 progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
-expiry, `o` retry policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest
-redrive. Times are Unix ms.
+expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry policy, `ra` `rr` `rf`
+`rn` moment, reason, state before, and number of the latest redrive. Times are Unix ms.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def encode_extra(job: NewJob) -> str:
         fields += ["xt", str(job.execution_timeout_ms)]
     if job.expires_at_ms:
         fields += ["ex", str(job.expires_at_ms)]
+    if job.deadline_ms:
+        fields += ["dl", str(job.deadline_ms)]
     if job.retry is not None:
         fields += ["o", _encode_policy(job.retry)]
     if job.max_output_bytes:
@@ -191,8 +193,8 @@ def encode_written(output: Written | None) -> list[str | bytes | int]:
     return args
 
 
-def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
-    """Makes a job of one row of read.lua."""
+def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
+    """Makes a job of one row of read.lua, and of when it was read."""
     record, flat, lease_end, history, long_result = row
     fields = pairs(flat)
 
@@ -242,8 +244,11 @@ def decode_job(queue: str, ulid: str, row: list[Any]) -> Job:
         fencing_token=token,
         lease_expires_at_ms=int(lease_end) if state.leased else 0,
         cancel_reason=fields.get(b"ca", b"").decode(errors="replace"),
+        deadline_ms=number(b"dl"),
+        missed_deadline=b"de" in fields,
         attempts=tuple(attempts[-HISTORY:]),
         redrive=_decode_redrive(fields) if b"rn" in fields else None,
+        read_at_ms=now_ms,
     )
 
 

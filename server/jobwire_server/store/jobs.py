@@ -71,7 +71,7 @@ class AttemptEnd:
 
     job: Job
     condition: str
-    """`worker` | `lease` | `timeout` | `grace` | `lost`, as in end_attempt.lua."""
+    """`worker` | `lease` | `timeout` | `deadline` | `grace` | `lost`, as in end_attempt.lua."""
     ending: Ending
 
 
@@ -344,9 +344,9 @@ class JobStore:
     async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
         """Returns each job as it stands, None for one that is not there."""
         args: list[Argument] = [self._shift, int(full), *ulids]
-        _, *rows = await self._runner.run("read", keys.queue_prefix(queue), args)
+        now, *rows = await self._runner.run("read", keys.queue_prefix(queue), args)
         return [
-            codec.decode_job(queue, ulid, row) if row else None
+            codec.decode_job(queue, ulid, row, now) if row else None
             for ulid, row in zip(ulids, rows, strict=True)
         ]
 
@@ -364,13 +364,13 @@ class JobStore:
         args: list[Argument] = [self._shift, most_bytes]
         for ulid, record, place in jobs:
             args += (ulid, 1 if record else 0, place)
-        _, *rows = await self._runner.run("follow", keys.queue_prefix(queue), args)
+        now, *rows = await self._runner.run("follow", keys.queue_prefix(queue), args)
         followed: list[Followed | None] = []
         for (ulid, record, _), row in zip(jobs, rows, strict=True):
             if not row:
                 followed.append(None)
                 continue
-            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:5]])
+            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:5]], now)
             followed.append(Followed(job, bool(row[5]), codec.decode_written(row[6:])))
         return followed
 

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
 -- claim.lua: PENDING -> RUNNING for as many jobs as the requests ask for and their routes have.
--- Highest priority first, then the oldest id over all the routes of a request. Jobs that were cancelled, expired or
--- claimed by id leave stale entries behind, which are dropped here.
+-- Highest priority first, then the oldest id over all the routes of a request. Jobs that were cancelled, expired, missed
+-- their deadline or were claimed by id leave stale entries behind, which are dropped here.
 -- KEYS[1] jw:{<queue>}:                    prefix of every key of the queue:
 --           r:<ulid> j:<ulid> l:<route> z:<route> ready timers counts totals (submit.lua)
 --           leases                 ZSET    ulid -> end of the lease, Unix ms
 --           held:<worker>          SET     ulids that the worker holds
 --           config                 HASH    paused = 1
---           done:8                 ZSET    ulid -> when an expired job may be forgotten, Unix ms
+--           done:6 done:8          ZSET    ulid -> when a job that missed its deadline, or expired, may be forgotten, Unix ms
 --           claimed:<server>       STRING  the server's last answer that brought something, kept for 60 s
 -- ARGV[1] clock shift, ms
 -- ARGV[2] server id
 -- ARGV[3] number of this call, unique within the server: a call that is repeated because its answer was lost gets that answer
 -- ARGV[4] number of the last call that brought something and whose answer the server heard, 0 for none
--- ARGV[5] retention of jobs that turn out to be expired, ms
+-- ARGV[5] retention of jobs that turn out to be expired or past their deadline, ms
 -- ARGV[6] number of route sets, then for each: the number of its routes, the routes
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
@@ -27,7 +27,7 @@ local now_text = text_of(now)
 local changed = tally.changed
 local answer_key = P .. 'claimed:' .. ARGV[2]
 local call = ARGV[3]
-local PENDING, RUNNING, EXPIRED = 2, 3, 8
+local PENDING, RUNNING, FAILED, EXPIRED = 2, 3, 6, 8
 -- The most stale entries that one call drops, so that no call holds up the store.
 local STALE_BOUND = 2000
 -- The most jobs of lost answers that are remembered; the others come back when their leases end.
@@ -228,6 +228,14 @@ local function expire(ulid, key, revision)
   total('expired')
 end
 
+local function miss_deadline(ulid, key, revision)
+  local purge_at = text_of(now + ARGV[5])
+  redis.call('HSET', key, 's', FAILED, 'v', successor(revision), 'e', now_text, 'pg', purge_at, 'de', '1')
+  file_terminal(P, ulid, FAILED, purge_at)
+  moved(ulid, PENDING, FAILED)
+  total('failed')
+end
+
 local answer, saved, workers = { now, 0, unheard() }, {}, {}
 local leases, started, stale = {}, 0, 0
 for r, request in ipairs(requests) do
@@ -249,11 +257,14 @@ for r, request in ipairs(requests) do
     local records = records_of(entries.ulids)
     for i, ulid in ipairs(entries.ulids) do
       local key = P .. 'j:' .. ulid
-      local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex')
+      local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl')
       if (job[1] and job[1] ~= '2') or not records[i] then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
         expire(ulid, key, job[4])
+        stale = stale + 1
+      elseif job[7] and tonumber(job[7]) <= now then
+        miss_deadline(ulid, key, job[4])
         stale = stale + 1
       else
         local token, attempt = successor(job[2]), successor(job[3])

@@ -15,7 +15,7 @@ local PENDING, RUNNING = 2, 3
 
 local record = redis.call('GET', P .. 'r:' .. ulid)
 if not record then return { 1 } end
-local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'w')
+local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'w', 'dl')
 local state = tonumber(job[1] or PENDING)
 if state == RUNNING and job[7] == worker then
   return { 0, tonumber(job[2]), tonumber(job[3]), record }
@@ -23,6 +23,7 @@ end
 if state ~= PENDING then return { 2, state } end
 if redis.call('HGET', P .. 'config', 'paused') == '1' then return { 3 } end
 if job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then return { 2, 8 } end
+if job[8] and tonumber(job[8]) <= now then return { 2, 6 } end
 
 local token, attempt = (job[2] or 0) + 1, (job[3] or 0) + 1
 redis.call('HSET', key, 's', RUNNING, 't', token, 'n', attempt, 'v', (job[4] or 0) + 1,

@@ -10,7 +10,7 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of terminal jobs, ms
 -- then for each item ten: ulid, worker, fencing token, state decided on,
---   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'grace' that timer is due |
+--   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'deadline' | 'grace' that timer is due |
 --     'lost' the worker was lost, has left, or never got the job),
 --   target state, budget field to add one to ('f' | 'c' | 'i' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
 -- Returns for each item {code, state, due}: code 0 done now, or by the caller before | 1 not found | 2 lease lost or
@@ -32,6 +32,8 @@ local function due(condition, ulid)
     score = redis.call('ZSCORE', P .. 'leases', ulid)
   elseif condition == 'timeout' then
     score = redis.call('ZSCORE', P .. 'timers', 't' .. ulid)
+  elseif condition == 'deadline' then
+    score = redis.call('ZSCORE', P .. 'timers', 'd' .. ulid)
   elseif condition == 'grace' then
     score = redis.call('ZSCORE', P .. 'timers', 'c' .. ulid)
   else

@@ -7,7 +7,7 @@
 --           ready          HASH    route -> entries
 --           routes         HASH    route -> descriptor
 --           scheduled      ZSET    ulid -> due, Unix ms
---           timers         ZSET    'e' .. ulid -> expiry, Unix ms
+--           timers         ZSET    'e' .. ulid -> expiry, 'd' .. ulid -> deadline, Unix ms
 --           counts totals  HASH    (include/tally.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] number of distinct routes, then for each: route, descriptor
@@ -79,6 +79,8 @@ for at = first, #ARGV, 6 do
     for i = 1, #fields, 2 do
       if fields[i] == 'ex' then
         redis.call('ZADD', P .. 'timers', fields[i + 1], 'e' .. ulid)
+      elseif fields[i] == 'dl' then
+        redis.call('ZADD', P .. 'timers', fields[i + 1], 'd' .. ulid)
       end
     end
     if due > now then

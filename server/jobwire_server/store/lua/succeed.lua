@@ -24,7 +24,7 @@ local done, leases, held, timers = {}, {}, {}, {}
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'dl')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -43,6 +43,7 @@ for at = 3, #ARGV, 4 do
       redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at)
     end
     if job[5] then timers[#timers + 1] = 't' .. ulid end
+    if job[7] then timers[#timers + 1] = 'd' .. ulid end
     if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
     done[#done + 1] = purge_at
     done[#done + 1] = ulid

@@ -1,23 +1,23 @@
 #!lua flags=allow-oom
--- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED. Attempts that the clock
--- ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
+-- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED, or FAILED at
+-- the job's deadline. Attempts that the clock ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
 -- longer PENDING are dropped from the fronts of some routes, for those that no worker serves.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals config
---           done:8 (end_attempt.lua)
+--           done:6 done:8 (end_attempt.lua)
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs of each kind to handle in this call
--- ARGV[3] retention of expired jobs, ms
+-- ARGV[3] retention of jobs that end here, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
 -- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid};
---   condition: 'lease' | 'timeout' | 'grace'
+--   condition: 'lease' | 'timeout' | 'deadline' | 'grace'
 --include clock ready tally terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local most, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
-local SCHEDULED, PENDING, EXPIRED = 1, 2, 8
+local SCHEDULED, PENDING, FAILED, EXPIRED = 1, 2, 6, 8
 local answer = { now, 0, 0, redis.call('HGETALL', P .. 'config') }
 local woken = {}
 
@@ -33,26 +33,34 @@ local function leased(ulid)
   return state == '3' or state == '4'
 end
 
+-- Ends a job that nobody holds. The entry of a PENDING one on its route goes stale.
+local function end_waiting(ulid, state, revision, target, name, ...)
+  redis.call('ZREM', P .. 'scheduled', ulid)
+  redis.call('HSET', P .. 'j:' .. ulid, 's', target, 'v', (revision or 0) + 1, 'e', now, 'pg', now + retention, ...)
+  file_terminal(P, ulid, target, now + retention)
+  moved(ulid, state, target)
+  total(name)
+end
+
+local OVERDUE = { t = 'timeout', d = 'deadline', c = 'grace' }
+
 for _, member in ipairs(due_in('timers')) do
   local kind, ulid = string.sub(member, 1, 1), string.sub(member, 2)
-  if kind == 'e' then
-    local key = P .. 'j:' .. ulid
-    local job = redis.call('HMGET', key, 's', 'v', 'n')
-    local state = tonumber(job[1])
-    redis.call('ZREM', P .. 'timers', member)
-    -- A job that was started once is past the point that expires_at guards.
-    if (state == SCHEDULED or state == PENDING) and (job[3] or '0') == '0' then
-      redis.call('ZREM', P .. 'scheduled', ulid)
-      redis.call('HSET', key, 's', EXPIRED, 'v', (job[2] or 0) + 1, 'e', now, 'pg', now + retention)
-      file_terminal(P, ulid, EXPIRED, now + retention)
-      moved(ulid, state, EXPIRED)
-      total('expired')
-    end
-  elseif leased(ulid) then
-    answer[#answer + 1] = kind == 't' and 'timeout' or 'grace'
+  if OVERDUE[kind] and leased(ulid) then
+    answer[#answer + 1] = OVERDUE[kind]
     answer[#answer + 1] = ulid
   else
     redis.call('ZREM', P .. 'timers', member)
+    local job = redis.call('HMGET', P .. 'j:' .. ulid, 's', 'v', 'n')
+    local state = tonumber(job[1])
+    if state == SCHEDULED or state == PENDING then
+      if kind == 'd' then
+        end_waiting(ulid, state, job[2], FAILED, 'failed', 'de', 1)
+      elseif kind == 'e' and (job[3] or '0') == '0' then
+        -- A job that was started once is past the point that expires_at guards.
+        end_waiting(ulid, state, job[2], EXPIRED, 'expired')
+      end
+    end
   end
 end
 
