@@ -29,10 +29,11 @@ RULES = [
         (r"\ba(close|closing|next)\b", r"\1"),
         (r"\bAsync(Iterator|Generator)\b", r"\1"),
         (
-            r"\bAsync(Client|OperatorMethods|Calls|JobHandle|JobWatch|QueueWatch|BatchError)\b",
+            r"\bAsync(Client|(Bulk|Operator|Schedule)Methods|BulkAction|Calls|JobHandle|JobWatch"
+            r"|QueueWatch|BatchError)\b",
             r"\1",
         ),
-        (r"\b(Admin|Job)ServiceAsyncStub\b", r"\1ServiceStub"),
+        (r"\b(Admin|Job|Schedule)ServiceAsyncStub\b", r"\1ServiceStub"),
         (r"\basync_sleep\b", "sync_sleep"),
         (r"\bopen_async_channel\b", "open_sync_channel"),
         (r"\bgrpc\.aio\.", "grpc."),

@@ -3,28 +3,34 @@
     from jobwire import Client, Worker
 
 `Client` and `AsyncClient` are for producers and operators, `Worker` for handlers. What they
-raise is in `jobwire.errors`, what they return in `jobwire.models` and `jobwire.operators`.
+raise is in `jobwire.errors`, what they return in `jobwire.models`, `jobwire.schedules` and
+`jobwire.operators`.
 """
 
 from __future__ import annotations
 
+from jobwire._async.bulk import AsyncBulkAction
 from jobwire._async.client import AsyncClient
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
 from jobwire._async.watching import AsyncJobWatch
 from jobwire._connection import Tls, __version__
+from jobwire._sync.bulk import BulkAction
 from jobwire._sync.client import Client
 from jobwire._sync.handle import BatchError, JobHandle
 from jobwire._sync.watching import JobWatch
+from jobwire.bulk import BulkProgress
 from jobwire.context import Context, Report, TestContext
 from jobwire.errors import (
     AccessDenied,
     AlreadyExists,
     CallError,
+    ChangedMeanwhile,
     DeadlineExceeded,
     InvalidRequest,
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobNotFound,
     JobUnsuccessful,
     JobwireError,
     LeaseLost,
@@ -32,9 +38,14 @@ from jobwire.errors import (
     OutputFull,
     OutputTrimmed,
     PreconditionFailed,
+    QueueFull,
+    QueueNotFound,
     ResourceExhausted,
+    ScheduleNotFound,
     Unavailable,
+    UniqueKeyTaken,
     Violation,
+    WorkerNotFound,
     WrongState,
 )
 from jobwire.models import (
@@ -48,6 +59,7 @@ from jobwire.models import (
     OutputPolicy,
     OutputPosition,
     Progress,
+    Redrive,
     RetryPolicy,
 )
 from jobwire.operators import (
@@ -64,20 +76,26 @@ from jobwire.operators import (
 )
 from jobwire.output import OutputHandler
 from jobwire.payloads import Payload, from_payload, to_payload
+from jobwire.schedules import Schedule, ScheduleRun
 from jobwire.signals import Fatal, Retry, Stopped
+from jobwire.unique import UniqueKey
 from jobwire.worker import Worker, WorkerStats
 
 __all__ = [
     "AccessDenied",
     "AlreadyExists",
     "AsyncBatchError",
+    "AsyncBulkAction",
     "AsyncClient",
     "AsyncJobHandle",
     "AsyncJobWatch",
     "Attempt",
     "AttemptOutcome",
     "BatchError",
+    "BulkAction",
+    "BulkProgress",
     "CallError",
+    "ChangedMeanwhile",
     "Client",
     "Context",
     "DeadlineExceeded",
@@ -89,6 +107,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobHandle",
+    "JobNotFound",
     "JobState",
     "JobUnsuccessful",
     "JobWatch",
@@ -107,22 +126,31 @@ __all__ = [
     "PreconditionFailed",
     "Progress",
     "QueueConfig",
+    "QueueFull",
     "QueueInfo",
+    "QueueNotFound",
     "QueueRates",
     "QueueTotals",
+    "Redrive",
     "Report",
     "ResourceExhausted",
     "Retry",
     "RetryPolicy",
+    "Schedule",
+    "ScheduleNotFound",
+    "ScheduleRun",
     "ServerInfo",
     "Stopped",
     "TestContext",
     "Tls",
     "Unavailable",
+    "UniqueKey",
+    "UniqueKeyTaken",
     "Violation",
     "Worker",
     "WorkerChange",
     "WorkerInfo",
+    "WorkerNotFound",
     "WorkerStats",
     "WorkerStatus",
     "WorkerTotals",

@@ -1,17 +1,23 @@
-"""New jobs to requests. The job's id is made here, so that a repeated call is the same call."""
+"""New jobs and filters to requests.
+
+A job's id is made here, so that a repeated call is the same call; with a request id of the
+caller's the server makes it, since the same request may come from another process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
 from jobwire._convert import Seconds, to_duration, to_timestamp
 from jobwire.ids import new_job_id
-from jobwire.models import NewJob, OutputPolicy, RetryPolicy
+from jobwire.models import JobState, NewJob, OutputPolicy, RetryPolicy
 from jobwire.payloads import to_payload
+from jobwire.unique import UniqueKey
 from jobwire.v1.job_pb2 import JobSpec
-from jobwire.v1.job_service_pb2 import SubmitJobRequest
+from jobwire.v1.job_service_pb2 import JobFilter, SubmitJobRequest
 
 MAX_CHUNK_JOBS = 500
 # A quarter of the 16 MiB that a server takes in one message unless configured otherwise.
@@ -34,6 +40,33 @@ class SubmitOptions(TypedDict, total=False):
     expires_at: datetime | None
     output: OutputPolicy | None
     job_id: str | None
+    deadline: datetime | timedelta | None
+    unique_key: str | UniqueKey | None
+    retention: Seconds | None
+    request_id: str | None
+
+
+class FilterOptions(TypedDict, total=False):
+    """Which jobs of a queue; what is left out does not narrow."""
+
+    states: Iterable[JobState]
+    """Only jobs in these."""
+    operation: str
+    """Only jobs of it."""
+    labels: Mapping[str, str] | None
+    """Only jobs with all of these."""
+    failure_type: str
+    """Only jobs whose failure is of this type, such as `EXECUTION_TIMEOUT`."""
+    submitted_after: datetime | None
+    """Only jobs that were submitted at this moment or later."""
+    submitted_before: datetime | None
+    """Only jobs that were submitted before it."""
+    finished_after: datetime | None
+    """Only jobs that ended at this moment or later."""
+    finished_before: datetime | None
+    """Only jobs that ended before it."""
+    job_ids: Iterable[str]
+    """Only these jobs of the queue; at most 1000."""
 
 
 def is_light(request: SubmitJobRequest) -> bool:
@@ -47,6 +80,18 @@ def submit_request(job: NewJob) -> SubmitJobRequest:
     Raises:
         TypeError, ValueError: The payload or a time can't be carried, or both `run_at` and
             `delay` are given.
+    """
+    request = SubmitJobRequest(queue=job.queue, spec=job_spec(job), request_id=job.request_id or "")
+    if job.job_id or not job.request_id:
+        request.job_id = job.job_id or new_job_id(job.queue or "default")
+    return request
+
+
+def job_spec(job: NewJob) -> JobSpec:
+    """Builds what a job says.
+
+    Raises:
+        TypeError, ValueError: As for `submit_request`.
     """
     if job.run_at is not None and job.delay is not None:
         raise ValueError("give run_at or delay, not both")
@@ -71,9 +116,62 @@ def submit_request(job: NewJob) -> SubmitJobRequest:
         spec.output.CopyFrom(job.output.to_proto())
     if job.expires_at is not None:
         spec.expires_at.CopyFrom(to_timestamp(job.expires_at))
-    return SubmitJobRequest(
-        queue=job.queue, spec=spec, job_id=job.job_id or new_job_id(job.queue or "default")
+    if job.deadline is not None:
+        by = job.deadline
+        spec.deadline.CopyFrom(
+            to_timestamp(datetime.now(UTC) + by if isinstance(by, timedelta) else by)
+        )
+    if job.unique_key is not None:
+        key = UniqueKey(job.unique_key) if isinstance(job.unique_key, str) else job.unique_key
+        spec.unique.CopyFrom(key.to_proto())
+    if job.retention is not None:
+        spec.retention.CopyFrom(to_duration(job.retention))
+    return spec
+
+
+def submit_requests(jobs: Iterable[NewJob], request_id: str | None) -> list[SubmitJobRequest]:
+    """Builds the requests of a batch.
+
+    Args:
+        jobs: In their order.
+        request_id: Makes that of each job without an id of its own, by its place in the batch.
+            Not left to the server, for whom the place is that within one call.
+    """
+    if request_id is None:
+        return [submit_request(job) for job in jobs]
+    requests = []
+    for place, job in enumerate(jobs):
+        own = job.job_id or job.request_id
+        requests.append(
+            submit_request(job if own else replace(job, request_id=f"{request_id}:{place}"))
+        )
+    return requests
+
+
+def job_filter(queue: str, which: FilterOptions) -> JobFilter:
+    """Builds a filter.
+
+    Raises:
+        ValueError: A moment has no time zone.
+    """
+    found = JobFilter(
+        queue=queue,
+        states=[state.to_proto() for state in which.get("states", ())],
+        operation=which.get("operation", ""),
+        labels=which.get("labels"),
+        failure_type=which.get("failure_type", ""),
+        job_ids=which.get("job_ids", ()),
     )
+    moments = {
+        "submitted_after": which.get("submitted_after"),
+        "submitted_before": which.get("submitted_before"),
+        "finished_after": which.get("finished_after"),
+        "finished_before": which.get("finished_before"),
+    }
+    for name, moment in moments.items():
+        if moment is not None:
+            getattr(found, name).CopyFrom(to_timestamp(moment))
+    return found
 
 
 def chunks(requests: Iterable[SubmitJobRequest]) -> Iterator[Sequence[SubmitJobRequest]]:

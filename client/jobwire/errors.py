@@ -78,15 +78,46 @@ class InvalidRequest(CallError):
 
 
 class NotFound(CallError):
-    """No such job, queue or worker."""
+    """No such job, queue, worker or schedule."""
 
     default_code = grpc.StatusCode.NOT_FOUND
+
+
+class JobNotFound(NotFound):
+    """No job has this id: it never existed, or its retention has ended."""
+
+
+class QueueNotFound(NotFound):
+    """No queue has this name yet; its first job or schedule creates it."""
+
+
+class WorkerNotFound(NotFound):
+    """No worker has this id, or it was lost or has left."""
+
+
+class ScheduleNotFound(NotFound):
+    """The queue has no schedule of this id."""
 
 
 class AlreadyExists(CallError):
     """The id is in use for something else."""
 
     default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class UniqueKeyTaken(AlreadyExists):
+    """Another job holds the unique key."""
+
+    @property
+    def job_id(self) -> str:
+        """The job that holds it."""
+        return self.metadata.get("job_id", "")
+
+
+class ChangedMeanwhile(CallError):
+    """The resource was changed since it was read; read it again and apply the change to that."""
+
+    default_code = grpc.StatusCode.ABORTED
 
 
 class PreconditionFailed(CallError):
@@ -107,6 +138,10 @@ class ResourceExhausted(CallError):
     """The store, the queue or the server is full; `retry_after_s` says when to try again."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class QueueFull(ResourceExhausted):
+    """The queue is at its limit of jobs or bytes; `retry_after_s` says when to try again."""
 
 
 class OutputFull(ResourceExhausted):
@@ -200,6 +235,13 @@ _BY_CODE: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
 }
 _BY_REASON: dict[str, type[CallError]] = {
+    "JOB_NOT_FOUND": JobNotFound,
+    "QUEUE_NOT_FOUND": QueueNotFound,
+    "WORKER_NOT_FOUND": WorkerNotFound,
+    "SCHEDULE_NOT_FOUND": ScheduleNotFound,
+    "UNIQUE_KEY_TAKEN": UniqueKeyTaken,
+    "CHANGED_MEANWHILE": ChangedMeanwhile,
+    "QUEUE_FULL": QueueFull,
     "WRONG_STATE": WrongState,
     "LEASE_LOST": LeaseLost,
     "OUTPUT_FULL": OutputFull,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jobwire._convert import Seconds, from_duration, from_timestamp, to_duration
 from jobwire.payloads import from_payload
+from jobwire.unique import UniqueKey
 from jobwire.v1 import job_pb2
 
 
@@ -67,7 +68,10 @@ _OUTCOMES: dict[int, AttemptOutcome] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and when a failing job is tried again; None takes the server's default."""
+    """How often and when a failing job is tried again.
+
+    None takes the queue's default, and where that says nothing the server's.
+    """
 
     max_attempts: int | None = None
     """Failures that end the job, the first attempt included: 1 means no retry. 1 to 1000."""
@@ -179,6 +183,10 @@ class NewJob:
     expires_at: datetime | None = None
     output: OutputPolicy | None = None
     job_id: str | None = None
+    deadline: datetime | timedelta | None = None
+    unique_key: str | UniqueKey | None = None
+    retention: Seconds | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +260,29 @@ class Attempt:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """A job that was put back after its end."""
+
+    redriven_at: datetime | None
+    reason: str
+    """In the words of whoever asked."""
+    from_state: JobState
+    """The terminal state that it was taken out of."""
+    number: int
+    """How often the job has been redriven, this time included."""
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Redrive) -> Redrive:
+        """Reads the wire's form."""
+        return cls(
+            redriven_at=_moment(proto, "redriven_at"),
+            reason=proto.reason,
+            from_state=JobState.from_proto(proto.from_state),
+            number=proto.number,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as it stood when the server answered."""
@@ -268,6 +299,11 @@ class Job:
     retry: RetryPolicy
     execution_timeout: timedelta | None
     expires_at: datetime | None
+    deadline: datetime | None
+    """When it fails unless it is finished."""
+    unique_key: UniqueKey | None
+    retention: timedelta | None
+    """How long it is kept after its end; None: as long as its queue keeps jobs that ended so."""
     created_at: datetime | None
     run_at: datetime | None
     """For SCHEDULED: when it becomes PENDING."""
@@ -289,9 +325,12 @@ class Job:
     output_bytes: int
     """How much output is kept, over all attempts."""
     purge_at: datetime | None
+    last_redrive: Redrive | None
+    """None: it was never redriven."""
     raw_payload: job_pb2.Payload = field(repr=False)
     """As it came; empty in a view without it."""
     raw_result: job_pb2.Payload = field(repr=False)
+    raw_checkpoint: job_pb2.Payload = field(repr=False)
 
     @property
     def payload(self) -> Any:
@@ -302,6 +341,11 @@ class Job:
     def result(self) -> Any:
         """What the handler returned as a Python value; None before SUCCEEDED."""
         return from_payload(self.raw_result)
+
+    @property
+    def checkpoint(self) -> Any:
+        """What its worker saved last for the next attempt, as a Python value; None: nothing."""
+        return from_payload(self.raw_checkpoint)
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Job) -> Job:
@@ -319,6 +363,9 @@ class Job:
             retry=RetryPolicy.from_proto(spec.retry),
             execution_timeout=_span(spec, "execution_timeout"),
             expires_at=_moment(spec, "expires_at"),
+            deadline=_moment(spec, "deadline"),
+            unique_key=UniqueKey.from_proto(spec.unique) if spec.HasField("unique") else None,
+            retention=_span(spec, "retention"),
             created_at=_moment(spec, "created_at"),
             run_at=_moment(proto, "run_at"),
             started_at=_moment(proto, "started_at"),
@@ -336,8 +383,12 @@ class Job:
             attempts=tuple(Attempt.from_proto(attempt) for attempt in proto.attempts),
             output_bytes=proto.output_bytes,
             purge_at=_moment(proto, "purge_at"),
+            last_redrive=(
+                Redrive.from_proto(proto.last_redrive) if proto.HasField("last_redrive") else None
+            ),
             raw_payload=spec.payload,
             raw_result=proto.result,
+            raw_checkpoint=proto.checkpoint,
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from jobwire._convert import from_duration, from_timestamp
-from jobwire.models import JobState
+from jobwire.models import JobState, RetryPolicy
 from jobwire.v1 import admin_service_pb2, worker_service_pb2
 
 
@@ -64,6 +64,50 @@ class QueueConfig:
     """How many changes of jobs its event log keeps; 0: it keeps none."""
     max_output_bytes: int = 0
     """The most output that its jobs keep together; 0: the server's limit."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """What the unset retry fields of its jobs mean; None takes the server's default."""
+    max_pending_jobs: int = 0
+    """The most jobs that may be SCHEDULED or PENDING together; 0: no limit."""
+    max_live_bytes: int = 0
+    """The most bytes of specs that its live jobs may hold together; 0: no limit."""
+    retain_succeeded: timedelta | None = None
+    """How long SUCCEEDED jobs are kept; None: the server's default."""
+    retain_ended: timedelta | None = None
+    """How long FAILED, CANCELLED and EXPIRED jobs are kept; None: the server's default."""
+    max_ended_jobs: int = 0
+    """The most ended jobs that are kept; 0: no limit."""
+    max_ended_bytes: int = 0
+    """The most bytes that specs and results of ended jobs may take together; 0: no limit."""
+    retain_output: timedelta | None = None
+    """How long the output of an ended job is kept; None: as long as the job."""
+    retain_event_log: timedelta | None = None
+    """The age above which entries of the event log are dropped; None: no limit."""
+    priority_ageing: timedelta | None = None
+    """A job that has waited so long counts as one priority higher; None: no ageing."""
+
+    @classmethod
+    def from_proto(cls, proto: admin_service_pb2.QueueConfig) -> QueueConfig:
+        """Reads the wire's form."""
+        return cls(
+            event_log_entries=proto.event_log_entries,
+            max_output_bytes=proto.max_output_bytes,
+            retry=RetryPolicy.from_proto(proto.retry),
+            max_pending_jobs=proto.max_pending_jobs,
+            max_live_bytes=proto.max_live_bytes,
+            retain_succeeded=_span(proto, "retain_succeeded"),
+            retain_ended=_span(proto, "retain_ended"),
+            max_ended_jobs=proto.max_ended_jobs,
+            max_ended_bytes=proto.max_ended_bytes,
+            retain_output=_span(proto, "retain_output"),
+            retain_event_log=_span(proto, "retain_event_log"),
+            priority_ageing=_span(proto, "priority_ageing"),
+        )
+
+
+def _span(proto: admin_service_pb2.QueueConfig, name: str) -> timedelta | None:
+    # A negative one means the default in a request, and may come back as it was sent.
+    found = from_duration(getattr(proto, name)) if proto.HasField(name) else None  # type: ignore[arg-type]
+    return None if found is None or found < timedelta(0) else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +122,13 @@ class QueueInfo:
     rates: QueueRates | None
     """None in listings."""
     totals: QueueTotals
-    config: QueueConfig = QueueConfig()
+    config: QueueConfig = field(default_factory=QueueConfig)
     output_bytes: int = 0
     """How much output its jobs keep."""
+    live_bytes: int = 0
+    """How many bytes the specs of its live jobs take."""
+    ended_bytes: int = 0
+    """How many bytes the specs and results of its ended jobs take."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Queue) -> QueueInfo:
@@ -117,8 +165,10 @@ class QueueInfo:
                 crashed=totals.crashed,
                 released=totals.released,
             ),
-            config=QueueConfig(proto.config.event_log_entries, proto.config.max_output_bytes),
+            config=QueueConfig.from_proto(proto.config),
             output_bytes=proto.output_bytes,
+            live_bytes=proto.live_bytes,
+            ended_bytes=proto.ended_bytes,
         )
 
 
@@ -220,6 +270,7 @@ class ServerInfo:
     max_result_bytes: int
     max_batch_jobs: int
     max_message_bytes: int
+    max_output_bytes: int
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -238,4 +289,5 @@ class ServerInfo:
             max_result_bytes=limits.max_result_bytes,
             max_batch_jobs=limits.max_batch_jobs,
             max_message_bytes=limits.max_message_bytes,
+            max_output_bytes=limits.max_output_bytes,
         )

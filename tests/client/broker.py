@@ -87,8 +87,12 @@ class Broker(
         jobs_grpc.add_JobServiceServicer_to_server(self, self.server)
         workers_grpc.add_WorkerServiceServicer_to_server(self, self.server)
         admin_grpc.add_AdminServiceServicer_to_server(self, self.server)
+        self.add_services(self.server)
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.server.start()
+
+    def add_services(self, server: aio.Server) -> None:
+        """Adds what a test serves beside these services."""
 
     async def stop(self) -> None:
         if self.server is not None:

@@ -15,6 +15,7 @@ from jobwire._timing import async_sleep, open_async_channel
 from jobwire.errors import CallError, DeadlineExceeded, from_rpc_error
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
+from jobwire.v1 import schedule_service_pb2_grpc as schedules_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -47,6 +48,7 @@ class AsyncCalls:
     def _make_stubs(self, channel: grpc.aio.Channel) -> None:
         self._jobs = jobs_grpc.JobServiceStub(channel)
         self._admin = admin_grpc.AdminServiceStub(channel)
+        self._schedules = schedules_grpc.ScheduleServiceStub(channel)
 
     def open(self) -> None:
         """Opens the channel if it is not open; it connects with the first call."""
@@ -66,6 +68,12 @@ class AsyncCalls:
         """The operators' stub."""
         self.open()
         return self._admin
+
+    @property
+    def schedules(self) -> schedules_grpc.ScheduleServiceAsyncStub:
+        """The stub for recurring jobs."""
+        self.open()
+        return self._schedules
 
     async def close(self) -> None:
         """Closes the channel, unless it was given."""

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
+from jobwire._async.bulk import AsyncBulkMethods
 from jobwire._async.calls import AsyncCalls
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
 from jobwire._async.many import AsyncQueueWatch
 from jobwire._async.operators import AsyncOperatorMethods
+from jobwire._async.schedules import AsyncScheduleMethods
 from jobwire._async.watching import AsyncJobWatch, JobEvent, Wish
 from jobwire._connection import ConnectionOptions, Tls
-from jobwire._convert import Seconds
-from jobwire._requests import SubmitOptions, chunks, is_light, submit_request
+from jobwire._convert import Seconds, to_duration
+from jobwire._requests import (
+    SubmitOptions,
+    chunks,
+    is_light,
+    submit_request,
+    submit_requests,
+)
 from jobwire.errors import CallError, from_item_error
 from jobwire.models import Job, JobState, NewJob, OutputPolicy, RetryPolicy
+from jobwire.unique import UniqueKey
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
 from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL, WATCH_CONTENT_STATES
 
 
-class AsyncClient(AsyncOperatorMethods):
-    """Submits jobs, watches them, and looks after queues and workers.
+class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
+    """Submits jobs, watches them, and looks after schedules, queues and workers.
 
     Every call has a deadline and is repeated while the servers are unavailable or ask for
     patience; since ids are made before the call, a repetition never doubles a job. One client
@@ -96,8 +105,15 @@ class AsyncClient(AsyncOperatorMethods):
         expires_at: datetime | None = None,
         output: OutputPolicy | None = None,
         job_id: str | None = None,
+        deadline: datetime | timedelta | None = None,
+        unique_key: str | UniqueKey | None = None,
+        retention: Seconds | None = None,
+        request_id: str | None = None,
     ) -> AsyncJobHandle:
         """Submits one job; when it returns, the job is in the store.
+
+        The call is repeated after a lost answer, and the job is accepted once all the same: its id
+        is made here. To repeat a submission from another process, give it a `request_id`.
 
         Args:
             operation: The job's type, which picks the worker's handler.
@@ -106,7 +122,7 @@ class AsyncClient(AsyncOperatorMethods):
             priority: 0 to 255, higher first.
             requirements: Labels that a worker must have, each with this value.
             labels: Your own words about the job, for filters and people.
-            retry: How often and when to try again; None: the server's defaults.
+            retry: How often and when to try again; None: the queue's defaults.
             execution_timeout: How long one attempt may run, as seconds or timedelta. 0.1 s to
                 30 days; None: no limit.
             run_at: Not before this moment, which must have a time zone.
@@ -115,10 +131,23 @@ class AsyncClient(AsyncOperatorMethods):
             output: How much of its output is kept; None: the server's limit, 16 MiB unless
                 configured otherwise, and what is above it is refused.
             job_id: The id to give it, `<queue>-<26 lower-case ULID characters>`; None: a new one.
+            deadline: The end of the job as a whole, attempts, waits and all: a moment, which must
+                have a time zone, or a timedelta from now. A job that is not finished then is
+                FAILED with `DEADLINE_EXCEEDED`. At most 10 years ahead; None: none.
+            unique_key: At most one job of the queue holds this key at a time. A text: until the
+                job has ended, and while another job holds it, that one is answered (`existed`).
+                For all else a `UniqueKey`.
+            retention: How long the job is kept after its end, as seconds or timedelta. 0 to 10
+                years; None: as long as the queue keeps jobs.
+            request_id: Makes it safe to submit the same job again: for 24 hours the same id with
+                the same content is answered with the same job (`existed`). Moments are content:
+                give a `deadline` as a moment then. 1 to 64 letters, digits and `. _ : -`.
 
         Raises:
             TypeError, ValueError: The payload or a time can't be carried.
-            AlreadyExists: `job_id` was used for a job with other content.
+            AlreadyExists: `job_id` or `request_id` was used for a job with other content.
+            UniqueKeyTaken: `unique_key` refuses the job.
+            QueueFull: The queue is at its limit, and stayed so.
         """
         job = NewJob(
             operation=operation,
@@ -134,20 +163,32 @@ class AsyncClient(AsyncOperatorMethods):
             expires_at=expires_at,
             output=output,
             job_id=job_id,
+            deadline=deadline,
+            unique_key=unique_key,
+            retention=retention,
+            request_id=request_id,
         )
         request = submit_request(job)
         answer = await self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
         return self._accepted(answer, light=is_light(request))
 
-    async def submit_many(self, jobs: Iterable[NewJob]) -> Sequence[AsyncJobHandle]:
+    async def submit_many(
+        self, jobs: Iterable[NewJob], *, request_id: str | None = None
+    ) -> Sequence[AsyncJobHandle]:
         """Submits many jobs in few calls and returns their handles in the same order.
+
+        Args:
+            jobs: Any number of them, of any queues.
+            request_id: Makes it safe to submit the same batch again, as for `submit`: it stands
+                for a `request_id` in each job that has neither that nor a `job_id`. At most 56
+                characters.
 
         Raises:
             AsyncBatchError: Some were refused; it carries the handles of the others. Items whose
                 call failed as a whole carry that call's error; to repeat them is safe with the
-                ids in `job_ids`.
+                ids in `job_ids`, or with the same `request_id`.
         """
-        requests = [submit_request(job) for job in jobs]
+        requests = submit_requests(jobs, request_id)
         outcomes: list[AsyncJobHandle | CallError] = []
         for chunk in chunks(requests):
             try:
@@ -188,12 +229,14 @@ class AsyncClient(AsyncOperatorMethods):
         answer = await self._calls.unary(self._calls.jobs.GetJob, request, self._timeout_s)
         return Job.from_proto(answer.job)
 
-    async def list(
+    async def list_jobs(
         self,
         queue: str = "default",
         *,
         states: Iterable[JobState] = (),
         operation: str = "",
+        labels: Mapping[str, str] | None = None,
+        failure_type: str = "",
         page_size: int = 100,
         full: bool = False,
     ) -> AsyncIterator[Job]:
@@ -203,6 +246,9 @@ class AsyncClient(AsyncOperatorMethods):
             queue: The queue.
             states: Only jobs in these, in this order; empty: all, live ones first.
             operation: Only jobs of it; empty: all.
+            labels: Only jobs with all of these labels.
+            failure_type: Only jobs whose failure is of this type, such as `CRASHED_TOO_OFTEN`;
+                empty: all.
             page_size: How many to read in one call. 1 to 1000.
             full: True brings payload, result, attempts and stack traces too.
         """
@@ -210,6 +256,8 @@ class AsyncClient(AsyncOperatorMethods):
             queue=queue,
             states=[state.to_proto() for state in states],
             operation=operation,
+            labels=labels,
+            failure_type=failure_type,
             page_size=page_size,
             view=_view(full),
         )
@@ -220,6 +268,8 @@ class AsyncClient(AsyncOperatorMethods):
             request.page_token = answer.next_page_token
             if not request.page_token:
                 return
+
+    list = list_jobs
 
     async def run(
         self,
@@ -232,7 +282,8 @@ class AsyncClient(AsyncOperatorMethods):
     ) -> AsyncJobWatch[JobEvent]:
         """Submits a job and watches it in one call; returns once the job is in the store.
 
-        The job is created once, however often the connection breaks.
+        The job is created once, however often the connection breaks. Where `unique_key` or
+        `request_id` stand for a job that exists, that one is watched.
 
         Args:
             operation: The job's type, which picks the worker's handler.
@@ -244,7 +295,8 @@ class AsyncClient(AsyncOperatorMethods):
 
         Raises:
             TypeError, ValueError: The payload or a time can't be carried.
-            AlreadyExists: `job_id` was used for a job with other content.
+            AlreadyExists: `job_id` or `request_id` was used for a job with other content.
+            UniqueKeyTaken: `unique_key` refuses the job.
         """
         request = submit_request(NewJob(operation=operation, payload=payload, **options))
         wish = Wish(
@@ -353,6 +405,30 @@ class AsyncClient(AsyncOperatorMethods):
         """
         request = jobs_pb2.CancelJobRequest(job_id=job_id, reason=reason)
         answer = await self._calls.unary(self._calls.jobs.CancelJob, request, self._timeout_s)
+        return Job.from_proto(answer.job)
+
+    async def retry_job(
+        self, job_id: str, reason: str = "", *, delay: Seconds | None = None
+    ) -> Job:
+        """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and returns it.
+
+        Its failures, crashes and interruptions count from 0 again; its attempts, output and
+        checkpoint stay. Its `expires_at` and `deadline` do not count any more.
+
+        Args:
+            job_id: Of any queue.
+            reason: For people; kept with the job. At most 512 bytes.
+            delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
+
+        Raises:
+            WrongState: It has succeeded, or is live and was never redriven.
+            UniqueKeyTaken: Another job holds its unique key by now.
+            QueueFull: The queue is at its limit, and stayed so.
+        """
+        request = jobs_pb2.RetryJobRequest(
+            job_id=job_id, reason=reason, delay=None if delay is None else to_duration(delay)
+        )
+        answer = await self._calls.unary(self._calls.jobs.RetryJob, request, self._timeout_s)
         return Job.from_proto(answer.job)
 
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from jobwire._async.watching import AsyncJobWatch, JobEvent
+from jobwire._convert import Seconds
 from jobwire._retry import Deadline
 from jobwire._text import Decoders, Lines
 from jobwire.errors import (
@@ -37,7 +38,8 @@ class AsyncJobHandle:
     Attributes:
         id: `<queue>-<26 lower-case ULID characters>`.
         state: As the submission was answered; UNSPECIFIED for a handle made from an id.
-        existed: True if the id had been submitted before, with the same content.
+        existed: True if the id had been submitted before, with the same content, or if another
+            job holds the unique key and is answered.
     """
 
     __slots__ = ("_client", "_light", "existed", "id", "state")
@@ -270,6 +272,10 @@ class AsyncJobHandle:
         """Asks for the end of the job and returns it: CANCELLED, or CANCELLING if it runs."""
         return await self._client.cancel(self.id, reason)
 
+    async def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
+        """Puts the job back after its end and returns it; see `AsyncClient.retry_job`."""
+        return await self._client.retry_job(self.id, reason, delay=delay)
+
 
 class AsyncBatchError(JobwireError):
     """Some jobs of a batch were refused.
@@ -277,7 +283,8 @@ class AsyncBatchError(JobwireError):
     Attributes:
         outcomes: A handle or a `CallError` for each job, in their order.
         job_ids: The id of each job, in the same order: what was refused can be submitted again
-            under the same id without danger of doubling it.
+            under the same id without danger of doubling it. Empty for jobs that were given a
+            `request_id`, which serves the same end.
     """
 
     def __init__(

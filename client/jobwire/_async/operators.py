@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
 
 from jobwire._async.calls import STREAM_LIMIT_S, AsyncCalls, NextCall
 from jobwire._convert import Seconds, to_duration
 from jobwire._retry import Deadline
+from jobwire.models import RetryPolicy
 from jobwire.operators import QueueInfo, ServerInfo, WorkerChange, WorkerInfo, WorkerStatus
 from jobwire.v1 import admin_service_pb2 as admin_pb2
+
+Span: TypeAlias = Seconds | Literal["default"] | None
+"""A setting that is a span of time; None: no change."""
 
 
 class AsyncOperatorMethods:
@@ -94,20 +100,60 @@ class AsyncOperatorMethods:
         *,
         event_log_entries: int | None = None,
         max_output_bytes: int | None = None,
+        retry: RetryPolicy | None = None,
+        max_pending_jobs: int | None = None,
+        max_live_bytes: int | None = None,
+        retain_succeeded: Span = None,
+        retain_ended: Span = None,
+        max_ended_jobs: int | None = None,
+        max_ended_bytes: int | None = None,
+        retain_output: Span = None,
+        retain_event_log: Span = None,
+        priority_ageing: Span = None,
     ) -> QueueInfo:
         """Changes the settings of a queue; what is None stays as it is.
+
+        Spans are seconds or timedeltas, or `"default"`, which takes the setting away.
 
         Args:
             queue: Its name.
             event_log_entries: How many changes of jobs its event log keeps, which lets
                 `watch_jobs` resume without a gap. 0 to 1000000; 0: none.
             max_output_bytes: The most output that its jobs keep together; 0: the server's limit.
+            retry: What the unset retry fields of its jobs mean. It replaces the former one as a
+                whole, and an empty one takes it away.
+            max_pending_jobs: The most jobs that may be SCHEDULED or PENDING together; above it
+                submissions are refused with `QueueFull`. 0: no limit.
+            max_live_bytes: The most bytes of specs that its live jobs may hold together, refused
+                in the same way. 0: no limit.
+            retain_succeeded: How long SUCCEEDED jobs are kept. 0 to 10 years; by default 1 day
+                unless the server is configured otherwise.
+            retain_ended: How long FAILED, CANCELLED and EXPIRED jobs are kept; by default 14 days.
+            max_ended_jobs: The most ended jobs that are kept; those that would be forgotten first
+                go earlier. 0: no limit.
+            max_ended_bytes: The most bytes that their specs and results take. 0: no limit.
+            retain_output: How long the output of an ended job is kept; by default as long as it.
+            retain_event_log: The age above which entries of the event log are dropped; by default
+                none.
+            priority_ageing: A job that has waited so long counts as one priority higher, twice as
+                long two higher, and so on. 100 ms to 30 days; by default none.
 
         Raises:
-            NotFound: No job was ever submitted to it.
+            QueueNotFound: No job was ever submitted to it.
         """
         config = admin_pb2.QueueConfig(
-            event_log_entries=event_log_entries, max_output_bytes=max_output_bytes
+            event_log_entries=event_log_entries,
+            max_output_bytes=max_output_bytes,
+            retry=None if retry is None else retry.to_proto(),
+            max_pending_jobs=max_pending_jobs,
+            max_live_bytes=max_live_bytes,
+            retain_succeeded=_setting(retain_succeeded),
+            retain_ended=_setting(retain_ended),
+            max_ended_jobs=max_ended_jobs,
+            max_ended_bytes=max_ended_bytes,
+            retain_output=_setting(retain_output),
+            retain_event_log=_setting(retain_event_log),
+            priority_ageing=_setting(priority_ageing),
         )
         request = admin_pb2.ConfigureQueueRequest(queue=queue, config=config)
         answer = await self._calls.unary(self._calls.admin.ConfigureQueue, request, self._timeout_s)
@@ -175,3 +221,9 @@ class AsyncOperatorMethods:
             first_s=self._timeout_s,
             reconnect_s=self._reconnect_s,
         )
+
+
+def _setting(span: Span) -> Duration | None:
+    if span is None:
+        return None
+    return to_duration(-1 if span == "default" else span)

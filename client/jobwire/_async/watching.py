@@ -173,6 +173,9 @@ class AsyncJobWatch(Generic[E]):
             if kind != "job":
                 continue
             job = Job.from_proto(answer.job)
+            if job.id != self.job_id:
+                # The server made the id, or another job holds the unique key.
+                self.job_id = self._request.job_id = job.id
             # After a reconnect the first answer may be a state that was seen before.
             if self.job is None or job.revision > self.job.revision:
                 yield job

@@ -16,6 +16,7 @@ from jobwire._timing import open_sync_channel, sync_sleep
 from jobwire.errors import CallError, DeadlineExceeded, from_rpc_error
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
+from jobwire.v1 import schedule_service_pb2_grpc as schedules_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -48,6 +49,7 @@ class Calls:
     def _make_stubs(self, channel: grpc.Channel) -> None:
         self._jobs = jobs_grpc.JobServiceStub(channel)
         self._admin = admin_grpc.AdminServiceStub(channel)
+        self._schedules = schedules_grpc.ScheduleServiceStub(channel)
 
     def open(self) -> None:
         """Opens the channel if it is not open; it connects with the first call."""
@@ -67,6 +69,12 @@ class Calls:
         """The operators' stub."""
         self.open()
         return self._admin
+
+    @property
+    def schedules(self) -> schedules_grpc.ScheduleServiceStub:
+        """The stub for recurring jobs."""
+        self.open()
+        return self._schedules
 
     def close(self) -> None:
         """Closes the channel, unless it was given."""

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
+from jobwire._convert import Seconds
 from jobwire._retry import Deadline
 from jobwire._sync.watching import JobEvent, JobWatch
 from jobwire._text import Decoders, Lines
@@ -38,7 +39,8 @@ class JobHandle:
     Attributes:
         id: `<queue>-<26 lower-case ULID characters>`.
         state: As the submission was answered; UNSPECIFIED for a handle made from an id.
-        existed: True if the id had been submitted before, with the same content.
+        existed: True if the id had been submitted before, with the same content, or if another
+            job holds the unique key and is answered.
     """
 
     __slots__ = ("_client", "_light", "existed", "id", "state")
@@ -271,6 +273,10 @@ class JobHandle:
         """Asks for the end of the job and returns it: CANCELLED, or CANCELLING if it runs."""
         return self._client.cancel(self.id, reason)
 
+    def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
+        """Puts the job back after its end and returns it; see `Client.retry_job`."""
+        return self._client.retry_job(self.id, reason, delay=delay)
+
 
 class BatchError(JobwireError):
     """Some jobs of a batch were refused.
@@ -278,7 +284,8 @@ class BatchError(JobwireError):
     Attributes:
         outcomes: A handle or a `CallError` for each job, in their order.
         job_ids: The id of each job, in the same order: what was refused can be submitted again
-            under the same id without danger of doubling it.
+            under the same id without danger of doubling it. Empty for jobs that were given a
+            `request_id`, which serves the same end.
     """
 
     def __init__(self, outcomes: Sequence[JobHandle | CallError], job_ids: Sequence[str]) -> None:

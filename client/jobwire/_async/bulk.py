@@ -1,0 +1,192 @@
+"""Actions on many jobs: redrive, cancel, purge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from copy import deepcopy
+from typing import Any, Unpack
+
+from jobwire._async.calls import AsyncCalls, NextCall
+from jobwire._requests import FilterOptions, job_filter
+from jobwire._retry import Deadline
+from jobwire.bulk import BulkProgress
+from jobwire.v1.admin_service_pb2 import PurgeJobsRequest
+from jobwire.v1.job_service_pb2 import CancelJobsRequest, RetryJobsRequest
+
+
+class AsyncBulkAction:
+    """An action on many jobs, which begins when it is iterated over or waited for.
+
+    Iterating tells about once a second how far it is. Leaving it before its end stops it; what was
+    changed stays so. If it is cut off it goes on with another call: what was changed matches no
+    more, and is added to the counts.
+
+    Args:
+        calls: The way to the servers.
+        method: The name of the method and of its service's stub.
+        request: With the filter.
+        first_s: How long to try until the first answer comes, in seconds.
+        reconnect_s: How long to go on trying while no server answers, in seconds.
+    """
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        method: tuple[str, str],
+        request: RetryJobsRequest | CancelJobsRequest | PurgeJobsRequest,
+        first_s: float,
+        reconnect_s: float,
+    ) -> None:
+        self._calls = calls
+        self._service, self._name = method
+        self._request = request
+        self._first_s = first_s
+        self._reconnect_s = reconnect_s
+
+    async def wait(self) -> BulkProgress:
+        """Goes through with it and returns the last word."""
+        events = self._follow()
+        async with aclosing(events):
+            async for progress in events:
+                last: BulkProgress = progress
+        return last
+
+    def __aiter__(self) -> AsyncGenerator[BulkProgress]:
+        return self._follow()
+
+    async def _follow(self) -> AsyncGenerator[BulkProgress]:
+        changed = before = 0
+        # The action may be iterated over again.
+        request = deepcopy(self._request)
+
+        def next_call() -> NextCall:
+            nonlocal before
+            if not request.dry_run:
+                before = changed
+                if request.max_jobs:
+                    request.max_jobs = max(1, self._request.max_jobs - before)
+            # Cut off after a time it would begin anew, and a long count never end.
+            return getattr(getattr(self._calls, self._service), self._name), request, math.inf
+
+        answers: AsyncGenerator[Any] = self._calls.stream(
+            next_call,
+            deadline=Deadline(None),
+            late="",
+            first_s=self._first_s,
+            reconnect_s=self._reconnect_s,
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                progress = BulkProgress.from_proto(answer.progress, before)
+                changed = progress.changed
+                yield progress
+                if progress.done:
+                    return
+
+
+class AsyncBulkMethods:
+    """What is done to many jobs; see `AsyncClient`."""
+
+    _calls: AsyncCalls
+    _timeout_s: float
+    _reconnect_s: float
+
+    def retry_jobs(
+        self,
+        queue: str,
+        *,
+        reason: str = "",
+        dry_run: bool = False,
+        max_jobs: int = 0,
+        max_per_second: float = 0.0,
+        **which: Unpack[FilterOptions],
+    ) -> AsyncBulkAction:
+        """Redrives the jobs of a queue that match, in the order in which they were submitted.
+
+            client.retry_jobs("images", failure_type="Timeout", max_per_second=50).wait()
+
+        Args:
+            queue: The queue.
+            reason: For people; kept with each job. At most 512 bytes.
+            dry_run: True: counts, and changes nothing.
+            max_jobs: The most jobs to redrive; 0: all.
+            max_per_second: The most jobs that become ready in a second; the others are SCHEDULED
+                one behind the other. 0.01 to 100000; 0: no cap.
+            which: `states` (without them: FAILED), `operation`, `labels`, `failure_type`,
+                `submitted_after`, `submitted_before`, `finished_after`, `finished_before`,
+                `job_ids`.
+
+        Raises:
+            ValueError: A moment has no time zone.
+            QueueNotFound: When it begins: there is no such queue.
+        """
+        request = RetryJobsRequest(
+            filter=job_filter(queue, which),
+            reason=reason,
+            dry_run=dry_run,
+            max_jobs=max_jobs,
+            max_per_second=max_per_second,
+        )
+        return self._bulk(("jobs", "RetryJobs"), request)
+
+    def cancel_jobs(
+        self,
+        queue: str,
+        *,
+        reason: str = "",
+        dry_run: bool = False,
+        max_jobs: int = 0,
+        **which: Unpack[FilterOptions],
+    ) -> AsyncBulkAction:
+        """Cancels the jobs of a queue that match, each as `cancel` does.
+
+        Args:
+            queue: The queue.
+            reason: For people; kept with each job. At most 512 bytes.
+            dry_run: True: counts, and changes nothing.
+            max_jobs: The most jobs to cancel; 0: all.
+            which: As for `retry_jobs`; without `states`: all live ones.
+
+        Raises:
+            ValueError: A moment has no time zone.
+            QueueNotFound: When it begins: there is no such queue.
+        """
+        request = CancelJobsRequest(
+            filter=job_filter(queue, which), reason=reason, dry_run=dry_run, max_jobs=max_jobs
+        )
+        return self._bulk(("jobs", "CancelJobs"), request)
+
+    def purge_jobs(
+        self,
+        queue: str,
+        *,
+        dry_run: bool = False,
+        max_jobs: int = 0,
+        **which: Unpack[FilterOptions],
+    ) -> AsyncBulkAction:
+        """Forgets the ended jobs of a queue that match, with all that is kept of them.
+
+        Args:
+            queue: The queue.
+            dry_run: True: counts, and changes nothing.
+            max_jobs: The most jobs to forget; 0: all.
+            which: As for `retry_jobs`; without `states`: all terminal ones.
+
+        Raises:
+            ValueError: A moment has no time zone.
+            InvalidRequest: When it begins: a live state is among `states`.
+            QueueNotFound: When it begins: there is no such queue.
+        """
+        request = PurgeJobsRequest(
+            filter=job_filter(queue, which), dry_run=dry_run, max_jobs=max_jobs
+        )
+        return self._bulk(("admin", "PurgeJobs"), request)
+
+    def _bulk(
+        self,
+        method: tuple[str, str],
+        request: RetryJobsRequest | CancelJobsRequest | PurgeJobsRequest,
+    ) -> AsyncBulkAction:
+        return AsyncBulkAction(self._calls, method, request, self._timeout_s, self._reconnect_s)
