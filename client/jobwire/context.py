@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -19,10 +21,11 @@ from jobwire.signals import Stopped
 from jobwire.v1 import job_pb2, worker_service_pb2
 
 M = TypeVar("M", bound=Message)
-StopReason = Literal["", "cancelled", "lease_lost", "shutdown"]
+StopReason = Literal["", "cancelled", "lease_lost", "shutdown", "timeout", "deadline"]
 
 _MAX_MESSAGE_BYTES = 1024
 _MAX_DETAILS_BYTES = 16 << 10
+MAX_CHECKPOINT_BYTES = 64 << 10
 _DRAIN_LOOK_S = 0.01
 
 
@@ -115,6 +118,8 @@ class Context:
         report: Callable[[Report], None],
         signal: StopSignal,
         output: Callable[[], OutputLog],
+        save: Callable[[job_pb2.Payload], Future[None]],
+        ends_at: float | None = None,
     ) -> None:
         self.job_id = assignment.job_id
         self.fencing_token = assignment.fencing_token
@@ -123,6 +128,8 @@ class Context:
         self._signal = signal
         self._open_log = output
         self._log: OutputLog | None = None
+        self._save = save
+        self._ends_at = ends_at
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id} attempt {self.attempt}>"
@@ -159,6 +166,52 @@ class Context:
             TypeError: The input is another message, or bytes.
         """
         return from_payload(self.raw_payload, message_type)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the handler is stopped at the latest, in UTC; None: there is no such moment.
+
+        The earlier of the end of the attempt's execution timeout and the job's deadline, by this
+        machine's clock.
+        """
+        return None if self._ends_at is None else datetime.fromtimestamp(self._ends_at, UTC)
+
+    @property
+    def raw_checkpoint(self) -> job_pb2.Payload:
+        """What the latest attempt saved, as it came; empty if nothing was."""
+        return self._assignment.checkpoint
+
+    @cached_property
+    def checkpoint(self) -> Any:
+        """What the latest attempt saved as a Python value; None if nothing was."""
+        return from_payload(self.raw_checkpoint)
+
+    def save_checkpoint(self, value: Any) -> Awaitable[None]:
+        """Keeps something for the next attempt, should this one not finish.
+
+        An async handler awaits it: `await context.save_checkpoint(...)`. A handler in a thread or
+        process calls it, and it returns when it is done. Either way what was given is then in the
+        store, in place of what was saved before, until the job succeeds or is forgotten; it
+        survives crashes, failures and redrives. It also goes where the handler is told to stop.
+
+        Args:
+            value: A JSON value, bytes or a protobuf message. At most 64 KiB.
+
+        Raises:
+            TypeError: The value has no form on the wire.
+            ValueError: It is larger than 64 KiB.
+            LeaseLost: The job is no longer this worker's; nothing was saved.
+            CallError: The broker refused it.
+        """
+        payload = to_payload(value)
+        size = payload.ByteSize()
+        if size > MAX_CHECKPOINT_BYTES:
+            raise ValueError(f"the checkpoint is {size} bytes; at most {MAX_CHECKPOINT_BYTES}")
+        saved = self._save(payload)
+        if _on_event_loop():
+            return asyncio.wrap_future(saved)
+        saved.result()
+        return _Done()
 
     def progress(
         self, fraction: float | None, message: str | None = None, details: Any = None
@@ -247,12 +300,17 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler should stop: cancelled, lease lost, or worker shutting down."""
+        """True once the handler should stop, for whatever reason; see `stop_reason`."""
         return self._signal.is_set
 
     @property
     def stop_reason(self) -> StopReason:
-        """Why: `cancelled`, `lease_lost`, `shutdown`; empty before."""
+        """Why the handler should stop; empty before.
+
+        `cancelled`; `lease_lost`, the job is no longer this worker's; `shutdown`, the worker ends;
+        `timeout`, the attempt ran past its execution timeout; `deadline`, the job past its
+        deadline.
+        """
         return self._signal.reason
 
     @property
@@ -297,11 +355,13 @@ class Context:
         attempt: int = 1,
         fencing_token: int = 1,
         labels: Mapping[str, str] | None = None,
+        checkpoint: Any = None,
+        deadline: datetime | None = None,
     ) -> TestContext:
         """Makes a context that needs no server, to call a handler in a test.
 
-        Its `reports` collects the progress, its `outputs` the output; its `cancel` gives the
-        signal to stop.
+        Its `reports` collects the progress, its `outputs` the output, its `checkpoints` what is
+        saved; its `cancel` gives the signal to stop.
         """
         return TestContext(
             worker_service_pb2.Assignment(
@@ -311,7 +371,9 @@ class Context:
                 spec=job_pb2.JobSpec(
                     operation=operation, payload=to_payload(payload), labels=labels
                 ),
-            )
+                checkpoint=to_payload(checkpoint),
+            ),
+            None if deadline is None else deadline.timestamp(),
         )
 
 
@@ -321,19 +383,31 @@ class TestContext(Context):
     Attributes:
         reports: Every progress report, in order.
         outputs: Every piece of output with its channel, in order.
+        checkpoints: Every value that was saved, in order.
     """
 
     __test__ = False  # not a test class to pytest
 
-    def __init__(self, assignment: worker_service_pb2.Assignment) -> None:
+    def __init__(
+        self, assignment: worker_service_pb2.Assignment, ends_at: float | None = None
+    ) -> None:
         self.reports: list[Report] = []
+        self.checkpoints: list[Any] = []
         self.outputs: list[tuple[str, str | bytes]] = []
         super().__init__(
             assignment,
             report=self.reports.append,
             signal=StopSignal(),
             output=lambda: OutputLog(lambda urgent: None, lambda: True),
+            save=self._note,
+            ends_at=ends_at,
         )
+
+    def _note(self, payload: job_pb2.Payload) -> Future[None]:
+        self.checkpoints.append(from_payload(payload))
+        saved: Future[None] = Future()
+        saved.set_result(None)
+        return saved
 
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
@@ -358,6 +432,14 @@ class TestContext(Context):
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
         """Gives the signal to stop."""
         self._signal.set(reason, message)
+
+
+class _Done:
+    """Something to await that is over."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
 
 
 def _on_event_loop() -> bool:

@@ -58,6 +58,9 @@ class Host(Protocol):
     def lose_all(self) -> None:
         """Stops all handlers: the leases of this worker are gone."""
 
+    def saved(self, lease: worker_service_pb2.LeaseRef, error: CallError | None) -> None:
+        """The broker has a checkpoint in its store; or, with the error, does not take it."""
+
     def recorded(self, completions: Iterable[worker_service_pb2.Completion]) -> None:
         """The broker has these in its store."""
 
@@ -96,10 +99,13 @@ class Transport(Protocol):
         lease: worker_service_pb2.LeaseRef,
         progress: job_pb2.Progress | None,
         output: OutputLog | None = None,
+        checkpoint: job_pb2.Payload | None = None,
     ) -> None:
         """Has a job's progress recorded, in place of an older report that still waits.
 
-        Takes what it can from `output` as well, and goes on while more of that is due.
+        Takes what it can from `output` as well, and goes on while more of that is due. A
+        checkpoint is recorded with it, trying on while no server answers; the answer is
+        `Host.saved`.
         """
 
     def complete(self, completion: worker_service_pb2.Completion) -> None:

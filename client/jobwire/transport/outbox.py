@@ -24,7 +24,7 @@ from jobwire.errors import (
 )
 from jobwire.output import OutputLog
 from jobwire.transport.base import Host
-from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
     Completion,
@@ -99,16 +99,23 @@ class Outbox:
             self.ready.set()
 
     def report(
-        self, lease: LeaseRef, progress: Progress | None, output: OutputLog | None = None
+        self,
+        lease: LeaseRef,
+        progress: Progress | None,
+        output: OutputLog | None = None,
+        checkpoint: Payload | None = None,
     ) -> None:
-        """Says how far a job is, and what it writes out."""
-        report = Report(job_id=lease.job_id, fencing_token=lease.fencing_token, progress=progress)
+        """Says how far a job is, what it writes out, and what its next attempt is to get."""
         if output is not None:
             self._logs[lease.job_id, lease.fencing_token] = output
-        if progress is not None:
+        report = self._reports.get(lease.job_id)
+        if report is None or report.fencing_token != lease.fencing_token:
+            report = Report(job_id=lease.job_id, fencing_token=lease.fencing_token)
             self._reports[lease.job_id] = report
-        else:
-            self._reports.setdefault(lease.job_id, report)
+        if progress is not None:
+            report.progress.CopyFrom(progress)
+        if checkpoint is not None:
+            report.checkpoint.CopyFrom(checkpoint)
         self.ready.set()
 
     def complete(self, completion: Completion) -> None:
@@ -183,14 +190,17 @@ class Outbox:
         for job_id in list(islice(self._reports, MAX_REPORTS)):
             report = self._reports[job_id]
             log = self._log_of(report)
+            saves = report.HasField("checkpoint")
+            # Output and checkpoints go out in order, so one report at a time.
+            if (log is not None or saves) and (job_id in self._reported or size > FRAME_BYTES):
+                continue
             if log is not None:
-                if job_id in self._reported or size > FRAME_BYTES:
-                    # Its output goes out in order, so one report at a time.
-                    continue
                 report.output.extend(log.take())
                 size += sum(len(chunk.text) + len(chunk.data) for chunk in report.output)
+            if saves:
+                size += report.checkpoint.ByteSize()
             del self._reports[job_id]
-            if log is not None and not report.output and not report.HasField("progress"):
+            if not (report.output or saves or report.HasField("progress")):
                 self._release_completion(job_id)
                 continue
             frame.reports.append(report)
@@ -223,6 +233,8 @@ class Outbox:
                 self._later(partial(self._report_again, report))
                 continue
             self._settle_output(report, error)
+            if report.HasField("checkpoint"):
+                self._host.saved(_lease(report), error)
             if isinstance(error, LeaseLost | NotFound):
                 self._host.lose([_lease(report)])
             elif error is not None:
@@ -260,7 +272,15 @@ class Outbox:
         if log is not None:
             log.again()
         del report.output[:]
-        self._reports.setdefault(report.job_id, report)
+        waiting = self._reports.get(report.job_id)
+        if waiting is None:
+            self._reports[report.job_id] = report
+        elif waiting.fencing_token == report.fencing_token:
+            # What waits is newer, but may lack what this one has.
+            if report.HasField("progress") and not waiting.HasField("progress"):
+                waiting.progress.CopyFrom(report.progress)
+            if report.HasField("checkpoint") and not waiting.HasField("checkpoint"):
+                waiting.checkpoint.CopyFrom(report.checkpoint)
 
     # Output.
 
@@ -308,7 +328,8 @@ class Outbox:
         frames, self._sent = self._sent, {}
         unanswered = [c for frame in frames.values() for c in frame.completions]
         self._completions.extendleft(reversed(unanswered))
-        for frame in frames.values():
+        # The newest first: beside it an older one adds only what it lacks.
+        for frame in reversed(frames.values()):
             for report in frame.reports:
                 self._report_again(report)
         self._beat = False

@@ -22,7 +22,7 @@ from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
 from jobwire.transport.outbox import Outbox
 from jobwire.transport.session import Session
-from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import (
     WORKER_STATUS_DRAINING,
     Attach,
@@ -232,10 +232,14 @@ class StreamTransport:
         self._outbox.tell_credits()
 
     def report(
-        self, lease: LeaseRef, progress: Progress | None, output: OutputLog | None = None
+        self,
+        lease: LeaseRef,
+        progress: Progress | None,
+        output: OutputLog | None = None,
+        checkpoint: Payload | None = None,
     ) -> None:
-        """Has a job's progress and output recorded."""
-        self._outbox.report(lease, progress, output)
+        """Has a job's progress, output and checkpoint recorded."""
+        self._outbox.report(lease, progress, output, checkpoint)
 
     def complete(self, completion: Completion) -> None:
         """Has the end of an attempt recorded."""

@@ -29,7 +29,7 @@ from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
 from jobwire.transport.outbox import mend_output
 from jobwire.v1 import worker_service_pb2 as pb
-from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 log = logging.getLogger("jobwire.worker")
@@ -76,7 +76,7 @@ class UnaryTransport:
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
         self._reachable = True
-        self._newest: dict[str, tuple[pb.LeaseRef, Progress | None]] = {}
+        self._newest: dict[str, pb.UpdateProgressRequest] = {}
         self._logs: dict[str, OutputLog] = {}
         self._reporters: dict[str, asyncio.Task[None]] = {}
         self._completing: set[asyncio.Task[None]] = set()
@@ -140,6 +140,8 @@ class UnaryTransport:
             finally:
                 self._claim = None
             backoff.reset()
+            for notice in answer.cancellations:
+                self._host.cancel(notice)
             self._host.assign(answer.assignments)
 
     def _stopped_claiming(self) -> bool:
@@ -205,11 +207,25 @@ class UnaryTransport:
         """Does nothing: the claims ask for what is free."""
 
     def report(
-        self, lease: pb.LeaseRef, progress: Progress | None, output: OutputLog | None = None
+        self,
+        lease: pb.LeaseRef,
+        progress: Progress | None,
+        output: OutputLog | None = None,
+        checkpoint: Payload | None = None,
     ) -> None:
-        """Has a job's progress and output recorded, one call at a time for each job."""
-        _, waiting = self._newest.get(lease.job_id, (lease, None))
-        self._newest[lease.job_id] = (lease, progress or waiting)
+        """Has what a job says recorded, one call at a time for each job."""
+        request = self._newest.get(lease.job_id)
+        if request is None or request.fencing_token != lease.fencing_token:
+            request = pb.UpdateProgressRequest(
+                worker_id=self._host.spec.worker_id,
+                job_id=lease.job_id,
+                fencing_token=lease.fencing_token,
+            )
+            self._newest[lease.job_id] = request
+        if progress is not None:
+            request.progress.CopyFrom(progress)
+        if checkpoint is not None:
+            request.checkpoint.CopyFrom(checkpoint)
         if output is not None:
             self._logs[lease.job_id] = output
         if lease.job_id not in self._reporters:
@@ -219,71 +235,57 @@ class UnaryTransport:
     async def _send_reports(self, job_id: str) -> None:
         try:
             while job_id in self._newest:
-                lease, progress = self._newest.pop(job_id)
-                output = self._logs.pop(job_id, None)
-                if output is None:
-                    await self._send_report(lease, progress)
-                else:
-                    await self._send_output(lease, progress, output)
+                await self._send_report(self._newest.pop(job_id), self._logs.pop(job_id, None))
         finally:
             del self._reporters[job_id]
 
-    async def _send_output(
-        self, lease: pb.LeaseRef, progress: Progress | None, output: OutputLog
+    async def _send_report(
+        self, request: pb.UpdateProgressRequest, output: OutputLog | None
     ) -> None:
-        """Sends output until it is recorded or refused for good."""
+        """Sends a report; output and a checkpoint until they are recorded or refused for good."""
+        lease = pb.LeaseRef(job_id=request.job_id, fencing_token=request.fencing_token)
         backoff = Backoff()
         while True:
-            request = pb.UpdateProgressRequest(
-                worker_id=self._host.spec.worker_id,
-                job_id=lease.job_id,
-                fencing_token=lease.fencing_token,
-                progress=progress,
-                output=output.take(),
-            )
-            if not request.output and progress is None:
+            saves = request.HasField("checkpoint")
+            if output is not None:
+                del request.output[:]
+                request.output.extend(output.take())
+            if not (request.output or saves or request.HasField("progress")):
                 return
             try:
                 answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
             except CallError as error:
-                if isinstance(error, OutputFull) or error.reason == "OUTPUT_GAP":
-                    mend_output(output, lease.job_id, error)
-                    continue
-                if _passing(error):
+                if output is not None:
+                    if isinstance(error, OutputFull) or error.reason == "OUTPUT_GAP":
+                        mend_output(output, lease.job_id, error)
+                        continue
                     output.again()
+                if _passing(error) and (output is not None or saves):
                     await asyncio.sleep(backoff.next_s(error.retry_after_s))
                     continue
-                output.close()
+                if output is not None:
+                    output.close()
+                if saves:
+                    self._host.saved(lease, error)
                 self._report_failed(lease, error)
                 return
-            output.recorded()
             backoff.reset()
+            if output is not None:
+                output.recorded()
+            if saves:
+                self._host.saved(lease, None)
             if answer.HasField("cancel"):
                 self._host.cancel(answer.cancel)
-            if not output.is_due:
+            if output is None or not output.is_due:
                 return
-            progress = None
+            request.ClearField("progress")
+            request.ClearField("checkpoint")
 
     def _report_failed(self, lease: pb.LeaseRef, error: CallError) -> None:
         if _lease_is_gone(error):
             self._host.lose([lease])
         elif not _passing(error):
             log.warning("a progress report of %s was refused: %s", lease.job_id, error)
-
-    async def _send_report(self, lease: pb.LeaseRef, progress: Progress | None) -> None:
-        request = pb.UpdateProgressRequest(
-            worker_id=self._host.spec.worker_id,
-            job_id=lease.job_id,
-            fencing_token=lease.fencing_token,
-            progress=progress,
-        )
-        try:
-            answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
-        except CallError as error:
-            self._report_failed(lease, error)
-            return
-        if answer.HasField("cancel"):
-            self._host.cancel(answer.cancel)
 
     def complete(self, completion: pb.Completion) -> None:
         """Has the end of an attempt recorded, and takes the next job with the answer."""

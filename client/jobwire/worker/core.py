@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from jobwire.context import StopReason
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
-from jobwire.output import FLUSH_S
 from jobwire.signals import Stopped
 from jobwire.transport.base import Transport
-from jobwire.v1.job_pb2 import Failure, Progress
+from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
     Cancelled,
@@ -29,13 +30,14 @@ from jobwire.v1.worker_service_pb2 import (
 )
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import Held, Stage, WorkerStats
-from jobwire.worker.outcomes import failure, refused_result
+from jobwire.worker.limits import end_of, words_for
+from jobwire.worker.outcomes import failure, overran, refused_result
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
+from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
 
 log = logging.getLogger("jobwire.worker")
 
-REPORT_INTERVAL_S = 0.1
 # After the signal to stop, handlers get this long to unwind before their jobs are given back.
 UNWIND_S = 5.0
 # How long the end of the worker waits for the receipts of its last completions.
@@ -67,8 +69,13 @@ class Core:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
+        self._reports = Reports(transport)
         self._runner = Runner(
-            self._concurrency, self._take_report, self._take_output, self._end_all
+            self._concurrency,
+            self._reports.take_progress,
+            self._reports.take_output,
+            self._reports.take_checkpoint,
+            self._end_all,
         )
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
@@ -141,6 +148,7 @@ class Core:
                 self._lose(known)
             self._held[held.job_id] = held
             self._assigned += 1
+            self._limit(held)
             if self.draining.is_set():
                 self._release_unstarted(held)
             else:
@@ -173,6 +181,12 @@ class Core:
     def lose_all(self) -> None:
         """Stops all handlers: the leases of this worker are gone."""
         self.lose(self.leases())
+
+    def saved(self, lease: LeaseRef, error: CallError | None) -> None:
+        """The broker has a checkpoint, or does not take it."""
+        held = self._find(lease.job_id, lease.fencing_token)
+        if held is not None:
+            self._reports.saved(held, error)
 
     def recorded(self, completions: Iterable[Completion]) -> None:
         """The broker has these in its store."""
@@ -230,6 +244,8 @@ class Core:
 
     def _forget(self, held: Held) -> None:
         del self._held[held.job_id]
+        if held.end_timer is not None:
+            held.end_timer.cancel()
         if held.stage is Stage.ENDED:
             self._unrecorded -= 1
 
@@ -260,22 +276,12 @@ class Core:
         """Takes what a handler made of its job."""
         self._running.discard(held)
         self._ended += 1
-        if held.timer is not None:
-            held.timer.cancel()
         if held.void:
             self._void -= 1
             self._transport.capacity_changed()
             self._changed.set()
             return
-        if held.output_timer is not None:
-            held.output_timer.cancel()
-        output = held.output
-        if output is not None:
-            output.finish()
-            if not output.waiting_bytes:
-                output = None
-        if held.newest is not None or output is not None:
-            self._transport.report(held.lease, held.newest, output)
+        self._reports.finish(held)
         self._say(held, self._completion(held, outcome))
 
     def _say(self, held: Held, completion: Completion) -> None:
@@ -296,6 +302,10 @@ class Core:
             return held.completion(released=Released(reason="the worker shut down"))
         if reason == "cancelled" and isinstance(error, Stopped | asyncio.CancelledError):
             return held.completion(cancelled=Cancelled())
+        if reason in ("timeout", "deadline") and isinstance(
+            error, Stopped | asyncio.CancelledError
+        ):
+            return held.completion(failure=overran(reason, held.signal.message, error))
         described = failure(error)
         _log_failure(held.job_id, described, error)
         return held.completion(failure=described)
@@ -304,8 +314,7 @@ class Core:
         self._lost += 1
         self._forget(held)
         held.void = True
-        if held.output is not None:
-            held.output.close()
+        self._reports.forsake(held)
         if held.stage is Stage.RUNNING:
             # Until it heeds the signal it occupies a place that the broker counts as free.
             self._void += 1
@@ -317,55 +326,26 @@ class Core:
         released = Released(not_started=True, reason="the worker takes no more jobs")
         self._say(held, held.completion(released=released))
 
-    # Progress.
-
-    def _take_report(self, held: Held, progress: Progress) -> None:
-        """Keeps the newest report; called from any thread."""
-        waiting, held.newest = held.newest is not None, progress
-        if not waiting:
-            try:
-                self._loop.call_soon_threadsafe(self._send_report, held)
-            except RuntimeError:
-                return  # the loop is closed: a thread outlived its worker
-
-    def _send_report(self, held: Held) -> None:
-        progress = held.newest
-        if progress is None or held.void or held.stage is not Stage.RUNNING:
-            return
-        wait_s = held.reported_at + REPORT_INTERVAL_S - self._loop.time()
-        if held.reported_at and wait_s > 0:
-            held.timer = self._loop.call_later(wait_s, self._send_report, held)
-            return
-        held.newest = None
-        held.reported_at = self._loop.time()
-        self._transport.report(held.lease, progress, held.output)
-
-    # Output.
-
-    def _take_output(self, held: Held, urgent: bool) -> None:
-        """Has output sent, now or soon; called from any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._send_output, held, urgent)
-        except RuntimeError:
-            return  # the loop is closed: a thread outlived its worker
-
-    def _send_output(self, held: Held, urgent: bool) -> None:
-        if held.output is None or held.void or held.stage is not Stage.RUNNING:
-            return
-        if held.output_timer is not None:
-            held.output_timer.cancel()
-            held.output_timer = None
-        wait_s = held.output_at + FLUSH_S - self._loop.time()
-        if held.output_at and wait_s > 0 and not urgent:
-            held.output_timer = self._loop.call_later(wait_s, self._send_output, held, True)
-            return
-        held.output_at = self._loop.time()
-        progress, held.newest = held.newest, None
-        if progress is not None:
-            held.reported_at = held.output_at
-        self._transport.report(held.lease, progress, held.output)
-
     # Time.
+
+    def _limit(self, held: Held) -> None:
+        """Sets the clock for a job that may not take as long as it likes."""
+        end = end_of(held.assignment.spec, time.time())
+        if end is not None:
+            held.ends_at, reason = end
+            wait_s = max(0.0, held.ends_at - time.time())
+            held.end_timer = self._loop.call_later(wait_s, self._overrun, held, reason)
+
+    def _overrun(self, held: Held, reason: StopReason) -> None:
+        """Stops a handler whose time is over; the broker takes the job back by itself."""
+        if held.void or held.stage is Stage.ENDED or held.signal.is_set:
+            return
+        if held.stage is Stage.WAITING:
+            self._release_unstarted(held)
+            return
+        words = words_for(reason, held.assignment.spec)
+        log.warning("%s is stopped: %s", held.job_id, words)
+        self._runner.stop(held, reason, words)
 
     def _tick(self) -> None:
         """Fits the number of jobs kept ready to the speed, and returns those that wait too long."""
@@ -431,6 +411,7 @@ class Core:
         released = Released(reason="the worker shut down before the handler stopped")
         for held in stuck:
             held.void = True
+            self._reports.forsake(held)
             self._void += 1
             self._say(held, held.completion(released=released))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from jobwire.context import Context, StopSignal
 from jobwire.output import OutputLog
-from jobwire.v1.job_pb2 import Progress
+from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion, LeaseRef
 from jobwire.worker.handlers import Operation
 
@@ -24,6 +25,14 @@ class Stage(IntEnum):
     """Its completion waits for the broker's receipt."""
 
 
+@dataclass(slots=True)
+class Saving:
+    """A checkpoint that the broker does not have yet, and those who wait for it."""
+
+    payload: Payload
+    waiters: list[Future[None]]
+
+
 class Held:
     """A job from its assignment until its completion is recorded."""
 
@@ -31,14 +40,18 @@ class Held:
         "assignment",
         "came_at",
         "context",
+        "end_timer",
+        "ends_at",
         "fencing_token",
         "job_id",
         "newest",
+        "next_saving",
         "operation",
         "output",
         "output_at",
         "output_timer",
         "reported_at",
+        "saving",
         "signal",
         "stage",
         "task",
@@ -64,6 +77,13 @@ class Held:
         self.output: OutputLog | None = None
         self.output_timer: asyncio.TimerHandle | None = None
         self.output_at = 0.0
+        self.saving: Saving | None = None
+        """The checkpoint that is on its way to the broker."""
+        self.next_saving: Saving | None = None
+        """The one behind it."""
+        self.ends_at: float | None = None
+        """When its handler is stopped at the latest, in Unix seconds."""
+        self.end_timer: asyncio.TimerHandle | None = None
 
     @property
     def lease(self) -> LeaseRef:

@@ -6,7 +6,7 @@ import traceback
 from typing import Any
 
 from jobwire._convert import to_duration
-from jobwire.context import cut
+from jobwire.context import StopReason, cut
 from jobwire.payloads import to_payload
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure, Payload
@@ -64,6 +64,17 @@ def failure(error: BaseException) -> Failure:
             described.details.CopyFrom(_details(error.details))
         if isinstance(error, Retry) and error.after is not None:
             described.retry_after.CopyFrom(to_duration(error.after))
+    return described
+
+
+def overran(reason: StopReason, message: str, error: BaseException) -> Failure:
+    """Describes a handler that was stopped by the clock, in the broker's own words for it.
+
+    It may be retried: whether there is time for that is for the broker to say.
+    """
+    described = failure(error)
+    described.type = "DEADLINE_EXCEEDED" if reason == "deadline" else "EXECUTION_TIMEOUT"
+    described.message = message
     return described
 
 

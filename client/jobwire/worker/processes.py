@@ -1,13 +1,14 @@
 """Handlers in processes of their own, for CPU work.
 
 Each process runs one handler at a time and is used again. Over its pipe go the assignment and
-the signal to stop one way, progress and the outcome the other. A handler that does not heed the
-signal is killed with its process.
+the signal to stop one way, progress, checkpoints and the outcome the other. A handler that does
+not heed the signal is killed with its process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -15,11 +16,16 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
+import grpc
+
 from jobwire.context import Context, Report, StopSignal
+from jobwire.errors import CallError, call_error
 from jobwire.output import OutputLog, current_context
 from jobwire.signals import Stopped
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
@@ -86,6 +92,16 @@ class _Child:
         self._process.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A handler's line to the worker's core; each may be called from any thread."""
+
+    report: Callable[[Progress], None]
+    stop: StopSignal
+    output: Callable[[], OutputLog]
+    save: Callable[[Payload], Future[None]]
+
+
 class ProcessPool:
     """Starts processes as they are needed; each waits for the next handler afterwards."""
 
@@ -97,11 +113,16 @@ class ProcessPool:
         self,
         function: Handler,
         assignment: Assignment,
-        report: Callable[[Progress], None],
-        stop: StopSignal,
-        output: Callable[[], OutputLog],
+        ends_at: float | None,
+        line: Line,
     ) -> Payload:
         """Runs a handler and returns its result.
+
+        Args:
+            function: The handler.
+            assignment: Its job.
+            ends_at: When it is stopped at the latest, Unix seconds.
+            line: To the worker's core.
 
         Raises:
             HandlerFailure: It failed.
@@ -110,11 +131,12 @@ class ProcessPool:
         """
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[_Message] = loop.create_future()
+        stop = line.stop
 
         def receive(message: _Message) -> None:
             kind, content = message
             if kind == "report":
-                report(Progress.FromString(content))
+                line.report(Progress.FromString(content))
             elif not outcome.done():
                 outcome.set_result(message)
 
@@ -122,10 +144,17 @@ class ProcessPool:
             if message[0] == "output":
                 # In the reader's thread, which waits for room: then the pipe fills, and with it
                 # the handler's own buffer.
-                log = output()
+                log = line.output()
                 log.on_full = partial(child.send, ("full", None))
                 for data, channel, is_text in message[1]:
                     log.write(data, channel, is_text=is_text, wait=True)
+                return
+            if message[0] == "checkpoint":
+                number, payload = message[1]
+                saved = line.save(Payload.FromString(payload))
+                saved.add_done_callback(
+                    lambda saved: child.send(("saved", (number, _refusal(saved.exception()))))
+                )
                 return
             try:
                 loop.call_soon_threadsafe(receive, message)
@@ -146,7 +175,7 @@ class ProcessPool:
             killer.append(loop.call_later(KILL_AFTER_S, child.kill))
 
         try:
-            job = (pickle.dumps(function), assignment.SerializeToString())
+            job = (pickle.dumps(function), assignment.SerializeToString(), ends_at)
             await asyncio.to_thread(child.send, ("run", job))
             stop.on_set = pass_on
             if stop.is_set:
@@ -192,17 +221,19 @@ class _HandlerProcess:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._send_lock = threading.Lock()
-        self._jobs: queue.Queue[tuple[bytes, bytes]] = queue.Queue()
+        self._jobs: queue.Queue[tuple[bytes, bytes, float | None]] = queue.Queue()
         self._stop = StopSignal()
         self._newest: Progress | None = None
         self._output = self._new_log()
         self._busy = threading.Event()
+        self._numbers = itertools.count()
+        self._savings: dict[int, Future[None]] = {}
+        """Checkpoints that the worker has not answered yet."""
 
     def serve(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         while True:
-            function, assignment = self._jobs.get()
-            outcome = self._run(function, assignment)
+            outcome = self._run(*self._jobs.get())
             self._busy.clear()
             self._flush()
             self._send(outcome)
@@ -224,17 +255,28 @@ class _HandlerProcess:
         if kind == "full":
             self._output.fill()
             return
+        if kind == "saved":
+            number, refused = content
+            saved = self._savings.pop(number)
+            if refused is None:
+                saved.set_result(None)
+            else:
+                code, words, reason = refused
+                saved.set_exception(call_error(code, words, reason=reason))
+            return
         self._stop = StopSignal()
         self._output = self._new_log()
         self._busy.set()
         self._jobs.put(content)
 
-    def _run(self, pickled: bytes, assignment: bytes) -> _Message:
+    def _run(self, pickled: bytes, assignment: bytes, ends_at: float | None) -> _Message:
         context = Context(
             Assignment.FromString(assignment),
             report=self._keep_newest,
             signal=self._stop,
             output=lambda: self._output,
+            save=self._save,
+            ends_at=ends_at,
         )
         current_context.set(context)
         try:
@@ -249,6 +291,14 @@ class _HandlerProcess:
 
     def _keep_newest(self, report: Report) -> None:
         self._newest = report.to_proto()
+
+    def _save(self, payload: Payload) -> Future[None]:
+        saved: Future[None] = Future()
+        saved.set_running_or_notify_cancel()
+        number = next(self._numbers)
+        self._savings[number] = saved
+        self._send(("checkpoint", (number, payload.SerializeToString())))
+        return saved
 
     def _flush(self) -> None:
         with self._send_lock:
@@ -275,3 +325,12 @@ class _HandlerProcess:
     def _send(self, message: _Message) -> None:
         with self._send_lock:
             self._pipe.send(message)
+
+
+def _refusal(error: BaseException | None) -> tuple[grpc.StatusCode, str, str] | None:
+    """What of a failed saving goes over the pipe."""
+    if error is None:
+        return None
+    if isinstance(error, CallError):
+        return error.code, error.message, error.reason
+    return grpc.StatusCode.UNKNOWN, str(error), ""

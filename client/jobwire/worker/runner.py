@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeAlias
 
 from jobwire.context import Context, Report, StopReason
 from jobwire.output import OutputLog, current_context
-from jobwire.v1.job_pb2 import Failure, Progress
+from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Success
 from jobwire.worker.handlers import Raised, call
 from jobwire.worker.held import Held
 from jobwire.worker.outcomes import success
-from jobwire.worker.processes import ProcessPool
+from jobwire.worker.processes import Line, ProcessPool
 from jobwire.worker.threads import ThreadPool
 
 Outcome: TypeAlias = Success | Failure | Raised
@@ -31,6 +32,7 @@ class Runner:
         limit: The most handlers at once.
         report: Takes progress, from any thread.
         output: Is told of output, from any thread; True: it is urgent.
+        save: Has a checkpoint saved, from any thread; what it returns is done when it is.
         ended: Takes jobs and their outcomes, on the event loop.
     """
 
@@ -39,10 +41,12 @@ class Runner:
         limit: int,
         report: Callable[[Held, Progress], None],
         output: Callable[[Held, bool], None],
+        save: Callable[[Held, Payload], Future[None]],
         ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
     ) -> None:
         self._report = report
         self._output = output
+        self._save = save
         self._opening = threading.Lock()
         self._ended = ended
         self._loop = asyncio.get_running_loop()
@@ -91,6 +95,8 @@ class Runner:
             report=report,
             signal=held.signal,
             output=partial(self._output_log, held),
+            save=partial(self._save, held),
+            ends_at=held.ends_at,
         )
 
     def _output_log(self, held: Held) -> OutputLog:
@@ -135,9 +141,13 @@ class Runner:
             raise LookupError(f"this worker has no handler for {name!r}")
         if operation.mode == "async":
             return success(await operation.function(context))
-        report = partial(self._report, held)
-        log = partial(self._output_log, held)
-        run = self._processes.run(operation.function, held.assignment, report, held.signal, log)
+        line = Line(
+            report=partial(self._report, held),
+            stop=held.signal,
+            output=partial(self._output_log, held),
+            save=partial(self._save, held),
+        )
+        run = self._processes.run(operation.function, held.assignment, held.ends_at, line)
         return success(await run)
 
 

@@ -1,0 +1,34 @@
+"""When a job's attempt is over by the clock, whatever its handler does.
+
+The broker takes the job back by itself; the worker stops the handler at the same moment, so that
+it does not go on in vain. The moments are by this machine's clock: of a job's deadline it knows as
+much as the clock is right, of an execution timeout it counts from the arrival of the job.
+"""
+
+from __future__ import annotations
+
+from jobwire.context import StopReason
+from jobwire.v1.job_pb2 import JobSpec
+
+
+def end_of(spec: JobSpec, now_s: float) -> tuple[float, StopReason] | None:
+    """Tells when an attempt ends at the latest, in Unix seconds, and why; None: at no time.
+
+    Args:
+        spec: What the job says.
+        now_s: When it arrived, Unix seconds.
+    """
+    ends: list[tuple[float, StopReason]] = []
+    if spec.HasField("execution_timeout"):
+        ends.append((now_s + spec.execution_timeout.ToTimedelta().total_seconds(), "timeout"))
+    if spec.HasField("deadline"):
+        ends.append((spec.deadline.ToMicroseconds() / 1e6, "deadline"))
+    return min(ends, default=None)
+
+
+def words_for(reason: StopReason, spec: JobSpec) -> str:
+    """Says it for people."""
+    if reason == "deadline":
+        return f"the job was not finished by its deadline {spec.deadline.ToJsonString()}"
+    limit_s = spec.execution_timeout.ToTimedelta().total_seconds()
+    return f"the attempt ran past its execution timeout of {limit_s:g} s"
