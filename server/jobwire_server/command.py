@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -30,6 +31,10 @@ Exit codes:
   3  the store can't be used
   4  an address is in use
 """
+
+
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Objects made since the last look, and looks of one generation before one at the next."""
 
 
 class ServeCommand(click.Command):
@@ -119,8 +124,20 @@ def _give_up(error: ConfigurationError, status: int) -> None:
     sys.exit(status)
 
 
+def _calm_the_collector() -> None:
+    """Has the garbage collector look seldom, and never again at what is there from the start.
+
+    A batch makes thousands of objects that live for milliseconds and hold no cycles; at Python's
+    own thresholds a busy server spends a sixth of its time looking through them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 async def _until_stopped(application: Application, for_people: bool) -> None:
     await application.start()
+    _calm_the_collector()
     if for_people:
         click.echo(_banner(application))
     else:

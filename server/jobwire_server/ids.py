@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ULID_LENGTH = 26
@@ -16,13 +17,30 @@ _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 _RANDOM_LIMIT = 1 << 80
 
 QUEUE_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
-_JOB_ID = re.compile(rf"({QUEUE_PATTERN})-([0-7][{ALPHABET}]{{25}})")
+_LONGEST_QUEUE = 63
+_QUEUE = re.compile(QUEUE_PATTERN)
+_ULID = re.compile(rf"[0-7][{ALPHABET}]{{25}}")
+
+
+def is_queue(name: str) -> bool:
+    """True for a well-formed queue name."""
+    # Before the cache, which must not keep megabytes of nonsense.
+    return len(name) <= _LONGEST_QUEUE and _is_queue(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_queue(name: str) -> bool:
+    return _QUEUE.fullmatch(name) is not None
 
 
 def split_job_id(job_id: str) -> tuple[str, str] | None:
     """Returns the queue and the ULID of a well-formed job id, None for anything else."""
-    match = _JOB_ID.fullmatch(job_id)
-    return (match[1], match[2]) if match else None
+    ulid = job_id[-ULID_LENGTH:]
+    if _ULID.fullmatch(ulid) and job_id[-ULID_LENGTH - 1 : -ULID_LENGTH] == "-":
+        queue = job_id[: -ULID_LENGTH - 1]
+        if is_queue(queue):
+            return queue, ulid
+    return None
 
 
 def _encode(value: int, pairs: int) -> str:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
-from jobwire_server.ids import QUEUE_PATTERN, split_job_id
+from jobwire_server.ids import is_queue, split_job_id
 from jobwire_server.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
 
 DEFAULT_QUEUE = "default"
@@ -29,7 +29,7 @@ MAX_OUTPUT_BYTES = 1 << 20
 MAX_QUEUES = 64
 MAX_OPERATIONS = 512
 
-_QUEUE = re.compile(QUEUE_PATTERN)
+_LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -166,16 +166,28 @@ class Checker:
             )
 
 
-@lru_cache(maxsize=4096)
-def is_queue(name: str) -> bool:
-    """True for a well-formed queue name."""
-    return _QUEUE.fullmatch(name) is not None
-
-
-@lru_cache(maxsize=4096)
 def is_operation(name: str) -> bool:
     """True for a well-formed operation name."""
+    # Before the cache, which must not keep megabytes of nonsense.
+    return len(name) <= _LONGEST_OPERATION and _is_operation(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_operation(name: str) -> bool:
     return _OPERATION.fullmatch(name) is not None
+
+
+def is_sound(payload: job_pb2.Payload, most: int) -> bool:
+    """True for a payload that `Checker.payload` would neither change nor find fault with."""
+    kind = payload.WhichOneof("kind")
+    if kind == "struct":
+        return False
+    if kind == "json":
+        try:
+            from_json(payload.json, allow_inf_nan=False, cache_strings=False)
+        except ValueError:
+            return False
+    return payload.ByteSize() <= most
 
 
 def _span(ms: int) -> str:

@@ -40,15 +40,13 @@ class JobService:
         accepted = (await self._router.submit(job.queue, (job,)))[0]
         return _response(accepted, job)
 
-    async def SubmitJobs(
-        self, request: job_service_pb2.SubmitJobsRequest, context: object
-    ) -> job_service_pb2.SubmitJobsResponse:
+    async def SubmitJobs(self, request: job_service_pb2.SubmitJobsRequest, context: object) -> Any:
         """Accepts a batch, item by item."""
         requests = request.requests
         if not 0 < len(requests) <= self._limits.max_batch_jobs:
             text = f"must hold 1 to {self._limits.max_batch_jobs} jobs, not {len(requests)}"
             raise InvalidRequest([Violation("requests", text)])
-        results: list[job_service_pb2.SubmitResult | None] = [None] * len(requests)
+        results: list[bytes | None] = [None] * len(requests)
         by_queue: dict[str, list[tuple[int, NewJob]]] = {}
         for at, item in enumerate(requests):
             try:
@@ -66,13 +64,13 @@ class JobService:
         if failures and len(away) == len(failures):
             raise away[0]
         answered = [result for result in results if result is not None]
-        return job_service_pb2.SubmitJobsResponse(results=answered)
+        return wire.SubmitJobsResponse(results=answered)
 
     async def _submit_group(
         self,
         queue: str,
         group: list[tuple[int, NewJob]],
-        results: list[job_service_pb2.SubmitResult | None],
+        results: list[bytes | None],
     ) -> JobwireError | None:
         try:
             answers = await self._router.submit(queue, [job for _, job in group])
@@ -81,8 +79,12 @@ class JobService:
                 results[at] = _refused(error)
             return error
         for (at, job), accepted in zip(group, answers, strict=True):
+            if accepted.existing_record is None:
+                results[at] = wire.accepted_result(accepted.job_id, accepted.state)
+                continue
             try:
-                results[at] = job_service_pb2.SubmitResult(accepted=_response(accepted, job))
+                answer = job_service_pb2.SubmitResult(accepted=_response(accepted, job))
+                results[at] = answer.SerializeToString()
             except JobwireError as error:
                 results[at] = _refused(error)
         return None
@@ -241,8 +243,8 @@ def _response(accepted: Accepted, job: NewJob) -> job_service_pb2.SubmitJobRespo
     )
 
 
-def _refused(error: JobwireError) -> job_service_pb2.SubmitResult:
-    return job_service_pb2.SubmitResult(error=convert.item_error(error))
+def _refused(error: JobwireError) -> bytes:
+    return job_service_pb2.SubmitResult(error=convert.item_error(error)).SerializeToString()
 
 
 def _states(checker: Checker, states: Sequence[int]) -> list[JobState]:

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import AlreadyExists
-from jobwire_server.ids import split_job_id
+from jobwire_server.ids import is_queue, split_job_id
 from jobwire_server.model import Accepted, NewJob
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import Limits
@@ -19,17 +19,14 @@ from jobwire_server.servicers.checks import (
     Checker,
     check_retry,
     is_operation,
-    is_queue,
+    is_sound,
 )
 
 SCHEMA_VERSION = 1
 MAX_PRIORITY = 255
 
-# Field numbers of JobSpec, for one pass over the fields that are set.
 _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
-_OPERATION = _FIELDS["operation"].number
-_PAYLOAD = _FIELDS["payload"].number
-_PRIORITY = _FIELDS["priority"].number
+_OPERATION, _PAYLOAD = _FIELDS["operation"], _FIELDS["payload"]
 
 
 class Submissions:
@@ -57,48 +54,37 @@ class Submissions:
             InvalidRequest: With a violation for each field that is wrong.
         """
         now = self._now_ms()
-        checker: Checker | None = None
         spec = request.spec
-        operation = ""
-        priority = 0
-        rare: list[int] = []
-        for field, value in spec.ListFields():
-            number = field.number
-            if number == _OPERATION:
-                operation = value
-            elif number == _PAYLOAD:
-                checker = checker or Checker()
-                checker.payload("spec.payload", value, self._limits.max_payload_bytes)
-            elif number == _PRIORITY:
-                priority = value
-            else:
-                rare.append(number)
-        if rare or request.job_id or request.queue or priority or not is_operation(operation):
-            checker = checker or Checker()
-            job = self._unusual(request, checker, operation, priority, rare, now)
-            checker.raise_if_any()
-            return job
-        if checker is not None and checker.violations:
-            checker.raise_if_any()
-        # A job with an operation and a payload and nothing else.
-        return NewJob(
-            f"{DEFAULT_QUEUE}-{self._new_ulid()}",
-            DEFAULT_QUEUE,
-            route_of(operation, {}),
-            0,
-            spec.SerializeToString() + self._stamp_of(now),
-        )
+        queue, job_id = request.queue or DEFAULT_QUEUE, request.job_id
+        fields = spec.ListFields()
+        # Nearly all jobs have an operation and a payload and nothing else. Whatever is unusual or
+        # wrong about one is found and said on the long way.
+        if (
+            len(fields) == 2
+            and fields[0][0] is _OPERATION
+            and fields[1][0] is _PAYLOAD
+            and is_operation(operation := fields[0][1])
+            and is_sound(fields[1][1], self._limits.max_payload_bytes)
+            and not request.request_id
+            and is_queue(queue)
+            and (not job_id or ((parts := split_job_id(job_id)) and parts[0] == queue))
+        ):
+            return NewJob(
+                job_id or f"{queue}-{self._new_ulid()}",
+                queue,
+                route_of(operation, {}),
+                0,
+                spec.SerializeToString() + self._stamp_of(now),
+            )
+        return self._unusual(request, Checker(), now)
 
     def _unusual(
-        self,
-        request: job_service_pb2.SubmitJobRequest,
-        checker: Checker,
-        operation: str,
-        priority: int,
-        rare: list[int],
-        now: int,
+        self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int
     ) -> NewJob:
         spec = request.spec
+        operation, priority = spec.operation, spec.priority
+        if spec.HasField("payload"):
+            checker.payload("spec.payload", spec.payload, self._limits.max_payload_bytes)
         checker.operation("spec.operation", operation)
         if priority > MAX_PRIORITY:
             checker.add("spec.priority", f"must be 0 to {MAX_PRIORITY}, not {priority}")
@@ -116,38 +102,33 @@ class Submissions:
         run_at = delay = expires_at = deadline = timeout = max_output = 0
         trim_output = False
         retry = None
-        requirements: dict[str, str] = {}
-        if rare:
-            checker.labels("spec.requirements", spec.requirements)
-            checker.labels("spec.labels", spec.labels)
-            requirements = dict(spec.requirements)
-            start = spec.WhichOneof("start")
-            if start == "run_at":
-                run_at = checker.moment_ms("spec.run_at", spec.run_at, now + TEN_YEARS_MS)
-            elif start == "delay":
-                delay = checker.duration_ms("spec.delay", spec.delay, 0, TEN_YEARS_MS)
-            if spec.HasField("expires_at"):
-                expires_at = checker.moment_ms(
-                    "spec.expires_at", spec.expires_at, now + TEN_YEARS_MS
-                )
-                if 0 < expires_at <= max(now + delay, run_at):
-                    checker.add("spec.expires_at", "must lie after now and after the job's start")
-            if spec.HasField("deadline"):
-                deadline = checker.moment_ms("spec.deadline", spec.deadline, now + TEN_YEARS_MS)
-                if 0 < deadline <= max(now + delay, run_at):
-                    checker.add("spec.deadline", "must lie after now and after the job's start")
-            if spec.HasField("execution_timeout"):
-                timeout = checker.duration_ms(
-                    "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
-                )
-            if spec.HasField("retry"):
-                retry = check_retry(checker, "spec.retry", spec.retry)
-            if spec.HasField("output"):
-                max_output, trim_output = self._output(checker, spec.output)
-            spec.ClearField("created_at")
-            spec.ClearField("schema_version")
-        if checker.violations:
-            checker.raise_if_any()
+        checker.labels("spec.requirements", spec.requirements)
+        checker.labels("spec.labels", spec.labels)
+        requirements = dict(spec.requirements)
+        start = spec.WhichOneof("start")
+        if start == "run_at":
+            run_at = checker.moment_ms("spec.run_at", spec.run_at, now + TEN_YEARS_MS)
+        elif start == "delay":
+            delay = checker.duration_ms("spec.delay", spec.delay, 0, TEN_YEARS_MS)
+        if spec.HasField("expires_at"):
+            expires_at = checker.moment_ms("spec.expires_at", spec.expires_at, now + TEN_YEARS_MS)
+            if 0 < expires_at <= max(now + delay, run_at):
+                checker.add("spec.expires_at", "must lie after now and after the job's start")
+        if spec.HasField("deadline"):
+            deadline = checker.moment_ms("spec.deadline", spec.deadline, now + TEN_YEARS_MS)
+            if 0 < deadline <= max(now + delay, run_at):
+                checker.add("spec.deadline", "must lie after now and after the job's start")
+        if spec.HasField("execution_timeout"):
+            timeout = checker.duration_ms(
+                "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
+            )
+        if spec.HasField("retry"):
+            retry = check_retry(checker, "spec.retry", spec.retry)
+        if spec.HasField("output"):
+            max_output, trim_output = self._output(checker, spec.output)
+        spec.ClearField("created_at")
+        spec.ClearField("schema_version")
+        checker.raise_if_any()
         return NewJob(
             job_id,
             queue,

@@ -8,6 +8,7 @@ starts, so they can't drift from it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -21,6 +22,7 @@ OPAQUE = {
     "Job.progress",
     "Job.result",
     "Job.spec",
+    "SubmitJobsResponse.results",
 }
 """Fields that these classes take as serialized bytes."""
 
@@ -84,5 +86,25 @@ WatchJobResponse: Any = _CLASSES["WatchJobResponse"]
 CancelJobResponse: Any = _CLASSES["CancelJobResponse"]
 RetryJobResponse: Any = _CLASSES["RetryJobResponse"]
 ClaimJobResponse: Any = _CLASSES["ClaimJobResponse"]
+SubmitJobsResponse: Any = _CLASSES["SubmitJobsResponse"]
 WorkResponse: Any = _CLASSES["WorkResponse"]
 CompleteJobResponse: Any = _CLASSES["CompleteJobResponse"]
+
+
+@lru_cache(maxsize=256)
+def _around(id_length: int, state: int) -> tuple[bytes, bytes]:
+    name = "-" * id_length
+    accepted = job_service_pb2.SubmitJobResponse(job_id=name, state=state)  # type: ignore[arg-type]
+    head, _, tail = (
+        job_service_pb2.SubmitResult(accepted=accepted).SerializeToString().partition(name.encode())
+    )
+    return head, tail
+
+
+def accepted_result(job_id: str, state: int) -> bytes:
+    """Returns the serialized SubmitResult of a job that was written now.
+
+    All that differ in their ids alone are one and the same around it.
+    """
+    head, tail = _around(len(job_id), state)
+    return head + job_id.encode() + tail

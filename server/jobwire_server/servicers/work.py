@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.calls import current_call
 from jobwire_server.errors import InvalidRequest, Violation
+from jobwire_server.ids import split_job_id
 from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
 from jobwire_server.options import BrokerOptions, Limits
 from jobwire_server.router import Router
@@ -28,6 +29,7 @@ from jobwire_server.servicers.checks import (
     check_failure,
     check_output,
     check_progress,
+    is_sound,
     worker_spec,
 )
 from jobwire_server.servicers.convert import item_error
@@ -211,9 +213,17 @@ class WorkStreams:
         return frame
 
     def _completion(self, frame: FrameIn, item: worker_service_pb2.Completion) -> None:
+        kind = item.WhichOneof("outcome")
+        if kind == "success":
+            result = item.success.result
+            parts = split_job_id(item.job_id)
+            if parts and is_sound(result, self._limits.max_result_bytes):
+                frame.completions.append(
+                    Ended(*parts, item.fencing_token, result.SerializeToString())
+                )
+                return
         checker = Checker()
         queue, ulid = checker.job_id("job_id", item.job_id)
-        kind = item.WhichOneof("outcome")
         outcome: Any = None
         if kind == "success":
             result = item.success.result
