@@ -188,8 +188,8 @@ class UniqueKeyTaken(JobwireError):
 
     def __init__(self, key: str, job_id: str, state: str) -> None:
         super().__init__(
-            f"the unique key {key!r} is held by {job_id}, which is {state}: wait for it, or choose"
-            " another key",
+            f"{f'the unique key {key!r}' if key else 'its unique key'} is held by {job_id}, which is"
+            f" {state}: wait for it, or choose another key",
             metadata={"job_id": job_id, "state": state},
         )
 

@@ -35,10 +35,10 @@ class Lanes:
         loop = asyncio.get_running_loop()
         linger_s = options.max_linger_ms / 1000
 
-        async def submit(items: Sequence[NewJob]) -> Sequence[Accepted]:
+        async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
             # In the loop's next turn, when the call is on its way.
             loop.call_soon(expect, queue, items)
-            return await store.submit(queue, items)
+            return await store.submit(queue, items, options.retain_ended_ms)
 
         async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
             return await store.succeed(queue, items, options.retain_succeeded_ms)
@@ -56,7 +56,9 @@ class Lanes:
                 queue, items, options.cancel_grace_ms, options.retain_ended_ms
             )
 
-        self.submit: GroupCommit[NewJob, Accepted] = GroupCommit(submit, backlog, linger_s=linger_s)
+        self.submit: GroupCommit[NewJob, Accepted | JobwireError] = GroupCommit(
+            submit, backlog, linger_s=linger_s
+        )
         self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
             succeed, backlog, linger_s=linger_s
         )

@@ -88,6 +88,42 @@ DEADLINE_MISSED = Failure("DEADLINE_EXCEEDED", "the job was not finished at its 
 """Of a job that its deadline ended."""
 
 
+class UniqueScope(IntEnum):
+    """While which jobs hold a unique key; the numbers are those of the contract."""
+
+    PENDING = 1
+    UNFINISHED = 2
+    PERIOD = 3
+
+
+class UniqueConflict(IntEnum):
+    """What happens where another job holds the key; the numbers are those of the contract."""
+
+    RETURN_EXISTING = 1
+    REJECT = 2
+    REPLACE_PENDING = 3
+
+
+class UniqueKey(NamedTuple):
+    """A key that at most one job of a queue holds at a time."""
+
+    key: str
+    scope: UniqueScope = UniqueScope.UNFINISHED
+    period_ms: int = 0
+    """For PERIOD: how long from the acceptance."""
+    conflict: UniqueConflict = UniqueConflict.RETURN_EXISTING
+
+
+class RequestId(NamedTuple):
+    """Makes the retry of a submission safe."""
+
+    request_id: str
+    digest: str
+    """Of the content without what the broker adds; 32 characters."""
+    chosen: bool = False
+    """True: the job's id was chosen by the producer as well."""
+
+
 class NewJob(NamedTuple):
     """A job at the door, checked and ready to be written.
 
@@ -115,15 +151,27 @@ class NewJob(NamedTuple):
     """True: above it the oldest is dropped; False: what is above it is refused."""
     deadline_ms: int = 0
     """FAILED if not finished at this moment; 0: never."""
+    request: RequestId | None = None
+    unique: UniqueKey | None = None
+    retention_ms: int | None = None
+    """How long it is kept after its end, 0 or more; None: as long as the queue says."""
 
 
 class Accepted(NamedTuple):
     """The answer to a submission."""
 
     job_id: str
-    state: JobState
+    state: JobState | None
+    """None: the job that the request id stands for is forgotten."""
     existing_record: bytes | None = None
-    """The record that the id already had; None if the job was written now."""
+    """None if the job was written now; the record that its id already had; b'' where the request id
+    stands for the job, or the job holds the unique key.
+    """
+
+    @property
+    def existed(self) -> bool:
+        """True if nothing was written now."""
+        return self.existing_record is not None
 
 
 class Assignment(NamedTuple):

@@ -193,8 +193,11 @@ class Router:
 
     # ------------------------------------------------------------------ jobs
 
-    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted]:
-        """Accepts jobs of one queue, each unless its id is taken.
+    async def submit(
+        self, queue: str, jobs: Sequence[NewJob]
+    ) -> Sequence[Accepted | JobwireError]:
+        """Accepts jobs of one queue; answers each with what became of it or why it was refused:
+        AlreadyExists, UniqueKeyTaken, QueueFull.
 
         Raises:
             StoreFull: The store has no room; none was written.

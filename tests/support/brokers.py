@@ -73,7 +73,8 @@ class Broker:
 
     async def submitted(self, *jobs: NewJob) -> list[Accepted]:
         """Submits jobs of one queue; returns the answers."""
-        return [*await self.router.submit(jobs[0].queue, jobs)]
+        answers = await self.router.submit(jobs[0].queue, jobs)
+        return [answer for answer in answers if isinstance(answer, Accepted)]
 
     async def register(self, worker_id: str = "w1", *, lease_ms: int = 0) -> None:
         """Registers a worker for what `new_job` makes."""

@@ -104,6 +104,8 @@ def check_invariants(client: redis.Redis, queue: str = "default") -> QueueDump:
     _check_leases(dump)
     _check_ready(dump)
     _check_timers(dump)
+    _check_bytes(dump)
+    _check_unique(dump)
     assert set(dump.keys.get("scheduled", {})) == dump.in_state(JobState.SCHEDULED)
     for state in JobState:
         if state.terminal:
@@ -146,6 +148,32 @@ def _check_ready(dump: QueueDump) -> None:
             route for route in routes if ulid in lists.get(route, ()) or ulid in sets.get(route, ())
         ]
         assert places, f"{ulid} is PENDING and on no route: no claim will ever find it"
+
+
+def _check_bytes(dump: QueueDump) -> None:
+    sizes = {ulid: len(dump.keys[f"r:{ulid}"]) for ulid in dump.jobs}
+    for ulid, size in sizes.items():
+        assert dump.jobs[ulid].get("b", str(size)) == str(size)
+    ended = dump.in_state(*(state for state in JobState if state.terminal))
+    results = sum(
+        len(dump.keys.get(f"x:{ulid}", dump.jobs[ulid].get("r", "").encode())) for ulid in ended
+    )
+    usage = dump.keys.get("usage", {})
+    assert int(usage.get("live", 0)) == sum(sizes[ulid] for ulid in dump.jobs.keys() - ended)
+    assert int(usage.get("ended", 0)) == sum(sizes[ulid] for ulid in ended) + results
+    kept = sum(int(job.get("ob", 0)) for job in dump.jobs.values())
+    assert int(usage.get("output", 0)) == kept
+
+
+def _check_unique(dump: QueueDump) -> None:
+    for name, entry in dump.suffixes("u:").items():
+        scope, ulid = entry[:1].decode(), entry[1:27].decode()
+        if scope != "t":
+            assert not dump.state(ulid).terminal, f"{name} outlived its job"
+            assert dump.jobs[ulid]["uk"] == scope + name
+    for ulid, job in dump.jobs.items():
+        if "uk" in job and job["uk"][0] == "u" and not dump.state(ulid).terminal:
+            assert dump.keys["u:" + job["uk"][1:]] == b"u" + ulid.encode()
 
 
 def _check_timers(dump: QueueDump) -> None:

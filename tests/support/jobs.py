@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from jobwire_server.ids import UlidFactory
-from jobwire_server.model import NewJob, RecordFacts, RetryPolicy, WorkerSpec
+from jobwire_server.model import NewJob, RecordFacts, RequestId, RetryPolicy, UniqueKey, WorkerSpec
 from jobwire_server.operations.routing import route_of
 
 OPERATION = "work"
@@ -30,6 +30,9 @@ def new_job(
     execution_timeout_ms: int = 0,
     retry: RetryPolicy | None = None,
     deadline_ms: int = 0,
+    request: RequestId | None = None,
+    unique: UniqueKey | None = None,
+    retention_ms: int | None = None,
 ) -> NewJob:
     """Returns a job whose record tells what `read_facts` needs."""
     requirements = requirements or {}
@@ -46,6 +49,9 @@ def new_job(
         execution_timeout_ms=execution_timeout_ms,
         retry=retry,
         deadline_ms=deadline_ms,
+        request=request,
+        unique=unique,
+        retention_ms=retention_ms,
     )
 
 

@@ -33,6 +33,7 @@ _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 
 
@@ -93,6 +94,15 @@ class Checker:
                 f" : - that begin with a letter or a digit, not {name[:140]!r}",
             )
 
+    def request_id(self, field: str, request_id: str, most: int = 64) -> None:
+        """Checks the id of a request."""
+        if len(request_id) > most or not _REQUEST_ID.fullmatch(request_id):
+            self.add(
+                field,
+                f"must be 1 to {most} characters out of letters, digits and . _ : -, for example a"
+                f" UUID, not {request_id[:80]!r}",
+            )
+
     def worker_id(self, field: str, worker_id: str) -> None:
         """Checks a worker's id."""
         if not _WORKER_ID.fullmatch(worker_id):
@@ -148,7 +158,10 @@ class Checker:
         """Checks a payload, and turns a struct into the JSON text that it stands for."""
         kind = payload.WhichOneof("kind")
         if kind == "struct":
-            text = MessageToJson(payload.struct, indent=None, ensure_ascii=False)
+            # In the order of the keys, so that a repeated request has the same content.
+            text = MessageToJson(
+                payload.struct, indent=None, ensure_ascii=False, sort_keys=True
+            )
             payload.json = text
         elif kind == "json":
             try:

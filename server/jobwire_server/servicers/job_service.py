@@ -19,6 +19,8 @@ from jobwire_server.servicers.submission import Submissions, check_same
 from jobwire_server.servicers.watching import answers, wish_of
 
 MAX_REASON_BYTES = 512
+MAX_BATCH_ID = 56
+"""With `:` and the place of an item behind it, it still is a request id."""
 MAX_WATCHED = 1_000
 _LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _STATES = [int(state) for state in JobState]
@@ -46,11 +48,16 @@ class JobService:
         if not 0 < len(requests) <= self._limits.max_batch_jobs:
             text = f"must hold 1 to {self._limits.max_batch_jobs} jobs, not {len(requests)}"
             raise InvalidRequest([Violation("requests", text)])
+        batch_id = request.request_id
+        if batch_id:
+            checker = Checker()
+            checker.request_id("request_id", batch_id, MAX_BATCH_ID)
+            checker.raise_if_any()
         results: list[bytes | None] = [None] * len(requests)
         by_queue: dict[str, list[tuple[int, NewJob]]] = {}
         for at, item in enumerate(requests):
             try:
-                job = self._submissions.new_job(item)
+                job = self._submissions.new_job(item, f"{batch_id}:{at}" if batch_id else "")
             except InvalidRequest as error:
                 results[at] = _refused(error)
             else:
@@ -78,13 +85,13 @@ class JobService:
             for at, _ in group:
                 results[at] = _refused(error)
             return error
-        for (at, job), accepted in zip(group, answers, strict=True):
-            if accepted.existing_record is None:
-                results[at] = wire.accepted_result(accepted.job_id, accepted.state)
+        for (at, job), answer in zip(group, answers, strict=True):
+            if isinstance(answer, Accepted) and answer.state and answer.existing_record is None:
+                results[at] = wire.accepted_result(answer.job_id, answer.state)
                 continue
             try:
-                answer = job_service_pb2.SubmitResult(accepted=_response(accepted, job))
-                results[at] = answer.SerializeToString()
+                result = job_service_pb2.SubmitResult(accepted=_response(answer, job))
+                results[at] = result.SerializeToString()
             except JobwireError as error:
                 results[at] = _refused(error)
         return None
@@ -143,15 +150,16 @@ class JobService:
         wish = wish_of(checker, request)
         checker.raise_if_any()
         job = self._submissions.new_job(request.submit)
-        check_same((await self._router.submit(job.queue, (job,)))[0], job)
+        accepted = _accepted((await self._router.submit(job.queue, (job,)))[0], job)
         full = request.view != job_pb2.JOB_VIEW_BASIC
-        ulid = job.job_id[-ULID_LENGTH:]
+        ulid = accepted.job_id[-ULID_LENGTH:]
         events = self._router.watch_job(job.queue, ulid, wish)
         try:
             async for answer in answers(events, self._router.clock, full=full):
                 yield answer
         except (asyncio.CancelledError, GeneratorExit):
-            if request.cancel_on_disconnect:
+            # A job that holds the unique key in place of this one is not this caller's to end.
+            if request.cancel_on_disconnect and not (job.unique and accepted.existing_record == b""):
                 self._router.cancel_in_background(job.queue, ulid, "its caller broke off")
             raise
 
@@ -234,12 +242,21 @@ def _job_id(job_id: str) -> tuple[str, str]:
     return parts
 
 
-def _response(accepted: Accepted, job: NewJob) -> job_service_pb2.SubmitJobResponse:
-    check_same(accepted, job)
+def _accepted(answer: Accepted | JobwireError, job: NewJob) -> Accepted:
+    if isinstance(answer, JobwireError):
+        raise answer
+    check_same(answer, job)
+    return answer
+
+
+def _response(
+    answer: Accepted | JobwireError, job: NewJob
+) -> job_service_pb2.SubmitJobResponse:
+    accepted = _accepted(answer, job)
     return job_service_pb2.SubmitJobResponse(
         job_id=accepted.job_id,
-        state=accepted.state.value,  # type: ignore[arg-type]
-        existed=accepted.existing_record is not None,
+        state=accepted.state.value if accepted.state else 0,  # type: ignore[arg-type]
+        existed=accepted.existed,
     )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import AlreadyExists
 from jobwire_server.ids import is_queue, split_job_id
-from jobwire_server.model import Accepted, NewJob
+from jobwire_server.model import (
+    Accepted,
+    NewJob,
+    RequestId,
+    UniqueConflict,
+    UniqueKey,
+    UniqueScope,
+)
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import Limits
 from jobwire_server.servicers.checks import (
@@ -24,6 +32,8 @@ from jobwire_server.servicers.checks import (
 
 SCHEMA_VERSION = 1
 MAX_PRIORITY = 255
+MAX_KEY_BYTES = 128
+MAX_PERIOD_MS = 365 * DAY_MS
 
 _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
 _OPERATION, _PAYLOAD = _FIELDS["operation"], _FIELDS["payload"]
@@ -47,8 +57,14 @@ class Submissions:
         self._stamp_ms = -1
         self._stamp = b""
 
-    def new_job(self, request: job_service_pb2.SubmitJobRequest) -> NewJob:
+    def new_job(
+        self, request: job_service_pb2.SubmitJobRequest, request_id: str = ""
+    ) -> NewJob:
         """Returns the job that a request asks for.
+
+        Args:
+            request: What to submit.
+            request_id: Its id if it has none of its own, for example by its place in a batch.
 
         Raises:
             InvalidRequest: With a violation for each field that is wrong.
@@ -65,6 +81,7 @@ class Submissions:
             and fields[1][0] is _PAYLOAD
             and is_operation(operation := fields[0][1])
             and is_sound(fields[1][1], self._limits.max_payload_bytes)
+            and not request_id
             and not request.request_id
             and is_queue(queue)
             and (not job_id or ((parts := split_job_id(job_id)) and parts[0] == queue))
@@ -76,10 +93,10 @@ class Submissions:
                 0,
                 spec.SerializeToString() + self._stamp_of(now),
             )
-        return self._unusual(request, Checker(), now)
+        return self._unusual(request, Checker(), now, request.request_id or request_id)
 
     def _unusual(
-        self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int
+        self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int, request_id: str
     ) -> NewJob:
         spec = request.spec
         operation, priority = spec.operation, spec.priority
@@ -101,7 +118,7 @@ class Submissions:
             job_id = f"{queue}-{self._new_ulid()}"
         run_at = delay = expires_at = deadline = timeout = max_output = 0
         trim_output = False
-        retry = None
+        retry = unique = retention = None
         checker.labels("spec.requirements", spec.requirements)
         checker.labels("spec.labels", spec.labels)
         requirements = dict(spec.requirements)
@@ -126,8 +143,16 @@ class Submissions:
             retry = check_retry(checker, "spec.retry", spec.retry)
         if spec.HasField("output"):
             max_output, trim_output = self._output(checker, spec.output)
+        if spec.HasField("unique"):
+            unique = _unique(checker, spec.unique)
+        if spec.HasField("retention"):
+            retention = checker.duration_ms("spec.retention", spec.retention, 0, TEN_YEARS_MS)
         spec.ClearField("created_at")
         spec.ClearField("schema_version")
+        request_key = None
+        if request_id:
+            checker.request_id("request_id", request_id)
+            request_key = RequestId(request_id, _digest(spec), bool(request.job_id))
         checker.raise_if_any()
         return NewJob(
             job_id,
@@ -144,6 +169,9 @@ class Submissions:
             max_output,
             trim_output,
             deadline,
+            request=request_key,
+            unique=unique,
+            retention_ms=retention,
         )
 
     def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:
@@ -167,14 +195,51 @@ class Submissions:
         return self._stamp
 
 
+def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
+    if not 0 < len(unique.key.encode()) <= MAX_KEY_BYTES:
+        checker.add("spec.unique.key", f"must have 1 to {MAX_KEY_BYTES} bytes")
+    if unique.scope not in job_pb2.UniqueScope.values():
+        checker.add("spec.unique.scope", "must be PENDING, UNFINISHED or PERIOD")
+        return UniqueKey(unique.key)
+    if unique.on_conflict not in job_pb2.UniqueConflict.values():
+        checker.add(
+            "spec.unique.on_conflict", "must be RETURN_EXISTING, REJECT or REPLACE_PENDING"
+        )
+        return UniqueKey(unique.key)
+    scope = UniqueScope(unique.scope or UniqueScope.UNFINISHED)
+    period = 0
+    if scope is UniqueScope.PERIOD:
+        if unique.HasField("period"):
+            period = checker.duration_ms(
+                "spec.unique.period", unique.period, 1000, MAX_PERIOD_MS
+            )
+        else:
+            checker.add("spec.unique.period", "must be set for the scope PERIOD: 1 s to 365 days")
+    elif unique.HasField("period"):
+        checker.add("spec.unique.period", "may be set for the scope PERIOD alone")
+    return UniqueKey(
+        unique.key,
+        scope,
+        period,
+        UniqueConflict(unique.on_conflict or UniqueConflict.RETURN_EXISTING),
+    )
+
+
+def _digest(spec: job_pb2.JobSpec) -> str:
+    """Returns 32 characters that tell one content from another; what the broker adds is not in
+    it.
+    """
+    return blake2b(spec.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+
+
 def check_same(accepted: Accepted, job: NewJob) -> None:
     """Checks a repeated submission against the record that its id has.
 
     Raises:
         AlreadyExists: The content is another.
     """
-    if accepted.existing_record is None:
-        return
+    if not accepted.existing_record:
+        return  # Written now, or another job's: by the request id or the unique key.
     specs = [
         job_pb2.JobSpec.FromString(record) for record in (accepted.existing_record, job.record)
     ]

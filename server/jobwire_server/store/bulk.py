@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobwire_server.errors import JobNotFound, JobwireError, WrongState
+from jobwire_server.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
 from jobwire_server.model import JobState
 from jobwire_server.store import keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
@@ -51,14 +51,17 @@ class BulkStore:
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
         answers = await self._runner.run("retry", keys.queue_prefix(queue), args)
         results: list[Redriven | JobwireError] = []
-        for item, (code, *state) in zip(items, answers, strict=True):
+        for item, (code, *rest) in zip(items, answers, strict=True):
             job_id = f"{queue}-{item.ulid}"
             if code == 1:
                 results.append(JobNotFound(job_id))
             elif code == 2:
-                results.append(not_redrivable(job_id, JobState(state[0])))
+                results.append(not_redrivable(job_id, JobState(rest[0])))
+            elif code == 4:
+                holder = JobState(rest[0]).name if rest[0] else "forgotten"
+                results.append(UniqueKeyTaken("", f"{queue}-{rest[1].decode()}", holder))
             else:
-                results.append(Redriven(JobState(state[0]), code == 0))
+                results.append(Redriven(JobState(rest[0]), code == 0))
         return results
 
     async def forget(self, queue: str, jobs: Sequence[tuple[str, int]]) -> list[bool]:

@@ -6,7 +6,8 @@ attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority,
 since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
 progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
 expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry policy, `ra` `rr` `rf`
-`rn` moment, reason, state before, and number of the latest redrive. Times are Unix ms.
+`rn` moment, reason, state before, and number of the latest redrive, `b` bytes of the record, `uk` unique key,
+`kp` retention of its own. Times are Unix ms.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from dataclasses import asdict
+from hashlib import blake2b
 from typing import Any
 
 from jobwire_server.model import (
@@ -31,6 +33,7 @@ from jobwire_server.model import (
     QueueSettings,
     Redrive,
     RetryPolicy,
+    UniqueScope,
     WorkerSpec,
     Written,
 )
@@ -61,7 +64,43 @@ def encode_extra(job: NewJob) -> str:
         fields += ["ol", str(job.max_output_bytes)]
     if job.trim_output:
         fields += ["ot", "1"]
+    if job.retention_ms is not None:
+        fields += ["kp", str(job.retention_ms)]
+    if job.request or job.unique:
+        return _encode_identity(job, fields)
     return json.dumps(fields) if fields else ""
+
+
+_SCOPES = {UniqueScope.PENDING: "p", UniqueScope.UNFINISHED: "u", UniqueScope.PERIOD: "t"}
+_LONGEST_NAME = 40
+
+
+def _encode_identity(job: NewJob, fields: list[str]) -> str:
+    """Returns the HASH fields with what decides whether the job is written at all."""
+    item: dict[str, Any] = {"f": fields}
+    if job.request is not None:
+        item |= {"q": job.request.request_id, "d": job.request.digest}
+        if job.request.chosen:
+            item["j"] = 1
+    if job.unique is not None:
+        unique = _SCOPES[job.unique.scope] + _unique_name(job.unique.key)
+        item |= {"u": unique, "c": int(job.unique.conflict)}
+        if job.unique.scope is UniqueScope.PERIOD:
+            # Ends by itself, whatever becomes of the job.
+            item["t"] = job.unique.period_ms
+        else:
+            item["f"] = [*fields, "uk", unique]
+    return json.dumps(item)
+
+
+def _unique_name(key: str) -> str:
+    """Returns a unique key as it is stored.
+
+    A long one as its digest of 48 characters, so that the HASH of its job stays in its compact
+    encoding; no short one has as many.
+    """
+    raw = key.encode()
+    return key if len(raw) <= _LONGEST_NAME else blake2b(raw, digest_size=24).hexdigest()
 
 
 # Settings of a queue -> fields of its HASH `config`.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobwire_server.errors import (
+    AlreadyExists,
     CursorCompacted,
     JobNotFound,
     JobwireError,
     LeaseLost,
     OutputFull,
     OutputGap,
+    QueueFull,
+    UniqueKeyTaken,
     WrongState,
 )
 from jobwire_server.ids import ULID_LENGTH
@@ -141,15 +144,31 @@ class JobStore:
         self._heard: dict[str, int] = {}
         """Queue -> number of the last claim that brought something and whose answer was heard."""
 
-    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> list[Accepted]:
-        """Writes the jobs whose ids are new. At most 1000 at a time.
+    async def submit(
+        self,
+        queue: str,
+        jobs: Sequence[NewJob],
+        retention_ms: int = 14 * 86_400_000,
+        max_pending: int = 0,
+        max_live_bytes: int = 0,
+    ) -> list[Accepted | JobwireError]:
+        """Writes the jobs that are new. At most 1000 at a time.
 
         Args:
             queue: The queue of all of them.
             jobs: In the order in which they are to be delivered.
+            retention_ms: For jobs that are replaced.
+            max_pending: The most jobs that may wait there, 0 for no limit.
+            max_live_bytes: The most bytes of records of its live jobs, 0 for no limit.
         """
         routes = {job.route.id: job.route.descriptor for job in jobs}
-        args: list[Argument] = [self._shift, len(routes)]
+        args: list[Argument] = [
+            self._shift,
+            retention_ms,
+            max_pending,
+            max_live_bytes,
+            len(routes),
+        ]
         for described in routes.items():
             args += described
         for job in jobs:
@@ -165,7 +184,7 @@ class JobStore:
         return [
             Accepted(job.job_id, JobState(answer))
             if isinstance(answer, int)
-            else Accepted(job.job_id, JobState(answer[0]), answer[1])
+            else _not_written(job, answer, (max_pending, max_live_bytes))
             for job, answer in zip(jobs, answers, strict=True)
         ]
 
@@ -455,6 +474,48 @@ class JobStore:
     @property
     def _shift(self) -> int:
         return self._runner.clock_shift_ms
+
+
+def _not_written(
+    job: NewJob, answer: list[Any], limits: tuple[int, int]
+) -> Accepted | JobwireError:
+    """What a job is answered that submit.lua did not write."""
+    code, *rest = answer
+    if code == 0:
+        return Accepted(job.job_id, JobState(rest[0]), rest[1])
+    if code == 2:
+        request_id = job.request.request_id if job.request else ""
+        return AlreadyExists(
+            f"request_id {request_id} was used for other content within the last 24 hours; give"
+            " the new request an id of its own",
+            metadata={"request_id": request_id},
+        )
+    if code == 5:
+        return queue_full(job.queue, "max_pending_jobs", "jobs that wait", limits[0], rest[0])
+    if code == 6:
+        return queue_full(job.queue, "max_live_bytes", "bytes of live jobs", limits[1], rest[0])
+    state = JobState(rest[0]) if rest[0] else None
+    job_id = f"{job.queue}-{rest[1].decode()}"
+    if code == 4:
+        return UniqueKeyTaken(
+            job.unique.key if job.unique else "", job_id, state.name if state else "forgotten"
+        )
+    return Accepted(job_id, state, b"")
+
+
+def queue_full(queue: str, setting: str, what: str, limit: int, present: int) -> QueueFull:
+    """Returns the refusal of a queue at its limit."""
+    return QueueFull(
+        f"the queue {queue} is at its limit {setting}: it holds {present} of {limit} {what}; retry"
+        " after the delay, add workers, or raise the limit with ConfigureQueue",
+        metadata={
+            "queue": queue,
+            "limit": setting,
+            "maximum": str(limit),
+            "present": str(present),
+        },
+        retry_after_ms=1_000,
+    )
 
 
 def _assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:

@@ -4,10 +4,10 @@
 --           signals  channel: the ULIDs of jobs whose worker should hear of it, end to end
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job, ms
--- ARGV[3] retention, ms
+-- ARGV[3] retention of jobs that have none of their own, ms
 -- then for each job three: ulid, reason, states out of which it is to be cancelled, as digits ('' any)
 -- Returns for each job {code, state}: code 0 done | 1 not found | 2 finished otherwise | 3 not in one of those states
---include clock tally terminal
+--include clock tally unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -18,7 +18,7 @@ local answer, signals = {}, {}
 for at = 4, #ARGV, 3 do
   local ulid, reason, only = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 'v')
+  local job = redis.call('HMGET', key, 's', 'v', 'b', 'uk', 'kp')
   local state = tonumber(job[1] or PENDING)
   if redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
     answer[#answer + 1] = { 1 }
@@ -27,8 +27,8 @@ for at = 4, #ARGV, 3 do
   elseif state == SCHEDULED or state == PENDING then
     -- A PENDING job's entry on its route goes stale; the next claim that meets it drops it.
     if state == SCHEDULED then redis.call('ZREM', P .. 'scheduled', ulid) end
-    redis.call('HSET', key, 's', CANCELLED, 'v', (job[2] or 0) + 1, 'ca', reason, 'e', now, 'pg', now + retention)
-    file_terminal(P, ulid, CANCELLED, now + retention)
+    redis.call('HSET', key, 'ca', reason)
+    enter_terminal(P, ulid, CANCELLED, (job[2] or 0) + 1, now, retention, job[3], job[4], job[5])
     moved(ulid, state, CANCELLED)
     total('cancelled')
     answer[#answer + 1] = { 0, CANCELLED }

@@ -13,13 +13,13 @@
 -- ARGV[2] server id
 -- ARGV[3] number of this call, unique within the server: a call that is repeated because its answer was lost gets that answer
 -- ARGV[4] number of the last call that brought something and whose answer the server heard, 0 for none
--- ARGV[5] retention of jobs that turn out to be expired or past their deadline, ms
+-- ARGV[5] retention of jobs that turn out to be expired or past their deadline and have none of their own, ms
 -- ARGV[6] number of route sets, then for each: the number of its routes, the routes
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   more = 1: stopped early at the bound on stale entries, ask again
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
---include clock numbers ready tally chunks terminal
+--include clock numbers ready tally chunks unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -220,10 +220,21 @@ local function records_of(ulids)
   return #keys > 0 and redis.call('MGET', unpack(keys)) or keys
 end
 
+-- Noted with the job, so that its end need not measure the record; jobs of one batch are often of one size.
+local size_texts = {}
+
+local function size_text(size)
+  local known = size_texts[size]
+  if not known then
+    known = text_of(size)
+    size_texts[size] = known
+  end
+  return known
+end
+
 local function expire(ulid, key, revision)
-  local purge_at = text_of(now + ARGV[5])
-  redis.call('HSET', key, 's', EXPIRED, 'v', successor(revision), 'e', now_text, 'pg', purge_at)
-  file_terminal(P, ulid, EXPIRED, purge_at)
+  local job = redis.call('HMGET', key, 'b', 'uk', 'kp')
+  enter_terminal(P, ulid, EXPIRED, successor(revision), now, ARGV[5], job[1], job[2], job[3])
   moved(ulid, PENDING, EXPIRED)
   total('expired')
 end
@@ -269,7 +280,8 @@ for r, request in ipairs(requests) do
       else
         local token, attempt = successor(job[2]), successor(job[3])
         redis.call('HSET', key, 's', '3', 't', token, 'n', attempt, 'v', successor(job[4]),
-          'w', request.worker, 'a', now_text, 'rt', entries.routes[i], 'p', entries.priorities[i])
+          'w', request.worker, 'a', now_text, 'rt', entries.routes[i], 'p', entries.priorities[i],
+          'b', size_text(#records[i]))
         if job[5] then redis.call('ZADD', P .. 'timers', now + job[5], 't' .. ulid) end
         -- What has started does not expire any more; the entry would outlive the job.
         if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end

@@ -27,7 +27,7 @@ if job[8] and tonumber(job[8]) <= now then return { 2, 6 } end
 
 local token, attempt = (job[2] or 0) + 1, (job[3] or 0) + 1
 redis.call('HSET', key, 's', RUNNING, 't', token, 'n', attempt, 'v', (job[4] or 0) + 1,
-  'w', worker, 'a', now, 'rt', ARGV[5], 'p', ARGV[6])
+  'w', worker, 'a', now, 'rt', ARGV[5], 'p', ARGV[6], 'b', #record)
 if job[5] then redis.call('ZADD', P .. 'timers', now + tonumber(job[5]), 't' .. ulid) end
 if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
 redis.call('ZADD', P .. 'leases', now + tonumber(ARGV[4]), ulid)

@@ -8,14 +8,14 @@
 --           done:<state> ZSET    ulid -> when it may be forgotten, Unix ms
 --           signals      channel (cancel.lua)
 -- ARGV[1] clock shift, ms
--- ARGV[2] retention of terminal jobs, ms
+-- ARGV[2] retention of terminal jobs that have none of their own, ms
 -- then for each item ten: ulid, worker, fencing token, state decided on,
 --   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'deadline' | 'grace' that timer is due |
 --     'lost' the worker was lost, has left, or never got the job),
 --   target state, budget field to add one to ('f' | 'c' | 'i' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
 -- Returns for each item {code, state, due}: code 0 done now, or by the caller before | 1 not found | 2 lease lost or
 --   condition not met | 3 the state is another: read again and decide again
---include clock ready tally terminal
+--include clock ready tally unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -45,7 +45,7 @@ end
 for at = 3, #ARGV, 10 do
   local ulid, worker, condition = ARGV[at], ARGV[at + 1], ARGV[at + 4]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd', 'ex', 'oe')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'n', 'a', 'rt', 'p', 'd', 'ex', 'oe', 'b', 'uk', 'kp')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -91,8 +91,7 @@ for at = 3, #ARGV, 10 do
       redis.call('HSET', key, 's', SCHEDULED, 'v', job[4] + 1, 'd', due_at)
       redis.call('ZADD', P .. 'scheduled', due_at, ulid)
     else
-      redis.call('HSET', key, 's', target, 'v', job[4] + 1, 'e', now, 'pg', now + retention)
-      file_terminal(P, ulid, target, now + retention)
+      enter_terminal(P, ulid, target, job[4] + 1, now, retention, job[12], job[13], job[14])
     end
     if TOTALS[target] then total(TOTALS[target]) end
     if budget == 'c' then total('crashed') elseif budget == 'i' then total('released') end

@@ -4,7 +4,7 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs to forget in this call, at most 1000
 -- Returns {forgotten, due of the next or 0}
---include clock tally forget
+--include clock tally unique terminal forget
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -1,5 +1,6 @@
 #!lua
--- submit.lua: - -> PENDING or SCHEDULED for each job whose id is new. A full store refuses the whole batch before its first write.
+-- submit.lua: - -> PENDING or SCHEDULED for each job whose id is new, unless its request id, its unique key or a limit of the queue
+-- decides otherwise. A full store refuses the whole batch before its first write.
 -- KEYS[1] jw:{<queue>}:            prefix of every key of the queue:
 --           r:<ulid>       STRING  the record, as it is handed to workers
 --           j:<ulid>       HASH    the changing part; absent for a job that is PENDING, never claimed and all default
@@ -8,41 +9,65 @@
 --           routes         HASH    route -> descriptor
 --           scheduled      ZSET    ulid -> due, Unix ms
 --           timers         ZSET    'e' .. ulid -> expiry, 'd' .. ulid -> deadline, Unix ms
---           counts totals  HASH    (include/tally.lua)
+--           q:<request id> STRING  for 24 hours: ulid that was answered, ulid that was proposed, digest of the content (32
+--                                  characters), end in Unix ms, end to end
+--           u:<name>       STRING  unique key -> holder (include/unique.lua)
+--           done:7         ZSET    a job that was replaced -> when it may be forgotten
+--           counts totals usage HASH (include/tally.lua)
 -- ARGV[1] clock shift, ms
--- ARGV[2] number of distinct routes, then for each: route, descriptor
+-- ARGV[2] retention of jobs that are replaced and have none of their own, ms
+-- ARGV[3] the most jobs that may be SCHEDULED and PENDING together, 0 for no limit
+-- ARGV[4] the most bytes of records of live jobs, 0 for no limit
+-- ARGV[5] number of distinct routes, then for each: route, descriptor
 -- then for each job six: ulid, route, priority 0..255,
 --   start ('' at once, '<ms>' not before that Unix ms, '+<ms>' not before so many ms from now),
---   extra ('' or a JSON list of alternating HASH fields and values), record
--- Returns {now in Unix ms, then for each job its state, or {state, record} of the job that had its id before}
---include clock ready tally chunks
+--   extra ('' | a JSON list of alternating HASH fields and values | a JSON object: f that list; q request id, d digest of the content,
+--     j 1 if the producer chose the ulid; u scope and name of the unique key, t its period in ms, c what happens on a conflict: 1 the
+--     holder is answered, 2 a refusal, 3 a holder that never started is replaced), record
+-- Returns {now in Unix ms, then for each job its state, or
+--   {0, state, record} of the job that had its id before | {1, state, ulid} of the job that its request id stands for, state 0 if that
+--   is forgotten | {2} its request id was used for other content | {3, state, ulid} of the holder of its unique key, which is answered |
+--   {4, state, ulid} of the holder, which refuses it | {5, jobs that wait} | {6, live bytes} the queue is at its limit}
+--include clock ready tally chunks unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
-local route_count = tonumber(ARGV[2])
-local first = 3 + 2 * route_count
+local max_waiting, max_live = tonumber(ARGV[3]), tonumber(ARGV[4])
+local route_count = tonumber(ARGV[5])
+local first = 6 + 2 * route_count
 local answer = { now }
-local SCHEDULED, PENDING = 1, 2
-
-local function existing(ulid)
-  local record = redis.call('GET', P .. 'r:' .. ulid)
-  return { tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's') or PENDING), record }
-end
+local SCHEDULED, PENDING, CANCELLED = 1, 2, 7
+local REFUSE, REPLACE = 2, 3
+local OBJECT = string.byte('{')
+local NOTHING = {}
+local REQUEST_MS = 86400000
 
 -- One write for the records of the whole batch. It fails only if an id is there already, after a lost answer; then each
--- job is looked at by itself. An id that is twice in the batch is written once: MSETNX would take the last of them.
-local pairs_to_set, seen, again, size = {}, {}, {}, 0
+-- job is looked at by itself. An id that is twice in the batch is written once: MSETNX would take the last of them. Jobs whose
+-- request id or unique key decides about them are looked at in their turn.
+local pairs_to_set, seen, alone, size, bytes = {}, {}, {}, 0, 0
 for at = first, #ARGV, 6 do
-  local ulid = ARGV[at]
-  if seen[ulid] then
-    again[at] = true
+  local ulid, extra, record = ARGV[at], ARGV[at + 4], ARGV[at + 5]
+  bytes = bytes + #record
+  if seen[ulid] or (extra ~= '' and string.byte(extra) == OBJECT) then
+    alone[at] = true
   else
-    seen[ulid] = true
-    pairs_to_set[size + 1], pairs_to_set[size + 2] = P .. 'r:' .. ulid, ARGV[at + 5]
+    pairs_to_set[size + 1], pairs_to_set[size + 2] = P .. 'r:' .. ulid, record
     size = size + 2
   end
+  seen[ulid] = true
 end
-local all_new = redis.call('MSETNX', unpack(pairs_to_set)) == 1
+
+-- Where the whole batch fits below the limits, nobody asks again.
+local waiting, live, roomy = 0, 0, true
+if max_waiting > 0 or max_live > 0 then
+  local counts = redis.call('HMGET', P .. 'counts', SCHEDULED, PENDING)
+  waiting = (counts[1] or 0) + (counts[2] or 0)
+  live = tonumber(redis.call('HGET', P .. 'usage', 'live') or 0)
+  roomy = (max_waiting == 0 or waiting + (#ARGV - first + 1) / 6 <= max_waiting)
+    and (max_live == 0 or live + bytes <= max_live)
+end
+local all_new = roomy and size > 0 and redis.call('MSETNX', unpack(pairs_to_set)) == 1
 
 local function start_ms(start)
   if start == '' then return 0 end
@@ -51,7 +76,7 @@ local function start_ms(start)
 end
 
 local lists, ready_by_route = {}, {}
-local pending, scheduled = 0, 0
+local pending, scheduled, written = 0, 0, 0
 local changed = tally.changed
 
 -- Puts a job of priority 0 on the list of its route; the lists are written at the end.
@@ -65,17 +90,91 @@ local function enlist(route, ulid)
   pending = pending + 1
 end
 
+local function state_of(ulid)
+  local state = tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's'))
+  return state or (redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and PENDING or 0)
+end
+
+-- What was answered to the request before; nil if it is new.
+local function answered_before(item, ulid)
+  local entry = redis.call('GET', P .. 'q:' .. item.q)
+  if not entry or tonumber(string.sub(entry, 85)) <= now then return nil end
+  local answered, proposed = string.sub(entry, 1, 26), string.sub(entry, 27, 52)
+  local agrees = not item.j or ulid == answered or ulid == proposed
+  if string.sub(entry, 53, 84) ~= item.d or not agrees then return { 2 } end
+  return { 1, state_of(answered), answered }
+end
+
+local function remember_request(item, answered, ulid)
+  local entry = answered .. ulid .. item.d .. string.format('%d', now + REQUEST_MS)
+  redis.call('SET', P .. 'q:' .. item.q, entry, 'PX', REQUEST_MS)
+end
+
+-- Cancels a job that never started, in favour of another. Its entry on the route goes stale.
+local function replace(holder, ulid)
+  local key = P .. 'j:' .. holder.ulid
+  local job = redis.call('HMGET', key, 'v', 'b', 'uk', 'kp')
+  if holder.state == SCHEDULED then redis.call('ZREM', P .. 'scheduled', holder.ulid) end
+  redis.call('HSET', key, 'ca', 'replaced by ' .. string.match(P, '{(.*)}') .. '-' .. ulid)
+  enter_terminal(P, holder.ulid, CANCELLED, (job[1] or 0) + 1, now, tonumber(ARGV[2]), job[2], job[3], job[4])
+  moved(holder.ulid, holder.state, CANCELLED)
+  total('cancelled')
+end
+
+-- Nil if the queue has room for a record besides what a replaced job leaves, or the refusal. Jobs count from here on.
+local function take_room(record, replaced)
+  if roomy then return nil end
+  local left = replaced and record_bytes(P, replaced.ulid) or 0
+  local waiting_then, live_then = waiting + (replaced and 0 or 1), live + #record - left
+  if max_waiting > 0 and waiting_then > max_waiting then return { 5, waiting } end
+  if max_live > 0 and live_then > max_live then return { 6, live } end
+  waiting, live = waiting_then, live_then
+  return nil
+end
+
+-- Looks at one job by itself: nil if its record is written now, or what is answered instead.
+local function admit(ulid, record, item)
+  local known = item and item.q and answered_before(item, ulid)
+  if known then return known end
+  local before = redis.call('GET', P .. 'r:' .. ulid)
+  if before then return { 0, state_of(ulid), before } end
+  local holder = item and item.u and key_holder(P, string.sub(item.u, 2), now)
+  local replaced
+  if holder then
+    local waits = holder.state == SCHEDULED or holder.state == PENDING
+    if item.c == REPLACE and holder.state ~= 0 and not holder.started then
+      replaced = waits and holder or nil
+    elseif item.c == REPLACE or item.c == REFUSE then
+      return { 4, holder.state, holder.ulid }
+    else
+      if item.q then remember_request(item, holder.ulid, ulid) end
+      return { 3, holder.state, holder.ulid }
+    end
+  end
+  local full = take_room(record, replaced)
+  if full then return full end
+  redis.call('SET', P .. 'r:' .. ulid, record)
+  if replaced then replace(replaced, ulid) end
+  if item and item.u then take_key(P, item.u, ulid, now, item.t) end
+  if item and item.q then remember_request(item, ulid, ulid) end
+  return nil
+end
+
 for at = first, #ARGV, 6 do
-  local ulid, route, priority, extra = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4]
-  if again[at] or (not all_new and redis.call('SETNX', P .. 'r:' .. ulid, ARGV[at + 5]) == 0) then
-    answer[#answer + 1] = existing(ulid)
+  local ulid, route, priority, extra, record = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4], ARGV[at + 5]
+  local decoded = extra ~= '' and cjson.decode(extra) or NOTHING
+  local other
+  if alone[at] or not all_new then other = admit(ulid, record, decoded.f and decoded) end
+  if other then
+    answer[#answer + 1] = other
   elseif extra == '' and priority == '0' and ARGV[at + 3] == '' then
     enlist(route, ulid)
     answer[#answer + 1] = PENDING
     changed[#changed + 1] = ulid
+    written = written + #record
   else
     local due = start_ms(ARGV[at + 3])
-    local fields = extra == '' and {} or cjson.decode(extra)
+    local fields = decoded.f or decoded
     for i = 1, #fields, 2 do
       if fields[i] == 'ex' then
         redis.call('ZADD', P .. 'timers', fields[i + 1], 'e' .. ulid)
@@ -89,7 +188,7 @@ for at = first, #ARGV, 6 do
       scheduled = scheduled + 1
       answer[#answer + 1] = SCHEDULED
     else
-      if extra ~= '' then
+      if #fields > 0 then
         redis.call('HSET', P .. 'j:' .. ulid, 's', PENDING, unpack(fields))
       end
       if priority == '0' then
@@ -102,6 +201,7 @@ for at = first, #ARGV, 6 do
       answer[#answer + 1] = PENDING
     end
     changed[#changed + 1] = ulid
+    written = written + #record
   end
 end
 
@@ -111,12 +211,14 @@ for route, list in pairs(lists) do
   ready_by_route[route] = (ready_by_route[route] or 0) + #list
 end
 if pending + scheduled > 0 then
-  for at = 3, first - 1, 2 do
+  for at = 6, first - 1, 2 do
     redis.call('HSETNX', P .. 'routes', ARGV[at], ARGV[at + 1])
   end
-  tally.counts[PENDING] = pending
-  tally.counts[SCHEDULED] = scheduled
+  -- Jobs that were replaced have been counted off.
+  tally.counts[PENDING] = (tally.counts[PENDING] or 0) + pending
+  tally.counts[SCHEDULED] = (tally.counts[SCHEDULED] or 0) + scheduled
   total('submitted', pending + scheduled)
+  weigh(written, 0)
   publish_tally(P)
 end
 if pending > 0 then

@@ -5,26 +5,27 @@
 --           x:<ulid>     STRING  a result too long for the HASH
 --           done:5       ZSET    ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
--- ARGV[2] retention, ms
+-- ARGV[2] retention of jobs that have none of their own, ms
 -- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
 -- Returns for each item 0 done now, or {code, state, due}: code 0 ended by this very caller before | 1 not found | 2 lease lost
---include clock numbers tally chunks
+--include clock numbers tally chunks unique
 
 local P = KEYS[1]
 local RUNNING, CANCELLING, SUCCEEDED = 3, 4, 5
 local now = clock_ms(ARGV[1])
-local now_text, purge_at = text_of(now), text_of(now + ARGV[2])
+local now_text, usual_purge_at = text_of(now), text_of(now + ARGV[2])
 local changed = tally.changed
 local counted = { [RUNNING] = 0, [CANCELLING] = 0 }
 -- The longest value that leaves a HASH in its compact encoding.
 local SHORT = 64
 local answer = {}
 local done, leases, held, timers = {}, {}, {}, {}
+local live, ended = 0, 0
 
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'dl')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'b', 'uk', 'kp', 'dl')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -34,6 +35,10 @@ for at = 3, #ARGV, 4 do
     answer[#answer + 1] = { 0, state, tonumber(job[6] or 0) }
   else
     local result = ARGV[at + 3]
+    local purge_at = job[9] and text_of(now + job[9]) or usual_purge_at
+    -- A claim of a former release did not note the size of the record.
+    local size = job[7] or redis.call('STRLEN', P .. 'r:' .. ulid)
+    live, ended = live + size, ended + size + #result
     if #result > SHORT then
       redis.call('SET', P .. 'x:' .. ulid, result)
       redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at, 'x', '1')
@@ -42,8 +47,9 @@ for at = 3, #ARGV, 4 do
     else
       redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at)
     end
+    if job[8] then free_key(P, job[8], ulid) end
     if job[5] then timers[#timers + 1] = 't' .. ulid end
-    if job[7] then timers[#timers + 1] = 'd' .. ulid end
+    if job[10] then timers[#timers + 1] = 'd' .. ulid end
     if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
     done[#done + 1] = purge_at
     done[#done + 1] = ulid
@@ -67,6 +73,7 @@ if #leases > 0 then
   if #timers > 0 then each_slice('ZREM', P .. 'timers', timers) end
   for state, count in pairs(counted) do moved_many(count, state, SUCCEEDED) end
   total('succeeded', #leases)
+  weigh(-live, ended)
   publish_tally(P)
 end
 return answer

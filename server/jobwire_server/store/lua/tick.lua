@@ -7,12 +7,12 @@
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs of each kind to handle in this call
--- ARGV[3] retention of jobs that end here, ms
+-- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
 -- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace'
---include clock ready tally terminal
+--include clock ready tally unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -34,10 +34,10 @@ local function leased(ulid)
 end
 
 -- Ends a job that nobody holds. The entry of a PENDING one on its route goes stale.
-local function end_waiting(ulid, state, revision, target, name, ...)
+local function end_waiting(ulid, job, target, name)
+  local state = tonumber(job[1])
   redis.call('ZREM', P .. 'scheduled', ulid)
-  redis.call('HSET', P .. 'j:' .. ulid, 's', target, 'v', (revision or 0) + 1, 'e', now, 'pg', now + retention, ...)
-  file_terminal(P, ulid, target, now + retention)
+  enter_terminal(P, ulid, target, (job[2] or 0) + 1, now, retention, job[4], job[5], job[6])
   moved(ulid, state, target)
   total(name)
 end
@@ -51,14 +51,15 @@ for _, member in ipairs(due_in('timers')) do
     answer[#answer + 1] = ulid
   else
     redis.call('ZREM', P .. 'timers', member)
-    local job = redis.call('HMGET', P .. 'j:' .. ulid, 's', 'v', 'n')
+    local job = redis.call('HMGET', P .. 'j:' .. ulid, 's', 'v', 'n', 'b', 'uk', 'kp')
     local state = tonumber(job[1])
     if state == SCHEDULED or state == PENDING then
       if kind == 'd' then
-        end_waiting(ulid, state, job[2], FAILED, 'failed', 'de', 1)
+        redis.call('HSET', P .. 'j:' .. ulid, 'de', 1)
+        end_waiting(ulid, job, FAILED, 'failed')
       elseif kind == 'e' and (job[3] or '0') == '0' then
         -- A job that was started once is past the point that expires_at guards.
-        end_waiting(ulid, state, job[2], EXPIRED, 'expired')
+        end_waiting(ulid, job, EXPIRED, 'expired')
       end
     end
   end

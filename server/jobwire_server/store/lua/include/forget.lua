@@ -1,17 +1,22 @@
+-- The bytes of an ended job's record and result.
+local function ended_bytes(prefix, ulid, bytes, short_result, long_result)
+  local result = long_result and redis.call('STRLEN', prefix .. 'x:' .. ulid) or #(short_result or '')
+  return record_bytes(prefix, ulid, bytes) + result
+end
+
 -- Forgets jobs that have ended in one state, with everything of theirs. At most 1000 at a time, because Lua's stack holds some 8000 values.
-local function forget(prefix, state, ulids)
-  if #ulids == 0 then return end
-  if redis.call('HEXISTS', prefix .. 'usage', 'output') == 1 then
-    for _, ulid in ipairs(ulids) do
-      local kept = redis.call('HGET', prefix .. 'j:' .. ulid, 'ob')
-      if kept then redis.call('HINCRBY', prefix .. 'usage', 'output', '-' .. kept) end
-    end
-  end
-  local doomed = {}
-  for _, ulid in ipairs(ulids) do
+local function forget(prefix, state, ids)
+  if #ids == 0 then return end
+  local doomed, size, output = {}, 0, 0
+  for _, ulid in ipairs(ids) do
+    local job = redis.call('HMGET', prefix .. 'j:' .. ulid, 'b', 'r', 'x', 'ob')
+    size = size + ended_bytes(prefix, ulid, job[1], job[2], job[3])
+    output = output + (job[4] or 0)
     for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:' }) do doomed[#doomed + 1] = prefix .. kind .. ulid end
   end
   redis.call('UNLINK', unpack(doomed))
-  redis.call('ZREM', prefix .. 'done:' .. state, unpack(ulids))
-  moved_many(#ulids, state, nil)
+  redis.call('ZREM', prefix .. 'done:' .. state, unpack(ids))
+  moved_many(#ids, state, nil)
+  weigh(0, -size)
+  if output > 0 then redis.call('HINCRBY', prefix .. 'usage', 'output', string.format('%d', -output)) end
 end

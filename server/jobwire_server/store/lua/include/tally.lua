@@ -1,7 +1,8 @@
 -- Gathers what a batch changes in the counters and says it once: counts (state -> jobs, exact), totals
 -- (name -> events since the queue began), and the events channel (the ULIDs of the jobs that changed, end to end). Where the queue keeps
 -- an event log (config log = how many entries), the same goes into the STREAM log, and its id between two # before the event.
-local tally = { counts = {}, totals = {}, changed = {} }
+-- Also the bytes of the queue (HASH usage): live -> records of jobs that have not ended, ended -> records and results of those that have.
+local tally = { counts = {}, totals = {}, changed = {}, live = 0, ended = 0 }
 
 local function moved(ulid, from, to)
   if from ~= to then
@@ -21,6 +22,11 @@ local function total(name, by)
   tally.totals[name] = (tally.totals[name] or 0) + (by or 1)
 end
 
+local function weigh(live, ended)
+  tally.live = tally.live + live
+  tally.ended = tally.ended + ended
+end
+
 local function publish_tally(prefix)
   for state, by in pairs(tally.counts) do
     if by ~= 0 then redis.call('HINCRBY', prefix .. 'counts', state, by) end
@@ -28,6 +34,8 @@ local function publish_tally(prefix)
   for name, by in pairs(tally.totals) do
     redis.call('HINCRBY', prefix .. 'totals', name, by)
   end
+  if tally.live ~= 0 then redis.call('HINCRBY', prefix .. 'usage', 'live', string.format('%d', tally.live)) end
+  if tally.ended ~= 0 then redis.call('HINCRBY', prefix .. 'usage', 'ended', string.format('%d', tally.ended)) end
   if #tally.changed > 0 then
     local ulids = table.concat(tally.changed)
     local kept = redis.call('HGET', prefix .. 'config', 'log')
