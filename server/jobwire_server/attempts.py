@@ -31,6 +31,7 @@ from jobwire_server.model import (
 )
 from jobwire_server.operations import endings
 from jobwire_server.operations.endings import Ending
+from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions, RetryDefaults
 from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Success
@@ -327,7 +328,8 @@ class Attempts:
         """
         if not ends:
             return 0
-        outcomes = await self._jobs.end_attempts(queue, ends, self._options.retain_ended_ms)
+        retention_ms = retain_ended_ms(await self._settings.get(queue), self._options)
+        outcomes = await self._jobs.end_attempts(queue, ends, retention_ms)
         for end, outcome in zip(ends, outcomes, strict=True):
             if isinstance(outcome, Completed) and outcome.next_attempt_at_ms:
                 self._due_in(queue, end.ending.backoff_ms)

@@ -8,7 +8,9 @@ from functools import partial
 
 from jobwire_server.errors import JobwireError
 from jobwire_server.model import Accepted, Completed, Job, JobState, NewJob, Renewal
+from jobwire_server.operations.retention import retain_ended_ms, retain_succeeded_ms
 from jobwire_server.options import BrokerOptions
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Report, Success
 
@@ -31,6 +33,7 @@ class Lanes:
         options: BrokerOptions,
         backlog: Backlog,
         expect: Expect,
+        settings: QueueSettingsCache,
     ) -> None:
         loop = asyncio.get_running_loop()
         linger_s = options.max_linger_ms / 1000
@@ -38,10 +41,18 @@ class Lanes:
         async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
             # In the loop's next turn, when the call is on its way.
             loop.call_soon(expect, queue, items)
-            return await store.submit(queue, items, options.retain_ended_ms)
+            chosen = await settings.get(queue)
+            return await store.submit(
+                queue,
+                items,
+                retain_ended_ms(chosen, options),
+                chosen.max_pending_jobs,
+                chosen.max_live_bytes,
+            )
 
         async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
-            return await store.succeed(queue, items, options.retain_succeeded_ms)
+            chosen = await settings.get(queue)
+            return await store.succeed(queue, items, retain_succeeded_ms(chosen, options))
 
         async def report(items: Sequence[Report]) -> Sequence[Renewal]:
             return await store.report(queue, items, options.limits)
@@ -49,11 +60,13 @@ class Lanes:
         async def end(
             items: Sequence[AttemptEnd],
         ) -> Sequence[Completed | JobwireError | None]:
-            return await store.end_attempts(queue, items, options.retain_ended_ms)
+            chosen = await settings.get(queue)
+            return await store.end_attempts(queue, items, retain_ended_ms(chosen, options))
 
         async def cancel(items: Sequence[tuple[str, str]]) -> Sequence[JobState | JobwireError]:
+            chosen = await settings.get(queue)
             return await store.cancel(
-                queue, items, options.cancel_grace_ms, options.retain_ended_ms
+                queue, items, options.cancel_grace_ms, retain_ended_ms(chosen, options)
             )
 
         self.submit: GroupCommit[NewJob, Accepted | JobwireError] = GroupCommit(

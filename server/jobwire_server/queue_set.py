@@ -82,7 +82,9 @@ class QueueSet:
         lanes = self._lanes.get(queue)
         if lanes is None:
             # Not kept: whoever asks for jobs of queues that do not exist must not fill the memory.
-            lanes = Lanes(queue, self._jobs, self._options, self._backlog, self._expect)
+            lanes = Lanes(
+                queue, self._jobs, self._options, self._backlog, self._expect, self._settings
+            )
         return lanes
 
     async def open(self, queue: str) -> Lanes:

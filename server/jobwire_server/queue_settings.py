@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from itertools import count
 
-from jobwire_server.model import QueueSettings
+from jobwire_server.model import NO_SETTINGS, QueueSettings
 
 
 class QueueSettingsCache:
@@ -52,6 +52,12 @@ class QueueSettingsCache:
         settings = await self._read(queue)
         self.learn(queue, settings, mark)
         return settings
+
+    def known(self, queue: str) -> QueueSettings:
+        """Returns the settings of a queue, those of one without settings before a keeper has looked
+        at it.
+        """
+        return self._known.get(queue, NO_SETTINGS)
 
     async def get(self, queue: str) -> QueueSettings:
         """Returns the settings of a queue; asks the store only for one that no keeper has looked

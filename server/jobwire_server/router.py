@@ -131,6 +131,7 @@ class Router:
             options,
             self._attempts.give_back,
             self._set.due_in,
+            self._settings,
         )
         self._roster = Roster(
             self._workers,
@@ -193,9 +194,7 @@ class Router:
 
     # ------------------------------------------------------------------ jobs
 
-    async def submit(
-        self, queue: str, jobs: Sequence[NewJob]
-    ) -> Sequence[Accepted | JobwireError]:
+    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
         """Accepts jobs of one queue; answers each with what became of it or why it was refused:
         AlreadyExists, UniqueKeyTaken, QueueFull.
 

@@ -38,6 +38,7 @@ async def test_a_claim_leases_the_job_to_its_worker_and_nothing_else(scripts: Sc
             "a": now,
             "rt": job.route.id,
             "p": "0",
+            "b": str(len(job.record)),
         },
         f"l:{job.route.id}": [ulid_of(next_job)],
         "ready": {job.route.id: "1"},

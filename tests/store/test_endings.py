@@ -40,6 +40,7 @@ async def test_a_result_ends_the_job_and_frees_its_worker(scripts: Scripts) -> N
         "done:5": {ulid: scripts.after(RETAIN_MS)},
         "counts": {"2": "0", "3": "0", "5": "1"},
         "totals": {"submitted": "1", "started": "1", "succeeded": "1"},
+        "usage": {"live": "0", "ended": str(len(before[f"r:{ulid}"]) + 2)},
     }
     scripts.check()
 

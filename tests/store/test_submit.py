@@ -24,6 +24,7 @@ async def test_a_plain_job_is_its_record_and_one_entry_on_its_route(scripts: Scr
         "routes": {route: job.route.descriptor.decode()},
         "counts": {"2": "1"},
         "totals": {"submitted": "1"},
+        "usage": {"live": str(len(job.record))},
     }
     scripts.check()
 
@@ -53,6 +54,7 @@ async def test_a_delayed_job_waits_for_its_time_by_the_clock_of_the_store(
         "routes": {job.route.id: job.route.descriptor.decode()},
         "counts": {"1": "1"},
         "totals": {"submitted": "1"},
+        "usage": {"live": str(len(job.record))},
     }
     scripts.check()
 

@@ -10,6 +10,7 @@ import structlog
 
 from jobwire_server.errors import JobwireError
 from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
+from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.jobs import JobStore
@@ -94,9 +95,9 @@ class QueueKeeper:
         options = self._options
         loop = asyncio.get_running_loop()
         mark = self._settings.mark()
-        tick = await self._store.tick(
-            self._queue, AT_ONCE, options.retain_ended_ms, SAMPLE_MS, SAMPLES
-        )
+        settings = await self._settings.get(self._queue)
+        retention_ms = retain_ended_ms(settings, options)
+        tick = await self._store.tick(self._queue, AT_ONCE, retention_ms, SAMPLE_MS, SAMPLES)
         self._tell_time(tick.now_ms)
         self._settings.learn(self._queue, tick.settings, mark)
         if tick.overdue:

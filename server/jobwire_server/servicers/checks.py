@@ -159,9 +159,7 @@ class Checker:
         kind = payload.WhichOneof("kind")
         if kind == "struct":
             # In the order of the keys, so that a repeated request has the same content.
-            text = MessageToJson(
-                payload.struct, indent=None, ensure_ascii=False, sort_keys=True
-            )
+            text = MessageToJson(payload.struct, indent=None, ensure_ascii=False, sort_keys=True)
             payload.json = text
         elif kind == "json":
             try:

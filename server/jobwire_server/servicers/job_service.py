@@ -159,7 +159,9 @@ class JobService:
                 yield answer
         except (asyncio.CancelledError, GeneratorExit):
             # A job that holds the unique key in place of this one is not this caller's to end.
-            if request.cancel_on_disconnect and not (job.unique and accepted.existing_record == b""):
+            if request.cancel_on_disconnect and not (
+                job.unique and accepted.existing_record == b""
+            ):
                 self._router.cancel_in_background(job.queue, ulid, "its caller broke off")
             raise
 
@@ -249,9 +251,7 @@ def _accepted(answer: Accepted | JobwireError, job: NewJob) -> Accepted:
     return answer
 
 
-def _response(
-    answer: Accepted | JobwireError, job: NewJob
-) -> job_service_pb2.SubmitJobResponse:
+def _response(answer: Accepted | JobwireError, job: NewJob) -> job_service_pb2.SubmitJobResponse:
     accepted = _accepted(answer, job)
     return job_service_pb2.SubmitJobResponse(
         job_id=accepted.job_id,

@@ -57,9 +57,7 @@ class Submissions:
         self._stamp_ms = -1
         self._stamp = b""
 
-    def new_job(
-        self, request: job_service_pb2.SubmitJobRequest, request_id: str = ""
-    ) -> NewJob:
+    def new_job(self, request: job_service_pb2.SubmitJobRequest, request_id: str = "") -> NewJob:
         """Returns the job that a request asks for.
 
         Args:
@@ -202,17 +200,13 @@ def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
         checker.add("spec.unique.scope", "must be PENDING, UNFINISHED or PERIOD")
         return UniqueKey(unique.key)
     if unique.on_conflict not in job_pb2.UniqueConflict.values():
-        checker.add(
-            "spec.unique.on_conflict", "must be RETURN_EXISTING, REJECT or REPLACE_PENDING"
-        )
+        checker.add("spec.unique.on_conflict", "must be RETURN_EXISTING, REJECT or REPLACE_PENDING")
         return UniqueKey(unique.key)
     scope = UniqueScope(unique.scope or UniqueScope.UNFINISHED)
     period = 0
     if scope is UniqueScope.PERIOD:
         if unique.HasField("period"):
-            period = checker.duration_ms(
-                "spec.unique.period", unique.period, 1000, MAX_PERIOD_MS
-            )
+            period = checker.duration_ms("spec.unique.period", unique.period, 1000, MAX_PERIOD_MS)
         else:
             checker.add("spec.unique.period", "must be set for the scope PERIOD: 1 s to 365 days")
     elif unique.HasField("period"):

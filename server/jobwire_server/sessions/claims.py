@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from jobwire_server.errors import WrongState
 from jobwire_server.model import Assignment, Job, NewJob, RecordFacts, WorkerSpec, WorkerStatus
+from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.operations.routing import route_of
 from jobwire_server.options import BrokerOptions
+from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.sessions.demand import OneShot
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.dispatcher import QueueDispatcher
@@ -27,6 +30,7 @@ class Claims:
         options: Leases and retention.
         give_back: Returns jobs that nobody took.
         due_in: Takes a queue and the milliseconds until something is due there.
+        settings: Of the queues.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Claims:
         options: BrokerOptions,
         give_back: Callable[[str, Sequence[Assignment]], None],
         due_in: Callable[[str, float], None],
+        settings: QueueSettingsCache,
     ) -> None:
         self._jobs = store
         self._directory = directory
@@ -44,6 +49,7 @@ class Claims:
         self._options = options
         self._give_back = give_back
         self._due_in = due_in
+        self._settings = settings
         self._dispatchers: dict[str, QueueDispatcher] = {}
         self._waiting: set[OneShot] = set()
         self._draining = False
@@ -179,13 +185,16 @@ class Claims:
             made = dispatcher = self._dispatchers[queue] = QueueDispatcher(
                 queue,
                 self._jobs,
-                self._options.retain_ended_ms,
+                partial(self._retention_ms, queue),
                 subscribe,
                 unsubscribe,
                 self._give_back,
                 self._forget,
             )
         return dispatcher
+
+    def _retention_ms(self, queue: str) -> int:
+        return retain_ended_ms(self._settings.known(queue), self._options)
 
     def _forget(self, queue: str) -> None:
         self._dispatchers.pop(queue, None)

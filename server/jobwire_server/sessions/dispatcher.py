@@ -40,7 +40,7 @@ class QueueDispatcher:
     Args:
         queue: Its name.
         store: Where jobs are claimed.
-        retention_ms: For jobs that a claim finds expired.
+        retention_ms: Tells how long jobs are kept that a claim finds expired.
         subscribe: Returns once notices of ready jobs arrive (at `notice`).
         unsubscribe: Ends them.
         give_back: Returns jobs that nobody took to the queue.
@@ -51,7 +51,7 @@ class QueueDispatcher:
         self,
         queue: str,
         store: JobStore,
-        retention_ms: int,
+        retention_ms: Callable[[], int],
         subscribe: Callable[[], Awaitable[None]],
         unsubscribe: Callable[[], Awaitable[None]],
         give_back: Callable[[str, list[Assignment]], None],
@@ -284,7 +284,7 @@ class QueueDispatcher:
             return
         try:
             answers = await self._store.claim(
-                self._queue, requests, self._retention_ms, self._give_back
+                self._queue, requests, self._retention_ms(), self._give_back
             )
         except BaseException:
             for request, demand in zip(requests, asked, strict=True):

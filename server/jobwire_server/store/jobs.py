@@ -488,7 +488,7 @@ def _not_written(
         return AlreadyExists(
             f"request_id {request_id} was used for other content within the last 24 hours; give"
             " the new request an id of its own",
-            metadata={"request_id": request_id},
+            metadata={"job_request_id": request_id},
         )
     if code == 5:
         return queue_full(job.queue, "max_pending_jobs", "jobs that wait", limits[0], rest[0])

@@ -9,7 +9,7 @@
 --           routes         HASH    route -> descriptor
 --           scheduled      ZSET    ulid -> due, Unix ms
 --           timers         ZSET    'e' .. ulid -> expiry, 'd' .. ulid -> deadline, Unix ms
---           q:<request id> STRING  for 24 hours: ulid that was answered, ulid that was proposed, digest of the content (32
+--           q:<request>    STRING  for 24 hours: ulid that was answered, ulid that was proposed, digest of the content (32
 --                                  characters), end in Unix ms, end to end
 --           u:<name>       STRING  unique key -> holder (include/unique.lua)
 --           done:7         ZSET    a job that was replaced -> when it may be forgotten
