@@ -199,7 +199,7 @@ class Bulk:
                 queue,
                 [(job.job_id[-ULID_LENGTH:], reason) for job in jobs],
                 options.cancel_grace_ms,
-                options.retain_ended_ms,
+                await self._queues.retain_ended_ms(queue),
                 only,
             )
             if JobState.CANCELLING in outcomes:

@@ -187,9 +187,9 @@ class UniqueKeyTaken(JobwireError):
     reason = "UNIQUE_KEY_TAKEN"
 
     def __init__(self, key: str, job_id: str, state: str) -> None:
+        named = f"the unique key {key!r}" if key else "its unique key"
         super().__init__(
-            f"{f'the unique key {key!r}' if key else 'its unique key'} is held by {job_id}, which is"
-            f" {state}: wait for it, or choose another key",
+            f"{named} is held by {job_id}, which is {state}: wait for it, or choose another key",
             metadata={"job_id": job_id, "state": state},
         )
 

@@ -14,6 +14,7 @@ from jobwire_server.clock import StoreClock
 from jobwire_server.errors import JobwireError
 from jobwire_server.lanes import Expect, Lanes
 from jobwire_server.maintenance.keeper import EndOverdue, QueueKeeper
+from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.group_commit import Backlog
@@ -95,6 +96,10 @@ class QueueSet:
             await self._queues.register(queue)
             lanes = self._adopt(queue)
         return lanes
+
+    async def retain_ended_ms(self, queue: str) -> int:
+        """Returns how long jobs of the queue are kept that have ended without a result."""
+        return retain_ended_ms(await self._settings.get(queue), self._options)
 
     def due_in(self, queue: str, wait_ms: float) -> None:
         """Has the queue looked at in so many milliseconds."""

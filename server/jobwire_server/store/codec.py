@@ -6,8 +6,8 @@ attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority,
 since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
 progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
 expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry policy, `ra` `rr` `rf`
-`rn` moment, reason, state before, and number of the latest redrive, `b` bytes of the record, `uk` unique key,
-`kp` retention of its own. Times are Unix ms.
+`rn` moment, reason, state before, and number of the latest redrive, `b` bytes of the record, `uk`
+unique key, `kp` retention of its own. Times are Unix ms.
 """
 
 from __future__ import annotations

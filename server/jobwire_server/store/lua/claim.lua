@@ -232,19 +232,12 @@ local function size_text(size)
   return known
 end
 
-local function expire(ulid, key, revision)
+-- Ends a job whose moment for a start is over.
+local function end_waiting(ulid, key, revision, state, name)
   local job = redis.call('HMGET', key, 'b', 'uk', 'kp')
-  enter_terminal(P, ulid, EXPIRED, successor(revision), now, ARGV[5], job[1], job[2], job[3])
-  moved(ulid, PENDING, EXPIRED)
-  total('expired')
-end
-
-local function miss_deadline(ulid, key, revision)
-  local purge_at = text_of(now + ARGV[5])
-  redis.call('HSET', key, 's', FAILED, 'v', successor(revision), 'e', now_text, 'pg', purge_at, 'de', '1')
-  file_terminal(P, ulid, FAILED, purge_at)
-  moved(ulid, PENDING, FAILED)
-  total('failed')
+  enter_terminal(P, ulid, state, successor(revision), now, ARGV[5], job[1], job[2], job[3])
+  moved(ulid, PENDING, state)
+  total(name)
 end
 
 local answer, saved, workers = { now, 0, unheard() }, {}, {}
@@ -272,10 +265,11 @@ for r, request in ipairs(requests) do
       if (job[1] and job[1] ~= '2') or not records[i] then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
-        expire(ulid, key, job[4])
+        end_waiting(ulid, key, job[4], EXPIRED, 'expired')
         stale = stale + 1
       elseif job[7] and tonumber(job[7]) <= now then
-        miss_deadline(ulid, key, job[4])
+        redis.call('HSET', key, 'de', '1')
+        end_waiting(ulid, key, job[4], FAILED, 'failed')
         stale = stale + 1
       else
         local token, attempt = successor(job[2]), successor(job[3])
