@@ -41,6 +41,11 @@ NAMES = "\n".join(f"  {b.name:<{WIDTH}}  {b.summary}" for b in BENCHMARKS.values
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of a round or of the backlog.")
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each side is measured.")
 @click.option(
+    "--backlog",
+    type=click.IntRange(min=1),
+    help="Measure with so many jobs waiting against without any, where a benchmark can.",
+)
+@click.option(
     "--profile",
     "profiles",
     type=click.Path(file_okay=False, path_type=Path),
@@ -54,6 +59,7 @@ def main(
     store: str | None,
     jobs: int | None,
     rounds: int | None,
+    backlog: int | None,
     profiles: Path | None,
     quiet: bool,
 ) -> None:
@@ -65,6 +71,12 @@ def main(
     if profiles is not None:
         profiles = profiles.resolve()
         profiles.mkdir(parents=True, exist_ok=True)
+
+    if backlog is not None:
+        unable = [b.name for b in chosen if b.run_backlog is None]
+        if unable and set(unable) & set(names):
+            raise click.UsageError(f"{', '.join(unable)}: there is no such thing as --backlog")
+        chosen = [b for b in chosen if b.run_backlog is not None]
 
     def say(text: str) -> None:
         if not quiet:
@@ -78,6 +90,7 @@ def main(
             cast(Engine, store or benchmark.engine),
             say,
             profiles,
+            backlog or 0,
         )
         if not quiet:
             click.echo(f"{benchmark.name}: {benchmark.summary}", err=True)
@@ -104,6 +117,8 @@ async def _run(benchmark: Benchmark, plan: Plan) -> list[Figure]:
     assert task is not None
     # So that what was started is also ended on SIGTERM; Ctrl-C does it by itself.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if plan.backlog and benchmark.run_backlog is not None:
+        return await benchmark.run_backlog(plan)
     return await benchmark.run(plan)
 
 
@@ -113,6 +128,7 @@ def _document(benchmark: Benchmark, plan: Plan, figures: list[Figure]) -> dict[s
         "store": plan.engine,
         "jobs": plan.size.jobs,
         "rounds": plan.size.rounds,
+        "backlog": plan.backlog,
         "figures": [figure.as_json() for figure in figures],
     }
 

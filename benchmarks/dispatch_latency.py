@@ -7,8 +7,8 @@ Size: `jobs` jobs in each round, 100 a second, with workers waiting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,8 @@ from jobwire.v1 import job_service_pb2, job_service_pb2_grpc, worker_service_pb2
 from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
 from jobwire_server.model import JobState
 
-from benchmarks import jobs
+from benchmarks import backlogged, jobs
+from benchmarks.done import Done
 from benchmarks.echo import METHOD
 from benchmarks.figures import Figure, Goal, compared, measured, quantile
 from benchmarks.frame import Benchmark, Plan, Size, check
@@ -204,6 +205,54 @@ async def run(plan: Plan) -> list[Figure]:
     return polled + pushed + pushed_against_bare
 
 
+@asynccontextmanager
+async def _open_stream_side(plan: Plan, backlog: int) -> AsyncIterator[backlogged.Measure]:
+    """Starts a broker with a worker on a stream; measures the median time to it, in ms."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(plan.engine))
+        broker = await stack.enter_async_context(open_broker(store))
+        if backlog:
+            await backlogged.fill(store, plan, backlog)
+        producing = await stack.enter_async_context(broker.channel())
+        submit = job_service_pb2_grpc.JobServiceStub(producing).SubmitJob
+        arrived: dict[int, float] = {}
+        deliveries = 0
+
+        def on_job(assignment: worker_service_pb2.Assignment) -> None:
+            nonlocal deliveries
+            deliveries += 1
+            arrived[int.from_bytes(assignment.spec.payload.data[:8], "big")] = perf_counter()
+
+        working = await stack.enter_async_context(broker.channel())
+        worker = StreamWorker(working, "bench", credits=STREAM_CREDITS, on_job=on_job)
+        await worker.attach()
+        stack.push_async_callback(worker.close)
+        done = Done(store, backlog=backlog)
+
+        async def measure(total: int) -> float:
+            began: dict[int, float] = {}
+
+            async def send(number: int) -> None:
+                began[done.count + number] = perf_counter()
+                await submit(_request(done.count + number))
+
+            await _paced(total, send)
+            await done.all_of(total)
+            return quantile([arrived[at] - began[at] for at in began], 0.5) * 1e3
+
+        await measure(WARM_UP)
+        yield lambda: measure(plan.size.jobs)
+        await done.check()
+        check(deliveries == done.count, "a job was assigned twice")
+
+
+async def run_backlog(plan: Plan) -> list[Figure]:
+    """Measures the stream's median with and without jobs waiting on another route."""
+    return await backlogged.with_and_without(
+        plan, _open_stream_side, "submit to assignment, p50", "ms", backlogged.TIME_GOAL
+    )
+
+
 def _request(number: int) -> job_service_pb2.SubmitJobRequest:
     return jobs.request(number.to_bytes(8, "big").ljust(jobs.PAYLOAD_BYTES, b"."))
 
@@ -251,4 +300,5 @@ BENCHMARK = Benchmark(
     run=run,
     full=Size(jobs=500, rounds=7),
     short=Size(jobs=300, rounds=3),
+    run_backlog=run_backlog,
 )

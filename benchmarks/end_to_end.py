@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from jobwire_server.errors import JobwireError
@@ -16,26 +16,23 @@ from jobwire_server.model import JobState, NewJob
 from jobwire_server.operations.routing import route_of
 from jobwire_server.store.jobs import ClaimRequest, Success
 
-from benchmarks import jobs
+from benchmarks import backlogged, jobs
+from benchmarks.done import Done
 from benchmarks.figures import Figure, Goal, compared, measured
 from benchmarks.frame import Benchmark, Plan, Size, check
 from benchmarks.parts import Part, module, open_part
-from benchmarks.processes import until
 from benchmarks.servers import Server, open_broker
 from benchmarks.stores import Store, open_store
 
 QUEUE = "default"
 BATCH = 100
-BATCHES_IN_FLIGHT = 8
+BATCHES_IN_FLIGHT = 16
 CONCURRENCY, PREFETCH = 500, 500
 """Together the credits of its stream."""
 STORE_CALLERS = 3
 """Enough that the store always has the next call at hand."""
 LEASE_MS, RETENTION_MS = 600_000, 86_400_000
 WARM_UP = 2_000
-DONE_DEADLINE_S = 120.0
-LOOK_S = 0.01
-"""How often the queue is looked at for the end; what a round's time may be wrong by."""
 GOAL = Goal("at least", 0.4)
 
 
@@ -46,13 +43,7 @@ class Flow:
     store: Store
     server: Server
     producer: Part
-    worker: Part
-    done: int = 0
-    """Jobs that have been through."""
-    layers: jobs.Layers = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.layers = jobs.Layers(self.store)
+    done: Done
 
     async def through(self, count: int) -> float:
         """Submits jobs while they are worked; returns the jobs a second from the first to the last.
@@ -62,47 +53,34 @@ class Flow:
         began = perf_counter()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.producer.ask(str(count)))
-            await self._all_done(count)
+            await self.done.all_of(count)
             took = perf_counter() - began
         return count / took
 
     async def apart(self, count: int) -> tuple[float, float]:
         """Submits jobs to a paused queue, then lets it go; returns the jobs a second of each."""
-        await self.layers.queues.set_paused(QUEUE, True)
-        # The server learns of it with its next claim, which finds the queue paused and empty.
+        queues = jobs.Layers(self.store).queues
+        await queues.set_paused(QUEUE, True)
         answer = await self.producer.ask(str(count))
-        await self.layers.queues.set_paused(QUEUE, False)
+        await queues.set_paused(QUEUE, False)
         began = perf_counter()
-        await self._all_done(count)
+        await self.done.all_of(count)
         return count / answer["took_s"], count / (perf_counter() - began)
-
-    async def _all_done(self, count: int) -> None:
-        self.done += count
-
-        async def all_done() -> bool:
-            depth = (await self.layers.queues.read(QUEUE, detail=False)).depth
-            return depth.get(JobState.SUCCEEDED, 0) >= self.done
-
-        await until(all_done, f"{count:,} jobs are done", timeout_s=DONE_DEADLINE_S, pause_s=LOOK_S)
-
-    async def check(self) -> None:
-        """Checks that each job was submitted, started, handled and finished exactly once."""
-        queue = await self.layers.queues.read(QUEUE, detail=False)
-        check(queue.depth == {JobState.SUCCEEDED: self.done}, f"the queue holds {queue.depth}")
-        totals = {name: queue.totals.get(name, 0) for name in ("submitted", "started", "succeeded")}
-        check(set(totals.values()) == {self.done}, f"of {self.done:,} jobs: {totals}")
-        said = await self.worker.ask("stats")
-        counts = {name: said[name] for name in ("assigned", "handled", "succeeded")}
-        check(set(counts.values()) == {self.done}, f"of {self.done:,} jobs the worker: {counts}")
-        check(said["lost"] == said["released"] == said["failed"] == 0, f"the worker: {said}")
 
 
 @asynccontextmanager
-async def open_flow(plan: Plan) -> AsyncIterator[Flow]:
-    """Starts a store, a server, a producer and a worker for as long as the context lasts."""
+async def open_flow(plan: Plan, backlog: int = 0) -> AsyncIterator[Flow]:
+    """Starts and warms up a store, a server, a producer and a worker; checks the jobs at the end.
+
+    Args:
+        plan: Says which store.
+        backlog: How many jobs wait on another route of the queue.
+    """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(plan.engine))
         server = await stack.enter_async_context(open_broker(store, profile=plan.profile("server")))
+        if backlog:
+            await backlogged.fill(store, plan, backlog)
         producing = module(
             "benchmarks.producing",
             *(server.address, BATCH, BATCHES_IN_FLIGHT),
@@ -115,9 +93,10 @@ async def open_flow(plan: Plan) -> AsyncIterator[Flow]:
         )
         producer = await stack.enter_async_context(open_part(producing))
         worker = await stack.enter_async_context(open_part(working))
-        flow = Flow(store, server, producer, worker)
+        flow = Flow(store, server, producer, Done(store, worker, backlog))
         await flow.through(WARM_UP)
         yield flow
+        await flow.done.check()
 
 
 class StoreOnly:
@@ -184,7 +163,6 @@ async def run(plan: Plan) -> list[Figure]:
             first, second = await flow.apart(count)
             submitting.append(first)
             working.append(second)
-        await flow.check()
         await alone.check(WARM_UP + rounds * count)
     against = "the store alone"
     return [
@@ -196,10 +174,22 @@ async def run(plan: Plan) -> list[Figure]:
     ]
 
 
+async def run_backlog(plan: Plan) -> list[Figure]:
+    """Measures with and without jobs waiting on another route."""
+
+    @asynccontextmanager
+    async def open_side(plan: Plan, backlog: int) -> AsyncIterator[backlogged.Measure]:
+        async with open_flow(plan, backlog) as flow:
+            yield lambda: flow.through(plan.size.jobs)
+
+    return await backlogged.with_and_without(plan, open_side, "submit to done", "jobs/s")
+
+
 BENCHMARK = Benchmark(
     name="end-to-end",
     summary="a producer, a server and a worker in processes of their own, against the store alone",
     run=run,
     full=Size(jobs=20_000, rounds=7),
     short=Size(jobs=5_000, rounds=3),
+    run_backlog=run_backlog,
 )

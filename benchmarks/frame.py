@@ -34,6 +34,8 @@ class Plan:
     """Tells people how far it is; not part of the answer."""
     profiles: Path | None = None
     """Where profiles of the processes go; None: nothing is profiled. Some benchmarks do it."""
+    backlog: int = 0
+    """How many jobs wait meanwhile, on one side of the comparison that `run_backlog` makes."""
 
     def profile(self, part: str) -> Path | None:
         """Returns the file for the profile of a part; None where nothing is profiled."""
@@ -56,6 +58,8 @@ class Benchmark:
     """For the set that is done in a few minutes."""
     engine: Engine = "valkey"
     """The store it runs on unless told otherwise."""
+    run_backlog: Callable[[Plan], Awaitable[list[Figure]]] | None = None
+    """Measures the same with a backlog and without; None where there is no such comparison."""
 
 
 def check(holds: bool, what: str) -> None:

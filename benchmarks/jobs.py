@@ -19,6 +19,8 @@ from jobwire_server.store.scripts import ScriptRunner
 from benchmarks.stores import Store
 
 OPERATION = "bench.noop"
+OTHER_OPERATION = "bench.waiting"
+"""Of jobs that wait in a backlog: another route, which no worker of the benchmarks serves."""
 PAYLOAD_BYTES = 256
 SUBMIT_AT_ONCE = 500
 
@@ -28,21 +30,25 @@ def payload() -> bytes:
     return os.urandom(PAYLOAD_BYTES)
 
 
-def request(payload: bytes | None = None) -> job_service_pb2.SubmitJobRequest:
+def request(
+    data: bytes | None = None, operation: str = OPERATION
+) -> job_service_pb2.SubmitJobRequest:
     """Returns a request to submit a job, with a random payload unless one is given."""
-    data = os.urandom(PAYLOAD_BYTES) if payload is None else payload
     return job_service_pb2.SubmitJobRequest(
-        spec=job_pb2.JobSpec(operation=OPERATION, payload=job_pb2.Payload(data=data))
+        spec=job_pb2.JobSpec(
+            operation=operation,
+            payload=job_pb2.Payload(data=payload() if data is None else data),
+        )
     )
 
 
 class JobMaker:
     """Makes jobs as the server does of requests, for benchmarks that begin at the store."""
 
-    def __init__(self) -> None:
+    def __init__(self, operation: str = OPERATION) -> None:
         now_ms = StoreClock().now_ms
         self._submissions = Submissions(Limits(), now_ms, UlidFactory(now_ms))
-        self._requests = [request() for _ in range(64)]
+        self._requests = [request(operation=operation) for _ in range(64)]
 
     def make(self, count: int) -> list[NewJob]:
         """Returns new jobs of the default queue."""

@@ -11,6 +11,8 @@ from benchmarks import (
     store_time,
     streams,
     submit_unary,
+    unary_feed,
+    unary_life,
     watch_cost,
     watchers,
 )
@@ -21,6 +23,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     for module in (
         end_to_end,
         submit_unary,
+        unary_feed,
+        unary_life,
         memory,
         backlog,
         store_time,

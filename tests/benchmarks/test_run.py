@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "end-to-end": 300,
     "submit-unary": 300,
+    "unary-feed": 200,
+    "unary-life": 200,
     "memory": 2_000,
     "backlog": 2_000,
     "store-time": 300,
@@ -93,6 +95,32 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
     assert any(figure["goal"] for figure in benchmark["figures"])
     assert [*folder.iterdir()] == []
     assert _processes_below(folder) == []
+
+
+@pytest.mark.parametrize("name", [name for name, b in BENCHMARKS.items() if b.run_backlog])
+def test_a_benchmark_runs_with_a_backlog(name: str, folder: Path) -> None:
+    done = subprocess.run(
+        _command(name, "--json", "--jobs", "100", "--rounds", "2", "--backlog", "1000"),
+        cwd=ROOT,
+        env=_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    (benchmark,) = json.loads(done.stdout)["benchmarks"]
+    assert benchmark["backlog"] == 1000
+    assert all("1,000 waiting" in figure["name"] for figure in benchmark["figures"])
+    assert all(figure["ratio"]["against"] for figure in benchmark["figures"])
+    assert [*folder.iterdir()] == []
+
+
+def test_a_benchmark_without_such_a_comparison_says_so_of_a_backlog() -> None:
+    done = subprocess.run(
+        _command("memory", "--backlog", "1"), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "memory" in done.stderr
 
 
 def test_a_profile_of_each_process_is_written_where_it_is_wanted(folder: Path) -> None:
