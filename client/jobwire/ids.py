@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
+_LOW_BITS = 20
+_LOW_MASK = (1 << _LOW_BITS) - 1
 
 
 class UlidFactory:
@@ -30,16 +33,29 @@ class UlidFactory:
         self._clock_ms = clock_ms
         self._random_bits = random_bits
         self._lock = threading.Lock()
-        self._last = 0
+        self._last_ms = -1
+        self._number = 0
+        self._high = -1
+        self._head = ""
 
     def make(self) -> str:
         """Returns the next one: 26 lower-case Crockford base32 characters."""
-        fresh = (self._clock_ms() << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
         with self._lock:
-            # In the same millisecond, or after the clock was set back, count on from the last.
-            same_ms = fresh >> _RANDOM_BITS <= self._last >> _RANDOM_BITS
-            self._last = number = self._last + 1 if same_ms else fresh
-        return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+            now = self._clock_ms()
+            if now > self._last_ms:
+                self._last_ms = now
+                self._number = (now << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
+            else:
+                # In the same millisecond, or after the clock was set back, count on from the last.
+                self._number += 1
+            high, low = self._number >> _LOW_BITS, self._number & _LOW_MASK
+            if high != self._high:
+                # Most ids of a batch differ in their last four characters alone.
+                self._high = high
+                self._head = "".join(
+                    _PAIRS[(high >> shift) & 1023] for shift in range(100, -1, -10)
+                )
+            return self._head + _PAIRS[low >> 10] + _PAIRS[low & 1023]
 
 
 _ulids = UlidFactory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import pickle
@@ -31,6 +32,9 @@ from jobwire.worker.life import Life
 log = logging.getLogger("jobwire.worker")
 
 F = TypeVar("F", bound=Handler)
+
+# The thresholds of the collector in the Pythons that are supported, up to 3.12 and from 3.13 on.
+_PYTHONS_OWN = {(700, 10, 10), (2_000, 10, 10), (2_000, 10, 0), (2_000, 10, 5)}
 
 
 class Worker:
@@ -170,10 +174,14 @@ class Worker:
     def run(self) -> None:
         """Works until SIGTERM or SIGINT; blocks.
 
+        It takes the process over: beside the signals, it has Python's garbage collector look less
+        often, unless `gc.set_threshold` was called before.
+
         Raises:
             CallError: The broker refused the worker.
             RuntimeError: It has no handlers.
         """
+        _calm_the_collector()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self.serve())
 
@@ -311,6 +319,18 @@ class _Signals:
     def __exit__(self, *error: object) -> None:
         for number in self._set:
             asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _calm_the_collector() -> None:
+    """Has the collector look after 20,000 new objects rather than 700.
+
+    The jobs in hand are thousands of objects without cycles, and at Python's own thresholds
+    looking through them again and again takes a third of a busy worker's time.
+    """
+    if gc.get_threshold() in _PYTHONS_OWN:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
