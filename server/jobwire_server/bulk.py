@@ -252,7 +252,9 @@ class Bulk:
         matched = changed = skipped = 0
         samples: list[str] = []
         told = monotonic()
-        async for page in self._pages(action.wanted, states):
+        # What can only be counted comes first, or jobs that are changed would be met there again.
+        order = sorted(dict.fromkeys(states), key=lambda state: state in action.able)
+        async for page in self._pages(action.wanted, order):
             jobs = [job for job in page if _matches(action, job, read_facts)]
             able = [job for job in jobs if job.state in action.able]
             # Where the most is reached, what lies behind it was not looked at.
@@ -286,7 +288,7 @@ class Bulk:
                 yield [job for job in jobs if job is not None and job.state in states]
             return
         size = FIRST_PAGE
-        for state in dict.fromkeys(states):
+        for state in states:
             token: PageToken | None = PageToken()
             while token is not None:
                 ids, token = await self._jobs.list_ids(queue, state, size, token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from jobwire.v1 import admin_service_pb2
 from jobwire_server.errors import WorkerNotFound
@@ -10,7 +11,7 @@ from jobwire_server.facts import ServerFacts
 from jobwire_server.model import Worker, WorkerStatus
 from jobwire_server.operations.paging import decode_token, encode_token
 from jobwire_server.router import Router
-from jobwire_server.servicers import convert
+from jobwire_server.servicers import bulk, convert
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.queue_config import check_config
 
@@ -164,6 +165,24 @@ class AdminService:
         if item is None:
             raise WorkerNotFound(request.worker_id)
         return admin_service_pb2.DrainWorkerResponse(worker=self._convert(item, leases=True))
+
+    async def PurgeJobs(
+        self, request: admin_service_pb2.PurgeJobsRequest, context: object
+    ) -> AsyncIterator[Any]:
+        """Forgets many jobs before their retention ends."""
+        checker = Checker()
+        wanted = bulk.job_filter(checker, request.filter)
+        for at, state in enumerate(wanted.states):
+            if not state.terminal:
+                text = f"must be a terminal state, not {state.name}; cancel such jobs first"
+                checker.add(f"filter.states[{at}]", text)
+        most = bulk.most_jobs(checker, request.max_jobs)
+        checker.raise_if_any()
+        steps = self._router.bulk.purge(
+            wanted, convert.record_facts, dry_run=request.dry_run, max_jobs=most
+        )
+        async for answer in bulk.answers(steps, admin_service_pb2.PurgeJobsResponse):
+            yield answer
 
     async def GetServerInfo(
         self, request: admin_service_pb2.GetServerInfoRequest, context: object

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import InvalidRequest, JobwireError, StoreUnavailable, Violation
 from jobwire_server.ids import ULID_LENGTH
-from jobwire_server.model import Accepted, Job, JobState, NewJob
+from jobwire_server.model import Accepted, Job, NewJob
+from jobwire_server.operations.filters import JobFilter
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
-from jobwire_server.servicers import convert, wire
+from jobwire_server.servicers import bulk, convert, wire
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
 from jobwire_server.servicers.submission import Submissions, check_same
 from jobwire_server.servicers.watching import answers, wish_of
@@ -21,9 +22,7 @@ from jobwire_server.servicers.watching import answers, wish_of
 MAX_REASON_BYTES = 512
 MAX_BATCH_ID = 56
 """With `:` and the place of an item behind it, it still is a request id."""
-MAX_WATCHED = 1_000
 _LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
-_STATES = [int(state) for state in JobState]
 
 
 class JobService:
@@ -110,20 +109,25 @@ class JobService:
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
         if request.operation:
             checker.operation("operation", request.operation)
-        states = _states(checker, request.states)
+        states = bulk.states_of(checker, "states", request.states)
+        checker.labels("labels", request.labels)
+        checker.text("failure_type", request.failure_type, bulk.MAX_TYPE_BYTES)
         checker.raise_if_any()
-        operation = request.operation
         full = request.view == job_pb2.JOB_VIEW_FULL
+        wanted = JobFilter(
+            queue,
+            operation=request.operation,
+            labels=dict(request.labels),
+            failure_type=request.failure_type,
+        )
         jobs, token = await self._router.list_jobs(
             queue,
             states,
             page_size,
             request.page_token,
             full=full,
-            scope=operation,
-            keep=lambda job: (
-                not operation or convert.record_facts(job.record).operation == operation
-            ),
+            scope=_scope(wanted),
+            keep=_keep(wanted),
         )
         return wire.ListJobsResponse(
             jobs=[convert.job_to_wire(job, full=full) for job in jobs], next_page_token=token
@@ -173,36 +177,19 @@ class JobService:
         queue = checker.queue("queue", request.queue)
         if request.operation:
             checker.operation("operation", request.operation)
-        states = _states(checker, request.states)
+        states = bulk.states_of(checker, "states", request.states)
         checker.labels("labels", request.labels)
-        if len(request.job_ids) > MAX_WATCHED:
-            checker.add("job_ids", f"may name at most {MAX_WATCHED}, not {len(request.job_ids)}")
-        ulids = []
-        for at, job_id in enumerate(request.job_ids[:MAX_WATCHED]):
-            its_queue, ulid = checker.job_id(f"job_ids[{at}]", job_id)
-            if its_queue and its_queue != queue:
-                checker.add(f"job_ids[{at}]", f"must be a job of the queue {queue}")
-            ulids.append(ulid)
+        ulids = bulk.ulids_of(checker, "job_ids", queue, request.job_ids)
         if request.cursor and not _LOG_ID.fullmatch(request.cursor):
             checker.add("cursor", "is not a cursor that this method gave out; watch without one")
         if request.cursor and request.only_changes:
             checker.add("only_changes", "can't be combined with a cursor")
         checker.raise_if_any()
         full = request.view == job_pb2.JOB_VIEW_FULL
-        labels = dict(request.labels)
-        operation = request.operation
-
-        def keep(job: Job) -> bool:
-            if not operation and not labels:
-                return True
-            spec = job_pb2.JobSpec.FromString(job.record)
-            if operation and spec.operation != operation:
-                return False
-            return all(spec.labels.get(key) == value for key, value in labels.items())
-
+        wanted = JobFilter(queue, operation=request.operation, labels=dict(request.labels))
         async for job, cursor in self._router.watch_jobs(
             queue,
-            keep=keep,
+            keep=_keep(wanted),
             states=states,
             ulids=ulids,
             full=full,
@@ -236,6 +223,42 @@ class JobService:
         job = await self._router.retry_job(queue, ulid, reason, delay_ms, convert.record_facts)
         return wire.RetryJobResponse(job=convert.job_to_wire(job, full=False))
 
+    async def RetryJobs(
+        self, request: job_service_pb2.RetryJobsRequest, context: object
+    ) -> AsyncIterator[Any]:
+        """Puts many jobs back after their end."""
+        checker = Checker()
+        wanted = bulk.job_filter(checker, request.filter)
+        reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
+        most = bulk.most_jobs(checker, request.max_jobs)
+        per_second = bulk.pace(checker, request.max_per_second)
+        checker.raise_if_any()
+        steps = self._router.bulk.retry(
+            wanted,
+            reason,
+            convert.record_facts,
+            dry_run=request.dry_run,
+            max_jobs=most,
+            per_second=per_second,
+        )
+        async for answer in bulk.answers(steps, job_service_pb2.RetryJobsResponse):
+            yield answer
+
+    async def CancelJobs(
+        self, request: job_service_pb2.CancelJobsRequest, context: object
+    ) -> AsyncIterator[Any]:
+        """Asks for the end of many jobs."""
+        checker = Checker()
+        wanted = bulk.job_filter(checker, request.filter)
+        reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
+        most = bulk.most_jobs(checker, request.max_jobs)
+        checker.raise_if_any()
+        steps = self._router.bulk.cancel(
+            wanted, reason, convert.record_facts, dry_run=request.dry_run, max_jobs=most
+        )
+        async for answer in bulk.answers(steps, job_service_pb2.CancelJobsResponse):
+            yield answer
+
 
 def _job_id(job_id: str) -> tuple[str, str]:
     checker = Checker()
@@ -264,9 +287,18 @@ def _refused(error: JobwireError) -> bytes:
     return job_service_pb2.SubmitResult(error=convert.item_error(error)).SerializeToString()
 
 
-def _states(checker: Checker, states: Sequence[int]) -> list[JobState]:
-    """Returns the states of a filter."""
-    for at, state in enumerate(states):
-        if state not in _STATES:
-            checker.add(f"states[{at}]", "must be one of the states a job can be in")
-    return [JobState(state) for state in states if state in _STATES]
+def _keep(wanted: JobFilter) -> Callable[[Job], bool]:
+    """Returns what says whether a job is wanted."""
+
+    def keep(job: Job) -> bool:
+        facts = convert.record_facts(job.record) if wanted.reads_records else None
+        return wanted.match(job, facts)
+
+    return keep
+
+
+def _scope(wanted: JobFilter) -> str:
+    """Returns what a page token of a listing depends on."""
+    if not wanted.labels and not wanted.failure_type:
+        return wanted.operation
+    return repr((wanted.operation, sorted(wanted.labels.items()), wanted.failure_type))

@@ -1,0 +1,112 @@
+"""Actions on many jobs: from the contract's filters to the router, and progress back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from math import isfinite
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobwire.v1 import job_service_pb2
+from jobwire_server.model import BulkProgress, JobState
+from jobwire_server.operations.filters import JobFilter
+from jobwire_server.servicers.checks import Checker
+
+MAX_JOB_IDS = 1_000
+MAX_TYPE_BYTES = 128
+MAX_JOBS = (1 << 63) - 1
+SLOWEST, FASTEST = 0.01, 100_000.0
+"""Jobs a second of a redrive."""
+_LAST_S = 253_402_300_799
+"""The last second that a Timestamp may name."""
+_STATES = [int(state) for state in JobState]
+
+
+def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobState]:
+    """Returns the states of a filter."""
+    for at, state in enumerate(states):
+        if state not in _STATES:
+            checker.add(f"{field}[{at}]", "must be one of the states a job can be in")
+    return [JobState(state) for state in states if state in _STATES]
+
+
+def ulids_of(checker: Checker, field: str, queue: str, job_ids: Sequence[str]) -> list[str]:
+    """Returns the ULIDs of jobs that a filter names."""
+    if len(job_ids) > MAX_JOB_IDS:
+        checker.add(field, f"may name at most {MAX_JOB_IDS}, not {len(job_ids)}")
+        return []
+    ulids = []
+    for at, job_id in enumerate(job_ids):
+        its_queue, ulid = checker.job_id(f"{field}[{at}]", job_id)
+        if its_queue and its_queue != queue:
+            checker.add(f"{field}[{at}]", f"must be a job of the queue {queue}")
+        ulids.append(ulid)
+    return ulids
+
+
+def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilter:
+    """Returns the jobs that a request is about; violations are named under `filter`."""
+    queue = checker.queue("filter.queue", message.queue, required=True)
+    if message.operation:
+        checker.operation("filter.operation", message.operation)
+    checker.labels("filter.labels", message.labels)
+    checker.text("filter.failure_type", message.failure_type, MAX_TYPE_BYTES)
+    moments = {}
+    for name in ("submitted_after", "submitted_before", "finished_after", "finished_before"):
+        moments[f"{name}_ms"] = (
+            _moment_ms(checker, f"filter.{name}", getattr(message, name))
+            if message.HasField(name)
+            else 0
+        )
+    for what in ("submitted", "finished"):
+        after, before = moments[f"{what}_after_ms"], moments[f"{what}_before_ms"]
+        if before and after >= before:
+            checker.add(f"filter.{what}_before", f"must lie after filter.{what}_after")
+    return JobFilter(
+        queue=queue,
+        states=tuple(states_of(checker, "filter.states", message.states)),
+        operation=message.operation,
+        labels=dict(message.labels),
+        failure_type=message.failure_type,
+        ulids=tuple(ulids_of(checker, "filter.job_ids", queue, message.job_ids)),
+        **moments,
+    )
+
+
+def most_jobs(checker: Checker, value: int) -> int:
+    """Returns the most jobs to act on, 0 for all."""
+    if value > MAX_JOBS:
+        checker.add("max_jobs", f"must be 0 to {MAX_JOBS}, not {value}")
+    return value
+
+
+def pace(checker: Checker, value: float) -> float:
+    """Returns the most jobs a second, 0 for no cap."""
+    if value and not (isfinite(value) and SLOWEST <= value <= FASTEST):
+        checker.add("max_per_second", f"must be {SLOWEST} to {FASTEST:.0f}, or 0, not {value}")
+    return value
+
+
+async def answers(
+    steps: AsyncIterator[BulkProgress], response: Callable[..., Any]
+) -> AsyncIterator[Any]:
+    """Yields progress as messages of a type whose `progress` it becomes."""
+    async for step in steps:
+        yield response(
+            progress=job_service_pb2.BulkProgress(
+                matched=step.matched,
+                changed=step.changed,
+                skipped=step.skipped,
+                sample_job_ids=step.samples,
+                done=step.done,
+            )
+        )
+
+
+def _moment_ms(checker: Checker, field: str, moment: Timestamp) -> int:
+    """Returns a moment in Unix milliseconds, rounded up."""
+    if not 0 < moment.seconds <= _LAST_S or not 0 <= moment.nanos < 1_000_000_000:
+        checker.add(field, "must be a moment after 1970 and before the year 10000")
+        return 0
+    return moment.seconds * 1000 + -(-moment.nanos // 1_000_000)
