@@ -181,6 +181,13 @@ class Assignment(NamedTuple):
     fencing_token: int
     attempt: int
     record: bytes
+    checkpoint: bytes = b""
+    """What an earlier attempt saved; b'' if nothing."""
+
+    @property
+    def size(self) -> int:
+        """The bytes that it holds."""
+        return len(self.record) + len(self.checkpoint)
 
 
 class LeaseRef(NamedTuple):
@@ -237,13 +244,15 @@ class Written(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A worker's report: progress, output, or neither, which only renews the lease."""
+    """A worker's report: progress, output, a checkpoint, or none, which only renews the lease."""
 
     queue: str
     ulid: str
     fencing_token: int
     progress: bytes
     output: Written | None = None
+    checkpoint: bytes | None = None
+    """For the next attempt; b'' takes away what was saved, None leaves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +331,9 @@ class Job:
     progress: bytes = b""
     progress_at_ms: int = 0
     result: bytes = b""
+    checkpoint: bytes = b""
+    """What its worker saved last for the next attempt; b'' if nothing, or if it was not asked for.
+    """
     output_bytes: int = 0
     """Bytes of output that are kept."""
     output_end: OutputPlace = BEGINNING

@@ -421,8 +421,9 @@ class Router:
         fencing_token: int,
         progress: bytes,
         output: Written | None = None,
+        checkpoint: bytes | None = None,
     ) -> Renewal:
-        """Records progress and output, and renews the lease.
+        """Records progress, output and a checkpoint, and renews the lease.
 
         Raises:
             LeaseLost: The job is not the caller's.
@@ -431,7 +432,7 @@ class Router:
         """
         self._directory.hear(worker_id)
         lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
-        report = Report(ulid, worker_id, fencing_token, lease_ms, progress, output)
+        report = Report(ulid, worker_id, fencing_token, lease_ms, progress, output, checkpoint)
         renewal = await self._set.lanes(queue).report.one(report)
         if renewal.lost:
             raise LeaseLost(f"{queue}-{ulid}", fencing_token)
@@ -466,7 +467,13 @@ class Router:
         async def renew(queue: str, places: list[int]) -> None:
             reports = [
                 Report(
-                    item.ulid, worker_id, item.fencing_token, lease_ms, item.progress, item.output
+                    item.ulid,
+                    worker_id,
+                    item.fencing_token,
+                    lease_ms,
+                    item.progress,
+                    item.output,
+                    item.checkpoint,
                 )
                 for item in (items[at] for at in places)
             ]

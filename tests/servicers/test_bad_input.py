@@ -175,6 +175,11 @@ CASES: list[tuple[str, Any, str]] = [
     ("UpdateProgress", report(fraction=1.1), "progress.fraction"),
     ("UpdateProgress", report(fraction=float("nan")), "progress.fraction"),
     ("UpdateProgress", report(message="x" * 1025), "progress.message"),
+    (
+        "UpdateProgress",
+        workers.UpdateProgressRequest(worker_id="w1", job_id=A_JOB, checkpoint=BAD_JSON),
+        "checkpoint.json",
+    ),
     ("UpdateProgress", report(details=BAD_JSON), "progress.details.json"),
     ("UpdateProgress", report(details={"data": bytes(17 << 10)}), "progress.details"),
     ("CompleteJob", complete(job_id="x", cancelled=workers.Cancelled()), "completion.job_id"),

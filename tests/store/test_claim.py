@@ -26,7 +26,7 @@ async def test_a_claim_leases_the_job_to_its_worker_and_nothing_else(scripts: Sc
     job, next_job = new_job(), new_job()
     await scripts.submit(job, next_job)
     before = scripts.dump()
-    assert await scripts.claim("w1") == [(job.job_id, 1, 1, job.record)]
+    assert await scripts.claim("w1") == [(job.job_id, 1, 1, job.record, b"")]
     ulid, now = ulid_of(job), scripts.after(0)
     assert scripts.changed(before) == {
         f"j:{ulid}": {
@@ -216,7 +216,7 @@ async def test_the_fencing_token_grows_with_every_claim_of_a_job(scripts: Script
     (ulid,) = await scripts.submit(job)
     for token in range(1, 6):
         (assignment,) = await scripts.claim(f"w{token}")
-        assert assignment == (job.job_id, token, token, job.record)
+        assert assignment == (job.job_id, token, token, job.record, b"")
         released = await scripts.end(
             await scripts.read(ulid),
             JobState.PENDING,
@@ -247,7 +247,7 @@ async def test_a_job_claimed_by_id_is_delivered_to_nobody_else(scripts: Scripts)
     jobs = [new_job() for _ in range(3)]
     _, wanted, _ = await scripts.submit(*jobs)
     before = scripts.dump()
-    assert await _claim_by_id(scripts, wanted) == (jobs[1].job_id, 1, 1, jobs[1].record)
+    assert await _claim_by_id(scripts, wanted) == (jobs[1].job_id, 1, 1, jobs[1].record, b"")
     changed = scripts.changed(before)
     assert changed.pop(f"j:{wanted}")["w"] == "w1"
     assert changed == {

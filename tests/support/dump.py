@@ -113,6 +113,9 @@ def check_invariants(client: redis.Redis, queue: str = "default") -> QueueDump:
             assert set(done) == dump.in_state(state), f"done:{state.value}"
             for ulid, purge_at in done.items():
                 assert dump.jobs[ulid]["pg"] == f"{purge_at:.0f}"
+    with_checkpoint = {ulid for ulid, job in dump.jobs.items() if "ck" in job}
+    assert set(dump.suffixes("c:")) == with_checkpoint
+    assert not with_checkpoint & dump.in_state(JobState.SUCCEEDED)
     for kind in ("j:", "h:", "x:"):
         assert set(dump.suffixes(kind)) <= set(dump.jobs), f"{kind} keys of jobs that are gone"
     return dump

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import from_json
 
 from jobwire.v1 import job_pb2, worker_service_pb2
+from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.ids import is_queue, split_job_id
 from jobwire_server.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
@@ -22,6 +23,7 @@ TEN_YEARS_MS = 3653 * DAY_MS
 MAX_LABELS = 16
 MAX_WORKER_LABELS = 64
 MAX_DETAILS_BYTES = 16 << 10
+MAX_CHECKPOINT_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 64 << 10
 MAX_CHUNKS = 256
 MAX_OUTPUT_BYTES = 1 << 20
@@ -274,6 +276,16 @@ def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> 
         checker.payload(f"{field}.details", progress.details, MAX_DETAILS_BYTES)
     progress.ClearField("updated_at")
     return progress.SerializeToString()
+
+
+def check_checkpoint(
+    checker: Checker, field: str, message: UpdateProgressRequest | Report
+) -> bytes | None:
+    """Returns the checkpoint of a report as it is stored, None if it has none."""
+    if not message.HasField("checkpoint"):
+        return None
+    checker.payload(field, message.checkpoint, MAX_CHECKPOINT_BYTES)
+    return message.checkpoint.SerializeToString()
 
 
 def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:

@@ -108,6 +108,8 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
     if full:
         if job.state is JobState.SUCCEEDED:
             message.result = job.result
+        if job.checkpoint:
+            message.checkpoint = job.checkpoint
         message.attempts.extend(attempt_to_wire(attempt) for attempt in job.attempts)
     return message
 
@@ -145,8 +147,15 @@ def assignments_to_wire(assignments: list[Assignment]) -> list[Any]:
     """Returns jobs as they are handed to a worker; their records are not looked at."""
     make = wire.Assignment
     return [
-        make(job_id=job_id, fencing_token=token, attempt=attempt, spec=record)
-        for job_id, token, attempt, record in assignments
+        # A field that is set to None is left unset.
+        make(
+            job_id=job_id,
+            fencing_token=token,
+            attempt=attempt,
+            spec=record,
+            checkpoint=checkpoint or None,
+        )
+        for job_id, token, attempt, record, checkpoint in assignments
     ]
 
 

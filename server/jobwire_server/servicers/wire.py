@@ -17,8 +17,10 @@ from google.protobuf.descriptor import FileDescriptor
 from jobwire.v1 import admin_service_pb2, errors_pb2, job_pb2, job_service_pb2, worker_service_pb2
 
 OPAQUE = {
+    "Assignment.checkpoint",
     "Assignment.spec",
     "Failure.details",
+    "Job.checkpoint",
     "Job.progress",
     "Job.result",
     "Job.spec",

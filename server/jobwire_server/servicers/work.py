@@ -26,6 +26,7 @@ from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
     Checker,
+    check_checkpoint,
     check_failure,
     check_output,
     check_progress,
@@ -246,10 +247,13 @@ class WorkStreams:
         queue, ulid = checker.job_id("job_id", item.job_id)
         progress = check_progress(checker, "progress", item.progress)
         output = check_output(checker, "output", item.output)
+        checkpoint = check_checkpoint(checker, "checkpoint", item)
         if checker.violations:
             frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
         else:
-            frame.reports.append(Reported(queue, ulid, item.fencing_token, progress, output))
+            frame.reports.append(
+                Reported(queue, ulid, item.fencing_token, progress, output, checkpoint)
+            )
 
     async def _write(self, session: WorkerSession, context: Any) -> None:
         options = self._router.options

@@ -12,6 +12,7 @@ from jobwire_server.router import Router
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
     Checker,
+    check_checkpoint,
     check_failure,
     check_output,
     check_progress,
@@ -80,9 +81,10 @@ class WorkerService:
         queue, ulid = checker.job_id("job_id", request.job_id)
         progress = check_progress(checker, "progress", request.progress)
         output = check_output(checker, "output", request.output)
+        checkpoint = check_checkpoint(checker, "checkpoint", request)
         checker.raise_if_any()
         renewal = await self._router.report(
-            queue, ulid, request.worker_id, request.fencing_token, progress, output
+            queue, ulid, request.worker_id, request.fencing_token, progress, output, checkpoint
         )
         return worker_service_pb2.UpdateProgressResponse(
             cancel=convert.cancel_notice(renewal.cancel) if renewal.cancel else None,

@@ -38,7 +38,7 @@ class ByteCredit:
         if not self._most:
             return len(assignments)
         for at, assignment in enumerate(assignments):
-            size = len(assignment.record)
+            size = assignment.size
             self._average = 0.9 * self._average + 0.1 * size if self._average else size
             if (holds_jobs or at) and self._held + size > self._most:
                 return at

@@ -247,7 +247,7 @@ class WorkerSession:
         frame, self._out = self._out, FrameOut()
         size = 0
         for at, assignment in enumerate(frame.assignments):
-            size += len(assignment.record)
+            size += assignment.size
             if at and size > FRAME_BYTES:
                 self._out = frame.split(at)
                 break

@@ -4,10 +4,10 @@ The fields of a job's HASH, which are short because there is one set for each jo
 `s` state, `v` revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest
 attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready
 since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
-progress, `u` its time, `ca` cancel reason, `cd` cancel deadline, `xt` execution timeout, `ex`
-expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry policy, `ra` `rr` `rf`
-`rn` moment, reason, state before, and number of the latest redrive, `b` bytes of the record, `uk`
-unique key, `kp` retention of its own. Times are Unix ms.
+progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
+execution timeout, `ex` expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry
+policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest redrive, `b`
+bytes of the record, `uk` unique key, `kp` retention of its own. Times are Unix ms.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def encode_written(output: Written | None) -> list[str | bytes | int]:
 
 def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
     """Makes a job of one row of read.lua, and of when it was read."""
-    record, flat, lease_end, history, long_result = row
+    record, flat, lease_end, history, long_result, checkpoint = row
     fields = pairs(flat)
 
     def number(name: bytes) -> int:
@@ -276,6 +276,7 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         progress=fields.get(b"g", b""),
         progress_at_ms=number(b"u"),
         result=long_result or fields.get(b"r", b""),
+        checkpoint=checkpoint,
         output_bytes=number(b"ob"),
         output_end=decode_place(fields.get(b"oe", b"")),
         output_first=decode_place(fields.get(b"of", b"")),

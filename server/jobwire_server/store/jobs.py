@@ -79,7 +79,7 @@ class AttemptEnd:
 
 
 class Report(NamedTuple):
-    """A report; one without progress and output renews the lease and records nothing."""
+    """A report; one with nothing to record only renews the lease."""
 
     ulid: str
     worker_id: str
@@ -87,6 +87,8 @@ class Report(NamedTuple):
     lease_ms: int
     progress: bytes
     output: Written | None = None
+    checkpoint: bytes | None = None
+    """b'' takes away what was saved, None leaves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +307,9 @@ class JobStore:
     async def report(
         self, queue: str, reports: Sequence[Report], limits: Limits = DEFAULT_LIMITS
     ) -> list[Renewal]:
-        """Records progress and output and renews leases; one that is gone is answered as lost."""
+        """Records progress, output and checkpoints, and renews leases; one that is gone is answered
+        as lost.
+        """
         args: list[Argument] = [
             self._shift,
             limits.max_output_bytes,
@@ -313,6 +317,8 @@ class JobStore:
         ]
         for report in reports:
             args += report[:5]
+            # Told from none by its first byte, because an empty one takes the old one away.
+            args.append(b"" if report.checkpoint is None else b"=" + report.checkpoint)
             args += codec.encode_written(report.output)
         answers = await self._runner.run("progress", keys.queue_prefix(queue), args)
         return [
@@ -389,8 +395,8 @@ class JobStore:
             if not row:
                 followed.append(None)
                 continue
-            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:5]], now)
-            followed.append(Followed(job, bool(row[5]), codec.decode_written(row[6:])))
+            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:6]], now)
+            followed.append(Followed(job, bool(row[6]), codec.decode_written(row[7:])))
         return followed
 
     async def log_page(self, queue: str, after: str, most: int) -> LogPage | None:
@@ -524,6 +530,8 @@ def _assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
     next(jobs)
     return [
         Assignment(prefix + ulid.decode(), int(token), int(attempt), record)  # type: ignore[union-attr, arg-type]
+        if type(attempt) is bytes
+        else Assignment(prefix + ulid.decode(), int(token), int(attempt[0]), record, attempt[1])  # type: ignore[union-attr, arg-type, index]
         for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
     ]
 

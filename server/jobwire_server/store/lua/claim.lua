@@ -3,7 +3,7 @@
 -- Highest priority first, then the oldest id over all the routes of a request. Jobs that were cancelled, expired, missed
 -- their deadline or were claimed by id leave stale entries behind, which are dropped here.
 -- KEYS[1] jw:{<queue>}:                    prefix of every key of the queue:
---           r:<ulid> j:<ulid> l:<route> z:<route> ready timers counts totals (submit.lua)
+--           r:<ulid> j:<ulid> c:<ulid> l:<route> z:<route> ready timers counts totals (submit.lua)
 --           leases                 ZSET    ulid -> end of the lease, Unix ms
 --           held:<worker>          SET     ulids that the worker holds
 --           config                 HASH    paused = 1
@@ -17,6 +17,7 @@
 -- ARGV[6] number of route sets, then for each: the number of its routes, the routes
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
+--   attempt: its number, or {number, checkpoint} for a job with a checkpoint
 --   more = 1: stopped early at the bound on stale entries, ask again
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
 --include clock numbers ready tally chunks unique terminal
@@ -85,6 +86,11 @@ local function remember(saved, workers)
   redis.call('SET', answer_key, cmsgpack.pack({ call, saved, workers, now_text, lost }), 'PX', 60000)
 end
 
+-- The number of an attempt as it is answered.
+local function told(ulid, attempt, has_checkpoint)
+  return has_checkpoint and { attempt, redis.call('GET', P .. 'c:' .. ulid) or '' } or attempt
+end
+
 local last = redis.call('GET', answer_key)
 if last then
   last = cmsgpack.unpack(last)
@@ -100,11 +106,11 @@ if last then
       local jobs, ulids = { 0 }, last[2][r] or ''
       for from = 1, #ulids, 26 do
         local ulid = string.sub(ulids, from, from + 25)
-        local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'n', 'w')
+        local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'n', 'w', 'ck')
         -- What was ended or taken back meanwhile is no longer the caller's.
         if job[3] == requests[r].worker then
           local n = #jobs
-          jobs[n + 1], jobs[n + 2], jobs[n + 3] = ulid, job[1], job[2]
+          jobs[n + 1], jobs[n + 2], jobs[n + 3] = ulid, job[1], told(ulid, job[2], job[4])
           jobs[n + 4] = redis.call('GET', P .. 'r:' .. ulid) or ''
         end
       end
@@ -261,7 +267,7 @@ for r, request in ipairs(requests) do
     local records = records_of(entries.ulids)
     for i, ulid in ipairs(entries.ulids) do
       local key = P .. 'j:' .. ulid
-      local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl')
+      local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl', 'ck')
       if (job[1] and job[1] ~= '2') or not records[i] then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
@@ -279,7 +285,7 @@ for r, request in ipairs(requests) do
         if job[5] then redis.call('ZADD', P .. 'timers', now + job[5], 't' .. ulid) end
         -- What has started does not expire any more; the entry would outlive the job.
         if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
-        jobs[size + 1], jobs[size + 2], jobs[size + 3], jobs[size + 4] = ulid, token, attempt, records[i]
+        jobs[size + 1], jobs[size + 2], jobs[size + 3], jobs[size + 4] = ulid, token, told(ulid, attempt, job[8]), records[i]
         size = size + 4
         started = started + 1
         leases[2 * started - 1], leases[2 * started] = lease_end, ulid

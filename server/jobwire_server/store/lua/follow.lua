@@ -1,12 +1,12 @@
 #!lua flags=no-writes
 -- follow.lua: watched jobs as they stand, with the output behind a place, all of one moment.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) o:<ulid> (progress.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> o:<ulid> (progress.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the bytes of output after which no more of a job is read in this call
 -- then for each job three: ulid, 1 to leave out the record, place ('' no output | '<attempt>-<offset>' | '~<attempt>-<offset>' a
 --   place that may lie inside a piece)
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long
---   result, more 0|1, then for each piece of output: id, kind and channel, content}}
+--   result, checkpoint, more 0|1, then for each piece of output: id, kind and channel, content}}
 --include clock
 
 local P = KEYS[1]
@@ -29,7 +29,7 @@ local function add_output(row, key, place)
     local step = redis.call('XRANGE', key, from, '+', 'COUNT', STEP)
     for _, piece in ipairs(step) do
       if size >= most then
-        row[6] = 1
+        row[7] = 1
         return
       end
       local n = #row
@@ -53,7 +53,8 @@ for at = 3, #ARGV, 3 do
     local fields = redis.call('HGETALL', P .. 'j:' .. ulid)
     local lease = tonumber(redis.call('ZSCORE', P .. 'leases', ulid) or 0)
     local history = redis.call('LRANGE', P .. 'h:' .. ulid, 0, -1)
-    local row = { record, fields, lease, history, redis.call('GET', P .. 'x:' .. ulid) or '', 0 }
+    local row = { record, fields, lease, history, redis.call('GET', P .. 'x:' .. ulid) or '',
+      redis.call('GET', P .. 'c:' .. ulid) or '', 0 }
     if place ~= '' then add_output(row, P .. 'o:' .. ulid, place) end
     answer[#answer + 1] = row
   end

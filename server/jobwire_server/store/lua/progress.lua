@@ -1,14 +1,16 @@
 #!lua flags=allow-oom
--- progress.lua: RUNNING or CANCELLING: records a report and output, renews the lease, and tells of a cancellation.
+-- progress.lua: RUNNING or CANCELLING: records a report, output and a checkpoint, renews the lease, and tells of a cancellation.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> leases (claim.lua)
 --           o:<ulid>  STREAM  output: '<attempt>-<offset of its first byte>' -> kind and channel ('t' text, 'b' bytes), content
+--           c:<ulid>  STRING  the checkpoint; the field ck of j:<ulid> says that there is one
 --           outputs   channel: the ULIDs of the jobs that wrote, end to end
 --           usage     HASH    output -> bytes of output that the queue's jobs keep
 --           config    HASH    max_output -> the most of those (configure.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most bytes of output of a job   ARGV[3] the most of the queue, unless it is configured
--- then for each item seven and its pieces: ulid, worker, fencing token, lease in ms, report ('' renews and records none), offset of
---   the output, number of its pieces, and as often: kind and channel, content
+-- then for each item eight and its pieces: ulid, worker, fencing token, lease in ms, report ('' renews and records none),
+--   checkpoint ('' no change | '=' and the new one, which may be empty), offset of the output, number of its pieces, and as often:
+--   kind and channel, content
 -- Returns for each item {code, lease end, cancel deadline, cancel reason}: code 0 done | 1 not found | 2 lease lost
 --   | {3, expected offset} the output leaves a gap | {4, limit} the job's output is full | {5, limit} the queue's is;
 --   the cancel deadline is 0 unless the job is CANCELLING
@@ -21,8 +23,8 @@ local answer, leases, written = {}, {}, {}
 
 local at = 2 + 2
 while at <= #ARGV do
-  local ulid, pieces = ARGV[at], tonumber(ARGV[at + 6])
-  local key, first = P .. 'j:' .. ulid, at + 7
+  local ulid, pieces = ARGV[at], tonumber(ARGV[at + 7])
+  local key, first = P .. 'j:' .. ulid, at + 8
   local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'cd', 'ca')
   local state = job[1]
   if not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
@@ -31,7 +33,7 @@ while at <= #ARGV do
     answer[#answer + 1] = { 2 }
   else
     local refused = pieces > 0
-      and write_output(P, ulid, tonumber(ARGV[at + 5]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]))
+      and write_output(P, ulid, tonumber(ARGV[at + 6]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]))
     if refused then
       answer[#answer + 1] = refused
     else
@@ -40,6 +42,13 @@ while at <= #ARGV do
         redis.call('HSET', key, 'v', successor(job[4]), 'g', ARGV[at + 4], 'u', now_text)
       end
       if ARGV[at + 4] ~= '' then tally.changed[#tally.changed + 1] = ulid end
+      if ARGV[at + 5] == '=' then
+        redis.call('UNLINK', P .. 'c:' .. ulid)
+        redis.call('HDEL', key, 'ck')
+      elseif ARGV[at + 5] ~= '' then
+        redis.call('SET', P .. 'c:' .. ulid, string.sub(ARGV[at + 5], 2))
+        redis.call('HSET', key, 'ck', '1')
+      end
       if pieces > 0 then written[#written + 1] = ulid end
       leases[#leases + 1] = text_of(lease_end)
       leases[#leases + 1] = ulid

@@ -1,10 +1,11 @@
 #!lua flags=no-writes
 -- read.lua: each job as it stands, all of one moment.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (progress.lua)
 -- ARGV[1] clock shift, ms
--- ARGV[2] full 0|1: with 1 also the history and a long result
+-- ARGV[2] full 0|1: with 1 also the history, a long result and the checkpoint
 -- then for each job one: ulid
--- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long result}}
+-- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long result,
+--   checkpoint}}
 --include clock
 
 local P = KEYS[1]
@@ -18,14 +19,15 @@ for at = 3, #ARGV do
   else
     local fields = redis.call('HGETALL', P .. 'j:' .. ulid)
     local lease = tonumber(redis.call('ZSCORE', P .. 'leases', ulid) or 0)
-    local history, result = {}, ''
+    local history, result, checkpoint = {}, '', ''
     if full then
       history = redis.call('LRANGE', P .. 'h:' .. ulid, 0, -1)
       result = redis.call('GET', P .. 'x:' .. ulid) or ''
+      checkpoint = redis.call('GET', P .. 'c:' .. ulid) or ''
     else
       history = redis.call('LRANGE', P .. 'h:' .. ulid, -1, -1)
     end
-    answer[#answer + 1] = { record, fields, lease, history, result }
+    answer[#answer + 1] = { record, fields, lease, history, result, checkpoint }
   end
 end
 return answer

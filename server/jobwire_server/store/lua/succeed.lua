@@ -3,6 +3,7 @@
 -- KEYS[1] jw:{<queue>}:          prefix of every key of the queue:
 --           j:<ulid> leases held:<worker> timers counts totals (claim.lua)
 --           x:<ulid>     STRING  a result too long for the HASH
+--           c:<ulid>     STRING  the checkpoint, which goes
 --           done:5       ZSET    ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of jobs that have none of their own, ms
@@ -25,7 +26,7 @@ local live, ended = 0, 0
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'b', 'uk', 'kp', 'dl')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'b', 'uk', 'kp', 'dl', 'ck')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
@@ -50,6 +51,10 @@ for at = 3, #ARGV, 4 do
     if job[8] then free_key(P, job[8], ulid) end
     if job[5] then timers[#timers + 1] = 't' .. ulid end
     if job[10] then timers[#timers + 1] = 'd' .. ulid end
+    if job[11] then
+      redis.call('UNLINK', P .. 'c:' .. ulid)
+      redis.call('HDEL', key, 'ck')
+    end
     if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
     done[#done + 1] = purge_at
     done[#done + 1] = ulid

@@ -12,7 +12,7 @@ local function forget(prefix, state, ids)
     local job = redis.call('HMGET', prefix .. 'j:' .. ulid, 'b', 'r', 'x', 'ob')
     size = size + ended_bytes(prefix, ulid, job[1], job[2], job[3])
     output = output + (job[4] or 0)
-    for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:' }) do doomed[#doomed + 1] = prefix .. kind .. ulid end
+    for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:', 'c:' }) do doomed[#doomed + 1] = prefix .. kind .. ulid end
   end
   redis.call('UNLINK', unpack(doomed))
   redis.call('ZREM', prefix .. 'done:' .. state, unpack(ids))
