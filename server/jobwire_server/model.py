@@ -445,6 +445,10 @@ class Queue:
     now_ms: int = 0
     settings: QueueSettings = NO_SETTINGS
     output_bytes: int = 0
+    live_bytes: int = 0
+    """Of the records of its jobs that have not ended."""
+    ended_bytes: int = 0
+    """Of the records and results of those that have."""
     samples: tuple[tuple[int, Mapping[str, int]], ...] = ()
     """Totals at moments past, newest first."""
 

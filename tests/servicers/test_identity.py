@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import struct_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from tests.support.contract import job_pb2, jobs, workers
+from tests.support.contract import admin, job_pb2, jobs, workers
 from tests.support.grpc_servers import Served, refusal
 
 PENDING, RUNNING, CANCELLED = 2, 3, 7
@@ -143,3 +143,20 @@ async def test_the_request_id_of_a_batch_leaves_room_for_the_places(served: Serv
 async def test_a_bad_retention_is_named(served: Served, retention: Duration) -> None:
     said = await refusal(served.jobs.SubmitJob(_request(spec=_spec(retention=retention))))
     assert "spec.retention" in said.message
+
+
+async def test_a_full_queue_is_named_with_its_limit_and_when_to_come_back(served: Served) -> None:
+    await served.jobs.SubmitJob(_request())
+    config = admin.QueueConfig(max_pending_jobs=2)
+    await served.admin.ConfigureQueue(admin.ConfigureQueueRequest(queue="default", config=config))
+    batch = jobs.SubmitJobsRequest(requests=[_request(), _request()])
+    one, two = (await served.jobs.SubmitJobs(batch)).results
+    assert one.accepted.job_id
+    assert two.error.code == 8
+    said = await refusal(served.jobs.SubmitJob(_request()))
+    assert (said.code.name, said.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert said.retry_after_ms == 1000
+    assert "max_pending_jobs" in said.message
+    queue = (await served.admin.GetQueue(admin.GetQueueRequest())).queue
+    assert queue.live_bytes > 0
+    assert queue.ended_bytes == 0

@@ -64,6 +64,8 @@ def _value(client: Any, key: bytes) -> Value:
         return [entry.decode(errors="replace") for entry in client.lrange(key, 0, -1)]
     if kind == b"set":
         return {entry.decode() for entry in client.smembers(key)}
+    if kind == b"stream":
+        return [entry.decode() for entry, _ in client.xrange(key)]
     assert kind == b"zset", (key, kind)
     return {member.decode(): score for member, score in client.zrange(key, 0, -1, withscores=True)}
 
@@ -166,6 +168,9 @@ def _check_bytes(dump: QueueDump) -> None:
     assert int(usage.get("ended", 0)) == sum(sizes[ulid] for ulid in ended) + results
     kept = sum(int(job.get("ob", 0)) for job in dump.jobs.values())
     assert int(usage.get("output", 0)) == kept
+    writers = {ulid for ulid, job in dump.jobs.items() if int(job.get("ob", 0))}
+    assert set(dump.keys.get("written", {})) == writers
+    assert set(dump.suffixes("o:")) == writers
 
 
 def _check_unique(dump: QueueDump) -> None:

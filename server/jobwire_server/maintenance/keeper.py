@@ -104,8 +104,9 @@ class QueueKeeper:
             await self._end_overdue(self._queue, tick.overdue)
         more_to_forget = False
         if loop.time() >= self._next_purge:
-            forgotten, _ = await self._store.purge(self._queue, AT_ONCE)
-            more_to_forget = forgotten >= AT_ONCE
+            forgotten, _ = await self._store.purge(self._queue, AT_ONCE, tick.settings)
+            looked = await self._store.trim(self._queue, AT_ONCE, tick.settings)
+            more_to_forget = forgotten >= AT_ONCE or looked >= AT_ONCE
             if not more_to_forget:
                 # Every server purges; the jitter keeps them from doing so in step.
                 self._next_purge = loop.time() + PURGE_PERIOD_S * (0.5 + random.random())

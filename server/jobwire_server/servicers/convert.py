@@ -210,6 +210,8 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
         paused=item.paused,
         config=config_to_wire(item.settings),
         output_bytes=item.output_bytes,
+        live_bytes=max(0, item.live_bytes),
+        ended_bytes=max(0, item.ended_bytes),
     )
     for state, count in item.depth.items():
         message.depth.add(state=state.value, count=count)

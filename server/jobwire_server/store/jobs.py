@@ -20,6 +20,7 @@ from jobwire_server.errors import (
 )
 from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import (
+    NO_SETTINGS,
     Accepted,
     Assignment,
     CancelNotice,
@@ -455,14 +456,31 @@ class JobStore:
             codec.decode_settings(config),
         )
 
-    async def purge(self, queue: str, most: int) -> tuple[int, int]:
-        """Forgets up to `most` jobs whose retention has ended; returns how many, and the next due
-        moment or 0.
+    async def purge(
+        self, queue: str, most: int, settings: QueueSettings = NO_SETTINGS
+    ) -> tuple[int, int]:
+        """Forgets up to `most` jobs whose retention has ended, or that are too many; returns how
+        many, and the next due moment or 0.
         """
+        limits = (settings.max_ended_jobs, settings.max_ended_bytes)
         forgotten, next_due = await self._runner.run(
-            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000)]
+            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000), *limits]
         )
         return forgotten, next_due
+
+    async def trim(self, queue: str, most: int, settings: QueueSettings) -> int:
+        """Drops output and entries of the event log that are kept for a shorter time than the jobs.
+
+        Returns:
+            How many jobs were looked at: at most `most`, and fewer once there is nothing left.
+        """
+        ages = (settings.retain_output_ms, settings.retain_event_log_ms)
+        if ages == (None, None):
+            return 0
+        args: list[Argument] = [self._shift, most]
+        args += ("" if age is None else age for age in ages)
+        looked: int = await self._runner.run("trim", keys.queue_prefix(queue), args)
+        return looked
 
     async def held(self, queue: str, worker_id: str) -> list[str]:
         """Returns the ULIDs of the queue's jobs that the worker holds."""

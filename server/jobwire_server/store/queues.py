@@ -34,6 +34,7 @@ class QueueStore:
         now, paused, counts, totals, since, record, samples, config, usage = await self._runner.run(
             "queue", keys.queue_prefix(queue), [self._runner.clock_shift_ms, int(detail)]
         )
+        used = codec.pairs(usage)
         return Queue(
             name=queue,
             paused=bool(paused),
@@ -47,7 +48,9 @@ class QueueStore:
             oldest_pending_record=record,
             now_ms=now,
             settings=codec.decode_settings(config),
-            output_bytes=int(codec.pairs(usage).get(b"output", 0)),
+            output_bytes=int(used.get(b"output", 0)),
+            live_bytes=int(used.get(b"live", 0)),
+            ended_bytes=int(used.get(b"ended", 0)),
             samples=tuple(_sample(raw) for raw in samples),
         )
 

@@ -4,6 +4,7 @@
 --           o:<ulid>  STREAM  output: '<attempt>-<offset of its first byte>' -> kind and channel ('t' text, 'b' bytes), content
 --           c:<ulid>  STRING  the checkpoint; the field ck of j:<ulid> says that there is one
 --           outputs   channel: the ULIDs of the jobs that wrote, end to end
+--           written   ZSET    ulid of a job that keeps output -> when its retention is looked at, Unix ms
 --           usage     HASH    output -> bytes of output that the queue's jobs keep
 --           config    HASH    max_output -> the most of those (configure.lua)
 -- ARGV[1] clock shift, ms
@@ -33,7 +34,7 @@ while at <= #ARGV do
     answer[#answer + 1] = { 2 }
   else
     local refused = pieces > 0
-      and write_output(P, ulid, tonumber(ARGV[at + 6]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]))
+      and write_output(P, ulid, tonumber(ARGV[at + 6]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]), now)
     if refused then
       answer[#answer + 1] = refused
     else

@@ -7,15 +7,17 @@ end
 -- Forgets jobs that have ended in one state, with everything of theirs. At most 1000 at a time, because Lua's stack holds some 8000 values.
 local function forget(prefix, state, ids)
   if #ids == 0 then return end
-  local doomed, size, output = {}, 0, 0
+  local doomed, size, output, wrote = {}, 0, 0, {}
   for _, ulid in ipairs(ids) do
     local job = redis.call('HMGET', prefix .. 'j:' .. ulid, 'b', 'r', 'x', 'ob')
     size = size + ended_bytes(prefix, ulid, job[1], job[2], job[3])
     output = output + (job[4] or 0)
+    if job[4] then wrote[#wrote + 1] = ulid end
     for _, kind in ipairs({ 'r:', 'j:', 'h:', 'x:', 'o:', 'c:' }) do doomed[#doomed + 1] = prefix .. kind .. ulid end
   end
   redis.call('UNLINK', unpack(doomed))
   redis.call('ZREM', prefix .. 'done:' .. state, unpack(ids))
+  if #wrote > 0 then redis.call('ZREM', prefix .. 'written', unpack(wrote)) end
   moved_many(#ids, state, nil)
   weigh(0, -size)
   if output > 0 then redis.call('HINCRBY', prefix .. 'usage', 'output', string.format('%d', -output)) end

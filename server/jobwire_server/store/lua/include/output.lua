@@ -1,6 +1,6 @@
 -- Output: the STREAM o:<ulid>. In the job's HASH: oe '<attempt>-<end>' how far the latest attempt that wrote has come, ob the bytes
 -- that are kept, ol the job's own limit, ot 1 where the oldest is to go above it, of '<attempt>-<offset>' the place behind the last byte
--- that was dropped, once some was.
+-- that was dropped, once some was. The ZSET written holds the jobs that keep output (trim.lua).
 
 -- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the place behind the last byte that went.
 local function trim_output(key, kept, most)
@@ -19,7 +19,7 @@ end
 
 -- Appends pieces ARGV[first], ARGV[first + 1], ... that begin at `offset` of the running attempt. What was written before is not written
 -- again. Returns nil, or the refusal: {3, expected offset} | {4, limit of the job} | {5, limit of the queue}; nothing is written then.
-local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most)
+local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most, now)
   local key = prefix .. 'j:' .. ulid
   local job = redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot')
   local attempt, reached = job[1], 0
@@ -51,6 +51,7 @@ local function write_output(prefix, ulid, offset, first, pieces, job_most, queue
     end
     at = at + #content
   end
+  if kept == 0 then redis.call('ZADD', prefix .. 'written', 'NX', text_of(now), ulid) end
   local total, oldest = trim_output(stream, kept + fresh, most)
   redis.call('HSET', key, 'oe', attempt .. '-' .. text_of(at), 'ob', text_of(total))
   if oldest then redis.call('HSET', key, 'of', oldest) end
