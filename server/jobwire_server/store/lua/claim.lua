@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- claim.lua: PENDING -> RUNNING for as many jobs as the requests ask for and their routes have.
--- Highest priority first, then the oldest id over all the routes of a request. Jobs that were cancelled, expired, missed
+-- Highest priority first, then the oldest id over all the routes of a request; where the queue lets priorities age, by what they
+-- count as now. Jobs that were cancelled, expired, missed
 -- their deadline or were claimed by id leave stale entries behind, which are dropped here.
 -- KEYS[1] jw:{<queue>}:                    prefix of every key of the queue:
 --           r:<ulid> j:<ulid> c:<ulid> l:<route> z:<route> ready timers counts totals (submit.lua)
 --           leases                 ZSET    ulid -> end of the lease, Unix ms
 --           held:<worker>          SET     ulids that the worker holds
---           config                 HASH    paused = 1
+--           config                 HASH    paused = 1; ageing -> the wait that counts as one priority, ms (include/ageing.lua)
 --           done:6 done:8          ZSET    ulid -> when a job that missed its deadline, or expired, may be forgotten, Unix ms
 --           claimed:<server>       STRING  the server's last answer that brought something, kept for 60 s
 -- ARGV[1] clock shift, ms
@@ -20,7 +21,7 @@
 --   attempt: its number, or {number, checkpoint} for a job with a checkpoint
 --   more = 1: stopped early at the bound on stale entries, ask again
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
---include clock numbers ready tally chunks unique terminal
+--include clock numbers ready tally chunks unique terminal ageing
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -120,7 +121,9 @@ if last then
   end
 end
 
-if redis.call('HGET', P .. 'config', 'paused') == '1' then
+local config = redis.call('HMGET', P .. 'config', 'paused', 'ageing')
+local ageing = tonumber(config[2])
+if config[1] == '1' then
   local answer = { now, 1, unheard() }
   for _ = 1, #requests do answer[#answer + 1] = { 0 } end
   if #lost > 0 then remember({}, {}) end
@@ -220,6 +223,24 @@ local function pop_routes(routes, need, into)
   end
 end
 
+-- The same over any number of routes where priorities age (include/ageing.lua).
+local function pop_aged(routes, need, into)
+  local levels = take_aged(P, routes, need, now, ageing, function(ulid, route, priority)
+    add_entry(into, ulid, route, text_of(priority))
+  end)
+  local more = {}
+  for _, level in ipairs(levels) do
+    took(level.route, #level.taken)
+    if level.best then more[level.route] = true end
+  end
+  for _, route in ipairs(routes) do
+    if not more[route] then
+      popped[route] = (popped[route] or 0) + left[route]
+      left[route] = 0
+    end
+  end
+end
+
 local function records_of(ulids)
   local keys = {}
   for i, ulid in ipairs(ulids) do keys[i] = P .. 'r:' .. ulid end
@@ -263,7 +284,13 @@ for r, request in ipairs(requests) do
       break
     end
     local entries = entry_lists()
-    if #live == 1 then pop_route(live[1], need, entries) else pop_routes(live, need, entries) end
+    if ageing then
+      pop_aged(live, need, entries)
+    elseif #live == 1 then
+      pop_route(live[1], need, entries)
+    else
+      pop_routes(live, need, entries)
+    end
     local records = records_of(entries.ulids)
     for i, ulid in ipairs(entries.ulids) do
       local key = P .. 'j:' .. ulid
