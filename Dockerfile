@@ -1,4 +1,5 @@
 # A broker with its bundled Valkey: docker run -p 50051:50051 -v jobwire:/data IMAGE
+# On several cores: docker run -p 50051:50051 -v jobwire:/data -e JOBWIRE_PROCESSES=4 IMAGE
 # On a store of your own: docker run -p 50051:50051 -e JOBWIRE_REDIS_URL=redis://… IMAGE
 
 FROM python:3.13-slim AS build

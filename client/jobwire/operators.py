@@ -271,6 +271,10 @@ class ServerInfo:
     max_batch_jobs: int
     max_message_bytes: int
     max_output_bytes: int
+    processes: int = 1
+    """How many processes share the server's port; this is the answer of one of them."""
+    process_index: int = 0
+    """Which of them answered, from 0."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -290,4 +294,6 @@ class ServerInfo:
             max_batch_jobs=limits.max_batch_jobs,
             max_message_bytes=limits.max_message_bytes,
             max_output_bytes=limits.max_output_bytes,
+            processes=max(1, proto.processes),
+            process_index=proto.process_index,
         )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import grpc
 import structlog
@@ -28,7 +26,10 @@ from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.facts import ServerFacts
-from jobwire_server.metrics import HttpServer, Metrics
+from jobwire_server.loops import unless
+from jobwire_server.metrics import OK, HttpServer, Metrics, RpcMetrics, Verdict
+from jobwire_server.pages import Page, State
+from jobwire_server.ports import refused
 from jobwire_server.router import Router
 from jobwire_server.servicers import SERVICE_NAMES, generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
@@ -50,8 +51,18 @@ LAST_WORD_S = 0.25
 log: FilteringBoundLogger = structlog.get_logger("jobwire.server")
 
 
-class AddressInUse(ConfigurationError):
-    """An address that the server was told to listen on can't be bound."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server stands that is one process of several on a port."""
+
+    index: int
+    """From 0."""
+    processes: int
+    page: Page
+    """Where it counts; the supervisor shows it, so that the server serves no HTTP itself."""
+    store_url: str
+    """The store, which the supervisor runs if it is embedded."""
+    embedded: bool
 
 
 class Application:
@@ -59,12 +70,14 @@ class Application:
 
     Args:
         settings: Everything that can be chosen.
+        place: None: it has the port for itself.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
         self.settings = settings
+        self._place = place
         self.server_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.metrics = Metrics()
+        self._rpc = RpcMetrics(place.page if place is not None else None)
         self.facts: ServerFacts | None = None
         """What is running; set by start."""
         self.address = settings.listen
@@ -76,9 +89,7 @@ class Application:
         self._monitor: StoreMonitor | None = None
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
-        self._interceptor = CallInterceptor(
-            self.metrics.rpc, log_all=settings.log_requests == "all"
-        )
+        self._interceptor = CallInterceptor(self._rpc, log_all=settings.log_requests == "all")
         self._draining = False
 
     async def start(self) -> None:
@@ -96,8 +107,9 @@ class Application:
             raise
 
     async def _start(self) -> None:
-        settings, options = self.settings, self.settings.broker_options()
-        url = settings.redis_url
+        settings, options, place = self.settings, self.settings.broker_options(), self._place
+        url = place.store_url if place is not None else settings.redis_url
+        embedded = place.embedded if place is not None else not url
         if not url:
             self._engine = EmbeddedValkey(settings.data_dir, settings.durability)
             await self._engine.start()
@@ -105,19 +117,22 @@ class Application:
         self._connection = connect(url)
         store = await check_store(
             self._connection,
-            embedded=self._engine is not None,
+            embedded=embedded,
             allow_volatile=settings.allow_volatile_store,
             always=settings.durability == "always",
             wait_s=settings.store_wait.total_seconds(),
         )
-        for warning in store.warnings:
-            log.warning(warning)
+        if place is None or place.index == 0:
+            for warning in store.warnings:
+                log.warning(warning)
         self.facts = ServerFacts(
             server_id=self.server_id,
             version=version("jobwire"),
             started_at_ms=time.time_ns() // 1_000_000,
             store=store,
             limits=options.limits,
+            processes=place.processes if place is not None else 1,
+            process_index=place.index if place is not None else 0,
         )
         self._router = Router(self._connection, options, self.server_id)
         await self._router.start()
@@ -126,6 +141,7 @@ class Application:
         self._serve_http()
         await self._store_changed(True)
         self._monitor.start()
+        self._show(State.SERVING)
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
@@ -158,10 +174,11 @@ class Application:
         if served and not self._draining:
             log.info("draining", grace_s=grace_s)
         self._draining = True
+        self._show(State.DRAINING)
         self._interceptor.drain()
         await self._health.enter_graceful_shutdown()
         if grace_s > 0:
-            await _unless(hurry, self._drain(grace_s))
+            await unless(hurry, self._drain(grace_s))
         if self._server is not None:
             await self._server.stop(None)
         if self._router is not None:
@@ -195,8 +212,9 @@ class Application:
         server = grpc.aio.server(
             interceptors=(self._interceptor,),
             options=(
-                # Another server on this port is a mistake to be told, not to be shared with.
-                ("grpc.so_reuseport", 0),
+                # Another server on this port is a mistake to be told, not to be shared with. A
+                # supervisor has made sure of that for all of its processes.
+                ("grpc.so_reuseport", int(self._place is not None)),
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", 100_000),
@@ -226,10 +244,7 @@ class Application:
             else:
                 port = server.add_secure_port(self.settings.listen, credentials)
         except RuntimeError as error:
-            raise AddressInUse(
-                f"listen: {self.settings.listen} can't be bound; stop whoever uses it, or choose"
-                " another address with --listen"
-            ) from error
+            raise refused(self.settings.listen) from error
         self.address = f"{host}:{port}"
         await server.start()
         self._server = server
@@ -249,68 +264,50 @@ class Application:
         )
 
     def _serve_http(self) -> None:
-        self.metrics.gauge(
+        if self._place is not None or not self.settings.http_listen:
+            return
+        metrics = Metrics(self._rpc)
+        metrics.gauge(
             "jobwire_store_up", "1: the store can be reached", lambda: float(self._store_is_up())
         )
-        engine = self._engine
-        if engine is not None:
-            self.metrics.gauge(
-                "jobwire_store_restarts",
-                "How often the bundled store died and was started again",
-                lambda: float(engine.restarts),
-            )
-        if not self.settings.http_listen:
-            return
+        if self._engine is not None:
+            show_restarts(metrics, self._engine)
         host, port = parse_address(self.settings.http_listen)
-        http = HttpServer(host, port, self.metrics, alive=self._not_alive, ready=self._not_ready)
-        try:
-            http.start()
-        except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
-                raise
-            raise AddressInUse(
-                f"http_listen: {self.settings.http_listen} can't be bound ({error.strerror}); stop"
-                ' whoever uses it, choose another address, or turn it off with --http-listen ""'
-            ) from error
+        http = HttpServer(host, port, metrics, alive=self._alive, ready=self._ready)
+        http.start()
         self.http = http
 
     def _store_is_up(self) -> bool:
         return self._monitor is not None and self._monitor.reachable
 
-    def _not_alive(self) -> str:
+    def _alive(self) -> Verdict:
         if self._monitor is None or time.monotonic() - self._monitor.looked_at < STUCK_S:
-            return ""
-        return "the event loop is stuck"
+            return OK
+        return False, "the event loop is stuck"
 
-    def _not_ready(self) -> str:
+    def _ready(self) -> Verdict:
         if self._draining:
-            return "draining"
-        return "" if self._store_is_up() else "the store can't be reached"
+            return False, "draining"
+        return OK if self._store_is_up() else (False, "the store can't be reached")
+
+    def _show(self, state: State) -> None:
+        if self._place is not None:
+            self._place.page.state = state
 
     async def _store_changed(self, reachable: bool) -> None:
+        if self._place is not None:
+            self._place.page.store_up = reachable
         for name in ("", *SERVICE_NAMES):
             await self._health.set(name, SERVING if reachable else NOT_SERVING)
 
 
-async def _unless(hurry: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, and drop it as soon as there is a hurry."""
-    task = asyncio.ensure_future(work)
-    waits = {task}
-    hurrying = None
-    if hurry is not None:
-        hurrying = asyncio.ensure_future(_wait(hurry))
-        waits.add(hurrying)
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for each in waits:
-        if not each.done():
-            each.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
-    if not task.cancelled() and (error := task.exception()):
-        raise error
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
+def show_restarts(metrics: Metrics, engine: EmbeddedValkey) -> None:
+    """Show how the bundled store fares."""
+    metrics.gauge(
+        "jobwire_store_restarts",
+        "How often the bundled store died and was started again",
+        lambda: float(engine.restarts),
+    )
 
 
 def _read(name: str, path: str) -> bytes:

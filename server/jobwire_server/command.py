@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import sys
-from collections.abc import Coroutine
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -15,26 +13,27 @@ import structlog
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from jobwire_server.app import AddressInUse, Application
+from jobwire_server.app import Application
 from jobwire_server.errors import ConfigurationError
+from jobwire_server.facts import StoreInfo
 from jobwire_server.logs import configure_logs
+from jobwire_server.loops import calm_the_collector, run
+from jobwire_server.ports import AddressInUse
 from jobwire_server.settings import CONFIG_VARIABLE, DEFAULT_CONFIG, PREFIX, Settings, load_settings
 from jobwire_server.store.connect import StoreRefused
+from jobwire_server.supervisor import ProcessDied, Supervisor
 from jobwire_server.units import format_duration, format_size
 
-BAD_CONFIGURATION, STORE_REFUSED, ADDRESS_IN_USE = 2, 3, 4
+PROCESS_DIED, BAD_CONFIGURATION, STORE_REFUSED, ADDRESS_IN_USE = 1, 2, 3, 4
 
 EPILOG = """\b
 Exit codes:
   0  stopped as asked
+  1  a process died in its start
   2  a setting is wrong
   3  the store can't be used
   4  an address is in use
 """
-
-
-GC_THRESHOLDS = (20_000, 20, 50)
-"""Objects made since the last look, and looks of one generation before one at the next."""
 
 
 class ServeCommand(click.Command):
@@ -109,7 +108,10 @@ def _serve(config: str | None = None, **given: Any) -> None:
     try:
         settings = load_settings(flags, Path(config) if config else None)
         for_people = configure_logs(settings.log_format, settings.log_level)
-        _run(_until_stopped(Application(settings), for_people))
+        serving = _run_alone if settings.processes == 1 else _run_several
+        run(serving(settings, for_people))
+    except ProcessDied as error:
+        _give_up(error, PROCESS_DIED)
     except StoreRefused as error:
         _give_up(error, STORE_REFUSED)
     except AddressInUse as error:
@@ -124,70 +126,82 @@ def _give_up(error: ConfigurationError, status: int) -> None:
     sys.exit(status)
 
 
-def _calm_the_collector() -> None:
-    """Has the garbage collector look seldom, and never again at what is there from the start.
-
-    A batch makes thousands of objects that live for milliseconds and hold no cycles; at Python's
-    own thresholds a busy server spends a sixth of its time looking through them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
-async def _until_stopped(application: Application, for_people: bool) -> None:
+async def _run_alone(settings: Settings, for_people: bool) -> None:
+    application = Application(settings)
     await application.start()
-    _calm_the_collector()
-    if for_people:
-        click.echo(_banner(application))
-    else:
-        _log_start(application)
+    calm_the_collector()
+    facts = application.facts
+    assert facts is not None
+    port = application.http.port if application.http is not None else None
+    _tell(
+        settings,
+        for_people,
+        Started(application.address, port, facts.version, facts.store, facts.server_id),
+    )
     await application.serve()
 
 
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # it does not exist everywhere
-        asyncio.run(main)
+async def _run_several(settings: Settings, for_people: bool) -> None:
+    supervisor = Supervisor(settings, "console" if for_people else "json")
+
+    def tell() -> None:
+        served = supervisor.served
+        assert served is not None
+        port = supervisor.http.port if supervisor.http is not None else None
+        started = Started(supervisor.address, port, served.version, served.store, "")
+        _tell(settings, for_people, started)
+
+    await supervisor.run(tell)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the start came to."""
+
+    address: str
+    http_port: int | None
+    version: str
+    store: StoreInfo
+    server_id: str
+    """Empty: each process has one of its own, and logs it."""
+
+
+def _tell(settings: Settings, for_people: bool, started: Started) -> None:
+    if for_people:
+        click.echo(_banner(settings, started))
         return
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
-
-
-def _store(application: Application) -> str:
-    facts = application.facts
-    assert facts is not None
-    bundled = " (bundled)" if facts.store.embedded else ""
-    return f"{facts.store.engine} {facts.store.version}{bundled}, {facts.store.durability}"
-
-
-def _log_start(application: Application) -> None:
+    of_one = {"server_id": started.server_id} if started.server_id else {}
     structlog.get_logger("jobwire.server").info(
         "serving",
-        address=application.address,
-        http=application.settings.http_listen,
-        store=_store(application),
-        server_id=application.server_id,
+        **of_one,
+        address=started.address,
+        http=settings.http_listen,
+        store=_store(started.store),
+        processes=settings.processes,
     )
 
 
-def _banner(application: Application) -> str:
-    settings, facts = application.settings, application.facts
-    assert facts is not None
-    lines = [("gRPC", application.address + (" (TLS)" if settings.tls_cert else ""))]
-    if application.http is not None:
+def _store(store: StoreInfo) -> str:
+    bundled = " (bundled)" if store.embedded else ""
+    return f"{store.engine} {store.version}{bundled}, {store.durability}"
+
+
+def _banner(settings: Settings, started: Started) -> str:
+    lines = [("gRPC", started.address + (" (TLS)" if settings.tls_cert else ""))]
+    if started.http_port is not None:
         host = settings.http_listen.rpartition(":")[0]
-        lines.append(("HTTP", f"http://{host}:{application.http.port}/metrics, /healthz, /readyz"))
-    lines.append(("store", _store(application)))
-    if facts.store.embedded:
+        lines.append(("HTTP", f"http://{host}:{started.http_port}/metrics, /healthz, /readyz"))
+    lines.append(("store", _store(started.store)))
+    if started.store.embedded:
         lines.append(("data", str(settings.data_dir)))
+    if settings.processes > 1:
+        lines.append(("runs", f"{settings.processes} processes on one port"))
     plain = "" if settings.tls_cert else "-plaintext "
     job = '{"spec": {"operation": "hello", "payload": {"json": "{}"}}}'
-    try_it = f"grpcurl {plain}-d '{job}' {_reachable(application.address)}"
+    try_it = f"grpcurl {plain}-d '{job}' {_reachable(started.address)}"
     lines.append(("try", f"{try_it} jobwire.v1.JobService/SubmitJob"))
     body = "\n".join(f"  {name:<6} {value}" for name, value in lines)
-    return f"Jobwire {facts.version} is serving. Ctrl-C drains and stops it.\n{body}"
+    return f"Jobwire {started.version} is serving. Ctrl-C drains and stops it.\n{body}"
 
 
 def _reachable(address: str) -> str:

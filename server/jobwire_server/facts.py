@@ -35,3 +35,7 @@ class ServerFacts:
     """When this process began to serve, Unix ms."""
     store: StoreInfo
     limits: Limits
+    processes: int = 1
+    """How many processes share the server's port."""
+    process_index: int = 0
+    """Which of them this is, from 0."""

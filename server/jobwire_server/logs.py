@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from typing import Literal, TextIO
@@ -18,6 +19,8 @@ def configure_logs(
     format: LogFormat = "auto",  # noqa: A002 - the setting's name
     level: str = "info",
     stream: TextIO | None = None,
+    *,
+    process: int | None = None,
 ) -> bool:
     """Send the logs of the server and of its libraries to one stream, in one form.
 
@@ -25,6 +28,7 @@ def configure_logs(
         format: ``auto`` is ``console`` if the stream is a terminal and ``json`` if not.
         level: The least level that is written: debug, info, warning or error.
         stream: Unset: stderr.
+        process: Stands in every line of a server that is one process of several.
 
     Returns:
         True if the lines are for people.
@@ -35,6 +39,7 @@ def configure_logs(
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _add_request_id,
+        *([functools.partial(_add_process, process)] if process is not None else []),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -68,6 +73,11 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     call = current_call()
     if call is not None:
         event.setdefault("request_id", call.request_id)
+    return event
+
+
+def _add_process(process: int, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.setdefault("process", process)
     return event
 
 

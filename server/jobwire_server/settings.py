@@ -103,6 +103,14 @@ class Settings(BaseSettings):
     http_listen: Annotated[str, AfterValidator(_address_or_off)] = _setting(
         "127.0.0.1:9464", SERVING, "HOST:PORT of /metrics, /healthz and /readyz. Empty: off."
     )
+    processes: int = _setting(
+        1,
+        SERVING,
+        "How many processes serve the port, on one store; about one for each core is useful."
+        " 1 to 64.",
+        ge=1,
+        le=64,
+    )
     tls_cert: str = _setting("", SERVING, "PEM file with the server's certificate chain.")
     tls_key: str = _setting("", SERVING, "PEM file with the key of the certificate.")
     tls_client_ca: str = _setting(

@@ -158,7 +158,9 @@ def test_workers_are_listed_and_shown(busy_target: str) -> None:
 
 
 def test_info_names_the_store(target: str) -> None:
-    assert re.search(r"store +valkey 9", jobwire("info", target=target).stdout)
+    shown = jobwire("info", target=target).stdout
+    assert re.search(r"store +valkey 9", shown)
+    assert re.search(r"processes +1$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

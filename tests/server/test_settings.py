@@ -40,7 +40,7 @@ def test_every_option_of_the_broker_can_be_set() -> None:
     other = {
         name: _other(field.default)
         for name, field in Settings.model_fields.items()
-        if isinstance(field.default, timedelta | float | int)
+        if isinstance(field.default, timedelta | float | int) and name != "processes"
     }
     got, default = load_settings(other).broker_options(), BrokerOptions()
     for mine, theirs in ((got, default), (got.retry, default.retry), (got.limits, default.limits)):

@@ -31,7 +31,7 @@ from jobwire.v1.worker_service_pb2 import (
     WorkResponse,
 )
 from jobwire_server.facts import ServerFacts, StoreInfo
-from jobwire_server.metrics import Metrics
+from jobwire_server.metrics import RpcMetrics
 from jobwire_server.options import BrokerOptions
 from jobwire_server.router import Router
 from jobwire_server.servicers import generic_handlers
@@ -80,7 +80,7 @@ async def stream_server(
     router = Router(connection, options, server_id)
     facts = ServerFacts(server_id, "0", 0, StoreInfo("valkey", "0", ""), options.limits)
     server = grpc.aio.server(
-        interceptors=(CallInterceptor(Metrics().rpc),),
+        interceptors=(CallInterceptor(RpcMetrics()),),
         options=(("grpc.max_receive_message_length", options.limits.max_message_bytes),),
     )
     server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))

@@ -10,7 +10,7 @@ from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, span, when
 from jobwire.cli.parameters import size
 from jobwire.models import JobState
-from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus
+from jobwire.operators import QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
 
 _LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
 STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sensitive=False)
@@ -237,6 +237,12 @@ def drain_worker(settings: Settings, worker_id: str) -> None:
         click.echo(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
 
 
+def _processes(server: ServerInfo) -> str:
+    if server.processes == 1:
+        return "1"
+    return f"{server.processes} on one port; number {server.process_index} answered"
+
+
 @cli.command()
 @common
 @pass_settings
@@ -251,6 +257,7 @@ def info(settings: Settings) -> None:
     print_facts(
         [
             ("server", found.server_id),
+            ("processes", _processes(found)),
             ("version", found.version),
             ("started", when(found.started_at)),
             ("store", f"{found.store_engine} {found.store_version}{embedded}"),

@@ -974,6 +974,8 @@ class GetServerInfoResponse(message.Message):
     STORE_DURABILITY_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     STORE_TIME_FIELD_NUMBER: builtins.int
+    PROCESSES_FIELD_NUMBER: builtins.int
+    PROCESS_INDEX_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """Of this process; another one after each start."""
     version: builtins.str
@@ -986,6 +988,12 @@ class GetServerInfoResponse(message.Message):
     """True: the server runs the store itself."""
     store_durability: builtins.str
     """What keeps accepted jobs over a crash of the store, for example `aof everysec`."""
+    processes: builtins.int
+    """How many processes share the server's port, on one store; at least 1. Each has a `server_id` of
+    its own, and this is the answer of one of them.
+    """
+    process_index: builtins.int
+    """Which of them answers, from 0."""
     @builtins.property
     def started_at(self) -> timestamp_pb2.Timestamp:
         """When this process began to serve."""
@@ -1010,10 +1018,12 @@ class GetServerInfoResponse(message.Message):
         store_durability: builtins.str = ...,
         limits: ServerLimits | None = ...,
         store_time: timestamp_pb2.Timestamp | None = ...,
+        processes: builtins.int = ...,
+        process_index: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "started_at", b"started_at", "store_time", b"store_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "process_index", b"process_index", "processes", b"processes", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -206,6 +206,8 @@ class AdminService:
                 max_message_bytes=limits.max_message_bytes,
                 max_output_bytes=limits.max_output_bytes,
             ),
+            processes=facts.processes,
+            process_index=facts.process_index,
         )
 
     def _convert(self, item: Worker, *, leases: bool) -> admin_service_pb2.Worker:

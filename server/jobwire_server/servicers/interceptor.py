@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.calls import Call, enter_call
 from jobwire_server.errors import InvalidRequest, ServerDraining, Violation
-from jobwire_server.metrics import MethodStats, RpcMetrics
+from jobwire_server.metrics import IN_FLIGHT, MethodStats, RpcMetrics
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
 
 SLOW_S = 1.0
@@ -99,12 +99,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return result
 
     def _coroutine(self, behavior: Any, stats: MethodStats, always: bool, timed: bool) -> Any:
-        log_all = self._log_all
+        log_all, cells = self._log_all, stats.cells
 
         async def call(request: Any, context: Any) -> Any:
             started = perf_counter()
             entered = enter_call(context)
-            stats.in_flight += 1
+            cells[IN_FLIGHT] += 1
             try:
                 if self._draining and not always:
                     raise ServerDraining()
@@ -125,15 +125,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return response
             finally:
                 entered.end()
-                stats.in_flight -= 1
+                cells[IN_FLIGHT] -= 1
 
         return call
 
     def _generator(self, behavior: Any, stats: MethodStats, always: bool) -> Any:
+        cells = stats.cells
+
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             started = perf_counter()
             entered = enter_call(context)
-            stats.in_flight += 1
+            cells[IN_FLIGHT] += 1
             try:
                 if self._draining and not always:
                     raise ServerDraining()
@@ -150,7 +152,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._write(stats.method, StatusCode.OK, request, started)
             finally:
                 entered.end()
-                stats.in_flight -= 1
+                cells[IN_FLIGHT] -= 1
 
         return call
 

@@ -235,9 +235,7 @@ class EmbeddedValkey:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
         elif self._adopted:
-            async with _client(self.url) as connection:
-                with contextlib.suppress(*STORE_ERRORS):
-                    await connection.client.execute_command("SHUTDOWN")
+            await shut_down(self.url)
         else:
             return
         try:
@@ -348,6 +346,13 @@ class EmbeddedValkey:
             "lazyfree-lazy-user-flush": "yes",
         }
         return "".join(f"{name} {_quoted(value)}\n" for name, value in directives.items())
+
+
+async def shut_down(url: str) -> None:
+    """Ask the Valkey there to write its files and end; nothing happens if there is none."""
+    async with _client(url) as connection:
+        with contextlib.suppress(*STORE_ERRORS):
+            await connection.client.execute_command("SHUTDOWN")
 
 
 def _is_private(directory: Path) -> bool:
