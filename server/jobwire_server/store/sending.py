@@ -42,9 +42,12 @@ class _Cancellable:
         if isinstance(command, str):
             command = command.encode()
         try:
-            async with asyncio.timeout(self.socket_timeout):
-                self._writer.writelines([command] if isinstance(command, bytes) else command)
-                await self._writer.drain()
+            writer = self._writer
+            writer.write(command if isinstance(command, bytes) else b"".join(command))
+            # Nearly always the kernel has it all now, and there is nothing to wait for.
+            if writer.transport.is_closing() or writer.transport.get_write_buffer_size():
+                async with asyncio.timeout(self.socket_timeout):
+                    await writer.drain()
         except TimeoutError:
             await self.disconnect(nowait=True)
             raise RedisTimeoutError("Timeout writing to socket") from None
