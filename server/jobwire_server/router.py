@@ -29,6 +29,7 @@ from jobwire_server.maintenance.reaper import Reaper
 from jobwire_server.model import (
     Accepted,
     Assignment,
+    CancelNotice,
     Completed,
     Failure,
     Job,
@@ -53,9 +54,11 @@ from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.sessions.claims import Claims
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.frames import Attach
+from jobwire_server.sessions.polls import Polls
 from jobwire_server.sessions.roster import Roster
 from jobwire_server.sessions.session import WorkerSession
 from jobwire_server.store.bulk import BulkStore
+from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, PageToken, Report
@@ -133,6 +136,7 @@ class Router:
             self._set.due_in,
             self._settings,
         )
+        self._polls = Polls(self._claims, self._directory, CancelStore(self._runner), self._notices)
         self._roster = Roster(
             self._workers,
             self._directory,
@@ -380,6 +384,16 @@ class Router:
     ) -> tuple[list[Assignment], int]:
         """Leases up to `max_jobs` jobs that the worker may run, as `Claims.claim`."""
         return await self._claims.claim(worker_id, queues, max_jobs, wait_ms)
+
+    async def poll(
+        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
+    ) -> tuple[list[Assignment], int, list[CancelNotice]]:
+        """Leases jobs and tells of cancellations, as `Polls.poll`."""
+        return await self._polls.poll(worker_id, queues, max_jobs, wait_ms)
+
+    async def cancellations(self, worker_id: str) -> list[CancelNotice]:
+        """Returns what a worker is to be told of, as `Polls.told`."""
+        return await self._polls.told(worker_id)
 
     async def claim_job(
         self,

@@ -239,3 +239,29 @@ async def test_queues_workers_and_server_are_told(served: Served) -> None:
     assert (info.server_id, info.store_engine) == ("s1", "valkey")
     assert info.limits.max_payload_bytes == 1_000
     assert info.store_time.seconds > 0
+
+
+async def test_a_claim_and_a_completion_tell_of_cancelled_jobs(served: Served) -> None:
+    await _register(served)
+    for _ in range(3):
+        await _submit(served)
+    first, second, third = (await _claim(served, max_jobs=3)).assignments
+    await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=first.job_id, reason="late"))
+    (notice,) = (await _claim(served, wait=Duration(seconds=30))).cancellations
+    assert (notice.job_id, notice.fencing_token) == (first.job_id, first.fencing_token)
+    assert notice.reason == "late"
+    assert notice.deadline.seconds > 0
+    await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=second.job_id))
+    completion = workers.Completion(
+        job_id=third.job_id, fencing_token=third.fencing_token, success=workers.Success()
+    )
+    request = workers.CompleteJobRequest(
+        worker_id="w1",
+        completion=completion,
+        claim_next=workers.ClaimNext(wait=Duration(seconds=30)),
+    )
+    answer = await served.workers.CompleteJob(request)
+    assert [one.job_id for one in answer.cancellations] == [second.job_id]
+    fourth = await _submit(served)
+    await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=first.job_id))
+    assert (await _claim(served, job_id=fourth)).cancellations == []

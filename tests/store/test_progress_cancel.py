@@ -113,6 +113,7 @@ async def test_a_running_job_has_its_grace(scripts: Scripts) -> None:
         f"j:{ulid}": {**before[f"j:{ulid}"], "s": "4", "v": "2", "ca": "why", "cd": deadline},
         "timers": {f"c{ulid}": deadline},
         "counts": {"2": "0", "3": "0", "4": "1"},
+        "cancels:w1": {ulid},
     }
     scripts.check()
 

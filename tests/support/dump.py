@@ -138,6 +138,10 @@ def _check_leases(dump: QueueDump) -> None:
         for ulid in ulids:
             holders.setdefault(ulid, []).append(worker)
     assert holders == {ulid: [dump.jobs[ulid]["w"]] for ulid in leased}
+    cancelling = dump.in_state(JobState.CANCELLING)
+    for worker, ulids in dump.suffixes("cancels:").items():
+        assert ulids <= cancelling, "a cancellation to tell of a job that is not being cancelled"
+        assert {dump.jobs[ulid]["w"] for ulid in ulids} == {worker}
 
 
 def _check_ready(dump: QueueDump) -> None:

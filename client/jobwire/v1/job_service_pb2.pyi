@@ -826,7 +826,7 @@ class BulkProgress(message.Message):
     changed: builtins.int
     """Of those, how many were changed; with `dry_run`, how many could be."""
     skipped: builtins.int
-    """Of those, how many could not be: they had moved on, or hold back by a unique key or a limit."""
+    """Of those, how many could not be: they had moved on, or are held back by a unique key."""
     done: builtins.bool
     """True in the last answer."""
     @builtins.property

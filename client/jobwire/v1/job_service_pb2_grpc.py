@@ -218,7 +218,7 @@ class JobServiceServicer:
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
         and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-        key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+        key by now. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -120,7 +120,7 @@ class JobServiceStub:
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+    key by now. Retry: safe.
     """
     RetryJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]
     """Redrives all jobs of a queue that match a filter, in the order in which they were
@@ -229,7 +229,7 @@ class JobServiceAsyncStub(JobServiceStub):
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+    key by now. Retry: safe.
     """
     RetryJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
     """Redrives all jobs of a queue that match a filter, in the order in which they were
@@ -389,7 +389,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
         and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-        key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+        key by now. Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -639,6 +639,7 @@ class CompleteJobResponse(message.Message):
     NEXT_ATTEMPT_AT_FIELD_NUMBER: builtins.int
     ASSIGNMENTS_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
+    CANCELLATIONS_FIELD_NUMBER: builtins.int
     state: job_pb2.JobState.ValueType
     """Where the job stands after this completion."""
     @builtins.property
@@ -653,6 +654,10 @@ class CompleteJobResponse(message.Message):
     def lease_duration(self) -> duration_pb2.Duration:
         """With `claim_next`: how long each lease lasts unless renewed."""
 
+    @builtins.property
+    def cancellations(self) -> containers.RepeatedCompositeFieldContainer[CancelNotice]:
+        """With `claim_next`: as in ClaimJobResponse; a cancellation ends the wait early."""
+
     def __init__(
         self,
         *,
@@ -660,10 +665,11 @@ class CompleteJobResponse(message.Message):
         next_attempt_at: timestamp_pb2.Timestamp | None = ...,
         assignments: abc.Iterable[Assignment] | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
+        cancellations: abc.Iterable[CancelNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "cancellations", b"cancellations", "lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1664,7 +1664,7 @@ type BulkProgress struct {
 	Matched uint64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Of those, how many were changed; with `dry_run`, how many could be.
 	Changed uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// Of those, how many could not be: they had moved on, or hold back by a unique key or a limit.
+	// Of those, how many could not be: they had moved on, or are held back by a unique key.
 	Skipped uint64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// Some of the jobs that were changed since the answer before, at most 100; ids.
 	SampleJobIds []string `protobuf:"bytes,4,rep,name=sample_job_ids,json=sampleJobIds,proto3" json:"sample_job_ids,omitempty"`

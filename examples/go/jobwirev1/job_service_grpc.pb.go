@@ -117,7 +117,7 @@ type JobServiceClient interface {
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+	// key by now. Retry: safe.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
 	// Redrives all jobs of a queue that match a filter, in the order in which they were
 	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
@@ -379,7 +379,7 @@ type JobServiceServer interface {
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. RESOURCE_EXHAUSTED: `QUEUE_FULL`. Retry: safe.
+	// key by now. Retry: safe.
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
 	// Redrives all jobs of a queue that match a filter, in the order in which they were
 	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and

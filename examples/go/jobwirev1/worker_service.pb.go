@@ -1228,6 +1228,8 @@ type CompleteJobResponse struct {
 	Assignments []*Assignment `protobuf:"bytes,3,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// With `claim_next`: how long each lease lasts unless renewed.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	// With `claim_next`: as in ClaimJobResponse; a cancellation ends the wait early.
+	Cancellations []*CancelNotice `protobuf:"bytes,5,rep,name=cancellations,proto3" json:"cancellations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1286,6 +1288,13 @@ func (x *CompleteJobResponse) GetAssignments() []*Assignment {
 func (x *CompleteJobResponse) GetLeaseDuration() *durationpb.Duration {
 	if x != nil {
 		return x.LeaseDuration
+	}
+	return nil
+}
+
+func (x *CompleteJobResponse) GetCancellations() []*CancelNotice {
+	if x != nil {
+		return x.Cancellations
 	}
 	return nil
 }
@@ -2443,12 +2452,13 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"claim_next\x18\x03 \x01(\v2\x15.jobwire.v1.ClaimNextR\tclaimNext\"U\n" +
 	"\tClaimNext\x12\x19\n" +
 	"\bmax_jobs\x18\x01 \x01(\rR\amaxJobs\x12-\n" +
-	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\x81\x02\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xc1\x02\n" +
 	"\x13CompleteJobResponse\x12*\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12B\n" +
 	"\x0fnext_attempt_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rnextAttemptAt\x128\n" +
 	"\vassignments\x18\x03 \x03(\v2\x16.jobwire.v1.AssignmentR\vassignments\x12@\n" +
-	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"]\n" +
+	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12>\n" +
+	"\rcancellations\x18\x05 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\"]\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12,\n" +
 	"\x06leases\x18\x02 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\"\xe2\x01\n" +
@@ -2632,60 +2642,61 @@ var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
 	40, // 27: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
 	5,  // 28: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
 	35, // 29: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 30: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
-	4,  // 31: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	10, // 32: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	35, // 33: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
-	0,  // 34: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
-	0,  // 35: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
-	23, // 36: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
-	4,  // 37: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
-	24, // 38: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
-	11, // 39: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
-	0,  // 40: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
-	25, // 41: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
-	26, // 42: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
-	1,  // 43: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
-	4,  // 44: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
-	38, // 45: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
-	39, // 46: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
-	37, // 47: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
-	28, // 48: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
-	5,  // 49: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
-	29, // 50: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
-	10, // 51: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 52: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	31, // 53: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
-	25, // 54: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
-	35, // 55: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 56: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
-	35, // 57: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
-	35, // 58: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 59: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
-	30, // 60: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
-	43, // 61: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
-	40, // 62: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 63: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
-	6,  // 64: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
-	8,  // 65: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
-	15, // 66: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
-	18, // 67: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
-	20, // 68: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
-	32, // 69: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
-	22, // 70: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
-	3,  // 71: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
-	7,  // 72: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
-	9,  // 73: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
-	17, // 74: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
-	19, // 75: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
-	21, // 76: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
-	33, // 77: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
-	27, // 78: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
-	71, // [71:79] is the sub-list for method output_type
-	63, // [63:71] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	10, // 30: jobwire.v1.CompleteJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 31: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
+	4,  // 32: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	10, // 33: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	35, // 34: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
+	0,  // 35: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
+	0,  // 36: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
+	23, // 37: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
+	4,  // 38: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
+	24, // 39: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
+	11, // 40: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
+	0,  // 41: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
+	25, // 42: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
+	26, // 43: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
+	1,  // 44: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
+	4,  // 45: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
+	38, // 46: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
+	39, // 47: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
+	37, // 48: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
+	28, // 49: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
+	5,  // 50: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
+	29, // 51: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
+	10, // 52: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 53: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	31, // 54: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
+	25, // 55: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
+	35, // 56: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
+	35, // 57: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
+	35, // 58: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
+	35, // 59: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 60: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
+	30, // 61: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
+	43, // 62: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
+	40, // 63: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 64: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
+	6,  // 65: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
+	8,  // 66: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
+	15, // 67: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
+	18, // 68: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
+	20, // 69: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
+	32, // 70: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
+	22, // 71: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
+	3,  // 72: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
+	7,  // 73: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
+	9,  // 74: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
+	17, // 75: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
+	19, // 76: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
+	21, // 77: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
+	33, // 78: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
+	27, // 79: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
+	72, // [72:80] is the sub-list for method output_type
+	64, // [64:72] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_worker_service_proto_init() }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -167,6 +168,12 @@ def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
         reason=notice.reason,
         deadline=moment(notice.deadline_ms),
     )
+
+
+def add_cancellations(field: Any, notices: Sequence[CancelNotice]) -> None:
+    """Writes the words to stop jobs into a field of an answer."""
+    for notice in notices:
+        field.add().MergeFromString(cancel_notice(notice).SerializeToString())
 
 
 def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpec:

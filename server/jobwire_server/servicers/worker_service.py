@@ -64,12 +64,14 @@ class WorkerService:
                 request.worker_id, queue, ulid, convert.record_facts
             )
             assignments = [assignment]
+            told = await self._router.cancellations(request.worker_id)
         else:
-            assignments, lease_ms = await self._router.claim(
+            assignments, lease_ms, told = await self._router.poll(
                 request.worker_id, request.queues, most, wait_ms
             )
         answer = wire.ClaimJobResponse(assignments=convert.assignments_to_wire(assignments))
         convert.set_moment(answer.lease_duration, lease_ms)
+        convert.add_cancellations(answer.cancellations, told)
         return answer
 
     async def UpdateProgress(
@@ -110,8 +112,9 @@ class WorkerService:
         answer = wire.CompleteJobResponse(state=completed.state.value)
         convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
         if claim_next:
-            assignments, lease_ms = await self._router.claim(worker_id, (), most, wait_ms)
+            assignments, lease_ms, told = await self._router.poll(worker_id, (), most, wait_ms)
             answer.assignments.extend(convert.assignments_to_wire(assignments))
+            convert.add_cancellations(answer.cancellations, told)
             convert.set_moment(answer.lease_duration, lease_ms)
         return answer
 

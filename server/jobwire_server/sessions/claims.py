@@ -62,6 +62,12 @@ class Claims:
                 if demand.spec.worker_id == worker_id and not demand.answer.done():
                     demand.answer.set_result([])
 
+    def interrupt(self, worker_ids: set[str]) -> None:
+        """Ends the calls of these workers that wait, with what they have."""
+        for demand in [*self._waiting]:
+            if demand.spec.worker_id in worker_ids and not demand.answer.done():
+                demand.answer.set_result([])
+
     def drain(self) -> None:
         """Ends the calls that wait with what they have; later ones get nothing."""
         self._draining = True
@@ -80,7 +86,12 @@ class Claims:
         return spec.lease_ms or self._options.lease_ms
 
     async def claim(
-        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
+        self,
+        worker_id: str,
+        queues: Sequence[str],
+        max_jobs: int,
+        wait_ms: int,
+        stop: Callable[[], bool] = lambda: False,
     ) -> tuple[list[Assignment], int]:
         """Leases up to `max_jobs` jobs that the worker may run, from any of its queues.
 
@@ -89,6 +100,7 @@ class Claims:
             queues: Narrows its own; empty: all of them.
             max_jobs: 1 or more.
             wait_ms: How long to wait for a first job; 0: not at all.
+            stop: Asked once before the wait; True ends it. Later `interrupt` does.
 
         Returns:
             The jobs, perhaps none, and their lease in milliseconds.
@@ -100,6 +112,8 @@ class Claims:
         lease_ms = self.lease_ms(spec)
         chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
         if status is not WorkerStatus.READY or self._draining or not chosen:
+            return [], lease_ms
+        if wait_ms and stop():
             return [], lease_ms
         demand = OneShot(spec, lease_ms, max_jobs, chosen, patient=wait_ms > 0)
         dispatchers = [self.dispatcher(queue) for queue in chosen]

@@ -47,6 +47,11 @@ def signals_channel(queue: str) -> str:
     return f"jw:{{{queue}}}:signals"
 
 
+def cancels_channel(queue: str) -> str:
+    """Returns the channel of workers that hold jobs which somebody cancelled: ids, by spaces."""
+    return f"jw:{{{queue}}}:cancels"
+
+
 def ready_channel(queue: str) -> str:
     """Returns the channel of jobs that became ready: `<route>:<count>`, by commas; `*` for any."""
     return f"jw:{{{queue}}}:ready"

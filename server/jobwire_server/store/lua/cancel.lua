@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- cancel.lua: SCHEDULED or PENDING -> CANCELLED, RUNNING -> CANCELLING; CANCELLING and CANCELLED stay as they are.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers counts totals done:7 (end_attempt.lua)
---           signals  channel: the ULIDs of jobs whose worker should hear of it, end to end
+--           signals           channel: the ULIDs of jobs whose worker should hear of it, end to end
+--           cancels:<worker>  SET      ulids of jobs that the worker is to stop and has not been told of
+--           cancels           channel: those workers, by spaces
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job, ms
 -- ARGV[3] retention of jobs that have none of their own, ms
@@ -13,12 +15,12 @@ local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local SCHEDULED, PENDING, RUNNING, CANCELLING, CANCELLED = 1, 2, 3, 4, 7
-local answer, signals = {}, {}
+local answer, signals, workers, named = {}, {}, {}, {}
 
 for at = 4, #ARGV, 3 do
   local ulid, reason, only = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 'v', 'b', 'uk', 'kp')
+  local job = redis.call('HMGET', key, 's', 'v', 'b', 'uk', 'kp', 'w')
   local state = tonumber(job[1] or PENDING)
   if redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
     answer[#answer + 1] = { 1 }
@@ -37,6 +39,11 @@ for at = 4, #ARGV, 3 do
     redis.call('ZADD', P .. 'timers', now + grace, 'c' .. ulid)
     moved(ulid, RUNNING, CANCELLING)
     signals[#signals + 1] = ulid
+    redis.call('SADD', P .. 'cancels:' .. job[6], ulid)
+    if not named[job[6]] then
+      named[job[6]] = true
+      workers[#workers + 1] = job[6]
+    end
     answer[#answer + 1] = { 0, CANCELLING }
   else
     answer[#answer + 1] = { (state == CANCELLING or state == CANCELLED) and 0 or 2, state }
@@ -44,5 +51,8 @@ for at = 4, #ARGV, 3 do
 end
 
 publish_tally(P)
-if #signals > 0 then redis.call('SPUBLISH', P .. 'signals', table.concat(signals)) end
+if #signals > 0 then
+  redis.call('SPUBLISH', P .. 'signals', table.concat(signals))
+  redis.call('SPUBLISH', P .. 'cancels', table.concat(workers, ' '))
+end
 return answer

@@ -6,7 +6,7 @@
 --           h:<ulid>     LIST    attempts that ended, oldest first, the latest 100:
 --                                "<number> <token> <start ms> <end ms> <outcome> <worker>\n<failure>"
 --           done:<state> ZSET    ulid -> when it may be forgotten, Unix ms
---           signals      channel (cancel.lua)
+--           signals      channel, and cancels:<worker> (cancel.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of terminal jobs that have none of their own, ms
 -- then for each item ten: ulid, worker, fencing token, state decided on,
@@ -78,6 +78,7 @@ for at = 3, #ARGV, 10 do
     redis.call('ZREM', P .. 'leases', ulid)
     redis.call('SREM', P .. 'held:' .. worker, ulid)
     redis.call('ZREM', P .. 'timers', 't' .. ulid, 'c' .. ulid)
+    if state == CANCELLING then redis.call('SREM', P .. 'cancels:' .. worker, ulid) end
     if target == PENDING then
       redis.call('HSET', key, 's', PENDING, 'v', job[4] + 1, 'ps', now)
       push_ready(P, ulid, job[7], job[8], true)

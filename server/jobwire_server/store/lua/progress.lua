@@ -6,6 +6,7 @@
 --           outputs   channel: the ULIDs of the jobs that wrote, end to end
 --           written   ZSET    ulid of a job that keeps output -> when its retention is looked at, Unix ms
 --           usage     HASH    output -> bytes of output that the queue's jobs keep
+--           cancels:<worker>  SET (cancel.lua)
 --           config    HASH    max_output -> the most of those (configure.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most bytes of output of a job   ARGV[3] the most of the queue, unless it is configured
@@ -54,6 +55,8 @@ while at <= #ARGV do
       leases[#leases + 1] = text_of(lease_end)
       leases[#leases + 1] = ulid
       if state == '4' then
+        -- This answer tells it.
+        redis.call('SREM', P .. 'cancels:' .. ARGV[at + 1], ulid)
         answer[#answer + 1] = { 0, lease_end, tonumber(job[5] or now), job[6] or '' }
       else
         answer[#answer + 1] = { 0, lease_end, 0, '' }

@@ -4,6 +4,7 @@
 --           j:<ulid> leases held:<worker> timers counts totals (claim.lua)
 --           x:<ulid>     STRING  a result too long for the HASH
 --           c:<ulid>     STRING  the checkpoint, which goes
+--           cancels:<worker>  SET (cancel.lua)
 --           done:5       ZSET    ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of jobs that have none of their own, ms
@@ -55,7 +56,10 @@ for at = 3, #ARGV, 4 do
       redis.call('UNLINK', P .. 'c:' .. ulid)
       redis.call('HDEL', key, 'ck')
     end
-    if state == CANCELLING then timers[#timers + 1] = 'c' .. ulid end
+    if state == CANCELLING then
+      timers[#timers + 1] = 'c' .. ulid
+      redis.call('SREM', P .. 'cancels:' .. worker, ulid)
+    end
     done[#done + 1] = purge_at
     done[#done + 1] = ulid
     leases[#leases + 1] = ulid
