@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
+from jobwire._convert import to_duration
 from jobwire.v1 import admin_service_pb2 as admin
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import errors_pb2, job_pb2
@@ -69,6 +70,8 @@ class Broker(
         self.pending: deque[str] = deque()
         self.workers: dict[str, workers.WorkerSpec] = {}
         self.notices: list[workers.CancelNotice] = []
+        self.claim_notices: list[workers.CancelNotice] = []
+        """For the next claim, which they end."""
         self.lost: set[str] = set()
         self.drain = False
         self.heartbeat_s = 0.02
@@ -256,7 +259,7 @@ class Broker(
         await self._enter("RegisterWorker", request, context)
         self.workers[request.worker.worker_id] = request.worker
         return workers.RegisterWorkerResponse(
-            heartbeat_interval=Duration(nanos=round(self.heartbeat_s * 1e9)),
+            heartbeat_interval=to_duration(self.heartbeat_s),
             worker_timeout=Duration(seconds=10),
             lease_duration=Duration(seconds=30),
             server_id="test",
@@ -289,6 +292,7 @@ class Broker(
             await self.changed.wait_for(
                 lambda: (
                     self.pending
+                    or self.claim_notices
                     or self._is_draining(request.worker_id)
                     or request.worker_id not in self.workers
                 )
@@ -297,8 +301,9 @@ class Broker(
         assignments: list[workers.Assignment] = []
         if not self._is_draining(request.worker_id):
             assignments = self._hand_out(request.worker_id, request.max_jobs)
+        notices, self.claim_notices = self.claim_notices, []
         await self.touch()
-        return workers.ClaimJobResponse(assignments=assignments)
+        return workers.ClaimJobResponse(assignments=assignments, cancellations=notices)
 
     def _is_draining(self, worker_id: str) -> bool:
         return any(call.worker_id == worker_id for call in self.calls["UpdateWorkerStatus"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from jobwire import Context, Fatal
+from jobwire import CallError, Context, Fatal
 
 
 def double(context: Context) -> dict[str, int]:
@@ -35,3 +35,18 @@ def speak(context: Context) -> str:
     context.output(bytes(100_000), "raw")
     context.logger.info("speaking")
     return "spoken"
+
+
+def save(context: Context) -> list[object]:
+    context.save_checkpoint(context.checkpoint + 1)
+    try:
+        context.save_checkpoint("more")
+    except CallError as error:
+        told = [type(error).__name__, error.message, error.reason]
+        return [*told, context.deadline is not None]
+    return ["saved"]
+
+
+def wait_for_the_end(context: Context) -> None:
+    context.wait_cancelled(60)
+    context.raise_if_cancelled()

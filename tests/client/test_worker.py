@@ -10,11 +10,11 @@ import grpc
 import pytest
 
 from jobwire import Context, Fatal, InvalidRequest, Retry, Worker, to_payload
-from jobwire.v1 import job_pb2
+from jobwire.v1 import job_pb2, worker_service_pb2
 
 from tests.client import handlers
 from tests.client.broker import Broker, reason, rich_status
-from tests.client.support import cancel, completion, waiting_for, worker_of
+from tests.client.support import cancel, completion, started, waiting_for, worker_of
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "away", reason("STORE_UNAVAILABLE"))
 
@@ -337,3 +337,18 @@ def test_a_second_handler_for_an_operation_is_refused() -> None:
     worker.operation("x")(handlers.double)
     with pytest.raises(ValueError, match="already"):
         worker.operation("x")(handlers.double)
+
+
+async def test_a_claim_brings_cancellations(broker: Broker) -> None:
+    broker.heartbeat_s = 3600
+    gate = asyncio.Event()
+    worker = Worker(broker.target, transport="unary", concurrency=4, shutdown_grace_s=10)
+    worker.operation("wait")(waiting_for(gate))
+    async with worker:
+        job = await broker.add("wait")
+        await started(broker, job)
+        broker.claim_notices.append(
+            worker_service_pb2.CancelNotice(job_id=job.id, fencing_token=job.fencing_token)
+        )
+        await broker.touch()
+        assert (await completion(broker, job)).HasField("cancelled")
