@@ -29,6 +29,9 @@ COMMANDS_GROUP = "jobwire.commands"
 # People at a terminal would rather know at once.
 DEFAULT_TIMEOUT_S = 5.0
 
+# `jobwire queue show images` reads as well as `queues`.
+_SINGULAR = {"queue": "queues", "schedule": "schedules"}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -110,7 +113,7 @@ class CommandGroup(click.Group):
         return sorted({*super().list_commands(ctx), *_entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, _SINGULAR.get(cmd_name, cmd_name))
         if command is None and (found := _entry_points().get(cmd_name)) is not None:
             return _load(found)
         return command
@@ -218,4 +221,14 @@ def main() -> NoReturn:
 
 
 # The commands register themselves with `cli`.
-from jobwire.cli import completion, jobs, operators, run_job, top, watch, worker  # noqa: E402, F401
+from jobwire.cli import (  # noqa: E402
+    bulk,  # noqa: F401
+    completion,  # noqa: F401
+    jobs,  # noqa: F401
+    operators,  # noqa: F401
+    run_job,  # noqa: F401
+    schedules,  # noqa: F401
+    top,  # noqa: F401
+    watch,  # noqa: F401
+    worker,  # noqa: F401
+)

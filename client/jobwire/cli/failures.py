@@ -30,7 +30,7 @@ Exit codes:
   0    done
   1    the job ended unsuccessfully: failed, cancelled or expired
   2    the command line or the request is wrong
-  3    no such job, queue or worker
+  3    no such job, queue, worker or schedule
   4    no server answered in time, or it is full
   5    the state of things does not allow it
   70   a defect; JOBWIRE_DEBUG=1 shows the traceback

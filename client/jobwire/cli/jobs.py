@@ -1,29 +1,49 @@
-"""Commands for producers: submit, get, list, cancel."""
+"""Commands for producers: submit, get, list, dead."""
 
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.failures import say
 from jobwire.cli.output import (
+    one_line,
     pairs,
     print_facts,
     print_json,
     print_rows,
     progress_text,
+    retry_text,
     short_payload,
     span,
     when,
 )
-from jobwire.cli.parameters import read_payload
+from jobwire.cli.parameters import key_value, read_payload
 from jobwire.cli.submission import submission_options, submit_options
 from jobwire.cli.views import show_watch
-from jobwire.models import Attempt, Job, JobState
+from jobwire.models import Attempt, Failure, Job, JobState, Redrive
+from jobwire.unique import UniqueKey
 
 STATES = click.Choice([state.value for state in JobState][1:], case_sensitive=False)
+_QUEUE = click.option("--queue", "-q", default="default", show_default=True)
+_OPERATION = click.option("--operation", "-o", default="", help="Only jobs of it.")
+_LABEL = click.option(
+    "--label",
+    "-l",
+    type=key_value,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only jobs with this label.",
+)
+_FAILURE_TYPE = click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT.")
+_LIMIT = click.option(
+    "--limit", "-n", type=click.IntRange(0), default=50, show_default=True, help="0: all."
+)
 
 
 @cli.command()
@@ -58,8 +78,10 @@ def submit(
             return show_watch(handle.watch(output=True), as_json=settings.json)
     if settings.json:
         print_json({"job_id": handle.id, "state": handle.state, "existed": handle.existed})
-    else:
-        click.echo(handle.id)
+        return 0
+    click.echo(handle.id)
+    if handle.existed:
+        say("this job was there before; nothing was submitted")
     return 0
 
 
@@ -68,7 +90,7 @@ def submit(
 @common
 @pass_settings
 def get(settings: Settings, job_id: str) -> None:
-    """Show a job with its payload, result and attempts."""
+    """Show a job with its payload, result, checkpoint, and attempts with what went wrong."""
     with settings.client() as client:
         job = client.get(job_id)
     if settings.json:
@@ -82,6 +104,7 @@ def _print_job(job: Job) -> None:
     budgets = f"{job.failures} failures, {job.crashes} crashes, {job.interruptions} interruptions"
     has_result = job.raw_result.WhichOneof("kind") is not None
     has_payload = job.raw_payload.WhichOneof("kind") is not None
+    has_checkpoint = job.raw_checkpoint.WhichOneof("kind") is not None
     print_facts(
         [
             ("job", job.id),
@@ -94,6 +117,11 @@ def _print_job(job: Job) -> None:
             ("created", when(job.created_at)),
             ("runs at", when(job.run_at) if job.state is JobState.SCHEDULED else None),
             ("expires", when(job.expires_at)),
+            ("deadline", when(job.deadline)),
+            ("unique key", _unique(job.unique_key)),
+            ("retry", retry_text(job.retry)),
+            ("timeout", span(job.execution_timeout)),
+            ("kept for", span(job.retention)),
             ("started", when(job.started_at)),
             ("finished", when(job.finished_at)),
             ("forgotten", when(job.purge_at)),
@@ -103,10 +131,13 @@ def _print_job(job: Job) -> None:
             ("lease ends", when(job.lease_expires_at)),
             ("progress", progress_text(job)),
             ("cancelled", job.cancel_reason),
+            ("redriven", _redriven(job.last_redrive)),
             ("payload", short_payload(job.payload) if has_payload else None),
             ("result", short_payload(job.result) if has_result else None),
-            ("failure", f"{failure.type}: {failure.message}" if failure else None),
-            ("stack", failure.stack if failure else None),
+            ("checkpoint", short_payload(job.checkpoint) if has_checkpoint else None),
+            ("failure", _failure_text(failure)),
+            # Those of the attempts are shown with them.
+            ("stack", failure.stack if failure and not _is_shown(job, failure) else None),
         ]
     )
     if job.attempts:
@@ -116,6 +147,48 @@ def _print_job(job: Job) -> None:
             [_attempt_row(attempt) for attempt in job.attempts],
             empty="",
         )
+        _print_stacks(job.attempts)
+
+
+def _print_stacks(attempts: Iterable[Attempt]) -> None:
+    """Prints what each attempt was doing when it failed; what repeats itself once."""
+    told: dict[str, int] = {}
+    for attempt in attempts:
+        stack = attempt.failure.stack if attempt.failure else ""
+        if not stack:
+            continue
+        click.echo()
+        if stack in told:
+            click.echo(f"attempt {attempt.number}: as in attempt {told[stack]}")
+            continue
+        told[stack] = attempt.number
+        click.echo(f"attempt {attempt.number}:")
+        click.echo(textwrap.indent(stack.rstrip(), "  "))
+
+
+def _is_shown(job: Job, failure: Failure) -> bool:
+    return any(a.failure is not None and a.failure.stack == failure.stack for a in job.attempts)
+
+
+def _failure_text(failure: Failure | None) -> str | None:
+    if failure is None:
+        return None
+    return ": ".join(part for part in (failure.type, failure.message) if part)
+
+
+def _unique(key: UniqueKey | None) -> str | None:
+    if key is None:
+        return None
+    for_so_long = f" for {span(key.period)}" if key.period is not None else ""
+    return f"{key.key} ({key.scope}{for_so_long}, {key.on_conflict.replace('_', ' ')})"
+
+
+def _redriven(redrive: Redrive | None) -> str | None:
+    if redrive is None:
+        return None
+    times = "once" if redrive.number == 1 else f"{redrive.number} times"
+    why = f": {redrive.reason}" if redrive.reason else ""
+    return f"{times}, last {when(redrive.redriven_at)} out of {redrive.from_state}{why}"
 
 
 def _attempt_row(attempt: Attempt) -> list[str | int | None]:
@@ -123,29 +196,37 @@ def _attempt_row(attempt: Attempt) -> list[str | int | None]:
     if attempt.started_at is not None and attempt.ended_at is not None:
         took = span(attempt.ended_at - attempt.started_at)
     failure = attempt.failure
-    why = ": ".join(part for part in (failure.type, failure.message) if part) if failure else None
+    why = _failure_text(failure)
     outcome = "RUNNING" if attempt.ended_at is None else attempt.outcome.value
     return [attempt.number, outcome, when(attempt.started_at), took, attempt.worker_id, why]
 
 
 @cli.command("list")
-@click.option("--queue", "-q", default="default", show_default=True)
+@_QUEUE
 @click.option("--state", "-s", type=STATES, multiple=True, help="May be repeated. Default: all.")
-@click.option("--operation", "-o", default="", help="Only jobs of it.")
-@click.option(
-    "--limit", "-n", type=click.IntRange(0), default=50, show_default=True, help="0: all."
-)
+@_OPERATION
+@_LABEL
+@_FAILURE_TYPE
+@_LIMIT
 @common
 @pass_settings
 def list_jobs(
-    settings: Settings, queue: str, state: tuple[str, ...], operation: str, limit: int
+    settings: Settings,
+    queue: str,
+    state: tuple[str, ...],
+    operation: str,
+    label: tuple[tuple[str, str], ...],
+    failure_type: str,
+    limit: int,
 ) -> None:
     """List the jobs of a queue."""
     with settings.client() as client:
-        found = client.list(
+        found = client.list_jobs(
             queue,
             states=[JobState(name) for name in state],
             operation=operation,
+            labels=dict(label),
+            failure_type=failure_type,
             page_size=min(limit, 1000) or 1000,
         )
         jobs = itertools.islice(found, limit) if limit else found
@@ -168,16 +249,54 @@ def _job_row(job: Job) -> list[str | int | JobState | None]:
 
 
 @cli.command()
-@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
-@click.option("--reason", "-m", default="", help="For people; kept with the job.")
+@_QUEUE
+@_OPERATION
+@_LABEL
+@_FAILURE_TYPE
+@_LIMIT
 @common
 @pass_settings
-def cancel(settings: Settings, job_ids: tuple[str, ...], reason: str) -> None:
-    """Ask for the end of jobs: at once, or by their worker if they run."""
+def dead(
+    settings: Settings,
+    queue: str,
+    operation: str,
+    label: tuple[tuple[str, str], ...],
+    failure_type: str,
+    limit: int,
+) -> None:
+    """List the dead letters of a queue: jobs that failed for good.
+
+    `jobwire get` shows one with all its attempts; `jobwire retry` and `jobwire redrive` put them
+    back.
+    """
     with settings.client() as client:
-        for job_id in job_ids:
-            job = client.cancel(job_id, reason)
-            if settings.json:
+        found = client.list_jobs(
+            queue,
+            states=[JobState.FAILED],
+            operation=operation,
+            labels=dict(label),
+            failure_type=failure_type,
+            page_size=min(limit, 1000) or 1000,
+        )
+        jobs = itertools.islice(found, limit) if limit else found
+        if settings.json:
+            for job in jobs:
                 print_json(job)
-            else:
-                click.echo(f"{job.id} {job.state}")
+            return
+        print_rows(
+            ["JOB", "OPERATION", "FAILURE", "MESSAGE", "FAILED", "ATTEMPTS"],
+            (_dead_row(job) for job in jobs),
+            empty=f"no dead letters in {queue}",
+        )
+
+
+def _dead_row(job: Job) -> list[str | int | None]:
+    failure = job.failure
+    return [
+        job.id,
+        job.operation,
+        failure.type if failure else None,
+        one_line(failure.message, 100) if failure else None,
+        when(job.finished_at),
+        job.attempt,
+    ]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
 
 import click
 
 from jobwire.cli.app import Settings, cli, common, pass_settings
-from jobwire.cli.output import pairs, print_facts, print_json, print_rows, span, when
-from jobwire.cli.parameters import size
-from jobwire.models import JobState
-from jobwire.operators import QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
+from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
+from jobwire.cli.output import size as shown_size
+from jobwire.cli.parameters import duration, size, span_or_default
+from jobwire.models import JobState, RetryPolicy
+from jobwire.operators import QueueConfig, QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
 
 _LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
+Span: TypeAlias = float | Literal["default"] | None
 STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sensitive=False)
 
 
@@ -53,8 +56,6 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
     if settings.json:
         print_json(queue)
         return
-    limit = queue.config.max_output_bytes
-    most = f" of at most {limit}" if limit else ""
     rates, totals = queue.rates, queue.totals
     averaged = rates is not None and rates.window.total_seconds() > 0
     print_facts(
@@ -63,8 +64,10 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
             ("delivers", "no, it is paused" if queue.paused else "yes"),
             *((state.value.lower(), count) for state, count in sorted(queue.depth.items())),
             ("oldest", span(queue.oldest_pending_age)),
-            ("event log", f"{queue.config.event_log_entries} changes"),
-            ("output", f"{queue.output_bytes} bytes{most}"),
+            ("live", _of(shown_size(queue.live_bytes), queue.config.max_live_bytes)),
+            ("ended", _of(shown_size(queue.ended_bytes), queue.config.max_ended_bytes)),
+            ("output", _of(shown_size(queue.output_bytes), queue.config.max_output_bytes)),
+            *_settings(queue.config),
             (
                 "per second",
                 f"{rates.submitted:.1f} submitted, {rates.started:.1f} started,"
@@ -82,6 +85,32 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
             ),
         ]
     )
+
+
+def _of(used: str, limit: int) -> str:
+    return f"{used} of at most {shown_size(limit)}" if limit else used
+
+
+def _settings(config: QueueConfig) -> list[tuple[str, str | None]]:
+    """Tells what a queue was told that differs from the server's defaults."""
+    log = f"{config.event_log_entries} changes"
+    if config.retain_event_log is not None:
+        log += f", at most {span(config.retain_event_log)} old"
+    ageing = config.priority_ageing
+    return [
+        ("event log", log),
+        ("retry", retry_text(config.retry)),
+        ("waiting", f"at most {config.max_pending_jobs} jobs" if config.max_pending_jobs else None),
+        ("keeps", f"at most {config.max_ended_jobs} ended jobs" if config.max_ended_jobs else None),
+        ("succeeded", _kept(config.retain_succeeded)),
+        ("otherwise", _kept(config.retain_ended)),
+        ("outputs", _kept(config.retain_output)),
+        ("ageing", f"one priority higher for each {span(ageing)}" if ageing is not None else None),
+    ]
+
+
+def _kept(for_so_long: timedelta | None) -> str | None:
+    return None if for_so_long is None else f"kept for {span(for_so_long) or '0s'}"
 
 
 @queues.command("show")
@@ -121,20 +150,85 @@ def resume_queue(settings: Settings, name: str) -> None:
     type=click.IntRange(0, 1_000_000),
     help="How many changes of jobs to keep, for watchers that come back. 0: none.",
 )
+@click.option("--retain-event-log", type=span_or_default, help="How long to keep them.")
 @click.option(
     "--max-output", type=size, help="For all its jobs together, such as 1GiB. 0: the server's."
+)
+@click.option("--retain-output", type=span_or_default, help="Of ended jobs.")
+@click.option("--max-attempts", type=click.IntRange(1, 1000), help="Of jobs that do not say.")
+@click.option("--initial-backoff", type=duration, help="Of jobs that do not say.")
+@click.option("--max-backoff", type=duration, help="Of jobs that do not say.")
+@click.option("--multiplier", type=click.FloatRange(1, 10), help="Of jobs that do not say.")
+@click.option("--jitter", type=click.FloatRange(0, 1), help="Of jobs that do not say.")
+@click.option("--no-retry", is_flag=True, help="Take away what it says about retries.")
+@click.option(
+    "--max-pending", type=click.IntRange(0), help="Jobs that may wait; above it, none are taken."
+)
+@click.option("--max-live-bytes", type=size, help="Their bytes, and those of running ones.")
+@click.option("--retain-succeeded", type=span_or_default, help="How long to keep these jobs.")
+@click.option(
+    "--retain-ended", type=span_or_default, help="Those that failed, expired or were cancelled."
+)
+@click.option("--max-ended", type=click.IntRange(0), help="Ended jobs to keep. 0: no limit.")
+@click.option("--max-ended-bytes", type=size, help="Their bytes. 0: no limit.")
+@click.option(
+    "--priority-ageing", type=span_or_default, help="The wait that counts as one priority higher."
 )
 @common
 @pass_settings
 def configure_queue(
-    settings: Settings, name: str, event_log: int | None, max_output: int | None
+    settings: Settings,
+    name: str,
+    event_log: int | None,
+    retain_event_log: Span,
+    max_output: int | None,
+    retain_output: Span,
+    max_attempts: int | None,
+    initial_backoff: float | None,
+    max_backoff: float | None,
+    multiplier: float | None,
+    jitter: float | None,
+    no_retry: bool,
+    max_pending: int | None,
+    max_live_bytes: int | None,
+    retain_succeeded: Span,
+    retain_ended: Span,
+    max_ended: int | None,
+    max_ended_bytes: int | None,
+    priority_ageing: Span,
 ) -> None:
-    """Change the settings of a queue; what is not named stays."""
+    """Change the settings of a queue; what is not named stays.
+
+    Where a duration is asked for that is not about retries, `default` takes the setting away. What
+    is said about retries replaces all that was said about them.
+    """
+    retry = RetryPolicy(
+        max_attempts=max_attempts,
+        initial_backoff=initial_backoff,
+        max_backoff=max_backoff,
+        multiplier=multiplier,
+        jitter=jitter,
+    )
+    says_retry = retry != RetryPolicy()
+    if says_retry and no_retry:
+        raise click.UsageError("--no-retry takes away what the other options would say")
     with settings.client() as client:
-        _print_queue(
-            client.configure_queue(name, event_log_entries=event_log, max_output_bytes=max_output),
-            settings,
+        found = client.configure_queue(
+            name,
+            event_log_entries=event_log,
+            max_output_bytes=max_output,
+            retry=retry if says_retry or no_retry else None,
+            max_pending_jobs=max_pending,
+            max_live_bytes=max_live_bytes,
+            retain_succeeded=retain_succeeded,
+            retain_ended=retain_ended,
+            max_ended_jobs=max_ended,
+            max_ended_bytes=max_ended_bytes,
+            retain_output=retain_output,
+            retain_event_log=retain_event_log,
+            priority_ageing=priority_ageing,
         )
+        _print_queue(found, settings)
 
 
 @cli.group(invoke_without_command=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -17,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from jobwire.models import Job, JobState
+from jobwire.models import Job, JobState, RetryPolicy
 
 STATE_STYLES = {
     JobState.SCHEDULED: "cyan",
@@ -29,17 +30,6 @@ STATE_STYLES = {
     JobState.CANCELLED: "magenta",
     JobState.EXPIRED: "red",
 }
-# Fields that hold spans; in JSON their unit is in the name.
-_SPANS = frozenset(
-    {
-        "execution_timeout",
-        "initial_backoff",
-        "max_backoff",
-        "oldest_pending_age",
-        "retry_after",
-        "window",
-    }
-)
 
 
 def to_json(value: Any) -> Any:
@@ -49,7 +39,7 @@ def to_json(value: Any) -> Any:
         for field in fields(value):
             name = field.name.removeprefix("raw_")
             content = to_json(getattr(value, name))
-            made[f"{name}_s" if name in _SPANS else name] = content
+            made[f"{name}_s" if _is_span(field) else name] = content
         return made
     match value:
         case datetime():
@@ -68,6 +58,11 @@ def to_json(value: Any) -> Any:
         case list() | tuple():
             return [to_json(entry) for entry in value]
     return value
+
+
+def _is_span(field: Field[Any]) -> bool:
+    """Tells whether a field holds a span of time; in JSON its unit is in the name."""
+    return isinstance(field.type, str) and ("timedelta" in field.type or "Seconds" in field.type)
 
 
 def print_json(value: Any) -> None:
@@ -127,13 +122,21 @@ def short_payload(value: Any, limit: int = 400) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-def when(moment: datetime | None) -> str | None:
-    """Shows a moment in local time with its distance from now."""
+def one_line(text: str, most: int) -> str:
+    """Shows the first line of a text, cut after `most` characters."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def when(moment: datetime | None, zone: ZoneInfo | None = None) -> str | None:
+    """Shows a moment with its distance from now, in local time or in the zone named."""
     if moment is None:
         return None
     distance = (datetime.now(UTC) - moment).total_seconds()
     words = f"{span(abs(distance))} ago" if distance >= 0 else f"in {span(-distance)}"
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({words})"
+    if zone is None:
+        return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({words})"
+    return f"{moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z} ({words})"
 
 
 def span(seconds: float | timedelta | None) -> str | None:
@@ -152,6 +155,28 @@ def span(seconds: float | timedelta | None) -> str | None:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts[:2])
+
+
+def retry_text(policy: RetryPolicy) -> str:
+    """Shows a retry policy in a few words; empty if it says nothing."""
+    parts = (
+        None if policy.max_attempts is None else f"{policy.max_attempts} attempts",
+        None if policy.initial_backoff is None else f"backoff from {span(policy.initial_backoff)}",
+        None if policy.max_backoff is None else f"up to {span(policy.max_backoff)}",
+        None if policy.multiplier is None else f"times {policy.multiplier:g}",
+        None if policy.jitter is None else f"jitter {policy.jitter:g}",
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def size(count: int) -> str:
+    """Shows a number of bytes."""
+    if count < 1 << 10:
+        return f"{count} bytes"
+    for unit, bits in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << bits:
+            return f"{count / (1 << bits):.4g} {unit}"
+    raise AssertionError(count)
 
 
 def progress_text(job: Job) -> str:

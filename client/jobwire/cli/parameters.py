@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -57,6 +59,39 @@ def time(text: str) -> datetime:
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00:00Z") from error
     return moment if moment.tzinfo else moment.astimezone()
+
+
+def time_or_span(text: str) -> datetime | timedelta:
+    """A point in time, or a span of time from now."""
+    try:
+        return timedelta(seconds=parse_duration(text))
+    except ValueError:
+        pass
+    try:
+        return time(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(
+            f"{text!r} is neither a time nor a duration: write 2030-01-31T08:00:00Z or 2h"
+        ) from error
+
+
+def past(text: str) -> datetime:
+    """A point in time, or a span of time ago."""
+    found = time_or_span(text)
+    return datetime.now(UTC) - found if isinstance(found, timedelta) else found
+
+
+def span_or_default(text: str) -> float | Literal["default"]:
+    """A span of time, or `default`, which takes a setting away."""
+    return "default" if text.strip().lower() == "default" else duration(text)
+
+
+def zone(text: str) -> str:
+    """The IANA name of a time zone."""
+    try:
+        return ZoneInfo(text).key
+    except (ValueError, OSError, ZoneInfoNotFoundError) as error:
+        raise click.BadParameter(f"{text!r} is no time zone: write Europe/Berlin") from error
 
 
 def key_value(text: str) -> tuple[str, str]:

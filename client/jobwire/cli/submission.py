@@ -1,22 +1,28 @@
-"""The options that say how a job is to run, for every command that submits one."""
+"""The options that say how a job is to run, for every command that submits one or plans some."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, TypeVar, get_args
 
 import click
 
 from jobwire._requests import SubmitOptions
-from jobwire.cli.parameters import duration, key_value, size, time
+from jobwire.cli.parameters import duration, key_value, size, time, time_or_span
 from jobwire.models import OutputPolicy, RetryPolicy
+from jobwire.unique import OnConflict, Scope, UniqueKey
 
 F = TypeVar("F", bound=Callable[..., Any])
+Pairs = tuple[tuple[str, str], ...]
 
-_OPTIONS = (
-    click.option("--queue", "-q", default="default", show_default=True),
-    click.option("--priority", "-p", type=click.IntRange(0, 255), default=0, show_default=True),
+
+def _words(values: tuple[str, ...]) -> click.Choice[str]:
+    return click.Choice([value.replace("_", "-") for value in values])
+
+
+_JOB_OPTIONS = (
+    click.option("--priority", "-p", type=click.IntRange(0, 255), help="0 unless given."),
     click.option(
         "--require",
         "-r",
@@ -36,40 +42,149 @@ _OPTIONS = (
     click.option("--max-attempts", type=click.IntRange(1, 1000), help="1: no retry."),
     click.option("--initial-backoff", type=duration, help="Before the second attempt."),
     click.option("--max-backoff", type=duration, help="The longest wait between attempts."),
+    click.option("--multiplier", type=click.FloatRange(1, 10), help="From each wait to the next."),
+    click.option(
+        "--jitter", type=click.FloatRange(0, 1), help="The share of each wait that is random."
+    ),
     click.option("--execution-timeout", type=duration, help="For one attempt."),
+    click.option(
+        "--unique-key", metavar="KEY", help="At most one job of the queue holds it at a time."
+    ),
+    click.option("--unique-scope", type=_words(get_args(Scope)), help="While a job holds it."),
+    click.option("--unique-period", type=duration, help="From its acceptance, whatever comes."),
+    click.option(
+        "--on-conflict",
+        type=_words(get_args(OnConflict)),
+        help="If another job holds it. Default: return-existing.",
+    ),
+    click.option("--retention", type=duration, help="How long it is kept after its end."),
+    click.option("--max-output", type=size, help="How much output is kept, such as 4MiB."),
+    click.option("--trim-output", is_flag=True, help="Above it, drop the oldest output."),
+)
+_SUBMIT_OPTIONS = (
+    click.option("--queue", "-q", default="default", show_default=True),
+    *_JOB_OPTIONS,
     click.option("--delay", type=duration, help="Not before so long from now."),
     click.option("--run-at", type=time, help="Not before this moment."),
     click.option("--expires-at", type=time, help="Not started after this moment."),
-    click.option("--max-output", type=size, help="How much output is kept, such as 4MiB."),
-    click.option("--trim-output", is_flag=True, help="Above it, drop the oldest output."),
+    click.option(
+        "--deadline", type=time_or_span, help="It has failed if it is not finished by then."
+    ),
     click.option("--job-id", help="The id to give it; the same id twice is the same job."),
+    click.option(
+        "--request-id", help="The same one twice within a day, with the same job, is one job."
+    ),
     click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON."),
 )
 
 
 def submission_options(function: F) -> F:
-    """Adds the options; the command gets them by name."""
-    for decorate in reversed(_OPTIONS):
+    """Adds the options of a submission; the command gets them by name."""
+    for decorate in reversed(_SUBMIT_OPTIONS):
         function = decorate(function)
     return function
+
+
+def job_options(function: F) -> F:
+    """Adds those of them that a schedule takes as well."""
+    for decorate in reversed(_JOB_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+class JobOptions(TypedDict, total=False):
+    """What a submission and a schedule have in common."""
+
+    priority: int
+    requirements: dict[str, str]
+    labels: dict[str, str]
+    retry: RetryPolicy | None
+    execution_timeout: float | None
+    output: OutputPolicy | None
+    unique_key: UniqueKey | None
+    retention: float | None
+
+
+def given_options(
+    *,
+    priority: int | None,
+    require: Pairs,
+    label: Pairs,
+    max_attempts: int | None,
+    initial_backoff: float | None,
+    max_backoff: float | None,
+    multiplier: float | None,
+    jitter: float | None,
+    execution_timeout: float | None,
+    unique_key: str | None,
+    unique_scope: str | None,
+    unique_period: float | None,
+    on_conflict: str | None,
+    retention: float | None,
+    max_output: int | None,
+    trim_output: bool,
+) -> JobOptions:
+    """Turns what was given into what the client takes; what was not given is left out.
+
+    Raises:
+        click.UsageError: Two of them exclude each other.
+    """
+    given: JobOptions = {}
+    if priority is not None:
+        given["priority"] = priority
+    if require:
+        given["requirements"] = dict(require)
+    if label:
+        given["labels"] = dict(label)
+    policy = RetryPolicy(
+        max_attempts=max_attempts,
+        initial_backoff=initial_backoff,
+        max_backoff=max_backoff,
+        multiplier=multiplier,
+        jitter=jitter,
+    )
+    if policy != RetryPolicy():
+        given["retry"] = policy
+    if execution_timeout is not None:
+        given["execution_timeout"] = execution_timeout
+    if unique_key is not None:
+        given["unique_key"] = _unique_key(unique_key, unique_scope, unique_period, on_conflict)
+    elif unique_scope or unique_period is not None or on_conflict:
+        raise click.UsageError(
+            "--unique-scope, --unique-period and --on-conflict go with a --unique-key"
+        )
+    if retention is not None:
+        given["retention"] = retention
+    if max_output is not None or trim_output:
+        given["output"] = OutputPolicy(max_bytes=max_output, trim=trim_output)
+    return given
+
+
+def _unique_key(
+    key: str, scope: str | None, period: float | None, on_conflict: str | None
+) -> UniqueKey:
+    named: Any = {
+        "scope": scope,
+        "on_conflict": (on_conflict or "return-existing").replace("-", "_"),
+    }
+    try:
+        return UniqueKey(key, period=period, **named)
+    except ValueError as error:
+        raise click.UsageError(
+            "--unique-period goes with --unique-scope period, and that with it"
+        ) from error
 
 
 def submit_options(
     *,
     queue: str,
-    priority: int,
-    require: tuple[tuple[str, str], ...],
-    label: tuple[tuple[str, str], ...],
-    max_attempts: int | None,
-    initial_backoff: float | None,
-    max_backoff: float | None,
-    execution_timeout: float | None,
     delay: float | None,
     run_at: datetime | None,
     expires_at: datetime | None,
-    max_output: int | None,
-    trim_output: bool,
+    deadline: datetime | timedelta | None,
     job_id: str | None,
+    request_id: str | None,
+    **options: Any,
 ) -> SubmitOptions:
     """Turns them into what `Client.submit` takes.
 
@@ -78,19 +193,13 @@ def submit_options(
     """
     if delay is not None and run_at is not None:
         raise click.UsageError("give --delay or --run-at, not both")
-    has_policy = max_output is not None or trim_output
     return {
+        **given_options(**options),
         "queue": queue,
-        "priority": priority,
-        "requirements": dict(require),
-        "labels": dict(label),
-        "retry": RetryPolicy(
-            max_attempts=max_attempts, initial_backoff=initial_backoff, max_backoff=max_backoff
-        ),
-        "execution_timeout": execution_timeout,
         "delay": delay,
         "run_at": run_at,
         "expires_at": expires_at,
-        "output": OutputPolicy(max_bytes=max_output, trim=trim_output) if has_policy else None,
+        "deadline": deadline,
         "job_id": job_id,
+        "request_id": request_id,
     }

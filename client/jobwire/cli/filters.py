@@ -1,0 +1,86 @@
+"""The options that say which jobs of a queue are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+
+from jobwire._requests import FilterOptions
+from jobwire.cli.parameters import key_value, past
+from jobwire.models import JobState
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TERMINAL = [state.value for state in JobState if state.is_terminal]
+LIVE = [state.value for state in JobState if not state.is_terminal][1:]
+
+
+def states_option(states: list[str], default: str) -> Callable[[F], F]:
+    """Makes the option that narrows by state."""
+    return click.option(
+        "--state",
+        "-s",
+        type=click.Choice(states, case_sensitive=False),
+        multiple=True,
+        help=f"May be repeated. Default: {default}.",
+    )
+
+
+def filter_options(what: str) -> Callable[[F], F]:
+    """Makes the decorator that adds the options.
+
+    Args:
+        what: What happened to the jobs at the moments that `--since` and `--before` name.
+    """
+    options = (
+        click.option("--operation", "-o", default="", help="Only jobs of it."),
+        click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT."),
+        click.option(
+            "--label",
+            "-l",
+            type=key_value,
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Only jobs with this label.",
+        ),
+        click.option(
+            "--since", type=past, help=f"Only jobs that {what} since then: a moment, or 2h ago."
+        ),
+        click.option("--before", type=past, help=f"Only jobs that {what} before."),
+    )
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def filter_of(
+    *,
+    operation: str,
+    failure_type: str,
+    label: tuple[tuple[str, str], ...],
+    since: datetime | None,
+    before: datetime | None,
+    state: tuple[str, ...] = (),
+    by_submission: bool = False,
+) -> FilterOptions:
+    """Turns them into what the client takes.
+
+    Args:
+        by_submission: True: the moments are those of the submission, False: of the end.
+    """
+    which: FilterOptions = {
+        "states": [JobState(name) for name in state],
+        "operation": operation,
+        "failure_type": failure_type,
+        "labels": dict(label),
+    }
+    if by_submission:
+        return {**which, "submitted_after": since, "submitted_before": before}
+    return {**which, "finished_after": since, "finished_before": before}
