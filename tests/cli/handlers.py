@@ -35,3 +35,9 @@ def talk(context: Context) -> str:
         context.wait_cancelled(60)
         context.raise_if_cancelled()
     return "said"
+
+
+@worker.operation("save")
+def save(context: Context) -> None:
+    context.save_checkpoint({"half": context.payload})
+    raise RuntimeError("not to the end")

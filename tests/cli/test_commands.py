@@ -152,7 +152,7 @@ def test_queues_are_listed_shown_paused_and_resumed(target: str) -> None:
 def test_workers_are_listed_and_shown(busy_target: str) -> None:
     submit(busy_target, "echo", "--wait")
     (worker,) = lines_of(jobwire("workers", "--json", "-s", "ready", target=busy_target).stdout)
-    assert worker["operations"] == ["echo", "fail", "talk", "wait"]
+    assert worker["operations"] == ["echo", "fail", "save", "talk", "wait"]
     shown = jobwire("workers", "show", str(worker["id"]), target=busy_target).stdout
     assert re.search(r"client +jobwire-python/", shown)
 

@@ -14,14 +14,16 @@ from jobwire.bulk import BulkProgress
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.filters import LIVE, TERMINAL, filter_of, filter_options, states_option
-from jobwire.cli.output import print_json
+from jobwire.cli.output import plural, print_json
 from jobwire.cli.parameters import duration
 from jobwire.models import Job, JobState
 
 _REASON = click.option("--reason", "-m", default="", help="For people; kept with the job.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 _YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-_MOST = click.option("--max-jobs", "-n", type=click.IntRange(1), default=0, help="At most so many.")
+_MOST = click.option(
+    "--max-jobs", "-n", type=click.IntRange(0), default=0, help="At most so many. 0: all."
+)
 _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
 
 
@@ -192,7 +194,7 @@ def _act(
             click.echo(_told(counted, f"would be {done}"), err=not dry_run)
             return Exit.OK
         held_back = f", and leave {counted.skipped} alone" if counted.skipped else ""
-        jobs = f"{counted.changed:,} {'job' if counted.changed == 1 else 'jobs'}"
+        jobs = plural(counted.changed, "job")
         if not click.confirm(f"{verb.capitalize()} {jobs}{held_back}?", err=True):
             say("nothing was changed")
             return Exit.INTERRUPTED
@@ -220,8 +222,7 @@ def _follow(settings: Settings, action: BulkAction, done: str) -> BulkProgress:
 def _told(progress: BulkProgress, done: str) -> str:
     if not progress.matched:
         return "no job matches"
-    jobs = "job" if progress.changed == 1 else "jobs"
-    words = f"{progress.changed:,} {jobs} {done}"
+    words = f"{plural(progress.changed, 'job')} {done}"
     if progress.skipped:
         words += (
             f"; {progress.skipped:,} could not be: they had moved on, or a unique key or a limit"

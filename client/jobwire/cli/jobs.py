@@ -14,6 +14,7 @@ from jobwire.cli.failures import say
 from jobwire.cli.output import (
     one_line,
     pairs,
+    plural,
     print_facts,
     print_json,
     print_rows,
@@ -101,7 +102,9 @@ def get(settings: Settings, job_id: str) -> None:
 
 def _print_job(job: Job) -> None:
     failure = job.failure
-    budgets = f"{job.failures} failures, {job.crashes} crashes, {job.interruptions} interruptions"
+    crashes = "1 crash" if job.crashes == 1 else f"{job.crashes} crashes"
+    budgets = f"{plural(job.failures, 'failure')}, {crashes}, "
+    budgets += plural(job.interruptions, "interruption")
     has_result = job.raw_result.WhichOneof("kind") is not None
     has_payload = job.raw_payload.WhichOneof("kind") is not None
     has_checkpoint = job.raw_checkpoint.WhichOneof("kind") is not None
@@ -196,7 +199,7 @@ def _attempt_row(attempt: Attempt) -> list[str | int | None]:
     if attempt.started_at is not None and attempt.ended_at is not None:
         took = span(attempt.ended_at - attempt.started_at)
     failure = attempt.failure
-    why = _failure_text(failure)
+    why = one_line(_failure_text(failure) or "", 200) or None
     outcome = "RUNNING" if attempt.ended_at is None else attempt.outcome.value
     return [attempt.number, outcome, when(attempt.started_at), took, attempt.worker_id, why]
 

@@ -100,17 +100,20 @@ def _settings(config: QueueConfig) -> list[tuple[str, str | None]]:
     return [
         ("event log", log),
         ("retry", retry_text(config.retry)),
-        ("waiting", f"at most {config.max_pending_jobs} jobs" if config.max_pending_jobs else None),
+        (
+            "takes",
+            f"at most {config.max_pending_jobs} waiting jobs" if config.max_pending_jobs else None,
+        ),
         ("keeps", f"at most {config.max_ended_jobs} ended jobs" if config.max_ended_jobs else None),
-        ("succeeded", _kept(config.retain_succeeded)),
-        ("otherwise", _kept(config.retain_ended)),
-        ("outputs", _kept(config.retain_output)),
+        ("keeps succeeded", _for(config.retain_succeeded)),
+        ("keeps others", _for(config.retain_ended)),
+        ("keeps output", _for(config.retain_output)),
         ("ageing", f"one priority higher for each {span(ageing)}" if ageing is not None else None),
     ]
 
 
-def _kept(for_so_long: timedelta | None) -> str | None:
-    return None if for_so_long is None else f"kept for {span(for_so_long) or '0s'}"
+def _for(so_long: timedelta | None) -> str | None:
+    return None if so_long is None else f"for {span(so_long)}"
 
 
 @queues.command("show")

@@ -145,10 +145,10 @@ def span(seconds: float | timedelta | None) -> str | None:
         return None
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 60:
-        return f"{seconds:.1f}s"
+        return f"{seconds:.1f}".removesuffix(".0") + "s"
     left, parts = int(seconds), []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, size)
@@ -160,7 +160,7 @@ def span(seconds: float | timedelta | None) -> str | None:
 def retry_text(policy: RetryPolicy) -> str:
     """Shows a retry policy in a few words; empty if it says nothing."""
     parts = (
-        None if policy.max_attempts is None else f"{policy.max_attempts} attempts",
+        None if policy.max_attempts is None else plural(policy.max_attempts, "attempt"),
         None if policy.initial_backoff is None else f"backoff from {span(policy.initial_backoff)}",
         None if policy.max_backoff is None else f"up to {span(policy.max_backoff)}",
         None if policy.multiplier is None else f"times {policy.multiplier:g}",
@@ -169,10 +169,15 @@ def retry_text(policy: RetryPolicy) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def plural(count: int, what: str) -> str:
+    """Shows a count with its noun."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def size(count: int) -> str:
     """Shows a number of bytes."""
     if count < 1 << 10:
-        return f"{count} bytes"
+        return plural(count, "byte")
     for unit, bits in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << bits:
             return f"{count / (1 << bits):.4g} {unit}"
