@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median, quantiles
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +48,12 @@ class Figure:
     unit: str
     ratio: Ratio | None = None
     goal: Goal | None = None
+    note: str = ""
+    """What else to know of it, in words."""
+
+    def aiming_at(self, goal: Goal) -> Figure:
+        """Returns the figure with a goal."""
+        return replace(self, goal=goal)
 
     @property
     def met(self) -> bool | None:
@@ -69,6 +75,7 @@ class Figure:
                 "base": self.ratio.base,
             },
             "goal": self.goal and {**asdict(self.goal), "met": self.met},
+            "note": self.note,
         }
 
 
@@ -96,6 +103,7 @@ def compared(
     against: str,
     base: Sequence[float],
     goal: Goal | None = None,
+    note: str = "",
 ) -> Figure:
     """Returns the figure of a comparison.
 
@@ -109,9 +117,11 @@ def compared(
         against: What the base is, in words.
         base: One for each round, in the same order.
         goal: For the ratio.
+        note: What else to know, in words.
     """
     ratios = [value / other for value, other in zip(values, base, strict=True)]
-    return Figure(name, spread(values), unit, Ratio(spread(ratios), against, median(base)), goal)
+    ratio = Ratio(spread(ratios), against, median(base))
+    return Figure(name, spread(values), unit, ratio, goal, note)
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
@@ -134,6 +144,8 @@ def line(figure: Figure) -> str:
     if figure.goal is not None:
         verdict = "met" if figure.met else "MISSED"
         text += f"  goal {figure.goal.relation} {figure.goal.bound:g}: {verdict}"
+    if figure.note:
+        text += f"  ({figure.note})"
     return text
 
 

@@ -58,6 +58,8 @@ class Benchmark:
     """For the set that is done in a few minutes."""
     engine: Engine = "valkey"
     """The store it runs on unless told otherwise."""
+    in_short: bool = True
+    """Whether the short set has it."""
     run_backlog: Callable[[Plan], Awaitable[list[Figure]]] | None = None
     """Measures the same with a backlog and without; None where there is no such comparison."""
 

@@ -53,7 +53,7 @@ class Part:
         return await self.answer()
 
     async def answer(self) -> Any:
-        """Returns its next line.
+        """Returns its next line of JSON; some programs greet their terminal in between.
 
         Raises:
             RuntimeError: It ended.
@@ -61,11 +61,11 @@ class Part:
         """
         assert self._process.stdout is not None
         async with asyncio.timeout(ANSWER_DEADLINE_S):
-            line = await self._process.stdout.readline()
-        if not line:
-            said = self._log.read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"a program of the benchmark ended early: {said}")
-        return json.loads(line)
+            while line := await self._process.stdout.readline():
+                if line.startswith(b"{"):
+                    return json.loads(line)
+        said = self._log.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"a program of the benchmark ended early: {said}")
 
     async def close(self) -> None:
         """Ends its input, and gives it some time to end by itself."""

@@ -17,6 +17,7 @@ from benchmarks import (
     watchers,
 )
 from benchmarks.frame import Benchmark
+from benchmarks.peers import benchmark as peers
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         submit_unary,
         unary_feed,
         unary_life,
+        peers,
         memory,
         backlog,
         store_time,

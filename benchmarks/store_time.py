@@ -54,7 +54,10 @@ class Jobwire:
 
     async def submit(self, batch: list[NewJob]) -> int:
         answers = await self._layers.jobs.submit(QUEUE, batch)
-        return sum(answer.state is JobState.PENDING for answer in answers)
+        return sum(
+            not isinstance(answer, JobwireError) and answer.state is JobState.PENDING
+            for answer in answers
+        )
 
     async def claim(self) -> int:
         (claimed,) = await self._layers.jobs.claim(QUEUE, [self._request], RETENTION_MS)

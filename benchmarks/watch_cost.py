@@ -104,7 +104,9 @@ async def run(plan: Plan) -> list[Figure]:
         telling = Lives(store, "telling", ScriptRunner(client))
         mute = Lives(store, "mute", SilentRunner(client))
         logging = Lives(store, "logging", ScriptRunner(client))
-        await QueueStore(ScriptRunner(client)).configure("logging", {"event_log_entries": LOG_ENTRIES})
+        await QueueStore(ScriptRunner(client)).configure(
+            "logging", {"event_log_entries": LOG_ENTRIES}
+        )
         sides = [telling, mute, logging]
         maker = jobs.JobMaker()
         for side in sides:

@@ -1,0 +1,53 @@
+"""Celery: `celery_peer.py produce|work SOCKET`.
+
+As its guides advise: late acknowledgement for at-least-once, a large prefetch for many short tasks
+(Optimizing), one producer for many messages (Calling Tasks), no gossip and no events. As many
+pool processes as there are cores, which is its default.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from celery import Celery
+from celery.signals import worker_ready
+from lines import PAYLOAD, produce, say, stop_with_input
+
+role, path = sys.argv[1:]
+app = Celery(
+    "celery_peer", broker=f"redis+socket://{path}", backend=f"redis+socket://{path}?virtual_host=0"
+)
+app.conf.update(
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_default_queue="bench",
+    worker_prefetch_multiplier=128,
+    worker_hijack_root_logger=False,
+    broker_transport_options={"visibility_timeout": 3600},
+    broker_connection_retry_on_startup=True,
+)
+
+
+@app.task(name="noop")
+def noop(payload: str) -> str:
+    return "done"
+
+
+def submit(count: int) -> None:
+    with app.producer_pool.acquire(block=True) as producer:
+        for _ in range(count):
+            noop.apply_async((PAYLOAD,), producer=producer)
+
+
+@worker_ready.connect
+def ready(**_: object) -> None:
+    say(ready=True)
+    stop_with_input()
+
+
+if role == "produce":
+    produce(submit)
+else:
+    app.worker_main(
+        ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "WARNING"]
+    )
