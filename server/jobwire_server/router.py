@@ -73,6 +73,8 @@ from jobwire_server.watch.topic import JobEvent, OutputEvent
 
 log = structlog.get_logger(__name__)
 
+TIME_PATIENCE_S = 1.0
+"""How long a start waits for the store's time; the keepers of queues tell it later."""
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
 
@@ -163,12 +165,22 @@ class Router:
 
     async def start(self) -> None:
         """Begins the background loops. Does not fail if the store is away."""
+        await self._learn_time()
         await self._notices.start()
         self._directory.start()
         self._hub.start()
         self._reaper.start()
         self._set.start(self._attempts.end_overdue)
         self._roster.start()
+
+    async def _learn_time(self) -> None:
+        """Asks the store for the time, before anything is stamped or checked by this machine's."""
+        try:
+            async with asyncio.timeout(TIME_PATIENCE_S):
+                # Of any queue, there or not: every look at one brings the time along.
+                self.clock.told((await self._queues.read("default", detail=False)).now_ms)
+        except (JobwireError, TimeoutError):
+            log.debug("the store's time is not known yet")
 
     async def drain(self, deadline_s: float = 30.0) -> None:
         """Ends long polls with what they have, watch streams with ServerDraining, and sends the

@@ -65,6 +65,10 @@ class ServerProcess:
     def start(self) -> None:
         """Start it and wait until it serves."""
         self.spawn()
+        self.wait_until_serving()
+
+    def wait_until_serving(self) -> None:
+        """Wait until a process that was spawned serves."""
         wait_until(self._serves, "the server serves", timeout_s=START_DEADLINE_S)
 
     def signal(self, number: int) -> None:
