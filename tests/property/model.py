@@ -27,6 +27,8 @@ class ModelJob:
     expires: int | None
     due: int
     state: JobState
+    deadline: int | None = None
+    checkpoint: bytes = b""
     token: int = 0
     attempt: int = 0
     worker: str = ""
@@ -46,12 +48,19 @@ class ModelJob:
         cancelled = self.state is S.CANCELLING and state is not S.SUCCEEDED
         self.state = S.CANCELLED if cancelled else state
         self.worker = ""
+        if self.state is S.SUCCEEDED:
+            self.checkpoint = b""
 
     def fail(self, now: int, *, final: bool) -> None:
         self.failures += 1
-        last = final or self.failures >= self.max_attempts
         self.due = now + BACKOFF
+        too_late = self.deadline is not None and self.due >= self.deadline
+        last = final or too_late or self.failures >= self.max_attempts
         self.end(S.FAILED if last else S.SCHEDULED)
+
+    def miss_deadline(self) -> None:
+        self.failures += self.leased
+        self.end(S.FAILED)
 
     def crash(self) -> None:
         self.crashes += 1
@@ -93,13 +102,21 @@ class Model:
         elif not job.state.terminal and job.state is not S.CANCELLING:
             job.state = S.CANCELLED
 
+    def redrive(self, job: ModelJob) -> None:
+        job.state, job.expires, job.deadline = S.PENDING, None, None
+        job.failures = job.crashes = job.interruptions = 0
+
     def tick(self) -> None:
         """What the clock does, in the order in which the broker looks."""
         for job in self.jobs.values():
             waiting = job.state in (S.SCHEDULED, S.PENDING)
             expired = job.expires is not None and job.expires <= self.now
-            if waiting and expired and job.attempt == 0:
+            late = job.deadline is not None and job.deadline <= self.now
+            first = not late or (job.expires or 0) < (job.deadline or 0)
+            if waiting and expired and job.attempt == 0 and first:
                 job.state = S.EXPIRED
+            elif late and not job.state.terminal:
+                job.miss_deadline()
         for job in self.jobs.values():
             if job.state is S.SCHEDULED and job.due <= self.now:
                 job.state = S.PENDING

@@ -100,6 +100,7 @@ class Machine(RuleBasedStateMachine):
         delay=st.sampled_from([0, 0, 0, 1, 2]),
         expires=st.sampled_from([None, None, 1, 3]),
         timeout=st.sampled_from([None, None, 1, 4]),
+        deadline=st.sampled_from([None, None, None, 2, 3, 6]),
         attempts=st.integers(1, 3),
         count=st.integers(1, 3),
     )
@@ -110,12 +111,15 @@ class Machine(RuleBasedStateMachine):
         delay: int,
         expires: int | None,
         timeout: int | None,
+        deadline: int | None,
         attempts: int,
         count: int,
     ) -> None:
         broker, now = self._broker(data), self.model.now
         policy = RetryPolicy(attempts, BACKOFF * STEP_MS, BACKOFF * STEP_MS, 1.0, 0.0)
-        expires_at = broker.now_ms() + expires * STEP_MS if expires else 0
+        now_ms = broker.now_ms()
+        expires_at = now_ms + expires * STEP_MS if expires else 0
+        deadline_at = now_ms + deadline * STEP_MS if deadline else 0
         jobs = [
             new_job(
                 priority=priority,
@@ -123,6 +127,7 @@ class Machine(RuleBasedStateMachine):
                 expires_at_ms=expires_at,
                 execution_timeout_ms=(timeout or 0) * STEP_MS,
                 retry=policy,
+                deadline_ms=deadline_at,
             )
             for _ in range(count)
         ]
@@ -138,6 +143,7 @@ class Machine(RuleBasedStateMachine):
                 expires=now + expires if expires else None,
                 due=now + delay,
                 state=state,
+                deadline=now + deadline if deadline else None,
             )
 
     @precondition(lambda self: self.model.jobs)
@@ -161,6 +167,16 @@ class Machine(RuleBasedStateMachine):
             assert not ended
             self.model.cancel(job)
 
+    @precondition(lambda self: any(job.state > S.SUCCEEDED for job in self.jobs))
+    @rule(data=st.data())
+    def redrive(self, data: st.DataObject) -> None:
+        job = self._pick(data, [job for job in self.jobs if job.state > S.SUCCEEDED])
+        router = self._broker(data).router
+        for _ in range(2):  # the second as if the answer had been lost
+            again = self.run(router.retry_job("default", job.ulid, "why", 0, read_facts))
+            assert again.state is S.PENDING
+        self.model.redrive(job)
+
     # What workers do --------------------------------------------------------
 
     @precondition(lambda self: self.model.ready())
@@ -183,6 +199,7 @@ class Machine(RuleBasedStateMachine):
             assert job in ready
             self.model.claim(job, worker)
             assert (one.fencing_token, one.attempt) == (job.token, job.attempt)
+            assert one.checkpoint == job.checkpoint
 
     @precondition(lambda self: self.model.jobs)
     @rule(data=st.data(), worker=WORKERS)
@@ -199,14 +216,17 @@ class Machine(RuleBasedStateMachine):
             if not mine:
                 assert job in self.model.ready()
                 self.model.claim(job, worker)
-            assert one.fencing_token == job.token
+            assert (one.fencing_token, one.checkpoint) == (job.token, job.checkpoint)
 
     @precondition(lambda self: self.leased)
-    @rule(data=st.data())
-    def report(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), checkpoint=st.sampled_from([None, b"", b"one", b"two"]))
+    def report(self, data: st.DataObject, checkpoint: bytes | None) -> None:
         job = self._pick(data, self.leased)
         router = self._broker(data).router
-        renewal = self.run(router.report("default", job.ulid, job.worker, job.token, b"x"))
+        renewal = self.run(
+            router.report("default", job.ulid, job.worker, job.token, b"x", None, checkpoint)
+        )
+        job.checkpoint = job.checkpoint if checkpoint is None else checkpoint
         assert (renewal.cancel is not None) == (job.state is S.CANCELLING)
         job.lease = self.model.now + LEASE
 
@@ -264,7 +284,7 @@ class Machine(RuleBasedStateMachine):
             router.succeed("default", job.ulid, worker, token, b"r"),
             router.fail("default", job.ulid, worker, token, Failure("x")),
             router.release("default", job.ulid, worker, token, True, ""),
-            router.report("default", job.ulid, worker, token, b"x"),
+            router.report("default", job.ulid, worker, token, b"x", None, b"stolen"),
         ):
             try:
                 self.run(write)
@@ -304,10 +324,12 @@ class Machine(RuleBasedStateMachine):
         assert self.run(self._broker(data).claim(worker, 9)) == []
         self.run(router.set_paused("default", False))
 
-    @rule(units=st.integers(1, 3))
-    def let_time_pass(self, units: int) -> None:
+    @rule(units=st.integers(1, 3), off_ms=st.sampled_from([0, 0, -600_000, 600_000]))
+    def let_time_pass(self, units: int, off_ms: int) -> None:
         for broker in self.brokers:
             broker.shift(units * STEP_MS)
+        # What a server believes the time to be decides nothing.
+        self.brokers[0].router.clock.told(self.brokers[0].now_ms() + off_ms)
         self.model.now += units
         self._settle()
 
@@ -334,6 +356,7 @@ class Machine(RuleBasedStateMachine):
             if job.state is not S.CANCELLED:
                 budgets = tuple(int(fields.get(name, 0)) for name in "fci")
                 assert budgets == (job.failures, job.crashes, job.interruptions)
+            assert dump.keys.get(f"c:{job.ulid}", b"") == job.checkpoint
             if job.leased:
                 assert fields["w"] == job.worker
 
