@@ -13,7 +13,7 @@ import structlog
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import JobwireError
 from jobwire_server.lanes import Expect, Lanes
-from jobwire_server.maintenance.keeper import EndOverdue, QueueKeeper
+from jobwire_server.maintenance.keeper import EndOverdue, FireDue, QueueKeeper
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
@@ -60,11 +60,15 @@ class QueueSet:
         self._lanes: dict[str, Lanes] = {}
         self._keepers: dict[str, QueueKeeper] = {}
         self._end_overdue: EndOverdue | None = None
+        self._fire_due: FireDue | None = None
         self._discovery: asyncio.Task[None] | None = None
 
-    def start(self, end_overdue: EndOverdue) -> None:
-        """Begins to keep queues; `end_overdue` ends attempts that the clock ends."""
+    def start(self, end_overdue: EndOverdue, fire_due: FireDue) -> None:
+        """Begins to keep queues; `end_overdue` ends attempts that the clock ends, and `fire_due`
+        settles due moments of schedules.
+        """
         self._end_overdue = end_overdue
+        self._fire_due = fire_due
         if self._discovery is None:
             self._discovery = asyncio.create_task(self._discover_for_ever(), name="discovery")
 
@@ -111,12 +115,13 @@ class QueueSet:
         lanes = self._lanes.get(queue)
         if lanes is None:
             lanes = self._lanes[queue] = self.lanes(queue)
-            if self._end_overdue is not None:
+            if self._end_overdue is not None and self._fire_due is not None:
                 keeper = self._keepers[queue] = QueueKeeper(
                     queue,
                     self._jobs,
                     self._options,
                     self._end_overdue,
+                    self._fire_due,
                     self._clock.told,
                     self._settings,
                 )

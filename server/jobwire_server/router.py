@@ -51,6 +51,7 @@ from jobwire_server.operations.paging import bad_token, decode_token, encode_tok
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_set import QueueSet
 from jobwire_server.queue_settings import QueueSettingsCache
+from jobwire_server.schedules import Schedules
 from jobwire_server.sessions.claims import Claims
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.frames import Attach
@@ -64,6 +65,7 @@ from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, PageToken, Report
 from jobwire_server.store.notices import Notices
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.schedules import ScheduleStore
 from jobwire_server.store.scripts import ScriptRunner
 from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.hub import EVERYTHING, Hub, WatchWish
@@ -121,6 +123,9 @@ class Router:
             self._set.due_in,
             self._settings,
         )
+        self.schedules = Schedules(
+            ScheduleStore(self._runner), self._set, self._settings, options, self.new_ulid
+        )
         self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
@@ -170,7 +175,7 @@ class Router:
         self._directory.start()
         self._hub.start()
         self._reaper.start()
-        self._set.start(self._attempts.end_overdue)
+        self._set.start(self._attempts.end_overdue, self.schedules.fire_due)
         self._roster.start()
 
     async def _learn_time(self) -> None:

@@ -24,6 +24,7 @@ async def _keeper(broker: Broker) -> AsyncIterator[QueueKeeper]:
         router._jobs,
         router.options,
         router._attempts.end_overdue,
+        router.schedules.fire_due,
         lambda now_ms: None,
         router._settings,
     )

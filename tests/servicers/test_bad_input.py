@@ -82,6 +82,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("SubmitJob", submit(spec=spec(requirements=LABELS_17)), "spec.requirements"),
     ("SubmitJob", submit(spec=spec(labels=LABELS_17)), "spec.labels"),
     ("SubmitJob", submit(spec=spec(labels={"": "v"})), "spec.labels['']"),
+    ("SubmitJob", submit(spec=spec(labels={"jobwire.due": "v"})), "spec.labels['jobwire.due']"),
     ("SubmitJob", submit(spec=spec(labels={"k": "ü" * 32})), "spec.labels['k']"),
     ("SubmitJob", submit(spec=spec(requirements={"a b": "v"})), "spec.requirements['a b']"),
     ("SubmitJob", submit(spec=retry(max_attempts=1001)), "spec.retry.max_attempts"),

@@ -44,7 +44,9 @@ class Broker:
         while True:
             tick = await self.router._jobs.tick(queue, 200, DAY_MS, 5_000, 13)
             await self.router._attempts.end_overdue(queue, tick.overdue)
-            if not tick.more and not tick.overdue:
+            if tick.schedules:
+                await self.router.schedules.fire_due(queue, tick.schedules)
+            if not tick.more and not tick.overdue and not tick.schedules:
                 break
 
     async def after(self, ms: int, queue: str = "default") -> None:

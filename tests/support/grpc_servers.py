@@ -10,7 +10,12 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from jobwire.v1 import admin_service_pb2_grpc, job_service_pb2_grpc, worker_service_pb2_grpc
+from jobwire.v1 import (
+    admin_service_pb2_grpc,
+    job_service_pb2_grpc,
+    schedule_service_pb2_grpc,
+    worker_service_pb2_grpc,
+)
 from jobwire_server.facts import ServerFacts, StoreInfo
 from jobwire_server.metrics import RpcMetrics
 from jobwire_server.options import Limits
@@ -33,6 +38,7 @@ class Served:
     jobs: Any
     workers: Any
     admin: Any
+    schedules: Any
 
 
 @asynccontextmanager
@@ -58,6 +64,7 @@ async def served_broker(url: str) -> AsyncIterator[Served]:
                     job_service_pb2_grpc.JobServiceStub(channel),
                     worker_service_pb2_grpc.WorkerServiceStub(channel),
                     admin_service_pb2_grpc.AdminServiceStub(channel),
+                    schedule_service_pb2_grpc.ScheduleServiceStub(channel),
                 )
         finally:
             await broker.router.drain()

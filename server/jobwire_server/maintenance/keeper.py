@@ -1,14 +1,16 @@
-"""The keeper of one queue: promotes due jobs, ends overdue attempts, forgets old jobs."""
+"""The keeper of one queue: promotes due jobs, fires schedules, ends overdue attempts, forgets old
+jobs."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import structlog
 
-from jobwire_server.errors import JobwireError
+from jobwire_server.errors import JobwireError, StoreFull
 from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
@@ -22,7 +24,19 @@ AT_ONCE = 200
 PURGE_PERIOD_S = 1.0
 ERROR_PAUSE_S = 1.0
 
+
+class Fired(NamedTuple):
+    """What a look at due schedules left behind."""
+
+    next_due_ms: int
+    """The earliest moment of any schedule of the queue, 0 for none."""
+    now_ms: int
+    held_back: bool
+    """True: some could not be settled now; they are due until they can."""
+
+
 EndOverdue = Callable[[str, list[tuple[str, str]]], Awaitable[None]]
+FireDue = Callable[[str, list[str]], Awaitable[Fired]]
 
 
 class QueueKeeper:
@@ -33,6 +47,7 @@ class QueueKeeper:
         store: Where its jobs are.
         options: Periods and retention.
         end_overdue: Decides and applies the end of attempts whose lease, timeout or grace is over.
+        fire_due: Settles moments of schedules that are due.
         tell_time: Takes the store's time whenever it is told.
         settings: Learns the queue's settings at each look.
     """
@@ -43,6 +58,7 @@ class QueueKeeper:
         store: JobStore,
         options: BrokerOptions,
         end_overdue: EndOverdue,
+        fire_due: FireDue,
         tell_time: Callable[[int], None],
         settings: QueueSettingsCache,
     ) -> None:
@@ -50,6 +66,7 @@ class QueueKeeper:
         self._store = store
         self._options = options
         self._end_overdue = end_overdue
+        self._fire_due = fire_due
         self._tell_time = tell_time
         self._settings = settings
         self._poke = asyncio.Event()
@@ -102,6 +119,7 @@ class QueueKeeper:
         self._settings.learn(self._queue, tick.settings, mark)
         if tick.overdue:
             await self._end_overdue(self._queue, tick.overdue)
+        schedules_ms = await self._fire(tick.schedules) if tick.schedules else None
         more_to_forget = False
         if loop.time() >= self._next_purge:
             forgotten, _ = await self._store.purge(self._queue, AT_ONCE, tick.settings)
@@ -116,7 +134,21 @@ class QueueKeeper:
         wait_ms = options.tick_ms * (0.75 + random.random() / 4)
         if tick.next_due_ms:
             wait_ms = min(wait_ms, max(0, tick.next_due_ms - tick.now_ms))
+        if schedules_ms is not None:
+            wait_ms = min(wait_ms, schedules_ms)
         return wait_ms / 1000
+
+    async def _fire(self, schedules: list[str]) -> float | None:
+        """Fires schedules; returns how long until the next are due, ms, None if none is."""
+        try:
+            fired = await self._fire_due(self._queue, schedules)
+        except StoreFull:
+            # The clock goes on: it ends jobs, which makes room.
+            log.warning("schedules held back: the store is full", queue=self._queue)
+            return ERROR_PAUSE_S * 1000
+        if fired.held_back:
+            return ERROR_PAUSE_S * 1000
+        return max(0, fired.next_due_ms - fired.now_ms) if fired.next_due_ms else None
 
     async def _sleep(self, wait_s: float) -> None:
         loop = asyncio.get_running_loop()

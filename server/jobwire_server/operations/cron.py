@@ -129,7 +129,7 @@ class Cron:
         return (_EPOCH + timedelta(seconds=at_s)).replace(tzinfo=UTC).astimezone(self._zone)
 
     def _change_within(self, begin_s: int, end_s: int) -> int | None:
-        """Returns the first moment after `begin_s`, up to `end_s`, with another offset than before."""
+        """Returns the first moment after one, up to another, with a new offset; None: it stays."""
         if self._zone.key == "UTC":
             return None
         offset = self._offset_s(begin_s)

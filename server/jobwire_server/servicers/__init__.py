@@ -10,18 +10,25 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from jobwire.v1 import admin_service_pb2, job_service_pb2, worker_service_pb2
+from jobwire.v1 import (
+    admin_service_pb2,
+    job_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+)
 from jobwire_server.facts import ServerFacts
 from jobwire_server.router import Router
 from jobwire_server.servicers.admin_service import AdminService
 from jobwire_server.servicers.interceptor import UNREADABLE
 from jobwire_server.servicers.job_service import JobService
+from jobwire_server.servicers.schedule_service import ScheduleService
 from jobwire_server.servicers.worker_service import WorkerService
 
 _SERVICES: tuple[ServiceDescriptor, ...] = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
 )
 
 SERVICE_NAMES: tuple[str, ...] = tuple(service.full_name for service in _SERVICES)
@@ -35,6 +42,7 @@ def generic_handlers(router: Router, facts: ServerFacts) -> list[grpc.GenericRpc
         JobService(router, limits),
         WorkerService(router, limits),
         AdminService(router, facts),
+        ScheduleService(router, limits),
     )
     return [
         grpc.method_handlers_generic_handler(

@@ -29,6 +29,7 @@ from jobwire_server.servicers.checks import (
     is_operation,
     is_sound,
 )
+from jobwire_server.store.records import RESERVED_LABELS
 
 SCHEMA_VERSION = 1
 MAX_PRIORITY = 255
@@ -119,6 +120,12 @@ class Submissions:
         retry = unique = retention = None
         checker.labels("spec.requirements", spec.requirements)
         checker.labels("spec.labels", spec.labels)
+        for key in spec.labels:
+            if key.startswith(RESERVED_LABELS):
+                checker.add(
+                    f"spec.labels[{key[:80]!r}]",
+                    f"may not begin with {RESERVED_LABELS}, which is for the broker's own labels",
+                )
         requirements = dict(spec.requirements)
         start = spec.WhichOneof("start")
         if start == "run_at":

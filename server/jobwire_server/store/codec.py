@@ -32,6 +32,7 @@ from jobwire_server.model import (
     QueueChanges,
     QueueSettings,
     Redrive,
+    RequestId,
     RetryPolicy,
     UniqueScope,
     WorkerSpec,
@@ -91,6 +92,14 @@ def _encode_identity(job: NewJob, fields: list[str]) -> str:
         else:
             item["f"] = [*fields, "uk", unique]
     return json.dumps(item)
+
+
+def add_request(extra: str, request: RequestId) -> str:
+    """Returns what submit.lua is told of a job, with the id of the request added."""
+    item = json.loads(extra) if extra else []
+    if isinstance(item, list):
+        item = {"f": item}
+    return json.dumps(item | {"q": request.request_id, "d": request.digest})
 
 
 def _unique_name(key: str) -> str:

@@ -122,6 +122,8 @@ class Tick:
     """(condition, ULID) of attempts to end."""
     settings: QueueSettings
     """Of the queue."""
+    schedules: list[str]
+    """Ids of schedules that are due, the earliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,11 @@ class JobStore:
                 job.record,
             )
         _, *answers = await self._runner.run("submit", keys.queue_prefix(queue), args)
+        limits = (max_pending, max_live_bytes)
         return [
             Accepted(job.job_id, JobState(answer))
             if isinstance(answer, int)
-            else _not_written(job, answer, (max_pending, max_live_bytes))
+            else not_written(job, answer, limits)
             for job, answer in zip(jobs, answers, strict=True)
         ]
 
@@ -447,13 +450,15 @@ class JobStore:
         now, more, next_due, config, *overdue = await self._runner.run(
             "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
         )
-        named = [part.decode() for part in overdue]
+        parts = [part.decode() for part in overdue]
+        named = list(zip(parts[::2], parts[1::2], strict=True))
         return Tick(
             bool(more),
             now,
             next_due,
-            list(zip(named[::2], named[1::2], strict=True)),
+            [item for item in named if item[0] != "schedule"],
             codec.decode_settings(config),
+            [name for condition, name in named if condition == "schedule"],
         )
 
     async def purge(
@@ -500,9 +505,7 @@ class JobStore:
         return self._runner.clock_shift_ms
 
 
-def _not_written(
-    job: NewJob, answer: list[Any], limits: tuple[int, int]
-) -> Accepted | JobwireError:
+def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:
     """What a job is answered that submit.lua did not write."""
     code, *rest = answer
     if code == 0:

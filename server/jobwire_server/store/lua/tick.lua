@@ -2,7 +2,7 @@
 -- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED, or FAILED at
 -- the job's deadline. Attempts that the clock ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
 -- longer PENDING are dropped from the fronts of some routes, for those that no worker serves.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals config
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: due (schedule_write.lua) r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals config
 --           done:6 done:8 (end_attempt.lua)
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
@@ -10,8 +10,8 @@
 -- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
 -- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
---   condition, ulid};
---   condition: 'lease' | 'timeout' | 'deadline' | 'grace'
+--   condition, ulid; and for each schedule that is due: condition, its id};
+--   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
 --include clock ready tally unique terminal
 
 local P = KEYS[1]
@@ -121,12 +121,18 @@ if not age or age >= tonumber(ARGV[4]) or age < 0 then
   redis.call('LTRIM', P .. 'samples', 0, tonumber(ARGV[5]) - 1)
 end
 
+-- Schedules are decided about outside, too, and fire.lua moves them on.
+for _, id in ipairs(redis.call('ZRANGE', P .. 'due', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do
+  answer[#answer + 1] = 'schedule'
+  answer[#answer + 1] = id
+end
+
 publish_tally(P)
 local wake = {}
 for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
 if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
 
-for _, name in ipairs({ 'scheduled', 'timers', 'leases' }) do
+for _, name in ipairs({ 'scheduled', 'timers', 'leases', 'due' }) do
   -- What is due now stands in front until its end is decided, and must not hide what follows it.
   local head = redis.call('ZRANGE', P .. name, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   local at = head[2] and tonumber(head[2]) or 0

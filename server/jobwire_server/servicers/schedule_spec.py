@@ -1,0 +1,174 @@
+"""Between a ScheduleSpec and what the router keeps of it."""
+
+from __future__ import annotations
+
+from jobwire.v1 import job_pb2, job_service_pb2, schedule_service_pb2
+from jobwire_server.errors import InvalidRequest
+from jobwire_server.operations.cron import CronError, cron_of, zone_of
+from jobwire_server.operations.schedules import (
+    MissedRuns,
+    Overlap,
+    Plan,
+    next_after,
+    next_runs,
+    shortest_distance,
+)
+from jobwire_server.servicers import convert
+from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
+from jobwire_server.servicers.submission import Submissions
+from jobwire_server.store.codec import encode_extra
+from jobwire_server.store.schedules import Schedule, Template
+
+HOUR_MS = 3_600_000
+MAX_DESCRIPTION_BYTES = 1024
+_FIXED_BY_SCHEDULE = ("run_at", "delay", "expires_at", "deadline")
+
+
+def check_spec(
+    checker: Checker,
+    queue: str,
+    spec: schedule_service_pb2.ScheduleSpec,
+    submissions: Submissions,
+    now_ms: int,
+) -> Template:
+    """Returns what a schedule says, ready to be kept; notes what is wrong with it.
+
+    Args:
+        checker: Takes the violations.
+        queue: That the jobs go to.
+        spec: What the schedule says.
+        submissions: Checks its job.
+        now_ms: The store's clock.
+    """
+    before = len(checker.violations)
+    plan = _check_plan(checker, spec, now_ms)
+    checker.text("spec.description", spec.description, MAX_DESCRIPTION_BYTES)
+    if len(checker.violations) == before:
+        _check_moments(checker, spec, plan, now_ms)
+    for name in _FIXED_BY_SCHEDULE:
+        if spec.job.HasField(name):  # type: ignore[arg-type]
+            checker.add(
+                f"spec.job.{name}", "can't be set in a schedule, which says itself when jobs run"
+            )
+    job = job_pb2.JobSpec()
+    job.CopyFrom(spec.job)
+    for name in (*_FIXED_BY_SCHEDULE, "created_at", "schema_version"):
+        job.ClearField(name)  # type: ignore[arg-type]
+    request = job_service_pb2.SubmitJobRequest(queue=queue, spec=job)
+    try:
+        made = submissions.new_job(request)
+    except InvalidRequest as error:
+        checker.too_large |= error.reason == "TOO_LARGE"
+        for violation in error.violations:
+            if violation.field.startswith("spec."):
+                checker.add(f"spec.job.{violation.field[5:]}", violation.description)
+        return Template(b"", b"", plan, "", b"", 0, "")
+    words = schedule_service_pb2.ScheduleSpec()
+    words.CopyFrom(spec)
+    words.ClearField("job")
+    return Template(
+        spec=words.SerializeToString(deterministic=True),
+        job=request.spec.SerializeToString(deterministic=True),
+        plan=plan,
+        route_id=made.route.id,
+        descriptor=made.route.descriptor,
+        priority=made.priority,
+        extra=encode_extra(made),
+        unique_key=made.unique.key if made.unique else "",
+    )
+
+
+def _check_plan(checker: Checker, spec: schedule_service_pb2.ScheduleSpec, now_ms: int) -> Plan:
+    latest = now_ms + TEN_YEARS_MS
+    cron, zone, every, anchor, start, end, jitter = "", "UTC", 0, 0, 0, 0, 0
+    cadence = spec.WhichOneof("cadence")
+    if cadence == "cron":
+        cron, zone = _check_cron(checker, spec.cron)
+    elif cadence == "interval":
+        every = checker.duration_ms("spec.interval.every", spec.interval.every, 1_000, 365 * DAY_MS)
+        if spec.interval.HasField("anchor"):
+            anchor = checker.moment_ms("spec.interval.anchor", spec.interval.anchor, latest)
+    else:
+        checker.add("spec.cadence", "must be set: cron or interval")
+    if spec.HasField("start_at"):
+        start = checker.moment_ms("spec.start_at", spec.start_at, latest)
+    if spec.HasField("end_at"):
+        end = checker.moment_ms("spec.end_at", spec.end_at, latest)
+        if 0 < end < start:
+            checker.add("spec.end_at", "must not lie before start_at")
+    catch_up = DAY_MS
+    if spec.HasField("catch_up_window"):
+        catch_up = checker.duration_ms(
+            "spec.catch_up_window", spec.catch_up_window, 60_000, 30 * DAY_MS
+        )
+    if spec.HasField("jitter"):
+        jitter = checker.duration_ms("spec.jitter", spec.jitter, 0, HOUR_MS)
+    missed, overlap = MissedRuns.RUN_LATEST, Overlap.SKIP
+    if spec.missed_runs in schedule_service_pb2.MissedRuns.values():
+        missed = MissedRuns(spec.missed_runs or missed)
+    else:
+        checker.add("spec.missed_runs", "must be SKIP, RUN_LATEST or RUN_ALL")
+    if spec.overlap in schedule_service_pb2.Overlap.values():
+        overlap = Overlap(spec.overlap or overlap)
+    else:
+        checker.add("spec.overlap", "must be SKIP, ALLOW or CANCEL_PREVIOUS")
+    return Plan(cron, zone, every, anchor, start, end, missed, catch_up, overlap, jitter)
+
+
+def _check_cron(checker: Checker, cadence: schedule_service_pb2.CronCadence) -> tuple[str, str]:
+    zone = cadence.time_zone or "UTC"
+    try:
+        zone_of(zone)
+    except CronError as error:
+        checker.add("spec.cron.time_zone", str(error))
+        zone = "UTC"
+    try:
+        cron_of(cadence.expression, zone)
+    except CronError as error:
+        checker.add("spec.cron.expression", str(error))
+    return cadence.expression, zone
+
+
+def _check_moments(
+    checker: Checker, spec: schedule_service_pb2.ScheduleSpec, plan: Plan, now_ms: int
+) -> None:
+    if not next_after(plan, now_ms):
+        if spec.HasField("end_at"):
+            checker.add("spec.end_at", "leaves no moment at which the schedule is due")
+        else:
+            checker.add("spec.cron.expression", "is never due")
+        return
+    distance = shortest_distance(plan, now_ms)
+    if distance and plan.jitter_ms > distance:
+        checker.add(
+            "spec.jitter",
+            f"must not be above the distance of two moments, {distance} ms, not {plan.jitter_ms}",
+        )
+
+
+def to_wire(schedule: Schedule) -> schedule_service_pb2.Schedule:
+    """Returns a schedule as the contract tells it."""
+    template = schedule.template
+    message = schedule_service_pb2.Schedule(
+        queue=schedule.queue,
+        schedule_id=schedule.schedule_id,
+        spec=schedule_service_pb2.ScheduleSpec.FromString(template.spec),
+        paused=schedule.paused,
+        pause_reason=schedule.pause_reason,
+        revision=schedule.revision,
+        created_at=convert.moment(schedule.created_ms),
+        updated_at=convert.moment(schedule.updated_ms),
+        next_runs=[convert.moment(ms) for ms in next_runs(template.plan, schedule.due_ms)],
+        total_runs=schedule.total_runs,
+        skipped_runs=schedule.skipped_runs,
+        missed_runs=schedule.missed_runs,
+    )
+    message.spec.job.MergeFromString(template.job)
+    for run in schedule.runs:
+        message.recent_runs.add(
+            due_at=convert.moment(run.due_ms),
+            submitted_at=convert.moment(run.submitted_ms),
+            job_id=f"{schedule.queue}-{run.ulid}",
+            triggered=run.triggered,
+        )
+    return message

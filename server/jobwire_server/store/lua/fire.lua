@@ -1,0 +1,96 @@
+#!lua
+-- fire.lua: settles moments of schedules: each gets its job, or is left out, and the schedule moves on to its next moment; once,
+-- however many servers try. A full store refuses the whole batch.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: schedule:<id> due (schedule_write.lua), those of submit.lua (submit.lua),
+--           those of cancel.lua (cancel.lua)
+--           runs:<id>  LIST  the latest runs of a schedule (include/runs.lua)
+-- ARGV[1] clock shift, ms
+-- ARGV[2] grace of a running job that is cancelled, ms   ARGV[3] retention of jobs that end here, ms
+-- ARGV[4] the most jobs that may wait in the queue, 0 for no limit   ARGV[5] the most bytes of live jobs, 0 for no limit
+-- then for each moment ten: schedule id, its creation id with '.' and its revision, the moment that it stands at, its next moment (''
+--   if it is over), moments before this one that were missed, what is to be done: 'pass' no job | 'allow' a job |
+--   'skip' a job unless an earlier one has not ended | 'cancel' a job, and earlier ones are cancelled,
+--   then of the job: ulid, the moment that it runs for, when it becomes ready ('' at once, Unix ms), what is appended to its record
+-- Returns {now, the earliest moment of any schedule or 0, then for each a code}: 0 a job was submitted | 1 passed without a job |
+--   2 left out because of an earlier job or the holder of its unique key | 3 the schedule is not what was decided on: nothing done |
+--   4 the queue is at its limit: nothing done
+--include clock ready tally chunks unique terminal enter cancel runs
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
+local codes, jobs, places = {}, {}, {}
+local known, stands = {}, {}
+
+-- The code of a moment whose job was entered. One that is there already is its own, of a call whose answer was lost.
+local function settled(entry)
+  if type(entry) == 'number' or entry[1] == 0 then return 0 end
+  return entry[1] >= 5 and 4 or 2
+end
+
+for at = 6, #ARGV, 10 do
+  local id, expected, due, action = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]
+  local key = P .. 'schedule:' .. id
+  local found = known[id]
+  if not found then
+    found = redis.call('HMGET', key, 'cid', 'rev', 'due', 'rt', 'p', 'x', 'rd')
+    known[id] = found
+    -- Where the schedule will stand when the items before this one are done.
+    stands[id] = found[3]
+  end
+  if not found[1] or found[1] .. '.' .. found[2] ~= expected or stands[id] ~= due then
+    codes[at] = 3
+  else
+    stands[id] = ARGV[at + 3]
+    local earlier = (action == 'skip' or action == 'cancel') and unfinished_runs(P, id) or {}
+    if action == 'pass' then
+      codes[at] = 1
+    elseif action == 'skip' and #earlier > 0 then
+      codes[at] = 2
+    else
+      for _, ulid in ipairs(earlier) do cancel_job(P, ulid, 'the next run of its schedule is due', '', now, grace, retention) end
+      local record = redis.call('HGET', key, 'job') .. ARGV[at + 9]
+      local size = #jobs
+      jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found[4], found[5]
+      jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], found[6], record
+      redis.call('HSETNX', P .. 'routes', found[4], found[7])
+      places[#places + 1] = at
+    end
+  end
+end
+
+local entered = {}
+if #jobs > 0 then enter_jobs(P, now, entered, jobs, 1, retention, tonumber(ARGV[4]), tonumber(ARGV[5])) end
+for i, at in ipairs(places) do codes[at] = settled(entered[i]) end
+
+local answer, held = { now, 0 }, {}
+for at = 6, #ARGV, 10 do
+  local id, code = ARGV[at], codes[at]
+  local key = P .. 'schedule:' .. id
+  -- What follows a moment that is held back waits for it.
+  if held[id] and code ~= 3 then code = 4 end
+  if code == 4 then held[id] = true end
+  if code < 3 then
+    if tonumber(ARGV[at + 4]) > 0 then redis.call('HINCRBY', key, 'm', ARGV[at + 4]) end
+    if code == 0 then
+      note_run(P, id, ARGV[at + 7], now, ARGV[at + 6], false)
+      redis.call('HSET', key, 'last', ARGV[at + 6])
+    elseif code == 2 then
+      redis.call('HINCRBY', key, 'k', 1)
+    end
+    if ARGV[at + 3] == '' then
+      redis.call('HDEL', key, 'due')
+      redis.call('ZREM', P .. 'due', id)
+    else
+      redis.call('HSET', key, 'due', ARGV[at + 3])
+      redis.call('ZADD', P .. 'due', ARGV[at + 3], id)
+    end
+  end
+  answer[#answer + 1] = code
+end
+publish_tally(P)
+announce_ready(P)
+publish_signals(P)
+local head = redis.call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
+answer[2] = tonumber(head[2] or 0)
+return answer

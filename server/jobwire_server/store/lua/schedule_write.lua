@@ -1,0 +1,35 @@
+#!lua
+-- schedule_write.lua: makes or changes a schedule, if it still is what the change was made from.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue:
+--           schedule:<id>  HASH  the schedule: docs/schema.md
+--           schedules      ZSET  every schedule, scored 0, to list by name
+--           due            ZSET  schedule -> the moment it is due at, Unix ms; absent while it is paused or over
+-- ARGV[1] schedule id
+-- ARGV[2] creation id, '.' and revision that it must have; '' if there must be none
+-- ARGV[3] next moment, Unix ms; '' for none
+-- then fields of the HASH that change, each followed by its value
+-- Returns 0 written | 1 there is none | 2 it is not what the change was made from
+local P = KEYS[1]
+local id, expected, due = ARGV[1], ARGV[2], ARGV[3]
+local key = P .. 'schedule:' .. id
+local found = redis.call('HMGET', key, 'cid', 'rev')
+
+if expected == '' then
+  if found[1] then return 2 end
+elseif not found[1] then
+  return 1
+elseif found[1] .. '.' .. found[2] ~= expected then
+  return 2
+end
+
+redis.call('HSET', key, unpack(ARGV, 4))
+redis.call('HINCRBY', key, 'rev', 1)
+redis.call('ZADD', P .. 'schedules', 0, id)
+if due == '' then
+  redis.call('HDEL', key, 'due')
+  redis.call('ZREM', P .. 'due', id)
+else
+  redis.call('HSET', key, 'due', due)
+  redis.call('ZADD', P .. 'due', due, id)
+end
+return 0

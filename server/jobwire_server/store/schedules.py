@@ -1,0 +1,349 @@
+"""Schedules in the store: one method for each script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from jobwire_server.errors import JobwireError
+from jobwire_server.model import (
+    Accepted,
+    JobState,
+    NewJob,
+    QueueSettings,
+    RequestId,
+    UniqueKey,
+)
+from jobwire_server.operations.routing import parse_descriptor
+from jobwire_server.operations.schedules import MissedRuns, Overlap, Plan, Step
+from jobwire_server.store import codec, keys
+from jobwire_server.store.jobs import not_written
+from jobwire_server.store.scripts import Argument, ScriptRunner
+
+LIST_BYTES = 4 << 20
+"""Jobs of so many bytes end a page early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a schedule says, ready to be kept: its words, its plan, and the job that it submits."""
+
+    spec: bytes
+    """Serialized, without the job."""
+    job: bytes
+    """Serialized, without what the broker adds."""
+    plan: Plan
+    route_id: str
+    descriptor: bytes
+    priority: int
+    extra: str
+    """Of the job, as submit.lua reads it."""
+    unique_key: str = ""
+    """Of the job, in its producer's words."""
+
+
+class Run(NamedTuple):
+    """A job that a schedule submitted."""
+
+    due_ms: int
+    submitted_ms: int
+    ulid: str
+    triggered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule as it stands."""
+
+    queue: str
+    schedule_id: str
+    template: Template
+    creation_id: str
+    revision: int
+    created_ms: int
+    updated_ms: int
+    due_ms: int
+    """The moment that it stands at; 0 while it is paused, and once it is over."""
+    paused: bool
+    pause_reason: str
+    total_runs: int
+    skipped_runs: int
+    missed_runs: int
+    runs: tuple[Run, ...]
+
+    @property
+    def version(self) -> str:
+        """What changes are compared with."""
+        return f"{self.creation_id}.{self.revision}"
+
+
+class Standing(NamedTuple):
+    """What a decision about a schedule needs."""
+
+    schedule_id: str
+    creation_id: str
+    version: str
+    due_ms: int
+    plan: Plan
+    job_bytes: int
+
+
+class Firing(NamedTuple):
+    """A step of a schedule with the job that it submits, if any."""
+
+    schedule_id: str
+    version: str
+    step: Step
+    ulid: str = ""
+    ready_ms: int = 0
+    """0: at once."""
+    suffix: bytes = b""
+    """What is appended to the schedule's job for this moment."""
+
+
+class Settled(IntEnum):
+    """What became of a step; the numbers are those of fire.lua."""
+
+    SUBMITTED = 0
+    PASSED = 1
+    SKIPPED = 2
+    CHANGED = 3
+    HELD_BACK = 4
+
+
+_ACTIONS = {Overlap.SKIP: "skip", Overlap.ALLOW: "allow", Overlap.CANCEL_PREVIOUS: "cancel"}
+
+
+class ScheduleStore:
+    """The schedules of all queues.
+
+    Every method raises StoreUnavailable, and `write`, `fire` and `trigger` StoreFull.
+    """
+
+    def __init__(self, runner: ScriptRunner) -> None:
+        self._runner = runner
+
+    async def read(self, queue: str, schedule_id: str) -> tuple[int, Schedule | None]:
+        """Returns the store's time and a schedule as it stands, None if there is none."""
+        now, _, row = await self._run("schedule_read", queue, [self._shift, 1, schedule_id])
+        if not row:
+            return now, None
+        flat, runs = row
+        return now, _decode(queue, schedule_id, codec.pairs(flat), runs)
+
+    async def standings(
+        self, queue: str, ids: Sequence[str]
+    ) -> tuple[int, int, list[Standing | None]]:
+        """Returns the store's time, the earliest moment of any schedule or 0, and where each stands
+        that is due at all.
+        """
+        now, head, *rows = await self._run("schedule_read", queue, [self._shift, 0, *ids])
+        found: list[Standing | None] = []
+        for schedule_id, row in zip(ids, rows, strict=True):
+            if not row or not row[2]:
+                found.append(None)
+                continue
+            creation_id, revision, due, plan = (part.decode() for part in row[:4])
+            found.append(
+                Standing(
+                    schedule_id,
+                    creation_id,
+                    f"{creation_id}.{revision}",
+                    int(due),
+                    _decode_plan(plan),
+                    row[4],
+                )
+            )
+        return now, head, found
+
+    async def page(self, queue: str, after: str, most: int) -> tuple[list[Schedule], bool]:
+        """Returns up to `most` schedules whose ids sort after `after`, without their runs, and True
+        if there are more.
+        """
+        more, *rows = await self._run("schedule_list", queue, [after, most, LIST_BYTES])
+        return [
+            _decode(queue, schedule_id.decode(), codec.pairs(flat), [])
+            for schedule_id, flat in zip(rows[::2], rows[1::2], strict=True)
+        ], bool(more)
+
+    async def write(
+        self,
+        queue: str,
+        schedule_id: str,
+        version: str,
+        due_ms: int,
+        fields: dict[str, str | bytes | int],
+    ) -> bool:
+        """Writes fields of a schedule; False if it is not what the change was made from.
+
+        Args:
+            queue: Its queue.
+            schedule_id: Its name there.
+            version: That it must have; '' if there must be none.
+            due_ms: The moment that it stands at; 0 for none.
+            fields: What changes.
+        """
+        args: list[Argument] = [schedule_id, version, due_ms or ""]
+        for item in fields.items():
+            args += item
+        return bool(await self._run("schedule_write", queue, args) == 0)
+
+    async def delete(self, queue: str, schedule_id: str) -> bool:
+        """Removes a schedule; True if there was one."""
+        return bool(await self._run("schedule_delete", queue, [schedule_id]))
+
+    async def fire(
+        self,
+        queue: str,
+        firings: Sequence[Firing],
+        grace_ms: int,
+        retention_ms: int,
+        settings: QueueSettings,
+    ) -> tuple[int, int, list[Settled]]:
+        """Takes steps; returns the store's time, the earliest moment of any schedule or 0, and what
+        became of each step.
+
+        Args:
+            queue: Of all the schedules.
+            firings: Those of one schedule in their order.
+            grace_ms: For running jobs that are cancelled.
+            retention_ms: For jobs that end because they are cancelled.
+            settings: The queue's limits.
+        """
+        args: list[Argument] = [
+            self._shift,
+            grace_ms,
+            retention_ms,
+            settings.max_pending_jobs,
+            settings.max_live_bytes,
+        ]
+        for firing in firings:
+            step = firing.step
+            args += (
+                firing.schedule_id,
+                firing.version,
+                step.due_ms,
+                step.next_ms or "",
+                step.missed,
+                _ACTIONS[step.overlap] if step.run_ms else "pass",
+                firing.ulid,
+                step.run_ms,
+                firing.ready_ms or "",
+                firing.suffix,
+            )
+        now, head, *codes = await self._run("fire", queue, args)
+        return now, head, [Settled(code) for code in codes]
+
+    async def trigger(
+        self,
+        schedule: Schedule,
+        ulid: str,
+        moment_ms: int,
+        suffix: bytes,
+        request: RequestId | None,
+        retention_ms: int,
+        settings: QueueSettings,
+    ) -> Accepted | JobwireError | None:
+        """Submits a job of a schedule now; None if the schedule is not what it was.
+
+        Args:
+            schedule: As it was read.
+            ulid: Of the job.
+            moment_ms: That is noted with the run.
+            suffix: What is appended to the schedule's job.
+            request: Makes a retry safe.
+            retention_ms: For a job that this one replaces.
+            settings: The queue's limits.
+        """
+        template, queue = schedule.template, schedule.queue
+        extra = codec.add_request(template.extra, request) if request else template.extra
+        limits = settings.max_pending_jobs, settings.max_live_bytes
+        args: list[Argument] = [
+            *(self._shift, retention_ms, *limits, schedule.schedule_id, schedule.version),
+            *(ulid, moment_ms, suffix, extra),
+        ]
+        code, *answers = await self._run("trigger", queue, args)
+        if code:
+            return None
+        job = NewJob(
+            f"{queue}-{ulid}",
+            queue,
+            parse_descriptor(template.descriptor),
+            template.priority,
+            b"",
+            request=request,
+            unique=UniqueKey(template.unique_key) if template.unique_key else None,
+        )
+        (answer,) = answers
+        if isinstance(answer, int):
+            return Accepted(job.job_id, JobState(answer))
+        return not_written(job, answer, limits)
+
+    async def _run(self, name: str, queue: str, args: Sequence[Argument]) -> Any:
+        return await self._runner.run(name, keys.queue_prefix(queue), args)
+
+    @property
+    def _shift(self) -> int:
+        return self._runner.clock_shift_ms
+
+
+def template_fields(template: Template) -> dict[str, str | bytes | int]:
+    """Returns the fields of a schedule's HASH that hold what it says."""
+    return {
+        "spec": template.spec,
+        "job": template.job,
+        "plan": json.dumps(asdict(template.plan), separators=(",", ":")),
+        "rt": template.route_id,
+        "rd": template.descriptor,
+        "p": template.priority,
+        "x": template.extra,
+        "u": template.unique_key,
+    }
+
+
+def _decode_plan(text: str | bytes) -> Plan:
+    fields = json.loads(text)
+    fields["missed_runs"] = MissedRuns(fields["missed_runs"])
+    fields["overlap"] = Overlap(fields["overlap"])
+    return Plan(**fields)
+
+
+def _decode(
+    queue: str, schedule_id: str, fields: dict[bytes, bytes], runs: Sequence[bytes]
+) -> Schedule:
+    def number(name: bytes) -> int:
+        return int(fields.get(name, 0))
+
+    return Schedule(
+        queue=queue,
+        schedule_id=schedule_id,
+        template=Template(
+            spec=fields[b"spec"],
+            job=fields[b"job"],
+            plan=_decode_plan(fields[b"plan"]),
+            route_id=fields[b"rt"].decode(),
+            descriptor=fields[b"rd"],
+            priority=number(b"p"),
+            extra=fields[b"x"].decode(),
+            unique_key=fields[b"u"].decode(),
+        ),
+        creation_id=fields[b"cid"].decode(),
+        revision=number(b"rev"),
+        created_ms=number(b"at"),
+        updated_ms=number(b"up"),
+        due_ms=number(b"due"),
+        paused=number(b"paused") == 1,
+        pause_reason=fields.get(b"why", b"").decode(errors="replace"),
+        total_runs=number(b"n"),
+        skipped_runs=number(b"k"),
+        missed_runs=number(b"m"),
+        runs=tuple(_decode_run(raw) for raw in runs),
+    )
+
+
+def _decode_run(raw: bytes) -> Run:
+    due, submitted, ulid, triggered = raw.decode().split()
+    return Run(int(due), int(submitted), ulid, triggered == "1")
