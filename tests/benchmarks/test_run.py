@@ -25,6 +25,7 @@ TINY = {
     "submit-unary": 300,
     "unary-feed": 200,
     "unary-life": 200,
+    "overload": 400,
     "peers": 100,
     "memory": 2_000,
     "backlog": 2_000,
