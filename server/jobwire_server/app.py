@@ -45,6 +45,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 STUCK_S = 15.0
 """An event loop that has not come round for so long fails /healthz."""
+MAX_PENDING = 100_000
+"""Calls that have come in and that the event loop has not yet taken up."""
 LAST_WORD_S = 0.25
 """For answers that are written but not yet sent when the last call has ended."""
 
@@ -218,6 +220,10 @@ class Application:
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", 100_000),
+                # A burst is taken in and refused with a word when to retry. What waits at the
+                # library's door beyond its own limit would be cut off as CANCELLED.
+                ("grpc.server.max_pending_requests", MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
                 # Clients may ask every 10 s whether the server is there, with or without calls.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

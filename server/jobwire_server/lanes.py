@@ -21,6 +21,21 @@ READ_ITEMS = 100
 """A job may come with megabytes of payload and result, so fewer of them share a read."""
 
 
+def _job_bytes(job: NewJob) -> int:
+    return len(job.record)
+
+
+def _result_bytes(success: Success) -> int:
+    return len(success.result)
+
+
+def _report_bytes(report: Report) -> int:
+    size = len(report.progress) + len(report.checkpoint or b"")
+    if report.output is not None:
+        size += sum(len(piece.content) for piece in report.output.pieces)
+    return size
+
+
 class Lanes:
     """What waits for the store about one queue, by kind of call."""
 
@@ -70,15 +85,17 @@ class Lanes:
             )
 
         self.submit: GroupCommit[NewJob, Accepted | JobwireError] = GroupCommit(
-            submit, backlog, linger_s=linger_s
+            submit, backlog, weigh=_job_bytes, linger_s=linger_s
         )
         self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
-            succeed, backlog, linger_s=linger_s
+            succeed, backlog, weigh=_result_bytes, linger_s=linger_s
         )
         self.end: GroupCommit[AttemptEnd, Completed | JobwireError | None] = GroupCommit(
             end, backlog
         )
-        self.report: GroupCommit[Report, Renewal] = GroupCommit(report, backlog, linger_s=linger_s)
+        self.report: GroupCommit[Report, Renewal] = GroupCommit(
+            report, backlog, weigh=_report_bytes, linger_s=linger_s
+        )
         self.cancel: GroupCommit[tuple[str, str], JobState | JobwireError] = GroupCommit(
             cancel, backlog
         )

@@ -40,6 +40,8 @@ class Limits:
     max_queued_requests: int = 20_000
     """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY.
     """
+    max_queued_bytes: int = 64 << 20
+    """The bytes of payloads, results and output among them. Not less than `max_message_bytes`."""
 
 
 @dataclass(frozen=True, slots=True)

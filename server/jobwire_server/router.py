@@ -109,7 +109,7 @@ class Router:
         self._jobs = JobStore(self._runner, server_id)
         self._queues = QueueStore(self._runner)
         self._workers = WorkerStore(self._runner)
-        backlog = Backlog(options.limits.max_queued_requests)
+        backlog = Backlog(options.limits.max_queued_requests, options.limits.max_queued_bytes)
         self._notices = Notices(connection)
         self._settings = QueueSettingsCache(self._queues.settings)
         self._set = QueueSet(

@@ -313,6 +313,13 @@ class Settings(BaseSettings):
         ge=1,
         le=10_000_000,
     )
+    max_queued_bytes: ByteSize = _setting(
+        ByteSize(_LIMITS.max_queued_bytes),
+        REQUESTS,
+        "The bytes that may wait for the store; beyond it calls get SERVER_BUSY. At least"
+        " max_message.",
+        ge=64 << 10,
+    )
 
     log_format: Literal["auto", "console", "json"] = _setting(
         "auto", LOGS, "auto: console on a terminal, json otherwise."
@@ -346,6 +353,13 @@ class Settings(BaseSettings):
                     f"{format_size(getattr(self, name))} does not fit into a max_message of"
                     f" {format_size(self.max_message)}: lower it or raise the other",
                 )
+        if self.max_queued_bytes < self.max_message:
+            _complain(
+                "max_queued_bytes",
+                f"{format_size(self.max_queued_bytes)} is less than a max_message of"
+                f" {format_size(self.max_message)}, which would never be taken: raise it or lower"
+                " the other",
+            )
         if bool(self.tls_cert) != bool(self.tls_key):
             missing, other = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
             _complain(missing, f"is needed, because {other} is set: set both or neither")
@@ -387,6 +401,7 @@ class Settings(BaseSettings):
                 max_batch_jobs=self.max_batch_jobs,
                 max_message_bytes=int(self.max_message),
                 max_queued_requests=self.max_queued_requests,
+                max_queued_bytes=int(self.max_queued_bytes),
             ),
         )
 

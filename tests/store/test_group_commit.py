@@ -36,7 +36,7 @@ def writer() -> Writer:
 
 @pytest.fixture
 def backlog() -> Backlog:
-    return Backlog(100)
+    return Backlog(100, 1000)
 
 
 @pytest.fixture
@@ -66,6 +66,34 @@ async def test_a_call_holds_no_more_than_its_limit_but_a_request_is_not_torn(
     answers = await asyncio.gather(*(group.submit(items) for items in requests))
     assert answers == [[10 * item for item in items] for items in requests]
     assert writer.calls == [[1, 2, 3, 4], [5, 6], [*range(10, 18)], [7]]
+
+
+async def test_a_call_brings_about_so_many_bytes_and_a_larger_request_goes_alone(
+    writer: Writer, backlog: Backlog
+) -> None:
+    mib = 1 << 20
+    backlog.limit_bytes = 100 * mib
+    group: GroupCommit[int, int] = GroupCommit(writer, backlog, weigh=lambda item: item * mib)
+    writer.gate.set()
+    requests = [[1, 1], [2], [1], [9], [1]]
+    answers = await asyncio.gather(*(group.submit(items) for items in requests))
+    assert answers == [[10 * item for item in items] for items in requests]
+    assert writer.calls == [[1, 1, 2], [1], [9], [1]]
+    assert (backlog.waiting, backlog.waiting_bytes) == (0, 0)
+
+
+async def test_more_bytes_than_may_wait_are_refused_and_counted_out_again(
+    writer: Writer, backlog: Backlog
+) -> None:
+    group: GroupCommit[int, int] = GroupCommit(writer, backlog, weigh=lambda item: item)
+    waiting = asyncio.create_task(group.submit([400, 500]))
+    await eventually(lambda: writer.calls == [[400, 500]], "the first call")
+    with pytest.raises(ServerBusy, match="900 bytes"):
+        await group.one(101)
+    last = asyncio.create_task(group.one(100))
+    writer.gate.set()
+    await asyncio.gather(waiting, last)
+    assert (backlog.waiting, backlog.waiting_bytes) == (0, 0)
 
 
 async def test_one_caller_that_goes_away_does_not_touch_the_others(

@@ -26,29 +26,45 @@ IDLE_S = 0.005
 """After so long a pause the next request goes at once, as the first of whatever comes behind it."""
 
 
+MAX_CALL_BYTES = 4 << 20
+"""About the most that one call brings to the store, which serves nobody else meanwhile.
+
+A request that is larger by itself goes alone.
+"""
+
+
 class Backlog:
-    """Counts what waits for the store in the whole server, and refuses beyond a limit."""
+    """Counts what waits for the store in the whole server, and refuses beyond a limit.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: The most items.
+        limit_bytes: The most bytes of them; not less than the largest request.
+    """
+
+    def __init__(self, limit: int, limit_bytes: int) -> None:
         self.limit = limit
+        self.limit_bytes = limit_bytes
         self.waiting = 0
+        self.waiting_bytes = 0
 
-    def enter(self, count: int) -> None:
-        """Counts items in.
+    def enter(self, count: int, size: int = 0) -> None:
+        """Counts items in, and their bytes.
 
         Raises:
-            ServerBusy: They would exceed the limit; none was counted.
+            ServerBusy: They would exceed a limit; none was counted.
         """
-        if self.waiting + count > self.limit:
+        if self.waiting + count > self.limit or self.waiting_bytes + size > self.limit_bytes:
             raise ServerBusy(
-                f"{self.waiting} requests wait for the store already; retry after the delay, or"
-                " add servers"
+                f"{self.waiting} requests with {self.waiting_bytes} bytes wait for the store"
+                " already; retry after the delay, or add servers"
             )
         self.waiting += count
+        self.waiting_bytes += size
 
-    def leave(self, count: int) -> None:
+    def leave(self, count: int, size: int = 0) -> None:
         """Counts items out."""
         self.waiting -= count
+        self.waiting_bytes -= size
 
 
 class GroupCommit(Generic[Item, Answer]):
@@ -59,6 +75,7 @@ class GroupCommit(Generic[Item, Answer]):
             of that call.
         backlog: Shared by all that wait in this server.
         max_items: The most items of one call; a single larger request goes by itself.
+        weigh: The bytes of an item. None: they are not worth counting.
         linger_s: The longest that a call is held while more requests keep coming; 0: not at all.
     """
 
@@ -68,13 +85,15 @@ class GroupCommit(Generic[Item, Answer]):
         backlog: Backlog,
         *,
         max_items: int = 500,
+        weigh: Callable[[Item], int] | None = None,
         linger_s: float = 0.0,
     ) -> None:
         self._write = write
         self._backlog = backlog
         self._max_items = max_items
+        self._weigh = weigh
         self._linger_s = linger_s
-        self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
+        self._waiting: deque[tuple[Sequence[Item], int, asyncio.Future[Sequence[Answer]]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._ended_at = 0.0
 
@@ -86,15 +105,16 @@ class GroupCommit(Generic[Item, Answer]):
             JobwireError: What the call raised.
         """
         count = len(items)
-        self._backlog.enter(count)
+        size = sum(map(self._weigh, items)) if self._weigh is not None else 0
+        self._backlog.enter(count, size)
         try:
             future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
-            self._waiting.append((items, future))
+            self._waiting.append((items, size, future))
             if self._task is None:
                 self._task = asyncio.create_task(self._run(), name="group-commit")
             return await future
         finally:
-            self._backlog.leave(count)
+            self._backlog.leave(count, size)
 
     async def one(self, item: Item) -> Answer:
         """Writes one item; as `submit`."""
@@ -111,7 +131,7 @@ class GroupCommit(Generic[Item, Answer]):
         finally:
             self._task = None
             # Only what was cancelled leaves anybody behind; they must not wait for ever.
-            for _, future in self._waiting:
+            for _, _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
 
@@ -130,13 +150,17 @@ class GroupCommit(Generic[Item, Answer]):
     ) -> tuple[list[tuple[int, asyncio.Future[Sequence[Answer]]]], list[Item]]:
         group: list[tuple[int, asyncio.Future[Sequence[Answer]]]] = []
         items: list[Item] = []
+        total = 0
         while self._waiting:
-            part, future = self._waiting[0]
-            if items and len(items) + len(part) > self._max_items:
+            part, size, future = self._waiting[0]
+            if items and (
+                len(items) + len(part) > self._max_items or total + size > MAX_CALL_BYTES
+            ):
                 break
             self._waiting.popleft()
             # Whoever stopped waiting before the call has not been promised anything.
             if not future.cancelled():
+                total += size
                 items.extend(part)
                 group.append((len(part), future))
         return group, items
