@@ -225,3 +225,69 @@ async def test_every_completion_may_be_repeated_after_a_lost_answer(broker: Brok
         broker.check()
         if complete == "release":
             await router.cancel_job("default", ulid, "")
+
+
+async def test_a_hundred_releases_never_fail_a_job(broker: Broker) -> None:
+    await broker.register()
+    policy = RetryPolicy(max_attempts=1)
+    (ulid,) = await broker.submit(new_job(retry=policy))
+    for number in range(100):
+        claimed = await broker.claim_one()
+        started = number % 2 == 0
+        done = await broker.router.release(
+            "default", ulid, "w1", claimed.fencing_token, started, "deploy"
+        )
+        assert done.state is S.PENDING
+    job = await broker.job(ulid)
+    assert (job.interruptions, job.failures, job.crashes) == (50, 0, 0)
+    last = await broker.claim_one()
+    await broker.router.succeed("default", ulid, "w1", last.fencing_token, b"r")
+    assert await broker.state(ulid) is S.SUCCEEDED
+    broker.check()
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3, 1_000])
+async def test_a_poison_job_ends_whatever_its_retry_policy_says(
+    store_url: str, max_attempts: int
+) -> None:
+    async with running_broker(store_url, QUIET, max_crashes=4) as broker:
+        (ulid,) = await broker.submit(new_job(retry=RetryPolicy(max_attempts=max_attempts)))
+        killed = 0
+        for _ in range(20):
+            await broker.register()
+            if not await broker.claim():
+                break
+            killed += 1
+            # Its worker dies: found lost by its silence, or by the end of the lease.
+            if killed % 2:
+                broker.client.zadd("jw:{workers}:seen", {"w1": 0})
+                await broker.sweep()
+            else:
+                await broker.after(LEASE_MS + 1)
+        job = await broker.job(ulid)
+        assert killed == 4
+        assert (job.state, job.crashes, job.failures) == (S.FAILED, 4, 0)
+        assert job.failure is not None
+        assert job.failure.type == "CRASHED_TOO_OFTEN"
+        broker.check()
+
+
+async def test_the_three_budgets_do_not_add_up(broker: Broker) -> None:
+    await broker.register()
+    policy = RetryPolicy(max_attempts=3, initial_backoff_ms=0)
+    (ulid,) = await broker.submit(new_job(retry=policy))
+    for turn in range(6):
+        claimed = await broker.claim_one()
+        if turn % 3 == 0:
+            await broker.router.fail("default", ulid, "w1", claimed.fencing_token, FAILURE)
+            await broker.after(1)
+        elif turn % 3 == 1:
+            await broker.after(LEASE_MS + 1)
+        else:
+            await broker.router.release("default", ulid, "w1", claimed.fencing_token, True, "")
+    job = await broker.job(ulid)
+    # Two of each, one short of the end by failures and of that by crashes.
+    assert (job.failures, job.crashes, job.interruptions) == (2, 2, 2)
+    assert job.state is S.PENDING
+    assert (await _fail(broker))[0] is S.FAILED
+    broker.check()
