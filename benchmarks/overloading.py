@@ -94,7 +94,9 @@ class Crowd:
                 outcome = "late"
             else:
                 outcome = "other"
-                self.why = f"{error.code().name}: {error.details()}"
+                self.why = (
+                    f"{error.code().name} after {perf_counter() - began:.3f} s: {error.details()}"
+                )
         self._outcomes[outcome] += 1
         self._longest_s = max(self._longest_s, perf_counter() - began)
 
