@@ -22,8 +22,8 @@ from benchmarks.parts import say
 from benchmarks.servers import CHANNEL_OPTIONS
 
 TICK_S = 0.005
-# The server may see the deadline pass before this client does, and ends the call.
-LATE = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+# A server that sees the deadline pass before this client does ends the call as cancelled.
+UNANSWERED = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 
 
@@ -74,7 +74,10 @@ class Crowd:
         await work
         took_s = perf_counter() - began
         return {
-            **{name: self._outcomes[name] for name in ("accepted", "refused", "late", "other")},
+            **{
+                name: self._outcomes[name]
+                for name in ("accepted", "refused", "unanswered", "other")
+            },
             "why": self.why,
             "longest_s": self._longest_s,
             "offering_s": self._offering_s or took_s,
@@ -90,8 +93,8 @@ class Crowd:
         except grpc.aio.AioRpcError as error:
             if error.code() in REFUSALS:
                 outcome = "refused"
-            elif error.code() in LATE and deadline_s and perf_counter() - began >= deadline_s:
-                outcome = "late"
+            elif error.code() in UNANSWERED:
+                outcome = "unanswered"
             else:
                 outcome = "other"
                 self.why = (
