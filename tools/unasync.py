@@ -30,7 +30,7 @@ RULES = [
         (r"\bAsync(Iterator|Generator)\b", r"\1"),
         (
             r"\bAsync(Client|(Bulk|Operator|Schedule)Methods|BulkAction|Calls|JobHandle|JobWatch"
-            r"|QueueWatch|BatchError)\b",
+            r"|QueueWatch|BatchError|Submitter)\b",
             r"\1",
         ),
         (r"\b(Admin|Job|Schedule)ServiceAsyncStub\b", r"\1ServiceStub"),

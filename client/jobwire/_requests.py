@@ -174,16 +174,23 @@ def job_filter(queue: str, which: FilterOptions) -> JobFilter:
     return found
 
 
-def chunks(requests: Iterable[SubmitJobRequest]) -> Iterator[Sequence[SubmitJobRequest]]:
-    """Cuts a batch into calls of at most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES."""
-    chunk: list[SubmitJobRequest] = []
+def next_chunk(requests: Sequence[SubmitJobRequest], first: int = 0) -> int:
+    """Tells how many of the requests from `first` on go into one call.
+
+    At most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES; at least one where there is one.
+    """
     size = 0
-    for request in requests:
-        request_bytes = request.ByteSize()
-        if chunk and (len(chunk) == MAX_CHUNK_JOBS or size + request_bytes > MAX_CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(request)
-        size += request_bytes
-    if chunk:
-        yield chunk
+    for at in range(first, min(len(requests), first + MAX_CHUNK_JOBS)):
+        size += requests[at].ByteSize()
+        if size > MAX_CHUNK_BYTES and at > first:
+            return at - first
+    return min(len(requests) - first, MAX_CHUNK_JOBS)
+
+
+def chunks(requests: Sequence[SubmitJobRequest]) -> Iterator[Sequence[SubmitJobRequest]]:
+    """Cuts a batch into calls."""
+    at = 0
+    while at < len(requests):
+        count = next_chunk(requests, at)
+        yield requests[at : at + count]
+        at += count

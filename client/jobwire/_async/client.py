@@ -25,6 +25,7 @@ from jobwire._requests import (
     submit_request,
     submit_requests,
 )
+from jobwire._submitter import AsyncSubmitter
 from jobwire.errors import CallError, from_item_error
 from jobwire.models import Job, JobState, NewJob, OutputPolicy, RetryPolicy
 from jobwire.unique import UniqueKey
@@ -72,6 +73,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         self._calls = AsyncCalls(options, channel)
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
+        self._submitter = AsyncSubmitter(self._submit_one, self._submit_batch)
 
     async def __aenter__(self) -> AsyncClient:
         self._calls.open()
@@ -169,7 +171,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             request_id=request_id,
         )
         request = submit_request(job)
-        answer = await self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
+        answer = await self._submitter.submit(request)
         return self._accepted(answer, light=is_light(request))
 
     async def submit_many(
@@ -192,11 +194,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         outcomes: list[AsyncJobHandle | CallError] = []
         for chunk in chunks(requests):
             try:
-                answer = await self._calls.unary(
-                    self._calls.jobs.SubmitJobs,
-                    jobs_pb2.SubmitJobsRequest(requests=chunk),
-                    self._timeout_s,
-                )
+                answer = await self._submit_batch(jobs_pb2.SubmitJobsRequest(requests=chunk))
             except CallError as error:
                 outcomes += [error] * len(chunk)
                 continue
@@ -209,6 +207,14 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         if len(handles) < len(requests):
             raise AsyncBatchError(outcomes, [request.job_id for request in requests])
         return handles
+
+    async def _submit_one(self, request: jobs_pb2.SubmitJobRequest) -> jobs_pb2.SubmitJobResponse:
+        return await self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
+
+    async def _submit_batch(
+        self, request: jobs_pb2.SubmitJobsRequest
+    ) -> jobs_pb2.SubmitJobsResponse:
+        return await self._calls.unary(self._calls.jobs.SubmitJobs, request, self._timeout_s)
 
     def _accepted(self, answer: jobs_pb2.SubmitJobResponse, *, light: bool) -> AsyncJobHandle:
         state = JobState.from_proto(answer.state)

@@ -19,6 +19,7 @@ from jobwire._requests import (
     submit_request,
     submit_requests,
 )
+from jobwire._submitter import Submitter
 from jobwire._sync.bulk import BulkMethods
 from jobwire._sync.calls import Calls
 from jobwire._sync.handle import BatchError, JobHandle
@@ -73,6 +74,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         self._calls = Calls(options, channel)
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
+        self._submitter = Submitter(self._submit_one, self._submit_batch)
 
     def __enter__(self) -> Client:
         self._calls.open()
@@ -170,7 +172,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             request_id=request_id,
         )
         request = submit_request(job)
-        answer = self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
+        answer = self._submitter.submit(request)
         return self._accepted(answer, light=is_light(request))
 
     def submit_many(
@@ -193,11 +195,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         outcomes: list[JobHandle | CallError] = []
         for chunk in chunks(requests):
             try:
-                answer = self._calls.unary(
-                    self._calls.jobs.SubmitJobs,
-                    jobs_pb2.SubmitJobsRequest(requests=chunk),
-                    self._timeout_s,
-                )
+                answer = self._submit_batch(jobs_pb2.SubmitJobsRequest(requests=chunk))
             except CallError as error:
                 outcomes += [error] * len(chunk)
                 continue
@@ -210,6 +208,12 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         if len(handles) < len(requests):
             raise BatchError(outcomes, [request.job_id for request in requests])
         return handles
+
+    def _submit_one(self, request: jobs_pb2.SubmitJobRequest) -> jobs_pb2.SubmitJobResponse:
+        return self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)
+
+    def _submit_batch(self, request: jobs_pb2.SubmitJobsRequest) -> jobs_pb2.SubmitJobsResponse:
+        return self._calls.unary(self._calls.jobs.SubmitJobs, request, self._timeout_s)
 
     def _accepted(self, answer: jobs_pb2.SubmitJobResponse, *, light: bool) -> JobHandle:
         state = JobState.from_proto(answer.state)

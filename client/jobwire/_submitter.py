@@ -1,0 +1,126 @@
+"""Single submissions: each by itself, or several that come at once in one call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from jobwire._requests import next_chunk
+from jobwire.errors import CallError, ResourceExhausted, Unavailable, from_item_error
+from jobwire.v1.job_service_pb2 import (
+    SubmitJobRequest,
+    SubmitJobResponse,
+    SubmitJobsRequest,
+    SubmitJobsResponse,
+)
+
+MAX_CALLS = 4
+"""So many calls are under way before others wait for the next one; fewer would have a few tasks
+wait for each other, more would carry fewer jobs each."""
+
+_Item: TypeAlias = "tuple[SubmitJobRequest, asyncio.Future[SubmitJobResponse | None]]"
+
+
+class AsyncSubmitter:
+    """Sends jobs as they come; those that come while calls are under way share the next call.
+
+    A lone job waits for nothing, and a thousand tasks that submit at once make a few calls.
+
+    Args:
+        one: Makes a SubmitJob call.
+        many: Makes a SubmitJobs call.
+    """
+
+    def __init__(
+        self,
+        one: Callable[[SubmitJobRequest], Awaitable[SubmitJobResponse]],
+        many: Callable[[SubmitJobsRequest], Awaitable[SubmitJobsResponse]],
+    ) -> None:
+        self._one = one
+        self._many = many
+        self._waiting: deque[_Item] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._alone = 0
+
+    async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
+        """Submits one job.
+
+        Raises:
+            CallError: It was refused, or no server answered.
+        """
+        if not self._waiting and self._alone + len(self._calls) < MAX_CALLS:
+            self._alone += 1
+            try:
+                return await self._one(request)
+            finally:
+                self._alone -= 1
+                self._send_waiting()
+        future: asyncio.Future[SubmitJobResponse | None]
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        accepted = await future
+        # Refused for now as an item of a batch, it is tried on alone for as long as any call.
+        return accepted if accepted is not None else await self._one(request)
+
+    def _send_waiting(self) -> None:
+        while self._waiting and self._alone + len(self._calls) < MAX_CALLS:
+            # Whoever stopped waiting has not been promised anything.
+            open_items = [item for item in self._waiting if not item[1].done()]
+            count = next_chunk([request for request, _ in open_items])
+            self._waiting = deque(open_items[count:])
+            if count:
+                call = asyncio.get_running_loop().create_task(self._send(open_items[:count]))
+                self._calls.add(call)
+                call.add_done_callback(self._call_is_over)
+
+    def _call_is_over(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send_waiting()
+
+    async def _send(self, items: list[_Item]) -> None:
+        try:
+            answer = await self._many(SubmitJobsRequest(requests=[request for request, _ in items]))
+        except BaseException as error:
+            for _, future in items:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, CallError):
+                raise
+            return
+        for (_, future), result in zip(items, answer.results, strict=True):
+            if future.done():
+                continue
+            if result.WhichOneof("outcome") != "error":
+                future.set_result(result.accepted)
+                continue
+            refusal = from_item_error(result.error)
+            if isinstance(refusal, Unavailable | ResourceExhausted):
+                future.set_result(None)
+            else:
+                future.set_exception(refusal)
+
+
+class Submitter:
+    """Sends each job by itself, in the caller's thread.
+
+    Args:
+        one: Makes a SubmitJob call.
+        many: Not used.
+    """
+
+    def __init__(
+        self,
+        one: Callable[[SubmitJobRequest], SubmitJobResponse],
+        many: Callable[[SubmitJobsRequest], SubmitJobsResponse],
+    ) -> None:
+        self._one = one
+
+    def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
+        """Submits one job.
+
+        Raises:
+            CallError: It was refused, or no server answered.
+        """
+        return self._one(request)
