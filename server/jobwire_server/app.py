@@ -45,8 +45,11 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 STUCK_S = 15.0
 """An event loop that has not come round for so long fails /healthz."""
-MAX_PENDING = 100_000
-"""Calls that have come in and that the event loop has not yet taken up."""
+MAX_PENDING = 10_000
+"""Calls that have come in and that the event loop has not yet taken up: some two seconds of work.
+
+gRPC itself ends those beyond as CANCELLED, which costs the server next to nothing.
+"""
 LAST_WORD_S = 0.25
 """For answers that are written but not yet sent when the last call has ended."""
 
@@ -220,8 +223,8 @@ class Application:
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", 100_000),
-                # A burst is taken in and refused with a word when to retry. What waits at the
-                # library's door beyond its own limit would be cut off as CANCELLED.
+                # A burst waits at the door, and is answered or refused with a word when to retry.
+                # Left to itself the library begins to cut calls off at a thousand.
                 ("grpc.server.max_pending_requests", MAX_PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
                 # Clients may ask every 10 s whether the server is there, with or without calls.
