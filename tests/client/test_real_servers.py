@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from jobwire import (
     QueueFull,
     Retry,
     RetryPolicy,
+    ScheduleNotFound,
     UniqueKey,
     UniqueKeyTaken,
     Worker,
@@ -291,3 +292,47 @@ async def test_retention_may_be_the_jobs_own(address: str, client: AsyncClient) 
     assert job.retention == timedelta(hours=3)
     assert job.finished_at is not None
     assert job.purge_at == job.finished_at + timedelta(hours=3)
+
+
+async def test_a_schedule_submits_its_job_and_the_jobs_run(
+    address: str, client: AsyncClient
+) -> None:
+    made = await client.create_schedule(
+        "tick", "work", {"n": 1}, every=timedelta(seconds=1), labels={"a": "b"}, overlap="allow"
+    )
+    assert (made.every, made.payload, len(made.next_runs)) == (timedelta(seconds=1), {"n": 1}, 5)
+    same = await client.create_schedule(
+        "tick", "work", {"n": 1}, every=timedelta(seconds=1), labels={"a": "b"}, overlap="allow"
+    )
+    assert same.revision == made.revision
+    async with working(address, "stream", work=lambda context: context.payload):
+        seen = client.watch_jobs(labels={"jobwire.schedule": "tick"})
+        async with asyncio.timeout(20), aclosing(seen):
+            while not (job := await anext(seen)).state.is_terminal:
+                continue
+    job = await client.get(job.id)
+    found = await client.get_schedule("tick")
+    assert job.id in [run.job_id for run in found.recent_runs]
+    assert (job.state, job.result) == (JobState.SUCCEEDED, {"n": 1})
+    assert job.labels["jobwire.schedule"] == "tick"
+    assert job.labels["a"] == "b"
+
+
+async def test_a_schedule_is_changed_stopped_triggered_and_removed(client: AsyncClient) -> None:
+    await client.create_schedule("nightly", "work", cron="30 6 * * *", time_zone="Europe/Berlin")
+    with pytest.raises(AlreadyExists):
+        await client.create_schedule("nightly", "other", cron="@daily")
+    changed = await client.update_schedule("nightly", overlap="cancel_previous", priority=4)
+    assert (changed.cron, changed.time_zone) == ("30 6 * * *", "Europe/Berlin")
+    assert (changed.overlap, changed.priority, changed.revision) == ("cancel_previous", 4, 2)
+    paused = await client.pause_schedule("nightly", "holidays")
+    assert (paused.paused, paused.pause_reason, paused.next_runs) == (True, "holidays", ())
+    first = await client.trigger_schedule("nightly", request_id="now")
+    assert await client.trigger_schedule("nightly", request_id="now") == first
+    assert (await client.get(first)).priority == 4
+    assert len((await client.resume_schedule("nightly")).next_runs) == 5
+    assert [found.id async for found in client.list_schedules()] == ["nightly"]
+    await client.delete_schedule("nightly")
+    await client.delete_schedule("nightly")
+    with pytest.raises(ScheduleNotFound):
+        await client.get_schedule("nightly")

@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -84,14 +83,6 @@ def past(text: str) -> datetime:
 def span_or_default(text: str) -> float | Literal["default"]:
     """A span of time, or `default`, which takes a setting away."""
     return "default" if text.strip().lower() == "default" else duration(text)
-
-
-def zone(text: str) -> str:
-    """The IANA name of a time zone."""
-    try:
-        return ZoneInfo(text).key
-    except (ValueError, OSError, ZoneInfoNotFoundError) as error:
-        raise click.BadParameter(f"{text!r} is no time zone: write Europe/Berlin") from error
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from jobwire.cli.output import (
     span,
     when,
 )
-from jobwire.cli.parameters import duration, read_payload, time, zone
+from jobwire.cli.parameters import duration, read_payload, time
 from jobwire.cli.submission import given_options, job_options
 from jobwire.schedules import Missed, Overlap, Schedule
 
@@ -36,7 +36,7 @@ def _words(values: tuple[str, ...]) -> click.Choice[str]:
 
 _CADENCE = (
     click.option("--cron", metavar="EXPRESSION", help="Such as '30 6 * * MON-FRI', or @daily."),
-    click.option("--time-zone", "-z", type=zone, help="For --cron, such as Europe/Berlin. UTC."),
+    click.option("--time-zone", "-z", help="For --cron, such as Europe/Berlin. Default: UTC."),
     click.option("--every", type=duration, help="In place of --cron, such as 5m."),
     click.option("--anchor", type=time, help="For --every: a moment to count from."),
     click.option("--start-at", type=time, help="Not due before."),
@@ -371,10 +371,14 @@ def next_text(schedule: Schedule) -> str | None:
     return when(schedule.next_runs[0], zone_of(schedule)) if schedule.next_runs else "never"
 
 
+_IN_OPTIONS = {
+    "give cron='30 6 * * *' or every=timedelta(hours=1)": "give --cron '30 6 * * *' or --every 1h",
+    "give cron or every, not both": "give --cron or --every, not both",
+    "time_zone goes with cron": "--time-zone goes with --cron",
+    "anchor goes with every": "--anchor goes with --every",
+}
+
+
 def _as_options(text: str) -> str:
     """Says an error of the client's in the words of the command line."""
-    if text.startswith("give cron="):
-        return "give --cron '30 6 * * *' or --every 1h"
-    for word in ("cron", "every", "time_zone", "anchor"):
-        text = text.replace(f"{word} ", f"--{word.replace('_', '-')} ", 1)
-    return text
+    return _IN_OPTIONS.get(text, text)
