@@ -44,14 +44,38 @@ class JobwireError(Exception):
         self.retry_after_ms = retry_after_ms
 
 
+MAX_VIOLATION_BYTES = 2_000
+"""Of all the violations that one refusal tells.
+
+They travel in the trailers of a call, as text and as details, and what is more than 8 KiB there is
+refused by many a client or proxy.
+"""
+
+
+def _that_fit(violations: Sequence[Violation]) -> tuple[Violation, ...]:
+    """Returns as many violations as can be told, one at least."""
+    size = 0
+    for at, violation in enumerate(violations):
+        size += len(violation.field.encode()) + len(violation.description.encode())
+        if at and size > MAX_VIOLATION_BYTES:
+            return tuple(violations[:at])
+    return tuple(violations)
+
+
 class InvalidRequest(JobwireError):
     """One or more fields are missing, malformed or out of range."""
 
     reason = "INVALID_FIELD"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        self.violations = tuple(violations)
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+        self.violations = _that_fit(violations)
+        texts = [f"{v.field}: {v.description}" for v in self.violations]
+        more = len(violations) - len(self.violations)
+        if more:
+            texts.append(f"and {more} more")
+        super().__init__(
+            "; ".join(texts), metadata={"more_violations": str(more)} if more else None
+        )
 
 
 class TooLarge(InvalidRequest):

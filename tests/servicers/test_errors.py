@@ -243,3 +243,16 @@ async def _eventually_ok(call: Any) -> Any:
                 if refused(error).code is not StatusCode.UNAVAILABLE:
                     raise
                 await asyncio.sleep(0.01)
+
+
+async def test_thousands_of_violations_fit_into_one_refusal(served: Served) -> None:
+    leases = [workers.LeaseRef(job_id=f"no-job-{at}") for at in range(3_000)]
+    found = await refusal(
+        served.workers.Heartbeat(workers.HeartbeatRequest(worker_id="w1", leases=leases))
+    )
+    assert (found.code, found.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert "leases[0].job_id" in found.fields
+    assert 1 < len(found.fields) < 100
+    left_out = 3_000 - len(found.fields)
+    assert found.metadata["more_violations"] == str(left_out)
+    assert found.message.endswith(f"and {left_out} more")

@@ -311,7 +311,7 @@ class ClaimJobResponse(message.Message):
     CANCELLATIONS_FIELD_NUMBER: builtins.int
     @builtins.property
     def assignments(self) -> containers.RepeatedCompositeFieldContainer[Assignment]:
-        """At most `max_jobs`; empty if nothing came within `wait`."""
+        """At most `max_jobs`, and of one queue at most some 2 MiB; empty if nothing came within `wait`."""
 
     @builtins.property
     def lease_duration(self) -> duration_pb2.Duration:

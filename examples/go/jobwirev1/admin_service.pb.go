@@ -1975,7 +1975,12 @@ type GetServerInfoResponse struct {
 	// What requests may hold.
 	Limits *ServerLimits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
 	// The store's time.
-	StoreTime     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=store_time,json=storeTime,proto3" json:"store_time,omitempty"`
+	StoreTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=store_time,json=storeTime,proto3" json:"store_time,omitempty"`
+	// How many processes share the server's port, on one store; at least 1. Each has a `server_id` of
+	// its own, and this is the answer of one of them.
+	Processes uint32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
+	// Which of them answers, from 0.
+	ProcessIndex  uint32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2071,6 +2076,20 @@ func (x *GetServerInfoResponse) GetStoreTime() *timestamppb.Timestamp {
 		return x.StoreTime
 	}
 	return nil
+}
+
+func (x *GetServerInfoResponse) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetProcessIndex() uint32 {
+	if x != nil {
+		return x.ProcessIndex
+	}
+	return 0
 }
 
 // The limits of a server.
@@ -2292,7 +2311,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"A\n" +
 	"\x13DrainWorkerResponse\x12*\n" +
 	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerR\x06worker\"\x16\n" +
-	"\x14GetServerInfoRequest\"\x90\x03\n" +
+	"\x14GetServerInfoRequest\"\xd3\x03\n" +
 	"\x15GetServerInfoResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -2304,7 +2323,10 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x10store_durability\x18\a \x01(\tR\x0fstoreDurability\x120\n" +
 	"\x06limits\x18\b \x01(\v2\x18.jobwire.v1.ServerLimitsR\x06limits\x129\n" +
 	"\n" +
-	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\"\xe0\x01\n" +
+	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\x12\x1c\n" +
+	"\tprocesses\x18\n" +
+	" \x01(\rR\tprocesses\x12#\n" +
+	"\rprocess_index\x18\v \x01(\rR\fprocessIndex\"\xe0\x01\n" +
 	"\fServerLimits\x12*\n" +
 	"\x11max_payload_bytes\x18\x01 \x01(\x04R\x0fmaxPayloadBytes\x12(\n" +
 	"\x10max_result_bytes\x18\x02 \x01(\x04R\x0emaxResultBytes\x12$\n" +

@@ -532,7 +532,7 @@ func (x *ClaimJobRequest) GetWait() *durationpb.Duration {
 // The jobs handed out.
 type ClaimJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most `max_jobs`; empty if nothing came within `wait`.
+	// At most `max_jobs`, and of one queue at most some 2 MiB; empty if nothing came within `wait`.
 	Assignments []*Assignment `protobuf:"bytes,1,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// How long each lease lasts unless renewed, from the moment of the claim.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`

@@ -19,7 +19,7 @@
 -- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   attempt: its number, or {number, checkpoint} for a job with a checkpoint
---   more = 1: stopped early at the bound on stale entries, ask again
+--   more = 1: stopped early at the bound on stale entries, or on bytes, ask again
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
 --include clock numbers ready tally chunks unique terminal ageing
 
@@ -32,6 +32,11 @@ local call = ARGV[3]
 local PENDING, RUNNING, FAILED, EXPIRED = 2, 3, 6, 8
 -- The most stale entries that one call drops, so that no call holds up the store.
 local STALE_BOUND = 2000
+-- The most bytes of jobs that go to one request, and out of one call: an answer must pass what workers take as a message, and
+-- no call may fill the store's memory with its answer. A first job may be larger.
+local REQUEST_BYTES, CALL_BYTES = 2 * 1024 * 1024, 8 * 1024 * 1024
+-- Records read in one go, before their sizes are known.
+local RECORDS_AT_ONCE = 32
 -- The most jobs of lost answers that are remembered; the others come back when their leases end.
 local LOST_BOUND = 2000
 
@@ -241,10 +246,24 @@ local function pop_aged(routes, need, into)
   end
 end
 
-local function records_of(ulids)
+-- The records of the jobs from the place `first` on, as many as are read in one go.
+local function records_from(ulids, first)
   local keys = {}
-  for i, ulid in ipairs(ulids) do keys[i] = P .. 'r:' .. ulid end
-  return #keys > 0 and redis.call('MGET', unpack(keys)) or keys
+  for i = first, math.min(first + RECORDS_AT_ONCE - 1, #ulids) do keys[#keys + 1] = P .. 'r:' .. ulids[i] end
+  return redis.call('MGET', unpack(keys))
+end
+
+-- Returns entries from the place `first` on to where they were taken from, the last one first, so that each finds its place again.
+local function put_back(entries, first)
+  for i = #entries.ulids, first, -1 do
+    local ulid, route, priority = entries.ulids[i], entries.routes[i], entries.priorities[i]
+    if priority == '0' then
+      redis.call('LPUSH', P .. 'l:' .. route, ulid)
+    else
+      redis.call('ZADD', P .. 'z:' .. route, 255 - priority, ulid)
+    end
+    took(route, -1)
+  end
 end
 
 -- Noted with the job, so that its end need not measure the record; jobs of one batch are often of one size.
@@ -268,12 +287,12 @@ local function end_waiting(ulid, key, revision, state, name)
 end
 
 local answer, saved, workers = { now, 0, unheard() }, {}, {}
-local leases, started, stale = {}, 0, 0
+local leases, started, stale, call_bytes = {}, 0, 0, 0
 for r, request in ipairs(requests) do
-  local jobs, held, more = { 0 }, {}, 0
+  local jobs, held, more, request_bytes = { 0 }, {}, 0, 0
   local need, size = request.most, 1
   local lease_end = text_of(now + request.lease)
-  while need > 0 do
+  while need > 0 and more == 0 do
     local live = {}
     for _, route in ipairs(request.routes) do
       if left[route] > 0 then live[#live + 1] = route end
@@ -291,11 +310,14 @@ for r, request in ipairs(requests) do
     else
       pop_routes(live, need, entries)
     end
-    local records = records_of(entries.ulids)
+    local records
     for i, ulid in ipairs(entries.ulids) do
+      local at = (i - 1) % RECORDS_AT_ONCE + 1
+      if at == 1 then records = records_from(entries.ulids, i) end
+      local record = records[at]
       local key = P .. 'j:' .. ulid
       local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl', 'ck')
-      if (job[1] and job[1] ~= '2') or not records[i] then
+      if (job[1] and job[1] ~= '2') or not record then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
         end_waiting(ulid, key, job[4], EXPIRED, 'expired')
@@ -304,15 +326,20 @@ for r, request in ipairs(requests) do
         redis.call('HSET', key, 'de', '1')
         end_waiting(ulid, key, job[4], FAILED, 'failed')
         stale = stale + 1
+      elseif (#held > 0 and request_bytes + #record > REQUEST_BYTES) or (started > 0 and call_bytes + #record > CALL_BYTES) then
+        put_back(entries, i)
+        more = 1
+        break
       else
         local token, attempt = successor(job[2]), successor(job[3])
         redis.call('HSET', key, 's', '3', 't', token, 'n', attempt, 'v', successor(job[4]),
           'w', request.worker, 'a', now_text, 'rt', entries.routes[i], 'p', entries.priorities[i],
-          'b', size_text(#records[i]))
+          'b', size_text(#record))
         if job[5] then redis.call('ZADD', P .. 'timers', now + job[5], 't' .. ulid) end
         -- What has started does not expire any more; the entry would outlive the job.
         if job[6] then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
-        jobs[size + 1], jobs[size + 2], jobs[size + 3], jobs[size + 4] = ulid, token, told(ulid, attempt, job[8]), records[i]
+        jobs[size + 1], jobs[size + 2], jobs[size + 3], jobs[size + 4] = ulid, token, told(ulid, attempt, job[8]), record
+        request_bytes, call_bytes = request_bytes + #record, call_bytes + #record
         size = size + 4
         started = started + 1
         leases[2 * started - 1], leases[2 * started] = lease_end, ulid
