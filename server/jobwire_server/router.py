@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -357,10 +357,13 @@ class Router:
             self._set.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
 
-    def cancel_in_background(self, queue: str, ulid: str, reason: str) -> None:
-        """Asks for the end of a job whose caller is gone."""
+    def cancel_in_background(self, queue: str, own_ulid: Awaitable[str], reason: str) -> None:
+        """Asks for the end of a job whose caller is gone, once it is known; '' for none."""
 
         async def cancel() -> None:
+            ulid = await own_ulid
+            if not ulid:
+                return
             try:
                 await self._set.lanes(queue).cancel.one((ulid, reason))
             except JobwireError as error:

@@ -133,3 +133,26 @@ async def test_a_job_that_has_ended_is_left_as_it_is_when_its_caller_goes(
     await run.task
     await server.router._attempts.finish()
     assert (await hands.job(job_id)).state == SUCCEEDED
+
+
+async def test_a_caller_that_goes_before_the_job_is_accepted_has_it_cancelled(
+    hands: Hands, server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = server.router._jobs
+    once = store.submit
+    sent, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        sent.set()
+        await go.wait()
+        return await once(*args)
+
+    monkeypatch.setattr(store, "submit", slow)
+    job_id = f"default-{_next_ulid()}"
+    run = Run(hands, job_id, cancel_on_disconnect=True)
+    await sent.wait()
+    await run.break_off()
+    await eventually(lambda: len(server.router._attempts._chores) > 0, "the server knows")
+    go.set()
+    async with hands.watch(job_id) as watcher:
+        await watcher.sees(CANCELLED)

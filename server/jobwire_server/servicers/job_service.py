@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
@@ -154,20 +154,22 @@ class JobService:
         wish = wish_of(checker, request)
         checker.raise_if_any()
         job = self._submissions.new_job(request.submit)
-        accepted = _accepted((await self._router.submit(job.queue, (job,)))[0], job)
         full = request.view != job_pb2.JOB_VIEW_BASIC
-        ulid = accepted.job_id[-ULID_LENGTH:]
-        events = self._router.watch_job(job.queue, ulid, wish)
+        # Apart from the call: a caller that goes while it is under way has a job all the same.
+        submission = asyncio.create_task(self._submit_one(job))
         try:
+            accepted = await asyncio.shield(submission)
+            events = self._router.watch_job(job.queue, accepted.job_id[-ULID_LENGTH:], wish)
             async for answer in answers(events, self._router.clock, full=full):
                 yield answer
         except (asyncio.CancelledError, GeneratorExit):
-            # A job that holds the unique key in place of this one is not this caller's to end.
-            if request.cancel_on_disconnect and not (
-                job.unique and accepted.existing_record == b""
-            ):
-                self._router.cancel_in_background(job.queue, ulid, "its caller broke off")
+            if request.cancel_on_disconnect:
+                own = _own_ulid(submission, job)
+                self._router.cancel_in_background(job.queue, own, "its caller broke off")
             raise
+
+    async def _submit_one(self, job: NewJob) -> Accepted:
+        return _accepted((await self._router.submit(job.queue, (job,)))[0], job)
 
     async def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: object
@@ -285,6 +287,18 @@ def _response(answer: Accepted | JobwireError, job: NewJob) -> job_service_pb2.S
 
 def _refused(error: JobwireError) -> bytes:
     return job_service_pb2.SubmitResult(error=convert.item_error(error)).SerializeToString()
+
+
+async def _own_ulid(submission: Awaitable[Accepted], job: NewJob) -> str:
+    """Returns the job that a submission made, '' where it made none."""
+    try:
+        accepted = await submission
+    except JobwireError:
+        return ""
+    # A job that holds the unique key in place of this one is not this caller's to end.
+    if job.unique and accepted.existing_record == b"":
+        return ""
+    return accepted.job_id[-ULID_LENGTH:]
 
 
 def _keep(wanted: JobFilter) -> Callable[[Job], bool]:
