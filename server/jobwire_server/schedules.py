@@ -52,8 +52,8 @@ from jobwire_server.store.schedules import (
 
 log = structlog.get_logger(__name__)
 
-DECISIONS = 10
-"""How often a change is decided again because the schedule changed under it."""
+DECISIONS = 100
+"""How often a change is decided again because the schedule changed, or was fired, under it."""
 AT_ONCE = 200
 """Steps of one script call; bounds how long the store is held."""
 AT_ONCE_BYTES = 4 << 20
@@ -176,7 +176,7 @@ class Schedules:
             plan = _anchored(template.plan, found.created_ms)
             fields = template_fields(replace(template, plan=plan)) | {"up": now}
             due = 0 if found.paused else next_after(plan, now)
-            if await self._write(queue, schedule_id, found.version, now, due, fields):
+            if await self._write(queue, schedule_id, found.standing, now, due, fields):
                 return await self.get(queue, schedule_id)
         raise _unsettled(queue, schedule_id)
 
@@ -194,7 +194,7 @@ class Schedules:
                 return found
             fields: dict[str, str | bytes | int] = {"paused": int(paused), "why": reason}
             due = 0 if paused else next_after(found.template.plan, now)
-            if await self._write(queue, schedule_id, found.version, now, due, fields):
+            if await self._write(queue, schedule_id, found.standing, now, due, fields):
                 return await self.get(queue, schedule_id)
         raise _unsettled(queue, schedule_id)
 
@@ -240,27 +240,29 @@ class Schedules:
             ids: The schedules.
         """
         now, head, standings = await self._store.standings(queue, ids)
-        batches = await self._decide(queue, [found for found in standings if found], now)
-        held_back = False
+        batches, held_back = await self._decide(queue, [found for found in standings if found], now)
         settings = await self._settings.get(queue)
         retention_ms = retain_ended_ms(settings, self._options)
         for batch in batches:
             now, head, outcomes = await self._store.fire(
                 queue, batch, self._options.cancel_grace_ms, retention_ms, settings
             )
-            held_back |= Settled.HELD_BACK in outcomes
             self._count(batch, outcomes)
-        if held_back:
-            self._complain(queue)
+            if Settled.HELD_BACK in outcomes:
+                held_back = True
+                self._complain(queue, "schedules held back: the queue is at its limit")
         return Fired(head, now, held_back)
 
     async def _decide(
         self, queue: str, standings: Sequence[Standing], now_ms: int
-    ) -> list[list[Firing]]:
-        """Returns steps in batches for one script call each."""
+    ) -> tuple[list[list[Firing]], bool]:
+        """Returns steps in batches for one script call each, and True if there is a schedule that
+        can't be decided.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + PASS_S
         batches: list[list[Firing]] = [[]]
+        broken = False
         steps_left, bytes_left = PASS_STEPS, AT_ONCE_BYTES
         for standing in standings:
             if standing.due_ms > now_ms:
@@ -269,9 +271,15 @@ class Schedules:
                 break
             try:
                 steps = decide(standing.plan, standing.due_ms, now_ms)
-            except Exception:
-                # The others go on.
-                log.exception("schedule not decided", queue=queue, schedule=standing.schedule_id)
+            except Exception as error:
+                # The others go on. A release that no longer knows its time zone, for example.
+                broken = True
+                self._complain(
+                    queue,
+                    "schedule not decided",
+                    schedule_id=standing.schedule_id,
+                    error=f"{type(error).__name__}: {error}",
+                )
                 continue
             for step in steps:
                 if len(batches[-1]) >= AT_ONCE or bytes_left <= 0:
@@ -283,7 +291,7 @@ class Schedules:
             if now_ms - standing.due_ms > LATE_MS:
                 # Much may have been missed; others have their turn meanwhile.
                 await asyncio.sleep(0)
-        return [batch for batch in batches if batch]
+        return [batch for batch in batches if batch], broken
 
     async def _read(self, queue: str, schedule_id: str) -> tuple[int, Schedule]:
         now, found = await self._store.read(queue, schedule_id)
@@ -295,12 +303,12 @@ class Schedules:
         self,
         queue: str,
         schedule_id: str,
-        version: str,
+        standing: str,
         now_ms: int,
         due_ms: int,
         fields: dict[str, str | bytes | int],
     ) -> bool:
-        written = await self._store.write(queue, schedule_id, version, due_ms, fields)
+        written = await self._store.write(queue, schedule_id, standing, due_ms, fields)
         if written and due_ms:
             self._queues.due_in(queue, due_ms - now_ms)
         return written
@@ -314,13 +322,11 @@ class Schedules:
             elif outcome is Settled.SKIPPED:
                 self.settled["skipped"] += 1
 
-    def _complain(self, queue: str) -> None:
+    def _complain(self, queue: str, words: str, **facts: str) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._complained.get(queue, -COMPLAINT_S) >= COMPLAINT_S:
             self._complained[queue] = now
-            log.warning(
-                "schedules held back: the queue is at its limit; they are tried again", queue=queue
-            )
+            log.warning(words, queue=queue, **facts)
 
 
 def _firing(queue: str, standing: Standing, step: Step, now_ms: int) -> Firing:

@@ -118,6 +118,7 @@ def check_invariants(client: redis.Redis, queue: str = "default") -> QueueDump:
     with_checkpoint = {ulid for ulid, job in dump.jobs.items() if "ck" in job}
     assert set(dump.suffixes("c:")) == with_checkpoint
     assert not with_checkpoint & dump.in_state(JobState.SUCCEEDED)
+    _check_schedules(dump)
     for kind in ("j:", "h:", "x:"):
         assert set(dump.suffixes(kind)) <= set(dump.jobs), f"{kind} keys of jobs that are gone"
     return dump
@@ -186,6 +187,18 @@ def _check_unique(dump: QueueDump) -> None:
     for ulid, job in dump.jobs.items():
         if "uk" in job and job["uk"][0] == "u" and not dump.state(ulid).terminal:
             assert dump.keys["u:" + job["uk"][1:]] == b"u" + ulid.encode()
+
+
+def _check_schedules(dump: QueueDump) -> None:
+    found = dump.suffixes("schedule:")
+    assert set(dump.keys.get("schedules", {})) == set(found)
+    due = {name: float(fields["due"]) for name, fields in found.items() if "due" in fields}
+    assert dump.keys.get("due", {}) == due
+    runs = dump.suffixes("runs:")
+    assert set(runs) == {name for name, fields in found.items() if int(fields.get("n", 0))}
+    for name, lines in runs.items():
+        assert len(lines) == min(10, int(found[name]["n"]))
+    assert all("due" not in fields for fields in found.values() if fields["paused"] == "1")
 
 
 def _check_timers(dump: QueueDump) -> None:

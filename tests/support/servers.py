@@ -24,14 +24,20 @@ class ServerProcess:
             directory among them it uses the bundled Valkey on `data_dir`.
         data_dir: Where the bundled Valkey keeps its data.
         env: Further environment variables.
+        module: What Python is to run, with arguments that come before the flags.
     """
 
     def __init__(
-        self, *flags: str, data_dir: Path | None = None, env: dict[str, str] | None = None
+        self,
+        *flags: str,
+        data_dir: Path | None = None,
+        env: dict[str, str] | None = None,
+        module: tuple[str, ...] = ("jobwire_server",),
     ) -> None:
         self.flags = flags
         self.data_dir = data_dir
         self.env = env or {}
+        self.module = module
         self.address = ""
         """HOST:PORT of gRPC; the same again after a restart."""
         self.http = ""
@@ -55,7 +61,7 @@ class ServerProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
         with (self._directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobwire_server", *flags, *self.flags],
+                [sys.executable, "-m", *self.module, *flags, *self.flags],
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,

@@ -76,8 +76,13 @@ class Schedule:
 
     @property
     def version(self) -> str:
-        """What changes are compared with."""
+        """What jobs are compared with that were made of it."""
         return f"{self.creation_id}.{self.revision}"
+
+    @property
+    def standing(self) -> str:
+        """What changes are compared with: its version and the moment that it stands at."""
+        return f"{self.version}.{self.due_ms or ''}"
 
 
 class Standing(NamedTuple):
@@ -173,7 +178,7 @@ class ScheduleStore:
         self,
         queue: str,
         schedule_id: str,
-        version: str,
+        standing: str,
         due_ms: int,
         fields: dict[str, str | bytes | int],
     ) -> bool:
@@ -182,11 +187,11 @@ class ScheduleStore:
         Args:
             queue: Its queue.
             schedule_id: Its name there.
-            version: That it must have; '' if there must be none.
+            standing: That it must have; '' if there must be none.
             due_ms: The moment that it stands at; 0 for none.
             fields: What changes.
         """
-        args: list[Argument] = [schedule_id, version, due_ms or ""]
+        args: list[Argument] = [schedule_id, standing, due_ms or ""]
         for item in fields.items():
             args += item
         return bool(await self._run("schedule_write", queue, args) == 0)

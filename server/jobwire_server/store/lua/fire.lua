@@ -22,9 +22,10 @@ local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local codes, jobs, places = {}, {}, {}
 local known, stands = {}, {}
 
--- The code of a moment whose job was entered. One that is there already is its own, of a call whose answer was lost.
-local function settled(entry)
-  if type(entry) == 'number' or entry[1] == 0 then return 0 end
+-- The code of a moment whose job was entered. One that is there already is its own, and may have been noted.
+local function settled(entry, id, ulid)
+  if type(entry) == 'number' then return 0 end
+  if entry[1] == 0 then return was_noted(P, id, ulid) and 1 or 0 end
   return entry[1] >= 5 and 4 or 2
 end
 
@@ -61,7 +62,7 @@ end
 
 local entered = {}
 if #jobs > 0 then enter_jobs(P, now, entered, jobs, 1, retention, tonumber(ARGV[4]), tonumber(ARGV[5])) end
-for i, at in ipairs(places) do codes[at] = settled(entered[i]) end
+for i, at in ipairs(places) do codes[at] = settled(entered[i], ARGV[at], ARGV[at + 6]) end
 
 local answer, held = { now, 0 }, {}
 for at = 6, #ARGV, 10 do

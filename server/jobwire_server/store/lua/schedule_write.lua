@@ -5,20 +5,20 @@
 --           schedules      ZSET  every schedule, scored 0, to list by name
 --           due            ZSET  schedule -> the moment it is due at, Unix ms; absent while it is paused or over
 -- ARGV[1] schedule id
--- ARGV[2] creation id, '.' and revision that it must have; '' if there must be none
+-- ARGV[2] creation id, revision, and the moment that it must stand at ('' for none), with '.' between; '' if there must be no schedule
 -- ARGV[3] next moment, Unix ms; '' for none
 -- then fields of the HASH that change, each followed by its value
 -- Returns 0 written | 1 there is none | 2 it is not what the change was made from
 local P = KEYS[1]
 local id, expected, due = ARGV[1], ARGV[2], ARGV[3]
 local key = P .. 'schedule:' .. id
-local found = redis.call('HMGET', key, 'cid', 'rev')
+local found = redis.call('HMGET', key, 'cid', 'rev', 'due')
 
 if expected == '' then
   if found[1] then return 2 end
 elseif not found[1] then
   return 1
-elseif found[1] .. '.' .. found[2] ~= expected then
+elseif found[1] .. '.' .. found[2] .. '.' .. (found[3] or '') ~= expected then
   return 2
 end
 

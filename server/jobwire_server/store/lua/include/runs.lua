@@ -10,6 +10,13 @@ local function note_run(prefix, id, moment, now, ulid, triggered)
   redis.call('HINCRBY', prefix .. 'schedule:' .. id, 'n', 1)
 end
 
+local function was_noted(prefix, id, ulid)
+  for _, run in ipairs(redis.call('LRANGE', prefix .. 'runs:' .. id, 0, -1)) do
+    if string.find(run, ulid, 1, true) then return true end
+  end
+  return false
+end
+
 -- The jobs of earlier moments that have not ended, as far as the latest runs tell.
 local function unfinished_runs(prefix, id)
   local last = redis.call('HGET', prefix .. 'schedule:' .. id, 'last')
