@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from contextlib import ExitStack, closing
@@ -9,6 +10,7 @@ from contextlib import ExitStack, closing
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.units import parse_address
 
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _WILDCARDS = ("", "0.0.0.0", "[::]")
 
 
@@ -46,39 +48,47 @@ class HeldPort:
             )
         host, port = parse_address(listen)
         self._kept = ExitStack()
+        bound = False
         try:
-            family, address = _resolve(host, port)
-            if port:
-                self._claim(address)
-                with closing(_socket(family, shared=False)) as asked:
-                    asked.bind(address)
-                    asked.listen(1)
-            held = self._kept.enter_context(closing(_socket(family, shared=True)))
-            held.bind(address)
+            found = _resolve(host, port)
+            for at, (family, address) in enumerate(found, 1):
+                try:
+                    port = self._hold(family, address, port)
+                    bound = True
+                except OSError as error:
+                    # A name may have an address of a family that this machine does not speak.
+                    if error.errno not in _ABSENT or (at == len(found) and not bound):
+                        raise
         except OSError as error:
             self._kept.close()
             raise refused(listen) from error
-        self.address = f"{host}:{held.getsockname()[1]}"
+        self.address = f"{host}:{port}"
         """HOST:PORT, with the real port."""
 
     def close(self) -> None:
         """Let the port go. Idempotent."""
         self._kept.close()
 
-    def _claim(self, address: tuple[str, int]) -> None:
-        # Two that start at the same moment both find the port free: the name is only one's.
-        claim = self._kept.enter_context(closing(socket.socket(socket.AF_UNIX)))
-        claim.bind(f"\0jobwire {address[0]}:{address[1]}")
+    def _hold(self, family: socket.AddressFamily, address: str, port: int) -> int:
+        if port:
+            # Two that start at the same moment both find the port free: the name is only one's.
+            claim = self._kept.enter_context(closing(socket.socket(socket.AF_UNIX)))
+            claim.bind(f"\0jobwire {address}:{port}")
+            with closing(_socket(family, shared=False)) as asked:
+                asked.bind((address, port))
+                asked.listen(1)
+        held = self._kept.enter_context(closing(_socket(family, shared=True)))
+        held.bind((address, port))
+        return int(held.getsockname()[1])
 
 
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     if host in _WILDCARDS:  # gRPC takes either to mean every address of both families
         if socket.has_dualstack_ipv6():
-            return socket.AF_INET6, ("::", port)
-        return socket.AF_INET, ("0.0.0.0", port)
+            return [(socket.AF_INET6, "::")]
+        return [(socket.AF_INET, "0.0.0.0")]
     found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    family, _, _, _, address = found[0]
-    return family, (str(address[0]), int(address[1]))
+    return [(family, str(address[0])) for family, _, _, _, address in found]
 
 
 def _socket(family: socket.AddressFamily, *, shared: bool) -> socket.socket:
