@@ -16,7 +16,7 @@ class BulkProgress:
     changed: int
     """Of those, how many were changed; in a dry run, how many could be."""
     skipped: int
-    """Of those, how many could not be: they had moved on, or a unique key or a limit holds them."""
+    """Of those, how many could not be: they had moved on, or are held back by a unique key."""
     sample_job_ids: tuple[str, ...]
     """Some of the jobs that were changed since the last word, at most 100."""
     done: bool

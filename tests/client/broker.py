@@ -72,6 +72,8 @@ class Broker(
         self.notices: list[workers.CancelNotice] = []
         self.claim_notices: list[workers.CancelNotice] = []
         """For the next claim, which they end."""
+        self.complete_notices: list[workers.CancelNotice] = []
+        """For the next completion that asks for more."""
         self.lost: set[str] = set()
         self.drain = False
         self.heartbeat_s = 0.02
@@ -339,6 +341,8 @@ class Broker(
             answer.assignments.extend(
                 self._hand_out(request.worker_id, request.claim_next.max_jobs)
             )
+            answer.cancellations.extend(self.complete_notices)
+            self.complete_notices.clear()
         await self.touch(job)
         return answer
 

@@ -352,3 +352,23 @@ async def test_a_claim_brings_cancellations(broker: Broker) -> None:
         )
         await broker.touch()
         assert (await completion(broker, job)).HasField("cancelled")
+
+
+async def test_the_answer_to_a_completion_brings_cancellations(broker: Broker) -> None:
+    broker.heartbeat_s = 3600
+    gate = asyncio.Event()
+    worker = Worker(broker.target, transport="unary", concurrency=2, shutdown_grace_s=10)
+    worker.operation("wait")(waiting_for(gate))
+    worker.operation("end")(waiting_for(asyncio.Event()))
+    async with worker:
+        # With both places taken there is no claim under way, and a completion asks for more.
+        cancelled, ended = await broker.add("end"), await broker.add("wait")
+        await started(broker, cancelled)
+        await started(broker, ended)
+        broker.complete_notices.append(
+            worker_service_pb2.CancelNotice(
+                job_id=cancelled.id, fencing_token=cancelled.fencing_token
+            )
+        )
+        gate.set()
+        assert (await completion(broker, cancelled)).HasField("cancelled")

@@ -426,7 +426,6 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         Raises:
             WrongState: It has succeeded, or is live and was never redriven.
             UniqueKeyTaken: Another job holds its unique key by now.
-            QueueFull: The queue is at its limit, and stayed so.
         """
         request = jobs_pb2.RetryJobRequest(
             job_id=job_id, reason=reason, delay=None if delay is None else to_duration(delay)

@@ -225,7 +225,7 @@ def _told(progress: BulkProgress, done: str) -> str:
     words = f"{plural(progress.changed, 'job')} {done}"
     if progress.skipped:
         words += (
-            f"; {progress.skipped:,} could not be: they had moved on, or a unique key or a limit"
-            " holds them back"
+            f"; {progress.skipped:,} could not be: they had moved on, or are held back by a"
+            " unique key"
         )
     return words

@@ -313,6 +313,8 @@ class UnaryTransport:
                     await self._register_again(registration)
             return
         self._host.recorded([completion])
+        for notice in answer.cancellations:
+            self._host.cancel(notice)
         self._host.assign(answer.assignments)
 
     async def close(self) -> None:

@@ -330,7 +330,11 @@ class Core:
 
     def _limit(self, held: Held) -> None:
         """Sets the clock for a job that may not take as long as it likes."""
-        end = end_of(held.assignment.spec, time.time())
+        spec = held.assignment.spec
+        # Most jobs have neither, and at thousands a second every call counts.
+        if not (spec.HasField("execution_timeout") or spec.HasField("deadline")):
+            return
+        end = end_of(spec, time.time())
         if end is not None:
             held.ends_at, reason = end
             wait_s = max(0.0, held.ends_at - time.time())
