@@ -63,6 +63,33 @@ async def test_a_worker_that_does_not_act_within_the_grace_loses_the_job(broker:
     broker.check()
 
 
+async def test_a_worker_that_ignores_a_cancellation_and_goes_on_reporting_is_fenced(
+    broker: Broker,
+) -> None:
+    ulid, token = await _cancelling(broker)
+    router = broker.router
+    for _ in range(5):
+        # It is told each time, and its reports do not stretch the grace.
+        renewal = await router.report("default", ulid, "w1", token, b"still at it")
+        assert renewal.cancel is not None
+        await broker.after(GRACE_MS // 5 + 1)
+    assert await broker.state(ulid) is S.CANCELLED
+    _, (renewal,), _ = await router.heartbeat("w1", [("default", ulid, token)])
+    assert renewal.lost
+    before = broker.dump()
+    for write in (
+        router.report("default", ulid, "w1", token, b"", None, b"checkpoint"),
+        router.succeed("default", ulid, "w1", token, b"late"),
+        router.fail("default", ulid, "w1", token, Failure("Late", "")),
+        router.release("default", ulid, "w1", token, True, ""),
+        router.confirm_cancel("default", ulid, "w1", token),
+    ):
+        with pytest.raises(LeaseLost):
+            await write
+    assert broker.dump() == before
+    broker.check()
+
+
 @pytest.mark.parametrize("final", [True, False])
 async def test_a_failure_during_a_cancellation_cancels_and_is_kept(
     broker: Broker, final: bool
