@@ -95,7 +95,8 @@ CompleteJobResponse: Any = _CLASSES["CompleteJobResponse"]
 
 @lru_cache(maxsize=256)
 def _around(id_length: int, state: int) -> tuple[bytes, bytes]:
-    name = "-" * id_length
+    # No length or tag is 0, so that it is found where it is and not a byte before.
+    name = "\0" * id_length
     accepted = job_service_pb2.SubmitJobResponse(job_id=name, state=state)  # type: ignore[arg-type]
     head, _, tail = (
         job_service_pb2.SubmitResult(accepted=accepted).SerializeToString().partition(name.encode())

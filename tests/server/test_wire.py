@@ -1,0 +1,19 @@
+"""Answers that are put together from serialized parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.servicers import wire
+
+
+@pytest.mark.parametrize("length", range(28, 64 + 27))
+def test_the_answer_to_an_accepted_job_reads_as_it_was_meant(length: int) -> None:
+    # At one length the byte that tells it is the character of which a part was once made.
+    job_id = "q" * (length - 27) + "-" + "0" * 26
+    state = job_pb2.JOB_STATE_PENDING
+    written = wire.accepted_result(job_id, state)
+    assert job_service_pb2.SubmitResult.FromString(written).accepted == (
+        job_service_pb2.SubmitJobResponse(job_id=job_id, state=state)
+    )
