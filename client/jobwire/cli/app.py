@@ -222,6 +222,7 @@ def main() -> NoReturn:
 
 # The commands register themselves with `cli`.
 from jobwire.cli import (  # noqa: E402
+    bench,  # noqa: F401
     bulk,  # noqa: F401
     completion,  # noqa: F401
     jobs,  # noqa: F401

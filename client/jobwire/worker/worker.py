@@ -182,7 +182,7 @@ class Worker:
             RuntimeError: It has no handlers.
         """
         _calm_the_collector()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(self.serve())
 
     async def serve(self) -> None:
@@ -333,7 +333,7 @@ def _calm_the_collector() -> None:
         gc.set_threshold(20_000, 20, 50)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Picks uvloop where it is installed, the faster loop under gRPC."""
     try:
         import uvloop

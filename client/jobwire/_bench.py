@@ -1,0 +1,242 @@
+"""How fast a deployment is: jobs that do nothing, through a queue of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from time import perf_counter
+
+from jobwire._async.client import AsyncClient
+from jobwire.context import Context
+from jobwire.errors import NotFound
+from jobwire.models import Job, JobState, NewJob
+from jobwire.worker import Worker
+
+OPERATION = "jobwire.bench"
+QUEUE_PREFIX = "jobwire-bench-"
+LOOK_S = 0.02
+# So many pass before anything is measured: connections open, and the first claims are made.
+WARM_UP_JOBS = 500
+IDLE_JOBS = 200
+"""Submitted one after the other, each once the one before is done."""
+PAGE_JOBS = 1_000
+STALLED_S = 30.0
+"""Without a single job done for so long, the benchmark gives up."""
+
+
+class BenchFailed(Exception):
+    """The jobs were not all done, or the queue was not this benchmark's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to do."""
+
+    queue: str
+    jobs: int
+    payload_bytes: int
+    batch: int
+    """Jobs submitted together; 1: each by itself."""
+    in_flight: int
+    """Submissions under way at once."""
+    concurrency: int
+    """Handlers at once in the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles, by the servers' clock, which tells milliseconds."""
+
+    p50: timedelta
+    p90: timedelta
+    p99: timedelta
+    most: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What was measured."""
+
+    jobs: int
+    payload_bytes: int
+    batch: int
+    in_flight: int
+    submitted_per_s: float
+    """From the first call to the last answer."""
+    done_per_s: float
+    """From the first call until every result was stored."""
+    start_latency: Latency
+    """From the submission of a job to its start, at full speed."""
+    done_latency: Latency
+    """From the submission of a job to its stored result, at full speed."""
+    idle_start_latency: Latency
+    """The same with one job at a time."""
+    idle_done_latency: Latency
+
+
+async def measure(
+    client: AsyncClient, worker: Worker, load: Load, say: Callable[[str], None]
+) -> BenchResult:
+    """Measures, and forgets its jobs at the end, however it ends.
+
+    Args:
+        client: To submit with.
+        worker: Connected to the same servers, without handlers yet; for this alone.
+        load: What to do.
+        say: Tells people how far it is.
+
+    Raises:
+        BenchFailed: The queue is in use, or jobs were not done.
+        CallError: A call failed.
+    """
+    await _check_unused(client, load.queue)
+
+    @worker.operation(OPERATION)
+    async def nothing(context: Context) -> None:
+        return None
+
+    try:
+        async with worker:
+            return await _Bench(client, load, say).run()
+    finally:
+        await _forget(client, load.queue)
+
+
+class _Bench:
+    def __init__(self, client: AsyncClient, load: Load, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._load = load
+        self._say = say
+        self._payload = os.urandom(load.payload_bytes)
+        self._done = 0
+
+    async def run(self) -> BenchResult:
+        load = self._load
+        self._say("warming up")
+        await self._through(min(load.jobs, WARM_UP_JOBS))
+        await _forget(self._client, load.queue)
+        self._done = 0
+        self._say(f"{load.jobs:,} jobs at full speed")
+        began = perf_counter()
+        submitted_s = await self._through(load.jobs)
+        took_s = perf_counter() - began
+        busy = await self._ended(load.jobs)
+        await _forget(self._client, load.queue)
+        self._done = 0
+        idle_jobs = min(load.jobs, IDLE_JOBS)
+        self._say(f"{idle_jobs:,} jobs one by one")
+        for _ in range(idle_jobs):
+            handle = await self._client.submit(OPERATION, self._payload, queue=load.queue)
+            await handle.result(timeout=STALLED_S)
+        idle = await self._ended(idle_jobs)
+        return BenchResult(
+            jobs=load.jobs,
+            payload_bytes=load.payload_bytes,
+            batch=load.batch,
+            in_flight=load.in_flight,
+            submitted_per_s=load.jobs / submitted_s,
+            done_per_s=load.jobs / took_s,
+            start_latency=_latency(busy, _to_start),
+            done_latency=_latency(busy, _to_end),
+            idle_start_latency=_latency(idle, _to_start),
+            idle_done_latency=_latency(idle, _to_end),
+        )
+
+    async def _through(self, count: int) -> float:
+        """Submits jobs and waits until they are done; returns how long the submission took."""
+        load, self._done = self._load, self._done + count
+        sizes = iter([min(load.batch, count - at) for at in range(0, count, load.batch)])
+        began = perf_counter()
+
+        async def submit() -> None:
+            for size in sizes:
+                await self._submit(size)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(load.in_flight):
+                    group.create_task(submit())
+        except* Exception as errors:
+            raise errors.exceptions[0] from None  # one says what is wrong with all of them
+        took_s = perf_counter() - began
+        await self._all_done()
+        return took_s
+
+    async def _submit(self, size: int) -> None:
+        queue = self._load.queue
+        if self._load.batch == 1:
+            await self._client.submit(OPERATION, self._payload, queue=queue)
+            return
+        job = NewJob(operation=OPERATION, payload=self._payload, queue=queue)
+        await self._client.submit_many([job] * size)
+
+    async def _all_done(self) -> None:
+        seen, since = -1, perf_counter()
+        while seen < self._done:
+            depth = (await self._client.queue(self._load.queue)).depth
+            done = depth.get(JobState.SUCCEEDED, 0)
+            if done > seen:
+                seen, since = done, perf_counter()
+            elif perf_counter() - since > STALLED_S:
+                raise BenchFailed(
+                    f"{self._done - seen:,} of {self._done:,} jobs are not done, and none was in"
+                    f" the last {STALLED_S:g} s"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def _ended(self, count: int) -> list[Job]:
+        """Returns the jobs that have succeeded; there must be so many, each with one attempt."""
+        states = [JobState.SUCCEEDED]
+        found = self._client.list(self._load.queue, states=states, page_size=PAGE_JOBS)
+        jobs = [job async for job in found]
+        if len(jobs) != count or any(job.attempt != 1 for job in jobs):
+            raise BenchFailed(f"{len(jobs):,} of {count:,} jobs are done, or some ran twice")
+        return jobs
+
+
+async def _check_unused(client: AsyncClient, queue: str) -> None:
+    try:
+        depth = (await client.queue(queue)).depth
+    except NotFound:
+        return
+    if depth:
+        found = ", ".join(f"{count} {state.value}" for state, count in depth.items())
+        raise BenchFailed(
+            f"the queue {queue} holds jobs ({found}): another benchmark runs or was killed; use"
+            " another --name, or cancel and purge them"
+        )
+
+
+async def _forget(client: AsyncClient, queue: str) -> None:
+    """Cancels and purges what the queue holds."""
+    try:
+        depth = (await client.queue(queue)).depth
+        if any(not state.is_terminal for state in depth):
+            await client.cancel_jobs(queue, reason="the benchmark has ended").wait()
+        await client.purge_jobs(queue).wait()
+    except NotFound:
+        return  # nothing was ever submitted
+
+
+def _to_start(job: Job) -> timedelta:
+    assert job.created_at is not None
+    assert job.started_at is not None
+    return job.started_at - job.created_at
+
+
+def _to_end(job: Job) -> timedelta:
+    assert job.created_at is not None
+    assert job.finished_at is not None
+    return job.finished_at - job.created_at
+
+
+def _latency(jobs: Sequence[Job], span: Callable[[Job], timedelta]) -> Latency:
+    spans = sorted(map(span, jobs))
+
+    def at(fraction: float) -> timedelta:
+        return spans[min(int(len(spans) * fraction), len(spans) - 1)]
+
+    return Latency(p50=at(0.5), p90=at(0.9), p99=at(0.99), most=spans[-1])

@@ -1,0 +1,124 @@
+"""`jobwire bench`: how fast the servers are."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from datetime import timedelta
+
+import click
+
+from jobwire._async.client import AsyncClient
+from jobwire._bench import QUEUE_PREFIX, BenchFailed, BenchResult, Latency, Load, measure
+from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.failures import Exit, say
+from jobwire.cli.output import print_json, print_rows
+from jobwire.cli.parameters import size
+from jobwire.worker import Worker
+from jobwire.worker.worker import loop_factory
+
+
+@cli.command()
+@click.option("--jobs", "-n", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True)
+@click.option("--payload", type=size, default="256", show_default=True, help="Bytes of a job.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 500),
+    default=100,
+    show_default=True,
+    help="Jobs submitted together; 1: each by itself.",
+)
+@click.option(
+    "--in-flight", type=click.IntRange(1, 1_000), default=8, show_default=True, help="Calls."
+)
+@click.option(
+    "--concurrency",
+    "-c",
+    type=click.IntRange(1, 5_000),
+    default=500,
+    show_default=True,
+    help="Jobs that its worker runs at once.",
+)
+@click.option(
+    "--name",
+    help=f"Of its queue, after {QUEUE_PREFIX!r}. Default: this machine's name.",
+)
+@common
+@pass_settings
+def bench(
+    settings: Settings,
+    jobs: int,
+    payload: int,
+    batch: int,
+    in_flight: int,
+    concurrency: int,
+    name: str | None,
+) -> None:
+    """Measure how fast the servers take jobs and have them done.
+
+    Jobs that do nothing go through a queue of this benchmark's own, worked by a worker in this
+    process; no other queue is touched, and the jobs are forgotten at the end. The servers, their
+    store and whoever uses them feel the load.
+    """
+    load = Load(
+        queue=QUEUE_PREFIX + (name or _machine()),
+        jobs=jobs,
+        payload_bytes=payload,
+        batch=batch,
+        in_flight=in_flight,
+        concurrency=concurrency,
+    )
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            result = runner.run(_measure(settings, load))
+    except BenchFailed as error:
+        say(f"error: {error}")
+        raise click.exceptions.Exit(Exit.UNSUCCESSFUL) from error
+    if settings.json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+async def _measure(settings: Settings, load: Load) -> BenchResult:
+    worker = Worker(
+        settings.target,
+        queues=[load.queue],
+        concurrency=load.concurrency,
+        prefetch=load.concurrency,
+        tls=settings.tls,
+    )
+    target, tls = settings.target, settings.tls
+    async with AsyncClient(target, timeout_s=settings.timeout_s, tls=tls) as client:
+        return await measure(client, worker, load, lambda text: click.echo(text, err=True))
+
+
+def _show(result: BenchResult) -> None:
+    click.echo(
+        f"{result.jobs:,} jobs of {result.payload_bytes:,} bytes, {result.batch} a call,"
+        f" {result.in_flight} calls at once"
+    )
+    click.echo(f"submitted  {result.submitted_per_s:,.0f} jobs/s")
+    click.echo(f"done       {result.done_per_s:,.0f} jobs/s, from the first submission")
+    print_rows(
+        ("LATENCY", "P50", "P90", "P99", "MAX"),
+        (
+            _row("to start, full speed", result.start_latency),
+            _row("to done, full speed", result.done_latency),
+            _row("to start, one by one", result.idle_start_latency),
+            _row("to done, one by one", result.idle_done_latency),
+        ),
+        empty="",
+    )
+
+
+def _row(name: str, latency: Latency) -> tuple[str, ...]:
+    spans = (latency.p50, latency.p90, latency.p99, latency.most)
+    return (name, *(f"{one / timedelta(milliseconds=1):,.0f} ms" for one in spans))
+
+
+def _machine() -> str:
+    """Returns this machine's name as a queue's name can hold it."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")
+    return name[:40].rstrip("-") or "here"
