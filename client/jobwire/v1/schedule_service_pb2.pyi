@@ -35,7 +35,9 @@ class _MissedRunsEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MissedRuns.
     MISSED_RUNS_RUN_LATEST: _MissedRuns.ValueType  # 2
     """One job makes up for all of them, with the latest missed moment."""
     MISSED_RUNS_RUN_ALL: _MissedRuns.ValueType  # 3
-    """One job for each, oldest first, for those that are no older than `catch_up_window`."""
+    """One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
+    `overlap` says.
+    """
 
 class MissedRuns(_MissedRuns, metaclass=_MissedRunsEnumTypeWrapper):
     """What happens to due moments that passed while no server was up, or the store was away."""
@@ -47,7 +49,9 @@ MISSED_RUNS_SKIP: MissedRuns.ValueType  # 1
 MISSED_RUNS_RUN_LATEST: MissedRuns.ValueType  # 2
 """One job makes up for all of them, with the latest missed moment."""
 MISSED_RUNS_RUN_ALL: MissedRuns.ValueType  # 3
-"""One job for each, oldest first, for those that are no older than `catch_up_window`."""
+"""One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
+`overlap` says.
+"""
 
 class _Overlap:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -91,8 +95,8 @@ class CronCadence(message.Message):
     """
     time_zone: builtins.str
     """Its IANA name, for example `Europe/Berlin`. Unset: `UTC`. Where daylight saving skips a
-    moment the run is due right after the gap; where it repeats one, fixed hours run once and
-    hourly and minutely ones each time.
+    moment of a fixed hour the run is due right after the gap; where it repeats one, fixed hours
+    run once and hourly and minutely ones each time.
     """
     def __init__(
         self,
@@ -159,7 +163,7 @@ class ScheduleSpec(message.Message):
     @builtins.property
     def job(self) -> job_pb2.JobSpec:
         """What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-        set; `unique` may be. The job is labelled `jobwire.schedule` = the schedule's id, and
+        set; `unique` may be: a moment at which another job holds the key is left out. The job is labelled `jobwire.schedule` = the schedule's id, and
         `jobwire.due` = the moment in RFC 3339, UTC.
         """
 
@@ -246,7 +250,7 @@ class Schedule(message.Message):
     total_runs: builtins.int
     """Jobs submitted."""
     skipped_runs: builtins.int
-    """Due moments left out because of `overlap`."""
+    """Due moments left out because of `overlap`, or because another job held the unique key."""
     missed_runs: builtins.int
     """Due moments left out because of `missed_runs`."""
     @builtins.property

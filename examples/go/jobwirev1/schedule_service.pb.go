@@ -35,7 +35,8 @@ const (
 	MissedRuns_MISSED_RUNS_SKIP MissedRuns = 1
 	// One job makes up for all of them, with the latest missed moment.
 	MissedRuns_MISSED_RUNS_RUN_LATEST MissedRuns = 2
-	// One job for each, oldest first, for those that are no older than `catch_up_window`.
+	// One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
+	// `overlap` says.
 	MissedRuns_MISSED_RUNS_RUN_ALL MissedRuns = 3
 )
 
@@ -147,8 +148,8 @@ type CronCadence struct {
 	// `#` for the nth weekday. Or one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`.
 	Expression string `protobuf:"bytes,1,opt,name=expression,proto3" json:"expression,omitempty"`
 	// Its IANA name, for example `Europe/Berlin`. Unset: `UTC`. Where daylight saving skips a
-	// moment the run is due right after the gap; where it repeats one, fixed hours run once and
-	// hourly and minutely ones each time.
+	// moment of a fixed hour the run is due right after the gap; where it repeats one, fixed hours
+	// run once and hourly and minutely ones each time.
 	TimeZone      string `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -257,7 +258,7 @@ func (x *IntervalCadence) GetAnchor() *timestamppb.Timestamp {
 type ScheduleSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-	// set; `unique` may be. The job is labelled `jobwire.schedule` = the schedule's id, and
+	// set; `unique` may be: a moment at which another job holds the key is left out. The job is labelled `jobwire.schedule` = the schedule's id, and
 	// `jobwire.due` = the moment in RFC 3339, UTC.
 	Job *JobSpec `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	// When it is due. Required.
@@ -442,7 +443,7 @@ type Schedule struct {
 	RecentRuns []*ScheduleRun `protobuf:"bytes,10,rep,name=recent_runs,json=recentRuns,proto3" json:"recent_runs,omitempty"`
 	// Jobs submitted.
 	TotalRuns uint64 `protobuf:"varint,11,opt,name=total_runs,json=totalRuns,proto3" json:"total_runs,omitempty"`
-	// Due moments left out because of `overlap`.
+	// Due moments left out because of `overlap`, or because another job held the unique key.
 	SkippedRuns uint64 `protobuf:"varint,12,opt,name=skipped_runs,json=skippedRuns,proto3" json:"skipped_runs,omitempty"`
 	// Due moments left out because of `missed_runs`.
 	MissedRuns    uint64 `protobuf:"varint,13,opt,name=missed_runs,json=missedRuns,proto3" json:"missed_runs,omitempty"`
