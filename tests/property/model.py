@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jobwire_server.model import JobState
+from jobwire_server.model import JobState, UniqueScope
 
 S = JobState
 STEP_MS = 10_000
@@ -38,6 +38,9 @@ class ModelJob:
     failures: int = 0
     crashes: int = 0
     interruptions: int = 0
+    retention: int | None = None
+    """How long it is kept after its end; None: longer than any run."""
+    ended: int | None = None
 
     @property
     def leased(self) -> bool:
@@ -81,6 +84,34 @@ class Model:
 
     now: int = 0
     jobs: dict[str, ModelJob] = field(default_factory=dict)
+    keys: dict[str, tuple[str, UniqueScope]] = field(default_factory=dict)
+    """Unique key -> who took it last, and for how long."""
+    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Request id -> the ULID it was answered with, and its content."""
+
+    def holder(self, key: str) -> ModelJob | None:
+        """The job that holds a unique key."""
+        ulid, scope = self.keys.get(key, ("", UniqueScope.UNFINISHED))
+        job = self.jobs.get(ulid)
+        if job is None or job.state.terminal:
+            return None
+        waits = job.state in (S.SCHEDULED, S.PENDING) and job.attempt == 0
+        return job if waits or scope is UniqueScope.UNFINISHED else None
+
+    def note_ends(self) -> None:
+        for job in self.jobs.values():
+            if not job.state.terminal:
+                job.ended = None
+            elif job.ended is None:
+                job.ended = self.now
+
+    def purge(self) -> None:
+        """Forgets whose retention is over."""
+        for job in [*self.jobs.values()]:
+            if job.ended is None or job.retention is None:
+                continue
+            if job.ended + job.retention <= self.now:
+                del self.jobs[job.ulid]
 
     def ready(self) -> list[ModelJob]:
         """The jobs that a claim may deliver."""

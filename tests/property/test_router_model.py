@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import ClassVar, TypeVar
 
@@ -12,8 +12,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jobwire_server.errors import LeaseLost, WrongState
-from jobwire_server.model import Failure, JobState, RetryPolicy
+from jobwire_server.errors import AlreadyExists, LeaseLost, UniqueKeyTaken, WrongState
+from jobwire_server.model import (
+    Failure,
+    JobState,
+    NewJob,
+    RequestId,
+    RetryPolicy,
+    UniqueConflict,
+    UniqueKey,
+    UniqueScope,
+)
 from jobwire_server.options import BrokerOptions
 
 from tests.property.model import (
@@ -42,6 +51,10 @@ OPTIONS = BrokerOptions(
 )
 
 
+async def _nothing(*_: object) -> tuple[int, int]:
+    return 0, 0
+
+
 class Machine(RuleBasedStateMachine):
     """Acts on the broker through either server and on the model, and compares."""
 
@@ -52,6 +65,7 @@ class Machine(RuleBasedStateMachine):
         self.store.flush()
         self.model = Model()
         self.runner = asyncio.Runner()
+        self.purges: list[Callable[[str, int], Awaitable[object]]] = []
         self.stack = AsyncExitStack()
         self.brokers = [self.run(self._open(f"s{number}")) for number in (1, 2)]
         for worker in ("w1", "w2", "w3"):
@@ -59,7 +73,11 @@ class Machine(RuleBasedStateMachine):
 
     async def _open(self, server_id: str) -> Broker:
         opened = running_broker(self.store.url, OPTIONS, server_id)
-        return await self.stack.enter_async_context(opened)
+        broker = await self.stack.enter_async_context(opened)
+        # Keepers would forget jobs at moments that the model knows nothing of.
+        self.purges.append(broker.router._jobs.purge)
+        broker.router._jobs.purge = _nothing  # type: ignore[method-assign]
+        return broker
 
     def teardown(self) -> None:
         self.run(self.stack.aclose())
@@ -145,6 +163,93 @@ class Machine(RuleBasedStateMachine):
                 state=state,
                 deadline=now + deadline if deadline else None,
             )
+
+    @precondition(lambda self: len([job for job in self.jobs if not job.state.terminal]) < 6)
+    @rule(
+        data=st.data(),
+        key=st.sampled_from(["a", "b"]),
+        scope=st.sampled_from([UniqueScope.PENDING, UniqueScope.UNFINISHED]),
+        conflict=st.sampled_from([*UniqueConflict]),
+        delay=st.sampled_from([0, 0, 2]),
+        retention=st.sampled_from([None, 0, 2]),
+    )
+    def submit_with_a_unique_key(
+        self,
+        data: st.DataObject,
+        key: str,
+        scope: UniqueScope,
+        conflict: UniqueConflict,
+        delay: int,
+        retention: int | None,
+    ) -> None:
+        job = new_job(
+            unique=UniqueKey(key, scope, 0, conflict),
+            delay_ms=delay * STEP_MS,
+            retention_ms=None if retention is None else retention * STEP_MS,
+            retry=RetryPolicy(2, BACKOFF * STEP_MS, BACKOFF * STEP_MS, 1.0, 0.0),
+        )
+        holder = self.model.holder(key)
+        (answer,) = self.run(self._broker(data).router.submit("default", [job]))
+        if holder is not None and conflict is UniqueConflict.RETURN_EXISTING:
+            assert answer == (f"default-{holder.ulid}", holder.state, b"")
+            return
+        if holder is not None:
+            replaceable = holder.attempt == 0 and holder.state in (S.SCHEDULED, S.PENDING)
+            if conflict is UniqueConflict.REJECT or not replaceable:
+                assert isinstance(answer, UniqueKeyTaken)
+                assert answer.metadata["job_id"] == f"default-{holder.ulid}"
+                return
+            self.model.cancel(holder)
+        state = S.SCHEDULED if delay else S.PENDING
+        assert answer == (job.job_id, state, None)
+        self.model.keys[key] = (ulid_of(job), scope)
+        self._accept(job, 2, state, self.model.now + delay, retention)
+
+    @precondition(lambda self: len([job for job in self.jobs if not job.state.terminal]) < 6)
+    @rule(
+        data=st.data(),
+        request_id=st.sampled_from(["r1", "r2", "r3"]),
+        content=st.sampled_from(["a", "a", "b"]),
+    )
+    def submit_with_a_request_id(self, data: st.DataObject, request_id: str, content: str) -> None:
+        retention = 1
+        job = new_job(
+            request=RequestId(request_id, content * 32),
+            retention_ms=retention * STEP_MS,
+            retry=RetryPolicy(2, BACKOFF * STEP_MS, BACKOFF * STEP_MS, 1.0, 0.0),
+        )
+        (answer,) = self.run(self._broker(data).router.submit("default", [job]))
+        if request_id in self.model.requests:
+            ulid, before = self.model.requests[request_id]
+            if content != before:
+                assert isinstance(answer, AlreadyExists)
+                return
+            known = self.model.jobs.get(ulid)
+            assert answer == (f"default-{ulid}", known.state if known else None, b"")
+            return
+        assert answer == (job.job_id, S.PENDING, None)
+        self.model.requests[request_id] = (ulid_of(job), content)
+        self._accept(job, 2, S.PENDING, self.model.now, retention)
+
+    def _accept(
+        self, job: NewJob, attempts: int, state: JobState, due: int, retention: int | None
+    ) -> None:
+        self.model.jobs[ulid_of(job)] = ModelJob(
+            ulid=ulid_of(job),
+            priority=0,
+            max_attempts=attempts,
+            timeout=None,
+            expires=None,
+            due=due,
+            state=state,
+            retention=retention,
+        )
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        self.run(self.purges[data.draw(st.integers(0, 1), label="server")]("default", 1000))
+        self.model.purge()
 
     @precondition(lambda self: self.model.jobs)
     @rule(data=st.data())
@@ -345,6 +450,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_store_is_consistent_and_agrees_with_the_model(self) -> None:
+        self.model.note_ends()
         dump = self.brokers[0].check()
         assert {ulid: dump.state(ulid) for ulid in dump.jobs} == {
             job.ulid: job.state for job in self.jobs

@@ -6,8 +6,18 @@ import asyncio
 
 import pytest
 
-from jobwire_server.errors import JobNotFound, WrongState
-from jobwire_server.model import Failure, Job, JobState, OutputPlace, Piece, RetryPolicy, Written
+from jobwire_server.errors import JobNotFound, UniqueKeyTaken, WrongState
+from jobwire_server.model import (
+    Failure,
+    Job,
+    JobState,
+    OutputPlace,
+    Piece,
+    RetryPolicy,
+    UniqueKey,
+    UniqueScope,
+    Written,
+)
 
 from tests.support.brokers import Broker, running_broker
 from tests.support.dump import dump_queue
@@ -238,3 +248,50 @@ async def test_a_forgotten_redrive_call_is_not_done_twice(broker: Broker) -> Non
     (outcome,) = await once("default", items)  # type: ignore[arg-type]
     assert outcome == (S.FAILED, False)
     assert dump_queue(broker.client) == before
+
+
+async def test_a_redrive_takes_the_unique_key_again(broker: Broker) -> None:
+    await broker.register()
+    ulid = await dead_letter(broker, unique=UniqueKey("k"))
+    await retry(broker, ulid)
+    broker.check()
+    (answer,) = await broker.submitted(new_job(unique=UniqueKey("k")))
+    assert answer.job_id == f"default-{ulid}"
+
+
+async def test_a_redrive_is_refused_where_another_job_holds_the_key(broker: Broker) -> None:
+    await broker.register()
+    ulid = await dead_letter(broker, unique=UniqueKey("k"))
+    (holder,) = await broker.submit(new_job(unique=UniqueKey("k")))
+    before = dump_queue(broker.client)
+    with pytest.raises(UniqueKeyTaken) as refused:
+        await retry(broker, ulid)
+    assert refused.value.metadata == {"job_id": f"default-{holder}", "state": "PENDING"}
+    assert dump_queue(broker.client) == before
+    await broker.router.cancel_job("default", holder, "")
+    assert (await retry(broker, ulid)).state is S.PENDING
+    broker.check()
+
+
+async def test_a_redrive_of_a_job_that_was_handed_out_needs_no_key_of_the_pending(
+    broker: Broker,
+) -> None:
+    await broker.register()
+    key = UniqueKey("k", UniqueScope.PENDING)
+    ulid = await dead_letter(broker, unique=key)
+    (waiting,) = await broker.submit(new_job(unique=key))
+    assert (await retry(broker, ulid)).state is S.PENDING
+    (answer,) = await broker.submitted(new_job(unique=key))
+    assert answer.job_id == f"default-{waiting}"
+    broker.check()
+
+
+async def test_a_redriven_job_counts_as_live_again(broker: Broker) -> None:
+    await broker.register()
+    ulid = await dead_letter(broker)
+    size = len((await broker.job(ulid)).record)
+    queue = await broker.router.get_queue("default")
+    assert (queue.live_bytes, queue.ended_bytes) == (0, size)
+    await retry(broker, ulid)
+    queue = await broker.router.get_queue("default")
+    assert (queue.live_bytes, queue.ended_bytes) == (size, 0)

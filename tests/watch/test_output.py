@@ -12,6 +12,7 @@ import redis
 from jobwire.v1 import admin_service_pb2, job_pb2, worker_service_pb2
 from jobwire.v1.job_service_pb2 import WatchJobRequest
 from jobwire.v1.worker_service_pb2 import Released, Report
+from jobwire_server.model import QueueSettings
 
 from tests.support.grpc_servers import refusal, refused
 from tests.support.streams import RawWorker, StreamServer
@@ -179,6 +180,26 @@ async def test_output_is_removed_with_the_job(
         assert left == []
         assert client.hget("jw:{default}:usage", "output") == b"0"
     assert (await hands.watch(lease.job_id).fails()).code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_output_that_went_before_its_job_is_said_to_be_gone(
+    hands: Hands, server: StreamServer
+) -> None:
+    lease = await hands.running()
+    async with hands.watch(lease.job_id) as watcher:
+        await hands.write(lease, chunk(b"aaaa", 0))
+        await watcher.reads(1, b"aaaa")
+    await hands.write(lease, chunk(b"bbbb", 4))
+    await hands.complete(lease)
+    settings = QueueSettings(retain_output_ms=0)
+    assert await server.router._jobs.trim("default", 10, settings) == 1
+    said = refused(await hands.watch(lease.job_id, cursor=watcher.account.cursor).fails())
+    assert (said.code, said.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_COMPACTED")
+    rest = await hands.watch(lease.job_id, cursor=said.metadata["first_available"]).end()
+    assert (rest.output, rest.states) == ({}, [SUCCEEDED])
+    # Whoever names no point is given what there is.
+    assert (await hands.watch(lease.job_id).end()).output == {}
+    assert (await hands.job(lease.job_id)).output_bytes == 0
 
 
 async def test_a_job_of_a_full_queue_that_trims_its_own_output_goes_on(hands: Hands) -> None:
