@@ -41,6 +41,7 @@ class ModelJob:
     retention: int | None = None
     """How long it is kept after its end; None: longer than any run."""
     ended: int | None = None
+    unique: tuple[str, UniqueScope] | None = None
 
     @property
     def leased(self) -> bool:
@@ -133,7 +134,16 @@ class Model:
         elif not job.state.terminal and job.state is not S.CANCELLING:
             job.state = S.CANCELLED
 
+    def key_to_take_again(self, job: ModelJob) -> str | None:
+        """The unique key that a redrive needs."""
+        if job.unique is None or (job.unique[1] is UniqueScope.PENDING and job.attempt > 0):
+            return None
+        return job.unique[0]
+
     def redrive(self, job: ModelJob) -> None:
+        key = self.key_to_take_again(job)
+        if key is not None and job.unique is not None:
+            self.keys[key] = (job.ulid, job.unique[1])
         job.state, job.expires, job.deadline = S.PENDING, None, None
         job.failures = job.crashes = job.interruptions = 0
 

@@ -204,6 +204,7 @@ class Machine(RuleBasedStateMachine):
         assert answer == (job.job_id, state, None)
         self.model.keys[key] = (ulid_of(job), scope)
         self._accept(job, 2, state, self.model.now + delay, retention)
+        self.model.jobs[ulid_of(job)].unique = (key, scope)
 
     @precondition(lambda self: len([job for job in self.jobs if not job.state.terminal]) < 6)
     @rule(
@@ -277,9 +278,16 @@ class Machine(RuleBasedStateMachine):
     def redrive(self, data: st.DataObject) -> None:
         job = self._pick(data, [job for job in self.jobs if job.state > S.SUCCEEDED])
         router = self._broker(data).router
-        for _ in range(2):  # the second as if the answer had been lost
-            again = self.run(router.retry_job("default", job.ulid, "why", 0, read_facts))
-            assert again.state is S.PENDING
+        key = self.model.key_to_take_again(job)
+        taken = key is not None and self.model.holder(key) is not None
+        try:
+            for _ in range(2):  # the second as if the answer had been lost
+                again = self.run(router.retry_job("default", job.ulid, "why", 0, read_facts))
+                assert again.state is S.PENDING
+        except UniqueKeyTaken:
+            assert taken
+            return
+        assert not taken
         self.model.redrive(job)
 
     # What workers do --------------------------------------------------------
