@@ -20,6 +20,7 @@ from jobwire_server.errors import (
     ChangedMeanwhile,
     JobwireError,
     ScheduleNotFound,
+    StoreFull,
     StoreUnavailable,
 )
 from jobwire_server.ids import ulid_from
@@ -244,9 +245,15 @@ class Schedules:
         settings = await self._settings.get(queue)
         retention_ms = retain_ended_ms(settings, self._options)
         for batch in batches:
-            now, head, outcomes = await self._store.fire(
-                queue, batch, self._options.cancel_grace_ms, retention_ms, settings
-            )
+            try:
+                now, head, outcomes = await self._store.fire(
+                    queue, batch, self._options.cancel_grace_ms, retention_ms, settings
+                )
+            except StoreFull as error:
+                # The queue's clock goes on: it forgets jobs, which makes room.
+                held_back = True
+                self._complain(queue, "schedules held back", error=error.message)
+                break
             self._count(batch, outcomes)
             if Settled.HELD_BACK in outcomes:
                 held_back = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobwire_server.errors import ScheduleNotFound, StoreFull
+from jobwire_server.errors import ScheduleNotFound
 from jobwire_server.maintenance.keeper import QueueKeeper
 from jobwire_server.model import JobState
 from jobwire_server.operations.routing import route_of
@@ -18,7 +18,7 @@ from jobwire_server.operations.schedules import MissedRuns, Overlap, Plan
 from jobwire_server.store.schedules import Template
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import DAY_MS
+from tests.support.jobs import DAY_MS, new_job
 from tests.support.stores import StoreProcess
 from tests.support.waiting import eventually
 
@@ -172,31 +172,52 @@ async def test_another_server_fires_what_the_one_that_made_it_left(valkey_url: s
         await eventually(lambda: len(_fired(second)) >= 2, "it is fired", timeout_s=10)
 
 
-async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(broker: Broker) -> None:
-    await _create(broker)
-    broker.shift(MINUTE)
-    calls = []
-
-    async def full(queue: str, ids: list[str]) -> Any:
-        calls.append(ids)
-        raise StoreFull
-
+async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await _create(broker, plan=replace(EACH, every_ms=DAY_MS))
+    await broker.submit(new_job(delay_ms=1_000))
+    broker.shift(DAY_MS)
     router = broker.router
     keeper = QueueKeeper(
         "default",
         router._jobs,
         router.options,
         router._attempts.end_overdue,
-        full,
+        router.schedules.fire_due,
         lambda now_ms: None,
         router._settings,
     )
-    wait_s = await keeper._look()
-    assert calls == [["s1"]]
-    assert 0 < wait_s <= 1
-    assert _fired(broker) == []
+    broker.client.config_set("maxmemory", "1mb")
+    try:
+        for _ in range(3):
+            assert 0 < await keeper._look() <= 1
+    finally:
+        broker.client.config_set("maxmemory", "0")
+    assert capsys.readouterr().out.count("schedules held back") == 1
+    # The job that was due meanwhile became ready.
+    (ulid,) = _fired(broker)
+    assert await broker.state(ulid) is JobState.PENDING
     await broker.settle()
-    assert len(_fired(broker)) == 1
+    assert len(_fired(broker)) == 2
+    broker.check()
+
+
+async def test_moments_that_follow_one_that_is_held_back_wait_for_it(broker: Broker) -> None:
+    made = await _create(broker)
+    await broker.router.configure_queue("default", {"max_pending_jobs": 2})
+    broker.shift(5 * MINUTE)
+    assert (await broker.router.schedules.fire_due("default", ["s1"])).held_back
+    found = await broker.router.schedules.get("default", "s1")
+    assert found.total_runs == len(_fired(broker)) == 2
+    assert found.due_ms == made.due_ms + 2 * MINUTE
+    await broker.router.configure_queue("default", {"max_pending_jobs": 0})
+    await broker.settle()
+    found = await broker.router.schedules.get("default", "s1")
+    assert [run.due_ms for run in found.runs] == [
+        made.due_ms + at * MINUTE for at in (4, 3, 2, 1, 0)
+    ]
+    broker.check()
 
 
 async def test_one_schedule_that_can_not_be_decided_does_not_stop_the_others(

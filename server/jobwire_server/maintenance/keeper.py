@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import structlog
 
-from jobwire_server.errors import JobwireError, StoreFull
+from jobwire_server.errors import JobwireError
 from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
@@ -140,12 +140,7 @@ class QueueKeeper:
 
     async def _fire(self, schedules: list[str]) -> float | None:
         """Fires schedules; returns how long until the next are due, ms, None if none is."""
-        try:
-            fired = await self._fire_due(self._queue, schedules)
-        except StoreFull:
-            # The clock goes on: it ends jobs, which makes room.
-            log.warning("schedules held back: the store is full", queue=self._queue)
-            return ERROR_PAUSE_S * 1000
+        fired = await self._fire_due(self._queue, schedules)
         if fired.held_back:
             return ERROR_PAUSE_S * 1000
         return max(0, fired.next_due_ms - fired.now_ms) if fired.next_due_ms else None
