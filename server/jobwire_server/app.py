@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -148,10 +149,13 @@ class Application:
         self._monitor.start()
         self._show(State.SERVING)
 
-    async def serve(self) -> None:
+    async def serve(self, on_ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
         Call `start` first.
+
+        Args:
+            on_ready: Called when a signal would drain the server, and no longer end it at once.
         """
         stopping, hurry = asyncio.Event(), asyncio.Event()
 
@@ -162,6 +166,7 @@ class Application:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         try:
+            on_ready()
             await stopping.wait()
             await self.stop(self.settings.shutdown_grace.total_seconds(), hurry)
         finally:

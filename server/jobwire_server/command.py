@@ -133,12 +133,8 @@ async def _run_alone(settings: Settings, for_people: bool) -> None:
     facts = application.facts
     assert facts is not None
     port = application.http.port if application.http is not None else None
-    _tell(
-        settings,
-        for_people,
-        Started(application.address, port, facts.version, facts.store, facts.server_id),
-    )
-    await application.serve()
+    started = Started(application.address, port, facts.version, facts.store, facts.server_id)
+    await application.serve(lambda: _tell(settings, for_people, started))
 
 
 async def _run_several(settings: Settings, for_people: bool) -> None:

@@ -54,6 +54,15 @@ def test_away_from_a_terminal_each_line_is_json_with_a_utc_time() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line["timestamp"])
 
 
+def test_each_line_of_one_process_of_several_names_it() -> None:
+    stream = io.StringIO()
+    configure_logs("json", "info", stream, process=1)
+    structlog.get_logger("x").info("hello")
+    structlog.get_logger("x").info("of another", process=2)
+    logging.getLogger("library").warning("careful")
+    assert [line["process"] for line in _lines(stream)] == [1, 2, 1]
+
+
 def test_on_a_terminal_lines_are_for_people() -> None:
     stream = Terminal()
     assert configure_logs("auto", "info", stream)
