@@ -42,15 +42,15 @@ class Served:
 
 
 @asynccontextmanager
-async def served_broker(url: str) -> AsyncIterator[Served]:
+async def served_broker(url: str, limits: Limits = LIMITS) -> AsyncIterator[Served]:
     """Serves the contract on the store, with small limits and no loops of its own."""
-    options = replace(QUIET, limits=LIMITS)
+    options = replace(QUIET, limits=limits)
     async with running_broker(url, options) as broker:
         store = StoreInfo("valkey", "9.1.0", "aof everysec")
-        facts = ServerFacts("s1", "0.0.0", 1_000, store, LIMITS)
+        facts = ServerFacts("s1", "0.0.0", 1_000, store, limits)
         server = grpc.aio.server(
             interceptors=(CallInterceptor(RpcMetrics()),),
-            options=(("grpc.max_receive_message_length", LIMITS.max_message_bytes),),
+            options=(("grpc.max_receive_message_length", limits.max_message_bytes),),
         )
         server.add_generic_rpc_handlers(tuple(generic_handlers(broker.router, facts)))
         port = server.add_insecure_port("127.0.0.1:0")
