@@ -31,6 +31,7 @@ from jobwire import (
 )
 
 from tests.support.streams import QUICK, stream_server
+from tests.support.workers import WorkerProcess
 
 AT_ONCE = RetryPolicy(initial_backoff=0, max_backoff=0)
 Way = Literal["stream", "unary"]
@@ -336,3 +337,24 @@ async def test_a_schedule_is_changed_stopped_triggered_and_removed(client: Async
     await client.delete_schedule("nightly")
     with pytest.raises(ScheduleNotFound):
         await client.get_schedule("nightly")
+
+
+async def test_what_a_killed_worker_saved_the_next_one_gets(
+    address: str, client: AsyncClient
+) -> None:
+    first = WorkerProcess(address, "tests.client.dying")
+    first.start()
+    handle = await client.submit("count")
+    async with asyncio.timeout(30), aclosing(handle.watch()) as states:
+        async for job in states:
+            if job.progress is not None:
+                break
+    first.kill()
+    second = WorkerProcess(address, "tests.client.dying")
+    second.start()
+    try:
+        assert await handle.result(timeout=60) == {"from": {"rows": 1200}, "attempt": 2}
+    finally:
+        second.stop()
+    job = await handle.get()
+    assert (job.crashes, job.failures, job.checkpoint) == (1, 0, None)

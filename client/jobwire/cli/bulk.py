@@ -34,10 +34,10 @@ _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
 @common
 @pass_settings
 def retry(settings: Settings, job_ids: tuple[str, ...], reason: str, delay: float | None) -> None:
-    """Put jobs back that failed, were cancelled or have expired.
+    """Put back jobs that failed or were ended.
 
-    Their budgets begin anew; attempts, output and checkpoint stay. `jobwire redrive` does it to
-    all jobs of a queue that match.
+    They are FAILED, CANCELLED or EXPIRED. Their budgets begin anew; attempts, output and
+    checkpoint stay. `jobwire redrive` does it to all jobs of a queue that match.
     """
     with settings.client() as client:
         for job_id in job_ids:
@@ -68,9 +68,9 @@ def redrive(
     yes: bool,
     **which: Any,
 ) -> int:
-    """Put all jobs of a queue back that match, the dead letters unless told otherwise.
+    """Put back all jobs that match.
 
-    On a terminal it counts them first and asks.
+    The dead letters of a queue, unless told otherwise. On a terminal it counts them first and asks.
 
     \b
     Example:
@@ -114,10 +114,10 @@ def cancel(
     yes: bool,
     **which: Any,
 ) -> int:
-    """Ask for the end of jobs: at once, or by their worker if they run.
+    """Ask for the end of jobs.
 
-    Names jobs by their ids, or with --queue all live jobs of it that match; on a terminal it then
-    counts them first and asks.
+    They end at once, or by their worker if they run. Name them by their ids, or with --queue all
+    live jobs of it that match; on a terminal it then counts them first and asks.
     """
     chosen = filter_of(**which, by_submission=True)
     narrows = dry_run or max_jobs or any(chosen.values())
@@ -151,10 +151,10 @@ def cancel(
 def purge(
     settings: Settings, /, queue: str, max_jobs: int, dry_run: bool, yes: bool, **which: Any
 ) -> int:
-    """Forget jobs of a queue that have ended, with all that is kept of them.
+    """Forget jobs that have ended.
 
-    On a terminal it counts them first and asks; elsewhere it wants --yes. Live jobs are never
-    purged: cancel them first.
+    All that is kept of them goes, for good. On a terminal it counts them first and asks; elsewhere
+    it wants --yes. Live jobs are never purged: cancel them first.
     """
     if not yes and not dry_run and not sys.stdin.isatty():
         raise click.UsageError("what is purged does not come back: say --yes, or try --dry-run")

@@ -34,7 +34,7 @@ Exit codes:
   4    no server answered in time, or it is full
   5    the state of things does not allow it
   70   a defect; JOBWIRE_DEBUG=1 shows the traceback
-  130  interrupted by Ctrl-C"""
+  130  interrupted by Ctrl-C, or told not to"""
 
 _BY_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: Exit.USAGE,

@@ -47,9 +47,14 @@ def filter_options(what: str) -> Callable[[F], F]:
             help="Only jobs with this label.",
         ),
         click.option(
-            "--since", type=past, help=f"Only jobs that {what} since then: a moment, or 2h ago."
+            "--since",
+            type=past,
+            metavar="TIME|DURATION",
+            help=f"Only jobs that {what} since: a moment, or 2h for two hours ago.",
         ),
-        click.option("--before", type=past, help=f"Only jobs that {what} before."),
+        click.option(
+            "--before", type=past, metavar="TIME|DURATION", help=f"Only jobs that {what} before."
+        ),
     )
 
     def decorate(function: F) -> F:

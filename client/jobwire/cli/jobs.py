@@ -91,7 +91,10 @@ def submit(
 @common
 @pass_settings
 def get(settings: Settings, job_id: str) -> None:
-    """Show a job with its payload, result, checkpoint, and attempts with what went wrong."""
+    """Show a job and each of its attempts.
+
+    With payload, result, progress and checkpoint, and the stack traces of what went wrong.
+    """
     with settings.client() as client:
         job = client.get(job_id)
     if settings.json:
@@ -267,7 +270,7 @@ def dead(
     failure_type: str,
     limit: int,
 ) -> None:
-    """List the dead letters of a queue: jobs that failed for good.
+    """List jobs that failed for good.
 
     `jobwire get` shows one with all its attempts; `jobwire retry` and `jobwire redrive` put them
     back.

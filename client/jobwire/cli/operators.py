@@ -153,11 +153,18 @@ def resume_queue(settings: Settings, name: str) -> None:
     type=click.IntRange(0, 1_000_000),
     help="How many changes of jobs to keep, for watchers that come back. 0: none.",
 )
-@click.option("--retain-event-log", type=span_or_default, help="How long to keep them.")
+@click.option(
+    "--retain-event-log",
+    type=span_or_default,
+    metavar="DURATION|default",
+    help="How long to keep them.",
+)
 @click.option(
     "--max-output", type=size, help="For all its jobs together, such as 1GiB. 0: the server's."
 )
-@click.option("--retain-output", type=span_or_default, help="Of ended jobs.")
+@click.option(
+    "--retain-output", type=span_or_default, metavar="DURATION|default", help="Of ended jobs."
+)
 @click.option("--max-attempts", type=click.IntRange(1, 1000), help="Of jobs that do not say.")
 @click.option("--initial-backoff", type=duration, help="Of jobs that do not say.")
 @click.option("--max-backoff", type=duration, help="Of jobs that do not say.")
@@ -168,14 +175,25 @@ def resume_queue(settings: Settings, name: str) -> None:
     "--max-pending", type=click.IntRange(0), help="Jobs that may wait; above it, none are taken."
 )
 @click.option("--max-live-bytes", type=size, help="Their bytes, and those of running ones.")
-@click.option("--retain-succeeded", type=span_or_default, help="How long to keep these jobs.")
 @click.option(
-    "--retain-ended", type=span_or_default, help="Those that failed, expired or were cancelled."
+    "--retain-succeeded",
+    type=span_or_default,
+    metavar="DURATION|default",
+    help="How long to keep these jobs.",
+)
+@click.option(
+    "--retain-ended",
+    type=span_or_default,
+    metavar="DURATION|default",
+    help="Those that failed, expired or were cancelled.",
 )
 @click.option("--max-ended", type=click.IntRange(0), help="Ended jobs to keep. 0: no limit.")
 @click.option("--max-ended-bytes", type=size, help="Their bytes. 0: no limit.")
 @click.option(
-    "--priority-ageing", type=span_or_default, help="The wait that counts as one priority higher."
+    "--priority-ageing",
+    type=span_or_default,
+    metavar="DURATION|default",
+    help="The wait that counts as one priority higher.",
 )
 @common
 @pass_settings

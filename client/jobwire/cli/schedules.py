@@ -54,9 +54,10 @@ _CADENCE = (
 
 def schedule_options(function: F) -> F:
     """Adds the options that say what a schedule is."""
+    function = job_options(function)
     for decorate in reversed(_CADENCE):
         function = decorate(function)
-    return job_options(function)
+    return function
 
 
 def _given(
@@ -97,7 +98,7 @@ def _given(
 @common
 @click.pass_context
 def schedules(context: click.Context, queue: str) -> None:
-    """List the schedules of a queue; make, show, change, pause or remove one."""
+    """List, make and change recurring jobs."""
     if context.invoked_subcommand is None:
         _list(context.ensure_object(Settings), queue)
 

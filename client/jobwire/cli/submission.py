@@ -68,7 +68,10 @@ _SUBMIT_OPTIONS = (
     click.option("--run-at", type=time, help="Not before this moment."),
     click.option("--expires-at", type=time, help="Not started after this moment."),
     click.option(
-        "--deadline", type=time_or_span, help="It has failed if it is not finished by then."
+        "--deadline",
+        type=time_or_span,
+        metavar="TIME|DURATION",
+        help="It has failed if it is not finished by then.",
     ),
     click.option("--job-id", help="The id to give it; the same id twice is the same job."),
     click.option(
