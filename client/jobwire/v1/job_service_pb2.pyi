@@ -72,7 +72,7 @@ class SubmitJobRequest(message.Message):
     request_id: builtins.str
     """Makes a retry of this request safe: for 24 hours the same id with the same content is
     answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-    out of letters, digits and `. _ : -`; a UUID is a good one. Unset: each request is a new job.
+    out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset: each request is a new job.
     """
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:
@@ -104,7 +104,9 @@ class SubmitJobResponse(message.Message):
     job_id: builtins.str
     """Its id."""
     state: job_pb2.JobState.ValueType
-    """PENDING or SCHEDULED; for a repeated submission, the state it has by now."""
+    """PENDING or SCHEDULED; for a repeated submission, the state it has by now, unspecified if the
+    job of a `request_id` is forgotten already.
+    """
     existed: builtins.bool
     """True if nothing was written now: `job_id` or `request_id` had been accepted before, or
     another job holds the unique key and is answered in place of a new one.

@@ -96,7 +96,7 @@ type SubmitJobRequest struct {
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Makes a retry of this request safe: for 24 hours the same id with the same content is
 	// answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-	// out of letters, digits and `. _ : -`; a UUID is a good one. Unset: each request is a new job.
+	// out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset: each request is a new job.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -165,7 +165,8 @@ type SubmitJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// PENDING or SCHEDULED; for a repeated submission, the state it has by now.
+	// PENDING or SCHEDULED; for a repeated submission, the state it has by now, unspecified if the
+	// job of a `request_id` is forgotten already.
 	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// True if nothing was written now: `job_id` or `request_id` had been accepted before, or
 	// another job holds the unique key and is answered in place of a new one.
