@@ -140,7 +140,9 @@ class Application:
             processes=place.processes if place is not None else 1,
             process_index=place.index if place is not None else 0,
         )
-        self._router = Router(self._connection, options, self.server_id)
+        self._router = Router(
+            self._connection, options, self.server_id, moments_settled=self._rpc.settled
+        )
         await self._router.start()
         self._monitor = StoreMonitor(self._connection, self._store_changed)
         await self._listen(self._router, self.facts)

@@ -68,6 +68,11 @@ _BUCKETS_AT = 1 + len(CODES)
 _SECONDS_AT = _BUCKETS_AT + len(BOUNDS_S) + 1
 assert _SECONDS_AT < ROW_CELLS
 
+SCHEDULES = "schedules"
+"""The row of the moments of schedules; those of methods have names that begin with a slash."""
+MOMENTS = ("submitted", "skipped", "missed")
+"""What becomes of a moment, in the order of the cells from the second on."""
+
 Cells: TypeAlias = "list[float] | memoryview[float]"
 
 
@@ -136,8 +141,12 @@ class RpcMetrics(Collector):
             stats = self._methods[name] = MethodStats(name, cells)
         return stats
 
+    def settled(self, outcome: str, count: int) -> None:
+        """So many moments of schedules more were settled: one of `MOMENTS`."""
+        self.method(SCHEDULES).cells[1 + MOMENTS.index(outcome)] += count
+
     def collect(self) -> Iterator[Metric]:
-        return _rpc_families(list(self._methods.values()))
+        return _families(list(self._methods.values()))
 
 
 class SharedRpcMetrics(Collector):
@@ -157,10 +166,10 @@ class SharedRpcMetrics(Collector):
                 total = sums.setdefault(name, [0.0] * ROW_CELLS)
                 for at, value in enumerate(cells):
                     total[at] += value
-        return _rpc_families([MethodStats(name, cells) for name, cells in sums.items()])
+        return _families([MethodStats(name, cells) for name, cells in sums.items()])
 
 
-def _rpc_families(methods: Iterable[MethodStats]) -> Iterator[Metric]:
+def _families(rows: Iterable[MethodStats]) -> Iterator[Metric]:
     calls = CounterMetricFamily(
         "jobwire_rpc", "Calls that ended, by method and status code", labels=["method", "code"]
     )
@@ -168,7 +177,17 @@ def _rpc_families(methods: Iterable[MethodStats]) -> Iterator[Metric]:
     took = HistogramMetricFamily(
         "jobwire_rpc_duration_seconds", "Time of unary calls in the server", labels=["method"]
     )
-    for stats in methods:
+    moments = CounterMetricFamily(
+        "jobwire_schedule_moments",
+        "Due moments of schedules that were settled: submitted as a job, skipped because of an"
+        " earlier job, or missed",
+        labels=["outcome"],
+    )
+    for stats in rows:
+        if stats.method == SCHEDULES:
+            for at, outcome in enumerate(MOMENTS, 1):
+                moments.add_metric([outcome], stats.cells[at])
+            continue
         for code, count in stats.codes.items():
             calls.add_metric([stats.method, code], count)
         flying.add_metric([stats.method], stats.in_flight)
@@ -178,6 +197,7 @@ def _rpc_families(methods: Iterable[MethodStats]) -> Iterator[Metric]:
     yield calls
     yield flying
     yield took
+    yield moments
 
 
 class ProcessesCollector(Collector):

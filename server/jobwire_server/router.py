@@ -91,6 +91,7 @@ class Router:
         options: How jobs and workers are treated.
         server_id: Unique among live servers.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
+        moments_settled: Told how many moments of schedules were `submitted`, `skipped`, `missed`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Router:
         server_id: str,
         *,
         random_fraction: Callable[[], float] = random.random,
+        moments_settled: Callable[[str, int], None] = lambda outcome, count: None,
     ) -> None:
         self.options = options
         self.server_id = server_id
@@ -124,7 +126,12 @@ class Router:
             self._settings,
         )
         self.schedules = Schedules(
-            ScheduleStore(self._runner), self._set, self._settings, options, self.new_ulid
+            ScheduleStore(self._runner),
+            self._set,
+            self._settings,
+            options,
+            self.new_ulid,
+            moments_settled,
         )
         self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
         self._directory = Directory(self._workers, backlog)

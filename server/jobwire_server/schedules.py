@@ -76,6 +76,7 @@ class Schedules:
         settings: Limits of queues.
         options: For jobs that are cancelled.
         new_ulid: Makes ids for jobs that are triggered.
+        settled: Told how many moments were `submitted`, `skipped` or `missed`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Schedules:
         settings: QueueSettingsCache,
         options: BrokerOptions,
         new_ulid: Callable[[], str],
+        settled: Callable[[str, int], None],
     ) -> None:
         self._store = store
         self._queues = queues
@@ -92,8 +94,7 @@ class Schedules:
         self._options = options
         self._new_ulid = new_ulid
         self._complained: dict[str, float] = {}
-        self.settled: dict[str, int] = dict.fromkeys(("submitted", "skipped", "missed"), 0)
-        """Moments that this server settled, by what became of them."""
+        self._settled = settled
 
     async def create(
         self, queue: str, schedule_id: str, template: Template, paused: bool
@@ -321,13 +322,15 @@ class Schedules:
         return written
 
     def _count(self, firings: Sequence[Firing], outcomes: Sequence[Settled]) -> None:
+        submitted = skipped = missed = 0
         for firing, outcome in zip(firings, outcomes, strict=True):
+            submitted += outcome is Settled.SUBMITTED
+            skipped += outcome is Settled.SKIPPED
             if outcome in (Settled.SUBMITTED, Settled.PASSED, Settled.SKIPPED):
-                self.settled["missed"] += firing.step.missed
-            if outcome is Settled.SUBMITTED:
-                self.settled["submitted"] += 1
-            elif outcome is Settled.SKIPPED:
-                self.settled["skipped"] += 1
+                missed += firing.step.missed
+        for name, count in (("submitted", submitted), ("skipped", skipped), ("missed", missed)):
+            if count:
+                self._settled(name, count)
 
     def _complain(self, queue: str, words: str, **facts: str) -> None:
         now = asyncio.get_running_loop().time()
