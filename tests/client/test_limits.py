@@ -52,8 +52,8 @@ async def wait(context: Context) -> None:
 @pytest.mark.parametrize(
     ("timeout_s", "lasts_s", "kind", "words"),
     [
-        (0.2, 3600, "EXECUTION_TIMEOUT", "ran past its execution timeout of 0.2 s"),
-        (3600, 0.2, "DEADLINE_EXCEEDED", "was not finished by its deadline"),
+        (0.5, 3600, "EXECUTION_TIMEOUT", "ran past its execution timeout of 0.5 s"),
+        (3600, 1, "DEADLINE_EXCEEDED", "was not finished by its deadline"),
     ],
 )
 @pytest.mark.parametrize("function", [wait, handlers.wait_for_the_end])
@@ -68,7 +68,7 @@ async def test_a_handler_is_stopped_without_a_word_of_the_server(
         failure = (await stream.completion(assignment.job_id)).failure
     assert (failure.type, failure.non_retryable) == (kind, False)
     assert words in failure.message
-    assert "wait" in failure.stack
+    assert f"in {function.__name__}\n" in failure.stack
 
 
 async def test_a_handler_in_a_process_is_stopped_too(peer: Peer) -> None:
@@ -95,7 +95,7 @@ async def test_a_handler_knows_its_deadline_and_why_it_was_stopped(peer: Peer) -
 
     async with streaming(peer, wait=look):
         stream = await peer.stream()
-        end = datetime.now(UTC) + timedelta(seconds=0.3)
+        end = datetime.now(UTC) + timedelta(seconds=1)
         assignment = assigned(peer, None, end)
         stream.send(assignments=[assignment])
         said = await stream.completion(assignment.job_id)
