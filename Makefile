@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
 
-.PHONY: help install demo test lint format proto breaking bench lock upgrade clean
+.PHONY: help install demo test lint format proto breaking bench plots lock upgrade clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ breaking: install ## Compare the contract with the one of main (AGAINST=another 
 
 bench: install ## Run a benchmark (NAME=its name, ARGS=its options)
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+plots: install ## Draw pictures of results for docs/ (RESULTS="files that bench wrote with ARGS=--json")
+	@$(BIN)/python -m benchmarks.plots $(RESULTS)
 
 lock: install ## Bring the lock files up to what pyproject.toml asks for
 	$(LOCK) --extra embedded --group dev --output-file requirements/dev.txt
