@@ -72,7 +72,8 @@ class SubmitJobRequest(message.Message):
     request_id: builtins.str
     """Makes a retry of this request safe: for 24 hours the same id with the same content is
     answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-    out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset: each request is a new job.
+    out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset:
+    each request is a new job.
     """
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:

@@ -163,8 +163,9 @@ class ScheduleSpec(message.Message):
     @builtins.property
     def job(self) -> job_pb2.JobSpec:
         """What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-        set; `unique` may be: a moment at which another job holds the key is left out. The job is labelled `jobwire.schedule` = the schedule's id, and
-        `jobwire.due` = the moment in RFC 3339, UTC.
+        set; `unique` may be: a moment at which another job holds the key is left out. The job is
+        labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
+        UTC.
         """
 
     @builtins.property
