@@ -72,19 +72,28 @@ class UlidFactory:
         self._last_ms = -1
         self._time_part = ""
         self._random = 0
+        self._high = -1
+        self._head = ""
 
     def __call__(self) -> str:
         """Returns the next ULID."""
         now = self._now_ms()
         if now > self._last_ms:
-            self._last_ms = now
-            self._time_part = _encode(now, 5)
-            # The top bit stays clear so that counting up within the millisecond has room.
-            self._random = int.from_bytes(self._entropy(10), "big") >> 1
+            self._begin(now)
         else:
             self._random += 1
             if self._random >= _RANDOM_LIMIT:
-                self._last_ms += 1
-                self._time_part = _encode(self._last_ms, 5)
-                self._random = int.from_bytes(self._entropy(10), "big") >> 1
-        return self._time_part + _encode(self._random, 8)
+                self._begin(self._last_ms + 1)
+        high, low = self._random >> 20, self._random & 0xFFFFF
+        if high != self._high:
+            # Within a millisecond the ids differ in their last four characters alone.
+            self._high = high
+            self._head = self._time_part + _encode(high, 6)
+        return self._head + _PAIRS[low >> 10] + _PAIRS[low & 1023]
+
+    def _begin(self, ms: int) -> None:
+        self._last_ms = ms
+        self._time_part = _encode(ms, 5)
+        # The top bit stays clear so that counting up within the millisecond has room.
+        self._random = int.from_bytes(self._entropy(10), "big") >> 1
+        self._high = -1

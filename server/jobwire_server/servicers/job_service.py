@@ -33,13 +33,13 @@ class JobService:
         self._limits = limits
         self._submissions = Submissions(limits, router.clock.now_ms, router.new_ulid)
 
-    async def SubmitJob(
-        self, request: job_service_pb2.SubmitJobRequest, context: object
-    ) -> job_service_pb2.SubmitJobResponse:
+    async def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: object) -> Any:
         """Accepts one job."""
         job = self._submissions.new_job(request)
-        accepted = (await self._router.submit(job.queue, (job,)))[0]
-        return _response(accepted, job)
+        answer = (await self._router.submit(job.queue, (job,)))[0]
+        if type(answer) is Accepted and answer.existing_record is None and answer.state:
+            return wire.accepted(answer.job_id, answer.state, in_batch=False)
+        return _response(answer, job)
 
     async def SubmitJobs(self, request: job_service_pb2.SubmitJobsRequest, context: object) -> Any:
         """Accepts a batch, item by item."""
@@ -85,8 +85,8 @@ class JobService:
                 results[at] = _refused(error)
             return error
         for (at, job), answer in zip(group, answers, strict=True):
-            if isinstance(answer, Accepted) and answer.state and answer.existing_record is None:
-                results[at] = wire.accepted_result(answer.job_id, answer.state)
+            if type(answer) is Accepted and answer.existing_record is None and answer.state:
+                results[at] = wire.accepted(answer.job_id, answer.state, in_batch=True)
                 continue
             try:
                 result = job_service_pb2.SubmitResult(accepted=_response(answer, job))

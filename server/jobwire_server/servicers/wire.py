@@ -94,20 +94,25 @@ CompleteJobResponse: Any = _CLASSES["CompleteJobResponse"]
 
 
 @lru_cache(maxsize=256)
-def _around(id_length: int, state: int) -> tuple[bytes, bytes]:
+def _around(id_length: int, state: int, in_batch: bool) -> tuple[bytes, bytes]:
     # No length or tag is 0, so that it is found where it is and not a byte before.
     name = "\0" * id_length
-    accepted = job_service_pb2.SubmitJobResponse(job_id=name, state=state)  # type: ignore[arg-type]
-    head, _, tail = (
-        job_service_pb2.SubmitResult(accepted=accepted).SerializeToString().partition(name.encode())
-    )
+    answer: Any = job_service_pb2.SubmitJobResponse(job_id=name, state=state)  # type: ignore[arg-type]
+    if in_batch:
+        answer = job_service_pb2.SubmitResult(accepted=answer)
+    head, _, tail = answer.SerializeToString().partition(name.encode())
     return head, tail
 
 
-def accepted_result(job_id: str, state: int) -> bytes:
-    """Returns the serialized SubmitResult of a job that was written now.
+def accepted(job_id: str, state: int, *, in_batch: bool) -> bytes:
+    """Returns the serialized answer for a job that was written now.
 
-    All that differ in their ids alone are one and the same around it.
+    Answers that differ in their ids alone are one and the same around it.
+
+    Args:
+        job_id: Its id.
+        state: Where it stands.
+        in_batch: True for a SubmitResult, False for a SubmitJobResponse.
     """
-    head, tail = _around(len(job_id), state)
+    head, tail = _around(len(job_id), state, in_batch)
     return head + job_id.encode() + tail
