@@ -93,7 +93,29 @@ async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(broker: 
     broker.check()
 
 
-@pytest.mark.parametrize("change", ["update", "pause", "delete", "make again"])
+async def test_a_decision_about_a_moment_that_is_settled_changes_nothing(broker: Broker) -> None:
+    schedules = broker.router.schedules
+    await _create(broker)
+    broker.shift(MINUTE)
+    now, _, standings = await schedules._store.standings("default", ["s1"])
+    (batch,), _ = await schedules._decide("default", [one for one in standings if one], now)
+    settings = await broker.router._settings.get("default")
+    for expected in ("SUBMITTED", "CHANGED"):
+        before = broker.dump()
+        _, _, (outcome,) = await schedules._store.fire("default", batch, 0, DAY_MS, settings)
+        assert outcome.name == expected
+    assert broker.dump() == before
+    # Nor after the next moment, which a repetition must not bring back.
+    await broker.after(MINUTE)
+    before = broker.dump()
+    _, _, (outcome,) = await schedules._store.fire("default", batch, 0, DAY_MS, settings)
+    assert outcome.name == "CHANGED"
+    assert broker.dump() == before
+
+
+@pytest.mark.parametrize(
+    "change", ["update", "update, same moment", "pause", "delete", "make again"]
+)
 async def test_what_was_decided_before_a_change_is_not_done_after_it(
     broker: Broker, change: str
 ) -> None:
@@ -102,8 +124,11 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
     broker.shift(MINUTE)
     now, _, standings = await schedules._store.standings("default", ["s1"])
     batches, _ = await schedules._decide("default", [one for one in standings if one], now)
-    if change == "update":
-        other = _template(replace(EACH, every_ms=61_000), b"other")
+    if change.startswith("update"):
+        if change == "update, same moment":
+            # As after the store's clock was set back.
+            broker.shift(-MINUTE)
+        other = _template(EACH, b"other")
         await schedules.update("default", "s1", other, 0)
     elif change == "pause":
         await schedules.set_paused("default", "s1", True)
@@ -116,6 +141,21 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
     assert [outcome.name for outcome in outcomes] == ["CHANGED"]
     assert _fired(broker) == []
     broker.check()
+
+
+async def test_a_change_made_before_a_firing_does_not_bring_its_moment_back(
+    broker: Broker,
+) -> None:
+    schedules = broker.router.schedules
+    made = await _create(broker)
+    broker.shift(MINUTE)
+    _, read = await schedules._store.read("default", "s1")
+    assert read is not None
+    await broker.settle()
+    before = broker.dump()
+    fields: dict[str, Any] = {"up": 1}
+    assert not await schedules._store.write("default", "s1", read.standing, made.due_ms, fields)
+    assert broker.dump() == before
 
 
 async def test_changes_and_firings_at_once_leave_a_sound_schedule(broker: Broker) -> None:
@@ -260,3 +300,29 @@ async def test_a_schedule_that_is_gone_is_not_found(broker: Broker) -> None:
     await broker.router.schedules.delete("default", "s1")
     with pytest.raises(ScheduleNotFound):
         await broker.router.schedules.get("default", "s1")
+
+
+async def test_a_page_of_large_schedules_ends_early(
+    valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobwire_server.store.schedules.LIST_BYTES", 1_000)
+    for name in ("a", "b", "c"):
+        large = replace(_template(), job=bytes(600))
+        await valkey_broker.router.schedules.create("default", name, large, True)
+    first, token = await valkey_broker.router.schedules.page("default", 10, "")
+    rest, end = await valkey_broker.router.schedules.page("default", 10, token)
+    assert [one.schedule_id for one in first] == ["a", "b"]
+    assert ([one.schedule_id for one in rest], end) == (["c"], "")
+
+
+async def test_much_that_was_missed_is_made_up_for_in_portions(valkey_broker: Broker) -> None:
+    await _create(valkey_broker, plan=replace(EACH, catch_up_ms=30 * DAY_MS))
+    valkey_broker.shift(DAY_MS)
+    looks = []
+    while await _due(valkey_broker):
+        before = len(_fired(valkey_broker))
+        await valkey_broker.router.schedules.fire_due("default", ["s1"])
+        looks.append(len(_fired(valkey_broker)) - before)
+    assert sum(looks) == 1440
+    assert max(looks) <= 51
+    valkey_broker.check()
