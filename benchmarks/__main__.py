@@ -50,7 +50,7 @@ NAMES = "\n".join(f"  {b.name:<{WIDTH}}  {b.summary}" for b in BENCHMARKS.values
     "profiles",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write cProfile files of server, worker and producer there (end-to-end).",
+    help="Write cProfile files of server, worker and producer there, where a benchmark has them.",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def main(
