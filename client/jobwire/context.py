@@ -103,7 +103,8 @@ class StopSignal:
 class Context:
     """One attempt at one job, given to its handler.
 
-    Every method may be called from async and sync code, from any thread, without `await`.
+    Every method may be called from async and sync code and from any thread. Only `drain` and, in
+    async code, `save_checkpoint` are awaited.
 
     Attributes:
         job_id: The job.
@@ -195,7 +196,8 @@ class Context:
         survives crashes, failures and redrives. It also goes where the handler is told to stop.
 
         Args:
-            value: A JSON value, bytes or a protobuf message. At most 64 KiB.
+            value: A JSON value, bytes or a protobuf message, at most 64 KiB; None takes away what
+                was saved.
 
         Raises:
             TypeError: The value has no form on the wire.

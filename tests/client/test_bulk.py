@@ -116,6 +116,15 @@ async def test_what_was_cut_off_goes_on_and_is_added(
     assert [call.max_jobs for call in broker.calls["CancelJobs"]] == [10, 7]
 
 
+async def test_no_more_than_asked_for_is_changed_though_the_last_word_was_cut_off(
+    broker: BulkBroker, client: AsyncClient
+) -> None:
+    broker.words.append([progress(2, 2)])
+    words = [word async for word in client.cancel_jobs("images", max_jobs=2)]
+    assert [(word.changed, word.done) for word in words] == [(2, False), (2, True)]
+    assert len(broker.calls["CancelJobs"]) == 1
+
+
 async def test_a_dry_run_that_was_cut_off_counts_anew(
     broker: BulkBroker, client: AsyncClient
 ) -> None:

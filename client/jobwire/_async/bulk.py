@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Unpack
 
 from jobwire._async.calls import AsyncCalls, NextCall
@@ -57,16 +58,19 @@ class AsyncBulkAction:
         return self._follow()
 
     async def _follow(self) -> AsyncGenerator[BulkProgress]:
-        changed = before = 0
+        last = BulkProgress(0, 0, 0, (), done=False)
+        before = 0
         # The action may be iterated over again.
         request = deepcopy(self._request)
 
         def next_call() -> NextCall:
             nonlocal before
             if not request.dry_run:
-                before = changed
-                if request.max_jobs:
-                    request.max_jobs = max(1, self._request.max_jobs - before)
+                before = last.changed
+                if self._request.max_jobs:
+                    request.max_jobs = self._request.max_jobs - before
+                    if not request.max_jobs:
+                        raise _Enough
             # Cut off after a time it would begin anew, and a long count never end.
             return getattr(getattr(self._calls, self._service), self._name), request, math.inf
 
@@ -77,13 +81,19 @@ class AsyncBulkAction:
             first_s=self._first_s,
             reconnect_s=self._reconnect_s,
         )
-        async with aclosing(answers):
-            async for answer in answers:
-                progress = BulkProgress.from_proto(answer.progress, before)
-                changed = progress.changed
-                yield progress
-                if progress.done:
-                    return
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    last = BulkProgress.from_proto(answer.progress, before)
+                    yield last
+                    if last.done:
+                        return
+        except _Enough:
+            yield replace(last, done=True)
+
+
+class _Enough(Exception):
+    """All that may be changed was, when the call was cut off."""
 
 
 class AsyncBulkMethods:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Generator
 from contextlib import closing
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Unpack
 
 from jobwire._requests import FilterOptions, job_filter
@@ -58,16 +59,19 @@ class BulkAction:
         return self._follow()
 
     def _follow(self) -> Generator[BulkProgress]:
-        changed = before = 0
+        last = BulkProgress(0, 0, 0, (), done=False)
+        before = 0
         # The action may be iterated over again.
         request = deepcopy(self._request)
 
         def next_call() -> NextCall:
             nonlocal before
             if not request.dry_run:
-                before = changed
-                if request.max_jobs:
-                    request.max_jobs = max(1, self._request.max_jobs - before)
+                before = last.changed
+                if self._request.max_jobs:
+                    request.max_jobs = self._request.max_jobs - before
+                    if not request.max_jobs:
+                        raise _Enough
             # Cut off after a time it would begin anew, and a long count never end.
             return getattr(getattr(self._calls, self._service), self._name), request, math.inf
 
@@ -78,13 +82,19 @@ class BulkAction:
             first_s=self._first_s,
             reconnect_s=self._reconnect_s,
         )
-        with closing(answers):
-            for answer in answers:
-                progress = BulkProgress.from_proto(answer.progress, before)
-                changed = progress.changed
-                yield progress
-                if progress.done:
-                    return
+        try:
+            with closing(answers):
+                for answer in answers:
+                    last = BulkProgress.from_proto(answer.progress, before)
+                    yield last
+                    if last.done:
+                        return
+        except _Enough:
+            yield replace(last, done=True)
+
+
+class _Enough(Exception):
+    """All that may be changed was, when the call was cut off."""
 
 
 class BulkMethods:

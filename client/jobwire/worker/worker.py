@@ -133,7 +133,8 @@ class Worker:
 
         The handler gets a `Context` and returns the job's result: a JSON value, bytes, a
         protobuf message or None. It may raise `Retry` or `Fatal`; any other exception is a
-        failure that is tried again under the job's retry policy.
+        failure that is tried again under the job's retry policy. It is stopped, as by a
+        cancellation, when the job's execution timeout or deadline passes.
 
         Args:
             name: The jobs that it takes.
