@@ -96,7 +96,8 @@ type SubmitJobRequest struct {
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Makes a retry of this request safe: for 24 hours the same id with the same content is
 	// answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-	// out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset: each request is a new job.
+	// out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset:
+	// each request is a new job.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

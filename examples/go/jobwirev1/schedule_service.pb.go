@@ -258,8 +258,9 @@ func (x *IntervalCadence) GetAnchor() *timestamppb.Timestamp {
 type ScheduleSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-	// set; `unique` may be: a moment at which another job holds the key is left out. The job is labelled `jobwire.schedule` = the schedule's id, and
-	// `jobwire.due` = the moment in RFC 3339, UTC.
+	// set; `unique` may be: a moment at which another job holds the key is left out. The job is
+	// labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
+	// UTC.
 	Job *JobSpec `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	// When it is due. Required.
 	//
