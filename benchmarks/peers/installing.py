@@ -95,7 +95,7 @@ async def install(folder: Path, make: Callable[[Path], Sequence[Sequence[str]]])
     if ready.exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    os.makedirs(folder)
     try:
         for command in make(folder):
             await _run(command, folder)
