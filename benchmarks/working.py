@@ -1,15 +1,15 @@
 """A worker as a user would write one: `python -m benchmarks.working TARGET CONCURRENCY PREFETCH`.
 
-Its handler does nothing. It works until it is asked by a line for what it has done, and says it.
+Its handler does nothing. It works until its input ends, and says for each line what it has done.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import os
+import signal
 import sys
-
-import uvloop
+import threading
 
 from jobwire import Context, Worker
 
@@ -17,7 +17,7 @@ from benchmarks import jobs
 from benchmarks.parts import say
 
 
-async def work(target: str, concurrency: int, prefetch: int) -> None:
+def work(target: str, concurrency: int, prefetch: int) -> None:
     """Works until its input ends."""
     worker = Worker(target, concurrency=concurrency, prefetch=prefetch)
     handled = 0
@@ -28,12 +28,15 @@ async def work(target: str, concurrency: int, prefetch: int) -> None:
         handled += 1
         return b"done"
 
-    loop = asyncio.get_running_loop()
-    async with worker:
+    def answer() -> None:
         say({"ready": True})
-        while await loop.run_in_executor(None, sys.stdin.readline):
+        while sys.stdin.readline():
             say({**dataclasses.asdict(worker.stats), "handled": handled})
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=answer, name="answers", daemon=True).start()
+    worker.run()
 
 
 if __name__ == "__main__":
-    uvloop.run(work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -6,7 +6,7 @@ caller's the server makes it, since the same request may come from another proce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
@@ -14,10 +14,10 @@ from typing import TypedDict
 from jobwire._convert import Seconds, to_duration, to_timestamp
 from jobwire.ids import new_job_id
 from jobwire.models import JobState, NewJob, OutputPolicy, RetryPolicy
-from jobwire.payloads import to_payload
+from jobwire.payloads import fill_payload
 from jobwire.unique import UniqueKey
 from jobwire.v1.job_pb2 import JobSpec
-from jobwire.v1.job_service_pb2 import JobFilter, SubmitJobRequest
+from jobwire.v1.job_service_pb2 import JobFilter, SubmitJobRequest, SubmitJobsRequest
 
 MAX_CHUNK_JOBS = 500
 # A quarter of the 16 MiB that a server takes in one message unless configured otherwise.
@@ -81,10 +81,18 @@ def submit_request(job: NewJob) -> SubmitJobRequest:
         TypeError, ValueError: The payload or a time can't be carried, or both `run_at` and
             `delay` are given.
     """
-    request = SubmitJobRequest(queue=job.queue, spec=job_spec(job), request_id=job.request_id or "")
+    request = SubmitJobRequest()
+    _fill_request(request, job)
+    return request
+
+
+def _fill_request(request: SubmitJobRequest, job: NewJob) -> None:
+    request.queue = job.queue
+    _fill_spec(request.spec, job)
+    if job.request_id:
+        request.request_id = job.request_id
     if job.job_id or not job.request_id:
         request.job_id = job.job_id or new_job_id(job.queue or "default")
-    return request
 
 
 def job_spec(job: NewJob) -> JobSpec:
@@ -93,17 +101,24 @@ def job_spec(job: NewJob) -> JobSpec:
     Raises:
         TypeError, ValueError: As for `submit_request`.
     """
+    spec = JobSpec()
+    _fill_spec(spec, job)
+    return spec
+
+
+def _fill_spec(spec: JobSpec, job: NewJob) -> None:
     if job.run_at is not None and job.delay is not None:
         raise ValueError("give run_at or delay, not both")
     if not 0 <= job.priority <= 255:
         raise ValueError(f"priority is {job.priority}; it must be from 0 to 255")
-    spec = JobSpec(
-        operation=job.operation,
-        payload=to_payload(job.payload),
-        priority=job.priority,
-        requirements=job.requirements,
-        labels=job.labels,
-    )
+    spec.operation = job.operation
+    fill_payload(spec.payload, job.payload)
+    if job.priority:
+        spec.priority = job.priority
+    if job.requirements:
+        spec.requirements.update(job.requirements)
+    if job.labels:
+        spec.labels.update(job.labels)
     if job.retry is not None:
         spec.retry.CopyFrom(job.retry.to_proto())
     if job.execution_timeout is not None:
@@ -126,26 +141,38 @@ def job_spec(job: NewJob) -> JobSpec:
         spec.unique.CopyFrom(key.to_proto())
     if job.retention is not None:
         spec.retention.CopyFrom(to_duration(job.retention))
-    return spec
 
 
-def submit_requests(jobs: Iterable[NewJob], request_id: str | None) -> list[SubmitJobRequest]:
-    """Builds the requests of a batch.
+def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[SubmitJobsRequest]:
+    """Builds the calls for a batch, each of at most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES.
 
     Args:
         jobs: In their order.
         request_id: Makes that of each job without an id of its own, by its place in the batch.
             Not left to the server, for whom the place is that within one call.
+
+    Raises:
+        TypeError, ValueError: As for `submit_request`.
     """
-    if request_id is None:
-        return [submit_request(job) for job in jobs]
-    requests = []
+    batches: list[SubmitJobsRequest] = []
+    batch = SubmitJobsRequest()
+    count = size = 0
     for place, job in enumerate(jobs):
-        own = job.job_id or job.request_id
-        requests.append(
-            submit_request(job if own else replace(job, request_id=f"{request_id}:{place}"))
-        )
-    return requests
+        if request_id is not None and not (job.job_id or job.request_id):
+            job = replace(job, request_id=f"{request_id}:{place}")
+        request = batch.requests.add()
+        _fill_request(request, job)
+        request_bytes = request.ByteSize()
+        if count == MAX_CHUNK_JOBS or (count and size + request_bytes > MAX_CHUNK_BYTES):
+            # This one is the first of the next call.
+            batches.append(batch)
+            batch = SubmitJobsRequest(requests=[batch.requests.pop()])
+            count = size = 0
+        count += 1
+        size += request_bytes
+    if count:
+        batches.append(batch)
+    return batches
 
 
 def job_filter(queue: str, which: FilterOptions) -> JobFilter:
@@ -174,23 +201,11 @@ def job_filter(queue: str, which: FilterOptions) -> JobFilter:
     return found
 
 
-def next_chunk(requests: Sequence[SubmitJobRequest], first: int = 0) -> int:
-    """Tells how many of the requests from `first` on go into one call.
-
-    At most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES; at least one where there is one.
-    """
+def next_chunk(requests: Sequence[SubmitJobRequest]) -> int:
+    """Tells how many of the requests go into one call, at least one where there is one."""
     size = 0
-    for at in range(first, min(len(requests), first + MAX_CHUNK_JOBS)):
-        size += requests[at].ByteSize()
-        if size > MAX_CHUNK_BYTES and at > first:
-            return at - first
-    return min(len(requests) - first, MAX_CHUNK_JOBS)
-
-
-def chunks(requests: Sequence[SubmitJobRequest]) -> Iterator[Sequence[SubmitJobRequest]]:
-    """Cuts a batch into calls."""
-    at = 0
-    while at < len(requests):
-        count = next_chunk(requests, at)
-        yield requests[at : at + count]
-        at += count
+    for at, request in enumerate(requests[:MAX_CHUNK_JOBS]):
+        size += request.ByteSize()
+        if size > MAX_CHUNK_BYTES and at:
+            return at
+    return min(len(requests), MAX_CHUNK_JOBS)

@@ -166,7 +166,8 @@ class OutputChunk:
         return cls(attempt, proto.offset, channel, proto.text.encode())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: that would make each of them take twice the time, and many are made at once.
+@dataclass(slots=True, kw_only=True)
 class NewJob:
     """A job to submit; `Client.submit` describes each field."""
 

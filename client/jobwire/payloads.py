@@ -27,26 +27,41 @@ def to_payload(value: Any) -> Payload:
         TypeError: The value, or something inside it, has no JSON form.
         ValueError: A number is NaN or infinite, or a container holds itself.
     """
+    if isinstance(value, Payload):
+        return value
+    payload = Payload()
+    fill_payload(payload, value)
+    return payload
+
+
+def fill_payload(payload: Payload, value: Any) -> None:
+    """Puts a value into an empty payload that is part of another message.
+
+    To make it in its place saves a copy of it.
+
+    Raises:
+        TypeError, ValueError: As for `to_payload`.
+    """
     match value:
-        case None:
-            return Payload()
-        case Payload():
-            return value
         case bytes() | bytearray() | memoryview():
-            return Payload(data=bytes(value))
+            payload.data = bytes(value)
+        case None:
+            payload.SetInParent()
+        case Payload():
+            payload.CopyFrom(value)
         case struct_pb2.Struct():
-            return Payload(struct=value)
+            payload.struct.CopyFrom(value)
         case Message():
-            payload = Payload()
             payload.message.Pack(value)
-            return payload
         case dict() | list() | tuple() | str() | int() | float():
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            return Payload(json=text)
-    raise TypeError(
-        f"a {type(value).__name__} can't be a payload: give a JSON value, bytes or a protobuf"
-        " message"
-    )
+            payload.json = json.dumps(
+                value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+            )
+        case _:
+            raise TypeError(
+                f"a {type(value).__name__} can't be a payload: give a JSON value, bytes or a"
+                " protobuf message"
+            )
 
 
 @overload

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from jobwire import AsyncBatchError, AsyncClient, NewJob, QueueFull, UniqueKey, UniqueKeyTaken
-from jobwire._requests import submit_request, submit_requests
+from jobwire._requests import submit_batches, submit_request
 from jobwire.v1 import job_pb2
 from jobwire.v1.job_service_pb2 import RunJobResponse
 
@@ -75,7 +75,8 @@ def test_the_id_of_a_batch_is_that_of_each_job_by_its_place() -> None:
         NewJob(operation="work", job_id="default-0"),
         NewJob(operation="work"),
     ]
-    requests = submit_requests(jobs, "batch")
+    (batch,) = submit_batches(jobs, "batch")
+    requests = batch.requests
     assert [request.request_id for request in requests] == ["batch:0", "own", "", "batch:3"]
     assert [request.job_id for request in requests] == ["", "", "default-0", ""]
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import struct_pb2, timestamp_pb2
 
 from jobwire import NewJob, from_payload, to_payload
-from jobwire._requests import MAX_CHUNK_BYTES, chunks, submit_request
+from jobwire._requests import MAX_CHUNK_BYTES, MAX_CHUNK_JOBS, submit_batches, submit_request
 from jobwire._retry import Backoff
 from jobwire.ids import UlidFactory, new_job_id
 from jobwire.v1.job_pb2 import Payload
@@ -91,8 +91,17 @@ def test_a_run_at_and_a_delay_together_are_refused() -> None:
 
 
 def test_chunks_are_cut_by_bytes_too() -> None:
-    big = submit_request(NewJob(operation="a", payload=bytes(MAX_CHUNK_BYTES // 2 - 1000)))
-    assert [len(chunk) for chunk in chunks([big] * 5)] == [2, 2, 1]
+    big = NewJob(operation="a", payload=bytes(MAX_CHUNK_BYTES // 2 - 1000))
+    batches = submit_batches([big] * 5, None)
+    assert [len(batch.requests) for batch in batches] == [2, 2, 1]
+
+
+def test_chunks_are_cut_by_number_and_keep_the_order() -> None:
+    jobs = [NewJob(operation="a", payload=at) for at in range(2 * MAX_CHUNK_JOBS + 1)]
+    batches = submit_batches(jobs, None)
+    assert [len(batch.requests) for batch in batches] == [MAX_CHUNK_JOBS, MAX_CHUNK_JOBS, 1]
+    told = [request.spec.payload.json for batch in batches for request in batch.requests]
+    assert told == [str(at) for at in range(len(jobs))]
 
 
 def test_backoff_grows_to_its_cap_and_starts_anew() -> None:

@@ -20,10 +20,9 @@ from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Seconds, to_duration
 from jobwire._requests import (
     SubmitOptions,
-    chunks,
     is_light,
+    submit_batches,
     submit_request,
-    submit_requests,
 )
 from jobwire._submitter import AsyncSubmitter
 from jobwire.errors import CallError, from_item_error
@@ -190,22 +189,24 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
                 call failed as a whole carry that call's error; to repeat them is safe with the
                 ids in `job_ids`, or with the same `request_id`.
         """
-        requests = submit_requests(jobs, request_id)
+        batches = submit_batches(jobs, request_id)
         outcomes: list[AsyncJobHandle | CallError] = []
-        for chunk in chunks(requests):
+        for batch in batches:
             try:
-                answer = await self._submit_batch(jobs_pb2.SubmitJobsRequest(requests=chunk))
+                answer = await self._submit_batch(batch)
             except CallError as error:
-                outcomes += [error] * len(chunk)
+                outcomes += [error] * len(batch.requests)
                 continue
-            for request, result in zip(chunk, answer.results, strict=True):
+            for request, result in zip(batch.requests, answer.results, strict=True):
                 if result.WhichOneof("outcome") == "error":
                     outcomes.append(from_item_error(result.error))
                 else:
                     outcomes.append(self._accepted(result.accepted, light=is_light(request)))
         handles = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
-        if len(handles) < len(requests):
-            raise AsyncBatchError(outcomes, [request.job_id for request in requests])
+        if len(handles) < len(outcomes):
+            raise AsyncBatchError(
+                outcomes, [request.job_id for batch in batches for request in batch.requests]
+            )
         return handles
 
     async def _submit_one(self, request: jobs_pb2.SubmitJobRequest) -> jobs_pb2.SubmitJobResponse:

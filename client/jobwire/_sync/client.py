@@ -14,10 +14,9 @@ from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Seconds, to_duration
 from jobwire._requests import (
     SubmitOptions,
-    chunks,
     is_light,
+    submit_batches,
     submit_request,
-    submit_requests,
 )
 from jobwire._submitter import Submitter
 from jobwire._sync.bulk import BulkMethods
@@ -191,22 +190,24 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
                 call failed as a whole carry that call's error; to repeat them is safe with the
                 ids in `job_ids`, or with the same `request_id`.
         """
-        requests = submit_requests(jobs, request_id)
+        batches = submit_batches(jobs, request_id)
         outcomes: list[JobHandle | CallError] = []
-        for chunk in chunks(requests):
+        for batch in batches:
             try:
-                answer = self._submit_batch(jobs_pb2.SubmitJobsRequest(requests=chunk))
+                answer = self._submit_batch(batch)
             except CallError as error:
-                outcomes += [error] * len(chunk)
+                outcomes += [error] * len(batch.requests)
                 continue
-            for request, result in zip(chunk, answer.results, strict=True):
+            for request, result in zip(batch.requests, answer.results, strict=True):
                 if result.WhichOneof("outcome") == "error":
                     outcomes.append(from_item_error(result.error))
                 else:
                     outcomes.append(self._accepted(result.accepted, light=is_light(request)))
         handles = [outcome for outcome in outcomes if isinstance(outcome, JobHandle)]
-        if len(handles) < len(requests):
-            raise BatchError(outcomes, [request.job_id for request in requests])
+        if len(handles) < len(outcomes):
+            raise BatchError(
+                outcomes, [request.job_id for batch in batches for request in batch.requests]
+            )
         return handles
 
     def _submit_one(self, request: jobs_pb2.SubmitJobRequest) -> jobs_pb2.SubmitJobResponse:
