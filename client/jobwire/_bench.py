@@ -10,6 +10,7 @@ from datetime import timedelta
 from time import perf_counter
 
 from jobwire._async.client import AsyncClient
+from jobwire._async.handle import AsyncBatchError
 from jobwire.context import Context
 from jobwire.errors import NotFound
 from jobwire.models import Job, JobState, NewJob
@@ -159,7 +160,7 @@ class _Bench:
             async with asyncio.TaskGroup() as group:
                 for _ in range(load.in_flight):
                     group.create_task(submit())
-        except* Exception as errors:
+        except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one says what is wrong with all of them
         took_s = perf_counter() - began
         await self._all_done()
@@ -171,7 +172,11 @@ class _Bench:
             await self._client.submit(OPERATION, self._payload, queue=queue)
             return
         job = NewJob(operation=OPERATION, payload=self._payload, queue=queue)
-        await self._client.submit_many([job] * size)
+        try:
+            await self._client.submit_many([job] * size)
+        except AsyncBatchError as error:
+            # All of them are alike, so that one says what is wrong with all.
+            raise next(iter(error.errors.values())) from None
 
     async def _all_done(self) -> None:
         seen, since = -1, perf_counter()

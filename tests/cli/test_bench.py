@@ -48,6 +48,12 @@ def test_bench_forgets_its_jobs_and_touches_no_other_queue(target: str) -> None:
         client.cancel(other)
 
 
+def test_bench_says_what_the_server_refuses(target: str) -> None:
+    done = jobwire(*SMALL, "--payload", "2MiB", target=target)
+    assert done.returncode == 2, done.stderr
+    assert "spec.payload: has 20971" in done.stderr
+
+
 def test_bench_leaves_a_queue_alone_that_holds_jobs(target: str) -> None:
     with Client(target) as client:
         handle = client.submit("something", None, queue=QUEUE)
