@@ -205,9 +205,11 @@ def is_sound(payload: job_pb2.Payload, most: int) -> bool:
 
 def _span(ms: int) -> str:
     """Writes a duration for people."""
-    for unit, size in (("days", DAY_MS), ("hours", 3_600_000), ("minutes", 60_000), ("s", 1000)):
+    for unit, size in (("day", DAY_MS), ("hour", 3_600_000), ("minute", 60_000)):
         if abs(ms) >= size and ms % size == 0:
-            return f"{ms // size} {unit}"
+            return f"{ms // size} {unit}" + ("" if ms == size else "s")
+    if abs(ms) >= 1000 and ms % 1000 == 0:
+        return f"{ms // 1000} s"
     return f"{ms} ms"
 
 
