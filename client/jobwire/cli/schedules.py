@@ -41,10 +41,16 @@ _CADENCE = (
     click.option("--anchor", type=time, help="For --every: a moment to count from."),
     click.option("--start-at", type=time, help="Not due before."),
     click.option("--end-at", type=time, help="Not due after."),
-    click.option("--missed", type=_words(get_args(Missed)), help="Moments while no server was up."),
-    click.option("--catch-up-window", type=duration, help="For --missed run-all."),
     click.option(
-        "--overlap", type=_words(get_args(Overlap)), help="While the job before is not finished."
+        "--missed",
+        type=_words(get_args(Missed)),
+        help="Moments while no server was up. Default: run-latest.",
+    ),
+    click.option("--catch-up-window", type=duration, help="For --missed run-all. Default: 1d."),
+    click.option(
+        "--overlap",
+        type=_words(get_args(Overlap)),
+        help="While the job before is not finished. Default: skip.",
     ),
     click.option("--spread", type=duration, help="Up to so long behind each moment."),
     click.option("--description", help="For people."),
