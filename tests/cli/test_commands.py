@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.support import JOBWIRE, jobwire
 
+HUGE = "9" * 20
 ULID = "[0-9a-hjkmnp-tv-z]{26}"
 
 
@@ -135,6 +136,44 @@ def test_list_filters_by_state_and_operation(target: str) -> None:
     assert table[0].split("\t")[:3] == ["JOB", "STATE", "OPERATION"]
     assert table[1].split("\t")[:3] == [late, "SCHEDULED", "op1"]
     assert len(jobwire("list", "-q", "listed", "-n", "1", "--json", target=target).stdout) > 10
+
+
+def test_the_list_of_queues_tells_what_stands_there_and_how_long_it_has_waited(target: str) -> None:
+    submit(target, "nobody", "1", "-q", "counted")
+    for job_id in (submit(target, "nobody", "2", "-q", "counted") for _ in range(2)):
+        assert jobwire("cancel", job_id, target=target).returncode == 0
+    lines = jobwire("queues", target=target).stdout.splitlines()
+    (counted,) = [line for line in lines if line.startswith("counted\t")]
+    row = dict(zip(lines[0].split("\t"), counted.split("\t"), strict=True))
+    assert (row["PENDING"], row["SUCCEEDED"], row["FAILED"]) == ("1", "0", "0")
+    assert row["OLDEST"].endswith("s")
+
+
+def test_a_list_that_fails_prints_no_headings(target: str) -> None:
+    done = jobwire("dead", "-q", "none", target=target)
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("submit", "nobody", "--delay", HUGE + "d"),
+        ("submit", "nobody", "--deadline", HUGE + "d"),
+        ("submit", "nobody", "--max-output", HUGE + "GiB"),
+        ("redrive", "-q", "default", "--since", HUGE),
+        ("redrive", "-q", "default", "--max-jobs", HUGE),
+        ("queue", "configure", "default", "--max-pending", HUGE),
+        ("queue", "configure", "default", "--retain-output", HUGE + "d"),
+        ("schedules", "create", "x", "nobody", "--every", HUGE + "h"),
+        ("list", "--limit", HUGE),
+        ("list", "--timeout", HUGE + "ms"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_beyond_all_bounds_is_refused_by_name(arguments: tuple[str, ...]) -> None:
+    done = jobwire(*arguments)
+    assert done.returncode == 2
+    assert f"Invalid value for '{arguments[-2]}'" in done.stderr
 
 
 def test_queues_are_listed_shown_paused_and_resumed(target: str) -> None:

@@ -172,7 +172,8 @@ def _until_counted(client: Client) -> WorkerInfo:
 def a_queue(name: str = "q", *, pending: int = 0, succeeded: int = 0) -> QueueInfo:
     totals = QueueTotals(succeeded, succeeded, succeeded, 0, 0, 0, 0, 0, 0)
     age = timedelta(seconds=61.5) if pending else None
-    return QueueInfo(name, False, {JobState.PENDING: pending}, age, None, totals)
+    depth = {JobState.PENDING: pending, JobState.SUCCEEDED: succeeded}
+    return QueueInfo(name, False, depth, age, None, totals)
 
 
 def a_worker(name: str = "w", *, succeeded: int = 0) -> WorkerInfo:

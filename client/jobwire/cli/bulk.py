@@ -15,15 +15,13 @@ from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.filters import LIVE, TERMINAL, filter_of, filter_options, states_option
 from jobwire.cli.output import plural, print_json
-from jobwire.cli.parameters import duration
+from jobwire.cli.parameters import MANY, duration
 from jobwire.models import Job, JobState
 
 _REASON = click.option("--reason", "-m", default="", help="For people; kept with the job.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 _YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-_MOST = click.option(
-    "--max-jobs", "-n", type=click.IntRange(0), default=0, help="At most so many. 0: all."
-)
+_MOST = click.option("--max-jobs", "-n", type=MANY, default=0, help="At most so many. 0: all.")
 _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
 
 

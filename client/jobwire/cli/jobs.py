@@ -24,7 +24,7 @@ from jobwire.cli.output import (
     span,
     when,
 )
-from jobwire.cli.parameters import key_value, read_payload
+from jobwire.cli.parameters import MANY, key_value, read_payload
 from jobwire.cli.submission import submission_options, submit_options
 from jobwire.cli.views import show_watch
 from jobwire.models import Attempt, Failure, Job, JobState, Redrive
@@ -42,9 +42,7 @@ _LABEL = click.option(
     help="Only jobs with this label.",
 )
 _FAILURE_TYPE = click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT.")
-_LIMIT = click.option(
-    "--limit", "-n", type=click.IntRange(0), default=50, show_default=True, help="0: all."
-)
+_LIMIT = click.option("--limit", "-n", type=MANY, default=50, show_default=True, help="0: all.")
 
 
 @cli.command()

@@ -10,11 +10,14 @@ import click
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
 from jobwire.cli.output import size as shown_size
-from jobwire.cli.parameters import duration, size, span_or_default
+from jobwire.cli.parameters import MANY, duration, size, span_or_default
 from jobwire.models import JobState, RetryPolicy
 from jobwire.operators import QueueConfig, QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
 
-_LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
+_STATES = (
+    *(JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING),
+    *(JobState.SUCCEEDED, JobState.FAILED),
+)
 Span: TypeAlias = float | Literal["default"] | None
 STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sensitive=False)
 
@@ -28,14 +31,14 @@ def queues(context: click.Context) -> None:
         return
     settings = context.ensure_object(Settings)
     with settings.client() as client:
-        found = list(client.queues())
+        # The list alone does not tell how long jobs have waited.
+        found = [client.queue(queue.name) for queue in client.queues()]
     if settings.json:
         for queue in found:
             print_json(queue)
         return
-    columns = ["QUEUE", "PENDING", "SCHEDULED", "RUNNING", "CANCELLING"]
     print_rows(
-        [*columns, "SUCCEEDED", "FAILED", "OLDEST", "DELIVERS"],
+        ["QUEUE", *(state.value for state in _STATES), "OLDEST", "DELIVERS"],
         [_queue_row(queue) for queue in found],
         empty="no queues yet: the first job submitted to a queue creates it",
     )
@@ -44,9 +47,7 @@ def queues(context: click.Context) -> None:
 def _queue_row(queue: QueueInfo) -> list[Any]:
     return [
         queue.name,
-        *(queue.depth.get(state, 0) for state in _LIVE),
-        queue.totals.succeeded,
-        queue.totals.failed,
+        *(queue.depth.get(state, 0) for state in _STATES),
         span(queue.oldest_pending_age),
         "paused" if queue.paused else "yes",
     ]
@@ -171,9 +172,7 @@ def resume_queue(settings: Settings, name: str) -> None:
 @click.option("--multiplier", type=click.FloatRange(1, 10), help="Of jobs that do not say.")
 @click.option("--jitter", type=click.FloatRange(0, 1), help="Of jobs that do not say.")
 @click.option("--no-retry", is_flag=True, help="Take away what it says about retries.")
-@click.option(
-    "--max-pending", type=click.IntRange(0), help="Jobs that may wait; above it, none are taken."
-)
+@click.option("--max-pending", type=MANY, help="Jobs that may wait; above it, none are taken.")
 @click.option("--max-live-bytes", type=size, help="Their bytes, and those of running ones.")
 @click.option(
     "--retain-succeeded",
@@ -187,7 +186,7 @@ def resume_queue(settings: Settings, name: str) -> None:
     metavar="DURATION|default",
     help="Those that failed, expired or were cancelled.",
 )
-@click.option("--max-ended", type=click.IntRange(0), help="Ended jobs to keep. 0: no limit.")
+@click.option("--max-ended", type=MANY, help="Ended jobs to keep. 0: no limit.")
 @click.option("--max-ended-bytes", type=size, help="Their bytes. 0: no limit.")
 @click.option(
     "--priority-ageing",

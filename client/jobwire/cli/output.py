@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from itertools import chain, islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -80,8 +81,11 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
     """
     console = Console()
     if not console.is_terminal:
+        left = iter(rows)
+        # Before the headings, because the call behind it may fail.
+        first = list(islice(left, 1))
         click.echo("\t".join(columns))
-        for row in rows:
+        for row in chain(first, left):
             click.echo("\t".join("" if cell is None else str(cell) for cell in row))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

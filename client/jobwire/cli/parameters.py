@@ -15,21 +15,35 @@ from jobwire.payloads import Payload
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_BITS = {"B": 0, "K": 10, "M": 20, "G": 30}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+# Ten times what the broker takes anywhere; above it neither moments nor messages can say it.
+_LONGEST_D = 36_500
+MOST = 2**63 - 1
+"""The largest number that the store counts with."""
+MANY = click.IntRange(0, MOST)
+
+
+class TooLong(ValueError):
+    """A duration that nothing lasts."""
 
 
 def parse_duration(text: str) -> float:
     """Reads `1h30m`, `250ms` or a bare number of seconds, and returns seconds.
 
     Raises:
+        TooLong: It is more than 36500 days.
         ValueError: It is none of them.
     """
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is no duration: write 250ms, 10s, 5m, 1h30m or 2d")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+        seconds = float(text)
+    else:
+        parts = _PART.findall(text)
+        if not parts or "".join(number + unit for number, unit in parts) != text:
+            raise ValueError(f"{text!r} is no duration: write 250ms, 10s, 5m, 1h30m or 2d")
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    if seconds > _LONGEST_D * _UNITS_S["d"]:
+        raise TooLong(f"{text!r} is too long: it may be at most {_LONGEST_D}d")
+    return seconds
 
 
 # The functions below are the types of options; their names are what --help shows.
@@ -48,7 +62,10 @@ def size(text: str) -> int:
     found = re.fullmatch(r"(\d+)([KMG]i?B?|B)?", text.strip())
     if found is None:
         raise click.BadParameter(f"{text!r} is no size: write 65536, 64KiB, 4MiB or 1GiB")
-    return int(found[1]) << _SIZE_BITS[(found[2] or "B")[0]]
+    count = int(found[1]) << _SIZE_BITS[(found[2] or "B")[0]]
+    if count > MOST:
+        raise click.BadParameter(f"{text!r} is too large: it may be at most {MOST >> 30}GiB")
+    return count
 
 
 def time(text: str) -> datetime:
@@ -64,6 +81,8 @@ def time_or_span(text: str) -> datetime | timedelta:
     """A point in time, or a span of time from now."""
     try:
         return timedelta(seconds=parse_duration(text))
+    except TooLong as error:
+        raise click.BadParameter(str(error)) from error
     except ValueError:
         pass
     try:

@@ -28,9 +28,10 @@ SAMPLES = 5
 # After so many intervals without an answer the screen says so.
 PATIENCE = 2.5
 
-_STATES = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
+_LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
+_STATES = (*_LIVE, JobState.SUCCEEDED, JobState.FAILED)
 _QUEUE_COLUMNS = (
-    *("QUEUE", *(state.value for state in _STATES), "SUCCEEDED", "FAILED", "OLDEST"),
+    *("QUEUE", *(state.value for state in _STATES), "OLDEST"),
     *("IN/S", "START/S", "DONE/S", "FAIL/S"),
 )
 _WORKER_COLUMNS = (
@@ -70,14 +71,16 @@ class Snapshot:
 
         Args:
             client: The way to it.
-            averages: Also ask for each queue's rates over the last minute.
+            averages: Also ask for each queue's rates over the last minute; otherwise for those
+                that have jobs waiting, whose age only the queue itself tells.
 
         Raises:
             CallError: It could not be asked.
         """
-        queues = list(client.queues())
-        if averages:
-            queues = [client.queue(queue.name) for queue in queues]
+        queues = [
+            client.queue(queue.name) if averages or queue.depth.get(JobState.PENDING) else queue
+            for queue in client.queues()
+        ]
         return cls(monotonic(), queues, list(client.workers()))
 
 
@@ -231,7 +234,7 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
 
 
 def _how_busy(queue: QueueInfo) -> tuple[int, int]:
-    live = sum(queue.depth.get(state, 0) for state in _STATES)
+    live = sum(queue.depth.get(state, 0) for state in _LIVE)
     return live, queue.totals.submitted
 
 
@@ -245,8 +248,6 @@ def _queue_row(history: History, queue: QueueInfo) -> list[Any]:
     return [
         f"{queue.name} (paused)" if queue.paused else queue.name,
         *(queue.depth.get(state, 0) for state in _STATES),
-        queue.totals.succeeded,
-        queue.totals.failed,
         span(_whole(queue.oldest_pending_age)),
         *map(_per_second, (rates.submitted, rates.started, rates.succeeded, rates.failed)),
     ]
