@@ -178,7 +178,7 @@ async def test_more_completions_than_a_frame_may_hold_go_in_several(peer: Peer) 
         await peer.until(lambda: len(stream.acks) == 2500)
         gate.set()
         await peer.until(lambda: len(stream.completions) == 2500)
-    assert max(len(frame.completions) for frame in stream.frames) == 1000
+    assert max(len(frame.completions) for frame in stream.frames) <= 1000
     assert len({c.job_id for c in stream.completions}) == 2500
 
 

@@ -25,7 +25,6 @@ from jobwire.v1.worker_service_pb2 import (
     Completion,
     LeaseRef,
     Released,
-    Success,
     WorkerSpec,
 )
 from jobwire.worker.handlers import Operation
@@ -291,8 +290,9 @@ class Core:
         self._changed.set()
 
     def _completion(self, held: Held, outcome: Outcome) -> Completion:
-        if isinstance(outcome, Success):
-            return held.completion(success=outcome)
+        if isinstance(outcome, Completion):
+            outcome.job_id, outcome.fencing_token = held.job_id, held.fencing_token
+            return outcome
         if isinstance(outcome, Failure):
             return held.completion(failure=outcome)
         reason, error = held.signal.reason, outcome.error
@@ -405,7 +405,7 @@ class Core:
             await asyncio.wait({hurried})
             if self._ticker is not None:
                 self._ticker.cancel()
-            await self._runner.close(self._running)
+            await self._runner.close()
 
     def _give_back_stuck(self) -> None:
         stuck = [held for held in self._running if not held.void]

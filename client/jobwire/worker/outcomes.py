@@ -7,10 +7,10 @@ from typing import Any
 
 from jobwire._convert import to_duration
 from jobwire.context import StopReason, cut
-from jobwire.payloads import to_payload
+from jobwire.payloads import fill_payload, to_payload
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure, Payload
-from jobwire.v1.worker_service_pb2 import Success
+from jobwire.v1.worker_service_pb2 import Completion
 
 _MAX_TYPE_BYTES = 128
 _MAX_MESSAGE_BYTES = 4096
@@ -25,10 +25,12 @@ class HandlerFailure(Exception):
         self.failure = failure
 
 
-def success(result: Any) -> Success | Failure:
+def success(result: Any) -> Completion | Failure:
     """Wraps a result; one that can't be carried is a failure, which a retry would repeat."""
+    completion = Completion()
     try:
-        return Success(result=to_payload(result))
+        fill_payload(completion.success.result, result)
+        return completion
     except (TypeError, ValueError) as error:
         return Failure(
             type="UnsupportedResult",

@@ -29,7 +29,7 @@ from jobwire.errors import CallError, call_error
 from jobwire.output import OutputLog, current_context
 from jobwire.signals import Stopped
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
-from jobwire.v1.worker_service_pb2 import Assignment, Success
+from jobwire.v1.worker_service_pb2 import Assignment, Completion
 from jobwire.worker.handlers import Handler
 from jobwire.worker.outcomes import HandlerFailure, failure, success
 
@@ -199,7 +199,7 @@ class ProcessPool:
             raise Stopped(content)
         if kind == "failure":
             raise HandlerFailure(Failure.FromString(content))
-        return Success.FromString(content).result
+        return Completion.FromString(content).success.result
 
     async def close(self) -> None:
         """Ends all processes."""
@@ -286,7 +286,7 @@ class _HandlerProcess:
             return "stopped", str(error)
         except BaseException as error:
             return "failure", failure(error).SerializeToString()
-        kind = "success" if isinstance(outcome, Success) else "failure"
+        kind = "success" if isinstance(outcome, Completion) else "failure"
         return kind, outcome.SerializeToString()
 
     def _keep_newest(self, report: Report) -> None:

@@ -12,14 +12,16 @@ from typing import TypeAlias
 from jobwire.context import Context, Report, StopReason
 from jobwire.output import OutputLog, current_context
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
-from jobwire.v1.worker_service_pb2 import Success
+from jobwire.v1.worker_service_pb2 import Completion
 from jobwire.worker.handlers import Raised, call
 from jobwire.worker.held import Held
 from jobwire.worker.outcomes import success
 from jobwire.worker.processes import Line, ProcessPool
+from jobwire.worker.tasks import TaskPool
 from jobwire.worker.threads import ThreadPool
 
-Outcome: TypeAlias = Success | Failure | Raised
+Outcome: TypeAlias = Completion | Failure | Raised
+"""A result comes as the job's completion, but for the names of job and lease."""
 
 # Cancelled tasks get so long for their last words; what does not heed them is left behind.
 LAST_WORDS_S = 1.0
@@ -48,41 +50,37 @@ class Runner:
         self._output = output
         self._save = save
         self._opening = threading.Lock()
-        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._processes = ProcessPool()
         self._threads: ThreadPool[Held, Outcome] = ThreadPool(
             limit, _thread_name, self._run_in_thread, ended
         )
+        self._tasks: TaskPool[Held, Outcome] = TaskPool(self._run_as_task, _has_a_task, ended)
 
     def start(self, jobs: Iterable[Held]) -> None:
         """Starts the handlers of jobs."""
         for_threads: list[Held] = []
+        for_tasks: list[Held] = []
         for held in jobs:
-            if held.operation is not None and held.operation.mode == "thread":
-                held.context = self._context(held)
-                for_threads.append(held)
-            else:
-                held.task = self._loop.create_task(self._run_as_task(held))
+            held.context = self._context(held)
+            is_for_threads = held.operation is not None and held.operation.mode == "thread"
+            (for_threads if is_for_threads else for_tasks).append(held)
         if for_threads:
             self._threads.submit(for_threads)
+        if for_tasks:
+            self._tasks.submit(for_tasks)
 
     def stop(self, held: Held, reason: StopReason, message: str = "") -> None:
         """Tells a handler to stop."""
         held.signal.set(reason, message)
         is_async = held.operation is not None and held.operation.mode == "async"
-        # A task that has not taken its first step looks at the signal when it does; cancelled
-        # before, it would never say that it ended.
-        if is_async and held.task is not None and held.context is not None:
+        # One that has not begun looks at the signal when it does.
+        if is_async and held.task is not None:
             held.task.cancel()
 
-    async def close(self, left: Iterable[Held]) -> None:
+    async def close(self) -> None:
         """Ends what runs, as far as it can be ended."""
-        tasks = [held.task for held in left if held.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
+        await self._tasks.close(LAST_WORDS_S)
         self._threads.close()
         await self._processes.close()
 
@@ -116,21 +114,19 @@ class Runner:
         result = call(held.operation.function, held.context)
         return result if isinstance(result, Raised) else success(result)
 
-    async def _run_as_task(self, held: Held) -> None:
-        held.context = self._context(held)
+    async def _run_as_task(self, held: Held) -> Outcome:
+        assert held.context is not None
         current_context.set(held.context)
-        outcome: Outcome
         try:
-            outcome = await self._outcome(held, held.context)
+            return await self._outcome(held, held.context)
         except KeyboardInterrupt:
             raise
         except asyncio.CancelledError as error:
             if not held.signal.is_set and held.task is not None and held.task.cancelling():
                 raise  # the loop ends, and says so to all its tasks
-            outcome = Raised(error)
+            return Raised(error)
         except BaseException as error:
-            outcome = Raised(error)
-        self._ended([(held, outcome)])
+            return Raised(error)
 
     async def _outcome(self, held: Held, context: Context) -> Outcome:
         operation = held.operation
@@ -149,6 +145,10 @@ class Runner:
         )
         run = self._processes.run(operation.function, held.assignment, held.ends_at, line)
         return success(await run)
+
+
+def _has_a_task(held: Held, task: asyncio.Task[None]) -> None:
+    held.task = task
 
 
 def _thread_name(held: Held) -> str:

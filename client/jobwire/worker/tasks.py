@@ -1,0 +1,154 @@
+"""Runs coroutines that mostly do not wait, without a task for each.
+
+A task runs one coroutine after the other for as long as they come to their end without waiting. The
+first one that waits keeps the task for itself, from its first step to its last, so that timeouts,
+task groups and cancellation see what they always see; another task goes on with those behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+Job = TypeVar("Job")
+Outcome = TypeVar("Outcome")
+
+MOST_AT_ONCE = 100
+"""So many ends are told together at the most, and then the loop has its turn."""
+
+
+class TaskPool(Generic[Job, Outcome]):
+    """Runs jobs on the event loop.
+
+    Args:
+        run: Runs one job; what it raises ends its task and nothing else.
+        waits: Told of a job that waits, and of the task that it has from now on.
+        ended: Takes jobs and their outcomes.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Job], Coroutine[Any, Any, Outcome]],
+        waits: Callable[[Job, asyncio.Task[None]], None],
+        ended: Callable[[Sequence[tuple[Job, Outcome]]], None],
+    ) -> None:
+        self._run = run
+        self._waits = waits
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[Job] = deque()
+        self._turns: set[_Turn[Job, Outcome]] = set()
+        """Those that take jobs; one whose job waits does not any more."""
+        self._width = 1
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Starts jobs in the loop's next turn, in their order."""
+        self._ready.extend(jobs)
+        self._go_on()
+
+    async def close(self, patience_s: float) -> None:
+        """Cancels what runs, and waits for its last words."""
+        self._ready.clear()
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience_s)
+
+    def _go_on(self) -> None:
+        while len(self._turns) < min(self._width, len(self._ready)):
+            turn = _Turn(self)
+            self._turns.add(turn)
+            turn.task = self._loop.create_task(turn.run(), name="jobwire-handlers")
+            self._tasks.add(turn.task)
+            turn.task.add_done_callback(self._tasks.discard)
+
+    def _leave(self, turn: _Turn[Job, Outcome], *, waits: bool) -> None:
+        """Has other tasks take the jobs behind this one's."""
+        if turn in self._turns:
+            self._turns.discard(turn)
+            # Where jobs wait, each needs a task, and it would take as many turns of the loop to
+            # make them one after the other.
+            self._width = min(2 * self._width, MOST_AT_ONCE) if waits else 1
+            self._go_on()
+
+
+class _Turn(Generic[Job, Outcome]):
+    """One task, and what it has to tell."""
+
+    def __init__(self, pool: TaskPool[Job, Outcome]) -> None:
+        self._pool = pool
+        self._done: list[tuple[Job, Outcome]] = []
+        self._job: Job | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        pool, task = self._pool, self.task
+        assert task is not None
+        try:
+            while self in pool._turns and pool._ready:
+                job = self._job = pool._ready.popleft()
+                outcome = await _Steps(pool._run(job), copy_context(), self._begins_to_wait)
+                self._done.append((job, outcome))
+                if task.cancelling():
+                    # A handler that cancelled its own task; the next one must not hear of it.
+                    return
+                if len(self._done) >= MOST_AT_ONCE:
+                    self._tell()
+                    await asyncio.sleep(0)
+        finally:
+            self._tell()
+            pool._leave(self, waits=False)
+
+    def _begins_to_wait(self) -> None:
+        assert self._job is not None
+        assert self.task is not None
+        self._pool._waits(self._job, self.task)
+        self._tell()
+        self._pool._leave(self, waits=True)
+
+    def _tell(self) -> None:
+        if self._done:
+            done, self._done = self._done, []
+            self._pool._ended(done)
+
+
+class _Steps:
+    """Drives a coroutine in a context of its own, as a task would, inside another task.
+
+    Args:
+        coroutine: Not begun.
+        context: What its context variables are.
+        waits: Called once, before its first wait.
+    """
+
+    __slots__ = ("_context", "_coroutine", "_waits")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], context: Context, waits: Callable[[], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._context = context
+        self._waits = waits
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run, coroutine = self._context.run, self._coroutine
+        try:
+            awaited = run(coroutine.send, None)
+            self._waits()
+            while True:
+                try:
+                    answer = yield awaited
+                except GeneratorExit:
+                    coroutine.close()
+                    raise
+                except BaseException as error:
+                    awaited = run(coroutine.throw, error)
+                else:
+                    awaited = run(coroutine.send, answer)
+        except StopIteration as end:
+            return end.value
