@@ -295,7 +295,9 @@ class Router:
             most = page_size - len(found)
             ids, following = await self._jobs.list_ids(queue, state, most, token)
             looked += max(len(ids), 1)
-            for job in await self._jobs.read(queue, ids, full=full) if ids else []:
+            # An entry that a job left behind may stand beside its present one.
+            once = [*dict.fromkeys(ids)]
+            for job in await self._jobs.read(queue, once, full=full) if once else []:
                 if job is not None and job.state is state and keep(job):
                     found.append(job)
             if following is None:

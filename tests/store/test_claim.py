@@ -16,6 +16,7 @@ from tests.support.jobs import new_job, next_ulid, ulid_of
 from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
 
 PLAIN = new_job().route.id
+S = JobState
 
 
 def _ids(assignments: Sequence[Assignment]) -> list[str]:
@@ -125,6 +126,23 @@ async def test_a_repeated_call_gets_the_first_answer(scripts: Scripts) -> None:
     scripts.jobs._claim_calls -= 1
     assert await scripts.claim("w1", 3) == first
     assert scripts.changed(before) == {}
+    scripts.check()
+
+
+async def test_a_repeated_call_does_not_get_what_its_worker_was_given_since(
+    scripts: Scripts,
+) -> None:
+    ulid = await scripts.running()
+    # Taken back, and handed to the same worker by another server.
+    await scripts.end(
+        await scripts.read(ulid), S.PENDING, condition="lost", outcome=Outcome.CRASHED
+    )
+    scripts.shift(5)
+    other = JobStore(scripts.runner, "s2")
+    (second,) = await other.claim("default", [ClaimRequest("w1", 1, LEASE_MS, (PLAIN,))], RETAIN_MS)
+    assert _ids(second.assignments) == [f"default-{ulid}"]
+    scripts.jobs._claim_calls -= 1
+    assert await scripts.claim() == []
     scripts.check()
 
 

@@ -266,6 +266,26 @@ async def test_a_repeated_ending_gets_the_first_answer(scripts: Scripts) -> None
     assert scripts.changed(before) == {}
 
 
+async def _running_after_a_delay(scripts: Scripts) -> str:
+    (ulid,) = await scripts.submit(new_job(delay_ms=1_000))
+    scripts.shift(1_001)
+    await scripts.tick()
+    await scripts.claim()
+    return ulid
+
+
+async def test_a_repeated_last_ending_tells_of_no_other_attempt(scripts: Scripts) -> None:
+    job = await scripts.read(await _running_after_a_delay(scripts))
+    first = await scripts.end(job, S.FAILED)
+    assert await scripts.end(job, S.FAILED) == first == Completed(S.FAILED)
+
+
+async def test_a_repeated_success_tells_of_no_other_attempt(scripts: Scripts) -> None:
+    ulid = await _running_after_a_delay(scripts)
+    first = await scripts.succeed(ulid)
+    assert await scripts.succeed(ulid) == first == Completed(S.SUCCEEDED)
+
+
 async def test_an_ending_by_somebody_else_is_refused_and_changes_nothing(
     scripts: Scripts,
 ) -> None:

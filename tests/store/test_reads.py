@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from jobwire_server.model import JobState
+from jobwire_server.store.bulk import BulkStore, RedriveItem
 from jobwire_server.store.jobs import PageToken
 
 from tests.support.jobs import new_job, next_ulid, ulid_of
-from tests.support.scripts import Scripts
+from tests.support.scripts import RETAIN_MS, Scripts
 
+PLAIN = new_job().route.id
 S = JobState
 
 
@@ -142,6 +144,18 @@ async def test_a_listing_goes_on_where_it_was_while_jobs_are_taken_at_the_front(
     third, token = await scripts.jobs.list_ids("default", S.PENDING, 20, token)
     assert third == ulids[55:]
     assert token is None
+
+
+async def test_a_listing_ends_although_jobs_that_were_redriven_stand_twice_on_their_route(
+    scripts: Scripts,
+) -> None:
+    ulids = await scripts.submit(*(new_job() for _ in range(20)))
+    await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
+    items = [RedriveItem(ulid, PLAIN, 0, 0, "") for ulid in ulids]
+    await BulkStore(scripts.runner).retry("default", items)
+    # Each page ends at a job whose former entry stands as far in front as a page is long.
+    pages = await _pages(scripts, S.PENDING, 20)
+    assert set().union(*pages) == set(ulids)
 
 
 async def test_a_queue_tells_its_depths_totals_and_oldest_job(scripts: Scripts) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from jobwire_server.model import JobState, Outcome
+from jobwire_server.store.bulk import BulkStore, RedriveItem
+
 from tests.support.jobs import new_job
 from tests.support.scripts import RETAIN_MS, Scripts
 
@@ -48,3 +51,31 @@ async def test_an_entry_of_a_job_that_waits_is_left_alone(scripts: Scripts, prio
     taken = await scripts.claim("w1", 9)
     assert [a.job_id[-26:] for a in taken] == [ulids[2], ulids[5]]
     scripts.check()
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+@pytest.mark.parametrize("ageing", [None, 1_000])
+async def test_a_job_that_was_cancelled_and_redriven_again_and_again_is_handed_out_once(
+    scripts: Scripts, priority: int, ageing: int | None
+) -> None:
+    if ageing:
+        await scripts.queues.configure("default", {"priority_ageing_ms": ageing})
+    jobs = [new_job(priority=priority) for _ in range(40)]
+    ulids = await scripts.submit(*jobs)
+    for number in range(3):
+        await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
+        items = [RedriveItem(ulid, jobs[0].route.id, priority, number, "") for ulid in ulids]
+        await BulkStore(scripts.runner).retry("default", items)
+        scripts.check()
+    first = await scripts.claim("w1", 25)
+    second = await scripts.claim("w1", 100)
+    assert sorted(a.job_id[-26:] for a in first + second) == sorted(ulids)
+    # A job that comes back stands in its place, whatever entries are left of it.
+    for ulid in ulids[:3]:
+        await scripts.end(
+            await scripts.read(ulid), JobState.PENDING, condition="lost", outcome=Outcome.CRASHED
+        )
+    again = await scripts.claim("w1", 100)
+    assert sorted(a.job_id[-26:] for a in again) == ulids[:3]
+    assert await scripts.claim("w1", 100) == []
+    assert "ready" not in scripts.check().keys

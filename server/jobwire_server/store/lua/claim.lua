@@ -112,9 +112,9 @@ if last then
       local jobs, ulids = { 0 }, last[2][r] or ''
       for from = 1, #ulids, 26 do
         local ulid = string.sub(ulids, from, from + 25)
-        local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'n', 'w', 'ck')
-        -- What was ended or taken back meanwhile is no longer the caller's.
-        if job[3] == requests[r].worker then
+        local job = redis.call('HMGET', P .. 'j:' .. ulid, 't', 'n', 'w', 'ck', 'a')
+        -- What was ended or taken back meanwhile is no longer the caller's, even if its worker was given it again.
+        if job[3] == requests[r].worker and job[5] == last[4] then
           local n = #jobs
           jobs[n + 1], jobs[n + 2], jobs[n + 3] = ulid, job[1], told(ulid, job[2], job[4])
           jobs[n + 4] = redis.call('GET', P .. 'r:' .. ulid) or ''

@@ -53,7 +53,7 @@ for at = 3, #ARGV, 10 do
     answer[#answer + 1] = { 2 }
   elseif state ~= RUNNING and state ~= CANCELLING then
     -- The holder ended this attempt already, so a repeated call gets the first answer.
-    answer[#answer + 1] = condition == 'worker' and { 0, state, tonumber(job[9] or 0) } or { 2 }
+    answer[#answer + 1] = condition == 'worker' and { 0, state, state == SCHEDULED and tonumber(job[9]) or 0 } or { 2 }
   elseif state ~= tonumber(ARGV[at + 3]) then
     answer[#answer + 1] = { 3 }
   elseif not due(condition, ulid) then

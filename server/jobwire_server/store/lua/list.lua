@@ -53,11 +53,13 @@ local function from_leases()
   return ids
 end
 
--- From a LIST: claims shorten it at the front, so the last id stands at its index or before it, or it and all before it are gone.
+-- From a LIST: claims shorten it at the front, so the last id stands at its index or before it, or it and all before it are gone. A job
+-- that was redriven may stand twice: its last place up to the index counts, or a listing would come back to where it was for ever.
 local function from_list(key)
   local start = 0
   if last ~= '' then
-    local found = redis.call('LPOS', key, last, 'MAXLEN', tonumber(place) + 1) or redis.call('LPOS', key, last)
+    local places = redis.call('LPOS', key, last, 'COUNT', 0, 'MAXLEN', tonumber(place) + 1)
+    local found = places[#places] or redis.call('LPOS', key, last)
     start = found and found + 1 or 0
   end
   local ids = redis.call('LRANGE', key, start, start + most - 1)

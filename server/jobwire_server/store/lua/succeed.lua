@@ -13,7 +13,7 @@
 --include clock numbers tally chunks unique
 
 local P = KEYS[1]
-local RUNNING, CANCELLING, SUCCEEDED = 3, 4, 5
+local SCHEDULED, RUNNING, CANCELLING, SUCCEEDED = 1, 3, 4, 5
 local now = clock_ms(ARGV[1])
 local now_text, usual_purge_at = text_of(now), text_of(now + ARGV[2])
 local changed = tally.changed
@@ -34,7 +34,7 @@ for at = 3, #ARGV, 4 do
   elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
     answer[#answer + 1] = { 2 }
   elseif state ~= RUNNING and state ~= CANCELLING then
-    answer[#answer + 1] = { 0, state, tonumber(job[6] or 0) }
+    answer[#answer + 1] = { 0, state, state == SCHEDULED and tonumber(job[6]) or 0 }
   else
     local result = ARGV[at + 3]
     local purge_at = job[9] and text_of(now + job[9]) or usual_purge_at
