@@ -13,7 +13,8 @@ def test_the_answer_to_an_accepted_job_reads_as_it_was_meant(length: int) -> Non
     # At one length the byte that tells it is the character of which a part was once made.
     job_id = "q" * (length - 27) + "-" + "0" * 26
     state = job_pb2.JOB_STATE_PENDING
-    written = wire.accepted_result(job_id, state)
-    assert job_service_pb2.SubmitResult.FromString(written).accepted == (
-        job_service_pb2.SubmitJobResponse(job_id=job_id, state=state)
-    )
+    meant = job_service_pb2.SubmitJobResponse(job_id=job_id, state=state)
+    alone = wire.accepted(job_id, state, in_batch=False)
+    assert job_service_pb2.SubmitJobResponse.FromString(alone) == meant
+    item = wire.accepted(job_id, state, in_batch=True)
+    assert job_service_pb2.SubmitResult.FromString(item).accepted == meant
