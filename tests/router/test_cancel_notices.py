@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from jobwire_server.model import CancelNotice, JobState
 from jobwire_server.store import keys
+from jobwire_server.store.notices import Listener
 
 from tests.support.brokers import Broker, running_broker
-from tests.support.jobs import worker_spec
+from tests.support.jobs import new_job, worker_spec
 from tests.support.waiting import eventually
 
 S = JobState
@@ -182,3 +184,27 @@ async def test_workers_that_poll_no_more_are_let_go(broker: Broker) -> None:
     ulid = await running(broker)
     await broker.router.cancel_job("default", ulid, "")
     assert len(await poll(broker, "w1")) == 1
+
+
+async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broker) -> None:
+    for name in ("default", "other"):
+        await broker.submit(new_job(name))
+        await broker.router.register_worker(worker_spec(f"of-{name}", queues=(name,)))
+        await poll(broker, f"of-{name}")
+    await broker.submit()
+    await broker.router.register_worker(worker_spec("late", queues=("default", "other")))
+    polls = broker.router._polls
+    silence = polls._notices.silence
+
+    async def meanwhile(channel: str, listener: Listener | None = None) -> None:
+        polls._notices.silence = silence
+        polls._swept_at = monotonic()
+        await polls._listen_for("late", ("default", "other"))
+        await silence(channel, listener)
+
+    for worker in polls._workers.values():
+        worker.heard_at -= 1_000
+    polls._swept_at -= 1_000
+    polls._notices.silence = meanwhile  # type: ignore[method-assign]
+    await polls._sweep()
+    assert polls._listening.keys() == {"default", "other"}

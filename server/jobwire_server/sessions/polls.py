@@ -8,6 +8,7 @@ something to read; so a poll of which nothing was cancelled costs no more than i
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
@@ -56,6 +57,8 @@ class Polls:
         self._notices = notices
         self._workers: dict[str, _Worker] = {}
         self._listening: dict[str, asyncio.Task[Listener]] = {}
+        self._joining: Counter[str] = Counter()
+        """Queues of workers that come right now, as often as there are such workers."""
         self._swept_at = monotonic()
 
     async def poll(
@@ -122,7 +125,12 @@ class Polls:
     async def _listen_for(self, worker_id: str, queues: Sequence[str]) -> _Worker:
         await self._sweep()
         # Heard first and read then, so that nothing falls between the two.
-        await asyncio.gather(*(self._listen(queue) for queue in queues))
+        self._joining.update(queues)
+        try:
+            await asyncio.gather(*(self._listen(queue) for queue in queues))
+        finally:
+            self._joining.subtract(queues)
+            self._joining = +self._joining
         worker = self._workers.setdefault(worker_id, _Worker())
         worker.unread.update(set(queues) - worker.queues)
         worker.queues.update(queues)
@@ -170,7 +178,13 @@ class Polls:
                 del self._workers[worker_id]
         used = {queue for worker in self._workers.values() for queue in worker.queues}
         for queue, task in [*self._listening.items()]:
-            if queue not in used and task.done():
+            # Asked anew for each that goes, because workers come while the one before is let go.
+            unused = queue not in used and not self._is_used(queue)
+            if unused and task.done() and self._listening.get(queue) is task:
                 del self._listening[queue]
                 if not task.exception():
                     await self._notices.silence(keys.cancels_channel(queue), task.result())
+
+    def _is_used(self, queue: str) -> bool:
+        workers = self._workers.values()
+        return self._joining[queue] > 0 or any(queue in worker.queues for worker in workers)
