@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from jobwire_server.errors import JobNotFound, LeaseLost
-from jobwire_server.model import Assignment, Completed, Failure, JobState, Outcome
+from jobwire_server.model import Assignment, Completed, Failure, JobState, Outcome, Piece, Written
 from jobwire_server.operations.endings import Budget, Ending
-from jobwire_server.store.jobs import AttemptEnd, Success
+from jobwire_server.store.jobs import AttemptEnd, Report, Success
 
 from tests.support.jobs import new_job, next_ulid, ulid_of
-from tests.support.scripts import RETAIN_MS, Scripts
+from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
 
 ROUTE = new_job().route.id
 S = JobState
@@ -264,6 +264,17 @@ async def test_a_repeated_ending_gets_the_first_answer(scripts: Scripts) -> None
     before = scripts.dump()
     assert await scripts.end(job, S.SCHEDULED, backoff_ms=9_000) == first
     assert scripts.changed(before) == {}
+
+
+async def test_a_job_given_back_as_undelivered_does_not_expire_if_it_wrote_output(
+    scripts: Scripts,
+) -> None:
+    ulid = await scripts.running(new_job(expires_at_ms=scripts.now_ms + 60_000))
+    output = Written(1, 0, (Piece("stdout", True, b"here"),))
+    await scripts.jobs.report("default", [Report(ulid, "w1", 1, LEASE_MS, b"", output)])
+    job = await scripts.read(ulid)
+    await scripts.end(job, S.PENDING, outcome=Outcome.UNDELIVERED, budget=Budget.NONE)
+    assert "timers" not in scripts.check().keys
 
 
 async def _running_after_a_delay(scripts: Scripts) -> str:

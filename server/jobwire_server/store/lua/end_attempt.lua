@@ -67,9 +67,8 @@ for at = 3, #ARGV, 10 do
     if budget ~= '' then redis.call('HINCRBY', key, budget, 1) end
     -- An attempt that never reached its worker is not one: the next delivery gets its number.
     -- One that has written output was there: its number tags that output.
-    if outcome == UNDELIVERED and string.match(job[11] or '', '^%d+') ~= job[5] then
-      redis.call('HINCRBY', key, 'n', -1)
-    end
+    local undone = outcome == UNDELIVERED and string.match(job[11] or '', '^%d+') ~= job[5]
+    if undone then redis.call('HINCRBY', key, 'n', -1) end
     -- Only the holder's own ending leaves its name, which is what lets its repeated call be told from a zombie's.
     if condition ~= 'worker' then
       redis.call('HDEL', key, 'w')
@@ -83,7 +82,7 @@ for at = 3, #ARGV, 10 do
       redis.call('HSET', key, 's', PENDING, 'v', job[4] + 1, 'ps', now)
       push_ready(P, ulid, job[7], job[8], true)
       -- Back before its first attempt, so it may expire again.
-      if job[10] and outcome == UNDELIVERED and job[5] == '1' then
+      if job[10] and undone and job[5] == '1' then
         redis.call('ZADD', P .. 'timers', job[10], 'e' .. ulid)
       end
       woken[job[7]] = (woken[job[7]] or 0) + 1
