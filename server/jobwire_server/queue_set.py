@@ -20,6 +20,7 @@ from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.upkeep import UpkeepStore
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class QueueSet:
 
     Args:
         jobs: Where jobs are.
+        upkeep: Lets the clock act on them.
         queues: Where queues are registered.
         options: For lanes and keepers.
         backlog: What all lanes share.
@@ -43,6 +45,7 @@ class QueueSet:
     def __init__(
         self,
         jobs: JobStore,
+        upkeep: UpkeepStore,
         queues: QueueStore,
         options: BrokerOptions,
         backlog: Backlog,
@@ -51,6 +54,7 @@ class QueueSet:
         settings: QueueSettingsCache,
     ) -> None:
         self._jobs = jobs
+        self._upkeep = upkeep
         self._queues = queues
         self._options = options
         self._backlog = backlog
@@ -118,7 +122,7 @@ class QueueSet:
             if self._end_overdue is not None and self._fire_due is not None:
                 keeper = self._keepers[queue] = QueueKeeper(
                     queue,
-                    self._jobs,
+                    self._upkeep,
                     self._options,
                     self._end_overdue,
                     self._fire_due,

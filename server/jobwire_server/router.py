@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -25,6 +23,7 @@ from jobwire_server.errors import (
     ServerDraining,
 )
 from jobwire_server.ids import UlidFactory
+from jobwire_server.listing import JobListing
 from jobwire_server.maintenance.reaper import Reaper
 from jobwire_server.model import (
     Accepted,
@@ -34,11 +33,9 @@ from jobwire_server.model import (
     Failure,
     Job,
     JobState,
-    LeaseRef,
     NewJob,
     OutputPlace,
     Queue,
-    QueueChanges,
     RecordFacts,
     Renewal,
     Reported,
@@ -47,7 +44,7 @@ from jobwire_server.model import (
     WorkerStatus,
     Written,
 )
-from jobwire_server.operations.paging import bad_token, decode_token, encode_token
+from jobwire_server.operators import Operators
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_set import QueueSet
 from jobwire_server.queue_settings import QueueSettingsCache
@@ -62,11 +59,12 @@ from jobwire_server.store.bulk import BulkStore
 from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
-from jobwire_server.store.jobs import JobStore, PageToken, Report
+from jobwire_server.store.jobs import JobStore, Report
 from jobwire_server.store.notices import Notices
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.schedules import ScheduleStore
 from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.hub import EVERYTHING, Hub, WatchWish
 from jobwire_server.watch.many import CaughtUp, QueueFeed
@@ -77,8 +75,6 @@ log = structlog.get_logger(__name__)
 
 TIME_PATIENCE_S = 1.0
 """How long a start waits for the store's time; the keepers of queues tell it later."""
-LOOK_AT = 2_000
-"""The most jobs that one page of a filtered listing looks at."""
 
 
 class Router:
@@ -109,13 +105,21 @@ class Router:
         self.new_ulid = UlidFactory(self.clock.now_ms)
         self._runner = ScriptRunner(connection.client)
         self._jobs = JobStore(self._runner, server_id)
+        self._upkeep = UpkeepStore(self._runner)
         self._queues = QueueStore(self._runner)
         self._workers = WorkerStore(self._runner)
         backlog = Backlog(options.limits.max_queued_requests, options.limits.max_queued_bytes)
         self._notices = Notices(connection)
         self._settings = QueueSettingsCache(self._queues.settings)
         self._set = QueueSet(
-            self._jobs, self._queues, options, backlog, self.clock, self._expect, self._settings
+            self._jobs,
+            self._upkeep,
+            self._queues,
+            options,
+            backlog,
+            self.clock,
+            self._expect,
+            self._settings,
         )
         self._attempts = Attempts(
             self._jobs,
@@ -134,11 +138,19 @@ class Router:
             moments_settled,
         )
         self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
+        self.listing = JobListing(self._jobs, self._queues)
+        """Pages of a queue's jobs."""
+        self.operators = Operators(self._jobs, self._queues, self._workers, self._settings)
+        """Workers and queues, as operators see and set them."""
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
         self._feed = QueueFeed(self._hub, self._jobs)
         self._overview = Overview(
-            self._hub, self._notices, self._queues, self.get_worker, self.list_workers
+            self._hub,
+            self._notices,
+            self._queues,
+            self.operators.get_worker,
+            self.operators.list_workers,
         )
         self._reaper = Reaper(self._workers, options, self._attempts.take_back)
         self._claims = Claims(
@@ -249,64 +261,6 @@ class Router:
         if job is None:
             raise JobNotFound(f"{queue}-{ulid}")
         return job
-
-    async def list_jobs(
-        self,
-        queue: str,
-        states: Sequence[JobState],
-        page_size: int,
-        page_token: str,
-        *,
-        full: bool,
-        scope: str = "",
-        keep: Callable[[Job], bool] = lambda job: True,
-    ) -> tuple[list[Job], str]:
-        """Returns a page of a queue's jobs and the token of the next, '' at the end.
-
-        Args:
-            queue: Its name.
-            states: In the order in which they are listed; empty: all of them.
-            page_size: The most jobs, 1 or more.
-            page_token: '' for the first page.
-            full: With payloads, results and attempts.
-            scope: What `keep` depends on, as text; a token holds for one scope.
-            keep: Says whether a job is wanted.
-
-        Raises:
-            QueueNotFound: No job was ever submitted to it.
-            BadPageToken: The token is of another listing.
-        """
-        order = list(dict.fromkeys(states)) or list(JobState)
-        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{scope}"
-        index, token = 0, PageToken()
-        if page_token:
-            at, *place = decode_token(scope, page_token, 4)
-            if not isinstance(at, int) or not 0 <= at < len(order) or not _is_place(place):
-                raise bad_token()
-            index, token = at, PageToken(*(str(part) for part in place))
-        elif not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        found: list[Job] = []
-        looked = 0
-        while index < len(order) and len(found) < page_size and looked < LOOK_AT:
-            state = order[index]
-            # One id for each job still wanted, so that no job is found and then left out of the
-            # page.
-            most = page_size - len(found)
-            ids, following = await self._jobs.list_ids(queue, state, most, token)
-            looked += max(len(ids), 1)
-            # An entry that a job left behind may stand beside its present one.
-            once = [*dict.fromkeys(ids)]
-            for job in await self._jobs.read(queue, once, full=full) if once else []:
-                if job is not None and job.state is state and keep(job):
-                    found.append(job)
-            if following is None:
-                index, token = index + 1, PageToken()
-            else:
-                token = following
-        if index >= len(order):
-            return found, ""
-        return found, encode_token(scope, index, token.source, token.last, token.place)
 
     def watch_job(
         self, queue: str, ulid: str, wish: WatchWish = EVERYTHING
@@ -543,27 +497,6 @@ class Router:
             )
         return released
 
-    async def list_workers(self, after: str, most: int) -> list[Worker]:
-        """Returns up to `most` workers whose ids sort after `after`, with the number of jobs they
-        hold.
-        """
-        workers = await self._workers.page(after, most)
-        return [await self._with_leases(worker) for worker in workers]
-
-    async def get_worker(self, worker_id: str) -> Worker | None:
-        """Returns a worker with its leases, None if it is not known."""
-        worker = await self._workers.read(worker_id)
-        return await self._with_leases(worker) if worker else None
-
-    async def _with_leases(self, worker: Worker) -> Worker:
-        leases = []
-        for queue in worker.spec.queues:
-            ulids = sorted(await self._jobs.held(queue, worker.spec.worker_id))
-            for job in await self._jobs.read(queue, ulids, full=False) if ulids else []:
-                if job is not None and job.worker_id == worker.spec.worker_id:
-                    leases.append(LeaseRef(job.job_id, job.fencing_token))
-        return replace(worker, held_jobs=len(leases), leases=tuple(leases))
-
     # ------------------------------------------------------- ends of attempts
 
     async def succeed(
@@ -606,49 +539,8 @@ class Router:
         self._directory.hear(worker_id)
         return await self._attempts.confirm_cancel(queue, ulid, worker_id, fencing_token)
 
-    # ---------------------------------------------------------------- queues
-
-    async def list_queues(self, after: str, most: int) -> list[Queue]:
-        """Returns up to `most` queues whose names sort after `after`."""
-        names = await self._queues.names(after, most)
-        return [await self._queues.read(name, detail=False) for name in names]
-
-    async def get_queue(self, queue: str) -> Queue:
-        """Returns a queue with its oldest ready job and its samples. Raises QueueNotFound."""
-        if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        return await self._queues.read(queue, detail=True)
-
-    async def configure_queue(self, queue: str, changes: QueueChanges) -> Queue:
-        """Changes settings of a queue; they hold here at once, on other servers within a tick.
-
-        Raises:
-            QueueNotFound: No job was ever submitted to it.
-        """
-        if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        if changes:
-            await self._queues.configure(queue, changes)
-            await self._settings.changed(queue)
-        return await self._queues.read(queue, detail=True)
-
-    async def set_paused(self, queue: str, paused: bool) -> Queue:
-        """Stops or starts the deliveries of a queue. Raises QueueNotFound."""
-        if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        await self._queues.set_paused(queue, paused)
-        return await self._queues.read(queue, detail=True)
-
     def _poke_for(self, job: NewJob) -> None:
         now = self.clock.now_ms()
         waits = [job.delay_ms] if job.delay_ms else []
         waits += [at - now for at in (job.run_at_ms, job.expires_at_ms, job.deadline_ms) if at]
         self._set.due_in(job.queue, min(waits))
-
-
-_PLACE = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
-
-
-def _is_place(parts: Sequence[str | int]) -> bool:
-    """True for what a page of jobs can end at; anything else was made up."""
-    return _PLACE.fullmatch(" ".join(str(part) for part in parts)) is not None

@@ -186,7 +186,9 @@ async def test_plain_jobs_are_dispatched_and_completed_within_their_budget(serve
     async with counted(served.broker.client) as costs, worker:
         async with asyncio.timeout(60):
             await all_handled.wait()
-    assert (await served.broker.router.get_queue("default")).depth == {JobState.SUCCEEDED: JOBS}
+    assert (await served.broker.router.operators.get_queue("default")).depth == {
+        JobState.SUCCEEDED: JOBS
+    }
     within(WORK_STREAM, costs, JOBS)
 
 

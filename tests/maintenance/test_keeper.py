@@ -21,7 +21,7 @@ async def _keeper(broker: Broker) -> AsyncIterator[QueueKeeper]:
     router = broker.router
     keeper = QueueKeeper(
         "default",
-        router._jobs,
+        router._upkeep,
         router.options,
         router._attempts.end_overdue,
         router.schedules.fire_due,

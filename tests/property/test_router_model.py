@@ -75,8 +75,8 @@ class Machine(RuleBasedStateMachine):
         opened = running_broker(self.store.url, OPTIONS, server_id)
         broker = await self.stack.enter_async_context(opened)
         # Keepers would forget jobs at moments that the model knows nothing of.
-        self.purges.append(broker.router._jobs.purge)
-        broker.router._jobs.purge = _nothing  # type: ignore[method-assign]
+        self.purges.append(broker.router._upkeep.purge)
+        broker.router._upkeep.purge = _nothing  # type: ignore[method-assign]
         return broker
 
     def teardown(self) -> None:
@@ -433,9 +433,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), worker=WORKERS)
     def pause_and_resume(self, data: st.DataObject, worker: str) -> None:
         router = self._broker(data).router
-        self.run(router.set_paused("default", True))
+        self.run(router.operators.set_paused("default", True))
         assert self.run(self._broker(data).claim(worker, 9)) == []
-        self.run(router.set_paused("default", False))
+        self.run(router.operators.set_paused("default", False))
 
     @rule(units=st.integers(1, 3), off_ms=st.sampled_from([0, 0, -600_000, 600_000]))
     def let_time_pass(self, units: int, off_ms: int) -> None:

@@ -105,7 +105,7 @@ async def test_a_forgotten_job_leaves_no_checkpoint(broker: Broker) -> None:
     final = Failure("Broken", "", non_retryable=True)
     await broker.router.fail("default", ulid, "w1", token, final)
     broker.shift(400 * DAY_MS)
-    assert (await broker.router._jobs.purge("default", 10))[0] == 1
+    assert (await broker.router._upkeep.purge("default", 10))[0] == 1
     assert not [key for key in broker.dump() if ulid in key]
     broker.check()
 
@@ -177,4 +177,4 @@ async def test_checkpoints_do_not_count_as_output(broker: Broker) -> None:
     await broker.register()
     ulid, _ = await _saved(broker)
     assert (await broker.job(ulid)).output_bytes == 0
-    assert (await broker.router.get_queue("default")).output_bytes == 0
+    assert (await broker.router.operators.get_queue("default")).output_bytes == 0

@@ -29,7 +29,7 @@ async def test_a_job_that_waits_past_its_deadline_is_a_dead_letter(broker: Broke
         job = await broker.job(ulid)
         assert (job.state, job.failure, job.attempts) == (S.FAILED, DEADLINE_MISSED, ())
         broker.check()
-    assert (await broker.router.get_queue("default")).totals["failed"] == 3
+    assert (await broker.router.operators.get_queue("default")).totals["failed"] == 3
 
 
 async def test_a_running_job_loses_its_lease_at_the_deadline(broker: Broker) -> None:

@@ -17,7 +17,7 @@ S = JobState
 async def _configured(broker: Broker, changes: QueueChanges) -> None:
     await broker.submit()
     await broker.register()
-    await broker.router.configure_queue("default", changes)
+    await broker.router.operators.configure_queue("default", changes)
 
 
 async def _run_all(broker: Broker) -> int:
@@ -44,7 +44,7 @@ async def test_a_limit_holds_on_the_server_that_set_it_at_once(broker: Broker) -
     await _configured(broker, {"max_pending_jobs": 3})
     answers = await broker.router.submit("default", [new_job() for _ in range(4)])
     assert [type(answer) for answer in answers] == [Accepted, Accepted, QueueFull, QueueFull]
-    await broker.router.configure_queue("default", {"max_pending_jobs": 0})
+    await broker.router.operators.configure_queue("default", {"max_pending_jobs": 0})
     assert len(await broker.submit(*(new_job() for _ in range(9)))) == 9
     broker.check()
 
@@ -65,7 +65,7 @@ async def test_a_queue_with_limits_keeps_within_them_under_steady_load(valkey_ur
             ]
             for answers in await asyncio.gather(*batches):
                 refused += sum(isinstance(answer, QueueFull) for answer in answers)
-            queue = await broker.router.get_queue("default")
+            queue = await broker.router.operators.get_queue("default")
             assert queue.depth.get(S.PENDING, 0) <= 50
             done += await _run_all(broker)
         assert refused > 0
@@ -100,7 +100,7 @@ async def test_a_queue_tells_its_bytes(broker: Broker) -> None:
     await broker.register()
     one = await broker.claim_one()
     await broker.router.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"y" * 70)
-    queue = await broker.router.get_queue("default")
+    queue = await broker.router.operators.get_queue("default")
     assert queue.live_bytes == len(jobs[1].record)
     assert queue.ended_bytes == len(jobs[0].record) + 70
 

@@ -22,7 +22,7 @@ async def _all(
     found: list[Job] = []
     token = ""
     while True:
-        page, token = await broker.router.list_jobs(
+        page, token = await broker.router.listing.page(
             "default",
             states,
             page_size,
@@ -141,7 +141,7 @@ async def test_running_jobs_whose_leases_are_renewed_between_pages_are_listed_on
     seen: list[str] = []
     token = ""
     while True:
-        page, token = await broker.router.list_jobs("default", [S.RUNNING], 3, token, full=False)
+        page, token = await broker.router.listing.page("default", [S.RUNNING], 3, token, full=False)
         seen += [job.job_id[-26:] for job in page]
         if not token:
             break
@@ -161,17 +161,17 @@ async def test_an_operation_filters_and_pages_still_end(valkey_broker: Broker) -
 
 async def test_a_queue_that_never_was_is_not_found(valkey_broker: Broker) -> None:
     with pytest.raises(QueueNotFound):
-        await valkey_broker.router.list_jobs("none", [], 10, "", full=False)
+        await valkey_broker.router.listing.page("none", [], 10, "", full=False)
     with pytest.raises(QueueNotFound):
-        await valkey_broker.router.get_queue("none")
+        await valkey_broker.router.operators.get_queue("none")
     with pytest.raises(QueueNotFound):
-        await valkey_broker.router.set_paused("none", True)
+        await valkey_broker.router.operators.set_paused("none", True)
 
 
 async def test_a_token_holds_for_its_own_filter_only(valkey_broker: Broker) -> None:
     router = valkey_broker.router
     await valkey_broker.submit(*(new_job() for _ in range(5)))
-    _, token = await router.list_jobs("default", [S.PENDING], 2, "", full=False)
+    _, token = await router.listing.page("default", [S.PENDING], 2, "", full=False)
     assert token
     for states, full, scope in (
         ([S.RUNNING], False, ""),
@@ -180,18 +180,18 @@ async def test_a_token_holds_for_its_own_filter_only(valkey_broker: Broker) -> N
         ([S.PENDING], False, "op"),
     ):
         with pytest.raises(BadPageToken):
-            await router.list_jobs("default", states, 2, token, full=full, scope=scope)
+            await router.listing.page("default", states, 2, token, full=full, scope=scope)
     with pytest.raises(BadPageToken):
-        await router.list_jobs("other", [S.PENDING], 2, token, full=False)
+        await router.listing.page("other", [S.PENDING], 2, token, full=False)
 
 
 async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> None:
     router = valkey_broker.router
     for queue, count in (("b", 2), ("a", 1), ("c", 3)):
         await router.submit(queue, [new_job(queue) for _ in range(count)])
-    first = await router.list_queues("", 2)
+    first = await router.operators.list_queues("", 2)
     assert [(queue.name, dict(queue.depth)) for queue in first] == [
         ("a", {S.PENDING: 1}),
         ("b", {S.PENDING: 2}),
     ]
-    assert [queue.name for queue in await router.list_queues("b", 2)] == ["c"]
+    assert [queue.name for queue in await router.operators.list_queues("b", 2)] == ["c"]

@@ -76,11 +76,11 @@ async def test_a_due_job_a_released_job_and_a_resumed_queue_wake_a_long_poll(
     await _waits(broker)
     await broker.router.release("default", delayed, "w1", 1, True, "")
     await wake(poll)
-    await broker.router.set_paused("default", True)
+    await broker.router.operators.set_paused("default", True)
     await broker.submit()
     poll = asyncio.create_task(broker.claim(wait_ms=LONG_MS))
     await _waits(broker)
-    await broker.router.set_paused("default", False)
+    await broker.router.operators.set_paused("default", False)
     await wake(poll)
     broker.check()
 
@@ -155,7 +155,7 @@ async def test_a_worker_that_waits_in_a_long_poll_is_alive(store_url: str) -> No
         await eventually(seen, "the sign of life of a waiting worker")
         broker.shift(14_000)
         await broker.sweep()
-        worker = await broker.router.get_worker("w1")
+        worker = await broker.router.operators.get_worker("w1")
         assert worker is not None
         assert worker.status is WorkerStatus.READY
         poll.cancel()

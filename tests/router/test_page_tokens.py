@@ -30,4 +30,4 @@ async def test_a_token_that_was_made_up_is_refused_as_one(
     scope = f"jobs:default:{[int(state) for state in JobState]}:False:"
     made_up = encode_token(scope, *place)
     with pytest.raises(BadPageToken):
-        await valkey_broker.router.list_jobs("default", (), 10, made_up, full=False)
+        await valkey_broker.router.listing.page("default", (), 10, made_up, full=False)

@@ -27,4 +27,4 @@ async def test_a_queue_that_the_store_forgot_in_a_failover_is_registered_again(
     # So another server keeps the queue after this one is gone.
     async with running_broker(valkey_url, server_id="s2") as two:
         await eventually(lambda: "default" in two.router._set._keepers, "the other server keeps it")
-        assert (await two.router.get_queue("default")).name == "default"
+        assert (await two.router.operators.get_queue("default")).name == "default"

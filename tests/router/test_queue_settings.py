@@ -43,12 +43,12 @@ async def test_the_job_s_policy_goes_before_the_queue_s_and_that_before_the_serv
     async with running_broker(valkey_url, OPTIONS) as broker:
         await broker.register()
         assert (await _fail(broker))[1] == 1_000
-        await broker.router.configure_queue("default", {"retry": QUEUE})
+        await broker.router.operators.configure_queue("default", {"retry": QUEUE})
         assert (await _fail(broker))[1] == 7_000
         assert (await _fail(broker, RetryPolicy(initial_backoff_ms=3_000)))[1] == 3_000
         done, _ = await _fail(broker, RetryPolicy(max_attempts=1))
         assert done.state is S.FAILED
-        await broker.router.configure_queue("default", {"retry": None})
+        await broker.router.operators.configure_queue("default", {"retry": None})
         assert (await _fail(broker))[1] == 1_000
 
 
@@ -59,7 +59,9 @@ async def test_retry_defaults_hold_for_attempts_that_began_before_the_change(
         await broker.register()
         (ulid,) = await broker.submit()
         claimed = await broker.claim_one()
-        await broker.router.configure_queue("default", {"retry": RetryPolicy(max_attempts=1)})
+        await broker.router.operators.configure_queue(
+            "default", {"retry": RetryPolicy(max_attempts=1)}
+        )
         done = await broker.router.fail(
             "default", ulid, "w1", claimed.fencing_token, Failure("Broken", "")
         )
@@ -70,7 +72,9 @@ async def test_execution_timeouts_are_retried_as_the_queue_says(valkey_url: str)
     async with running_broker(valkey_url, OPTIONS) as broker:
         await broker.register()
         (ulid,) = await broker.submit(new_job(execution_timeout_ms=1_000))
-        await broker.router.configure_queue("default", {"retry": RetryPolicy(max_attempts=1)})
+        await broker.router.operators.configure_queue(
+            "default", {"retry": RetryPolicy(max_attempts=1)}
+        )
         await broker.claim_one()
         await broker.after(1_001)
         assert await broker.state(ulid) is S.FAILED
@@ -83,7 +87,7 @@ async def test_a_change_reaches_servers_that_did_not_make_it(valkey_url: str) ->
     ):
         await one.submit()
         await two.submit()
-        await one.router.configure_queue("default", {"retry": QUEUE})
+        await one.router.operators.configure_queue("default", {"retry": QUEUE})
         await eventually(
             lambda: two.router._settings._known["default"].retry == QUEUE, "it is known"
         )
@@ -92,7 +96,7 @@ async def test_a_change_reaches_servers_that_did_not_make_it(valkey_url: str) ->
 async def test_a_server_that_has_not_looked_at_a_queue_asks_the_store(valkey_url: str) -> None:
     async with running_broker(valkey_url, OPTIONS) as broker:
         await broker.submit()
-        await broker.router.configure_queue("default", {"retry": QUEUE})
+        await broker.router.operators.configure_queue("default", {"retry": QUEUE})
     async with running_broker(valkey_url, OPTIONS, "s2") as other:
         assert (await other.router._settings.get("default")).retry == QUEUE
         assert await other.router._settings.get("nobody") == NO_SETTINGS

@@ -60,14 +60,14 @@ async def _fail_all(broker: Broker) -> None:
 
 def _count_ticks(broker: Broker) -> Callable[[], int]:
     ticks = 0
-    real = broker.router._jobs.tick
+    real = broker.router._upkeep.tick
 
     async def tick(*args: object) -> object:
         nonlocal ticks
         ticks += 1
         return await real(*args)  # type: ignore[arg-type]
 
-    broker.router._jobs.tick = tick  # type: ignore[method-assign, assignment]
+    broker.router._upkeep.tick = tick  # type: ignore[method-assign, assignment]
     return lambda: ticks
 
 

@@ -52,7 +52,7 @@ async def _servers(url: str, count: int) -> AsyncIterator[list[Broker]]:
 
 
 async def _due(broker: Broker) -> list[str]:
-    return (await broker.router._jobs.tick("default", 200, DAY_MS, 5_000, 13)).schedules
+    return (await broker.router._upkeep.tick("default", 200, DAY_MS, 5_000, 13)).schedules
 
 
 async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: str) -> None:
@@ -224,7 +224,7 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
     router = broker.router
     keeper = QueueKeeper(
         "default",
-        router._jobs,
+        router._upkeep,
         router.options,
         router._attempts.end_overdue,
         router.schedules.fire_due,
@@ -248,13 +248,13 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
 
 async def test_moments_that_follow_one_that_is_held_back_wait_for_it(broker: Broker) -> None:
     made = await _create(broker)
-    await broker.router.configure_queue("default", {"max_pending_jobs": 2})
+    await broker.router.operators.configure_queue("default", {"max_pending_jobs": 2})
     broker.shift(5 * MINUTE)
     assert (await broker.router.schedules.fire_due("default", ["s1"])).held_back
     found = await broker.router.schedules.get("default", "s1")
     assert found.total_runs == len(_fired(broker)) == 2
     assert found.due_ms == made.due_ms + 2 * MINUTE
-    await broker.router.configure_queue("default", {"max_pending_jobs": 0})
+    await broker.router.operators.configure_queue("default", {"max_pending_jobs": 0})
     await broker.settle()
     found = await broker.router.schedules.get("default", "s1")
     assert [run.due_ms for run in found.runs] == [
@@ -277,7 +277,7 @@ async def test_one_schedule_that_can_not_be_decided_does_not_stop_the_others(
     assert fired.held_back
     assert len(_fired(broker)) == 2
     assert "schedule not decided" in capsys.readouterr().out
-    assert (await broker.router._jobs.tick("default", 9, 1, 1, 1)).schedules == ["bad"]
+    assert (await broker.router._upkeep.tick("default", 9, 1, 1, 1)).schedules == ["bad"]
 
 
 async def test_a_cancelled_previous_job_that_runs_is_told_to_its_worker(broker: Broker) -> None:

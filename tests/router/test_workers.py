@@ -112,13 +112,13 @@ async def test_a_worker_that_is_paused_or_draining_gets_none(
 async def test_a_paused_queue_delivers_nothing_until_it_is_resumed(broker: Broker) -> None:
     await broker.register()
     (ulid,) = await broker.submit()
-    queue = await broker.router.set_paused("default", True)
+    queue = await broker.router.operators.set_paused("default", True)
     assert queue.paused
     await broker.submit()
     assert await broker.claim("w1", 5) == []
     with pytest.raises(WrongState, match="paused"):
         await broker.router.claim_job("w1", "default", ulid, read_facts)
-    await broker.router.set_paused("default", False)
+    await broker.router.operators.set_paused("default", False)
     assert len(await broker.claim("w1", 5)) == 2
     broker.check()
 
@@ -206,7 +206,7 @@ async def test_a_silent_worker_is_lost_and_its_jobs_go_back_at_once(store_url: s
             await broker.router.succeed("default", ulids[0], "silent", token, b"")
         with pytest.raises(WorkerNotFound):
             await broker.router.heartbeat("silent", [])
-        worker = await broker.router.get_worker("silent")
+        worker = await broker.router.operators.get_worker("silent")
         assert worker is not None
         assert (worker.status, worker.held_jobs) == (WorkerStatus.LOST, 0)
         broker.check()
@@ -268,10 +268,10 @@ async def test_a_worker_is_told_with_the_leases_that_it_holds(broker: Broker) ->
     await broker.submit(*(new_job() for _ in range(3)))
     taken = await broker.claim("w1", 2)
     await broker.claim("w2", 1)
-    worker = await broker.router.get_worker("w1")
+    worker = await broker.router.operators.get_worker("w1")
     assert worker is not None
     assert worker.held_jobs == 2
     assert set(worker.leases) == {LeaseRef(one.job_id, one.fencing_token) for one in taken}
-    listed = await broker.router.list_workers("", 10)
+    listed = await broker.router.operators.list_workers("", 10)
     assert [(one.spec.worker_id, one.held_jobs) for one in listed] == [("w1", 2), ("w2", 1)]
-    assert await broker.router.get_worker("nobody") is None
+    assert await broker.router.operators.get_worker("nobody") is None

@@ -442,12 +442,12 @@ async def test_a_unique_key_that_is_held_leaves_a_moment_out(served: Served) -> 
 async def test_many_schedules_of_one_moment_are_fired_in_batches(served: Served) -> None:
     for at in range(450):
         await _create(served, f"s{at}")
-    tick = await served.broker.router._jobs.tick("default", 200, DAY, 5_000, 13)
+    tick = await served.broker.router._upkeep.tick("default", 200, DAY, 5_000, 13)
     assert tick.schedules == []
     served.broker.shift(MINUTE + 60_000)
     rounds = 0
     while True:
-        tick = await served.broker.router._jobs.tick("default", 200, DAY, 5_000, 13)
+        tick = await served.broker.router._upkeep.tick("default", 200, DAY, 5_000, 13)
         if not tick.schedules:
             break
         assert len(tick.schedules) <= 200

@@ -139,12 +139,12 @@ async def test_a_job_is_forgotten_with_everything_of_it_when_its_retention_ends(
     await scripts.cancel(cancelled)
     (kept,) = await scripts.submit()
     before = scripts.dump()
-    forgotten, next_due = await scripts.jobs.purge("default", 100)
+    forgotten, next_due = await scripts.upkeep.purge("default", 100)
     assert forgotten == 0
     assert next_due == scripts.after(RETAIN_MS)
     assert scripts.changed(before) == {}
     scripts.shift(RETAIN_MS + 1)
-    assert await scripts.jobs.purge("default", 100) == (3, 0)
+    assert await scripts.upkeep.purge("default", 100) == (3, 0)
     dump = scripts.check()
     assert set(dump.jobs) == {kept}
     assert not dump.suffixes("j:")
@@ -157,11 +157,11 @@ async def test_a_purge_is_bounded(scripts: Scripts) -> None:
     for ulid in ulids:
         await scripts.cancel(ulid)
     scripts.shift(RETAIN_MS + 1)
-    forgotten, next_due = await scripts.jobs.purge("default", 20)
+    forgotten, next_due = await scripts.upkeep.purge("default", 20)
     assert forgotten == 20
     assert next_due > 0
     assert len(scripts.check().jobs) == 10
-    assert await scripts.jobs.purge("default", 20) == (10, 0)
+    assert await scripts.upkeep.purge("default", 20) == (10, 0)
     scripts.check()
 
 
@@ -170,7 +170,7 @@ async def test_an_id_may_be_used_again_after_its_job_was_forgotten(scripts: Scri
     (ulid,) = await scripts.submit(job)
     await scripts.cancel(ulid)
     scripts.shift(RETAIN_MS + 1)
-    await scripts.jobs.purge("default", 10)
+    await scripts.upkeep.purge("default", 10)
     await scripts.submit(job)
     scripts.check()
     assert [one.job_id for one in await scripts.claim("w1", 5)] == [job.job_id]

@@ -73,7 +73,7 @@ async def test_a_full_store_promotes_and_forgets(full: Scripts) -> None:
     await full.tick()
     assert (await full.read(ulid)).state is S.PENDING
     full.shift(10 * 86_400_000)
-    assert await full.jobs.purge("default", 10) == (1, 0)
+    assert await full.upkeep.purge("default", 10) == (1, 0)
     full.check()
 
 

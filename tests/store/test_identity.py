@@ -99,7 +99,7 @@ async def test_a_request_whose_job_is_forgotten_is_answered_with_its_id(scripts:
     await scripts.end(await scripts.read(item_ulid), S.CANCELLED, outcome=Outcome.CANCELLED)
     scripts.shift(RETAIN_MS // 2)
     scripts.client.zadd("jw:{default}:done:7", {item_ulid: 0})
-    assert await scripts.jobs.purge("default", 10) == (1, 0)
+    assert await scripts.upkeep.purge("default", 10) == (1, 0)
     assert await submit_one(scripts, asked()) == (first.job_id, None, b"")
     scripts.check()
 
@@ -268,7 +268,7 @@ async def test_a_key_for_a_period_is_held_whatever_becomes_of_the_job(scripts: S
     await scripts.succeed(ulid)
     assert await submit_one(scripts, keyed(scope=PERIOD)) == (job.job_id, S.SUCCEEDED, b"")
     scripts.client.zadd("jw:{default}:done:5", {ulid: 0})
-    assert (await scripts.jobs.purge("default", 10))[0] == 1
+    assert (await scripts.upkeep.purge("default", 10))[0] == 1
     assert await submit_one(scripts, keyed(scope=PERIOD)) == (job.job_id, None, b"")
     error = await refused(scripts, keyed(scope=PERIOD, conflict=REPLACE))
     assert isinstance(error, UniqueKeyTaken)

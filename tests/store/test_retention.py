@@ -143,7 +143,7 @@ async def test_a_job_may_say_how_long_it_is_kept(
     assert ended.purge_at_ms - ended.finished_at_ms == retention_ms
     scripts.check()
     scripts.shift(retention_ms)
-    assert (await scripts.jobs.purge("default", 10))[0] == 1
+    assert (await scripts.upkeep.purge("default", 10))[0] == 1
     assert scripts.check().jobs == {}
 
 
@@ -157,11 +157,11 @@ async def test_above_the_limit_those_go_that_would_be_forgotten_first(scripts: S
         else:
             await scripts.succeed(ulid)
     settings = QueueSettings(max_ended_jobs=2)
-    assert (await scripts.jobs.purge("default", 2, settings))[0] == 2
+    assert (await scripts.upkeep.purge("default", 2, settings))[0] == 2
     assert set(scripts.check().jobs) == {kept[0], kept[2], kept[4]}
-    assert (await scripts.jobs.purge("default", 2, settings))[0] == 1
+    assert (await scripts.upkeep.purge("default", 2, settings))[0] == 1
     assert set(scripts.check().jobs) == {kept[0], kept[4]}
-    assert (await scripts.jobs.purge("default", 2, settings))[0] == 0
+    assert (await scripts.upkeep.purge("default", 2, settings))[0] == 0
 
 
 async def test_the_bytes_of_ended_jobs_are_limited_with_their_results(scripts: Scripts) -> None:
@@ -170,7 +170,7 @@ async def test_the_bytes_of_ended_jobs_are_limited_with_their_results(scripts: S
         scripts.shift(1)
     live = await scripts.running()
     settings = QueueSettings(max_ended_bytes=2_200)
-    assert (await scripts.jobs.purge("default", 10, settings))[0] == 2
+    assert (await scripts.upkeep.purge("default", 10, settings))[0] == 2
     dump = scripts.check()
     assert len(dump.jobs) == 2
     assert live in dump.jobs
@@ -183,7 +183,7 @@ async def test_tallies_are_exact_after_everything_is_gone(scripts: Scripts) -> N
     await scripts.end(await scripts.read(await scripts.running()), S.FAILED)
     scripts.check()
     scripts.shift(15 * 86_400_000)
-    await scripts.jobs.purge("default", 10)
+    await scripts.upkeep.purge("default", 10)
     dump = scripts.check()
     assert dump.jobs == {}
     assert dump.keys["usage"] == {"live": "0", "ended": "0", "output": "0"}
@@ -196,10 +196,10 @@ async def test_output_of_an_ended_job_goes_before_the_job(scripts: Scripts) -> N
     settings = QueueSettings(retain_output_ms=HOUR_MS)
     ended, running = await written(scripts), await written(scripts)
     await scripts.succeed(ended)
-    assert await scripts.jobs.trim("default", 10, settings) == 2
+    assert await scripts.upkeep.trim("default", 10, settings) == 2
     scripts.check()
     scripts.shift(HOUR_MS + 1)
-    assert await scripts.jobs.trim("default", 10, settings) == 2
+    assert await scripts.upkeep.trim("default", 10, settings) == 2
     dump = scripts.check()
     assert f"o:{ended}" not in dump.keys
     assert f"o:{running}" in dump.keys
@@ -209,7 +209,7 @@ async def test_output_of_an_ended_job_goes_before_the_job(scripts: Scripts) -> N
     # The other one still runs; it is looked at again.
     await scripts.succeed(running)
     scripts.shift(HOUR_MS + 1)
-    assert await scripts.jobs.trim("default", 10, settings) == 1
+    assert await scripts.upkeep.trim("default", 10, settings) == 1
     assert "written" not in scripts.check().keys
 
 
@@ -217,7 +217,7 @@ async def test_a_call_looks_at_a_bounded_number_of_jobs(scripts: Scripts) -> Non
     for _ in range(5):
         await scripts.succeed(await written(scripts))
     settings = QueueSettings(retain_output_ms=0)
-    looked = [await scripts.jobs.trim("default", 2, settings) for _ in range(4)]
+    looked = [await scripts.upkeep.trim("default", 2, settings) for _ in range(4)]
     assert looked == [2, 2, 1, 0]
     scripts.check()
 
@@ -225,7 +225,7 @@ async def test_a_call_looks_at_a_bounded_number_of_jobs(scripts: Scripts) -> Non
 async def test_without_a_setting_output_is_kept_as_long_as_the_job(scripts: Scripts) -> None:
     await scripts.succeed(await written(scripts))
     scripts.shift(HOUR_MS)
-    assert await scripts.jobs.trim("default", 10, QueueSettings()) == 0
+    assert await scripts.upkeep.trim("default", 10, QueueSettings()) == 0
     assert scripts.check().keys["usage"]["output"] == "5"
 
 
@@ -238,10 +238,10 @@ async def test_old_entries_of_the_event_log_go_but_for_the_newest_of_them(
     settings = QueueSettings(retain_event_log_ms=60_000)
     key = "jw:{default}:log"
     entries = scripts.client.xrange(key)
-    await scripts.jobs.trim("default", 10, settings)
+    await scripts.upkeep.trim("default", 10, settings)
     assert scripts.client.xrange(key) == entries
     scripts.shift(60_001)
-    await scripts.jobs.trim("default", 10, settings)
+    await scripts.upkeep.trim("default", 10, settings)
     assert scripts.client.xrange(key) == entries[-1:]
     # A watcher that waits behind it misses nothing of what follows.
     last = entries[-1][0].decode()
@@ -255,6 +255,6 @@ async def test_forgotten_jobs_leave_no_key_behind(scripts: Scripts) -> None:
     ulid = await written(scripts)
     await scripts.succeed(ulid, result=b"z" * 100)
     scripts.shift(2 * RETAIN_MS)
-    await scripts.jobs.purge("default", 10)
+    await scripts.upkeep.purge("default", 10)
     assert [key for key in scripts.dump() if ulid in key] == []
     assert "written" not in scripts.dump()

@@ -30,7 +30,7 @@ async def test_a_route_that_nobody_serves_keeps_no_entries_of_jobs_that_ended(
         await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
     if end == "forgotten":
         scripts.shift(RETAIN_MS + 1)
-        assert await scripts.jobs.purge("default", 1000) == (500, 0)
+        assert await scripts.upkeep.purge("default", 1000) == (500, 0)
     await _ticks(scripts, 12)
     dump = scripts.check()
     assert "ready" not in dump.keys

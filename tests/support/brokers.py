@@ -42,7 +42,7 @@ class Broker:
     async def settle(self, queue: str = "default") -> None:
         """Lets the clock act on a queue until it has nothing more to do now."""
         while True:
-            tick = await self.router._jobs.tick(queue, 200, DAY_MS, 5_000, 13)
+            tick = await self.router._upkeep.tick(queue, 200, DAY_MS, 5_000, 13)
             await self.router._attempts.end_overdue(queue, tick.overdue)
             if tick.schedules:
                 await self.router.schedules.fire_due(queue, tick.schedules)

@@ -12,6 +12,7 @@ from jobwire_server.store.connect import Connection
 from jobwire_server.store.jobs import AttemptEnd, ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 
 from tests.support.dump import QueueDump, changes, check_invariants, dump_queue, dump_workers
@@ -52,6 +53,7 @@ class Scripts:
         self.client = client
         self.runner = ScriptRunner(connection.client)
         self.jobs = JobStore(self.runner, server_id)
+        self.upkeep = UpkeepStore(self.runner)
         self.queues = QueueStore(self.runner)
         self.workers = WorkerStore(self.runner)
 
@@ -146,4 +148,4 @@ class Scripts:
 
     async def tick(self, most: int = 200) -> Any:
         """Lets the clock act once."""
-        return await self.jobs.tick("default", most, RETAIN_MS, 5_000, 13)
+        return await self.upkeep.tick("default", most, RETAIN_MS, 5_000, 13)

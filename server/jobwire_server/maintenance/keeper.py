@@ -15,7 +15,7 @@ from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
-from jobwire_server.store.jobs import JobStore
+from jobwire_server.store.upkeep import UpkeepStore
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class QueueKeeper:
 
     Args:
         queue: Its name.
-        store: Where its jobs are.
+        store: Lets the clock act on it.
         options: Periods and retention.
         end_overdue: Decides and applies the end of attempts whose lease, timeout or grace is over.
         fire_due: Settles moments of schedules that are due.
@@ -55,7 +55,7 @@ class QueueKeeper:
     def __init__(
         self,
         queue: str,
-        store: JobStore,
+        store: UpkeepStore,
         options: BrokerOptions,
         end_overdue: EndOverdue,
         fire_due: FireDue,

@@ -35,7 +35,7 @@ class AdminService:
         checker.raise_if_any()
         token = request.page_token
         after = str(decode_token("queues", token, 1)[0]) if token else ""
-        queues = await self._router.list_queues(after, most)
+        queues = await self._router.operators.list_queues(after, most)
         return admin_service_pb2.ListQueuesResponse(
             queues=[convert.queue(item, detail=False) for item in queues],
             next_page_token=(
@@ -47,21 +47,21 @@ class AdminService:
         self, request: admin_service_pb2.GetQueueRequest, context: object
     ) -> admin_service_pb2.GetQueueResponse:
         """Returns one queue."""
-        queue = await self._router.get_queue(_queue(request.queue, required=False))
+        queue = await self._router.operators.get_queue(_queue(request.queue, required=False))
         return admin_service_pb2.GetQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def PauseQueue(
         self, request: admin_service_pb2.PauseQueueRequest, context: object
     ) -> admin_service_pb2.PauseQueueResponse:
         """Stops deliveries."""
-        queue = await self._router.set_paused(_queue(request.queue, required=True), True)
+        queue = await self._router.operators.set_paused(_queue(request.queue, required=True), True)
         return admin_service_pb2.PauseQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def ResumeQueue(
         self, request: admin_service_pb2.ResumeQueueRequest, context: object
     ) -> admin_service_pb2.ResumeQueueResponse:
         """Starts deliveries again."""
-        queue = await self._router.set_paused(_queue(request.queue, required=True), False)
+        queue = await self._router.operators.set_paused(_queue(request.queue, required=True), False)
         return admin_service_pb2.ResumeQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def ListWorkers(
@@ -78,7 +78,7 @@ class AdminService:
         scope = f"workers:{request.queue}:{int(request.status)}"
         token = request.page_token
         after = str(decode_token(scope, token, 1)[0]) if token else ""
-        workers = await self._router.list_workers(after, most)
+        workers = await self._router.operators.list_workers(after, most)
         return admin_service_pb2.ListWorkersResponse(
             workers=[
                 self._convert(item, leases=False)
@@ -98,7 +98,7 @@ class AdminService:
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
         checker.raise_if_any()
-        item = await self._router.get_worker(request.worker_id)
+        item = await self._router.operators.get_worker(request.worker_id)
         if item is None:
             raise WorkerNotFound(request.worker_id)
         return admin_service_pb2.GetWorkerResponse(worker=self._convert(item, leases=True))
@@ -111,7 +111,7 @@ class AdminService:
         name = checker.queue("queue", request.queue, required=True)
         changes = check_config(checker, request.config)
         checker.raise_if_any()
-        queue = await self._router.configure_queue(name, changes)
+        queue = await self._router.operators.configure_queue(name, changes)
         return admin_service_pb2.ConfigureQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def WatchQueues(
@@ -161,7 +161,7 @@ class AdminService:
         checker.worker_id("worker_id", request.worker_id)
         checker.raise_if_any()
         await self._router.set_worker_status(request.worker_id, WorkerStatus.DRAINING)
-        item = await self._router.get_worker(request.worker_id)
+        item = await self._router.operators.get_worker(request.worker_id)
         if item is None:
             raise WorkerNotFound(request.worker_id)
         return admin_service_pb2.DrainWorkerResponse(worker=self._convert(item, leases=True))

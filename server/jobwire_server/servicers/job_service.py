@@ -120,7 +120,7 @@ class JobService:
             labels=dict(request.labels),
             failure_type=request.failure_type,
         )
-        jobs, token = await self._router.list_jobs(
+        jobs, token = await self._router.listing.page(
             queue,
             states,
             page_size,

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobwire_server.errors import (
-    AlreadyExists,
     CursorCompacted,
     JobNotFound,
     JobwireError,
-    LeaseLost,
-    OutputFull,
-    OutputGap,
-    QueueFull,
-    UniqueKeyTaken,
     WrongState,
 )
 from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import (
-    NO_SETTINGS,
     Accepted,
     Assignment,
-    CancelNotice,
     Completed,
     Job,
     JobState,
     NewJob,
-    QueueSettings,
     Renewal,
     Written,
 )
@@ -36,11 +27,10 @@ from jobwire_server.operations.endings import Ending
 from jobwire_server.operations.routing import Route, parse_descriptor
 from jobwire_server.options import Limits
 from jobwire_server.store import codec, keys
+from jobwire_server.store.answers import assignments, completed, not_written, renewal
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 DEFAULT_LIMITS = Limits()
-_LEASE_GONE = 2
-_SUCCEEDED = Completed(JobState.SUCCEEDED)
 
 
 class ClaimRequest(NamedTuple):
@@ -109,21 +99,6 @@ class LogPage:
     last_id: str
     """Of the last entry, for the next page."""
     ulids: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """What the clock did to a queue, and what it asks for."""
-
-    more: bool
-    now_ms: int
-    next_due_ms: int
-    overdue: list[tuple[str, str]]
-    """(condition, ULID) of attempts to end."""
-    settings: QueueSettings
-    """Of the queue."""
-    schedules: list[str]
-    """Ids of schedules that are due, the earliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +213,7 @@ class JobStore:
                 worker_id, ulid, token = unheard[at : at + 3]
                 job_id = f"{queue}-{ulid.decode()}"
                 on_unheard(worker_id.decode(), [Assignment(job_id, int(token), 0, b"")])
-        return [Claimed(_assignments(queue, answer), bool(answer[0])) for answer in answers]
+        return [Claimed(assignments(queue, answer), bool(answer[0])) for answer in answers]
 
     async def claim_job(
         self, queue: str, ulid: str, worker_id: str, lease_ms: int, route_id: str, priority: int
@@ -275,7 +250,7 @@ class JobStore:
             args += item
         answers = await self._runner.run("succeed", keys.queue_prefix(queue), args)
         return [
-            _completed(queue, item.ulid, item.fencing_token, answer)
+            completed(queue, item.ulid, item.fencing_token, answer)
             for item, answer in zip(items, answers, strict=True)
         ]
 
@@ -304,7 +279,7 @@ class JobStore:
         return [
             None
             if answer[0] == 3
-            else _completed(queue, end.job.job_id[-26:], end.job.fencing_token, answer)
+            else completed(queue, end.job.job_id[-26:], end.job.fencing_token, answer)
             for end, answer in zip(ends, answers, strict=True)
         ]
 
@@ -326,7 +301,8 @@ class JobStore:
             args += codec.encode_written(report.output)
         answers = await self._runner.run("progress", keys.queue_prefix(queue), args)
         return [
-            _renewal(queue, report, answer) for report, answer in zip(reports, answers, strict=True)
+            renewal(queue, report.ulid, report.fencing_token, answer)
+            for report, answer in zip(reports, answers, strict=True)
         ]
 
     async def cancel(
@@ -443,50 +419,6 @@ class JobStore:
         following = PageToken(source.decode(), last.decode(), place.decode()) if source else None
         return [ulid.decode() for ulid in ids], following
 
-    async def tick(
-        self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int
-    ) -> Tick:
-        """Lets the clock act on a queue."""
-        now, more, next_due, config, *overdue = await self._runner.run(
-            "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
-        )
-        parts = [part.decode() for part in overdue]
-        named = list(zip(parts[::2], parts[1::2], strict=True))
-        return Tick(
-            bool(more),
-            now,
-            next_due,
-            [item for item in named if item[0] != "schedule"],
-            codec.decode_settings(config),
-            [name for condition, name in named if condition == "schedule"],
-        )
-
-    async def purge(
-        self, queue: str, most: int, settings: QueueSettings = NO_SETTINGS
-    ) -> tuple[int, int]:
-        """Forgets up to `most` jobs whose retention has ended, or that are too many; returns how
-        many, and the next due moment or 0.
-        """
-        limits = (settings.max_ended_jobs, settings.max_ended_bytes)
-        forgotten, next_due = await self._runner.run(
-            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000), *limits]
-        )
-        return forgotten, next_due
-
-    async def trim(self, queue: str, most: int, settings: QueueSettings) -> int:
-        """Drops output and entries of the event log that are kept for a shorter time than the jobs.
-
-        Returns:
-            How many jobs were looked at: at most `most`, and fewer once there is nothing left.
-        """
-        ages = (settings.retain_output_ms, settings.retain_event_log_ms)
-        if ages == (None, None):
-            return 0
-        args: list[Argument] = [self._shift, most]
-        args += ("" if age is None else age for age in ages)
-        looked: int = await self._runner.run("trim", keys.queue_prefix(queue), args)
-        return looked
-
     async def held(self, queue: str, worker_id: str) -> list[str]:
         """Returns the ULIDs of the queue's jobs that the worker holds."""
         return [
@@ -503,90 +435,3 @@ class JobStore:
     @property
     def _shift(self) -> int:
         return self._runner.clock_shift_ms
-
-
-def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:
-    """What a job is answered that submit.lua did not write."""
-    code, *rest = answer
-    if code == 0:
-        return Accepted(job.job_id, JobState(rest[0]), rest[1])
-    if code == 2:
-        request_id = job.request.request_id if job.request else ""
-        return AlreadyExists(
-            f"request_id {request_id} was used for other content within the last 24 hours; give"
-            " the new request an id of its own",
-            metadata={"job_request_id": request_id},
-        )
-    if code == 5:
-        return queue_full(job.queue, "max_pending_jobs", "jobs that wait", limits[0], rest[0])
-    if code == 6:
-        return queue_full(job.queue, "max_live_bytes", "bytes of live jobs", limits[1], rest[0])
-    state = JobState(rest[0]) if rest[0] else None
-    job_id = f"{job.queue}-{rest[1].decode()}"
-    if code == 4:
-        return UniqueKeyTaken(
-            job.unique.key if job.unique else "", job_id, state.name if state else "forgotten"
-        )
-    return Accepted(job_id, state, b"")
-
-
-def queue_full(queue: str, setting: str, what: str, limit: int, present: int) -> QueueFull:
-    """Returns the refusal of a queue at its limit."""
-    return QueueFull(
-        f"the queue {queue} is at its limit {setting}: it holds {present} of {limit} {what}; retry"
-        " after the delay, add workers, or raise the limit with ConfigureQueue",
-        metadata={
-            "queue": queue,
-            "limit": setting,
-            "maximum": str(limit),
-            "present": str(present),
-        },
-        retry_after_ms=1_000,
-    )
-
-
-def _assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
-    prefix = queue + "-"
-    jobs = iter(answer)
-    next(jobs)
-    return [
-        Assignment(prefix + ulid.decode(), int(token), int(attempt), record)  # type: ignore[union-attr, arg-type]
-        if type(attempt) is bytes
-        else Assignment(prefix + ulid.decode(), int(token), int(attempt[0]), record, attempt[1])  # type: ignore[union-attr, arg-type, index]
-        for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
-    ]
-
-
-def _completed(
-    queue: str, ulid: str, fencing_token: int, answer: list[int] | int
-) -> Completed | JobwireError:
-    if isinstance(answer, int):
-        return _SUCCEEDED
-    code, *rest = answer
-    if code == 0:
-        return Completed(JobState(rest[0]), rest[1])
-    job_id = f"{queue}-{ulid}"
-    return LeaseLost(job_id, fencing_token) if code == _LEASE_GONE else JobNotFound(job_id)
-
-
-def _renewal(queue: str, report: Report, answer: list[int | bytes]) -> Renewal:
-    job_id = f"{queue}-{report.ulid}"
-    code = answer[0]
-    if code in (1, 2):
-        return Renewal(lost=True)
-    if code == 3:
-        return Renewal(False, refusal=OutputGap(job_id, int(answer[1])))
-    if code:
-        whose = job_id if code == 4 else f"the queue {queue}"
-        text = f"the output of {whose} is full: it keeps at most {answer[1]!r} bytes"
-        return Renewal(False, refusal=OutputFull(text))
-    _, lease_end, cancel_deadline, reason = answer
-    cancel = None
-    if cancel_deadline:
-        cancel = CancelNotice(
-            job_id,
-            report.fencing_token,
-            bytes(reason).decode(errors="replace"),
-            int(cancel_deadline),
-        )
-    return Renewal(lost=False, lease_expires_at_ms=int(lease_end), cancel=cancel)

@@ -20,7 +20,7 @@ from jobwire_server.model import (
 from jobwire_server.operations.routing import parse_descriptor
 from jobwire_server.operations.schedules import MissedRuns, Overlap, Plan, Step
 from jobwire_server.store import codec, keys
-from jobwire_server.store.jobs import not_written
+from jobwire_server.store.answers import not_written
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 LIST_BYTES = 4 << 20

@@ -1,0 +1,81 @@
+"""What the clock does to the jobs of a queue, and what makes room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobwire_server.model import NO_SETTINGS, QueueSettings
+from jobwire_server.store import codec, keys
+from jobwire_server.store.scripts import Argument, ScriptRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What the clock did to a queue, and what it asks for."""
+
+    more: bool
+    now_ms: int
+    next_due_ms: int
+    overdue: list[tuple[str, str]]
+    """(condition, ULID) of attempts to end."""
+    settings: QueueSettings
+    """Of the queue."""
+    schedules: list[str]
+    """Ids of schedules that are due, the earliest first."""
+
+
+class UpkeepStore:
+    """The queues' looks at the clock. Every method raises StoreUnavailable if the store does not
+    answer.
+    """
+
+    def __init__(self, runner: ScriptRunner) -> None:
+        self._runner = runner
+
+    async def tick(
+        self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int
+    ) -> Tick:
+        """Lets the clock act on a queue."""
+        now, more, next_due, config, *overdue = await self._runner.run(
+            "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
+        )
+        parts = [part.decode() for part in overdue]
+        named = list(zip(parts[::2], parts[1::2], strict=True))
+        return Tick(
+            bool(more),
+            now,
+            next_due,
+            [item for item in named if item[0] != "schedule"],
+            codec.decode_settings(config),
+            [name for condition, name in named if condition == "schedule"],
+        )
+
+    async def purge(
+        self, queue: str, most: int, settings: QueueSettings = NO_SETTINGS
+    ) -> tuple[int, int]:
+        """Forgets up to `most` jobs whose retention has ended, or that are too many; returns how
+        many, and the next due moment or 0.
+        """
+        limits = (settings.max_ended_jobs, settings.max_ended_bytes)
+        forgotten, next_due = await self._runner.run(
+            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000), *limits]
+        )
+        return forgotten, next_due
+
+    async def trim(self, queue: str, most: int, settings: QueueSettings) -> int:
+        """Drops output and entries of the event log that are kept for a shorter time than the jobs.
+
+        Returns:
+            How many jobs were looked at: at most `most`, and fewer once there is nothing left.
+        """
+        ages = (settings.retain_output_ms, settings.retain_event_log_ms)
+        if ages == (None, None):
+            return 0
+        args: list[Argument] = [self._shift, most]
+        args += ("" if age is None else age for age in ages)
+        looked: int = await self._runner.run("trim", keys.queue_prefix(queue), args)
+        return looked
+
+    @property
+    def _shift(self) -> int:
+        return self._runner.clock_shift_ms
