@@ -246,11 +246,15 @@ local function pop_aged(routes, need, into)
   end
 end
 
--- The records of the jobs from the place `first` on, as many as are read in one go.
+-- The records of the jobs from the place `first` on, as many as are read in one go, and whether none of them has a HASH: most
+-- jobs come here for the first time, and then there is nothing to read of each.
 local function records_from(ulids, first)
-  local keys = {}
-  for i = first, math.min(first + RECORDS_AT_ONCE - 1, #ulids) do keys[#keys + 1] = P .. 'r:' .. ulids[i] end
-  return redis.call('MGET', unpack(keys))
+  local records, hashes = {}, {}
+  for i = first, math.min(first + RECORDS_AT_ONCE - 1, #ulids) do
+    records[#records + 1] = P .. 'r:' .. ulids[i]
+    hashes[#hashes + 1] = P .. 'j:' .. ulids[i]
+  end
+  return redis.call('MGET', unpack(records)), redis.call('EXISTS', unpack(hashes)) == 0
 end
 
 -- Returns entries from the place `first` on to where they were taken from, the last one first, so that each finds its place again.
@@ -286,6 +290,7 @@ local function end_waiting(ulid, key, revision, state, name)
   total(name)
 end
 
+local NOTHING, claimed = {}, {}
 local answer, saved, workers = { now, 0, unheard() }, {}, {}
 local leases, started, stale, call_bytes = {}, 0, 0, 0
 for r, request in ipairs(requests) do
@@ -310,13 +315,14 @@ for r, request in ipairs(requests) do
     else
       pop_routes(live, need, entries)
     end
-    local records
+    local records, all_bare
     for i, ulid in ipairs(entries.ulids) do
       local at = (i - 1) % RECORDS_AT_ONCE + 1
-      if at == 1 then records = records_from(entries.ulids, i) end
+      if at == 1 then records, all_bare = records_from(entries.ulids, i) end
       local record = records[at]
       local key = P .. 'j:' .. ulid
-      local job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl', 'ck')
+      local job = NOTHING
+      if not all_bare or claimed[ulid] then job = redis.call('HMGET', key, 's', 't', 'n', 'v', 'xt', 'ex', 'dl', 'ck') end
       if (job[1] and job[1] ~= '2') or not record then
         stale = stale + 1
       elseif job[6] and tonumber(job[6]) <= now and (job[3] or '0') == '0' then
@@ -344,6 +350,7 @@ for r, request in ipairs(requests) do
         started = started + 1
         leases[2 * started - 1], leases[2 * started] = lease_end, ulid
         changed[#changed + 1] = ulid
+        claimed[ulid] = true
         held[#held + 1] = ulid
         need = need - 1
       end
