@@ -75,6 +75,7 @@ async def test_expiry_timeout_and_retry_policy_are_kept_with_the_job(scripts: Sc
     changed = scripts.changed({})
     assert changed[f"j:{ulid}"] == {
         "s": "2",
+        "y": "1",
         "ex": str(expires_at),
         "xt": "500",
         "o": '{"max_attempts":9}',

@@ -7,7 +7,8 @@ since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a lo
 progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
 execution timeout, `ex` expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry
 policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest redrive, `b`
-bytes of the record, `uk` unique key, `kp` retention of its own. Times are Unix ms.
+bytes of the record, `uk` unique key, `kp` retention of its own, `y` 1 where there may be one of
+`xt`, `dl`, `kp`, `uk` and `ck`. Times are Unix ms.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def encode_start(job: NewJob) -> str:
 def encode_extra(job: NewJob) -> str:
     """Returns the HASH fields that a new job needs beyond the defaults, '' for none."""
     fields: list[str] = []
+    if job.execution_timeout_ms or job.deadline_ms or job.retention_ms is not None or job.unique:
+        fields += ["y", "1"]
     if job.execution_timeout_ms:
         fields += ["xt", str(job.execution_timeout_ms)]
     if job.expires_at_ms:

@@ -49,7 +49,7 @@ while at <= #ARGV do
         redis.call('HDEL', key, 'ck')
       elseif ARGV[at + 5] ~= '' then
         redis.call('SET', P .. 'c:' .. ulid, string.sub(ARGV[at + 5], 2))
-        redis.call('HSET', key, 'ck', '1')
+        redis.call('HSET', key, 'ck', '1', 'y', '1')
       end
       if pieces > 0 then written[#written + 1] = ulid end
       leases[#leases + 1] = text_of(lease_end)

@@ -23,23 +23,26 @@ local SHORT = 64
 local answer = {}
 local done, leases, held, timers = {}, {}, {}, {}
 local live, ended = 0, 0
+local NOTHING = {}
 
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'xt', 'd', 'b', 'uk', 'kp', 'dl', 'ck')
+  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'b', 'y')
   local state = tonumber(job[1])
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
   elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
     answer[#answer + 1] = { 2 }
   elseif state ~= RUNNING and state ~= CANCELLING then
-    answer[#answer + 1] = { 0, state, state == SCHEDULED and tonumber(job[6]) or 0 }
+    answer[#answer + 1] = { 0, state, state == SCHEDULED and tonumber(redis.call('HGET', key, 'd')) or 0 }
   else
     local result = ARGV[at + 3]
-    local purge_at = job[9] and text_of(now + job[9]) or usual_purge_at
+    -- Most jobs have nothing of the kind, and every field that is looked for costs.
+    local rare = job[6] and redis.call('HMGET', key, 'xt', 'dl', 'kp', 'uk', 'ck') or NOTHING
+    local purge_at = rare[3] and text_of(now + rare[3]) or usual_purge_at
     -- A claim of a former release did not note the size of the record.
-    local size = job[7] or redis.call('STRLEN', P .. 'r:' .. ulid)
+    local size = job[5] or redis.call('STRLEN', P .. 'r:' .. ulid)
     live, ended = live + size, ended + size + #result
     if #result > SHORT then
       redis.call('SET', P .. 'x:' .. ulid, result)
@@ -49,10 +52,10 @@ for at = 3, #ARGV, 4 do
     else
       redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at)
     end
-    if job[8] then free_key(P, job[8], ulid) end
-    if job[5] then timers[#timers + 1] = 't' .. ulid end
-    if job[10] then timers[#timers + 1] = 'd' .. ulid end
-    if job[11] then
+    if rare[4] then free_key(P, rare[4], ulid) end
+    if rare[1] then timers[#timers + 1] = 't' .. ulid end
+    if rare[2] then timers[#timers + 1] = 'd' .. ulid end
+    if rare[5] then
       redis.call('UNLINK', P .. 'c:' .. ulid)
       redis.call('HDEL', key, 'ck')
     end
