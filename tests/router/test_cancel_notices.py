@@ -208,3 +208,35 @@ async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broke
     polls._notices.silence = meanwhile  # type: ignore[method-assign]
     await polls._sweep()
     assert polls._listening.keys() == {"default", "other"}
+
+
+async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker: Broker) -> None:
+    await broker.register()
+    ulid = await running(broker)
+    await poll(broker)
+    polls = broker.router._polls
+    reading = asyncio.Event()
+
+    async def stand_still(queue: str, worker_id: str) -> list[CancelNotice]:
+        reading.set()
+        return await asyncio.Future()
+
+    (given,) = await broker.submit()
+    claim = polls._claims.claim
+
+    async def claim_then_cancel(*args: object, **more: object) -> object:
+        found = await claim(*args, **more)  # type: ignore[arg-type]
+        polls._store.take = stand_still  # type: ignore[method-assign]
+        polls._workers["w1"].unread.add("default")
+        return found
+
+    polls._claims.claim = claim_then_cancel  # type: ignore[assignment, method-assign]
+    waiting = asyncio.create_task(poll(broker))
+    await reading.wait()
+    assert await broker.state(given) is S.RUNNING
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await broker.router._attempts.finish()
+    assert await broker.state(given) is S.PENDING
+    assert await broker.state(ulid) is S.RUNNING
+    broker.check()

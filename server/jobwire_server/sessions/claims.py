@@ -47,7 +47,7 @@ class Claims:
         self._directory = directory
         self._notices = notices
         self._options = options
-        self._give_back = give_back
+        self.give_back = give_back
         self._due_in = due_in
         self._settings = settings
         self._dispatchers: dict[str, QueueDispatcher] = {}
@@ -128,7 +128,7 @@ class Claims:
             pass
         except asyncio.CancelledError:
             # The caller is gone; what came for it in this very moment goes back.
-            self._give_back(worker_id, demand.take())
+            self.give_back(worker_id, demand.take())
             raise
         finally:
             self._waiting.discard(demand)
@@ -202,7 +202,7 @@ class Claims:
                 partial(self._retention_ms, queue),
                 subscribe,
                 unsubscribe,
-                self._give_back,
+                self.give_back,
                 self._forget,
             )
         return dispatcher

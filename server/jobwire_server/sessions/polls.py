@@ -86,7 +86,12 @@ class Polls:
                     stop=lambda: bool(worker.unread),
                 )
                 woken = bool(worker.unread)
-                told += await self.told(worker_id)
+                try:
+                    told += await self.told(worker_id)
+                except asyncio.CancelledError:
+                    # The caller is gone, and its jobs must not wait for their leases to end.
+                    self._claims.give_back(worker_id, assignments)
+                    raise
                 # Woken for nothing, where messages may have been missed, it waits on.
                 if assignments or told or not woken or monotonic() >= deadline:
                     return assignments, lease_ms, told
