@@ -54,8 +54,10 @@ class Lanes:
         linger_s = options.max_linger_ms / 1000
 
         async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
-            # In the loop's next turn, when the call is on its way.
-            loop.call_soon(expect, queue, items)
+            # In the loop's next turn, when the call is on its way. For one that is alone the notice
+            # would be slow; many jobs keep the claims busy as it is.
+            if len(items) == 1:
+                loop.call_soon(expect, queue, items)
             chosen = await settings.get(queue)
             return await store.submit(
                 queue,

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import pytest
 
 from jobwire_server.errors import ServerBusy, StoreUnavailable
-from jobwire_server.store.group_commit import Backlog, GroupCommit
+from jobwire_server.store.group_commit import (
+    BUSY_REQUESTS,
+    DRY_PASSES,
+    Backlog,
+    GroupCommit,
+)
 
 from tests.support.waiting import eventually
 
@@ -168,6 +173,32 @@ async def test_requests_that_come_turn_by_turn_share_a_call(
         await asyncio.sleep(0)
     await asyncio.gather(*callers)
     assert writer.calls == [[-1], list(range(20))]
+
+
+async def test_under_load_requests_are_gathered_by_the_clock(
+    writer: Writer, backlog: Backlog
+) -> None:
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    writer.gate.set()
+    await group.one(-1)
+    await asyncio.gather(*(group.one(item) for item in range(BUSY_REQUESTS)))
+    writer.calls.clear()
+    first = [asyncio.create_task(group.one(item)) for item in range(3)]
+    # Many turns of the loop without a request, and hardly any time.
+    for _ in range(3 * DRY_PASSES):
+        await asyncio.sleep(0)
+    second = [asyncio.create_task(group.one(item)) for item in range(3, 6)]
+    await asyncio.gather(*first, *second)
+    assert sorted(item for call in writer.calls for item in call) == list(range(6))
+    assert len(writer.calls) <= 2
+
+
+async def test_a_full_call_goes_without_waiting_for_more(writer: Writer, backlog: Backlog) -> None:
+    group = GroupCommit(writer, backlog, max_items=4, linger_s=60.0)
+    writer.gate.set()
+    await group.one(-1)
+    await group.submit([1, 2, 3, 4])
+    assert writer.calls == [[-1], [1, 2, 3, 4]]
 
 
 async def test_after_a_pause_a_request_waits_for_nobody(writer: Writer, backlog: Backlog) -> None:

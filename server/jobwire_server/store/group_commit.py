@@ -22,6 +22,12 @@ DRY_PASSES = 8
 Requests that are on their way arrive one a turn, so that a busy server gathers while they come; a
 caller who is alone waits for eight empty turns, some 30 microseconds.
 """
+BUSY_REQUESTS = 8
+"""A call that carried so many requests shows a load under which the next one gathers by the clock.
+
+Then requests come from many callers at once, and each of them waits for the others anyway.
+"""
+TICK_S = 0.001
 IDLE_S = 0.005
 """After so long a pause the next request goes at once, as the first of whatever comes behind it."""
 
@@ -95,7 +101,9 @@ class GroupCommit(Generic[Item, Answer]):
         self._linger_s = linger_s
         self._waiting: deque[tuple[Sequence[Item], int, asyncio.Future[Sequence[Answer]]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._items_waiting = 0
         self._ended_at = 0.0
+        self._last_requests = 0
 
     async def submit(self, items: Sequence[Item]) -> Sequence[Answer]:
         """Writes the items with whatever else waits; returns their answers in order.
@@ -110,6 +118,7 @@ class GroupCommit(Generic[Item, Answer]):
         try:
             future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
             self._waiting.append((items, size, future))
+            self._items_waiting += count
             if self._task is None:
                 self._task = asyncio.create_task(self._run(), name="group-commit")
             return await future
@@ -126,6 +135,7 @@ class GroupCommit(Generic[Item, Answer]):
                 if self._linger_s and monotonic() - self._ended_at < IDLE_S:
                     await self._let_gather()
                 group, items = self._gather()
+                self._last_requests = len(group)
                 await self._commit(group, items)
                 self._ended_at = monotonic()
         finally:
@@ -134,13 +144,16 @@ class GroupCommit(Generic[Item, Answer]):
             for _, _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
+            self._items_waiting = 0
 
     async def _let_gather(self) -> None:
         """Lets the loop turn for as long as it brings more requests, up to the longest pause."""
         until = monotonic() + self._linger_s
+        busy = self._last_requests >= BUSY_REQUESTS
+        pause_s, patience = (TICK_S, 1) if busy else (0.0, DRY_PASSES)
         seen, dry = len(self._waiting), 0
-        while dry < DRY_PASSES and seen < self._max_items and monotonic() < until:
-            await asyncio.sleep(0)
+        while dry < patience and self._items_waiting < self._max_items and monotonic() < until:
+            await asyncio.sleep(pause_s)
             count = len(self._waiting)
             dry = 0 if count > seen else dry + 1
             seen = count
@@ -158,6 +171,7 @@ class GroupCommit(Generic[Item, Answer]):
             ):
                 break
             self._waiting.popleft()
+            self._items_waiting -= len(part)
             # Whoever stopped waiting before the call has not been promised anything.
             if not future.cancelled():
                 total += size
