@@ -110,19 +110,19 @@ class Attempts:
         by side.
         """
         outcomes: list[Completed | JobwireError] = [_UNDONE] * len(items)
-        successes: dict[str, list[int]] = {}
+        successes: dict[str, tuple[list[int], list[Success]]] = {}
         others: list[int] = []
-        for at, item in enumerate(items):
-            if type(item.outcome) is bytes:
-                successes.setdefault(item.queue, []).append(at)
+        for at, (queue, ulid, token, outcome) in enumerate(items):
+            if type(outcome) is bytes:
+                group = successes.get(queue)
+                if group is None:
+                    group = successes[queue] = [], []
+                group[0].append(at)
+                group[1].append(Success(ulid, worker_id, token, outcome))
             else:
                 others.append(at)
 
-        async def succeed(queue: str, places: list[int]) -> None:
-            batch = [
-                Success(items[at].ulid, worker_id, items[at].fencing_token, items[at].outcome)  # type: ignore[arg-type]
-                for at in places
-            ]
+        async def succeed(queue: str, places: list[int], batch: list[Success]) -> None:
             try:
                 answers = await self._lanes_of(queue).succeed.submit(batch)
             except JobwireError as error:
@@ -137,7 +137,7 @@ class Attempts:
                 outcomes[at] = error
 
         await asyncio.gather(
-            *(succeed(queue, places) for queue, places in successes.items()), *map(end, others)
+            *(succeed(queue, *group) for queue, group in successes.items()), *map(end, others)
         )
         return outcomes
 

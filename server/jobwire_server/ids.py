@@ -19,7 +19,7 @@ _RANDOM_LIMIT = 1 << 80
 QUEUE_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
 _LONGEST_QUEUE = 63
 _QUEUE = re.compile(QUEUE_PATTERN)
-_ULID = re.compile(rf"[0-7][{ALPHABET}]{{25}}")
+_is_ulid = re.compile(rf"[0-7][{ALPHABET}]{{25}}").fullmatch
 
 
 def is_queue(name: str) -> bool:
@@ -36,11 +36,21 @@ def _is_queue(name: str) -> bool:
 def split_job_id(job_id: str) -> tuple[str, str] | None:
     """Returns the queue and the ULID of a well-formed job id, None for anything else."""
     ulid = job_id[-ULID_LENGTH:]
-    if _ULID.fullmatch(ulid) and job_id[-ULID_LENGTH - 1 : -ULID_LENGTH] == "-":
+    if _is_ulid(ulid) and job_id[-ULID_LENGTH - 1 : -ULID_LENGTH] == "-":
         queue = job_id[: -ULID_LENGTH - 1]
         if is_queue(queue):
             return queue, ulid
     return None
+
+
+def is_job_id_of(queue: str, job_id: str) -> bool:
+    """True for a well-formed job id of a queue whose name is known to be well-formed."""
+    at = len(queue)
+    return (
+        job_id.startswith(queue)
+        and job_id[at : at + 1] == "-"
+        and _is_ulid(job_id, at + 1) is not None
+    )
 
 
 def _encode(value: int, pairs: int) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.errors import AlreadyExists
-from jobwire_server.ids import is_queue, split_job_id
+from jobwire_server.ids import is_job_id_of, is_queue, split_job_id
 from jobwire_server.model import (
     Accepted,
     NewJob,
@@ -18,7 +19,7 @@ from jobwire_server.model import (
     UniqueKey,
     UniqueScope,
 )
-from jobwire_server.operations.routing import route_of
+from jobwire_server.operations.routing import Route, route_of
 from jobwire_server.options import Limits
 from jobwire_server.servicers.checks import (
     DAY_MS,
@@ -69,6 +70,8 @@ class Submissions:
             InvalidRequest: With a violation for each field that is wrong.
         """
         now = self._now_ms()
+        if now != self._stamp_ms:
+            self._make_stamp(now)
         spec = request.spec
         queue, job_id = request.queue or DEFAULT_QUEUE, request.job_id
         fields = spec.ListFields()
@@ -78,19 +81,15 @@ class Submissions:
             len(fields) == 2
             and fields[0][0] is _OPERATION
             and fields[1][0] is _PAYLOAD
-            and is_operation(operation := fields[0][1])
-            and is_sound(fields[1][1], self._limits.max_payload_bytes)
+            and is_sound(fields[1][1])
             and not request_id
             and not request.request_id
-            and is_queue(queue)
-            and (not job_id or ((parts := split_job_id(job_id)) and parts[0] == queue))
+            and (route := _plain_route(queue, fields[0][1]))
+            and (not job_id or is_job_id_of(queue, job_id))
+            and len(record := spec.SerializeToString()) <= self._limits.max_payload_bytes
         ):
             return NewJob(
-                job_id or f"{queue}-{self._new_ulid()}",
-                queue,
-                route_of(operation, {}),
-                0,
-                spec.SerializeToString() + self._stamp_of(now),
+                job_id or f"{queue}-{self._new_ulid()}", queue, route, 0, record + self._stamp
             )
         return self._unusual(request, Checker(), now, request.request_id or request_id)
 
@@ -164,7 +163,7 @@ class Submissions:
             queue,
             route_of(operation, requirements),
             priority,
-            spec.SerializeToString() + self._stamp_of(now),
+            spec.SerializeToString() + self._stamp,
             # A start in the past is now; the store's clock settles what is close.
             run_at if run_at > now else 0,
             delay,
@@ -187,17 +186,24 @@ class Submissions:
             checker.add("spec.output.overflow", "must be REFUSE or TRIM")
         return policy.max_bytes, policy.overflow == job_pb2.OUTPUT_OVERFLOW_TRIM
 
-    def _stamp_of(self, now_ms: int) -> bytes:
-        """Returns the serialized fields that the broker adds to a record; one moment's jobs share
-        them.
-        """
-        if now_ms != self._stamp_ms:
-            moment = Timestamp(seconds=now_ms // 1000, nanos=now_ms % 1000 * 1_000_000)
-            self._stamp = job_pb2.JobSpec(
-                created_at=moment, schema_version=SCHEMA_VERSION
-            ).SerializeToString()
-            self._stamp_ms = now_ms
-        return self._stamp
+    def _make_stamp(self, now_ms: int) -> None:
+        """Serializes the fields that the broker adds to a record; one moment's jobs share them."""
+        moment = Timestamp(seconds=now_ms // 1000, nanos=now_ms % 1000 * 1_000_000)
+        self._stamp = job_pb2.JobSpec(
+            created_at=moment, schema_version=SCHEMA_VERSION
+        ).SerializeToString()
+        self._stamp_ms = now_ms
+
+
+def _plain_route(queue: str, operation: str) -> Route | None:
+    """Returns the route of a job without requirements; None if one of the names is malformed."""
+    # Before the cache, which must not keep megabytes of nonsense.
+    return _route_of_names(queue, operation) if len(queue) + len(operation) <= 256 else None
+
+
+@lru_cache(maxsize=4096)
+def _route_of_names(queue: str, operation: str) -> Route | None:
+    return route_of(operation, {}) if is_queue(queue) and is_operation(operation) else None
 
 
 def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:

@@ -218,10 +218,12 @@ class WorkStreams:
         if kind == "success":
             result = item.success.result
             parts = split_job_id(item.job_id)
-            if parts and is_sound(result, self._limits.max_result_bytes):
-                frame.completions.append(
-                    Ended(*parts, item.fencing_token, result.SerializeToString())
-                )
+            if (
+                parts
+                and is_sound(result)
+                and len(written := result.SerializeToString()) <= self._limits.max_result_bytes
+            ):
+                frame.completions.append(Ended(*parts, item.fencing_token, written))
                 return
         checker = Checker()
         queue, ulid = checker.job_id("job_id", item.job_id)
@@ -282,7 +284,7 @@ class WorkStreams:
         for lease in frame.lost:
             lost.add(job_id=lease.job_id, fencing_token=lease.fencing_token)
         if frame.assignments:
-            message.assignments.extend(convert.assignments_to_wire(frame.assignments))
+            convert.add_assignments(message.assignments, frame.assignments)
         for receipt in frame.receipts:
             _add_receipt(message, receipt)
         for notice in frame.cancellations:

@@ -69,7 +69,8 @@ class WorkerService:
             assignments, lease_ms, told = await self._router.poll(
                 request.worker_id, request.queues, most, wait_ms
             )
-        answer = wire.ClaimJobResponse(assignments=convert.assignments_to_wire(assignments))
+        answer = wire.ClaimJobResponse()
+        convert.add_assignments(answer.assignments, assignments)
         convert.set_moment(answer.lease_duration, lease_ms)
         convert.add_cancellations(answer.cancellations, told)
         return answer
@@ -113,7 +114,7 @@ class WorkerService:
         convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
         if claim_next:
             assignments, lease_ms, told = await self._router.poll(worker_id, (), most, wait_ms)
-            answer.assignments.extend(convert.assignments_to_wire(assignments))
+            convert.add_assignments(answer.assignments, assignments)
             convert.add_cancellations(answer.cancellations, told)
             convert.set_moment(answer.lease_duration, lease_ms)
         return answer

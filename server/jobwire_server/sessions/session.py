@@ -300,8 +300,11 @@ class WorkerSession:
             self.end()
 
     async def _take_in(self, frame: FrameIn) -> None:
-        for ended in frame.completions:
-            self._forget(f"{ended.queue}-{ended.ulid}", ended.fencing_token)
+        places = 0
+        for queue, ulid, token, _ in frame.completions:
+            places += self._let_go(f"{queue}-{ulid}", token)
+        if places:
+            self.demand.unreserve(places)
         for refused in frame.refused:
             # Wrong as it is, it shows that the assignment has arrived.
             if self.held.get(refused.job_id) == refused.fencing_token:
@@ -378,14 +381,19 @@ class WorkerSession:
 
     def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
         """Frees the place of a job that the worker no longer holds."""
+        if self._let_go(job_id, fencing_token):
+            self.demand.unreserve(1)
+
+    def _let_go(self, job_id: str, fencing_token: int | None) -> bool:
+        """Takes a job off the books; True if its place is to be freed."""
         token = self.held.get(job_id)
         if token is None or fencing_token not in (None, token):
-            return
+            return False
         del self.held[job_id]
         self._unacknowledged.pop(job_id, None)
         self._cancelled.discard(job_id)
         self.bytes.free(job_id)
-        self.demand.unreserve(1)
+        return True
 
     def _keep(self, job_id: str, fencing_token: int) -> None:
         """Takes a place again for a job whose completion was refused: its lease goes on."""

@@ -25,7 +25,7 @@ from jobwire_server.model import (
 )
 
 _LEASE_GONE = 2
-_SUCCEEDED = Completed(JobState.SUCCEEDED)
+SUCCEEDED = Completed(JobState.SUCCEEDED)
 
 
 def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:
@@ -86,7 +86,7 @@ def completed(
 ) -> Completed | JobwireError:
     """What the end of an attempt is answered."""
     if isinstance(answer, int):
-        return _SUCCEEDED
+        return SUCCEEDED
     code, *rest = answer
     if code == 0:
         return Completed(JobState(rest[0]), rest[1])

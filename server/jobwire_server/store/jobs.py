@@ -27,9 +27,18 @@ from jobwire_server.operations.endings import Ending
 from jobwire_server.operations.routing import Route, parse_descriptor
 from jobwire_server.options import Limits
 from jobwire_server.store import codec, keys
-from jobwire_server.store.answers import assignments, completed, not_written, renewal
+from jobwire_server.store.answers import (
+    SUCCEEDED,
+    assignments,
+    completed,
+    not_written,
+    renewal,
+)
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
+_PLAIN = tuple(NewJob._field_defaults.values())
+"""What follows the first five fields of a job that asks for nothing special."""
+_STATES = {state.value: state for state in JobState}
 DEFAULT_LIMITS = Limits()
 
 
@@ -152,6 +161,9 @@ class JobStore:
         for described in routes.items():
             args += described
         for job in jobs:
+            if job[5:] == _PLAIN:
+                args += (job.job_id[-26:], job.route.id, job.priority, "", "", job.record)
+                continue
             args += (
                 job.job_id[-26:],
                 job.route.id,
@@ -163,8 +175,8 @@ class JobStore:
         _, *answers = await self._runner.run("submit", keys.queue_prefix(queue), args)
         limits = (max_pending, max_live_bytes)
         return [
-            Accepted(job.job_id, JobState(answer))
-            if isinstance(answer, int)
+            Accepted(job.job_id, _STATES[answer])
+            if type(answer) is int
             else not_written(job, answer, limits)
             for job, answer in zip(jobs, answers, strict=True)
         ]
@@ -250,7 +262,9 @@ class JobStore:
             args += item
         answers = await self._runner.run("succeed", keys.queue_prefix(queue), args)
         return [
-            completed(queue, item.ulid, item.fencing_token, answer)
+            SUCCEEDED
+            if type(answer) is int
+            else completed(queue, item.ulid, item.fencing_token, answer)
             for item, answer in zip(items, answers, strict=True)
         ]
 
