@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -64,16 +64,14 @@ class StopSignal:
         on_set: Called with every signal, in the thread that gives it.
     """
 
-    __slots__ = ("_event", "message", "on_set", "reason")
+    # Every job has one and few are given: until then these of the class are enough.
+    reason: StopReason = ""
+    message: str = ""
+    on_set: Callable[[], None] | None = None
+    # Made by the first who waits: most handlers never do, and an event costs more than
+    # the rest of a job's bookkeeping.
+    _event: threading.Event | None = None
     _making = threading.Lock()
-
-    def __init__(self) -> None:
-        self.reason: StopReason = ""
-        self.message = ""
-        self.on_set: Callable[[], None] | None = None
-        # Made by the first who waits: most handlers never do, and an event costs more than
-        # the rest of a job's bookkeeping.
-        self._event: threading.Event | None = None
 
     @property
     def is_set(self) -> bool:
@@ -100,6 +98,41 @@ class StopSignal:
         return self.is_set or self._event.wait(timeout_s)
 
 
+class Line(Protocol):
+    """What stands behind a handler's context; each may be called from any thread."""
+
+    @property
+    def signal(self) -> StopSignal:
+        """Tells the handler to stop."""
+
+    @property
+    def ends_at(self) -> float | None:
+        """When it is stopped at the latest, in Unix seconds; None: at no time."""
+
+    @property
+    def report(self) -> Callable[[Report], None]:
+        """Takes progress."""
+
+    @property
+    def open_log(self) -> Callable[[], OutputLog]:
+        """Gives the log of the job's output, always the same one."""
+
+    @property
+    def save(self) -> Callable[[job_pb2.Payload], Future[None]]:
+        """Has a checkpoint saved; what it returns is done when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """A line that is put together from its parts."""
+
+    signal: StopSignal
+    report: Callable[[Report], None]
+    open_log: Callable[[], OutputLog]
+    save: Callable[[job_pb2.Payload], Future[None]]
+    ends_at: float | None = None
+
+
 class Context:
     """One attempt at one job, given to its handler.
 
@@ -112,25 +145,13 @@ class Context:
             writes to, so that a writer which lost the job can be refused there too.
     """
 
-    def __init__(
-        self,
-        assignment: worker_service_pb2.Assignment,
-        *,
-        report: Callable[[Report], None],
-        signal: StopSignal,
-        output: Callable[[], OutputLog],
-        save: Callable[[job_pb2.Payload], Future[None]],
-        ends_at: float | None = None,
-    ) -> None:
+    _log: OutputLog | None = None
+
+    def __init__(self, assignment: worker_service_pb2.Assignment, line: Line) -> None:
         self.job_id = assignment.job_id
         self.fencing_token = assignment.fencing_token
         self._assignment = assignment
-        self._report = report
-        self._signal = signal
-        self._open_log = output
-        self._log: OutputLog | None = None
-        self._save = save
-        self._ends_at = ends_at
+        self._line = line
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id} attempt {self.attempt}>"
@@ -175,7 +196,8 @@ class Context:
         The earlier of the end of the attempt's execution timeout and the job's deadline, by this
         machine's clock.
         """
-        return None if self._ends_at is None else datetime.fromtimestamp(self._ends_at, UTC)
+        ends_at = self._line.ends_at
+        return None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
 
     @property
     def raw_checkpoint(self) -> job_pb2.Payload:
@@ -209,7 +231,7 @@ class Context:
         size = payload.ByteSize()
         if size > MAX_CHECKPOINT_BYTES:
             raise ValueError(f"the checkpoint is {size} bytes; at most {MAX_CHECKPOINT_BYTES}")
-        saved = self._save(payload)
+        saved = self._line.save(payload)
         if _on_event_loop():
             return asyncio.wrap_future(saved)
         saved.result()
@@ -235,7 +257,7 @@ class Context:
         if fraction is not None:
             # NaN compares false with everything and would pass min and max.
             fraction = min(1.0, max(0.0, fraction)) if fraction == fraction else None
-        self._report(Report(fraction, message or "", details))
+        self._line.report(Report(fraction, message or "", details))
 
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
@@ -297,13 +319,13 @@ class Context:
 
     def _output_log(self) -> OutputLog:
         if self._log is None:
-            self._log = self._open_log()
+            self._log = self._line.open_log()
         return self._log
 
     @property
     def cancelled(self) -> bool:
         """True once the handler should stop, for whatever reason; see `stop_reason`."""
-        return self._signal.is_set
+        return self._line.signal.is_set
 
     @property
     def stop_reason(self) -> StopReason:
@@ -313,12 +335,12 @@ class Context:
         `timeout`, the attempt ran past its execution timeout; `deadline`, the job past its
         deadline.
         """
-        return self._signal.reason
+        return self._line.signal.reason
 
     @property
     def stop_message(self) -> str:
         """In the words of whoever cancelled the job; may be empty."""
-        return self._signal.message
+        return self._line.signal.message
 
     def raise_if_cancelled(self) -> None:
         """Leaves the handler if it should stop.
@@ -327,7 +349,7 @@ class Context:
             Stopped: It should.
         """
         if self.cancelled:
-            raise Stopped(self._signal.message or self._signal.reason)
+            raise Stopped(self._line.signal.message or self._line.signal.reason)
 
     def wait_cancelled(self, timeout_s: float | None = None) -> bool:
         """Blocks a sync handler until it should stop: a sleep that a cancellation ends.
@@ -344,7 +366,7 @@ class Context:
             RuntimeError: Called on an event loop, which it would block.
         """
         if not _on_event_loop():
-            return self._signal.wait(timeout_s)
+            return self._line.signal.wait(timeout_s)
         raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
 
     @classmethod
@@ -398,11 +420,13 @@ class TestContext(Context):
         self.outputs: list[tuple[str, str | bytes]] = []
         super().__init__(
             assignment,
-            report=self.reports.append,
-            signal=StopSignal(),
-            output=lambda: OutputLog(lambda urgent: None, lambda: True),
-            save=self._note,
-            ends_at=ends_at,
+            Wires(
+                signal=StopSignal(),
+                report=self.reports.append,
+                open_log=lambda: OutputLog(lambda urgent: None, lambda: True),
+                save=self._note,
+                ends_at=ends_at,
+            ),
         )
 
     def _note(self, payload: job_pb2.Payload) -> Future[None]:
@@ -433,7 +457,7 @@ class TestContext(Context):
 
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
         """Gives the signal to stop."""
-        self._signal.set(reason, message)
+        self._line.signal.set(reason, message)
 
 
 class _Done:

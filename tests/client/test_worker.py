@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import grpc
@@ -87,6 +89,39 @@ async def test_retry_and_fatal_say_when_and_whether_to_try_again(broker: Broker)
         "no such customer",
         True,
     )
+
+
+class Speechless(Exception):
+    """An error that can't be put into words."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def test_an_error_without_words_is_a_failure_all_the_same(broker: Broker) -> None:
+    async def fail(context: Context) -> None:
+        raise Speechless
+
+    async with worker_of(broker, fail=fail):
+        said = await completion(broker, await broker.add("fail"))
+    assert said.failure.type == "Speechless"
+    assert "__str__" in said.failure.message
+
+
+async def test_what_a_job_needed_goes_without_the_garbage_collector(broker: Broker) -> None:
+    contexts: list[weakref.ref[Context]] = []
+
+    async def note(context: Context) -> None:
+        contexts.append(weakref.ref(context))
+
+    gc.disable()
+    try:
+        async with worker_of(broker, note=note):
+            for _ in range(3):
+                await completion(broker, await broker.add("note"))
+        assert [context() for context in contexts] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_a_result_without_a_json_form_fails_for_good(broker: Broker) -> None:

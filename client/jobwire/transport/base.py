@@ -108,10 +108,10 @@ class Transport(Protocol):
         `Host.saved`.
         """
 
-    def complete(self, completion: worker_service_pb2.Completion) -> None:
-        """Has the end of an attempt recorded, trying on while no server answers.
+    def complete(self, completions: Sequence[worker_service_pb2.Completion]) -> None:
+        """Has the ends of attempts recorded, trying on while no server answers.
 
-        The answer is `Host.recorded` or `Host.refused`.
+        The answer for each is `Host.recorded` or `Host.refused`.
         """
 
     async def close(self) -> None:

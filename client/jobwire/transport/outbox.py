@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 
@@ -118,14 +118,16 @@ class Outbox:
             report.checkpoint.CopyFrom(checkpoint)
         self.ready.set()
 
-    def complete(self, completion: Completion) -> None:
-        """Says how a job ended."""
-        job_id = completion.job_id
-        if job_id in self._reports or job_id in self._reported:
-            self._held_back[job_id] = completion
-        else:
+    def complete(self, completions: Sequence[Completion]) -> None:
+        """Says how jobs ended."""
+        for completion in completions:
+            job_id = completion.job_id
+            if job_id in self._reports or job_id in self._reported:
+                self._held_back[job_id] = completion
+                continue
             self._acks.pop(job_id, None)
-            self._logs.pop((job_id, completion.fencing_token), None)
+            if self._logs:
+                self._logs.pop((job_id, completion.fencing_token), None)
             self._completions.append(completion)
         self.ready.set()
 
@@ -264,7 +266,7 @@ class Outbox:
     def _release_completion(self, job_id: str) -> None:
         waits = job_id in self._reports or job_id in self._reported
         if not waits and job_id in self._held_back:
-            self.complete(self._held_back.pop(job_id))
+            self.complete([self._held_back.pop(job_id)])
 
     def _report_again(self, report: Report) -> None:
         self._reported.pop(report.job_id, None)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -241,9 +242,9 @@ class StreamTransport:
         """Has a job's progress, output and checkpoint recorded."""
         self._outbox.report(lease, progress, output, checkpoint)
 
-    def complete(self, completion: Completion) -> None:
-        """Has the end of an attempt recorded."""
-        self._outbox.complete(completion)
+    def complete(self, completions: Sequence[Completion]) -> None:
+        """Has the ends of attempts recorded."""
+        self._outbox.complete(completions)
 
     async def close(self) -> None:
         """Says goodbye if there is a stream, and closes the connection."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -287,11 +287,12 @@ class UnaryTransport:
         elif not _passing(error):
             log.warning("a progress report of %s was refused: %s", lease.job_id, error)
 
-    def complete(self, completion: pb.Completion) -> None:
-        """Has the end of an attempt recorded, and takes the next job with the answer."""
-        task = asyncio.create_task(self._complete(completion))
-        self._completing.add(task)
-        task.add_done_callback(self._completing.discard)
+    def complete(self, completions: Sequence[pb.Completion]) -> None:
+        """Has the ends of attempts recorded, and takes the next job with each answer."""
+        for completion in completions:
+            task = asyncio.create_task(self._complete(completion))
+            self._completing.add(task)
+            task.add_done_callback(self._completing.discard)
 
     async def _complete(self, completion: pb.Completion) -> None:
         reporter = self._reporters.get(completion.job_id)

@@ -69,13 +69,7 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._runner = Runner(
-            self._concurrency,
-            self._reports.take_progress,
-            self._reports.take_output,
-            self._reports.take_checkpoint,
-            self._end_all,
-        )
+        self._runner = Runner(self._concurrency, self._end_all)
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
         self._running: set[Held] = set()
@@ -137,8 +131,8 @@ class Core:
         """Takes jobs, and starts as many as there are free handlers."""
         now = self._loop.time()
         for assignment in assignments:
-            operation = self._operations.get(assignment.spec.operation)
-            held = Held(assignment, operation, now)
+            spec = assignment.spec
+            held = Held(assignment, self._operations.get(spec.operation), now, self._reports)
             known = self._held.get(held.job_id)
             if known is not None:
                 if known.fencing_token >= held.fencing_token:
@@ -147,7 +141,9 @@ class Core:
                 self._lose(known)
             self._held[held.job_id] = held
             self._assigned += 1
-            self._limit(held)
+            # Most jobs have neither, and at thousands a second every call counts.
+            if spec.HasField("execution_timeout") or spec.HasField("deadline"):
+                self._limit(held)
             if self.draining.is_set():
                 self._release_unstarted(held)
             else:
@@ -212,7 +208,7 @@ class Core:
         job_id = completion.job_id
         if isinstance(error, InvalidRequest) and completion.HasField("success"):
             log.error("%s: the broker refused the result: %s", job_id, error)
-            self._transport.complete(held.completion(failure=refused_result(str(error))))
+            self._transport.complete([held.completion(failure=refused_result(str(error)))])
             return
         if isinstance(error, LeaseLost | NotFound):
             self._lost += 1
@@ -267,26 +263,29 @@ class Core:
             self._runner.start(starting)
 
     def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
+        """Takes what handlers made of their jobs."""
+        completions: list[Completion] = []
         for held, outcome in ended:
-            self._end(held, outcome)
+            self._running.discard(held)
+            if held.void:
+                self._void -= 1
+                self._transport.capacity_changed()
+                continue
+            if held.has_spoken:
+                self._reports.finish(held)
+            held.stage = Stage.ENDED
+            completions.append(self._completion(held, outcome))
+        self._ended += len(ended)
+        self._complete(completions)
         self._fill()
-
-    def _end(self, held: Held, outcome: Outcome) -> None:
-        """Takes what a handler made of its job."""
-        self._running.discard(held)
-        self._ended += 1
-        if held.void:
-            self._void -= 1
-            self._transport.capacity_changed()
-            self._changed.set()
-            return
-        self._reports.finish(held)
-        self._say(held, self._completion(held, outcome))
 
     def _say(self, held: Held, completion: Completion) -> None:
         held.stage = Stage.ENDED
-        self._unrecorded += 1
-        self._transport.complete(completion)
+        self._complete([completion])
+
+    def _complete(self, completions: Sequence[Completion]) -> None:
+        self._unrecorded += len(completions)
+        self._transport.complete(completions)
         self._changed.set()
 
     def _completion(self, held: Held, outcome: Outcome) -> Completion:
@@ -330,11 +329,7 @@ class Core:
 
     def _limit(self, held: Held) -> None:
         """Sets the clock for a job that may not take as long as it likes."""
-        spec = held.assignment.spec
-        # Most jobs have neither, and at thousands a second every call counts.
-        if not (spec.HasField("execution_timeout") or spec.HasField("deadline")):
-            return
-        end = end_of(spec, time.time())
+        end = end_of(held.assignment.spec, time.time())
         if end is not None:
             held.ends_at, reason = end
             wait_s = max(0.0, held.ends_at - time.time())

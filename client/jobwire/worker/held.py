@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from jobwire.context import Context, StopSignal
+from jobwire.context import Report, StopSignal
 from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion, LeaseRef
@@ -33,57 +35,88 @@ class Saving:
     waiters: list[Future[None]]
 
 
+class Listener(Protocol):
+    """Hears what handlers say before their end; from any thread."""
+
+    def take_progress(self, held: Held, progress: Progress) -> None:
+        """Keeps the newest report."""
+
+    def take_output(self, held: Held, urgent: bool) -> None:
+        """Is told of output."""
+
+    def take_checkpoint(self, held: Held, payload: Payload) -> Future[None]:
+        """Has a checkpoint saved; what it returns is done when it is."""
+
+
 class Held:
-    """A job from its assignment until its completion is recorded."""
+    """A job from its assignment until its completion is recorded, and its handler's `Line`."""
 
-    __slots__ = (
-        "assignment",
-        "came_at",
-        "context",
-        "end_timer",
-        "ends_at",
-        "fencing_token",
-        "job_id",
-        "newest",
-        "next_saving",
-        "operation",
-        "output",
-        "output_at",
-        "output_timer",
-        "reported_at",
-        "saving",
-        "signal",
-        "stage",
-        "task",
-        "timer",
-        "void",
-    )
+    # What only some jobs have is the class's until it is set: to set each in each job is a good
+    # part of what a short one costs.
+    stage = Stage.WAITING
+    void = False
+    """The lease is gone or given back: what the handler does counts no more."""
+    task: asyncio.Task[Any] | None = None
+    """The task of a handler that waits."""
+    has_spoken = False
+    """There is, or was, something to report."""
+    newest: Progress | None = None
+    reported_at = 0.0
+    timer: asyncio.TimerHandle | None = None
+    output: OutputLog | None = None
+    output_timer: asyncio.TimerHandle | None = None
+    output_at = 0.0
+    saving: Saving | None = None
+    """The checkpoint that is on its way to the broker."""
+    next_saving: Saving | None = None
+    """The one behind it."""
+    ends_at: float | None = None
+    """When its handler is stopped at the latest, in Unix seconds."""
+    end_timer: asyncio.TimerHandle | None = None
+    _opening = threading.Lock()
 
-    def __init__(self, assignment: Assignment, operation: Operation | None, came_at: float) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        operation: Operation | None,
+        came_at: float,
+        listener: Listener,
+    ) -> None:
         self.assignment = assignment
         self.job_id = assignment.job_id
         self.fencing_token = assignment.fencing_token
         self.operation = operation
         self.came_at = came_at
         self.signal = StopSignal()
-        self.stage = Stage.WAITING
-        self.void = False
-        """The lease is gone or given back: what the handler does counts no more."""
-        self.context: Context | None = None
-        self.task: asyncio.Task[Any] | None = None
-        self.newest: Progress | None = None
-        self.reported_at = 0.0
-        self.timer: asyncio.TimerHandle | None = None
-        self.output: OutputLog | None = None
-        self.output_timer: asyncio.TimerHandle | None = None
-        self.output_at = 0.0
-        self.saving: Saving | None = None
-        """The checkpoint that is on its way to the broker."""
-        self.next_saving: Saving | None = None
-        """The one behind it."""
-        self.ends_at: float | None = None
-        """When its handler is stopped at the latest, in Unix seconds."""
-        self.end_timer: asyncio.TimerHandle | None = None
+        self._listener = listener
+
+    def report(self, made: Report) -> None:
+        """Takes progress from the handler."""
+        self.take_progress(made.to_proto())
+
+    def take_progress(self, progress: Progress) -> None:
+        """Takes progress that is in its form already."""
+        self.has_spoken = True
+        self._listener.take_progress(self, progress)
+
+    def open_log(self) -> OutputLog:
+        """Gives the log of the job's output, from the first call on the same one."""
+        # Several threads of a handler may write their first piece at once.
+        with self._opening:
+            if self.output is None:
+                self.has_spoken = True
+                log = OutputLog(
+                    partial(self._listener.take_output, self), lambda: self.signal.is_set
+                )
+                if self.void:
+                    log.close()
+                self.output = log
+            return self.output
+
+    def save(self, payload: Payload) -> Future[None]:
+        """Has a checkpoint saved; what it returns is done when it is."""
+        self.has_spoken = True
+        return self._listener.take_checkpoint(self, payload)
 
     @property
     def lease(self) -> LeaseRef:

@@ -55,7 +55,7 @@ def failure(error: BaseException) -> Failure:
     stack = "".join(traceback.format_exception(error)).encode("utf-8", "replace")
     described = Failure(
         type=cut(type(error).__name__, _MAX_TYPE_BYTES),
-        message=cut(str(error), _MAX_MESSAGE_BYTES),
+        message=cut(_words(error), _MAX_MESSAGE_BYTES),
         # The end names the error and the innermost calls.
         stack=stack[-_MAX_STACK_BYTES:].decode("utf-8", "ignore"),
     )
@@ -67,6 +67,14 @@ def failure(error: BaseException) -> Failure:
         if isinstance(error, Retry) and error.after is not None:
             described.retry_after.CopyFrom(to_duration(error.after))
     return described
+
+
+def _words(error: BaseException) -> str:
+    # Whatever a handler's own exceptions do, each job gets its end.
+    try:
+        return str(error)
+    except Exception:
+        return "the error can't be put into words: its __str__ raises"
 
 
 def overran(reason: StopReason, message: str, error: BaseException) -> Failure:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from jobwire.context import Context, Report, StopSignal
+from jobwire.context import Context, Report, StopSignal, Wires
 from jobwire.errors import CallError, call_error
 from jobwire.output import OutputLog, current_context
 from jobwire.signals import Stopped
@@ -272,11 +272,13 @@ class _HandlerProcess:
     def _run(self, pickled: bytes, assignment: bytes, ends_at: float | None) -> _Message:
         context = Context(
             Assignment.FromString(assignment),
-            report=self._keep_newest,
-            signal=self._stop,
-            output=lambda: self._output,
-            save=self._save,
-            ends_at=ends_at,
+            Wires(
+                signal=self._stop,
+                report=self._keep_newest,
+                open_log=lambda: self._output,
+                save=self._save,
+                ends_at=ends_at,
+            ),
         )
         current_context.set(context)
         try:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from jobwire.context import Context, Report, StopReason
-from jobwire.output import OutputLog, current_context
-from jobwire.v1.job_pb2 import Failure, Payload, Progress
+from jobwire.context import Context, StopReason
+from jobwire.output import current_context
+from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion
-from jobwire.worker.handlers import Raised, call
+from jobwire.worker.handlers import Operation, Raised, call
 from jobwire.worker.held import Held
 from jobwire.worker.outcomes import success
 from jobwire.worker.processes import Line, ProcessPool
@@ -32,25 +29,10 @@ class Runner:
 
     Args:
         limit: The most handlers at once.
-        report: Takes progress, from any thread.
-        output: Is told of output, from any thread; True: it is urgent.
-        save: Has a checkpoint saved, from any thread; what it returns is done when it is.
         ended: Takes jobs and their outcomes, on the event loop.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        report: Callable[[Held, Progress], None],
-        output: Callable[[Held, bool], None],
-        save: Callable[[Held, Payload], Future[None]],
-        ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
-    ) -> None:
-        self._report = report
-        self._output = output
-        self._save = save
-        self._opening = threading.Lock()
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, limit: int, ended: Callable[[Sequence[tuple[Held, Outcome]]], None]) -> None:
         self._processes = ProcessPool()
         self._threads: ThreadPool[Held, Outcome] = ThreadPool(
             limit, _thread_name, self._run_in_thread, ended
@@ -62,8 +44,8 @@ class Runner:
         for_threads: list[Held] = []
         for_tasks: list[Held] = []
         for held in jobs:
-            held.context = self._context(held)
-            is_for_threads = held.operation is not None and held.operation.mode == "thread"
+            operation = held.operation
+            is_for_threads = operation is not None and operation.mode == "thread"
             (for_threads if is_for_threads else for_tasks).append(held)
         if for_threads:
             self._threads.submit(for_threads)
@@ -84,41 +66,26 @@ class Runner:
         self._threads.close()
         await self._processes.close()
 
-    def _context(self, held: Held) -> Context:
-        def report(made: Report) -> None:
-            self._report(held, made.to_proto())
-
-        return Context(
-            held.assignment,
-            report=report,
-            signal=held.signal,
-            output=partial(self._output_log, held),
-            save=partial(self._save, held),
-            ends_at=held.ends_at,
-        )
-
-    def _output_log(self, held: Held) -> OutputLog:
-        # Several threads of a handler may write their first piece at once.
-        with self._opening:
-            if held.output is None:
-                log = OutputLog(partial(self._output, held), lambda: held.signal.is_set)
-                if held.void:
-                    log.close()
-                held.output = log
-            return held.output
-
     def _run_in_thread(self, held: Held) -> Outcome:
         assert held.operation is not None
-        assert held.context is not None
-        current_context.set(held.context)
-        result = call(held.operation.function, held.context)
+        context = Context(held.assignment, held)
+        current_context.set(context)
+        result = call(held.operation.function, context)
         return result if isinstance(result, Raised) else success(result)
 
     async def _run_as_task(self, held: Held) -> Outcome:
-        assert held.context is not None
-        current_context.set(held.context)
+        context = Context(held.assignment, held)
+        current_context.set(context)
         try:
-            return await self._outcome(held, held.context)
+            if held.signal.reason:
+                raise asyncio.CancelledError  # told to stop before the first step
+            operation = held.operation
+            if operation is None:
+                name = held.assignment.spec.operation
+                raise LookupError(f"this worker has no handler for {name!r}")
+            if operation.mode == "async":
+                return success(await operation.function(context))
+            return success(await self._in_process(held, operation))
         except KeyboardInterrupt:
             raise
         except asyncio.CancelledError as error:
@@ -128,23 +95,11 @@ class Runner:
         except BaseException as error:
             return Raised(error)
 
-    async def _outcome(self, held: Held, context: Context) -> Outcome:
-        operation = held.operation
-        if held.signal.is_set:
-            raise asyncio.CancelledError  # told to stop before the first step
-        if operation is None:
-            name = held.assignment.spec.operation
-            raise LookupError(f"this worker has no handler for {name!r}")
-        if operation.mode == "async":
-            return success(await operation.function(context))
+    async def _in_process(self, held: Held, operation: Operation) -> Any:
         line = Line(
-            report=partial(self._report, held),
-            stop=held.signal,
-            output=partial(self._output_log, held),
-            save=partial(self._save, held),
+            report=held.take_progress, stop=held.signal, output=held.open_log, save=held.save
         )
-        run = self._processes.run(operation.function, held.assignment, held.ends_at, line)
-        return success(await run)
+        return await self._processes.run(operation.function, held.assignment, held.ends_at, line)
 
 
 def _has_a_task(held: Held, task: asyncio.Task[None]) -> None:

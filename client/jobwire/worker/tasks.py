@@ -8,6 +8,7 @@ task groups and cancellation see what they always see; another task goes on with
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, copy_context
@@ -92,7 +93,7 @@ class _Turn(Generic[Job, Outcome]):
         try:
             while self in pool._turns and pool._ready:
                 job = self._job = pool._ready.popleft()
-                outcome = await _Steps(pool._run(job), copy_context(), self._begins_to_wait)
+                outcome = await _steps(pool._run(job), copy_context(), self._begins_to_wait)
                 self._done.append((job, outcome))
                 if task.cancelling():
                     # A handler that cancelled its own task; the next one must not hear of it.
@@ -117,7 +118,10 @@ class _Turn(Generic[Job, Outcome]):
             self._pool._ended(done)
 
 
-class _Steps:
+@types.coroutine
+def _steps(
+    coroutine: Coroutine[Any, Any, Any], context: Context, waits: Callable[[], None]
+) -> Generator[Any, Any, Any]:
     """Drives a coroutine in a context of its own, as a task would, inside another task.
 
     Args:
@@ -125,30 +129,19 @@ class _Steps:
         context: What its context variables are.
         waits: Called once, before its first wait.
     """
-
-    __slots__ = ("_context", "_coroutine", "_waits")
-
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], context: Context, waits: Callable[[], None]
-    ) -> None:
-        self._coroutine = coroutine
-        self._context = context
-        self._waits = waits
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, coroutine = self._context.run, self._coroutine
-        try:
-            awaited = run(coroutine.send, None)
-            self._waits()
-            while True:
-                try:
-                    answer = yield awaited
-                except GeneratorExit:
-                    coroutine.close()
-                    raise
-                except BaseException as error:
-                    awaited = run(coroutine.throw, error)
-                else:
-                    awaited = run(coroutine.send, answer)
-        except StopIteration as end:
-            return end.value
+    run = context.run
+    try:
+        awaited = run(coroutine.send, None)
+        waits()
+        while True:
+            try:
+                answer = yield awaited
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:
+                awaited = run(coroutine.throw, error)
+            else:
+                awaited = run(coroutine.send, answer)
+    except StopIteration as end:
+        return end.value
