@@ -36,7 +36,7 @@ NAMES = "\n".join(f"  {b.name:<{WIDTH}}  {b.summary}" for b in BENCHMARKS.values
 @click.option(
     "--store",
     type=click.Choice(["valkey", "redis"]),
-    help="The bundled Valkey or the installed redis-server.  [default: redis for memory]",
+    help="The bundled Valkey or the installed redis-server.  [default: redis for memory and peers]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of a round or of the backlog.")
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each side is measured.")
