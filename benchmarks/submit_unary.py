@@ -24,7 +24,7 @@ CALLS_IN_FLIGHT = 200
 CONNECTIONS = 2
 WARM_UP = 2_000
 SUBMIT = "/jobwire.v1.JobService/SubmitJob"
-GOAL = Goal("at least", 0.6)
+GOAL = Goal("at least", 0.75)
 
 
 @dataclass(slots=True)
