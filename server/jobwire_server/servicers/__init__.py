@@ -50,7 +50,6 @@ def generic_handlers(router: Router, facts: ServerFacts) -> list[grpc.GenericRpc
             {
                 method.name: _handler(method, getattr(servicer, method.name))
                 for method in service.methods
-                if hasattr(servicer, method.name)
             },
         )
         for service, servicer in zip(_SERVICES, servicers, strict=True)
