@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.ids import ALPHABET, UlidFactory, split_job_id
+from jobwire_server.ids import ALPHABET, UlidFactory, is_job_id_of, split_job_id
 
 
 def ulid_time_ms(ulid: str) -> int:
@@ -50,6 +50,8 @@ def test_two_factories_do_not_make_the_same_ids() -> None:
 def test_a_job_id_tells_its_queue(queue: str) -> None:
     ulid = UlidFactory(lambda: 1_700_000_000_000)()
     assert split_job_id(f"{queue}-{ulid}") == (queue, ulid)
+    assert is_job_id_of(queue, f"{queue}-{ulid}")
+    assert not is_job_id_of("other", f"{queue}-{ulid}")
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,4 @@ def test_a_job_id_tells_its_queue(queue: str) -> None:
 )
 def test_what_is_no_job_id_is_refused(text: str) -> None:
     assert split_job_id(text) is None
+    assert not is_job_id_of("default", text)

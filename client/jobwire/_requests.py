@@ -6,7 +6,7 @@ caller's the server makes it, since the same request may come from another proce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
@@ -199,13 +199,3 @@ def job_filter(queue: str, which: FilterOptions) -> JobFilter:
         if moment is not None:
             getattr(found, name).CopyFrom(to_timestamp(moment))
     return found
-
-
-def next_chunk(requests: Sequence[SubmitJobRequest]) -> int:
-    """Tells how many of the requests go into one call, at least one where there is one."""
-    size = 0
-    for at, request in enumerate(requests[:MAX_CHUNK_JOBS]):
-        size += request.ByteSize()
-        if size > MAX_CHUNK_BYTES and at:
-            return at
-    return min(len(requests), MAX_CHUNK_JOBS)

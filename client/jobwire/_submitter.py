@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from jobwire._requests import next_chunk
+from jobwire._requests import MAX_CHUNK_BYTES, MAX_CHUNK_JOBS
 from jobwire.errors import CallError, ResourceExhausted, Unavailable, from_item_error
 from jobwire.v1.job_service_pb2 import (
     SubmitJobRequest,
@@ -65,15 +65,25 @@ class AsyncSubmitter:
         return accepted if accepted is not None else await self._one(request)
 
     def _send_waiting(self) -> None:
-        while self._waiting and self._alone + len(self._calls) < MAX_CALLS:
+        while self._alone + len(self._calls) < MAX_CALLS and (items := self._next_items()):
+            call = asyncio.get_running_loop().create_task(self._send(items))
+            self._calls.add(call)
+            call.add_done_callback(self._call_is_over)
+
+    def _next_items(self) -> list[_Item]:
+        """Takes what goes into one call."""
+        items: list[_Item] = []
+        size = 0
+        while self._waiting and len(items) < MAX_CHUNK_JOBS:
+            request, future = self._waiting[0]
             # Whoever stopped waiting has not been promised anything.
-            open_items = [item for item in self._waiting if not item[1].done()]
-            count = next_chunk([request for request, _ in open_items])
-            self._waiting = deque(open_items[count:])
-            if count:
-                call = asyncio.get_running_loop().create_task(self._send(open_items[:count]))
-                self._calls.add(call)
-                call.add_done_callback(self._call_is_over)
+            if not future.done():
+                size += request.ByteSize()
+                if items and size > MAX_CHUNK_BYTES:
+                    break
+                items.append((request, future))
+            self._waiting.popleft()
+        return items
 
     def _call_is_over(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
