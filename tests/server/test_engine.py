@@ -61,6 +61,25 @@ async def test_it_answers_after_start_with_the_settings_that_keep_jobs(
     }
 
 
+def _tunables(engine: EmbeddedValkey) -> str | None:
+    environment = Path(f"/proc/{_pid(engine)}/environ").read_bytes().split(b"\0")
+    pairs = dict(entry.decode().partition("=")[::2] for entry in environment)
+    return pairs.get("GLIBC_TUNABLES")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_its_allocator_keeps_what_scripts_let_go_of_at_hand_unless_told_otherwise(
+    engine: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    await engine.start()
+    assert _tunables(engine) == module.ALLOCATOR
+    await engine.stop()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=8")
+    await engine.start()
+    assert _tunables(engine) == "glibc.malloc.tcache_count=8"
+
+
 async def test_data_is_there_after_stop_and_start(engine: EmbeddedValkey) -> None:
     await engine.start()
     with _client(engine) as client:
