@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks.figures import Figure, line
 from benchmarks.frame import Benchmark, Plan, Size, WrongResult
+from benchmarks.installing import CannotInstall
 from benchmarks.registry import BENCHMARKS
 from benchmarks.stores import Engine
 
@@ -101,6 +102,11 @@ def main(
         began = time.monotonic()
         try:
             figures = uvloop.run(_run(benchmark, plan))
+        except CannotInstall as error:
+            if len(chosen) == 1:
+                raise click.ClickException(f"{benchmark.name}: {error}") from error
+            click.echo(f"  {benchmark.name} is left out: {error}", err=True)
+            continue
         except WrongResult as error:
             raise click.ClickException(f"{benchmark.name}: wrong result: {error}") from error
         except asyncio.CancelledError:

@@ -1,124 +1,174 @@
-"""overload: twice as many SubmitJob calls as the server can take, each with a deadline.
+"""overload: twice as many submissions as the server can take, each call with a deadline.
 
-Size: `jobs` calls at the best rate, and as many at twice that rate, in each round.
+Size: `jobs` SubmitJob calls at twice the best rate in each round; an eighth as many of SubmitJobs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from google.protobuf.message import Message
+
+from jobwire.v1 import job_service_pb2
 from jobwire_server.model import JobState
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, compared, measured
 from benchmarks.frame import Benchmark, Plan, Size, check
-from benchmarks.parts import module, open_part
+from benchmarks.installing import go_program, install
+from benchmarks.parts import Part, open_part
 from benchmarks.servers import Server, open_broker
-from benchmarks.stores import open_store
+from benchmarks.stores import Store, open_store
 
-CHANNELS = 20
-CALLS_IN_FLIGHT = 200
+CONNECTIONS = 20
 TIMES = 2.0
-DEADLINE_S = 2.0
-WARM_UP = 1_000
-WATCH_S = 0.1
+DEADLINE_S = 5.0
+WATCH_S = 0.05
 RATE_GOAL = Goal("at least", 0.9)
 ANSWERED_GOAL = Goal("at least", 100)
-GROWTH_GOAL = Goal("at most", 128)
+GROWTH_GOAL = Goal("at most", 320)
+CROWD = Path(__file__).parent / "crowd"
 
 
-async def run(plan: Plan) -> list[Figure]:
-    """Measures the best rate and the rate under twice that load by turns."""
-    calls = plan.size.jobs
-    best: list[float] = []
-    rates: list[float] = []
-    offered: list[float] = []
-    answered: list[float] = []
-    longest: list[float] = []
-    accepted = sent = 0
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(plan.engine))
-        server = await stack.enter_async_context(open_broker(store, profile=plan.profile("server")))
-        crowd = await stack.enter_async_context(
-            open_part(module("benchmarks.overloading", server.address, CHANNELS))
-        )
-        said = await crowd.ask(f"best {min(WARM_UP, calls)} {CALLS_IN_FLIGHT}")
-        accepted, sent = said["accepted"], min(WARM_UP, calls)
-        peak = Peak(server)
-        watching = asyncio.create_task(peak.watch())
-        try:
-            for number in range(plan.size.rounds):
-                plan.say(f"round {number + 1} of {plan.size.rounds}")
-                said = await crowd.ask(f"best {calls} {CALLS_IN_FLIGHT}")
-                check(said["accepted"] == calls, f"at the best rate: {said}")
-                best.append(calls / said["took_s"])
-                peak.begin()
-                said = await crowd.ask(f"offer {calls} {TIMES * best[-1]} {DEADLINE_S}")
-                check(said["other"] == 0, f"a call failed as a defect: {said}")
-                plan.say(f"offered {calls}: {said}")
-                rates.append(said["accepted"] / said["took_s"])
-                offered.append(calls / said["offering_s"])
-                answered.append(100 * (said["accepted"] + said["refused"]) / calls)
-                longest.append(said["longest_s"])
-                accepted += calls + said["accepted"]
-                sent += 2 * calls
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+@dataclass(slots=True)
+class Kind:
+    """A way to submit, and what was measured of it."""
+
+    name: str
+    method: str
+    request: Message
+    jobs: int
+    """Of one call."""
+    in_flight: int
+    """Calls, for the best rate."""
+    share: int
+    """One call for so many single ones, which take as long."""
+    best: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    offered: list[float] = field(default_factory=list)
+    answered: list[float] = field(default_factory=list)
+    told_when: list[float] = field(default_factory=list)
+    longest: list[float] = field(default_factory=list)
+    growth: list[float] = field(default_factory=list)
+
+    async def measure(self, plan: Plan) -> None:
+        """Measures one round, on a store and a server of its own."""
+        calls = max(2, plan.size.jobs // self.share)
+        async with _open(plan, self) as (store, server, crowd):
+            warm = max(1, calls // 10)
+            await crowd.ask(f"best {warm} {self.in_flight}")
+            said = await crowd.ask(f"best {calls // 2} {self.in_flight}")
+            check(said["accepted"] == calls // 2, f"at the best rate: {said}")
+            best = said["accepted"] / said["took_s"]
+            async with _growth(server) as grown:
+                said = await crowd.ask(f"offer {calls} {TIMES * best} {DEADLINE_S}")
+            plan.say(f"{self.name}, offered {calls}: {said}")
+            check(said["other"] == 0, f"a call failed as a defect: {said}")
+            check(said["refused_bare"] == 0, f"a refusal without a delay: {said}")
+            accepted = said["accepted"]
+            known = warm + calls // 2 + accepted
+            await self._check(store, known, warm + calls // 2 + calls)
+        self.best.append(best * self.jobs)
+        self.rates.append(accepted * self.jobs / said["took_s"])
+        self.offered.append(calls * self.jobs / said["offering_s"])
+        self.answered.append(100 * (calls - said["late"]) / calls)
+        self.told_when.append(100 * said["refused"] / max(1, calls - accepted))
+        self.longest.append(max(said["longest_s"].values()))
+        self.growth.append(max(grown) / (1 << 20))
+
+    async def _check(self, store: Store, least: int, most: int) -> None:
         depth = (await jobs.Layers(store).queues.read("default", detail=False)).depth
         # What was not answered in time may be in the store all the same.
         there = depth.get(JobState.PENDING, 0)
         check(
-            accepted <= there <= sent, f"{accepted:,} of {sent:,} were accepted, {depth} are there"
+            least * self.jobs <= there <= most * self.jobs and depth.keys() <= {JobState.PENDING},
+            f"{least * self.jobs:,} to {most * self.jobs:,} jobs were accepted, {depth} are there",
         )
+
+    def figures(self) -> list[Figure]:
+        """Returns what was measured."""
+        return [
+            compared(
+                f"{self.name}: accepted at {TIMES:g} times the best",
+                self.rates,
+                "jobs/s",
+                against="the best rate",
+                base=self.best,
+                goal=RATE_GOAL,
+            ),
+            measured("  offered", self.offered, "jobs/s"),
+            measured("  answered within the deadline", self.answered, "%", goal=ANSWERED_GOAL),
+            measured("  of those refused, told when to retry", self.told_when, "%"),
+            measured("  the longest call", self.longest, "s"),
+            measured("  growth of the server", self.growth, "MiB", goal=GROWTH_GOAL),
+        ]
+
+
+@asynccontextmanager
+async def _open(plan: Plan, kind: Kind) -> AsyncIterator[tuple[Store, Server, Part]]:
+    _, _, command = go_program(CROWD)
+    request = base64.b64encode(kind.request.SerializeToString()).decode()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(plan.engine))
+        server = await stack.enter_async_context(open_broker(store, profile=plan.profile("server")))
+        arguments = (server.address, str(CONNECTIONS), kind.method, request)
+        crowd = await stack.enter_async_context(open_part((*command, *arguments)))
+        yield store, server, crowd
+
+
+@asynccontextmanager
+async def _growth(server: Server) -> AsyncIterator[list[int]]:
+    """Watches the memory that a server occupies above what it had before, in bytes."""
+    before = server.resident_bytes()
+    grown = [0]
+
+    async def watch() -> None:
+        while True:
+            grown.append(server.resident_bytes() - before)
+            await asyncio.sleep(WATCH_S)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield grown
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def _kinds() -> list[Kind]:
+    batch = job_service_pb2.SubmitJobsRequest(requests=[jobs.request() for _ in range(100)])
+    service = "/jobwire.v1.JobService"
     return [
-        compared(
-            "accepted under twice the load",
-            rates,
-            "calls/s",
-            against="the best rate",
-            base=best,
-            goal=RATE_GOAL,
-        ),
-        measured("  offered", offered, "calls/s"),
-        measured("answered within the deadline", answered, "%", goal=ANSWERED_GOAL),
-        measured("  the longest call, as its caller saw it", longest, "s"),
-        measured("growth of the server", peak.growth_mib, "MiB", goal=GROWTH_GOAL),
+        Kind("single calls", f"{service}/SubmitJob", jobs.request(), 1, 200, 1),
+        Kind("batches of 100", f"{service}/SubmitJobs", batch, 100, 20, 8),
     ]
 
 
-class Peak:
-    """The most memory that a server occupied, above what it had before."""
+async def run(plan: Plan) -> list[Figure]:
+    """Measures single calls and batches by turns.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._before = self._most = server.resident_bytes()
-        self._rounds: list[tuple[int, int]] = []
-
-    def begin(self) -> None:
-        """Begins another round."""
-        self._before = self._most = self._server.resident_bytes()
-        self._rounds.append((self._before, self._most))
-
-    async def watch(self) -> None:
-        """Looks again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            self._most = max(self._most, self._server.resident_bytes())
-            if self._rounds:
-                self._rounds[-1] = (self._before, self._most)
-
-    @property
-    def growth_mib(self) -> list[float]:
-        """The growth of each round, in MiB."""
-        return [(most - before) / (1 << 20) for before, most in self._rounds]
+    Raises:
+        CannotInstall: There is no Go, which the crowd of producers is written in.
+    """
+    folder, make, _ = go_program(CROWD)
+    await install(folder, make)
+    kinds = _kinds()
+    for number in range(plan.size.rounds):
+        plan.say(f"round {number + 1} of {plan.size.rounds}")
+        for kind in kinds:
+            await kind.measure(plan)
+    return [figure for kind in kinds for figure in kind.figures()]
 
 
 BENCHMARK = Benchmark(
     name="overload",
-    summary=f"SubmitJob at {TIMES:g} times the best rate, with deadlines of {DEADLINE_S:g} s",
+    summary=f"submissions at {TIMES:g} times the best rate, with deadlines of {DEADLINE_S:g} s",
     run=run,
-    full=Size(jobs=50_000, rounds=5),
-    short=Size(jobs=15_000, rounds=2),
+    full=Size(jobs=100_000, rounds=3),
+    short=Size(jobs=20_000, rounds=1),
 )

@@ -14,8 +14,8 @@ from time import perf_counter
 from benchmarks.end_to_end import open_flow
 from benchmarks.figures import Figure, Goal, compared
 from benchmarks.frame import Benchmark, Plan, Size, check
+from benchmarks.installing import CannotInstall, install
 from benchmarks.parts import Part, open_part
-from benchmarks.peers.installing import CannotInstall, install
 from benchmarks.peers.systems import SYSTEMS, System
 from benchmarks.processes import until
 from benchmarks.stores import Store, open_store

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers.installing import go_peer, node_peer, python_peer
+from benchmarks.installing import PEERS, go_program, node_peer, python_peer
 from benchmarks.stores import Store
 
 Make = Callable[[Path], Sequence[Sequence[str]]]
@@ -146,7 +146,7 @@ SYSTEMS = (
     System(
         "asynq",
         "0.26.0",
-        go_peer("asynq"),
+        go_program(PEERS / "asynq"),
         _asynq_left,
         _asynq_results,
         "its jobs run again once their lease is over, 30 s",

@@ -46,10 +46,12 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 STUCK_S = 15.0
 """An event loop that has not come round for so long fails /healthz."""
-MAX_PENDING = 10_000
-"""Calls that have come in and that the event loop has not yet taken up: some two seconds of work.
+MAX_PENDING = 5_000
+MAX_PENDING_S = 2
+"""How many calls that have come in wait until the event loop takes them up, and for how long.
 
-gRPC itself ends those beyond as CANCELLED, which costs the server next to nothing.
+gRPC itself ends those beyond as CANCELLED, at a fraction of what a refusal costs that is made in
+Python. See docs/adr/0012-grpc-turns-away-what-nobody-has-looked-at.md.
 """
 LAST_WORD_S = 0.25
 """For answers that are written but not yet sent when the last call has ended."""
@@ -234,6 +236,7 @@ class Application:
                 # Left to itself the library begins to cut calls off at a thousand.
                 ("grpc.server.max_pending_requests", MAX_PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
+                ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
                 # Clients may ask every 10 s whether the server is there, with or without calls.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -108,7 +108,9 @@ class Router:
         self._upkeep = UpkeepStore(self._runner)
         self._queues = QueueStore(self._runner)
         self._workers = WorkerStore(self._runner)
-        backlog = Backlog(options.limits.max_queued_requests, options.limits.max_queued_bytes)
+        self._backlog = backlog = Backlog(
+            options.limits.max_queued_requests, options.limits.max_queued_bytes
+        )
         self._notices = Notices(connection)
         self._settings = QueueSettingsCache(self._queues.settings)
         self._set = QueueSet(
@@ -233,6 +235,14 @@ class Router:
         await self._notices.stop()
 
     # ------------------------------------------------------------------ jobs
+
+    def check_room(self, count: int) -> None:
+        """Looks whether so many jobs could wait for the store, before they are made.
+
+        Raises:
+            ServerBusy: Not now.
+        """
+        self._backlog.check(count)
 
     async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
         """Accepts jobs of one queue; answers each with what became of it or why it was refused:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pstats
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
         pytest.skip("no redis-server on PATH")
     if name == "peers" and not all((system.install[0] / ".ready").exists() for system in SYSTEMS):
         pytest.skip("the peers are not installed: python -m benchmarks.peers.benchmark")
+    if name == "overload" and shutil.which("go") is None:
+        pytest.skip("no Go on PATH, which its producers are written in")
     done = subprocess.run(
         _command(name, "--json", "--jobs", str(TINY[name]), "--rounds", "2"),
         cwd=ROOT,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -55,11 +57,21 @@ class Flood:
         request = job_service_pb2.SubmitJobRequest(
             spec=job_pb2.JobSpec(operation="nobody", payload=payload)
         )
+        return await self._make("SubmitJob", request, calls)
+
+    async def submit_batches(self, calls: int, jobs: int) -> Counter[str]:
+        """Submits batches of so many jobs; returns how the calls ended."""
+        request = job_service_pb2.SubmitJobRequest(spec=job_pb2.JobSpec(operation="nobody"))
+        batch = job_service_pb2.SubmitJobsRequest(requests=[request] * jobs)
+        return await self._make("SubmitJobs", batch, calls)
+
+    async def _make(self, method: str, request: Any, calls: int) -> Counter[str]:
         self.ends = ends = Counter[str]()
 
         async def one(number: int) -> None:
+            call = getattr(self._stubs[number % CONNECTIONS], method)
             try:
-                await self._stubs[number % CONNECTIONS].SubmitJob(request, timeout=self._deadline_s)
+                await call(request, timeout=self._deadline_s)
                 ends["accepted"] += 1
             except grpc.aio.AioRpcError as error:
                 ends[_end(error)] += 1
@@ -108,7 +120,7 @@ async def test_a_burst_is_answered_call_by_call_and_none_is_cut_off(
 ) -> None:
     server = start_server(data_dir=tmp_path)
     async with Flood(server.address) as flood:
-        assert await flood.submit(6_000, 100) == {"accepted": 6_000}
+        assert await flood.submit(4_000, 100) == {"accepted": 4_000}
 
 
 async def test_what_exceeds_the_limits_is_refused_with_a_delay_and_work_goes_on(
@@ -125,6 +137,38 @@ async def test_what_exceeds_the_limits_is_refused_with_a_delay_and_work_goes_on(
         assert await flooding == {"accepted": 50, "refused": 1_950}
         assert await flood.submit(20, 100) == {"accepted": 20}
     assert _submitted(own_store) == 71
+
+
+async def test_a_batch_that_exceeds_the_limits_is_refused_as_a_whole_with_a_delay(
+    own_store: StoreProcess, start_server: StartServer
+) -> None:
+    server = start_server("--redis-url", own_store.url, "--max-queued-requests", "50")
+    async with Flood(server.address) as flood:
+        assert await flood.submit(1, 100) == {"accepted": 1}
+        own_store.pause()
+        flooding = asyncio.create_task(flood.submit_batches(10, 20))
+        await eventually(lambda: flood.ends["refused"] == 8, "the rest is refused")
+        own_store.resume()
+        assert await flooding == {"accepted": 2, "refused": 8}
+        assert await flood.submit_batches(2, 20) == {"accepted": 2}
+    assert _submitted(own_store) == 81
+
+
+async def test_calls_that_nobody_looks_at_for_two_seconds_are_turned_away(tmp_path: Path) -> None:
+    folder = str(Path(__file__).parent / "stuck_loop")
+    server = ServerProcess(data_dir=tmp_path, env={"PYTHONPATH": folder})
+    try:
+        server.start()
+        async with Flood(server.address) as flood:
+            assert await flood.submit(8, 100) == {"accepted": 8}
+            server.signal(signal.SIGUSR1)
+            await eventually(lambda: "the loop is stuck" in server.log, "the loop is stuck")
+            ends = await flood.submit(50, 100)
+            # The one that the server asked for before is its own.
+            assert ends == {"accepted": 1, "CANCELLED: CANCELLED": 49}
+            assert await flood.submit(8, 100) == {"accepted": 8}
+    finally:
+        server.stop()
 
 
 async def test_large_payloads_are_bounded_by_their_bytes_and_so_is_the_memory(

@@ -8,7 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import InvalidRequest, JobwireError, StoreUnavailable, Violation
+from jobwire_server.errors import (
+    InvalidRequest,
+    JobwireError,
+    ServerBusy,
+    StoreUnavailable,
+    Violation,
+)
 from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import Accepted, Job, NewJob
 from jobwire_server.operations.filters import JobFilter
@@ -22,6 +28,8 @@ from jobwire_server.servicers.watching import answers, wish_of
 MAX_REASON_BYTES = 512
 MAX_BATCH_ID = 56
 """With `:` and the place of an item behind it, it still is a request id."""
+PASSING = (StoreUnavailable, ServerBusy)
+"""Errors that say nothing about the jobs."""
 _LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -52,6 +60,7 @@ class JobService:
             checker = Checker()
             checker.request_id("request_id", batch_id, MAX_BATCH_ID)
             checker.raise_if_any()
+        self._router.check_room(len(requests))
         results: list[bytes | None] = [None] * len(requests)
         by_queue: dict[str, list[tuple[int, NewJob]]] = {}
         for at, item in enumerate(requests):
@@ -64,11 +73,11 @@ class JobService:
         failures = await asyncio.gather(
             *(self._submit_group(queue, group, results) for queue, group in by_queue.items())
         )
-        # Nothing was accepted because the store is away: then the call fails, which clients know
-        # how to retry.
-        away = [error for error in failures if isinstance(error, StoreUnavailable)]
-        if failures and len(away) == len(failures):
-            raise away[0]
+        # Nothing was accepted because the store is away or too much waits for it: then the call
+        # fails, which clients know how to retry.
+        passing = [error for error in failures if isinstance(error, PASSING)]
+        if failures and len(passing) == len(failures):
+            raise passing[0]
         answered = [result for result in results if result is not None]
         return wire.SubmitJobsResponse(results=answered)
 

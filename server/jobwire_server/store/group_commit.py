@@ -53,17 +53,25 @@ class Backlog:
         self.waiting = 0
         self.waiting_bytes = 0
 
-    def enter(self, count: int, size: int = 0) -> None:
-        """Counts items in, and their bytes.
+    def check(self, count: int, size: int = 0) -> None:
+        """Looks whether there is room for items, and for their bytes.
 
         Raises:
-            ServerBusy: They would exceed a limit; none was counted.
+            ServerBusy: They would exceed a limit.
         """
         if self.waiting + count > self.limit or self.waiting_bytes + size > self.limit_bytes:
             raise ServerBusy(
                 f"{self.waiting} requests with {self.waiting_bytes} bytes wait for the store"
                 " already; retry after the delay, or add servers"
             )
+
+    def enter(self, count: int, size: int = 0) -> None:
+        """Counts items in, and their bytes.
+
+        Raises:
+            ServerBusy: They would exceed a limit; none was counted.
+        """
+        self.check(count, size)
         self.waiting += count
         self.waiting_bytes += size
 

@@ -1,4 +1,4 @@
-"""Installs the peers, each into a folder of its own in the user's cache, apart from the product."""
+"""Installs what benchmarks need beside the product, each into a folder in the user's cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-HERE = Path(__file__).parent
+PEERS = Path(__file__).parent / "peers"
 INSTALL_DEADLINE_S = 600.0
 
 
@@ -21,18 +21,18 @@ class CannotInstall(Exception):
 def cache() -> Path:
     """Returns where what is installed is kept."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "jobwire-benchmarks" / "peers"
+    return Path(root) / "jobwire-benchmarks"
 
 
 def home(name: str, *pins: Path) -> Path:
-    """Returns the folder of a peer: another one as soon as what it is made from changes."""
+    """Returns the folder of a program: another one as soon as what it is made from changes."""
     digest = hashlib.sha256(b"".join(pin.read_bytes() for pin in pins)).hexdigest()
     return cache() / f"{name}-{digest[:12]}"
 
 
 def python_peer(name: str) -> tuple[Path, Callable[[Path], Sequence[Sequence[str]]], Sequence[str]]:
     """Returns the folder of a peer in Python, how it is made, and the command that runs it."""
-    pins = HERE / "python" / f"{name}.txt"
+    pins = PEERS / "python" / f"{name}.txt"
     folder = home(name, pins)
     python = str(folder / "bin" / "python")
 
@@ -43,12 +43,12 @@ def python_peer(name: str) -> tuple[Path, Callable[[Path], Sequence[Sequence[str
             (*pip, "--disable-pip-version-check", "-r", str(pins)),
         )
 
-    return folder, make, (python, str(HERE / "python" / f"{name}_peer.py"))
+    return folder, make, (python, str(PEERS / "python" / f"{name}_peer.py"))
 
 
 def node_peer(name: str) -> tuple[Path, Callable[[Path], Sequence[Sequence[str]]], Sequence[str]]:
     """The same for one on Node.js."""
-    source = HERE / name
+    source = PEERS / name
     files = [source / file for file in ("package.json", "package-lock.json", "peer.mjs")]
     folder = home(name, *files)
 
@@ -62,15 +62,17 @@ def node_peer(name: str) -> tuple[Path, Callable[[Path], Sequence[Sequence[str]]
     return folder, make, ("node", str(folder / "peer.mjs"))
 
 
-def go_peer(name: str) -> tuple[Path, Callable[[Path], Sequence[Sequence[str]]], Sequence[str]]:
-    """The same for one in Go."""
-    source = HERE / name
-    folder = home(name, source / "go.mod", source / "go.sum", source / "main.go")
+def go_program(
+    source: Path,
+) -> tuple[Path, Callable[[Path], Sequence[Sequence[str]]], Sequence[str]]:
+    """The same for the Go program in a folder."""
+    folder = home(source.name, *sorted(source.glob("*.go")), source / "go.mod", source / "go.sum")
+    binary = str(folder / source.name)
 
     def make(at: Path) -> Sequence[Sequence[str]]:
-        return ((program("go"), "build", "-C", str(source), "-o", str(at / "peer"), "."),)
+        return ((program("go"), "build", "-C", str(source), "-o", str(at / source.name), "."),)
 
-    return folder, make, (str(folder / "peer"),)
+    return folder, make, (binary,)
 
 
 def program(name: str) -> str:
@@ -86,7 +88,7 @@ def program(name: str) -> str:
 
 
 async def install(folder: Path, make: Callable[[Path], Sequence[Sequence[str]]]) -> None:
-    """Makes the folder of a peer unless it is there.
+    """Makes the folder of a program unless it is there.
 
     Raises:
         CannotInstall: It could not be made; nothing is left of it.
