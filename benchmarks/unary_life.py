@@ -6,17 +6,19 @@ Size: `jobs` jobs in each round, and as many echoes as they need calls.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from jobwire.v1 import job_pb2
+from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
 
-from benchmarks import jobs
+from benchmarks import backlogged, jobs
 from benchmarks.done import Done
 from benchmarks.figures import Figure, Goal, compared, measured
 from benchmarks.frame import Benchmark, Plan, Size, check
@@ -29,6 +31,7 @@ SUBMITS_IN_FLIGHT = 50
 WAIT_S = 20
 WARM_UP = 500
 GOAL = Goal("at least", 0.5)
+NAME = "submit, claim and complete"
 
 
 class UnaryWorkers:
@@ -78,6 +81,55 @@ async def _worker_stubs(stack: AsyncExitStack, server: Server) -> list[Any]:
     return [worker_grpc.WorkerServiceStub(channel) for channel in channels]
 
 
+@dataclass(slots=True)
+class Lives:
+    """A broker with producers and workers in this process."""
+
+    workers: UnaryWorkers
+    tasks: list[asyncio.Task[None]]
+    done: Done
+    submits: list[Any]
+    requests: list[job_service_pb2.SubmitJobRequest]
+
+    async def through(self, count: int) -> float:
+        """Has jobs submitted and worked; returns the jobs a second, the last one stored."""
+        began = perf_counter()
+
+        async def submit(number: int) -> None:
+            call = self.submits[number % len(self.submits)]
+            await call(self.requests[number % len(self.requests)])
+
+        await jobs.each(count, SUBMITS_IN_FLIGHT, submit)
+        await self.done.all_of(count, self.tasks)
+        return count / (perf_counter() - began)
+
+    async def check(self) -> None:
+        """Checks that each job was delivered once, and is done."""
+        await self.done.check()
+        deliveries = self.workers.deliveries
+        check(set(deliveries.values()) == {1}, "a job was delivered twice")
+        check(len(deliveries) == self.done.count, "a job was not delivered")
+
+
+@asynccontextmanager
+async def open_lives(plan: Plan, backlog: int) -> AsyncIterator[Lives]:
+    """Starts and warms up all that is needed; checks the jobs at the end."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(plan.engine))
+        server = await stack.enter_async_context(open_broker(store, profile=plan.profile("server")))
+        if backlog:
+            await backlogged.fill(store, plan, backlog)
+        submits = await stubs(stack, server, SUBMIT)
+        workers = UnaryWorkers(await _worker_stubs(stack, server))
+        tasks = [asyncio.create_task(workers.work(number)) for number in range(WORKERS)]
+        stack.push_async_callback(_end, tasks)
+        done = Done(store, backlog=backlog)
+        lives = Lives(workers, tasks, done, submits, [jobs.request() for _ in range(64)])
+        await lives.through(min(WARM_UP, plan.size.jobs))
+        yield lives
+        await lives.check()
+
+
 async def run(plan: Plan) -> list[Figure]:
     """Measures both servers by turns."""
     count = plan.size.jobs
@@ -85,42 +137,21 @@ async def run(plan: Plan) -> list[Figure]:
     bounds: list[float] = []
     calls_each: list[float] = []
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(plan.engine))
-        server = await stack.enter_async_context(open_broker(store, profile=plan.profile("server")))
-        submits = await stubs(stack, server, SUBMIT)
-        workers = UnaryWorkers(await _worker_stubs(stack, server))
-        tasks = [asyncio.create_task(workers.work(number)) for number in range(WORKERS)]
-        stack.push_async_callback(_end, tasks)
-        requests = [jobs.request() for _ in range(64)]
-        done = Done(store)
-
-        async def submit(number: int) -> None:
-            await submits[number % len(submits)](requests[number % 64])
-
-        async def life(total: int) -> float:
-            began = perf_counter()
-            await jobs.each(total, SUBMITS_IN_FLIGHT, submit)
-            await done.all_of(total, tasks)
-            return total / (perf_counter() - began)
-
+        lives = await stack.enter_async_context(open_lives(plan, 0))
         size = answer_bytes()
         bare = await stack.enter_async_context(open_echo(size))
         echo = Echo(await stubs(stack, bare), size)
-        await life(min(WARM_UP, count))
         await echo.rate(min(WARM_UP, count), SUBMITS_IN_FLIGHT + WORKERS)
         for number in range(plan.size.rounds):
             plan.say(f"round {number + 1} of {plan.size.rounds}")
-            before = workers.calls
-            rates.append(await life(count))
-            calls = 1 + (workers.calls - before) / count
+            before = lives.workers.calls
+            rates.append(await lives.through(count))
+            calls = 1 + (lives.workers.calls - before) / count
             calls_each.append(calls)
             bounds.append(await echo.rate(count, SUBMITS_IN_FLIGHT + WORKERS) / calls)
-        await done.check()
-        check(set(workers.deliveries.values()) == {1}, "a job was delivered twice")
-        check(len(workers.deliveries) == done.count, "a job was not delivered")
     return [
         compared(
-            "submit, claim and complete",
+            NAME,
             rates,
             "jobs/s",
             against="as many bare echoes",
@@ -129,6 +160,17 @@ async def run(plan: Plan) -> list[Figure]:
         ),
         measured("calls a job", calls_each, "calls"),
     ]
+
+
+async def run_backlog(plan: Plan) -> list[Figure]:
+    """Measures with and without jobs waiting on another route."""
+
+    @asynccontextmanager
+    async def open_side(plan: Plan, backlog: int) -> AsyncIterator[backlogged.Measure]:
+        async with open_lives(plan, backlog) as lives:
+            yield lambda: lives.through(plan.size.jobs)
+
+    return await backlogged.with_and_without(plan, open_side, NAME, "jobs/s")
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
@@ -143,4 +185,5 @@ BENCHMARK = Benchmark(
     run=run,
     full=Size(jobs=4_000, rounds=9),
     short=Size(jobs=2_000, rounds=3),
+    run_backlog=run_backlog,
 )
