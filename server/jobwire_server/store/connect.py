@@ -7,6 +7,7 @@ answer was lost. Whoever sends a command knows whether it may be sent again.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -27,11 +28,15 @@ from jobwire_server.store.sending import (
     TcpConnection,
     TlsConnection,
 )
+from jobwire_server.store.sentinels import SentinelPool, Sentinels
 
 MAX_CONNECTIONS = 64
 """Group commit keeps few calls under way; more than these would only queue inside the store."""
 POOL_WAIT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
+SENTINEL_TIMEOUT_S = 1.5
+"""For a sentinel, to connect and to answer. Shorter than the monitor waits for the store: that most
+of the sentinels are away is no reason to say that the store is."""
 READ_TIMEOUT_S = 5.0
 """Also bounds a write. Longer than any script runs, shorter than any deadline of a caller."""
 IDLE_CHECK_S = 15
@@ -73,6 +78,9 @@ class Connection:
         Raises:
             RedisError: It can't be reached, or does not serve.
         """
+        if self.sentinel is not None and isinstance(self.client, Redis):
+            with suppress(*STORE_ERRORS):  # a store that answers is there, whoever knows of it
+                await cast(SentinelPool, self.client.connection_pool).get_master_address()
         for node in await self.primaries():
             await node.execute_command("PING")
 
@@ -105,7 +113,8 @@ class Connection:
             RedisError: The cluster no longer has this node.
         """
         if not isinstance(self.client, RedisCluster):
-            return _unpooled(self.client.connection_pool)
+            pool = self.client.connection_pool
+            return pool.unpooled() if isinstance(pool, SentinelPool) else _unpooled(pool)
         found = self.client.get_node(node_name=node)
         if found is None:
             raise RedisError(f"the cluster has no node {node} any more")
@@ -225,8 +234,8 @@ def _sentinel(url: str, max_connections: int) -> Connection:
         raise ValueError("the service's name is missing after the addresses")
     options = {**_common(tcp=True), "retry": no_retry(), **parts.options}
     for_sentinels = {
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_timeout": CONNECT_TIMEOUT_S,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        "socket_timeout": SENTINEL_TIMEOUT_S,
         "retry": no_retry(),
         "protocol": 2,
         "username": options.pop("sentinel_username", None),
@@ -236,11 +245,13 @@ def _sentinel(url: str, max_connections: int) -> Connection:
     if tls:
         named = {name: value for name, value in options.items() if name.startswith("ssl_")}
         for_sentinels |= {"ssl": True, **named}
-    sentinel = Sentinel(parts.hosts, sentinel_kwargs=for_sentinels)  # type: ignore[no-untyped-call]
+    sentinel = Sentinels(parts.hosts, sentinel_kwargs=for_sentinels)
     connection_class = SentinelTlsConnection if tls else SentinelConnection
     client = sentinel.master_for(
         parts.path,
+        connection_pool_class=SentinelPool,
         max_connections=max_connections,
+        timeout=POOL_WAIT_S,
         connection_class=connection_class,
         **options,
     )
