@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Message)
 StopReason = Literal["", "cancelled", "lease_lost", "shutdown", "timeout", "deadline"]
 
 _MAX_MESSAGE_BYTES = 1024
-_MAX_DETAILS_BYTES = 16 << 10
+MAX_DETAILS_BYTES = 16 << 10
 MAX_CHECKPOINT_BYTES = 64 << 10
 _DRAIN_LOOK_S = 0.01
 
@@ -50,8 +50,8 @@ class Report:
         if self.details is not None:
             progress.details.CopyFrom(to_payload(self.details))
             size = progress.details.ByteSize()
-            if size > _MAX_DETAILS_BYTES:
-                raise ValueError(f"the details are {size} bytes; at most {_MAX_DETAILS_BYTES}")
+            if size > MAX_DETAILS_BYTES:
+                raise ValueError(f"the details are {size} bytes; at most {MAX_DETAILS_BYTES}")
         return progress
 
 
@@ -477,6 +477,9 @@ def _on_event_loop() -> bool:
 
 
 def cut(text: str, limit_bytes: int) -> str:
-    """Shortens text to a number of UTF-8 bytes, at a character's boundary."""
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= limit_bytes else data[:limit_bytes].decode("utf-8", "ignore")
+    """Shortens text to a number of UTF-8 bytes, at a character's boundary.
+
+    Halves of characters, as in names of files that are no UTF-8, become question marks: no message
+    can carry them.
+    """
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -108,6 +109,66 @@ async def test_an_error_without_words_is_a_failure_all_the_same(broker: Broker) 
     assert "__str__" in said.failure.message
 
 
+def nested(depth: int) -> list[Any]:
+    """A list that is too deep for whatever goes through it by recursion."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ValueError("no file \udcff.txt"), "ValueError", "no file ?.txt"),
+        (Fatal("gone", type=404), "404", "gone"),  # type: ignore[arg-type]
+        (Retry("busy", after=float("nan")), "Retry", "busy"),
+        (Retry("busy", after=float("inf")), "Retry", "busy"),
+        (Retry("busy", details=nested(100_000)), "Retry", "busy"),
+    ],
+    ids=["half-a-character", "type", "nan", "infinity", "details"],
+)
+@pytest.mark.parametrize("mode", ["async", "thread"])
+async def test_a_failure_that_can_t_be_carried_as_it_is_is_one_all_the_same(
+    broker: Broker, mode: str, error: Exception, kind: str, words: str
+) -> None:
+    def fail(context: Context) -> None:
+        raise error
+
+    async def fail_on_the_loop(context: Context) -> None:
+        raise error
+
+    async with worker_of(broker, fail=fail if mode == "thread" else fail_on_the_loop):
+        said = await completion(broker, await broker.add("fail"))
+    assert (said.failure.type, said.failure.message) == (kind, words)
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"), [(-1, 0), (timedelta(days=60), 30 * 86_400)], ids=["below", "above"]
+)
+async def test_a_wait_beyond_the_contract_s_is_the_nearest_within(
+    broker: Broker, after: Any, seconds: int
+) -> None:
+    async def later(context: Context) -> None:
+        raise Retry("busy", after=after)
+
+    async with worker_of(broker, later=later):
+        said = await completion(broker, await broker.add("later"))
+    assert said.failure.retry_after.ToTimedelta().total_seconds() == seconds
+
+
+async def test_details_that_the_broker_would_refuse_are_told_of_and_left_out(
+    broker: Broker,
+) -> None:
+    async def fail(context: Context) -> None:
+        raise Fatal("too much", details="x" * 20_000)
+
+    async with worker_of(broker, fail=fail):
+        said = await completion(broker, await broker.add("fail"))
+    assert (said.failure.message, said.failure.non_retryable) == ("too much", True)
+    assert said.failure.details.json == '"the details are 20006 bytes; at most 16384"'
+
+
 async def test_what_a_job_needed_goes_without_the_garbage_collector(broker: Broker) -> None:
     contexts: list[weakref.ref[Context]] = []
 
@@ -127,6 +188,19 @@ async def test_what_a_job_needed_goes_without_the_garbage_collector(broker: Brok
 async def test_a_result_without_a_json_form_fails_for_good(broker: Broker) -> None:
     async with worker_of(broker, bad=lambda context: {1, 2}):
         failure = (await completion(broker, await broker.add("bad"))).failure
+    assert (failure.type, failure.non_retryable) == ("UnsupportedResult", True)
+
+
+@pytest.mark.parametrize("mode", ["async", "thread"])
+async def test_a_result_that_is_too_deep_for_json_fails_for_good(broker: Broker, mode: str) -> None:
+    async def deep(context: Context) -> Any:
+        return nested(100_000)
+
+    def in_thread(context: Context) -> Any:
+        return nested(100_000)
+
+    async with worker_of(broker, deep=in_thread if mode == "thread" else deep):
+        failure = (await completion(broker, await broker.add("deep"))).failure
     assert (failure.type, failure.non_retryable) == ("UnsupportedResult", True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import traceback
+from datetime import timedelta
 from typing import Any
 
-from jobwire._convert import to_duration
-from jobwire.context import StopReason, cut
+from jobwire._convert import Seconds, to_duration
+from jobwire.context import MAX_DETAILS_BYTES, StopReason, cut
 from jobwire.payloads import fill_payload, to_payload
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure, Payload
@@ -15,6 +17,7 @@ from jobwire.v1.worker_service_pb2 import Completion
 _MAX_TYPE_BYTES = 128
 _MAX_MESSAGE_BYTES = 4096
 _MAX_STACK_BYTES = 16 << 10
+_MAX_WAIT_S = 30 * 86_400.0
 
 
 class HandlerFailure(Exception):
@@ -31,7 +34,8 @@ def success(result: Any) -> Completion | Failure:
     try:
         fill_payload(completion.success.result, result)
         return completion
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        # Also what nests too deep, or a message that lacks required fields.
         return Failure(
             type="UnsupportedResult",
             message=cut(f"the handler returned what can't be sent: {error}", _MAX_MESSAGE_BYTES),
@@ -60,12 +64,12 @@ def failure(error: BaseException) -> Failure:
         stack=stack[-_MAX_STACK_BYTES:].decode("utf-8", "ignore"),
     )
     if isinstance(error, Retry | Fatal):
-        described.type = cut(error.type, _MAX_TYPE_BYTES)
+        described.type = cut(str(error.type), _MAX_TYPE_BYTES)
         described.non_retryable = isinstance(error, Fatal)
         if error.details is not None:
             described.details.CopyFrom(_details(error.details))
         if isinstance(error, Retry) and error.after is not None:
-            described.retry_after.CopyFrom(to_duration(error.after))
+            _set_wait(described, error.after)
     return described
 
 
@@ -90,6 +94,28 @@ def overran(reason: StopReason, message: str, error: BaseException) -> Failure:
 
 def _details(value: Any) -> Payload:
     try:
+        details = _to_some_payload(value)
+    except Exception as error:
+        return to_payload(f"the details can't be sent: {type(error).__name__}")
+    size = details.ByteSize()
+    if size > MAX_DETAILS_BYTES:
+        # With them the broker would refuse the failure, and the job wait for the end of its lease.
+        return to_payload(f"the details are {size} bytes; at most {MAX_DETAILS_BYTES}")
+    return details
+
+
+def _to_some_payload(value: Any) -> Payload:
+    try:
         return to_payload(value)
     except (TypeError, ValueError):
         return to_payload(repr(value))
+
+
+def _set_wait(described: Failure, after: Seconds) -> None:
+    """Asks for a wait, within what the contract allows; what is no span of time asks for none."""
+    try:
+        wait_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
+    except (TypeError, ValueError):
+        wait_s = math.nan
+    if not math.isnan(wait_s):
+        described.retry_after.CopyFrom(to_duration(min(max(0.0, wait_s), _MAX_WAIT_S)))
