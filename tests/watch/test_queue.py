@@ -174,6 +174,19 @@ async def test_a_watcher_resumes_by_cursor_and_misses_no_job(hands: Hands) -> No
         await resumed.sees(late, PENDING)
 
 
+async def test_a_resumed_watcher_that_has_caught_up_is_told_nothing_twice(hands: Hands) -> None:
+    await hands.submit()
+    await _keep_log(hands, 1000)
+    async with Many(hands) as many_:
+        cursor = many_.cursor
+    while_away = {await hands.submit() for _ in range(3)}
+    async with Many(hands, cursor=cursor) as resumed:
+        assert {job_id for job_id, _ in resumed.told} == while_away
+        cursor = resumed.cursor
+    async with Many(hands, cursor=cursor) as again:
+        assert again.told == []
+
+
 async def test_a_resumed_watcher_is_told_what_left_the_states_that_are_wanted(
     hands: Hands,
 ) -> None:

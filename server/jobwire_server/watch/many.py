@@ -160,7 +160,7 @@ class QueueFeed:
             at = cursor
             if cursor:
                 async for job, at in self._replay(queue, cursor, full):
-                    if matches(job):
+                    if job is not None and matches(job):
                         yield job, at
             else:
                 page = await self._store.log_page(queue, "", 1)
@@ -182,7 +182,7 @@ class QueueFeed:
                     watcher.missed = False
                     since = at
                     async for job, at in self._catch_up(queue, since, full, told.live | wanted):
-                        if matches(job):
+                        if job is not None and matches(job):
                             yield job, at
                     continue
                 changed = watcher.take()
@@ -192,7 +192,7 @@ class QueueFeed:
                             # The cursor moves on only when all of what it covers has been told.
                             yield row, at
                     if not watcher.waiting:
-                        at = watcher.log_id or at
+                        at = max(at, watcher.log_id, key=_place_in_log)
                 elif not await watcher.wait(self._hub.bookmark_s):
                     yield None, at
         finally:
@@ -219,8 +219,12 @@ class QueueFeed:
                     if job is not None and job.state is state:
                         yield job
 
-    async def _replay(self, queue: str, after: str, full: bool) -> AsyncIterator[tuple[Job, str]]:
-        """The jobs that changed behind an entry of the log, as they stand now."""
+    async def _replay(
+        self, queue: str, after: str, full: bool
+    ) -> AsyncIterator[tuple[Job | None, str]]:
+        """The jobs that changed behind an entry of the log, as they stand now; None behind those of
+        a page, for the cursor alone.
+        """
         while True:
             page = await self._store.log_page(queue, after, AT_ONCE)
             if page is None:
@@ -234,10 +238,11 @@ class QueueFeed:
                     if job is not None:
                         yield job, after
             after = page.last_id
+            yield None, after
 
     async def _catch_up(
         self, queue: str, at: str, full: bool, told: set[str]
-    ) -> AsyncIterator[tuple[Job, str]]:
+    ) -> AsyncIterator[tuple[Job | None, str]]:
         """What may have been missed while events were: by the log, or by what is there."""
         if at:
             async for step in self._replay(queue, at, full):
@@ -250,3 +255,8 @@ class QueueFeed:
         if told:
             async for job in self._present(queue, (), sorted(told), full):
                 yield job, ""
+
+
+def _place_in_log(log_id: str) -> tuple[int, ...]:
+    """Returns what ids of entries are in order by; that of none comes first."""
+    return tuple(map(int, log_id.split("-"))) if log_id else ()
