@@ -336,7 +336,12 @@ class Attempts:
         return sum(isinstance(outcome, Completed) for outcome in outcomes)
 
     def give_back(
-        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int = 0
+        self,
+        worker_id: str,
+        assignments: Sequence[Assignment],
+        claimed_after_ms: int = 0,
+        *,
+        sent: bool = False,
     ) -> None:
         """Returns jobs that never reached their worker, in the background; if that fails their
         leases end.
@@ -345,9 +350,10 @@ class Attempts:
             worker_id: Who was to have them.
             assignments: What it was to have.
             claimed_after_ms: Leaves those alone that were claimed up to this moment, Unix ms.
+            sent: True if they were on their way, so that the worker may have had them.
         """
         if assignments:
-            self.later(self._give_back(worker_id, assignments, claimed_after_ms))
+            self.later(self._give_back(worker_id, assignments, claimed_after_ms, sent))
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Has work done in the background; the server does not stop before it is."""
@@ -356,11 +362,17 @@ class Attempts:
         task.add_done_callback(self._chores.discard)
 
     async def _give_back(
-        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int
+        self,
+        worker_id: str,
+        assignments: Sequence[Assignment],
+        claimed_after_ms: int,
+        sent: bool,
     ) -> None:
         def decide(job: Job) -> Ending:
             if job.started_at_ms <= claimed_after_ms:
                 raise LeaseLost(job.job_id, job.fencing_token)
+            if sent:
+                return endings.after_lost_delivery(job, self._options)
             return endings.after_release(job, False, "not delivered", self._options)
 
         async def release(assignment: Assignment) -> None:

@@ -326,6 +326,8 @@ class Job:
     failures: int = 0
     crashes: int = 0
     interruptions: int = 0
+    lost_deliveries: int = 0
+    """How often it was on its way to a worker that never acknowledged it."""
     execution_timeout_ms: int = 0
     retry: RetryPolicy | None = None
     progress: bytes = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from jobwire import Context, Worker
@@ -15,6 +16,12 @@ def work(context: Context) -> dict[str, int]:
     context.progress(0.5)
     time.sleep(context.payload / 1000)
     return {"token": context.fencing_token}
+
+
+@worker.operation("e2e.poison")
+async def poison(context: Context) -> None:
+    """Ends the whole process before it could say anything."""
+    os._exit(1)
 
 
 @worker.operation("e2e.long")

@@ -41,6 +41,27 @@ def _all_succeed_once(store: StoreProcess, client: Client, handles: list[JobHand
         check_invariants(raw)
 
 
+def test_a_job_that_kills_its_worker_at_once_comes_to_an_end(
+    tmp_path: Path, start_server: StartServer, start_worker: StartWorker
+) -> None:
+    server = start_server(data_dir=tmp_path)
+    with Client(server.address) as client:
+        handle = client.submit("e2e.poison")
+        worker = start_worker(server.address)
+        deaths = 0
+        while not handle.get().state.is_terminal:
+            assert deaths < 10, "it goes on for ever"
+            worker.wait()
+            deaths += 1
+            wait_until(lambda: handle.get().state is not JobState.RUNNING, "it is taken back")
+            if not handle.get().state.is_terminal:
+                worker.start()
+        job = handle.get()
+    assert (job.state, deaths) == (JobState.FAILED, 6)
+    assert job.failure is not None
+    assert job.failure.type == "CRASHED_TOO_OFTEN"
+
+
 @pytest.mark.parametrize("victim", ["server", "worker", "store"])
 def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
     victim: str, own_store: StoreProcess, start_server: StartServer, start_worker: StartWorker

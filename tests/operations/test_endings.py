@@ -18,6 +18,7 @@ from jobwire_server.operations.endings import (
     after_crash,
     after_deadline,
     after_failure,
+    after_lost_delivery,
     after_release,
     after_timeout,
     backoff_ms,
@@ -160,6 +161,17 @@ def test_a_release_counts_an_interruption_if_the_handler_had_begun() -> None:
     assert after_release(RUNNING, False, "", OPTIONS) == Ending(
         Outcome.UNDELIVERED, JobState.PENDING, Budget.NONE
     )
+
+
+def test_a_delivery_that_nobody_acknowledged_is_free_three_times_and_then_a_crash() -> None:
+    endings = [
+        after_lost_delivery(replace(RUNNING, lost_deliveries=lost), OPTIONS) for lost in range(4)
+    ]
+    free = (Outcome.UNDELIVERED, JobState.PENDING, Budget.DELIVERIES)
+    assert [(e.outcome, e.target, e.budget) for e in endings] == [
+        *[free] * 3,
+        (Outcome.CRASHED, JobState.PENDING, Budget.CRASHES),
+    ]
 
 
 def test_a_reason_of_a_release_is_kept() -> None:

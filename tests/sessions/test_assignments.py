@@ -10,6 +10,7 @@ import pytest
 from jobwire.v1.job_pb2 import (
     ATTEMPT_OUTCOME_CRASHED,
     ATTEMPT_OUTCOME_UNDELIVERED,
+    JOB_STATE_FAILED,
     JOB_STATE_PENDING,
     JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
@@ -123,6 +124,41 @@ async def test_an_assignment_that_is_not_acknowledged_goes_back_untouched(
         assert [a.outcome for a in job.attempts][:1] == [ATTEMPT_OUTCOME_UNDELIVERED]
         # It gets nothing more until it shows that it takes what it gets.
         assert len(deaf.got) == 1
+
+
+async def test_a_job_whose_workers_always_go_without_a_word_ends_as_one_that_crashes(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    for number in range(6):
+        async with RawWorker(server.address, f"short-lived-{number}", acks=False) as worker:
+            await worker.attach()
+            await worker.jobs(1)
+            await worker.break_off()
+        last = number == 5
+        await producer.until(job_id, JOB_STATE_FAILED if last else JOB_STATE_PENDING)
+    job = await producer.job(job_id)
+    assert [a.outcome for a in job.attempts] == [
+        *[ATTEMPT_OUTCOME_UNDELIVERED] * 3,
+        *[ATTEMPT_OUTCOME_CRASHED] * 3,
+    ]
+    assert (job.crashes, job.failure.type) == (3, "CRASHED_TOO_OFTEN")
+
+
+async def test_a_report_acknowledges_the_assignment(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, acks=False) as worker:
+        await worker.attach()
+        (mine,) = await worker.jobs(1)
+        report = Report(job_id=job_id, fencing_token=mine.fencing_token)
+        report.progress.fraction = 0.5
+        await worker.receipt(await worker.post(reports=[report]))
+        await worker.break_off()
+    await producer.until(job_id, JOB_STATE_PENDING)
+    job = await producer.job(job_id)
+    assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_CRASHED]
 
 
 async def test_a_stream_that_never_acknowledges_is_ended(

@@ -63,6 +63,11 @@ class WorkerProcess:
             self.kill()
             raise
 
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """Waits until it ends by itself; the exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     def remove(self) -> None:
         """Stops it and deletes its log."""
         self.stop()

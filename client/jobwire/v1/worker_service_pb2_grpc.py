@@ -196,9 +196,11 @@ class WorkerServiceServicer:
 
         Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
         are free, and a completion frees its place at once. Every assignment is acknowledged, with
-        `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-        breaks before, goes back to its place in the queue and touches no budget. After that its
-        lease is renewed by the server for as long as the worker is heard of.
+        `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+        whose stream breaks before, goes back to its place in the queue. That touches no budget the
+        first three times; then it counts as a crash, for a job that kills its worker at once looks
+        the same. After the acknowledgement its lease is renewed by the server for as long as the
+        worker is heard of.
 
         Receipts. What a worker sends is recorded in its order: reports before completions, within
         a frame and from frame to frame. Each frame with `reports` or `completions` carries a

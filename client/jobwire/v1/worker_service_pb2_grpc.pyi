@@ -107,9 +107,11 @@ class WorkerServiceStub:
 
     Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
     are free, and a completion frees its place at once. Every assignment is acknowledged, with
-    `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-    breaks before, goes back to its place in the queue and touches no budget. After that its
-    lease is renewed by the server for as long as the worker is heard of.
+    `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+    whose stream breaks before, goes back to its place in the queue. That touches no budget the
+    first three times; then it counts as a crash, for a job that kills its worker at once looks
+    the same. After the acknowledgement its lease is renewed by the server for as long as the
+    worker is heard of.
 
     Receipts. What a worker sends is recorded in its order: reports before completions, within
     a frame and from frame to frame. Each frame with `reports` or `completions` carries a
@@ -220,9 +222,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
     are free, and a completion frees its place at once. Every assignment is acknowledged, with
-    `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-    breaks before, goes back to its place in the queue and touches no budget. After that its
-    lease is renewed by the server for as long as the worker is heard of.
+    `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+    whose stream breaks before, goes back to its place in the queue. That touches no budget the
+    first three times; then it counts as a crash, for a job that kills its worker at once looks
+    the same. After the acknowledgement its lease is renewed by the server for as long as the
+    worker is heard of.
 
     Receipts. What a worker sends is recorded in its order: reports before completions, within
     a frame and from frame to frame. Each frame with `reports` or `completions` carries a
@@ -378,9 +382,11 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
         are free, and a completion frees its place at once. Every assignment is acknowledged, with
-        `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-        breaks before, goes back to its place in the queue and touches no budget. After that its
-        lease is renewed by the server for as long as the worker is heard of.
+        `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+        whose stream breaks before, goes back to its place in the queue. That touches no budget the
+        first three times; then it counts as a crash, for a job that kills its worker at once looks
+        the same. After the acknowledgement its lease is renewed by the server for as long as the
+        worker is heard of.
 
         Receipts. What a worker sends is recorded in its order: reports before completions, within
         a frame and from frame to frame. Each frame with `reports` or `completions` carries a

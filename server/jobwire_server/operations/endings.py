@@ -4,12 +4,15 @@ Three budgets are counted apart. *Failures* are what handlers report, and timeou
 `max_attempts` bounds them. *Crashes* are leases that ran out and workers that were
 lost. *Interruptions* are jobs given back by workers that shut down. So a job that
 kills its workers ends, whatever its retry policy, and a deploy fails no job.
+
+A delivery that nobody acknowledged is free: most often it was lost on its way. But a job that kills
+its worker before a word is said looks the same, so that only the first few are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from jobwire_server.model import DEADLINE_MISSED, Failure, Job, JobState, Outcome, RetryPolicy
@@ -18,6 +21,8 @@ from jobwire_server.options import BrokerOptions, RetryDefaults
 CRASHED_TOO_OFTEN = "CRASHED_TOO_OFTEN"
 INTERRUPTED_TOO_OFTEN = "INTERRUPTED_TOO_OFTEN"
 EXECUTION_TIMEOUT = "EXECUTION_TIMEOUT"
+FREE_DELIVERIES = 3
+"""Deliveries that nobody acknowledged, beyond which each further one counts as a crash."""
 
 
 class Budget(StrEnum):
@@ -26,6 +31,7 @@ class Budget(StrEnum):
     FAILURES = "f"
     CRASHES = "c"
     INTERRUPTIONS = "i"
+    DELIVERIES = "l"
     NONE = ""
 
 
@@ -155,6 +161,15 @@ def after_release(job: Job, started: bool, reason: str, options: BrokerOptions) 
         )
         return Ending(outcome, JobState.FAILED, budget, failure=failure)
     return Ending(outcome, JobState.PENDING, budget, failure=note)
+
+
+def after_lost_delivery(job: Job, options: BrokerOptions) -> Ending:
+    """The job was on its way to a worker that never acknowledged it."""
+    if job.lost_deliveries >= FREE_DELIVERIES:
+        cause = f"{job.worker_id} never acknowledged it, nor did {job.lost_deliveries} before"
+        return after_crash(job, cause, options)
+    ending = after_release(job, False, "not delivered", options)
+    return replace(ending, budget=Budget.DELIVERIES)
 
 
 def after_cancellation() -> Ending:

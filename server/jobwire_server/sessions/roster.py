@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -34,7 +34,7 @@ from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.dispatcher import QueueDispatcher
 from jobwire_server.sessions.frames import Attach
 from jobwire_server.sessions.leases import RENEWALS_A_LEASE, LeaseKeeper
-from jobwire_server.sessions.session import SessionTimes, WorkerSession
+from jobwire_server.sessions.session import GiveBack, SessionTimes, WorkerSession
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import Report
 from jobwire_server.store.notices import Listener, Notices
@@ -50,14 +50,6 @@ timeout that makes sense.
 """
 AT_ONCE = 500
 """Workers of one touch."""
-
-
-class GiveBack(Protocol):
-    """Returns jobs that did not reach the worker, in the background."""
-
-    def __call__(
-        self, worker_id: str, assignments: Sequence[Assignment], claimed_after_ms: int = 0
-    ) -> None: ...
 
 
 class Roster:
@@ -239,28 +231,18 @@ class Roster:
 
     async def _take_over(self, session: WorkerSession, attach: Attach, crashed: bool) -> None:
         """Settles what the worker holds: what it names goes on, the rest returns to the queues."""
-        lost: list[LeaseRef] = []
-        named: dict[str, list[tuple[str, int]]] = {}
+        named: dict[str, list[tuple[str, int]]] = {queue: [] for queue in attach.spec.queues}
         for queue, ulid, token in attach.leases:
             named.setdefault(queue, []).append((ulid, token))
-        for queue, leases in named.items():
-            reports = [Report(u, session.worker_id, t, session.lease_ms, b"") for u, t in leases]
-            renewals = await self._renew(queue, reports)
-            for (ulid, token), renewal in zip(leases, renewals, strict=True):
-                job_id = f"{queue}-{ulid}"
-                if job_id in session.held:
-                    continue
-                if renewal.lost:
-                    lost.append(LeaseRef(job_id, token))
-                    continue
+            job_id = f"{queue}-{ulid}"
+            if job_id not in session.held:
                 session.held[job_id] = token
                 session.demand.room -= 1
-                if renewal.cancel:
-                    session.cancel(renewal.cancel)
-        for queue in attach.spec.queues:
-            keep = {ulid for ulid, _ in named.get(queue, ())}
-            await self._take_back(queue, session.worker_id, keep, crashed)
-        session.greet(lost)
+        # Side by side: the node of one queue may be away, which is no reason not to serve others.
+        joins = {
+            queue: asyncio.create_task(self._join(session, queue, leases, crashed))
+            for queue, leases in named.items()
+        }
 
     async def release(self, session: WorkerSession) -> None:
         """Ends a session: the worker has left, or its stream has. Goes on if it is cancelled."""
@@ -285,7 +267,8 @@ class Roster:
 
     async def _settle(self, session: WorkerSession, current: bool) -> None:
         """Does what is left to do for a session that is over."""
-        worker_id, left = session.worker_id, session.abandon()
+        worker_id = session.worker_id
+        unsent, sent = session.abandon()
         error = session.ended.exception()
         await session.settle()
         if session.detached:
@@ -296,7 +279,8 @@ class Roster:
             held = [Assignment(job_id, token, 0, b"") for job_id, token in session.held.items()]
             self._give_back(worker_id, held, int(error.metadata["since_ms"]))
         else:
-            self._give_back(worker_id, left)
+            self._give_back(worker_id, unsent)
+            self._give_back(worker_id, sent, sent=True)
             if current:
                 self._spawn(self._await_return(session))
 
@@ -388,17 +372,29 @@ class Roster:
         wanted = {keys.signals_channel(q): q for q, count in self._queues.items() if count > 0}
         if self._sessions:
             wanted[keys.WORKER_EVENTS] = ""
-        for channel, queue in wanted.items():
-            if channel not in self._listening:
-                listener = self._listener(queue)
-                await self._notices.listen(channel, listener)
-                self._listening[channel] = listener
-                if queue:
-                    # What was said before the subscription is told by a renewal.
-                    self._check(queue, None)
+        # Side by side: the node of one may be away.
+        outcomes = await asyncio.gather(
+            *(
+                self._listen_to(channel, queue)
+                for channel, queue in wanted.items()
+                if channel not in self._listening
+            ),
+            return_exceptions=True,
+        )
         for channel in [*self._listening.keys() - wanted.keys()]:
             await self._notices.silence(channel, self._listening.pop(channel))
         self._queues += Counter()
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _listen_to(self, channel: str, queue: str) -> None:
+        listener = self._listener(queue)
+        await self._notices.listen(channel, listener)
+        self._listening[channel] = listener
+        if queue:
+            # What was said before the subscription is told by a renewal.
+            self._check(queue, None)
 
     def _listener(self, queue: str) -> Listener:
         if not queue:

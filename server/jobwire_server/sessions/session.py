@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Protocol
 
 import structlog
 
@@ -77,6 +78,19 @@ class SessionTimes:
     drain_s: float
 
 
+class GiveBack(Protocol):
+    """Returns jobs that did not reach the worker, in the background, as `Attempts.give_back`."""
+
+    def __call__(
+        self,
+        worker_id: str,
+        assignments: Sequence[Assignment],
+        claimed_after_ms: int = 0,
+        *,
+        sent: bool = False,
+    ) -> None: ...
+
+
 class StreamDemand(Demand):
     """The room that a stream's credits leave."""
 
@@ -116,7 +130,7 @@ class WorkerSession:
         times: SessionTimes,
         complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
         report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
-        give_back: Callable[[str, list[Assignment]], None],
+        give_back: GiveBack,
         set_status: Callable[[str, WorkerStatus], Awaitable[None]],
     ) -> None:
         self.attach = attach
@@ -305,10 +319,11 @@ class WorkerSession:
             places += self._let_go(f"{queue}-{ulid}", token)
         if places:
             self.demand.unreserve(places)
+        for report in frame.reports:
+            self._has_arrived(f"{report.queue}-{report.ulid}", report.fencing_token)
         for refused in frame.refused:
             # Wrong as it is, it shows that the assignment has arrived.
-            if self.held.get(refused.job_id) == refused.fencing_token:
-                self._unacknowledged.pop(refused.job_id, None)
+            self._has_arrived(refused.job_id, refused.fencing_token)
         task = asyncio.create_task(self._record(frame, [*self._reporting]), name="frame")
         self._frames.add(task)
         task.add_done_callback(self._frames.discard)
@@ -317,6 +332,10 @@ class WorkerSession:
             task.add_done_callback(self._reporting.discard)
         while len(self._frames) >= MAX_FRAMES_IN_HAND:
             await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
+
+    def _has_arrived(self, job_id: str, fencing_token: int) -> None:
+        if self._unacknowledged and self.held.get(job_id) == fencing_token:
+            self._unacknowledged.pop(job_id, None)
 
     async def _record(self, frame: FrameIn, reporting: list[asyncio.Task[None]]) -> None:
         """Has a frame recorded: reports before completions, also those of the frames before it.
@@ -454,19 +473,30 @@ class WorkerSession:
         # it lives.
         self._suspended_at = self._suspended_at or now
         self._pause_or_resume()
+        unsent, sent = self._sorted(overdue)
         late = {assignment.job_id for assignment in overdue}
         # What the stream has not taken yet is not sent at all.
         self._out.assignments = [a for a in self._out.assignments if a.job_id not in late]
         for assignment in overdue:
             self.lose(assignment.job_id, assignment.fencing_token)
-        self._give_back(self.worker_id, overdue)
+        self._give_back(self.worker_id, unsent)
+        self._give_back(self.worker_id, sent, sent=True)
 
-    def abandon(self) -> list[Assignment]:
-        """Returns what was never acknowledged, for the end of the stream."""
+    def abandon(self) -> tuple[list[Assignment], list[Assignment]]:
+        """Returns what was never acknowledged, for the end of the stream: what the stream has not
+        taken, and what was on its way.
+        """
         self.demand.closed = True
         left = [assignment for _, assignment in self._unacknowledged.values()]
         self._unacknowledged.clear()
-        return left
+        return self._sorted(left)
+
+    def _sorted(
+        self, assignments: Sequence[Assignment]
+    ) -> tuple[list[Assignment], list[Assignment]]:
+        waiting = {assignment.job_id for assignment in self._out.assignments}
+        unsent = [one for one in assignments if one.job_id in waiting]
+        return unsent, [one for one in assignments if one.job_id not in waiting]
 
     async def settle(self) -> None:
         """Returns once the frames in hand are recorded: the worker has sent them, stream or not."""

@@ -1,10 +1,10 @@
 """Between the store's replies and the model.
 
-The fields of a job's HASH, which are short because there is one set for each job:
-`s` state, `v` revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest
-attempt, `f` failures, `c` crashes, `i` interruptions, `rt` route, `p` priority, `d` due, `ps` ready
-since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one, `g`
-progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
+The fields of a job's HASH, which are short because there is one set for each job: `s` state, `v`
+revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest attempt, `f`
+failures, `c` crashes, `i` interruptions, `l` lost deliveries, `rt` route, `p` priority, `d` due,
+`ps` ready since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one,
+`g` progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
 execution timeout, `ex` expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry
 policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest redrive, `b`
 bytes of the record, `uk` unique key, `kp` retention of its own, `y` 1 where there may be one of
@@ -283,6 +283,7 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         failures=number(b"f"),
         crashes=number(b"c"),
         interruptions=number(b"i"),
+        lost_deliveries=number(b"l"),
         execution_timeout_ms=number(b"xt"),
         retry=RetryPolicy(**json.loads(policy)) if policy else None,
         progress=fields.get(b"g", b""),

@@ -12,7 +12,7 @@
 -- then for each item ten: ulid, worker, fencing token, state decided on,
 --   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'deadline' | 'grace' that timer is due |
 --     'lost' the worker was lost, has left, or never got the job),
---   target state, budget field to add one to ('f' | 'c' | 'i' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
+--   target state, budget field to add one to ('f' | 'c' | 'i' | 'l' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
 -- Returns for each item {code, state, due}: code 0 done now, or by the caller before | 1 not found | 2 lease lost or
 --   condition not met | 3 the state is another: read again and decide again
 --include clock ready tally unique terminal

@@ -41,7 +41,7 @@ for at = 2, #ARGV, 6 do
       local due = start_ms(ARGV[at + 1])
       local target = due > now and SCHEDULED or PENDING
       -- The limits that held for the life which ended do not hold for this one.
-      redis.call('HDEL', key, 'e', 'pg', 'f', 'c', 'i', 'ca', 'cd', 'ex', 'dl', 'de', 'rr')
+      redis.call('HDEL', key, 'e', 'pg', 'f', 'c', 'i', 'l', 'ca', 'cd', 'ex', 'dl', 'de', 'rr')
       redis.call('HSET', key, 's', target, 'v', (job[2] or 0) + 1, 'rt', route, 'p', priority,
         'ra', now, 'rf', state, 'rn', number + 1)
       if reason ~= '' then redis.call('HSET', key, 'rr', reason) end
