@@ -45,8 +45,8 @@ MAX_REPORTS = 1_000
 MAX_COMPLETIONS = 1_000
 # A frame is closed once it holds so much; servers take messages of 16 MiB.
 FRAME_BYTES = 4 << 20
-# Acknowledgements alone wait so long for a frame to go with: a short job is over by then, and
-# its completion acknowledges it. Claim timeouts are seconds.
+# An acknowledgement waits for one to two of these: a short job is over by then, and its
+# completion acknowledges it. Claim timeouts are seconds.
 ACK_DELAY_S = 0.005
 # What the broker could not record for now is said again after this long.
 RESEND_S = 0.5
@@ -67,6 +67,9 @@ class Outbox:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._acks: dict[str, int] = {}
+        """What has arrived since the last look at the clock, and since the one before."""
+        self._older_acks: dict[str, int] = {}
+        self._due_acks: dict[str, int] = {}
         self._ack_timer: asyncio.TimerHandle | None = None
         self._reports: dict[str, Report] = {}
         self._completions: deque[Completion] = deque()
@@ -91,12 +94,16 @@ class Outbox:
         for assignment in assignments:
             self._acks[assignment.job_id] = assignment.fencing_token
         if self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._acks_are_due)
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._age_acks)
 
-    def _acks_are_due(self) -> None:
+    def _age_acks(self) -> None:
         self._ack_timer = None
-        if self._acks:
+        if self._older_acks:
+            self._due_acks |= self._older_acks
             self.ready.set()
+        self._older_acks, self._acks = self._acks, {}
+        if self._older_acks:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._age_acks)
 
     def report(
         self,
@@ -125,7 +132,8 @@ class Outbox:
             if job_id in self._reports or job_id in self._reported:
                 self._held_back[job_id] = completion
                 continue
-            self._acks.pop(job_id, None)
+            if self._acks.pop(job_id, None) is None:
+                self._older_acks.pop(job_id, None)
             if self._logs:
                 self._logs.pop((job_id, completion.fencing_token), None)
             self._completions.append(completion)
@@ -156,7 +164,7 @@ class Outbox:
         """Takes the next frame; None if there is nothing to say."""
         frame = WorkRequest()
         said = False
-        if self._acks:
+        if self._due_acks:
             self._take_acks(frame)
             said = True
         self._take_reports(frame)
@@ -184,8 +192,8 @@ class Outbox:
         return frame if said else None
 
     def _take_acks(self, frame: WorkRequest) -> None:
-        for job_id in list(islice(self._acks, MAX_ACKS)):
-            frame.acks.add(job_id=job_id, fencing_token=self._acks.pop(job_id))
+        for job_id in list(islice(self._due_acks, MAX_ACKS)):
+            frame.acks.add(job_id=job_id, fencing_token=self._due_acks.pop(job_id))
 
     def _take_reports(self, frame: WorkRequest) -> None:
         size = 0
@@ -326,7 +334,8 @@ class Outbox:
         self._credits_told = told_credits
         self._logs = {lease: log for lease, log in self._logs.items() if not log.closed}
         # The attachment named every lease.
-        self._acks.clear()
+        for acks in (self._acks, self._older_acks, self._due_acks):
+            acks.clear()
         frames, self._sent = self._sent, {}
         unanswered = [c for frame in frames.values() for c in frame.completions]
         self._completions.extendleft(reversed(unanswered))
