@@ -14,7 +14,7 @@ from jobwire_server.store.sentinels import newest
 from jobwire_server.store.subscriber import Subscriber
 
 from tests.support.sentinels import SentinelStore, role
-from tests.support.stores import Engine
+from tests.support.stores import Engine, StoreProcess
 from tests.support.waiting import eventually
 
 
@@ -62,6 +62,11 @@ async def _port(connection: Connection) -> int:
     return int(answer["port"])
 
 
+def _clients_that_wait(store: StoreProcess) -> int:
+    with store.client() as client:
+        return int(client.info("clients")["blocked_clients"])
+
+
 async def test_a_sentinel_that_hangs_holds_up_nobody(
     store: SentinelStore, connection: Connection
 ) -> None:
@@ -97,8 +102,9 @@ async def test_after_a_planned_failover_nothing_stays_at_the_old_primary(
     await subscriber.start()
     old, new = store.primary, store.replica
     client: Any = connection.client
-    pool = client.connection_pool
-    busy = await pool.get_connection()
+    idle = await client.connection_pool.get_connection()
+    busy = asyncio.create_task(client.blpop("nothing", 0))
+    await eventually(lambda: _clients_that_wait(old) == 1, "a command is under way")
     await subscriber.add(b"news")
     for sentinel in store.sentinels:  # so that no old primary is made a replica meanwhile
         sentinel.slow()
@@ -107,8 +113,12 @@ async def test_after_a_planned_failover_nothing_stays_at_the_old_primary(
         assert role(old) == "master"
         await connection.ping()
         assert await _port(connection) == new.port
-        await pool.release(busy)
-        assert await _port(connection) == new.port
+        async with asyncio.timeout(1.0):
+            with pytest.raises(StoreAway):
+                await busy
+        await idle.send_command("CONFIG", "GET", "port")
+        assert await idle.read_response() == [b"port", str(new.port).encode()]
+        await client.connection_pool.release(idle)
         await eventually(lambda: bool(resets), "the subscription moves")
         await client.execute_command("SPUBLISH", "news", "moved")
         await eventually(lambda: heard == [b"moved"], "the news comes")

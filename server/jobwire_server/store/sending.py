@@ -72,11 +72,22 @@ class UnixConnection(_Cancellable, UnixDomainSocketConnection):
     pass
 
 
-class SentinelConnection(_Cancellable, SentinelManagedConnection):
+class _ToPrimary(_Cancellable):
+    """Asks again where the primary is when it was closed before it is used."""
+
+    async def send_packed_command(
+        self: Any, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        if not self.is_connected:  # closed by a failover; its old address is no longer right
+            await self.connect()
+        await super().send_packed_command(command, check_health)
+
+
+class SentinelConnection(_ToPrimary, SentinelManagedConnection):
     pass
 
 
-class SentinelTlsConnection(_Cancellable, SentinelManagedSSLConnection):
+class SentinelTlsConnection(_ToPrimary, SentinelManagedSSLConnection):
     pass
 
 

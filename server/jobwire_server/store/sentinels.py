@@ -113,12 +113,14 @@ class SentinelPool(BlockingConnectionPool, SentinelConnectionPool):
         return connection
 
     async def get_master_address(self) -> Address:
-        """Look for the primary; connections to another are closed, once their command is over."""
+        """Look for the primary; if it is another one, close every connection to the one before.
+
+        Commands that are under way there fail, and whoever sent them may repeat them: an answer of
+        the old primary would be about data that is thrown away, and one that hangs gives none.
+        """
         before = self.master_address
         address: Address = await super().get_master_address()  # type: ignore[no-untyped-call]
         if before not in (None, address):
-            for used in self._in_use_connections:
-                used.mark_for_reconnect()  # type: ignore[no-untyped-call]
-            for connection in list(self._unpooled):
+            for connection in (*self._in_use_connections, *self._unpooled):
                 await connection.disconnect(nowait=True)
         return address
