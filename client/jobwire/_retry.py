@@ -76,8 +76,8 @@ def worth_retrying(error: CallError) -> bool:
     Every call of this package may be repeated safely (ids are made before the call and each
     write is idempotent), so only the status decides.
     """
-    # CANCELLED comes from a server that was stopped in the middle; a caller who cancels gets
-    # no CallError.
+    # CANCELLED comes from a server that was stopped in the middle, or that has more calls at its
+    # door than it can look at; a caller who cancels gets no CallError.
     if isinstance(error, Unavailable) or error.code is grpc.StatusCode.CANCELLED:
         return True
     return isinstance(error, ResourceExhausted) and error.retry_after_s is not None
