@@ -497,9 +497,17 @@ class Router:
         """Changes whether a worker takes jobs. Raises WorkerNotFound."""
         await self._directory.set_status(worker_id, status)
 
-    async def deregister_worker(self, worker_id: str) -> int:
-        """Ends a worker; returns how many jobs of its went back to their queues."""
-        spec = await self._directory.remove(worker_id)
+    async def deregister_worker(self, worker_id: str, session: str = "") -> int:
+        """Ends a worker; returns how many jobs of its went back to their queues.
+
+        Args:
+            worker_id: The worker.
+            session: The stream that it leaves by; '' for one that makes calls.
+
+        Raises:
+            Superseded: Another stream of the worker counts by now; nothing was done.
+        """
+        spec = await self._directory.remove(worker_id, session)
         released = 0
         for queue in spec.queues if spec else ():
             released += await self._attempts.release_held(

@@ -241,6 +241,47 @@ async def test_what_the_old_stream_was_given_after_the_new_one_attached_comes_ba
             await new.jobs(1)
 
 
+async def test_the_goodbye_of_an_older_stream_leaves_the_newer_one_alone(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a deploy: the next process is there before the server of the last one hears of it."""
+    async with (
+        stream_server(valkey_url, PATIENT) as here,
+        stream_server(valkey_url, PATIENT, "s2") as there,
+        Producer(there.address) as producer,
+    ):
+        deaf = asyncio.Event()
+        workers = here.router._roster._workers
+        touch = workers.touch
+
+        async def late(signs: Any) -> Any:
+            await deaf.wait()
+            return await touch(signs)
+
+        async with (
+            RawWorker(here.address, instance="i1", credits=0, acks=False) as old,
+            RawWorker(there.address, instance="i2", credits=1) as new,
+        ):
+            await old.attach()
+            monkeypatch.setattr(workers, "touch", late)
+            await new.attach()
+            (kept,) = await producer.submit()
+            (mine,) = await new.jobs(1)
+            # The new stream has no room, so this one goes over the old one.
+            await old.send(credits=1)
+            (stray,) = await producer.submit()
+            await old.jobs(1)
+            await old.leave()
+            # It is not left to its lease, and nobody had begun it.
+            job = await producer.until(stray, JOB_STATE_PENDING)
+            assert budgets(job) == (0, 0, 0)
+            job = await producer.job(kept)
+            assert (job.state, job.fencing_token) == (JOB_STATE_RUNNING, 1)
+            deaf.set()
+            assert not (await new.complete(mine)).refused
+            await new.jobs(2)
+
+
 async def test_an_attachment_that_is_broken_off_in_the_middle_leaves_nothing_behind(
     server: StreamServer, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,12 +154,20 @@ class Directory:
             entry.status = status
             self.on_status(worker_id, status)
 
-    async def remove(self, worker_id: str) -> WorkerSpec | None:
-        """Forgets the worker; returns what it was, None if it was not known."""
+    async def remove(self, worker_id: str, session: str = "") -> WorkerSpec | None:
+        """Forgets the worker; returns what it was, None if it was not known.
+
+        Args:
+            worker_id: The worker.
+            session: The stream that it leaves by; '' for one that makes calls.
+
+        Raises:
+            Superseded: Another stream of the worker counts by now; nothing was done.
+        """
         worker = await self._store.read(worker_id)
+        await self._store.remove(worker_id, session)
         self._entries.pop(worker_id, None)
         self._heard.discard(worker_id)
-        await self._store.remove(worker_id)
         return worker.spec if worker else None
 
     def _remember(self, worker_id: str, worker: Worker | None) -> _Entry:

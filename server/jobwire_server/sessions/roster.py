@@ -70,7 +70,7 @@ class Roster:
         give_back: Returns undelivered jobs.
         take_back: Ends what a worker holds in a queue, except the jobs named: as undelivered
             (False) or as crashed (True).
-        release_all: Deregisters a worker and returns what it holds.
+        release_all: Deregisters a worker that leaves by a session, and returns what it holds.
         sweep: Has lost workers' jobs taken back now.
     """
 
@@ -90,7 +90,7 @@ class Roster:
         renew: Callable[[str, Sequence[Report]], Awaitable[Sequence[Renewal]]],
         give_back: GiveBack,
         take_back: Callable[[str, str, set[str], bool], Awaitable[int]],
-        release_all: Callable[[str], Awaitable[int]],
+        release_all: Callable[[str, str], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         self._workers = workers
@@ -271,9 +271,13 @@ class Roster:
         unsent, sent = session.abandon()
         error = session.ended.exception()
         await session.settle()
-        if session.detached:
-            await self._release_all(worker_id)
-        elif isinstance(error, Superseded):
+        if session.detached and not isinstance(error, Superseded):
+            try:
+                await self._release_all(worker_id, session.name)
+                return
+            except Superseded as newer:
+                error = newer
+        if isinstance(error, Superseded):
             # What was claimed before the newer stream attached was settled there; of what was
             # claimed since then, acknowledged or not, nobody else knows.
             held = [Assignment(job_id, token, 0, b"") for job_id, token in session.held.items()]

@@ -120,9 +120,16 @@ class WorkerStore:
         """Changes whether a live worker takes jobs; False if there is none of this name."""
         return bool(await self._run("worker_status", [worker_id, int(status)]))
 
-    async def remove(self, worker_id: str) -> bool:
-        """Forgets the worker; False if it was not known."""
-        return bool(await self._run("worker_remove", [worker_id]))
+    async def remove(self, worker_id: str, session: str = "") -> bool:
+        """Forgets the worker; False if it was not known.
+
+        Raises:
+            Superseded: Another stream than the one called `session` counts by now.
+        """
+        answer = int(await self._run("worker_remove", [worker_id, session]))
+        if answer < 0:
+            raise superseded(worker_id, -answer)
+        return bool(answer)
 
     async def sweep(self, timeout_ms: int, retain_ms: int, most: int) -> list[LostWorker]:
         """Marks silent workers LOST; returns those whose jobs are to be taken back."""
