@@ -23,7 +23,6 @@ from jobwire_server.model import (
     Assignment,
     Completed,
     Ended,
-    LeaseRef,
     Renewal,
     Reported,
     WorkerSpec,
@@ -50,6 +49,14 @@ timeout that makes sense.
 """
 AT_ONCE = 500
 """Workers of one touch."""
+JOIN_PATIENCE_S = 1.0
+"""How long an attachment waits for each of its queues; workers wait for an answer a few times as
+long."""
+LATE_JOIN_S = 0.5
+"""How often a queue is tried that could not be reached then."""
+
+_Leases = list[tuple[str, int]]
+"""ULIDs and fencing tokens, of one queue."""
 
 
 class Roster:
@@ -212,7 +219,7 @@ class Roster:
         self._queues.update(spec.queues)
         self._listen_now.set()
         try:
-            await self._take_over(session, attach, found.other_process)
+            late = await self._take_over(session, attach, found.other_process)
         except BaseException:
             # Nobody holds the stream yet, so nobody else would end the session.
             self._begin_release(session)
@@ -222,16 +229,21 @@ class Roster:
         self._send_away_if_draining(session)
         session.apply_status(found.status)
         for queue in spec.queues:
-            self._dispatcher(queue).offer(session.demand)
+            if queue not in late:
+                self._dispatcher(queue).offer(session.demand)
+        for queue, leases in late.items():
+            self._spawn(self._join_later(session, queue, leases, found.other_process))
         self._touch_now.set()
         if session.lease_ms < self._shortest_lease_ms:
             # The keeper sleeps too long for this one.
             self._renew_now.set()
         return session
 
-    async def _take_over(self, session: WorkerSession, attach: Attach, crashed: bool) -> None:
+    async def _take_over(
+        self, session: WorkerSession, attach: Attach, crashed: bool
+    ) -> dict[str, _Leases]:
         """Settles what the worker holds: what it names goes on, the rest returns to the queues."""
-        named: dict[str, list[tuple[str, int]]] = {queue: [] for queue in attach.spec.queues}
+        named: dict[str, _Leases] = {queue: [] for queue in attach.spec.queues}
         for queue, ulid, token in attach.leases:
             named.setdefault(queue, []).append((ulid, token))
             job_id = f"{queue}-{ulid}"
@@ -239,10 +251,60 @@ class Roster:
                 session.held[job_id] = token
                 session.demand.room -= 1
         # Side by side: the node of one queue may be away, which is no reason not to serve others.
-        joins = {
-            queue: asyncio.create_task(self._join(session, queue, leases, crashed))
-            for queue, leases in named.items()
+        outcomes = await asyncio.gather(
+            *(self._try_join(session, queue, held, crashed) for queue, held in named.items())
+        )
+        late = {
+            queue: error for queue, error in zip(named, outcomes, strict=True) if error is not None
         }
+        if late and len(late) == len(named):
+            raise next(iter(late.values()))
+        session.greet()
+        return {queue: named[queue] for queue in late}
+
+    async def _try_join(
+        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+    ) -> StoreUnavailable | None:
+        try:
+            async with asyncio.timeout(JOIN_PATIENCE_S):
+                await self._join(session, queue, leases, crashed)
+        except TimeoutError:
+            return StoreUnavailable(f"the store does not answer for the queue {queue}")
+        except StoreUnavailable as error:
+            return error
+        return None
+
+    async def _join_later(
+        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+    ) -> None:
+        """Lets a worker into a queue that could not be reached when it attached."""
+        while not session.ended.done():
+            await asyncio.sleep(LATE_JOIN_S * random.uniform(0.5, 1.0))
+            try:
+                await self._join(session, queue, leases, crashed)
+            except JobwireError as error:
+                log.debug("queue not joined", queue=queue, error=error.message)
+                continue
+            # Not before: what was claimed for this stream must not be taken back.
+            if queue in session.attach.spec.queues and not session.ended.done():
+                self._dispatcher(queue).offer(session.demand)
+            return
+
+    async def _join(
+        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+    ) -> None:
+        """Settles what the worker holds in a queue."""
+        if leases:
+            reports = [Report(u, session.worker_id, t, session.lease_ms, b"") for u, t in leases]
+            renewals = await self._renew(queue, reports)
+            for (ulid, token), renewal in zip(leases, renewals, strict=True):
+                if renewal.lost:
+                    session.lose(f"{queue}-{ulid}", token)
+                elif renewal.cancel:
+                    session.cancel(renewal.cancel)
+        if queue in session.attach.spec.queues:
+            keep = {ulid for ulid, _ in leases}
+            await self._take_back(queue, session.worker_id, keep, crashed)
 
     async def release(self, session: WorkerSession) -> None:
         """Ends a session: the worker has left, or its stream has. Goes on if it is cancelled."""

@@ -268,10 +268,9 @@ class WorkerSession:
         self._drained.set()
         return frame
 
-    def greet(self, lost: list[LeaseRef]) -> None:
+    def greet(self) -> None:
         """Puts the answer to the attachment first."""
         self._out.attached = True
-        self._out.lost += lost
         self._wake.set()
 
     # ---------------------------------------------------------- from the worker
