@@ -24,9 +24,10 @@ _Item: TypeAlias = "tuple[SubmitJobRequest, asyncio.Future[SubmitJobResponse | N
 
 
 class AsyncSubmitter:
-    """Sends jobs as they come; those that come while calls are under way share the next call.
+    """Sends jobs as they come; those of a queue that come while calls are under way share the next.
 
-    A lone job waits for nothing, and a thousand tasks that submit at once make a few calls.
+    A lone job waits for nothing, and a thousand tasks that submit at once make a few calls. Each
+    queue has calls of its own: one that can't be reached now holds up no other.
 
     Args:
         one: Makes a SubmitJob call.
@@ -40,9 +41,7 @@ class AsyncSubmitter:
     ) -> None:
         self._one = one
         self._many = many
-        self._waiting: deque[_Item] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
-        self._alone = 0
+        self._lines: dict[str, _Line] = {}
 
     async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
         """Submits one job.
@@ -50,6 +49,36 @@ class AsyncSubmitter:
         Raises:
             CallError: It was refused, or no server answered.
         """
+        line = self._lines.get(request.queue)
+        if line is None:
+            line = self._lines[request.queue] = _Line(self._one, self._many)
+        try:
+            return await line.submit(request)
+        finally:
+            if line.idle:
+                self._lines.pop(request.queue, None)
+
+
+class _Line:
+    """The calls of one queue."""
+
+    def __init__(
+        self,
+        one: Callable[[SubmitJobRequest], Awaitable[SubmitJobResponse]],
+        many: Callable[[SubmitJobsRequest], Awaitable[SubmitJobsResponse]],
+    ) -> None:
+        self._one = one
+        self._many = many
+        self._waiting: deque[_Item] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._alone = 0
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is under way."""
+        return not (self._waiting or self._calls or self._alone)
+
+    async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
         if not self._waiting and self._alone + len(self._calls) < MAX_CALLS:
             self._alone += 1
             try:
@@ -90,6 +119,14 @@ class AsyncSubmitter:
         self._send_waiting()
 
     async def _send(self, items: list[_Item]) -> None:
+        try:
+            await self._deliver(items)
+        finally:
+            # Before those wake up that waited for it, who may find that the line is idle.
+            if (call := asyncio.current_task()) is not None:
+                self._call_is_over(call)
+
+    async def _deliver(self, items: list[_Item]) -> None:
         try:
             answer = await self._many(SubmitJobsRequest(requests=[request for request, _ in items]))
         except BaseException as error:

@@ -84,6 +84,17 @@ async def test_what_comes_while_calls_are_under_way_shares_the_next_one() -> Non
     assert server.batches == [[str(at) for at in range(MAX_CALLS, 50)]]
 
 
+async def test_a_queue_that_gets_no_answer_holds_up_no_other() -> None:
+    server = Server()
+    submitter = AsyncSubmitter(server.one, server.many)
+    tasks = await submit_all(submitter, server, 50)
+    other = asyncio.create_task(submitter.submit(SubmitJobRequest(queue="other", job_id="x")))
+    await eventually(lambda: "x" in server.alone, "the job of the other queue is sent")
+    server.gate.set()
+    await asyncio.gather(other, *tasks)
+    assert not submitter._lines, "nothing is kept of queues that are done"
+
+
 async def test_a_batch_is_cut_where_a_call_is_full() -> None:
     server = Server()
     submitter = AsyncSubmitter(server.one, server.many)
