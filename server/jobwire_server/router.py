@@ -52,6 +52,7 @@ from jobwire_server.schedules import Schedules
 from jobwire_server.sessions.claims import Claims
 from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.frames import Attach
+from jobwire_server.sessions.leases import RENEWALS_A_LEASE
 from jobwire_server.sessions.polls import Polls
 from jobwire_server.sessions.roster import Roster
 from jobwire_server.sessions.session import WorkerSession
@@ -371,6 +372,12 @@ class Router:
     def lease_ms(self, spec: WorkerSpec) -> int:
         """Returns the lease that each of the worker's jobs gets."""
         return self._claims.lease_ms(spec)
+
+    def heartbeat_ms(self, spec: WorkerSpec) -> int:
+        """Returns how often a worker that makes calls is to send heartbeats, which alone keep its
+        leases: two of them may fail.
+        """
+        return min(self.options.heartbeat_interval_ms, self.lease_ms(spec) // RENEWALS_A_LEASE)
 
     async def claim(
         self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int

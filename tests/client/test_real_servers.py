@@ -140,6 +140,23 @@ async def test_a_handler_past_its_time_is_stopped_and_its_job_fails(
     assert reason in ("timeout", "deadline", "lease_lost")
 
 
+async def test_a_lease_below_the_interval_of_heartbeats_is_kept(valkey_url: str, way: Way) -> None:
+    starts = 0
+
+    async def outlast(context: Context) -> None:
+        nonlocal starts
+        starts += 1
+        await asyncio.sleep(1.5)
+
+    patient = replace(QUICK, heartbeat_interval_ms=5_000, worker_timeout_ms=20_000)
+    async with stream_server(valkey_url, patient) as server, AsyncClient(server.address) as client:
+        worker = Worker(server.address, lease_s=1, transport=way)
+        worker.operation("outlast")(outlast)
+        async with worker:
+            job = await (await client.submit("outlast")).wait(timeout=20)
+    assert (job.state, starts) == (JobState.SUCCEEDED, 1)
+
+
 async def test_a_cancellation_ends_a_claim_that_waits(address: str, client: AsyncClient) -> None:
     began = asyncio.Event()
 

@@ -43,7 +43,7 @@ class WorkerService:
         await self._router.register_worker(spec)
         options = self._router.options
         return worker_service_pb2.RegisterWorkerResponse(
-            heartbeat_interval=convert.span(options.heartbeat_interval_ms),
+            heartbeat_interval=convert.span(self._router.heartbeat_ms(spec)),
             worker_timeout=convert.span(options.worker_timeout_ms),
             lease_duration=convert.span(self._router.lease_ms(spec)),
             server_id=self._router.server_id,
