@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisClusterException, RedisError
 
 from jobwire_server.errors import ConfigurationError
+from jobwire_server.store.cluster import ClusterClient
 from jobwire_server.store.sending import (
     CANCELLABLE,
     SentinelConnection,
@@ -60,7 +61,7 @@ class StoreRefused(ConfigurationError):
 class Connection:
     """A client of the store and what it was made from. Making one does no I/O."""
 
-    client: Redis | RedisCluster
+    client: Redis | ClusterClient
     kind: Literal["standalone", "sentinel", "cluster"]
     url: str
     """Without the password, for logs."""
@@ -84,16 +85,30 @@ class Connection:
         for node in await self.primaries():
             await node.execute_command("PING")
 
+    async def look(self) -> str:
+        """Ask whether the store serves, or at least a part of a cluster.
+
+        Returns:
+            What is wrong with the other part; "" if nothing is.
+
+        Raises:
+            RedisError: It can't be reached, or does not serve at all.
+        """
+        if isinstance(self.client, ClusterClient):
+            return await self.client.look()
+        await self.ping()
+        return ""
+
     async def primaries(self) -> list[Redis | ClusterNode]:
         """Whatever takes writes: the store itself, or each primary of the cluster."""
-        if not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, ClusterClient):
             return [self.client]
         await self.client.initialize()
         return list(self.client.get_primaries())
 
     async def node_of(self, channel: bytes) -> str:
         """The name of the node that serves a shard channel; "" on a store that is not a cluster."""
-        if not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, ClusterClient):
             return ""
         await self.client.initialize()
         # A keyslot is computed from bytes; the annotation in redis-py says str only.
@@ -102,7 +117,7 @@ class Connection:
 
     async def refresh_topology(self) -> None:
         """Learn anew which node serves what; nothing to do on a store that is not a cluster."""
-        if isinstance(self.client, RedisCluster):
+        if isinstance(self.client, ClusterClient):
             await self.client.initialize()
             await self.client.nodes_manager.initialize()
 
@@ -112,7 +127,7 @@ class Connection:
         Raises:
             RedisError: The cluster no longer has this node.
         """
-        if not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, ClusterClient):
             pool = self.client.connection_pool
             return pool.unpooled() if isinstance(pool, SentinelPool) else _unpooled(pool)
         found = self.client.get_node(node_name=node)
@@ -265,7 +280,7 @@ def _cluster(url: str, max_connections: int) -> Connection:
     if url.startswith("rediss"):
         options["ssl"] = True
     nodes = [ClusterNode(host, port) for host, port in parts.hosts]
-    client = RedisCluster(
+    client = ClusterClient(
         startup_nodes=nodes, max_connections=max_connections, retry=no_retry(), **options
     )
     # The class can't be passed; nodes found later are made from the same arguments.

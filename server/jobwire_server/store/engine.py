@@ -359,7 +359,7 @@ async def shut_down(url: str) -> None:
     """Ask the Valkey there to write its files and end; nothing happens if there is none."""
     async with _client(url) as connection:
         with contextlib.suppress(*STORE_ERRORS):
-            await connection.client.execute_command("SHUTDOWN")
+            await connection.client.execute_command("SHUTDOWN")  # type: ignore[no-untyped-call]
 
 
 def _is_private(directory: Path) -> bool:

@@ -33,6 +33,7 @@ class StoreMonitor:
         self._connection = connection
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
+        self._part = ""
         self.reachable = True
         """As of the last look."""
         self.looked_at = time.monotonic()
@@ -66,9 +67,22 @@ class StoreMonitor:
     async def _look(self) -> str:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await self._connection.ping()
+                self._tell_part(await self._connection.look())
         except STORE_ERRORS as error:
             return str(cause_of(error)) or "no answer"
         finally:
             self.looked_at = time.monotonic()
         return ""
+
+    def _tell_part(self, problem: str) -> None:
+        if bool(problem) != bool(self._part):
+            if problem:
+                # Not NOT_SERVING: what the other nodes serve would then be served by nobody.
+                log.error(
+                    "a part of the cluster can't be reached",
+                    url=self._connection.url,
+                    error=problem,
+                )
+            else:
+                log.info("all of the cluster is back", url=self._connection.url)
+        self._part = problem

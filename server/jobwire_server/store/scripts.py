@@ -19,6 +19,8 @@ from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
 
 from jobwire_server.errors import StoreFull, StoreUnavailable
 
@@ -34,16 +36,19 @@ Within it a restart or a failover of the store is a delay; beyond it callers are
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
 
-# What may pass by itself: a lost connection, a failover, a store that is still loading.
+# What may pass by itself: a lost connection, a failover, a slot of a cluster that is being moved, a
+# store that is still loading.
 PASSING = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
     redis_errors.BusyLoadingError,
     redis_errors.ReadOnlyError,
     redis_errors.TryAgainError,
+    redis_errors.AskError,
     redis_errors.ClusterDownError,
     redis_errors.MasterDownError,
     redis_errors.ClusterError,
+    redis_errors.RedisClusterException,
     ConnectionError,
     TimeoutError,
 )
@@ -104,7 +109,12 @@ class ScriptRunner:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._down_since: float | None = None
+        self._in_slots = isinstance(client, RedisCluster)
+        self._down_since: dict[tuple[str, int], float] = {}
+        """Scripts or commands, and the slot in a cluster -> since when they are not answered.
+
+        While a slot is moved, single keys may be readable where no script runs.
+        """
         self.clock_shift_ms = 0
         """Moves the clock of every script; only tests set it."""
 
@@ -116,11 +126,13 @@ class ScriptRunner:
             StoreFull: The store has no memory for the script's writes; nothing was written.
         """
         script = load(name)
-        return await self._repeat(lambda: self._once(script, key, args))
+        return await self._repeat("script", key, lambda: self._once(script, key, args))
 
-    async def command(self, *parts: Argument) -> Any:
-        """Runs one idempotent command. Raises as `run` does."""
-        return await self._repeat(lambda: self._client.execute_command(*parts))
+    async def command(self, name: str, key: str, *args: Argument) -> Any:
+        """Runs one idempotent command on one key. Raises as `run` does."""
+        return await self._repeat(
+            "command", key, lambda: self._client.execute_command(name, key, *args)
+        )
 
     async def _once(self, script: Script, key: str, args: Sequence[Argument]) -> Any:
         try:
@@ -128,7 +140,7 @@ class ScriptRunner:
         except redis_errors.NoScriptError:
             return await self._client.eval(script.source, 1, key, *args)
 
-    async def _repeat(self, call: Any) -> Any:
+    async def _repeat(self, kind: str, key: str, call: Any) -> Any:
         deadline = monotonic() + RETRY_WINDOW_S
         pause = FIRST_PAUSE_S
         while True:
@@ -139,14 +151,15 @@ class ScriptRunner:
             except (*PASSING, redis_errors.ResponseError) as error:
                 if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
                     raise
-                if self._down_since is None:
-                    self._down_since = monotonic()
-                    log.warning("store unreachable", error=str(error))
+                place = self._place(kind, key)
+                if place not in self._down_since:
+                    self._down_since[place] = monotonic()
+                    log.warning("store unreachable", key=key, error=str(error))
                 # While the store is known to be away longer than the window, callers are told at
                 # once.
                 if (
                     monotonic() + pause > deadline
-                    or monotonic() - self._down_since > RETRY_WINDOW_S
+                    or monotonic() - self._down_since[place] > RETRY_WINDOW_S
                 ):
                     raise StoreUnavailable(
                         f"the store does not answer ({type(error).__name__}); retry with the same"
@@ -155,7 +168,15 @@ class ScriptRunner:
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
-                if self._down_since is not None:
-                    log.info("store back", after_s=round(monotonic() - self._down_since, 2))
-                    self._down_since = None
+                if self._down_since:
+                    self._note_back(kind, key)
                 return answer
+
+    def _note_back(self, kind: str, key: str) -> None:
+        since = self._down_since.pop(self._place(kind, key), None)
+        if since is not None:
+            log.info("store back", key=key, after_s=round(monotonic() - since, 2))
+
+    def _place(self, kind: str, key: str) -> tuple[str, int]:
+        # Whether one node of a cluster is away says nothing about the queues of the others.
+        return (kind, key_slot(key.encode())) if self._in_slots else ("", 0)

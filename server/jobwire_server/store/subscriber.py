@@ -27,6 +27,8 @@ QUIET_S = 5.0
 counts as dead, which no read of a half-open connection would ever tell."""
 BACKOFF_S = (0.05, 2.0)
 """The first and the longest wait before the next attempt to connect."""
+NODE_BACKOFF_S = 0.5
+"""The longest where a cluster may have another node for the channels by then."""
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.subscriber")
 
@@ -56,6 +58,8 @@ class Subscriber:
         self._homes: dict[bytes, _Link] = {}
         self._links: dict[str, _Link] = {}
         self._moves: set[asyncio.Task[None]] = set()
+        self._pauses: dict[str, float] = {}
+        """Node -> how long to wait after the next failure to connect to it."""
         self._running = False
 
     async def start(self) -> None:
@@ -217,7 +221,7 @@ class _Link:
             log.debug("a subscription command was not sent", channel=channel.decode())
 
     async def _run(self) -> None:
-        delay = BACKOFF_S[0]
+        pauses = self._owner._pauses  # outlive this link, which a node of a cluster has once
         while True:
             wire = None
             try:
@@ -234,15 +238,17 @@ class _Link:
                 self._wire = wire
                 for channel in sent - self.channels:
                     await self._send(wire, b"SUNSUBSCRIBE", channel)
-                delay = BACKOFF_S[0]
                 await self._read(wire)
             except STORE_ERRORS as error:
                 self._drop()
-                log.warning(
-                    "subscriptions lost, connecting again", node=self.node, error=str(error)
-                )
+                delay = pauses.get(self.node, BACKOFF_S[0])
+                # A failover gives the channels to another node, which is to be found soon.
+                pauses[self.node] = min(delay * 2, NODE_BACKOFF_S if self.node else BACKOFF_S[1])
+                if not self.node or delay == BACKOFF_S[0]:
+                    log.warning(
+                        "subscriptions lost, connecting again", node=self.node, error=str(error)
+                    )
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, BACKOFF_S[1])
                 if self.node:
                     # A failover may have given the channels to another node for good.
                     self._owner._links.pop(self.node, None)
@@ -285,6 +291,8 @@ class _Link:
         if self._asked and self._asked[0] == (verb, channel):
             self._asked.popleft()
             if verb == b"ssubscribe" and channel in self.channels:
+                # Not at the connect: a node that is up may refuse subscriptions for long.
+                self._owner._pauses.pop(self.node, None)
                 self._restored |= self._owner._confirm(channel)
         elif verb == b"sunsubscribe" and channel in self.channels:
             # Not asked for: the slot has moved to another node.

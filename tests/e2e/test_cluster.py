@@ -1,0 +1,350 @@
+"""Real servers on a real cluster, whose primaries are killed and whose slots are moved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from jobwire import AsyncClient, AsyncJobHandle, AttemptOutcome, Context, Job, JobState, Worker
+from jobwire.v1 import admin_service_pb2, admin_service_pb2_grpc, job_service_pb2
+
+from tests.support.clusters import Cluster, Node, slot_of
+from tests.support.dump import check_invariants
+from tests.support.grpc_servers import refusal
+from tests.support.servers import ServerProcess
+from tests.support.stores import Engine, server_binary, wait_until
+from tests.support.streams import Producer
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.timeout(120)
+
+PATIENCE_S = 40.0
+LONG_LEASE = ("--lease", "60s", "--worker-timeout", "60s", "--heartbeat-interval", "500ms")
+"""A failover must not cost an attempt, so that the tests see every second start."""
+EACH_FOR_ITSELF = ("--cluster-require-full-coverage", "no")
+"""Nodes that are left serve their slots while others are missing."""
+
+
+def _skip_without(engine: Engine) -> None:
+    if server_binary(engine) is None:
+        pytest.skip(f"no {engine}-server on PATH")
+
+
+@dataclass
+class Site:
+    """A cluster with a server on it."""
+
+    cluster: Cluster
+    server: ServerProcess
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+
+def _site(engine: Engine, **options: Any) -> Iterator[Site]:
+    _skip_without(engine)
+    with ExitStack() as stack:
+        cluster = Cluster(engine, **options)
+        stack.callback(cluster.remove)
+        cluster.start()
+        server = ServerProcess("--redis-url", cluster.url, *LONG_LEASE)
+        stack.callback(server.stop)
+        server.start()
+        yield Site(cluster, server)
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A cluster whose nodes all stay; each test takes queues of its own."""
+    yield from _site(request.param)
+
+
+@pytest.fixture
+def fragile(store_engine: Engine) -> Iterator[Site]:
+    """A cluster of this test alone, to kill nodes of."""
+    yield from _site(store_engine)
+
+
+@pytest.fixture
+def without_replicas(store_engine: Engine) -> Iterator[Site]:
+    """Three primaries that nobody takes over from."""
+    yield from _site(store_engine, replicas=0, config=EACH_FOR_ITSELF)
+
+
+@pytest.fixture
+def all_or_nothing(store_engine: Engine) -> Iterator[Site]:
+    """The same, as clusters are unless told otherwise: none serves while one is missing."""
+    yield from _site(store_engine, replicas=0)
+
+
+async def _until(condition: Callable[[], bool], what: str) -> None:
+    await asyncio.to_thread(wait_until, condition, what, timeout_s=PATIENCE_S)
+
+
+@dataclass
+class Hands:
+    """A worker of this process; what it runs in a queue ends once the queue is let go."""
+
+    worker: Worker
+    starts: Counter[str] = field(default_factory=Counter)
+    gates: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+
+    @classmethod
+    def at(cls, address: str, *queues: str) -> Hands:
+        hands = cls(Worker(address, queues=queues, concurrency=100, shutdown_grace_s=1.0))
+
+        @hands.worker.operation("work")
+        async def work(context: Context) -> dict[str, int]:
+            hands.starts[context.job_id] += 1
+            await hands.gates[context.job_id.rpartition("-")[0]].wait()
+            return {"token": context.fencing_token}
+
+        return hands
+
+    def let_go(self, *queues: str) -> None:
+        for queue in queues:
+            self.gates[queue].set()
+
+    async def running(self, handles: list[AsyncJobHandle]) -> None:
+        await eventually(
+            lambda: all(self.starts[handle.id] for handle in handles),
+            "all jobs have started",
+            timeout_s=PATIENCE_S,
+        )
+
+
+async def _submit(client: AsyncClient, queue: str, count: int) -> list[AsyncJobHandle]:
+    return [await client.submit("work", number, queue=queue) for number in range(count)]
+
+
+async def _watched(handle: AsyncJobHandle) -> list[Job]:
+    async with asyncio.timeout(PATIENCE_S):
+        return [job async for job in handle.watch()]
+
+
+async def _each_ends_once(hands: Hands, handles: list[AsyncJobHandle]) -> None:
+    """Checks that each job was started once and has succeeded once."""
+    for handle in handles:
+        job = await handle.wait(timeout=PATIENCE_S)
+        assert job.state is JobState.SUCCEEDED
+        assert job.result == {"token": job.fencing_token}
+        assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
+        assert hands.starts[handle.id] == 1
+
+
+def _check(node: Node, queue: str) -> None:
+    with node.client() as raw:
+        dump = check_invariants(raw, queue)
+    assert dump.jobs, "the queue is here"
+
+
+def _health(address: str) -> int:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+
+
+def _jobwire(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobwire.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_one_stream_serves_queues_on_every_node_and_watchers_see_each_end(
+    site: Site,
+) -> None:
+    queues = [site.cluster.queue_on(index) for index in range(3)]
+    hands = Hands.at(site.address, *queues)
+    hands.let_go(*queues)
+    async with hands.worker, AsyncClient(site.address) as client:
+        handles = [handle for queue in queues for handle in await _submit(client, queue, 5)]
+        seen = await asyncio.gather(*map(_watched, handles))
+        await _each_ends_once(hands, handles)
+    assert all(jobs[-1].state is JobState.SUCCEEDED for jobs in seen)
+    for index, queue in enumerate(queues):
+        _check(site.cluster.primaries[index], queue)
+
+
+async def test_queues_info_and_health_speak_for_all_nodes(site: Site) -> None:
+    queues = [site.cluster.queue_on(index, ("q0", "q1", "q2")) for index in range(3)]
+    async with AsyncClient(site.address) as client:
+        for queue in queues:
+            await _submit(client, queue, 2)
+    listed = json.loads(_jobwire("queues", "--json", "--target", site.address).splitlines()[0])
+    assert listed
+    text = _jobwire("queues", "--target", site.address)
+    assert all(queue in text for queue in queues)
+    async with grpc.aio.insecure_channel(site.address) as channel:
+        admin = admin_service_pb2_grpc.AdminServiceStub(channel)
+        answer = await admin.ListQueues(admin_service_pb2.ListQueuesRequest())
+        assert {*queues} <= {queue.name for queue in answer.queues}
+        info = await admin.GetServerInfo(admin_service_pb2.GetServerInfoRequest())
+        assert info.store_engine == site.cluster.engine
+        assert info.store_durability == "aof everysec"
+    assert _health(site.address) == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("index", [0, 2])
+async def test_a_replica_takes_over_from_a_killed_primary_and_every_job_ends_once(
+    fragile: Site, index: int
+) -> None:
+    cluster = fragile.cluster
+    hit = cluster.queue_on(index)
+    spared = [cluster.queue_on(other) for other in range(3) if other != index]
+    hands = Hands.at(fragile.address, hit, *spared)
+    hands.let_go(*spared)
+    async with hands.worker, AsyncClient(fragile.address) as client:
+        handles = await _submit(client, hit, 20)
+        await hands.running(handles)
+        watches = [asyncio.create_task(_watched(handle)) for handle in handles]
+        for at in range(3):
+            cluster.wait_replicated(at)
+        cluster.primaries[index].kill()
+        hands.let_go(hit)  # completed while nobody can write it down
+        await _until(lambda: cluster.took_over(index), "the replica takes over")
+        # The channels of the queue follow: a waiting worker hears of new jobs.
+        later = await _submit(client, hit, 5)
+        await _each_ends_once(hands, handles + later)
+        seen = await asyncio.gather(*watches)
+        assert all(jobs[-1].state is JobState.SUCCEEDED for jobs in seen)
+    _check(cluster.replicas[index], hit)
+
+
+async def test_queues_of_other_nodes_go_on_while_a_primary_is_missing(
+    without_replicas: Site,
+) -> None:
+    cluster = without_replicas.cluster
+    # The node that has the registries of queues and workers too.
+    hit, *spared = (cluster.queue_on(index) for index in range(3))
+    hands = Hands.at(without_replicas.address, hit, *spared)
+    async with (
+        hands.worker,
+        AsyncClient(without_replicas.address) as client,
+        Producer(without_replicas.address) as producer,
+    ):
+        victims = await _submit(client, hit, 1)
+        before = [h for queue in spared for h in await _submit(client, queue, 5)]
+        await hands.running(victims + before)
+        watches = [asyncio.create_task(_watched(handle)) for handle in before]
+        cluster.primaries[0].kill()
+        hands.let_go(*spared)
+        await _each_ends_once(hands, before)
+        # The same stream goes on to get jobs of these queues.
+        for _ in range(20):
+            after = [h for queue in spared for h in await _submit(client, queue, 1)]
+            await _each_ends_once(hands, after)
+        seen = await asyncio.gather(*watches)
+        assert all(jobs[-1].state is JobState.SUCCEEDED for jobs in seen)
+        said = await refusal(
+            producer.stub.GetJob(job_service_pb2.GetJobRequest(job_id=victims[0].id))
+        )
+        assert said.code is grpc.StatusCode.UNAVAILABLE
+        assert said.retry_after_ms
+        # What still works is not to be taken out of a balancer's rotation.
+        assert _health(without_replicas.address) == health_pb2.HealthCheckResponse.SERVING
+        with urlopen(f"http://{without_replicas.server.http}/readyz", timeout=5) as answer:
+            assert answer.status == 200
+        cluster.primaries[0].start()
+        hands.let_go(hit)
+        await _each_ends_once(hands, victims)
+    # Neither by connections nor by words does a node that is missing keep the server busy.
+    assert len(without_replicas.server.log.splitlines()) < 200
+
+
+async def test_a_worker_attaches_while_the_node_of_one_of_its_queues_is_missing(
+    without_replicas: Site,
+) -> None:
+    cluster = without_replicas.cluster
+    *spared, hit = (cluster.queue_on(index) for index in range(3))
+    hands = Hands.at(without_replicas.address, hit, *spared)
+    hands.let_go(hit, *spared)
+    cluster.primaries[2].kill()
+    async with hands.worker, AsyncClient(without_replicas.address) as client:
+        handles = [h for queue in spared for h in await _submit(client, queue, 3)]
+        await _each_ends_once(hands, handles)
+        cluster.primaries[2].start()
+        await _each_ends_once(hands, await _submit(client, hit, 3))
+
+
+async def test_a_cluster_that_serves_nothing_is_told_as_a_store_that_is_away(
+    all_or_nothing: Site,
+) -> None:
+    cluster, address = all_or_nothing.cluster, all_or_nothing.address
+    serving = health_pb2.HealthCheckResponse.SERVING
+    async with AsyncClient(address) as client, Producer(address) as producer:
+        (handle,) = await _submit(client, cluster.queue_on(1), 1)
+        cluster.primaries[0].kill()
+        await _until(
+            lambda: cluster.primaries[1].facts("CLUSTER", "INFO")["cluster_state"] == "fail",
+            "the nodes that are up refuse everything",
+        )
+        await _until(lambda: _health(address) != serving, "the health tells it")
+        said = await refusal(producer.stub.GetJob(job_service_pb2.GetJobRequest(job_id=handle.id)))
+        assert said.code is grpc.StatusCode.UNAVAILABLE
+        assert said.retry_after_ms
+        cluster.primaries[0].start()
+        await _until(lambda: _health(address) == serving, "the health tells it")
+        assert (await handle.get()).state is JobState.PENDING
+
+
+@pytest.mark.parametrize("target", ["another", "new"])
+async def test_a_slot_moves_while_its_queue_is_in_use_and_nothing_is_lost_or_stuck(
+    site: Site, target: str
+) -> None:
+    cluster = site.cluster
+    used = ("q0", "q1", "q2", *(cluster.queue_on(index) for index in range(3)))
+    queue = cluster.queue_on(1, used if target == "new" else (*used, cluster.queue_on(1, used)))
+    bystander = cluster.queue_on(0)
+    slot, source = slot_of(queue), cluster.primaries[1]
+    goal = cluster.primaries[2] if target == "another" else await asyncio.to_thread(cluster.add)
+    hands = Hands.at(site.address, queue, bystander)
+    hands.let_go(bystander)
+    async with hands.worker, AsyncClient(site.address) as client:
+        handles = await _submit(client, queue, 30)
+        await hands.running(handles)
+        watches = [asyncio.create_task(_watched(handle)) for handle in handles]
+        cluster.open_slot(slot, source, goal)
+        # Under way when the slot opens, and half moved: completions, submissions, claims.
+        hands.let_go(queue)
+        late = [asyncio.create_task(client.submit("work", n, queue=queue)) for n in range(10)]
+        assert cluster.move_keys(slot, source, goal, 20) == 20
+        others = await _submit(client, bystander, 3)
+        await _each_ends_once(hands, others)
+        cluster.move_keys(slot, source, goal)
+        cluster.close_slot(slot, goal)
+        handles += [await task for task in late]
+        handles += await _submit(client, queue, 5)
+        await _each_ends_once(hands, handles)
+        seen = await asyncio.gather(*watches)
+        assert all(jobs[-1].state is JobState.SUCCEEDED for jobs in seen)
+        assert source.run("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
+        # What is told now is told by the new node.
+        hands.gates[queue].clear()
+        (last,) = await _submit(client, queue, 1)
+        await hands.running([last])
+        watch = asyncio.create_task(_watched(last))
+        channel = f"jw:{{{queue}}}:events"
+        heard = goal.run("PUBSUB", "SHARDNUMSUB", channel)
+        assert heard[1] == 1
+        hands.let_go(queue)
+        assert (await watch)[-1].state is JobState.SUCCEEDED
+    _check(goal, queue)
