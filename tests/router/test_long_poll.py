@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+import pytest
+
 from jobwire_server.model import JobState, WorkerStatus
 
 from tests.support.brokers import QUIET, Broker, running_broker
@@ -139,6 +141,25 @@ async def test_draining_ends_long_polls_with_nothing(broker: Broker) -> None:
     await broker.router.drain()
     async with asyncio.timeout(SOON_S):
         assert await poll == []
+
+
+@pytest.mark.parametrize("status", [WorkerStatus.PAUSED, WorkerStatus.DRAINING])
+async def test_a_worker_that_takes_no_jobs_now_is_held_for_a_moment_at_each_poll(
+    broker: Broker, status: WorkerStatus
+) -> None:
+    await broker.register()
+    await broker.submit()
+    await broker.router.set_worker_status("w1", status)
+    began = monotonic()
+    assert await broker.claim("w1", wait_ms=LONG_MS) == []
+    assert 0.5 < monotonic() - began < SOON_S, "neither at once nor for as long as for a job"
+    poll = asyncio.create_task(broker.claim("w1", wait_ms=LONG_MS))
+    await eventually(lambda: broker.router._claims._waiting, "the poll is held")
+    began = monotonic()
+    await broker.router.set_worker_status("w1", WorkerStatus.READY)
+    assert await poll == []
+    assert monotonic() - began < 0.5
+    assert len(await broker.claim("w1", wait_ms=LONG_MS)) == 1
 
 
 async def test_a_worker_that_waits_in_a_long_poll_is_alive(store_url: str) -> None:

@@ -19,6 +19,11 @@ from jobwire_server.store import keys
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Listener, Notices
 
+HOLD_MS = 1_000
+"""How long a call that would wait is held of a worker that takes no jobs now. Answered at once, it
+would come again at once, until the worker hears of that with its next heartbeat.
+"""
+
 
 class Claims:
     """Hands jobs to whoever asks for them.
@@ -56,11 +61,8 @@ class Claims:
         directory.on_status = self._follow
 
     def _follow(self, worker_id: str, status: WorkerStatus) -> None:
-        """Ends the calls of a worker that takes no more jobs."""
-        if status is not WorkerStatus.READY:
-            for demand in [*self._waiting]:
-                if demand.spec.worker_id == worker_id and not demand.answer.done():
-                    demand.answer.set_result([])
+        """Ends the calls of a worker that takes no more jobs, or that takes jobs again."""
+        self.interrupt({worker_id})
 
     def interrupt(self, worker_ids: set[str]) -> None:
         """Ends the calls of these workers that wait, with what they have."""
@@ -111,9 +113,10 @@ class Claims:
         spec, status = await self._directory.get(worker_id)
         lease_ms = self.lease_ms(spec)
         chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
-        if status is not WorkerStatus.READY or self._draining or not chosen:
+        if self._draining or (wait_ms and stop()):
             return [], lease_ms
-        if wait_ms and stop():
+        if status is not WorkerStatus.READY or not chosen:
+            await self._hold(spec, min(wait_ms, HOLD_MS))
             return [], lease_ms
         demand = OneShot(spec, lease_ms, max_jobs, chosen, patient=wait_ms > 0)
         dispatchers = [self.dispatcher(queue) for queue in chosen]
@@ -135,6 +138,20 @@ class Claims:
             for dispatcher in dispatchers:
                 dispatcher.withdraw(demand)
         return demand.take(), lease_ms
+
+    async def _hold(self, spec: WorkerSpec, wait_ms: int) -> None:
+        """Waits although there is nothing to wait for, or until the worker's status changes."""
+        if not wait_ms:
+            return
+        demand = OneShot(spec, 0, 0, (), patient=True)
+        self._waiting.add(demand)
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await demand.answer
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(demand)
 
     async def claim_job(
         self,
