@@ -177,8 +177,10 @@ class JobWatch(Generic[E]):
             if job.id != self.job_id:
                 # The server made the id, or another job holds the unique key.
                 self.job_id = self._request.job_id = job.id
-            # After a reconnect the first answer may be a state that was seen before.
-            if self.job is None or job.revision > self.job.revision:
+            # After a reconnect the first answer may be a state that was seen before. One of a lower
+            # revision is not: a failover of the store has lost what made the higher one.
+            before = self.job
+            if before is None or (job.revision, job.state) != (before.revision, before.state):
                 yield job
             if job.state.is_terminal:
                 return

@@ -129,6 +129,7 @@ class Hub:
     ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
         job = self._job(room, topic)
         seen, place = wish.seen_revision, wish.place
+        told: JobEvent | None = None
         if wish.from_end:
             place = job.output_end
         elif wish.latest:
@@ -139,8 +140,9 @@ class Hub:
             news = topic.news
             job = self._job(room, topic)
             event = topic.event
-            if event is not None and wish.states and not job.state.terminal and job.revision > seen:
-                seen = job.revision
+            fresh = event is not told and (told is not None or job.revision != seen)
+            if event is not None and fresh and wish.states and not job.state.terminal:
+                told, seen = event, job.revision
                 yield event, seen, place
             if wish.output:
                 output, place = await self._next_output(room, topic, job, place, inside, strict)
@@ -154,7 +156,7 @@ class Hub:
             # All output is told before the terminal state.
             behind = wish.output and place < job.output_end
             if event is not None and job.state.terminal and not behind:
-                if job.revision > seen:
+                if fresh:
                     yield event, job.revision, place
                 return
             if topic.news == news and not await self._wait(topic):

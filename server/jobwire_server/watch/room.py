@@ -9,6 +9,7 @@ import structlog
 
 from jobwire_server.errors import StoreUnavailable
 from jobwire_server.ids import ULID_LENGTH
+from jobwire_server.model import Job, JobState
 from jobwire_server.store.jobs import Followed, JobStore
 from jobwire_server.watch.topic import JobEvent, Tail, Topic, events_of
 
@@ -176,13 +177,13 @@ class Room:
             news = topic.event is not None
             topic.event = None
             return news
-        news = topic.event is None or row.job.revision > topic.event.job.revision
-        if topic.event is None or row.job.revision >= topic.event.job.revision:
-            # Output does not count as a revision; the event is made anew only where the state is.
-            if news:
-                topic.event = JobEvent(row.job)
-            elif topic.event is not None:
-                topic.event.job = row.job
+        # Another is news, not only a higher one: a failover may have lost what made that.
+        news = topic.event is None or _version(row.job) != _version(topic.event.job)
+        # Output does not count as a revision; the event is made anew only where the state is.
+        if topic.event is None or news:
+            topic.event = JobEvent(row.job)
+        else:
+            topic.event.job = row.job
         if topic.listeners:
             if topic.tail is None:
                 topic.tail = Tail(row.job.output_end)
@@ -199,3 +200,7 @@ class Room:
             if row.more:
                 self.mark(topic.ulid)
         return news
+
+
+def _version(job: Job) -> tuple[int, JobState, int]:
+    return job.revision, job.state, job.fencing_token
