@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 
 from jobwire import Worker, to_payload
 
 from tests.client import handlers
 from tests.client.broker import Broker
 from tests.client.support import cancel, completion
+from tests.support.waiting import eventually
 
 
 def process_worker(broker: Broker) -> Worker:
@@ -52,3 +55,22 @@ async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
         assert "exit code -9" in failure.message
         said = await completion(broker, await broker.add("double", to_payload(1)))
         assert said.HasField("success")
+
+
+async def test_a_process_that_died_while_it_waited_fails_no_job(broker: Broker) -> None:
+    async with process_worker(broker):
+        said = await completion(broker, await broker.add("double", to_payload(1)))
+        pid = json.loads(said.success.result.json)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not is_there(pid), "the process is gone")
+        said = await completion(broker, await broker.add("double", to_payload(2)))
+        assert said.HasField("success")
+
+
+def is_there(pid: int) -> bool:
+    """Tells whether a process lives, or was not waited for yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -161,12 +161,11 @@ class ProcessPool:
             except RuntimeError:
                 return  # the loop is closed
 
-        child = self._idle.pop() if self._idle else await asyncio.to_thread(_Child)
+        child = await self._take()
         self._all.add(child)
         child.on_message = from_reader
         if child.dead:
-            # It died idle, perhaps before on_message was set: the news may have gone to the last
-            # handler's.
+            # Perhaps before on_message was set: the news may have gone to the last handler's.
             receive(("died", child.exitcode))
         killer: list[asyncio.TimerHandle] = []
 
@@ -200,6 +199,19 @@ class ProcessPool:
         if kind == "failure":
             raise HandlerFailure(Failure.FromString(content))
         return Completion.FromString(content).success.result
+
+    async def _take(self) -> _Child:
+        """Takes a process that waits and lives, or starts one.
+
+        One that died meanwhile, for want of memory for instance, is not the next job's failure.
+        """
+        while self._idle:
+            child = self._idle.pop()
+            if not child.dead:
+                return child
+            self._all.discard(child)
+            await asyncio.to_thread(child.close)
+        return await asyncio.to_thread(_Child)
 
     async def close(self) -> None:
         """Ends all processes."""
