@@ -54,11 +54,22 @@ class Reaper:
             self._options.worker_timeout_ms, self._options.retain_lost_workers_ms, AT_ONCE
         )
         for worker in lost:
-            jobs = 0
-            for queue in worker.queues:
-                jobs += await self._take_back(worker, queue)
+            # Side by side: that the node of one queue is away keeps no other queue, and no other
+            # worker, waiting.
+            outcomes = await asyncio.gather(
+                *(self._take_back(worker, queue) for queue in worker.queues),
+                return_exceptions=True,
+            )
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            for error in errors:
+                if not isinstance(error, JobwireError):
+                    raise error
+            if errors:
+                log.debug("jobs of a lost worker not all back", worker_id=worker.worker_id)
+                continue
             # Only now: a server that dies in between leaves the rest to the others.
             await self._store.jobs_are_back(worker.worker_id)
+            jobs = sum(outcome for outcome in outcomes if isinstance(outcome, int))
             log.warning("worker lost", worker_id=worker.worker_id, jobs_taken_back=jobs)
 
     async def _run(self) -> None:
