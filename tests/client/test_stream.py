@@ -13,6 +13,7 @@ from jobwire import Context, Worker, to_payload
 from jobwire.transport.outbox import Outbox
 from jobwire.v1 import errors_pb2
 from jobwire.v1 import worker_service_pb2 as pb
+from jobwire.v1.job_pb2 import Progress
 
 from tests.client.broker import Broker
 from tests.client.peer import Peer, holding, peer, streaming
@@ -188,6 +189,30 @@ async def test_a_frame_holds_as_many_completions_as_it_may() -> None:
     outbox.complete([pb.Completion(job_id=str(at), fencing_token=1) for at in range(2500)])
     frames = [frame for _ in range(4) if (frame := outbox.next_frame()) is not None]
     assert [len(frame.completions) for frame in frames] == [1000, 1000, 500]
+
+
+@pytest.mark.parametrize("saves", [False, True])
+async def test_progress_that_could_not_be_stored_for_now_does_not_replace_newer(
+    monkeypatch: pytest.MonkeyPatch, saves: bool
+) -> None:
+    monkeypatch.setattr("jobwire.transport.outbox.RESEND_S", 0.01)
+    host = SimpleNamespace(capacity=0, recorded=list, saved=lambda lease, error: None)
+    outbox = Outbox(host)  # type: ignore[arg-type]  # all that it asks for
+    lease = pb.LeaseRef(job_id="j", fencing_token=1)
+    outbox.report(lease, Progress(message="old"), None, to_payload(1) if saves else None)
+    first = outbox.next_frame()
+    assert first is not None
+    refused = pb.Refused(job_id="j", fencing_token=1, error=refusal(14, "STORE_UNAVAILABLE"))
+    outbox.receive(pb.Receipt(sequence=first.sequence, refused=[refused]))
+    outbox.report(lease, Progress(message="new"))
+    second = outbox.next_frame()
+    assert second is not None
+    outbox.receive(pb.Receipt(sequence=second.sequence))
+    await eventually(lambda: not outbox._resends, "it is said again, if at all")
+    third = outbox.next_frame()
+    reports = list(third.reports) if third is not None else []
+    assert not any(report.HasField("progress") for report in reports)
+    assert [report.checkpoint.json for report in reports] == ["1"] * saves
 
 
 async def test_a_cancelled_job_stops_and_confirms(peer: Peer) -> None:

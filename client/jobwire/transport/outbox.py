@@ -240,7 +240,7 @@ class Outbox:
                 self._mend_output(report, error)
                 continue
             if isinstance(error, Unavailable | ResourceExhausted):
-                self._later(partial(self._report_again, report))
+                self._later(partial(self._report_later, report, receipt.sequence))
                 continue
             self._settle_output(report, error)
             if report.HasField("checkpoint"):
@@ -275,6 +275,14 @@ class Outbox:
         waits = job_id in self._reports or job_id in self._reported
         if not waits and job_id in self._held_back:
             self.complete([self._held_back.pop(job_id)])
+
+    def _report_later(self, report: Report, sequence: int) -> None:
+        if self._reported.get(report.job_id) != sequence:
+            # A newer one has gone out since; beside it only the checkpoint counts.
+            report.ClearField("progress")
+            if not report.HasField("checkpoint"):
+                return
+        self._report_again(report)
 
     def _report_again(self, report: Report) -> None:
         self._reported.pop(report.job_id, None)
