@@ -167,6 +167,27 @@ async def test_a_result_too_large_for_any_frame_becomes_a_failure(peer: Peer) ->
     assert said.failure.type == "InvalidResult"
 
 
+async def test_frames_become_smaller_where_large_ones_are_refused(peer: Peer) -> None:
+    gate = asyncio.Event()
+
+    async def write(context: Context) -> bytes:
+        await gate.wait()
+        context.output(bytes(900 << 10))
+        return bytes(900 << 10)
+
+    # The test's server takes messages of 4 MiB, and all that there is to say comes at once.
+    worker = streaming(peer, write=write)
+    worker.concurrency = 12
+    async with worker:
+        stream = await peer.stream()
+        stream.assign(*["write"] * 12)
+        await peer.until(lambda: len(stream.acks) == 12)
+        gate.set()
+        await eventually(lambda: worker.stats.succeeded == 12, "all are recorded")
+    said = [c.job_id for stream in peer.streams for c in stream.completions]
+    assert len(set(said)) == 12
+
+
 async def test_more_completions_than_a_frame_may_hold_go_in_several(peer: Peer) -> None:
     gate = asyncio.Event()
 

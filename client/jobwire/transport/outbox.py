@@ -22,7 +22,7 @@ from jobwire.errors import (
     Unavailable,
     from_item_error,
 )
-from jobwire.output import OutputLog
+from jobwire.output import MAX_REPORT_BYTES, OutputLog
 from jobwire.transport.base import Host
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import (
@@ -43,8 +43,10 @@ log_warning = log.warning
 MAX_ACKS = 10_000
 MAX_REPORTS = 1_000
 MAX_COMPLETIONS = 1_000
-# A frame is closed once it holds so much; servers take messages of 16 MiB.
+# A frame holds so much, unless one item is larger; servers take messages of 16 MiB.
 FRAME_BYTES = 4 << 20
+# What a server or a proxy that takes less is given; a report may have as much.
+LEAST_FRAME_BYTES = 1 << 20
 # An acknowledgement waits for one to two of these: a short job is over by then, and its
 # completion acknowledges it. Claim timeouts are seconds.
 ACK_DELAY_S = 0.005
@@ -81,6 +83,9 @@ class Outbox:
         """Jobs with a report under way, and the frame that carries it."""
         self._sent: dict[int, WorkRequest] = {}
         """Frames without a receipt."""
+        self._frame_bytes = FRAME_BYTES
+        self._late = False
+        """Completions had no room beside reports: now it is their turn."""
         self._sequence = 0
         self._credits_told: int | None = None
         self._status: WorkerStatus.ValueType | None = None
@@ -167,8 +172,7 @@ class Outbox:
         if self._due_acks:
             self._take_acks(frame)
             said = True
-        self._take_reports(frame)
-        self._take_completions(frame)
+        self._take_completions(frame, 0 if self._late else self._take_reports(frame))
         if frame.reports or frame.completions:
             self._sequence += 1
             frame.sequence = self._sequence
@@ -195,36 +199,41 @@ class Outbox:
         for job_id in list(islice(self._due_acks, MAX_ACKS)):
             frame.acks.add(job_id=job_id, fencing_token=self._due_acks.pop(job_id))
 
-    def _take_reports(self, frame: WorkRequest) -> None:
+    def _take_reports(self, frame: WorkRequest) -> int:
+        """Returns the size of those that it took, give or take a few bytes."""
         size = 0
         for job_id in list(islice(self._reports, MAX_REPORTS)):
             report = self._reports[job_id]
             log = self._log_of(report)
             saves = report.HasField("checkpoint")
             # Output and checkpoints go out in order, so one report at a time.
-            if (log is not None or saves) and (job_id in self._reported or size > FRAME_BYTES):
+            if (log is not None or saves) and job_id in self._reported:
                 continue
+            more = report.ByteSize()
+            if log is not None:
+                more += min(log.waiting_bytes, MAX_REPORT_BYTES)
+            if frame.reports and size + more > self._frame_bytes:
+                break
+            size += more
             if log is not None:
                 report.output.extend(log.take())
-                size += sum(len(chunk.text) + len(chunk.data) for chunk in report.output)
-            if saves:
-                size += report.checkpoint.ByteSize()
             del self._reports[job_id]
             if not (report.output or saves or report.HasField("progress")):
                 self._release_completion(job_id)
                 continue
             frame.reports.append(report)
             self._reported[job_id] = self._sequence + 1
+        return size
 
-    def _take_completions(self, frame: WorkRequest) -> None:
-        size = 0
+    def _take_completions(self, frame: WorkRequest, size: int) -> None:
         taken: list[Completion] = []
         while self._completions and len(taken) < MAX_COMPLETIONS:
             size += self._completions[0].ByteSize()
-            if taken and size > FRAME_BYTES:
+            if (taken or frame.reports) and size > self._frame_bytes:
                 break
             taken.append(self._completions.popleft())
         frame.completions.extend(taken)
+        self._late = bool(self._completions and frame.reports)
 
     # Answers.
 
@@ -355,10 +364,16 @@ class Outbox:
         self.ready.set()
 
     def refuse_oversized(self) -> None:
-        """Gives up what is too large for any frame, after the transport refused one."""
+        """Makes smaller frames, and gives up what is too large for any, after the transport refused
+        one.
+        """
+        limit, self._frame_bytes = (
+            self._frame_bytes,
+            max(self._frame_bytes // 2, LEAST_FRAME_BYTES),
+        )
         for frame in self._sent.values():
-            # Such a one goes alone, or its frame would have been closed before it.
-            if frame.completions and frame.completions[0].ByteSize() > FRAME_BYTES:
+            # Such a one went alone; whichever frame was refused, this one is too large as well.
+            if frame.completions and frame.completions[0].ByteSize() > limit:
                 completion = frame.completions.pop()
                 size = completion.ByteSize()
                 why = InvalidRequest(f"{size} bytes are more than the server takes at once")

@@ -137,7 +137,8 @@ class StreamTransport:
         error = ending.exception()
         if self._leaving:
             return
-        if isinstance(error, ResourceExhausted):
+        if isinstance(error, ResourceExhausted) and not error.reason:
+            # Not the broker's word but the transport's: a frame was too large for it.
             self._outbox.refuse_oversized()
         elif isinstance(error, CallError) and error.code in _FOR_GOOD:
             log.error("the broker ended the stream for good: %s", error)
