@@ -16,7 +16,7 @@ from jobwire_server.model import QueueSettings
 
 from tests.support.grpc_servers import refusal, refused
 from tests.support.streams import RawWorker, StreamServer
-from tests.watch.support import SUCCEEDED, Hands, chunk
+from tests.watch.support import SUCCEEDED, Hands, chunk, content_of
 
 KIB = 1 << 10
 TRIM = job_pb2.OUTPUT_OVERFLOW_TRIM
@@ -212,6 +212,22 @@ async def test_a_job_of_a_full_queue_that_trims_its_own_output_goes_on(hands: Ha
     for number in range(10):
         await hands.write(lease, chunk(bytes([65 + number]) * 50, 50 * number))
     assert (await hands.job(lease.job_id)).output_bytes == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"), [(b"b" * 13 + b"c" * 4, b"b" * 6 + b"c" * 4), ("é" * 8 + "x", "ééééx")]
+)
+async def test_of_more_at_once_than_a_trimmed_job_keeps_the_newest_stays(
+    hands: Hands, content: bytes | str, kept: bytes | str
+) -> None:
+    lease = await hands.running(output=policy(10, TRIM))
+    await hands.write(lease, chunk(b"aaaa", 0))
+    await hands.write(lease, chunk(content, 4))
+    size, left = len(content_of(chunk(content, 4))), content_of(chunk(kept, 0))
+    assert (await hands.job(lease.job_id)).output_bytes == len(left)
+    await hands.complete(lease)
+    told = await hands.watch(lease.job_id).end()
+    assert (told.output, told.starts) == ({1: left}, {1: 4 + size - len(left)})
 
 
 async def test_an_item_that_is_refused_leaves_the_others_of_its_frame_unharmed(

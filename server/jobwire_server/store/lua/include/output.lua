@@ -17,6 +17,16 @@ local function trim_output(key, kept, most)
   return kept, first
 end
 
+-- Returns `skip`, or so much more that text is not cut within a character.
+local function whole_character(kind, content, skip)
+  while skip > 0 and skip < #content and string.sub(kind, 1, 1) == 't' do
+    local byte = string.byte(content, skip + 1)
+    if byte < 128 or byte > 191 then break end
+    skip = skip + 1
+  end
+  return skip
+end
+
 -- Appends pieces ARGV[first], ARGV[first + 1], ... that begin at `offset` of the running attempt. What was written before is not written
 -- again. Returns nil, or the refusal: {3, expected offset} | {4, limit of the job} | {5, limit of the queue}; nothing is written then.
 local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most, now)
@@ -33,7 +43,7 @@ local function write_output(prefix, ulid, offset, first, pieces, job_most, queue
 
   local kept = tonumber(job[3] or 0)
   local most = job[4] and math.min(tonumber(job[4]), job_most) or job_most
-  if kept + fresh > most and (job[5] ~= '1' or fresh > most) then return { 4, most } end
+  if kept + fresh > most and job[5] ~= '1' then return { 4, most } end
   local queue_limit = redis.call('HGET', prefix .. 'config', 'max_output')
   queue_limit = queue_limit and tonumber(queue_limit) > 0 and tonumber(queue_limit) or queue_most
   -- A job that drops its oldest grows by no more than it still may keep.
@@ -41,18 +51,36 @@ local function write_output(prefix, ulid, offset, first, pieces, job_most, queue
     return { 5, queue_limit }
   end
 
-  local stream, at = prefix .. 'o:' .. ulid, offset
+  local stream, at, first_kept = prefix .. 'o:' .. ulid, offset, nil
+  local written, start = fresh, reached
+  if fresh > most then
+    -- More at once than the job keeps: what would be dropped by the end of it is not written at all.
+    redis.call('UNLINK', stream)
+    written, start = 0, offset + size - most
+  end
   for i = 1, pieces do
-    local content = ARGV[first + 2 * i - 1]
-    local skip = math.max(0, reached - at)
+    local kind, content = ARGV[first + 2 * i - 2], ARGV[first + 2 * i - 1]
+    local skip = math.max(0, start - at)
+    if start > reached then
+      skip = whole_character(kind, content, skip)
+      if skip < #content then
+        written = written + #content - skip
+        first_kept = first_kept or at + skip
+      end
+    end
     if skip < #content then
-      redis.call('XADD', stream, attempt .. '-' .. text_of(at + skip), ARGV[first + 2 * i - 2],
+      redis.call('XADD', stream, attempt .. '-' .. text_of(at + skip), kind,
         skip > 0 and string.sub(content, skip + 1) or content)
     end
     at = at + #content
   end
   if kept == 0 then redis.call('ZADD', prefix .. 'written', 'NX', text_of(now), ulid) end
-  local total, oldest = trim_output(stream, kept + fresh, most)
+  local total, oldest
+  if start > reached then
+    total, oldest = written, attempt .. '-' .. text_of(first_kept or at)
+  else
+    total, oldest = trim_output(stream, kept + fresh, most)
+  end
   redis.call('HSET', key, 'oe', attempt .. '-' .. text_of(at), 'ob', text_of(total))
   if oldest then redis.call('HSET', key, 'of', oldest) end
   redis.call('HINCRBY', prefix .. 'usage', 'output', text_of(total - kept))
