@@ -43,7 +43,7 @@ class SilentRunner(ScriptRunner):
         """Runs one script on one key prefix."""
         script = silent(name)
         given: list[Argument] = [*args]
-        return await self._repeat(lambda: self._once(script, key, given))
+        return await self._repeat("script", key, lambda: self._once(script, key, given))
 
 
 class Lives:
