@@ -129,6 +129,7 @@ class Application:
             allow_volatile=settings.allow_volatile_store,
             always=settings.durability == "always",
             wait_s=settings.store_wait.total_seconds(),
+            replicas=settings.wait_replicas,
         )
         if place is None or place.index == 0:
             for warning in store.warnings:

@@ -87,5 +87,9 @@ class BrokerOptions:
 
     0: not at all. A caller who is alone waits some 30 microseconds.
     """
+    wait_replicas: int = 0
+    """How many replicas of the store must have a write before it is answered. 0 to 10."""
+    wait_timeout_ms: int = 1_000
+    """How long they may take; then the call fails, and may be repeated. 10 ms to 4 s."""
     retry: RetryDefaults = field(default_factory=RetryDefaults)
     limits: Limits = field(default_factory=Limits)

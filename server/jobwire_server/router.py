@@ -104,7 +104,11 @@ class Router:
         self.server_id = server_id
         self.clock = StoreClock()
         self.new_ulid = UlidFactory(self.clock.now_ms)
-        self._runner = ScriptRunner(connection.client)
+        self._runner = ScriptRunner(
+            connection.client,
+            wait_replicas=options.wait_replicas,
+            wait_timeout_ms=options.wait_timeout_ms,
+        )
         self._jobs = JobStore(self._runner, server_id)
         self._upkeep = UpkeepStore(self._runner)
         self._queues = QueueStore(self._runner)

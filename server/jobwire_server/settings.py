@@ -147,6 +147,22 @@ class Settings(BaseSettings):
         "0s", "10m", 10_000, STORE, "How long a start waits for a store that can't be reached."
     )
 
+    wait_replicas: int = _setting(
+        _BROKER.wait_replicas,
+        STORE,
+        "How many replicas of the store must have a write before it is answered; each primary of a"
+        " cluster needs so many. 0: none is waited for. 0 to 10.",
+        ge=0,
+        le=10,
+    )
+    wait_timeout: Duration = _between(
+        "10ms",
+        "4s",
+        _BROKER.wait_timeout_ms,
+        STORE,
+        "How long the replicas may take; then the call is UNAVAILABLE, to be repeated.",
+    )
+
     lease: Duration = _between(
         "1s", "1h", _BROKER.lease_ms, JOBS, "The lease of a worker that asks for none of its own."
     )
@@ -340,6 +356,12 @@ class Settings(BaseSettings):
                 f" {format_duration(self.heartbeat_interval)}, so that one late heartbeat would"
                 " lose a worker: raise it or shorten the interval",
             )
+        if self.wait_replicas and not self.redis_url:
+            _complain(
+                "wait_replicas",
+                "the bundled Valkey has no replicas to wait for: name a store with redis_url, or"
+                " set it to 0",
+            )
         if self.retry_initial_backoff > self.retry_max_backoff:
             _complain(
                 "retry_initial_backoff",
@@ -386,6 +408,8 @@ class Settings(BaseSettings):
             tick_ms=_ms(self.tick),
             bookmark_ms=_ms(self.bookmark),
             max_linger_ms=self.max_linger / timedelta(milliseconds=1),
+            wait_replicas=self.wait_replicas,
+            wait_timeout_ms=_ms(self.wait_timeout),
             retry=RetryDefaults(
                 max_attempts=self.retry_max_attempts,
                 initial_backoff_ms=_ms(self.retry_initial_backoff),

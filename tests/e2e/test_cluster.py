@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.request import urlopen
 
@@ -18,11 +19,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from jobwire import AsyncClient, AsyncJobHandle, AttemptOutcome, Context, Job, JobState, Worker
-from jobwire.v1 import admin_service_pb2, admin_service_pb2_grpc, job_service_pb2
+from jobwire.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+)
 
 from tests.support.clusters import Cluster, Node, slot_of
 from tests.support.dump import check_invariants
-from tests.support.grpc_servers import refusal
+from tests.support.grpc_servers import eventually_answered, refusal
 from tests.support.servers import ServerProcess
 from tests.support.stores import Engine, server_binary, wait_until
 from tests.support.streams import Producer
@@ -201,6 +208,37 @@ async def test_queues_info_and_health_speak_for_all_nodes(site: Site) -> None:
         assert info.store_engine == site.cluster.engine
         assert info.store_durability == "aof everysec"
     assert _health(site.address) == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_writes_wait_for_the_replica_of_their_own_primary(site: Site) -> None:
+    stopped, other = (site.cluster.queue_on(index) for index in (0, 1))
+    server = ServerProcess(
+        *("--redis-url", site.cluster.url, "--wait-replicas", "1", "--wait-timeout", "200ms")
+    )
+    try:
+        await asyncio.to_thread(server.start)
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            jobs = job_service_pb2_grpc.JobServiceStub(channel)
+
+            async def submit(queue: str, request_id: str) -> str:
+                request = job_service_pb2.SubmitJobRequest(
+                    queue=queue, spec=job_pb2.JobSpec(operation="work"), request_id=request_id
+                )
+                return str((await jobs.SubmitJob(request)).job_id)
+
+            for queue in (stopped, other):
+                await eventually_answered(partial(submit, queue, "before"))
+            site.cluster.replicas[0].pause()
+            try:
+                refused = await refusal(submit(stopped, "meanwhile"))
+                await eventually_answered(partial(submit, other, "meanwhile"))
+            finally:
+                site.cluster.replicas[0].resume()
+            assert refused.code is grpc.StatusCode.UNAVAILABLE
+            assert "wait_replicas is 1, and the write reached 0 within" in refused.message
+            await eventually_answered(partial(submit, stopped, "meanwhile"))
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 @pytest.mark.parametrize("index", [0, 2])

@@ -13,7 +13,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from jobwire import AsyncClient, AttemptOutcome, Client, Job, JobHandle, JobState
-from jobwire.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
+from jobwire.v1 import (
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 
 from tests.support.dump import check_invariants
 from tests.support.sentinels import SentinelStore, follows, role
@@ -290,3 +296,56 @@ def test_a_planned_failover_loses_nothing_where_a_primary_without_replica_takes_
         handles += [client.submit("e2e.work", 10) for _ in range(50)]
         _each_is_done_once(new, client, handles)
         wait_until(lambda: follows(old, new), "the old primary is a replica")
+
+
+async def test_what_was_answered_with_wait_replicas_is_there_after_a_kill_at_once(
+    store: SentinelStore, serve: Callable[..., ServerProcess]
+) -> None:
+    server = await asyncio.to_thread(
+        serve,
+        *(
+            "--wait-replicas",
+            "1",
+            "--wait-timeout",
+            "4s",
+            "--lease",
+            "1m",
+            "--worker-timeout",
+            "1m",
+        ),
+    )
+    old, new = store.primary, store.replica
+    told: dict[str, int] = {}
+    accepted: list[str] = []
+
+    async def submit(client: AsyncClient) -> None:
+        while True:
+            accepted.append((await client.submit("work", 1)).id)
+
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        AsyncClient(server.address) as client,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        workers = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        spec = worker_service_pb2.WorkerSpec(
+            worker_id="w1", queues=["default"], operations=["work"]
+        )
+        await workers.RegisterWorker(worker_service_pb2.RegisterWorkerRequest(worker=spec))
+        submitting = [asyncio.create_task(submit(client)) for _ in range(8)]
+        while len(told) < 100:
+            claim = worker_service_pb2.ClaimJobRequest(worker_id="w1", max_jobs=10)
+            for one in (await workers.ClaimJob(claim)).assignments:
+                told[one.job_id] = one.fencing_token
+        old.kill()
+        for task in submitting:
+            task.cancel()
+        await asyncio.gather(*submitting, return_exceptions=True)
+        await asyncio.to_thread(store.when_promoted, new)
+        await eventually(lambda: _health(server) == SERVING, "it serves", timeout_s=DEADLINE_S)
+        # A claim may be told before the submission of its job is answered.
+        for job_id in {*accepted, *told}:
+            job = await client.job(job_id).get()
+            if job_id in told:
+                assert (job.state, job.fencing_token) == (JobState.RUNNING, told[job_id])
+    assert accepted

@@ -106,6 +106,26 @@ async def test_a_store_that_hides_its_configuration_is_taken_with_what_was_not_c
     assert "does not tell" in info.warnings[0]
 
 
+async def test_fewer_replicas_than_are_to_be_waited_for_are_said(
+    store_url: str, connections: Opener
+) -> None:
+    info = await check_store(connections(store_url), replicas=2)
+    assert info.durability == "aof everysec, wait for 2 replicas"
+    assert info.warnings == (
+        "wait_replicas is 2, and the store has 0 replicas now: until more follow it, each write is"
+        " answered UNAVAILABLE; start replicas, or lower wait_replicas",
+    )
+
+
+async def test_a_store_that_does_not_take_wait_is_refused_where_it_is_needed(
+    start: Starter, connections: Opener
+) -> None:
+    connection = connections(start("--rename-command", "WAIT", "").url)
+    await check_store(connection)
+    with pytest.raises(StoreRefused, match=r"does not take WAIT .*set wait_replicas to 0"):
+        await check_store(connection, replicas=1)
+
+
 async def test_a_replica_is_refused_and_its_primary_named(
     start: Starter, connections: Opener
 ) -> None:

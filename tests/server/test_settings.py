@@ -42,6 +42,7 @@ def test_every_option_of_the_broker_can_be_set() -> None:
         for name, field in Settings.model_fields.items()
         if isinstance(field.default, timedelta | float | int) and name != "processes"
     }
+    other |= {"wait_replicas": 2, "redis_url": "redis://store:6379/0"}
     got, default = load_settings(other).broker_options(), BrokerOptions()
     for mine, theirs in ((got, default), (got.retry, default.retry), (got.limits, default.limits)):
         for field in dataclasses.fields(mine):
@@ -100,6 +101,9 @@ def test_a_file_is_named_by_flag_or_environment(
         ({"tls_cert": "c.pem"}, "tls_key, from default: is needed, because tls_cert is set"),
         ({"tls_client_ca": "c.pem"}, "has no effect without tls_cert"),
         ({"data_dir": ""}, "name a directory"),
+        ({"wait_replicas": 1}, "the bundled Valkey has no replicas to wait for: name a store with"),
+        ({"wait_replicas": 11}, "less than or equal to 10 (How many replicas of the store"),
+        ({"wait_timeout": "5s"}, "less than or equal to 4 seconds (How long the replicas"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_setting_source_and_remedy(

@@ -14,12 +14,12 @@ from tests.support.scripts import Scripts
 
 
 @asynccontextmanager
-async def open_scripts(url: str, server_id: str = "s1") -> AsyncIterator[Scripts]:
-    """Opens a store for its scripts."""
+async def open_scripts(url: str, server_id: str = "s1", **wait: int) -> AsyncIterator[Scripts]:
+    """Opens a store for its scripts, which may wait for replicas."""
     connection = connect(url)
     client = redis.Redis.from_url(url)
     try:
-        yield Scripts(connection, client, server_id)
+        yield Scripts(connection, client, server_id, **wait)
     finally:
         await connection.close()
         client.close()

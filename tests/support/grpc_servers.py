@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,3 +133,17 @@ async def refusal(call: Any) -> Refused:
     except grpc.aio.AioRpcError as error:
         return refused(error)
     raise AssertionError("the call was not refused")
+
+
+async def eventually_answered(
+    call: Callable[[], Awaitable[Any]], *, timeout_s: float = 20.0
+) -> Any:
+    """Repeats a call that is UNAVAILABLE until it is answered."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.05)

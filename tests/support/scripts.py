@@ -47,11 +47,14 @@ class Scripts:
         connection: The store.
         client: A synchronous client of it.
         server_id: Whose claims are remembered.
+        wait: What the runner is told of waiting for replicas.
     """
 
-    def __init__(self, connection: Connection, client: redis.Redis, server_id: str = "s1") -> None:
+    def __init__(
+        self, connection: Connection, client: redis.Redis, server_id: str = "s1", **wait: int
+    ) -> None:
         self.client = client
-        self.runner = ScriptRunner(connection.client)
+        self.runner = ScriptRunner(connection.client, **wait)
         self.jobs = JobStore(self.runner, server_id)
         self.upkeep = UpkeepStore(self.runner)
         self.queues = QueueStore(self.runner)

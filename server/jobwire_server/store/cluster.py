@@ -9,11 +9,12 @@ and learns the topology beside that.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from redis.asyncio import RedisCluster
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.exceptions import (
     ClusterDownError,
     MovedError,
@@ -88,6 +89,38 @@ class ClusterClient(RedisCluster):
             # script would find at either an empty queue or half of one. No script's first key
             # exists, so that the old node answers ASK to each, from the first moment on: the
             # queue stands still until the slot has its new node, and never runs on half its keys.
+        raise TryAgainError(f"the nodes do not agree on who has the slot {slot}")
+
+    async def execute_together(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands in one round trip, over one connection, to the node of the first's key.
+
+        Returns:
+            The answer to each, errors of the store among them as values.
+
+        Raises:
+            RedisConnectionError, RedisTimeoutError: Some answer was lost.
+        """
+        if self._initialize:
+            await self.initialize()
+        slot = self.keyslot(commands[0][_BEFORE_KEY.get(commands[0][0], 1)])
+        for _ in range(MAX_HOPS):
+            node = self.node_of_slot(slot)
+            sent = [PipelineCommand(at, *words) for at, words in enumerate(commands)]
+            try:
+                await node.execute_pipeline(sent)
+                answers = [command.result for command in sent]
+                for answer in answers:
+                    if isinstance(answer, RedisConnectionError | RedisTimeoutError):
+                        raise answer
+            except (RedisConnectionError, RedisTimeoutError):
+                self.doubt(node)
+                raise
+            moved = next((each for each in answers if isinstance(each, MovedError)), None)
+            if moved is None:
+                if any(isinstance(answer, ClusterDownError) for answer in answers):
+                    self.doubt(node)
+                return answers
+            await self.nodes_manager.move_slot(moved)
         raise TryAgainError(f"the nodes do not agree on who has the slot {slot}")
 
     def node_of_slot(self, slot: int) -> ClusterNode:

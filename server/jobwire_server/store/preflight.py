@@ -33,6 +33,7 @@ async def check_store(
     allow_volatile: bool = False,
     always: bool = False,
     wait_s: float = 0.0,
+    replicas: int = 0,
 ) -> StoreInfo:
     """Find out what the store is, and refuse one that would lose jobs.
 
@@ -42,22 +43,26 @@ async def check_store(
         allow_volatile: Accept a store that keeps nothing on disk.
         always: The operator asked for a write to disk before each answer.
         wait_s: How long to wait for a store that can't be reached or is loading. 0: not at all.
+        replicas: How many replicas are to have each write before it is answered.
 
     Raises:
-        StoreRefused: It can't be reached, is too old, evicts keys, keeps nothing on disk, or
-            takes no writes; the message has the remedy.
+        StoreRefused: It can't be reached, is too old, evicts keys, keeps nothing on disk, takes
+            no writes, or does not let its replicas be waited for; the message has the remedy.
     """
     nodes = await _reach(connection, wait_s)
     found = [
         await _check_node(node, allow_volatile=allow_volatile, always=always) for node in nodes
     ]
     warnings = dict.fromkeys(warning for info in found for warning in info.warnings)
+    if replicas:
+        problems = [await _replicas(node, replicas) for node in nodes]
+        warnings |= dict.fromkeys(problem for problem in problems if problem)
     # The weakest node decides what a user may rely on.
     weakest = max(found, key=lambda info: _WEAKNESS.get(info.durability, 2))
     return StoreInfo(
         engine=found[0].engine,
         version=min((info.version for info in found), key=_numbers),
-        durability=weakest.durability,
+        durability=weakest.durability + (f", wait for {_counted(replicas)}" if replicas else ""),
         embedded=embedded,
         warnings=tuple(warnings),
     )
@@ -163,6 +168,32 @@ async def _durability(
             " CONFIG SET appendonly yes"
         ]
     return "none", ["the store keeps nothing on disk: its restart loses every job"]
+
+
+async def _replicas(node: Redis | ClusterNode, wanted: int) -> str:
+    """What is wrong with the replicas of a primary; "" if there are enough."""
+    try:
+        await node.execute_command("WAIT", 0, 1)
+    except ResponseError as error:
+        raise StoreRefused(
+            f"wait_replicas is {wanted}, and the store does not take WAIT ({error}): allow it to"
+            " this user, or set wait_replicas to 0"
+        ) from error
+    # Its answer would leave out those that are a moment behind.
+    info: dict[str, Any] = await node.execute_command("INFO", "replication")
+    have = sum(
+        isinstance(value, dict) and value.get("state") == "online" for value in info.values()
+    )
+    if have >= wanted:
+        return ""
+    return (
+        f"wait_replicas is {wanted}, and the store has {_counted(have)} now: until more follow it,"
+        " each write is answered UNAVAILABLE; start replicas, or lower wait_replicas"
+    )
+
+
+def _counted(replicas: int) -> str:
+    return f"{replicas} replica" if replicas == 1 else f"{replicas} replicas"
 
 
 def _engine(info: dict[str, Any]) -> tuple[str, str]:

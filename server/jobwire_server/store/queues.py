@@ -17,7 +17,7 @@ class QueueStore:
 
     async def register(self, queue: str) -> None:
         """Makes the queue known; done before its first job, so that no server overlooks it."""
-        await self._runner.command("ZADD", keys.QUEUES, 0, queue)
+        await self._runner.command("ZADD", keys.QUEUES, 0, queue, waits=True)
 
     async def exists(self, queue: str) -> bool:
         """True once the queue was registered."""

@@ -23,10 +23,13 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from jobwire_server.errors import StoreFull, StoreUnavailable
+from jobwire_server.store.replicas import UNWAITED, ReplicaWait
 
 log = structlog.get_logger(__name__)
 
 Argument = str | bytes | int | float
+Words = Sequence[Argument]
+"""A command with all that belongs to it."""
 
 RETRY_WINDOW_S = 2.0
 """How long a call is repeated against a store that does not answer.
@@ -65,6 +68,9 @@ PASSING_REPLIES = (
     "NOREPLICAS",
     "BUSY",
     "MISCONF",
+    # To a WAIT on a primary that was made a replica meanwhile.
+    "UNBLOCKED",
+    "ERR WAIT cannot be used with replica",
 )
 
 
@@ -75,6 +81,9 @@ class Script:
     name: str
     source: str
     digest: str
+    waits: bool
+    """What it wrote has to be on the replicas before anybody is answered, if they are waited for.
+    """
 
 
 @cache
@@ -88,7 +97,13 @@ def load(name: str) -> Script:
             for part in line.split()[1:]:
                 lines.append((folder / "include" / f"{part}.lua").read_text("utf-8").rstrip())
     source = "\n".join(lines) + "\n"
-    return Script(name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+    digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return Script(name, source, digest, "no-writes" not in lines[0] and name not in UNWAITED)
+
+
+def _forms(script: Script, key: str, args: Sequence[Argument]) -> tuple[Words, Words]:
+    """Returns the call by digest, and the one for a store that does not know the script."""
+    return ("EVALSHA", script.digest, 1, key, *args), ("EVAL", script.source, 1, key, *args)
 
 
 def names() -> list[str]:
@@ -105,10 +120,15 @@ class ScriptRunner:
 
     Args:
         client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
+        wait_replicas: How many replicas must have a write before it counts; 0: none is asked.
+        wait_timeout_ms: How long they may take.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(
+        self, client: Any, *, wait_replicas: int = 0, wait_timeout_ms: int = 1_000
+    ) -> None:
         self._client = client
+        self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
         self._in_slots = isinstance(client, RedisCluster)
         self._down_since: dict[tuple[str, int], float] = {}
         """Scripts or commands, and the slot in a cluster -> since when they are not answered.
@@ -122,14 +142,27 @@ class ScriptRunner:
         """Runs one script on one key prefix.
 
         Raises:
-            StoreUnavailable: The store did not answer within the retry window.
+            StoreUnavailable: The store did not answer within the retry window, or too few replicas
+                have the write, which stands on the primary.
             StoreFull: The store has no memory for the script's writes; nothing was written.
         """
         script = load(name)
+        if self._wait is not None and script.waits:
+            return await self._on_replicas(self._wait, "script", key, *_forms(script, key, args))
         return await self._repeat("script", key, lambda: self._once(script, key, args))
 
-    async def command(self, name: str, key: str, *args: Argument) -> Any:
-        """Runs one idempotent command on one key. Raises as `run` does."""
+    async def command(self, name: str, key: str, *args: Argument, waits: bool = False) -> Any:
+        """Runs one idempotent command on one key. Raises as `run` does.
+
+        Args:
+            name: The command.
+            key: Its key.
+            args: What comes behind the key.
+            waits: It writes what has to be on the replicas too, if they are waited for.
+        """
+        if self._wait is not None and waits:
+            words = (name, key, *args)
+            return await self._on_replicas(self._wait, "command", key, words, words)
         return await self._repeat(
             "command", key, lambda: self._client.execute_command(name, key, *args)
         )
@@ -139,6 +172,22 @@ class ScriptRunner:
             return await self._client.evalsha(script.digest, 1, key, *args)
         except redis_errors.NoScriptError:
             return await self._client.eval(script.source, 1, key, *args)
+
+    async def _on_replicas(
+        self, wait: ReplicaWait, kind: str, key: str, write: Words, whole: Words
+    ) -> Any:
+        fence, whole_fence = _forms(load("fence"), key, ())
+
+        async def once() -> tuple[Any, int]:
+            try:
+                return await wait.send(write, fence)
+            except redis_errors.NoScriptError:
+                # Both again, though one may have run: the replicas are to be those of one primary.
+                return await wait.send(whole, whole_fence)
+
+        answer, have = await self._repeat(kind, key, once)
+        wait.check(have)
+        return answer
 
     async def _repeat(self, kind: str, key: str, call: Any) -> Any:
         deadline = monotonic() + RETRY_WINDOW_S
