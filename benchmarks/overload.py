@@ -101,11 +101,16 @@ class Kind:
                 base=self.best,
                 goal=RATE_GOAL,
             ),
-            measured("  offered", self.offered, "jobs/s"),
-            measured("  answered within the deadline", self.answered, "%", goal=ANSWERED_GOAL),
-            measured("  of those refused, told when to retry", self.told_when, "%"),
-            measured("  the longest call", self.longest, "s"),
-            measured("  growth of the server", self.growth, "MiB", goal=GROWTH_GOAL),
+            measured(f"  {self.name}: offered", self.offered, "jobs/s"),
+            measured(
+                f"  {self.name}: answered within the deadline",
+                self.answered,
+                "%",
+                goal=ANSWERED_GOAL,
+            ),
+            measured(f"  {self.name}: of those refused, told when to retry", self.told_when, "%"),
+            measured(f"  {self.name}: the longest call", self.longest, "s"),
+            measured(f"  {self.name}: growth of the server", self.growth, "MiB", goal=GROWTH_GOAL),
         ]
 
 

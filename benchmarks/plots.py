@@ -13,7 +13,9 @@ from xml.sax.saxutils import escape
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, LEFT, RIGHT = 760, 290, 150
+LONGEST, EDGE = 320, 16
+LETTER = 7.2
+"""The widest that most fonts make a letter of the names and words."""
 ROW, BAR, TOP, BOTTOM = 30, 18, 58, 34
 # Legible on a white page and on a dark one, and for those who see no green.
 OURS, OTHERS, MISSED, TEXT, FAINT = "#2f81f7", "#8b949e", "#d4760a", "#6e7781", "#8c959f"
@@ -41,33 +43,35 @@ def draw(title: str, note: str, bars: Sequence[Bar], line_at: float | None = Non
         line_at: Where a line crosses all bars; None: nowhere.
     """
     height = TOP + ROW * len(bars) + BOTTOM
+    left = EDGE + round(LETTER * max(len(bar.name) for bar in bars)) + 10
+    whole = left + LONGEST + 8 + round(LETTER * max(len(bar.words) for bar in bars)) + EDGE
     longest = max([*(bar.length for bar in bars), line_at or 0.0]) or 1.0
-    scale = (WIDTH - LEFT - RIGHT) / longest
+    scale = LONGEST / longest
     crossing = (line_at or 0.0) * scale
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}'"
-        f" viewBox='0 0 {WIDTH} {height}' role='img' aria-label='{_quoted(title)}' {FONT}>",
-        _text(16, 28, title, size=17, colour=TEXT, weight=600),
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{whole}' height='{height}'"
+        f" viewBox='0 0 {whole} {height}' role='img' aria-label='{_quoted(title)}' {FONT}>",
+        _text(EDGE, 28, title, size=17, colour=TEXT, weight=600),
     ]
     for at, bar in enumerate(bars):
         y = TOP + ROW * at
         middle = y + BAR / 2 + 4.5
         width = max(1.0, bar.length * scale)
         parts += (
-            _text(LEFT - 10, middle, bar.name, size=13, colour=TEXT, anchor="end"),
-            f"<rect x='{LEFT}' y='{y}' width='{width:.1f}' height='{BAR}' rx='3'"
+            _text(left - 10, middle, bar.name, size=13, colour=TEXT, anchor="end"),
+            f"<rect x='{left}' y='{y}' width='{width:.1f}' height='{BAR}' rx='3'"
             f" fill='{bar.colour}'/>",
             # Beside the line, where there is one, and not across it.
-            _text(LEFT + max(width, crossing) + 8, middle, bar.words, size=13, colour=TEXT),
+            _text(left + max(width, crossing) + 8, middle, bar.words, size=13, colour=TEXT),
         )
     if line_at is not None:
-        x = LEFT + crossing
+        x = left + crossing
         bottom = TOP + ROW * len(bars) - (ROW - BAR) + 6
         parts.append(
             f"<line x1='{x:.1f}' y1='{TOP - 8}' x2='{x:.1f}' y2='{bottom}' stroke='{FAINT}'"
             " stroke-width='1.5' stroke-dasharray='4 3'/>"
         )
-    parts += (_text(16, height - 12, note, size=12, colour=FAINT), "</svg>")
+    parts += (_text(EDGE, height - 12, note, size=12, colour=FAINT), "</svg>")
     return "\n".join(parts) + "\n"
 
 
@@ -111,9 +115,8 @@ def _goal_bar(benchmark: str, figure: dict[str, Any]) -> Bar:
     share = value / goal["bound"] if least else goal["bound"] / max(value, 1e-9)
     sign = "≥" if least else "≤"
     unit = "" if figure["ratio"] else f" {figure['unit']}"
-    name = f"{benchmark}: {figure['name'].strip()}"
     return Bar(
-        name if len(name) <= 44 else f"{name[:43]}…",
+        f"{benchmark}: {figure['name'].strip()}",
         min(share, 3.0),  # what is far beyond would make the others too small to be seen
         f"{value:.3g}{unit} ({sign} {goal['bound']:g})",
         OURS if goal["met"] else MISSED,
