@@ -142,7 +142,8 @@ def test_a_worker_that_is_told_to_end_gives_back_what_it_can_not_finish(
     leaving = start_worker(server.address, "--grace", "0s")
     with Client(server.address) as client:
         handle = client.submit("e2e.long")
-        wait_until(lambda: handle.get().state is JobState.RUNNING, "the job runs")
+        # Not before its handler has begun: until then it costs nothing.
+        wait_until(lambda: handle.get().progress is not None, "the job runs")
         leaving.stop()
         job = handle.get()
         assert job.state is JobState.PENDING

@@ -159,6 +159,7 @@ def test_health_follows_the_store_and_calls_are_unavailable_meanwhile(
     server.start()
     try:
         job_id = _submit(server.address)
+        own_store.wait_written()
         own_store.kill()
         wait_until(lambda: _health(server.address) == NOT_SERVING, "the loss is noticed")
         assert _health(server.address, "jobwire.v1.JobService") == NOT_SERVING

@@ -192,7 +192,7 @@ class Cluster:
     def remove(self) -> None:
         """Ends every node and deletes its data."""
         for node in self.nodes:
-            with suppress(AssertionError):
+            with suppress(AssertionError, ProcessLookupError):
                 node.resume()
             node.kill()
             node.remove()

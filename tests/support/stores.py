@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -42,10 +43,19 @@ def server_binary(engine: Engine) -> str | None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A loopback port that nobody listens on, and that the system gives to no connection: one of
+    its own choice may be in use again before a server takes it.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            # As servers do, so that a port whose last connections linger is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 class StoreProcess:
@@ -111,6 +121,15 @@ class StoreProcess:
     def kill(self) -> None:
         """kill -9, and wait for the end."""
         self._end(signal.SIGKILL)
+
+    def wait_written(self) -> None:
+        """Waits until what was written is in the file: behind a slow sync it waits in memory."""
+
+        def written() -> bool:
+            with self.client() as client:
+                return client.info("persistence")["aof_buffer_length"] == 0
+
+        wait_until(written, "all is in the append-only file")
 
     def restart(self) -> None:
         """kill -9, then start with the same data."""
