@@ -253,7 +253,8 @@ def test_nothing_is_written_to_an_old_primary_that_comes_back(
             assert raw.dbsize() == before
         for sentinel in store.sentinels:
             sentinel.quick()
-        wait_until(lambda: follows(old, new), "the old primary is made a replica")
+        # Sentinels ask a primary every ten seconds, and watch a false one for eight.
+        wait_until(lambda: follows(old, new), "the old primary is made a replica", timeout_s=60)
         store.replicate()
         assert _submitted(old) == 21
 
