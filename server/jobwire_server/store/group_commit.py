@@ -62,7 +62,8 @@ class Backlog:
         if self.waiting + count > self.limit or self.waiting_bytes + size > self.limit_bytes:
             raise ServerBusy(
                 f"{self.waiting} requests with {self.waiting_bytes} bytes wait for the store"
-                " already; retry after the delay, or add servers"
+                f" already, and {count} more would exceed a limit of this server; retry after the"
+                " delay, or add servers"
             )
 
     def enter(self, count: int, size: int = 0) -> None:
