@@ -35,6 +35,8 @@ class Reaper:
         self._options = options
         self._take_back = take_back
         self._task: asyncio.Task[None] | None = None
+        self._sweeping = asyncio.Lock()
+        """Each worker that is lost has a sweep made; at once they would all do the same work."""
 
     def start(self) -> None:
         """Begins."""
@@ -49,7 +51,11 @@ class Reaper:
             self._task = None
 
     async def sweep(self) -> None:
-        """One look at the registry."""
+        """One look at the registry, after those that are under way."""
+        async with self._sweeping:
+            await self._sweep()
+
+    async def _sweep(self) -> None:
         lost = await self._store.sweep(
             self._options.worker_timeout_ms, self._options.retain_lost_workers_ms, AT_ONCE
         )
