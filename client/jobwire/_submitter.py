@@ -55,8 +55,9 @@ class AsyncSubmitter:
         try:
             return await line.submit(request)
         finally:
-            if line.idle:
-                self._lines.pop(request.queue, None)
+            # A later line may have its place by now.
+            if line.idle and self._lines.get(request.queue) is line:
+                del self._lines[request.queue]
 
 
 class _Line:
