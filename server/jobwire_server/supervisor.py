@@ -34,6 +34,7 @@ from jobwire_server.metrics import (
 from jobwire_server.pages import Page, State
 from jobwire_server.pipe import DRAIN, NOW, Failed, Orders, Served
 from jobwire_server.ports import HeldPort
+from jobwire_server.programs import Program
 from jobwire_server.settings import Settings
 from jobwire_server.store.engine import EmbeddedValkey
 from jobwire_server.units import parse_address
@@ -67,7 +68,7 @@ class Slot:
         self.restarts = 0
         """How often a process took the place of one that died."""
         self.started_at = 0.0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Program | None = None
         self._link: Connection | None = None
         self._told = ""
 
@@ -92,14 +93,11 @@ class Slot:
         ours, its = Pipe()
         self.started_at = time.monotonic()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            self._process = Program.start(
                 sys.executable,
                 # Whatever lies in the current directory is not to be imported.
                 *("-P", "-m", "jobwire_server.process", str(its.fileno()), str(self.page.fd)),
-                stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(its.fileno(), self.page.fd),
-                # A Ctrl-C in the terminal is for the parent, which drains its processes in order.
-                start_new_session=True,
             )
         finally:
             its.close()
@@ -121,8 +119,7 @@ class Slot:
     def kill(self) -> None:
         """End it by force."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.kill()
 
     async def ended(self) -> int:
         """Wait until the process has ended; its exit status, 0 if there was none."""

@@ -54,3 +54,13 @@ def parse_address(value: str) -> tuple[str, int]:
     if match is None or int(match[2]) > 65_535:
         raise ValueError(f"{value!r} is not HOST:PORT, for example 0.0.0.0:50051 or [::]:50051")
     return match[1] or "0.0.0.0", int(match[2])
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that is no sign to be seen, bytes that are no text too.
+
+    For names that come from outside, such as paths: they are shown to people, in one line.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

@@ -266,9 +266,9 @@ async def test_start_waits_for_a_long_load_and_says_so(
             pipe.set(f"k{n}", "v")
         pipe.execute()
     await engine.stop()
-    plain = EmbeddedValkey._config
-    slow = "key-load-delay 40\nloading-process-events-interval-bytes 1024\n"
-    monkeypatch.setattr(EmbeddedValkey, "_config", lambda self: plain(self) + slow)
+    plain = EmbeddedValkey._directives
+    slow = ["--key-load-delay", "40", "--loading-process-events-interval-bytes", "1024"]
+    monkeypatch.setattr(EmbeddedValkey, "_directives", lambda self: plain(self) + slow)
     # The whole load takes longer than any silence that is allowed.
     monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.3)
     with capture_logs() as logs:
@@ -287,7 +287,7 @@ def test_it_runs_under_uvloop(tmp_path: Path) -> None:
         os.kill(_pid(engine), signal.SIGKILL)
         await eventually(lambda: engine.restarts == 1, "the process is back")
         await engine.stop()
-        assert not engine._locked_by_valkey()
+        assert not engine._directory.locked_by_valkey()
         wait_until(lambda: not _alive(engine), "the process is gone")
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

