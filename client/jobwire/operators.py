@@ -213,6 +213,8 @@ class WorkerInfo:
     credits: int = 0
     """How many jobs it may hold at once, if it holds a stream."""
     totals: WorkerTotals = WorkerTotals()
+    stuck: int = 0
+    """How many of its handlers go on although they were told to stop."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
@@ -242,6 +244,7 @@ class WorkerInfo:
                 succeeded=proto.totals.succeeded,
                 failed=proto.totals.failed,
             ),
+            stuck=proto.stuck,
         )
 
 

@@ -485,6 +485,8 @@ class Worker:
     assigned: int = 0
     succeeded: int = 0
     failed: int = 0
+    stuck: int = 0
+    """Handlers that do not stop, as it says."""
     held_jobs: int = 0
     leases: tuple[LeaseRef, ...] = ()
 

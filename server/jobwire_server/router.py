@@ -459,9 +459,14 @@ class Router:
         return renewal
 
     async def heartbeat(
-        self, worker_id: str, leases: Sequence[tuple[str, str, int]]
+        self, worker_id: str, leases: Sequence[tuple[str, str, int]], stuck: int | None = None
     ) -> tuple[WorkerStatus, list[Renewal], int]:
         """Renews the leases given as (queue, ULID, fencing token).
+
+        Args:
+            worker_id: The worker, on a stream or not.
+            leases: Those that it holds.
+            stuck: How many of its handlers do not stop; None: no news.
 
         Returns:
             The worker's status, a renewal for each lease in order, and the lease in milliseconds.
@@ -470,6 +475,9 @@ class Router:
             WorkerNotFound: It never registered, was lost, or left.
         """
         status = await self._directory.beat(worker_id)
+        self._roster.hear(worker_id, ((f"{queue}-{ulid}", token) for queue, ulid, token in leases))
+        if stuck is not None:
+            await self._directory.note_stuck(worker_id, stuck)
         lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
         reported = [Reported(queue, ulid, token, b"") for queue, ulid, token in leases]
         return status, await self._report_many(worker_id, reported), lease_ms

@@ -30,12 +30,21 @@ class Stream:
         self._peer = peer
         self.attach = attach
         self.frames: list[pb.WorkRequest] = []
+        self.brought: list[list[pb.Assignment]] = []
+        """The assignments of each frame that has any."""
         self.outgoing: asyncio.Queue[pb.WorkResponse | tuple[Any, ...] | None] = asyncio.Queue()
         self.ended = False
 
     @property
     def acks(self) -> list[pb.LeaseRef]:
         return [ack for frame in self.frames for ack in frame.acks]
+
+    @property
+    def arrived(self) -> list[str]:
+        """The jobs that the worker has acknowledged, one by one or by whole frames."""
+        frames = max([frame.received for frame in self.frames], default=0)
+        by_frame = [a.job_id for frame in self.brought[:frames] for a in frame]
+        return [*by_frame, *(ack.job_id for ack in self.acks)]
 
     @property
     def reports(self) -> list[pb.Report]:
@@ -53,6 +62,8 @@ class Stream:
 
     def send(self, **fields: Any) -> None:
         """Sends a frame."""
+        if fields.get("assignments"):
+            self.brought.append(fields["assignments"])
         self.outgoing.put_nowait(pb.WorkResponse(**fields))
 
     def assign(self, *operations: str, payload: job_pb2.Payload | None = None) -> list[str]:
@@ -93,6 +104,7 @@ class Peer(pb_grpc.WorkerServiceServicer):
         self.heartbeat_s = 60.0
         self.lease_s = 30.0
         self.answers = True
+        self.features = ["received"]
         self.changed = asyncio.Condition()
         self.server: aio.Server | None = None
         self.port = 0
@@ -151,6 +163,7 @@ class Peer(pb_grpc.WorkerServiceServicer):
             reconnect_window=Duration(seconds=5),
             lease_duration=_duration(self.lease_s),
             lost_leases=lost,
+            features=self.features,
         )
         await context.write(pb.WorkResponse(attached=attached))
         reader = asyncio.create_task(self._read(requests, stream))

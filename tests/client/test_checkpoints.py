@@ -160,7 +160,7 @@ async def test_whoever_saves_for_a_lost_lease_is_told_so(peer: Peer) -> None:
     async with streaming(peer, save=save):
         stream = await peer.stream()
         (job,) = stream.assign("save")
-        await peer.until(lambda: stream.acks)
+        await peer.until(lambda: stream.arrived)
         stream.send(lost_leases=[pb.LeaseRef(job_id=job, fencing_token=1)])
         async with asyncio.timeout(20):
             assert await told.get() == "LEASE_LOST"

@@ -57,18 +57,21 @@ async def test_a_job_runs_and_counts_once_its_receipt_is_there(peer: Peer) -> No
     assert worker.stats.succeeded == 1
 
 
-async def test_the_completion_of_a_quick_job_is_its_acknowledgement(peer: Peer) -> None:
+@pytest.mark.parametrize("features", [["received"], []])
+async def test_an_assignment_is_acknowledged_before_its_handler_ends(
+    peer: Peer, features: list[str]
+) -> None:
+    peer.features = features
+
     async def quick(context: Context) -> None: ...
 
-    gate = asyncio.Event()
-    async with streaming(peer, quick=quick, hold=holding(gate)):
+    async with streaming(peer, quick=quick):
         stream = await peer.stream()
-        quick_job, held_job = stream.assign("quick", "hold")
-        await stream.completion(quick_job)
-        await peer.until(lambda: stream.acks)
-        gate.set()
-        await stream.completion(held_job)
-    assert [ack.job_id for ack in stream.acks] == [held_job]
+        (job,) = stream.assign("quick")
+        await stream.completion(job)
+    told = [bool(frame.received or frame.acks) for frame in stream.frames if not frame.credits]
+    ends = [bool(frame.completions) for frame in stream.frames if not frame.credits]
+    assert told.index(True) < ends.index(True)
 
 
 async def test_a_job_without_news_is_acknowledged_all_the_same(peer: Peer) -> None:
@@ -76,7 +79,7 @@ async def test_a_job_without_news_is_acknowledged_all_the_same(peer: Peer) -> No
     async with streaming(peer, wait=lambda context: gate.wait(30)):
         stream = await peer.stream()
         (job,) = stream.assign("wait")
-        await peer.until(lambda: [ack.job_id for ack in stream.acks] == [job])
+        await peer.until(lambda: stream.arrived == [job])
         gate.set()
 
 
@@ -181,7 +184,7 @@ async def test_frames_become_smaller_where_large_ones_are_refused(peer: Peer) ->
     async with worker:
         stream = await peer.stream()
         stream.assign(*["write"] * 12)
-        await peer.until(lambda: len(stream.acks) == 12)
+        await peer.until(lambda: len(stream.arrived) == 12)
         gate.set()
         await eventually(lambda: worker.stats.succeeded == 12, "all are recorded")
     said = [c.job_id for stream in peer.streams for c in stream.completions]
@@ -199,7 +202,7 @@ async def test_more_completions_than_a_frame_may_hold_go_in_several(peer: Peer) 
     async with worker:
         stream = await peer.stream()
         stream.assign(*["wait"] * 2500)
-        await peer.until(lambda: len(stream.acks) == 2500)
+        await peer.until(lambda: len(stream.arrived) == 2500)
         gate.set()
         await peer.until(lambda: len(stream.completions) == 2500)
     assert len({c.job_id for c in stream.completions}) == 2500

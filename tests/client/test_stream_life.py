@@ -260,7 +260,7 @@ async def test_what_a_drained_stream_brings_after_the_attachment_is_left_alone(
         (job,) = third.assign("note")
         await third.completion(job)
     assert began == [job]
-    assert first.acks == []
+    assert first.arrived == []
 
 
 async def test_a_worker_asked_to_leave_finishes_its_jobs_and_ends(peer: Peer) -> None:

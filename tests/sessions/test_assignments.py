@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import grpc
 import pytest
 
 from jobwire.v1.job_pb2 import (
@@ -15,7 +16,8 @@ from jobwire.v1.job_pb2 import (
     JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
 )
-from jobwire.v1.worker_service_pb2 import Report
+from jobwire.v1.worker_service_pb2 import HeartbeatRequest, Report
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire_server.sessions import directory
 
 from tests.support.streams import (
@@ -159,6 +161,90 @@ async def test_a_report_acknowledges_the_assignment(
     await producer.until(job_id, JOB_STATE_PENDING)
     job = await producer.job(job_id)
     assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_CRASHED]
+
+
+async def test_frames_are_acknowledged_by_their_number(
+    server: StreamServer, producer: Producer
+) -> None:
+    async with RawWorker(server.address, acks=False) as worker:
+        attached = await worker.attach()
+        assert "received" in attached.features
+        await producer.submit()
+        (first,) = await worker.jobs(1)
+        await producer.submit()
+        _, second = await worker.jobs(2)
+        await worker.send(received=1)
+        await worker.loses(second)
+        assert worker.lost == [lease_of(second)]
+        assert (await producer.job(first.job_id)).state == JOB_STATE_RUNNING
+        # It was late, and shows that it reads again: it gets what it missed anew.
+        await worker.send(received=2)
+        again = (await worker.jobs(3))[2]
+        assert again.job_id == second.job_id
+        await worker.send(received=3)
+        await worker.complete(first, again)
+
+
+async def test_what_a_standing_worker_does_not_acknowledge_touches_no_budget(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, acks=False) as worker:
+        await worker.attach()
+        for number in range(1, 9):
+            taken = (await worker.jobs(number))[number - 1]
+            await worker.loses(taken)
+            await worker.send(received=number)
+        (await worker.jobs(9))
+        await worker.send(received=9)
+        job = await producer.job(job_id)
+        assert (job.state, job.crashes, job.attempt) == (JOB_STATE_RUNNING, 0, 1)
+
+
+async def test_a_heartbeat_by_call_speaks_for_a_stream_that_can_not(
+    server: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with RawWorker(server.address, acks=False, beats=False) as worker:
+        await worker.attach()
+        (mine,) = await worker.jobs(1)
+        stub = WorkerServiceStub(worker.channel)
+        for _ in range(12):
+            await stub.Heartbeat(
+                HeartbeatRequest(worker_id=worker.worker_id, leases=[lease_of(mine)])
+            )
+            await asyncio.sleep(0.15)  # twice as long in all as the stream may be silent
+        await worker.complete(mine)
+        await producer.until(job_id, JOB_STATE_SUCCEEDED)
+
+
+async def test_a_worker_heard_of_by_calls_is_not_lost_with_its_stream(
+    server: StreamServer, second: StreamServer, producer: Producer
+) -> None:
+    (job_id,) = await producer.submit()
+    async with (
+        RawWorker(server.address, beats=False) as worker,
+        grpc.aio.insecure_channel(second.address) as channel,
+    ):
+        await worker.attach()
+        (mine,) = await worker.jobs(1)
+        stub = WorkerServiceStub(channel)
+        ended = asyncio.create_task(worker.end())
+        until = asyncio.get_running_loop().time() + 2.5  # silence, and the window to come back
+        while not ended.done() or asyncio.get_running_loop().time() < until:
+            # To another server than the one that holds the stream.
+            await stub.Heartbeat(
+                HeartbeatRequest(worker_id=worker.worker_id, leases=[lease_of(mine)])
+            )
+            await asyncio.sleep(0.1)
+        assert (await ended)[0].name == "UNAVAILABLE"
+        job = await producer.job(job_id)
+        assert (job.state, job.crashes) == (JOB_STATE_RUNNING, 0)
+        async with RawWorker(server.address) as again:
+            attached = await again.attach([mine])
+            assert list(attached.lost_leases) == []
+            await again.complete(mine)
+        await producer.until(job_id, JOB_STATE_SUCCEEDED)
 
 
 async def test_a_stream_that_never_acknowledges_is_ended(

@@ -47,9 +47,6 @@ MAX_COMPLETIONS = 1_000
 FRAME_BYTES = 4 << 20
 # What a server or a proxy that takes less is given; a report may have as much.
 LEAST_FRAME_BYTES = 1 << 20
-# An acknowledgement waits for one to two of these: a short job is over by then, and its
-# completion acknowledges it. Claim timeouts are seconds.
-ACK_DELAY_S = 0.005
 # What the broker could not record for now is said again after this long.
 RESEND_S = 0.5
 
@@ -69,10 +66,9 @@ class Outbox:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._acks: dict[str, int] = {}
-        """What has arrived since the last look at the clock, and since the one before."""
-        self._older_acks: dict[str, int] = {}
-        self._due_acks: dict[str, int] = {}
-        self._ack_timer: asyncio.TimerHandle | None = None
+        self._received = 0
+        """So many frames with assignments have arrived, if that is news."""
+        self._acks_wanted: asyncio.Future[None] | None = None
         self._reports: dict[str, Report] = {}
         self._completions: deque[Completion] = deque()
         self._held_back: dict[str, Completion] = {}
@@ -98,17 +94,23 @@ class Outbox:
         """Says that these have arrived."""
         for assignment in assignments:
             self._acks[assignment.job_id] = assignment.fencing_token
-        if self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._age_acks)
+        self.ready.set()
 
-    def _age_acks(self) -> None:
-        self._ack_timer = None
-        if self._older_acks:
-            self._due_acks |= self._older_acks
-            self.ready.set()
-        self._older_acks, self._acks = self._acks, {}
-        if self._older_acks:
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._age_acks)
+    def acknowledge_frames(self, count: int) -> None:
+        """Says that so many frames with assignments have arrived on this stream."""
+        self._received = count
+        self.ready.set()
+
+    @property
+    def owes_acks(self) -> bool:
+        """True while no frame has taken what was acknowledged."""
+        return bool(self._received or self._acks)
+
+    async def acks_taken(self) -> None:
+        """Waits until a frame has taken what was acknowledged."""
+        if self._acks_wanted is None:
+            self._acks_wanted = self._loop.create_future()
+        await self._acks_wanted
 
     def report(
         self,
@@ -137,8 +139,6 @@ class Outbox:
             if job_id in self._reports or job_id in self._reported:
                 self._held_back[job_id] = completion
                 continue
-            if self._acks.pop(job_id, None) is None:
-                self._older_acks.pop(job_id, None)
             if self._logs:
                 self._logs.pop((job_id, completion.fencing_token), None)
             self._completions.append(completion)
@@ -169,7 +169,7 @@ class Outbox:
         """Takes the next frame; None if there is nothing to say."""
         frame = WorkRequest()
         said = False
-        if self._due_acks:
+        if self._received or self._acks:
             self._take_acks(frame)
             said = True
         self._take_completions(frame, 0 if self._late else self._take_reports(frame))
@@ -196,8 +196,14 @@ class Outbox:
         return frame if said else None
 
     def _take_acks(self, frame: WorkRequest) -> None:
-        for job_id in list(islice(self._due_acks, MAX_ACKS)):
-            frame.acks.add(job_id=job_id, fencing_token=self._due_acks.pop(job_id))
+        if self._received:
+            frame.received, self._received = self._received, 0
+        for job_id in list(islice(self._acks, MAX_ACKS)):
+            frame.acks.add(job_id=job_id, fencing_token=self._acks.pop(job_id))
+        if self._acks_wanted is not None and not self._acks:
+            if not self._acks_wanted.done():
+                self._acks_wanted.set_result(None)
+            self._acks_wanted = None
 
     def _take_reports(self, frame: WorkRequest) -> int:
         """Returns the size of those that it took, give or take a few bytes."""
@@ -351,8 +357,8 @@ class Outbox:
         self._credits_told = told_credits
         self._logs = {lease: log for lease, log in self._logs.items() if not log.closed}
         # The attachment named every lease.
-        for acks in (self._acks, self._older_acks, self._due_acks):
-            acks.clear()
+        self._acks.clear()
+        self._received = 0
         frames, self._sent = self._sent, {}
         unanswered = [c for frame in frames.values() for c in frame.completions]
         self._completions.extendleft(reversed(unanswered))
@@ -384,9 +390,6 @@ class Outbox:
         for timer in self._resends:
             timer.cancel()
         self._resends.clear()
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
 
 
 def mend_output(log: OutputLog, job_id: str, error: CallError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from jobwire.v1.worker_service_pb2 import Attach, Drain, WorkRequest, WorkRespon
 # A side that hears nothing for so many heartbeat intervals takes the stream for dead.
 SILENT_INTERVALS = 3
 DEFAULT_INTERVAL_S = 5.0
+# Jobs wait so long at the most for their acknowledgement to be written before they start.
+LONGEST_ACK_S = 1.0
 
 
 class Session:
@@ -45,6 +48,8 @@ class Session:
         self._dead = ""
         self._takes_jobs = True
         self._hushed = False
+        self._frames_with_jobs = 0
+        self._counts_frames = "received" in self.attached.features
 
     @classmethod
     async def attach(
@@ -121,28 +126,48 @@ class Session:
     async def _read(self, host: Host, outbox: Outbox) -> None:
         if self._first is not None:
             host.lose(self.attached.lost_leases)
-            self._receive(self._first, host, outbox)
+            await self._receive(self._first, host, outbox)
             self._first = None
         while True:
             frame = await self._call.read()
             if frame is aio.EOF:
                 return
             self.heard_at = self._loop.time()
-            self._receive(frame, host, outbox)
+            await self._receive(frame, host, outbox)
 
-    def _receive(self, frame: WorkResponse, host: Host, outbox: Outbox) -> None:
+    async def _receive(self, frame: WorkResponse, host: Host, outbox: Outbox) -> None:
         for receipt in frame.receipts:
             outbox.receive(receipt)
         if frame.lost_leases:
             host.lose(frame.lost_leases)
         if self._takes_jobs and frame.assignments:
-            # Before they start: one that is over at once needs no acknowledgement any more.
-            outbox.acknowledge(frame.assignments)
-            host.assign(frame.assignments)
+            self._frames_with_jobs += 1
+            if self._counts_frames:
+                outbox.acknowledge_frames(self._frames_with_jobs)
+            else:
+                outbox.acknowledge(frame.assignments)
+            # Before they start: a handler may keep the loop, or all of Python, to itself.
+            await self._have_said(outbox)
+            # Unless another stream has named the leases meanwhile, without these.
+            if self._takes_jobs:
+                host.assign(frame.assignments)
         for notice in frame.cancellations:
             host.cancel(notice)
         if frame.HasField("drain") and not self.drain.done():
             self.drain.set_result(frame.drain)
+
+    async def _have_said(self, outbox: Outbox) -> None:
+        """Waits until the acknowledgements are in gRPC's hands, which need no Python any more."""
+        # The writer comes first where it only waits for something to say.
+        await asyncio.sleep(0)
+        if outbox.owes_acks:
+            # It is in the middle of a frame that the server does not take. Not for ever: the server
+            # may wait for this side to read.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_ACK_S):
+                    await outbox.acks_taken()
+                    # The frame is taken; with its next step the writer gives it away.
+                    await asyncio.sleep(0)
 
     async def _write(self, outbox: Outbox) -> None:
         try:

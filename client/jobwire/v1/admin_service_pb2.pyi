@@ -724,6 +724,7 @@ class Worker(message.Message):
     SERVER_ID_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
     TOTALS_FIELD_NUMBER: builtins.int
+    STUCK_FIELD_NUMBER: builtins.int
     status: worker_service_pb2.WorkerStatus.ValueType
     """READY, PAUSED, DRAINING or LOST."""
     held_jobs: builtins.int
@@ -734,6 +735,10 @@ class Worker(message.Message):
     """The server that its stream leads to, or led to last."""
     credits: builtins.int
     """How many jobs it may hold at once, if it holds a stream."""
+    stuck: builtins.int
+    """How many of its handlers go on although they were told to stop, as the worker says. Where that
+    is `spec.concurrency`, it can take no job.
+    """
     @builtins.property
     def spec(self) -> worker_service_pb2.WorkerSpec:
         """As it registered."""
@@ -767,10 +772,11 @@ class Worker(message.Message):
         server_id: builtins.str = ...,
         credits: builtins.int = ...,
         totals: WorkerTotals | None = ...,
+        stuck: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["last_seen_at", b"last_seen_at", "registered_at", b"registered_at", "spec", b"spec", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attached", b"attached", "credits", b"credits", "held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "server_id", b"server_id", "spec", b"spec", "status", b"status", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attached", b"attached", "credits", b"credits", "held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "server_id", b"server_id", "spec", b"spec", "status", b"status", "stuck", b"stuck", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -681,8 +681,11 @@ class HeartbeatRequest(message.Message):
 
     WORKER_ID_FIELD_NUMBER: builtins.int
     LEASES_FIELD_NUMBER: builtins.int
+    STUCK_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Required."""
+    stuck: builtins.int
+    """As `WorkRequest.stuck`. Unset: no change."""
     @builtins.property
     def leases(self) -> containers.RepeatedCompositeFieldContainer[LeaseRef]:
         """The leases to renew, at most 10000."""
@@ -692,12 +695,15 @@ class HeartbeatRequest(message.Message):
         *,
         worker_id: builtins.str = ...,
         leases: abc.Iterable[LeaseRef] | None = ...,
+        stuck: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_stuck", b"_stuck", "stuck", b"stuck"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["leases", b"leases", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_stuck", b"_stuck", "leases", b"leases", "stuck", b"stuck", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__stuck: _TypeAlias = typing.Literal["stuck"]  # noqa: Y015
+    _WhichOneofArgType__stuck: _TypeAlias = typing.Literal["_stuck", b"_stuck"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stuck) -> _WhichOneofReturnType__stuck | None: ...
 
 @typing.final
 class HeartbeatResponse(message.Message):
@@ -796,6 +802,8 @@ class WorkRequest(message.Message):
     STATUS_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     DETACH_FIELD_NUMBER: builtins.int
+    RECEIVED_FIELD_NUMBER: builtins.int
+    STUCK_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Numbers this frame, for its receipt: above 0 and growing within a stream. Needed if
     `reports` or `completions` are not empty.
@@ -804,6 +812,15 @@ class WorkRequest(message.Message):
     """Changes how many jobs the worker may hold; those it has above that stay. Unset: no change."""
     status: WorkerStatus.ValueType
     """READY, PAUSED or DRAINING. Unset: no change."""
+    received: builtins.int
+    """How many frames with assignments have arrived on this stream since it began: acknowledges all
+    that they brought, as `acks` does one by one. For servers whose `attached.features` have
+    `received`. Unset: no change.
+    """
+    stuck: builtins.int
+    """How many of its handlers go on although they were told to stop, as after a timeout, and take
+    places that no job can have. For people and alarms. Unset: no change; 0 when it registers.
+    """
     @builtins.property
     def attach(self) -> Attach:
         """Who the worker is; in the first frame and in no other."""
@@ -842,14 +859,21 @@ class WorkRequest(message.Message):
         status: WorkerStatus.ValueType = ...,
         heartbeat: Heartbeat | None = ...,
         detach: Detach | None = ...,
+        received: builtins.int = ...,
+        stuck: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "attach", b"attach", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "_stuck", b"_stuck", "attach", b"attach", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "stuck", b"stuck"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "acks", b"acks", "attach", b"attach", "completions", b"completions", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "reports", b"reports", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "_stuck", b"_stuck", "acks", b"acks", "attach", b"attach", "completions", b"completions", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "received", b"received", "reports", b"reports", "sequence", b"sequence", "status", b"status", "stuck", b"stuck"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__credits: _TypeAlias = typing.Literal["credits"]  # noqa: Y015
     _WhichOneofArgType__credits: _TypeAlias = typing.Literal["_credits", b"_credits"]  # noqa: Y015
+    _WhichOneofReturnType__stuck: _TypeAlias = typing.Literal["stuck"]  # noqa: Y015
+    _WhichOneofArgType__stuck: _TypeAlias = typing.Literal["_stuck", b"_stuck"]  # noqa: Y015
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__credits) -> _WhichOneofReturnType__credits | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stuck) -> _WhichOneofReturnType__stuck | None: ...
 
 @typing.final
 class Attach(message.Message):
@@ -1043,6 +1067,7 @@ class Attached(message.Message):
     RECONNECT_WINDOW_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     LOST_LEASES_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """The server, for logs."""
     @builtins.property
@@ -1065,6 +1090,12 @@ class Attached(message.Message):
     def lost_leases(self) -> containers.RepeatedCompositeFieldContainer[LeaseRef]:
         """Those of `attach.leases` that are gone: stop their handlers and forget them."""
 
+    @builtins.property
+    def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What this server knows beyond the first version of this contract: `received`. Ignore what
+        you do not know.
+        """
+
     def __init__(
         self,
         *,
@@ -1074,10 +1105,11 @@ class Attached(message.Message):
         reconnect_window: duration_pb2.Duration | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
         lost_leases: abc.Iterable[LeaseRef] | None = ...,
+        features: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "reconnect_window", b"reconnect_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "lost_leases", b"lost_leases", "reconnect_window", b"reconnect_window", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "features", b"features", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "lost_leases", b"lost_leases", "reconnect_window", b"reconnect_window", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

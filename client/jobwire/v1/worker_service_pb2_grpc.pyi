@@ -85,7 +85,8 @@ class WorkerServiceStub:
     """Says that the worker is alive and renews the leases that it names. A lease that is not
     named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
     whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-    their queues at once.
+    their queues at once. A worker that holds a stream may send it as well, where the part of it
+    that holds the stream can't speak: it counts as a sign of life of the stream.
 
     INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
     """
@@ -107,10 +108,10 @@ class WorkerServiceStub:
 
     Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
     are free, and a completion frees its place at once. Every assignment is acknowledged, with
-    `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
-    whose stream breaks before, goes back to its place in the queue. That touches no budget the
-    first three times; then it counts as a crash, for a job that kills its worker at once looks
-    the same. After the acknowledgement its lease is renewed by the server for as long as the
+    `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+    whose stream breaks before, goes back to its place in the queue. The former touches no budget.
+    The latter touches none the first three times; then it counts as a crash, for a job that kills
+    its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
     worker is heard of.
 
     Receipts. What a worker sends is recorded in its order: reports before completions, within
@@ -200,7 +201,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Says that the worker is alive and renews the leases that it names. A lease that is not
     named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
     whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-    their queues at once.
+    their queues at once. A worker that holds a stream may send it as well, where the part of it
+    that holds the stream can't speak: it counts as a sign of life of the stream.
 
     INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
     """
@@ -222,10 +224,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
     are free, and a completion frees its place at once. Every assignment is acknowledged, with
-    `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
-    whose stream breaks before, goes back to its place in the queue. That touches no budget the
-    first three times; then it counts as a crash, for a job that kills its worker at once looks
-    the same. After the acknowledgement its lease is renewed by the server for as long as the
+    `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+    whose stream breaks before, goes back to its place in the queue. The former touches no budget.
+    The latter touches none the first three times; then it counts as a crash, for a job that kills
+    its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
     worker is heard of.
 
     Receipts. What a worker sends is recorded in its order: reports before completions, within
@@ -342,7 +344,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says that the worker is alive and renews the leases that it names. A lease that is not
         named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
         whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-        their queues at once.
+        their queues at once. A worker that holds a stream may send it as well, where the part of it
+        that holds the stream can't speak: it counts as a sign of life of the stream.
 
         INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
         """
@@ -382,10 +385,10 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
         are free, and a completion frees its place at once. Every assignment is acknowledged, with
-        `acks`, or by a report or a completion; one that is not within `attached.claim_timeout`, or
-        whose stream breaks before, goes back to its place in the queue. That touches no budget the
-        first three times; then it counts as a crash, for a job that kills its worker at once looks
-        the same. After the acknowledgement its lease is renewed by the server for as long as the
+        `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+        whose stream breaks before, goes back to its place in the queue. The former touches no budget.
+        The latter touches none the first three times; then it counts as a crash, for a job that kills
+        its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
         worker is heard of.
 
         Receipts. What a worker sends is recorded in its order: reports before completions, within

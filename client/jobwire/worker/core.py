@@ -99,6 +99,11 @@ class Core:
             waiting=sum(held.stage is Stage.WAITING for held in self._held.values()),
         )
 
+    @property
+    def stuck(self) -> int:
+        """Handlers that go on although they were told to stop."""
+        return 0
+
     # What a transport sees.
 
     @property

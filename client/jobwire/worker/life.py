@@ -7,11 +7,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jobwire._connection import ConnectionOptions
 from jobwire.transport import Transport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.core import Core
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.watch import Watch
 
 log = logging.getLogger("jobwire.worker")
 
@@ -19,9 +21,10 @@ log = logging.getLogger("jobwire.worker")
 class Life:
     """A core and its transport; made by `open`."""
 
-    def __init__(self, core: Core, transport: Transport) -> None:
+    def __init__(self, core: Core, transport: Transport, watch: Watch) -> None:
         self._core = core
         self._transport = transport
+        self._watch = watch
         self._conversation = asyncio.create_task(transport.run(), name="conversation")
         self.closing = False
 
@@ -32,19 +35,29 @@ class Life:
         operations: Mapping[str, Operation],
         transport: Transport,
         prefetch: int | None,
+        options: ConnectionOptions | None,
     ) -> Life:
         """Registers the worker.
+
+        Args:
+            spec: What it is.
+            operations: Its handlers.
+            transport: How it talks to the broker.
+            prefetch: How many jobs it keeps ready.
+            options: How the watch of its loop finds the broker; None: not at all.
 
         Raises:
             CallError: The broker refused it.
         """
         core = Core(spec, operations, transport, prefetch)
+        watch = Watch(spec.worker_id, spec.concurrency, core.leases, lambda: core.stuck, options)
         try:
-            await transport.open(core)
+            terms = await transport.open(core)
         except BaseException:
             await transport.close()
             raise
-        return cls(core, transport)
+        watch.start(terms.heartbeat_interval_s)
+        return cls(core, transport, watch)
 
     @property
     def stats(self) -> WorkerStats:
@@ -82,6 +95,7 @@ class Life:
             await self._transport.stop_claiming()
             await self._core.finish(grace_s, hurry, answers=not self._conversation.done())
         finally:
+            self._watch.stop()
             self._conversation.cancel()
             await asyncio.wait({self._conversation})
             if not self._conversation.cancelled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any, TypeAlias
 
 from jobwire.context import Context, StopReason
@@ -100,6 +101,19 @@ class Runner:
             report=held.take_progress, stop=held.signal, output=held.open_log, save=held.save
         )
         return await self._processes.run(operation.function, held.assignment, held.ends_at, line)
+
+
+def held_in(frame: FrameType | None) -> Held | None:
+    """Finds the job whose handler a thread's frame belongs to; from any thread."""
+    while frame is not None:
+        if frame.f_code in _HANDLERS:
+            held = frame.f_locals.get("held")
+            return held if isinstance(held, Held) else None
+        frame = frame.f_back
+    return None
+
+
+_HANDLERS = frozenset({Runner._run_in_thread.__code__, Runner._run_as_task.__code__})
 
 
 def _has_a_task(held: Held, task: asyncio.Task[None]) -> None:

@@ -19,6 +19,10 @@ Outcome = TypeVar("Outcome")
 
 MOST_AT_ONCE = 100
 """So many ends are told together at the most, and then the loop has its turn."""
+LONG_TURN_S = 0.05
+"""Handlers that keep the loop for longer are not followed by the next one at once."""
+CATCH_UP_S = 0.005
+"""What the loop has to itself after them."""
 
 
 class TaskPool(Generic[Job, Outcome]):
@@ -90,6 +94,8 @@ class _Turn(Generic[Job, Outcome]):
     async def run(self) -> None:
         pool, task = self._pool, self.task
         assert task is not None
+        clock = self._pool._loop.time
+        began = clock()
         try:
             while self in pool._turns and pool._ready:
                 job = self._job = pool._ready.popleft()
@@ -98,9 +104,13 @@ class _Turn(Generic[Job, Outcome]):
                 if task.cancelling():
                     # A handler that cancelled its own task; the next one must not hear of it.
                     return
-                if len(self._done) >= MOST_AT_ONCE:
+                took_s = clock() - began
+                if took_s > LONG_TURN_S or len(self._done) >= MOST_AT_ONCE:
                     self._tell()
-                    await asyncio.sleep(0)
+                    # After handlers that blocked the loop, what waits on it takes several turns:
+                    # to read a frame, to acknowledge it, to look at timers.
+                    await asyncio.sleep(CATCH_UP_S if took_s > LONG_TURN_S else 0)
+                    began = clock()
         finally:
             self._tell()
             pool._leave(self, waits=False)

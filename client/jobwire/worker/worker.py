@@ -268,16 +268,20 @@ class Worker:
             log.info("worker %s has left", self.id)
 
     async def _open(self) -> Life:
+        # A channel of the caller's says nothing of where it leads.
+        options = self._options if self._channel is None else None
         if self.transport == "stream":
             stream = StreamTransport(self._options, self._channel, self.credit_bytes)
             try:
-                return await Life.open(self._spec(), self._operations, stream, self.prefetch)
+                return await Life.open(
+                    self._spec(), self._operations, stream, self.prefetch, options
+                )
             except CallError as error:
                 if error.code is not grpc.StatusCode.UNIMPLEMENTED:
                     raise
                 log.warning("the broker has no worker streams; making single calls in their place")
         unary = UnaryTransport(self._options, self._channel)
-        return await Life.open(self._spec(), self._operations, unary, 0)
+        return await Life.open(self._spec(), self._operations, unary, 0, options)
 
     async def __aenter__(self) -> Worker:
         await self.start()

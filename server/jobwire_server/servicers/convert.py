@@ -199,6 +199,7 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
         totals=admin_service_pb2.WorkerTotals(
             assigned=item.assigned, succeeded=item.succeeded, failed=item.failed
         ),
+        stuck=item.stuck,
     )
     if leases:
         for lease in item.leases[:1000]:

@@ -205,8 +205,13 @@ class WorkStreams:
                 if value not in [status.value for status in _CHOOSABLE]:
                     raise _refuse("status", "must be READY, PAUSED or DRAINING")
                 frame.status = WorkerStatus(value)
+            elif name == "received":
+                frame.received = value
             elif name == "detach":
                 frame.detach = True
+        if request.HasField("stuck"):
+            frame.stuck = min(request.stuck, MAX_CREDITS)
+            known = True
         if not known and not request.HasField("credits"):
             raise _refuse(FRAME, "must hold something that this server knows")
         if (frame.completions or frame.reports or frame.refused) and not frame.sequence:
@@ -280,6 +285,7 @@ class WorkStreams:
             attached.reconnect_window.SetInParent()
             convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
             convert.set_moment(attached.lease_duration, session.lease_ms)
+            attached.features.append("received")
             lost = attached.lost_leases
         for lease in frame.lost:
             lost.add(job_id=lease.job_id, fencing_token=lease.fencing_token)

@@ -171,7 +171,8 @@ class WorkerService:
             for at, lease in enumerate(request.leases)
         ]
         checker.raise_if_any()
-        status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases)
+        stuck = min(request.stuck, MAX_LEASES) if request.HasField("stuck") else None
+        status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases, stuck)
         answer = worker_service_pb2.HeartbeatResponse(
             drain=status is WorkerStatus.DRAINING, lease_duration=convert.span(lease_ms)
         )

@@ -7,6 +7,7 @@ gathered so that a thousand workers cost one call a second.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,14 @@ IDLE_S = 60.0
 
 
 class _Entry:
-    __slots__ = ("heard_at", "spec", "status")
+    __slots__ = ("heard_at", "spec", "status", "stuck")
 
     def __init__(self, spec: WorkerSpec, status: WorkerStatus) -> None:
         self.spec = spec
         self.status = status
         self.heard_at = monotonic()
+        self.stuck = 0
+        """Handlers that do not stop, of a worker that makes calls."""
 
 
 class Directory:
@@ -136,6 +139,15 @@ class Directory:
         self.hear(worker_id)
         self._heard.discard(worker_id)
         return status
+
+    async def note_stuck(self, worker_id: str, stuck: int) -> None:
+        """Notes how many handlers of a worker that makes calls do not stop."""
+        entry = self._entries.get(worker_id)
+        # A stream's own session tells of it.
+        if worker_id in self._attached or entry is None or entry.stuck == stuck:
+            return
+        entry.stuck = stuck
+        await self._store.touch([SignOfLife(worker_id, "", json.dumps({"stuck": stuck}))])
 
     async def set_status(self, worker_id: str, status: WorkerStatus) -> None:
         """Changes whether the worker takes jobs.

@@ -47,6 +47,10 @@ class FrameIn:
 
     sequence: int = 0
     acks: list[LeaseRef] = field(default_factory=list)
+    received: int = 0
+    """So many frames with assignments have arrived in all; 0: no news."""
+    stuck: int | None = None
+    """Handlers that do not stop."""
     reports: list[Reported] = field(default_factory=list)
     completions: list[Ended] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -305,6 +305,12 @@ class Roster:
         if queue in session.attach.spec.queues:
             keep = {ulid for ulid, _ in leases}
             await self._take_back(queue, session.worker_id, keep, crashed)
+
+    def hear(self, worker_id: str, arrived: Iterable[tuple[str, int]]) -> None:
+        """A call told of a worker; see `WorkerSession.hear`."""
+        session = self._sessions.get(worker_id)
+        if session is not None:
+            session.hear(arrived)
 
     async def release(self, session: WorkerSession) -> None:
         """Ends a session: the worker has left, or its stream has. Goes on if it is cancelled."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -146,8 +147,13 @@ class WorkerSession:
         """Job id -> fencing token of every lease that this stream knows of."""
         self._unacknowledged: dict[str, tuple[float, Assignment]] = {}
         """Job id -> when its acknowledgement is overdue, and the assignment; oldest first."""
+        self._frames_out = 0
+        """Frames with assignments that the stream has taken."""
+        self._under_way: deque[tuple[int, Sequence[Assignment]]] = deque()
+        """What they brought, until it is acknowledged; oldest first."""
         self._cancelled: set[str] = set()
         """Those of them that the worker was told to stop."""
+        self.stuck = 0
         self.bytes = ByteCredit(attach.credit_bytes)
         self.credits = attach.credits
         self.demand = StreamDemand(self, attach.credits)
@@ -265,6 +271,14 @@ class WorkerSession:
             if at and size > FRAME_BYTES:
                 self._out = frame.split(at)
                 break
+        if frame.assignments:
+            self._frames_out += 1
+            self._under_way.append((self._frames_out, frame.assignments))
+            # Those whose jobs were acknowledged one by one, or have ended.
+            while not any(a.job_id in self._unacknowledged for a in self._under_way[0][1]):
+                self._under_way.popleft()
+                if not self._under_way:
+                    break
         self._drained.set()
         return frame
 
@@ -292,9 +306,13 @@ class WorkerSession:
                 # Given back already: the worker must not run it.
                 self._out.lost.append(ack)
                 self._wake.set()
-        if frame.acks and self._suspended_at is not None:
+        if frame.received:
+            self._frames_have_arrived(frame.received)
+        if (frame.acks or frame.received) and self._suspended_at is not None:
             self._suspended_at = None
             self._pause_or_resume()
+        if frame.stuck is not None:
+            self.stuck = frame.stuck
         if frame.credits is not None:
             more, self.credits = frame.credits - self.credits, frame.credits
             self.demand.unreserve(more)
@@ -331,6 +349,12 @@ class WorkerSession:
             task.add_done_callback(self._reporting.discard)
         while len(self._frames) >= MAX_FRAMES_IN_HAND:
             await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
+
+    def _frames_have_arrived(self, received: int) -> None:
+        while self._under_way and self._under_way[0][0] <= received:
+            for assignment in self._under_way.popleft()[1]:
+                # Of what was given back meanwhile the worker hears as of a lost lease.
+                self._has_arrived(assignment.job_id, assignment.fencing_token)
 
     def _has_arrived(self, job_id: str, fencing_token: int) -> None:
         if self._unacknowledged and self.held.get(job_id) == fencing_token:
@@ -421,6 +445,16 @@ class WorkerSession:
 
     # ------------------------------------------------------------ now and then
 
+    def hear(self, arrived: Iterable[tuple[str, int]]) -> None:
+        """The worker lives, as a call beside its stream tells: what holds the stream can't speak.
+
+        Args:
+            arrived: Ids and fencing tokens of jobs that it has, whether acknowledged or not.
+        """
+        self.heard_at = max(self.heard_at, monotonic())
+        for job_id, fencing_token in arrived:
+            self._has_arrived(job_id, fencing_token)
+
     def apply_status(self, status: WorkerStatus) -> None:
         """Follows what the worker or an operator wants."""
         self._ready = status is WorkerStatus.READY
@@ -472,14 +506,13 @@ class WorkerSession:
         # it lives.
         self._suspended_at = self._suspended_at or now
         self._pause_or_resume()
-        unsent, sent = self._sorted(overdue)
         late = {assignment.job_id for assignment in overdue}
         # What the stream has not taken yet is not sent at all.
         self._out.assignments = [a for a in self._out.assignments if a.job_id not in late]
         for assignment in overdue:
             self.lose(assignment.job_id, assignment.fencing_token)
-        self._give_back(self.worker_id, unsent)
-        self._give_back(self.worker_id, sent, sent=True)
+        # Of no budget, for the stream holds: the worker stands still, and has not died of them.
+        self._give_back(self.worker_id, overdue)
 
     def abandon(self) -> tuple[list[Assignment], list[Assignment]]:
         """Returns what was never acknowledged, for the end of the stream: what the stream has not
@@ -510,14 +543,15 @@ class WorkerSession:
 
     def stats(self) -> str:
         """Returns the counters as JSON if they changed since the last call, '' otherwise."""
-        text = json.dumps(
-            {
-                "credits": self.credits,
-                "assigned": self.assigned,
-                "succeeded": self.succeeded,
-                "failed": self.failed,
-            }
-        )
+        counters = {
+            "credits": self.credits,
+            "assigned": self.assigned,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+        }
+        if self.stuck:
+            counters["stuck"] = self.stuck
+        text = json.dumps(counters)
         if text == self._told:
             return ""
         self._told = text

@@ -164,6 +164,14 @@ class WorkerStore:
         return self._runner.clock_shift_ms
 
 
+_COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck"})
+
+
+def _counters(stats: bytes) -> dict[str, Any]:
+    """Reads what a server wrote, perhaps a newer one."""
+    return {name: count for name, count in json.loads(stats).items() if name in _COUNTERS}
+
+
 def _workers(reply: list[Any]) -> list[Worker]:
     workers = []
     for name, seen, flat in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
@@ -179,7 +187,7 @@ def _workers(reply: list[Any]) -> list[Worker]:
                 lost_at_ms=lost_at,
                 attached=fields.get(b"up") == b"1",
                 server_id=fields.get(b"server", b"").decode(),
-                **json.loads(fields.get(b"stats", b"{}")),
+                **_counters(fields.get(b"stats", b"{}")),
             )
         )
     return workers
