@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
 
-.PHONY: help install demo test lint format proto breaking bench plots lock upgrade clean
+.PHONY: help install demo test faults lint format proto breaking bench plots lock upgrade clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ demo: install ## Start a broker and run real jobs through it (DIR=a folder of yo
 
 test: install ## Run all tests (ARGS="-k words" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: install ## Kill, stop and cut what runs, and check what came of it (MINUTES=5 SEED= CONFIG=all)
+	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),5) --config $(or $(CONFIG),all) \
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: install ## Check style, types, layers, the contract and generated code
 	$(BIN)/ruff check .

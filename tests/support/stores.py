@@ -89,6 +89,11 @@ class StoreProcess:
         assert self._process is not None, "the store is not running"
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """It was started, and has not ended by itself."""
+        return self._process is not None and self._process.poll() is None
+
     def client(self) -> redis.Redis:
         """A new synchronous client without retries; the caller closes it."""
         return redis.Redis.from_url(self.url, socket_timeout=5, retry=None)
