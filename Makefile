@@ -31,8 +31,10 @@ $(STAMP): requirements/dev.txt pyproject.toml tools/create_venv.sh
 demo: install ## Start a broker and run real jobs through it (DIR=a folder of yours)
 	@$(BIN)/python examples/files/demo.py $(if $(DIR),"$(DIR)")
 
-test: install ## Run all tests (ARGS="-k words" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+# Most tests wait for something most of the time: for two cores, four at once are about right.
+JOBS ?= 4
+test: install ## Run all tests (ARGS="-k words" for some of them, JOBS=0 for one at a time)
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
 faults: install ## Kill, stop and cut what runs, and check what came of it (MINUTES=5 SEED= CONFIG=all)
 	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),5) --config $(or $(CONFIG),all) \

@@ -1,20 +1,52 @@
-"""Real stores for every test that wants one."""
+"""Real stores for every test that wants one, and an end to all that tests start."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support import leftovers
 from tests.support.stores import Engine, StoreProcess, server_binary
 
 
-def _running(engine: Engine) -> Iterator[StoreProcess]:
+def pytest_configure(config: pytest.Config) -> None:
+    leftovers.adopt_orphans()
+    # A shell starts what it runs in the background with Ctrl-C ignored, and so would start all that
+    # tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Short, for the paths of sockets; gone with the run, whatever tests leave in it.
+    tempfile.tempdir = tempfile.mkdtemp(prefix="jwt-", dir="/tmp")
+    atexit.register(_remove, tempfile.tempdir, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of a test's
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """The tests of a module end what they started; what they did not is ended here and told."""
+    before = leftovers.children()
+    yield
+    left = leftovers.end_leftovers(before)
+    assert not left, f"left running by a test of this module: {left}"
+
+
+def _running(engine: Engine, *, shared: bool = False) -> Iterator[StoreProcess]:
     if server_binary(engine) is None:
         pytest.skip(f"no {engine}-server on PATH")
     process = StoreProcess(engine)
     try:
         process.start()
+        if shared:
+            leftovers.kept.add(process.pid)
         yield process
     finally:
         process.remove()
@@ -23,13 +55,13 @@ def _running(engine: Engine) -> Iterator[StoreProcess]:
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[StoreProcess]:
     """The bundled Valkey, one process for the whole run: start your own to kill it."""
-    yield from _running("valkey")
+    yield from _running("valkey", shared=True)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[StoreProcess]:
     """The installed Redis, one process for the whole run: start your own to kill it."""
-    yield from _running("redis")
+    yield from _running("redis", shared=True)
 
 
 @pytest.fixture(params=["valkey", "redis"])

@@ -10,7 +10,8 @@ import pytest
 
 from jobwire import Client, JobState
 
-from tests.cli.support import JOBWIRE, free_port, jobwire
+from tests.cli.support import JOBWIRE, jobwire
+from tests.support.stores import free_port
 
 QUEUE = "jobwire-bench-test"
 SMALL = ("bench", "--name", "test", "--jobs", "300", "--payload", "64")

@@ -29,8 +29,9 @@ from jobwire import (
 )
 from jobwire.output import OutputLog
 
-from tests.cli.support import JOBWIRE, free_port
+from tests.cli.support import JOBWIRE
 from tests.client import handlers
+from tests.support.stores import free_port
 
 Transport = Literal["stream", "unary"]
 

@@ -21,6 +21,12 @@ Engine = Literal["valkey", "redis"]
 
 START_DEADLINE_S = 20.0
 
+# Each process of a parallel run has ports of its own, or two would take one between the look and
+# the use. Its chance is not the one that a plugin seeds alike in all of them.
+_LOT = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(15_000 + _LOT, 32_000, 16)
+_CHANCE = random.SystemRandom()
+
 
 def wait_until(
     condition: Callable[[], bool], what: str, *, timeout_s: float = START_DEADLINE_S
@@ -47,7 +53,7 @@ def free_port() -> int:
     its own choice may be in use again before a server takes it.
     """
     while True:
-        port = random.randrange(15_000, 32_000)
+        port = _CHANCE.choice(_PORTS)
         with socket.socket() as probe:
             # As servers do, so that a port whose last connections linger is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
