@@ -79,7 +79,7 @@ from jobwire.payloads import Payload, from_payload, to_payload
 from jobwire.schedules import Schedule, ScheduleRun
 from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.unique import UniqueKey
-from jobwire.worker import Worker, WorkerStats
+from jobwire.worker import ProcessOptions, Worker, WorkerStats
 
 __all__ = [
     "AccessDenied",
@@ -124,6 +124,7 @@ __all__ = [
     "OutputTrimmed",
     "Payload",
     "PreconditionFailed",
+    "ProcessOptions",
     "Progress",
     "QueueConfig",
     "QueueFull",

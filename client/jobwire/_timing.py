@@ -8,6 +8,7 @@ import time
 import grpc
 from grpc import aio
 
+from jobwire._children import refuse_second_call
 from jobwire._connection import ConnectionOptions
 
 
@@ -23,6 +24,7 @@ def sync_sleep(seconds: float) -> None:
 
 def open_async_channel(options: ConnectionOptions) -> aio.Channel:
     """Opens an asyncio channel; call it where the loop runs."""
+    refuse_second_call()
     target, arguments = options.resolve()
     credentials = options.channel_credentials()
     if credentials is None:
@@ -32,6 +34,7 @@ def open_async_channel(options: ConnectionOptions) -> aio.Channel:
 
 def open_sync_channel(options: ConnectionOptions) -> grpc.Channel:
     """Opens a channel for threads."""
+    refuse_second_call()
     target, arguments = options.resolve()
     credentials = options.channel_credentials()
     if credentials is None:

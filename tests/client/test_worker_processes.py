@@ -52,7 +52,7 @@ async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
     async with process_worker(broker):
         failure = (await completion(broker, await broker.add("die"))).failure
         assert (failure.type, failure.non_retryable) == ("ProcessDied", False)
-        assert "exit code -9" in failure.message
+        assert "SIGKILL (exit code -9)" in failure.message
         said = await completion(broker, await broker.add("double", to_payload(1)))
         assert said.HasField("success")
 

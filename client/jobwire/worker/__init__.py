@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.processes import ProcessOptions
 from jobwire.worker.worker import Worker
 
-__all__ = ["Worker", "WorkerStats"]
+__all__ = ["ProcessOptions", "Worker", "WorkerStats"]

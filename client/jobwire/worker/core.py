@@ -32,6 +32,7 @@ from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.limits import end_of, words_for
 from jobwire.worker.outcomes import failure, overran, refused_result
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
+from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
 
@@ -52,6 +53,7 @@ class Core:
         spec: What the worker is and serves.
         operations: The handlers by the operations that they take.
         transport: Carries reports and completions.
+        processes: For handlers in processes; ended with the core.
         prefetch: How many jobs it keeps ready beside those that run; None: as its speed asks.
     """
 
@@ -60,6 +62,7 @@ class Core:
         spec: WorkerSpec,
         operations: Mapping[str, Operation],
         transport: Transport,
+        processes: ProcessPool,
         prefetch: int | None = 0,
     ) -> None:
         self._spec = spec
@@ -69,7 +72,7 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._runner = Runner(self._concurrency, self._end_all)
+        self._runner = Runner(self._concurrency, self._end_all, processes)
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
         self._running: set[Held] = set()

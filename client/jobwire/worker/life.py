@@ -13,6 +13,7 @@ from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.core import Core
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.processes import ProcessPool
 from jobwire.worker.watch import Watch
 
 log = logging.getLogger("jobwire.worker")
@@ -34,6 +35,7 @@ class Life:
         spec: WorkerSpec,
         operations: Mapping[str, Operation],
         transport: Transport,
+        processes: ProcessPool,
         prefetch: int | None,
         options: ConnectionOptions | None,
     ) -> Life:
@@ -49,7 +51,7 @@ class Life:
         Raises:
             CallError: The broker refused it.
         """
-        core = Core(spec, operations, transport, prefetch)
+        core = Core(spec, operations, transport, processes, prefetch)
         watch = Watch(spec.worker_id, spec.concurrency, core.leases, lambda: core.stuck, options)
         try:
             terms = await transport.open(core)

@@ -31,10 +31,16 @@ class Runner:
     Args:
         limit: The most handlers at once.
         ended: Takes jobs and their outcomes, on the event loop.
+        processes: For handlers in processes; ended with the rest.
     """
 
-    def __init__(self, limit: int, ended: Callable[[Sequence[tuple[Held, Outcome]]], None]) -> None:
-        self._processes = ProcessPool()
+    def __init__(
+        self,
+        limit: int,
+        ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
+        processes: ProcessPool,
+    ) -> None:
+        self._processes = processes
         self._threads: ThreadPool[Held, Outcome] = ThreadPool(
             limit, _thread_name, self._run_in_thread, ended
         )

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import pickle
 import re
 import secrets
 import signal
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import grpc
 from grpc import aio
 
+from jobwire._children import refuse_second_worker
 from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._convert import to_duration
 from jobwire.errors import CallError
@@ -28,6 +28,7 @@ from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
 from jobwire.worker.life import Life
+from jobwire.worker.processes import ProcessOptions, ProcessPool
 
 log = logging.getLogger("jobwire.worker")
 
@@ -71,6 +72,7 @@ class Worker:
             is kept to, so that jobs may wait here while other workers are free. Unary: always 0.
         credit_bytes: The most bytes of jobs that a stream may bring ahead of their completion.
             0: no limit.
+        processes: How the processes of handlers with `run="process"` are kept; None: the defaults.
         channel: An open asyncio channel to use in place of `target`; it stays the caller's.
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
@@ -94,6 +96,7 @@ class Worker:
         transport: Literal["stream", "unary"] = "stream",
         prefetch: int | None = None,
         credit_bytes: int = 0,
+        processes: ProcessOptions | None = None,
         channel: aio.Channel | None = None,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
@@ -120,6 +123,7 @@ class Worker:
         self.transport: Literal["stream", "unary"] = transport
         self.prefetch = prefetch
         self.credit_bytes = credit_bytes
+        self.processes = processes or ProcessOptions()
         self._options = ConnectionOptions(
             target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
         )
@@ -227,21 +231,33 @@ class Worker:
     async def start(self) -> None:
         """Registers the worker and begins to take jobs. Starting a started worker does nothing.
 
-        It waits as long as no server answers.
+        It waits as long as no server answers. Before, it starts a process for handlers if it has
+        such, and has it import them.
 
         Raises:
             CallError: The broker refused the worker.
-            RuntimeError: It has no handlers.
+            TypeError: A handler can't run in a process.
+            RuntimeError: It has no handlers; or a process for handlers does not start; or this
+                process is such a one, or a child of multiprocessing, and imports the script that
+                runs the worker: put `worker.run()` under `if __name__ == "__main__":`.
         """
         if self._life is not None:
             return
+        refuse_second_worker()
         if not self._operations:
             raise RuntimeError("the worker has no handlers: decorate one with @worker.operation")
-        for operation in self._operations.values():
-            if operation.mode == "process":
-                pickle.dumps(operation.function)  # now, rather than with the first job
         self._last_stats = WorkerStats()
-        self._life = await self._open()
+        processes = ProcessPool(self.processes)
+        try:
+            await processes.prepare(
+                operation.function
+                for operation in self._operations.values()
+                if operation.mode == "process"
+            )
+            self._life = await self._open(processes)
+        except BaseException:
+            await processes.close()
+            raise
         log.info(
             "worker %s serves %s of %s with %d slots, broker %s",
             self.id,
@@ -267,21 +283,21 @@ class Worker:
                 self._last_stats, self._life = life.stats, None
             log.info("worker %s has left", self.id)
 
-    async def _open(self) -> Life:
+    async def _open(self, processes: ProcessPool) -> Life:
         # A channel of the caller's says nothing of where it leads.
         options = self._options if self._channel is None else None
         if self.transport == "stream":
             stream = StreamTransport(self._options, self._channel, self.credit_bytes)
             try:
                 return await Life.open(
-                    self._spec(), self._operations, stream, self.prefetch, options
+                    self._spec(), self._operations, stream, processes, self.prefetch, options
                 )
             except CallError as error:
                 if error.code is not grpc.StatusCode.UNIMPLEMENTED:
                     raise
                 log.warning("the broker has no worker streams; making single calls in their place")
         unary = UnaryTransport(self._options, self._channel)
-        return await Life.open(self._spec(), self._operations, unary, 0, options)
+        return await Life.open(self._spec(), self._operations, unary, processes, 0, options)
 
     async def __aenter__(self) -> Worker:
         await self.start()

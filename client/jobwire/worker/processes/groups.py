@@ -1,0 +1,105 @@
+"""Process groups: who is in one, how to end it, and how much a process holds."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process that runs, or has ended and was not waited for."""
+
+    pid: int
+    parent: int
+    group: int
+    is_zombie: bool
+    name: str
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Sends a signal to a process group, if it is there."""
+    # macOS answers EPERM for a group of zombies.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def end_others(group: int, grace_s: float) -> None:
+    """Ends a group whose leader has ended and was not waited for yet: SIGTERM, then SIGKILL.
+
+    Args:
+        group: Its id cannot be given to another one meanwhile, as its leader is a zombie.
+        grace_s: The time between the two, shortened if all end before.
+    """
+    if not members(group):
+        return
+    signal_group(group, signal.SIGTERM)
+    end_s = time.monotonic() + grace_s
+    while time.monotonic() < end_s:
+        if not members(group):
+            return
+        time.sleep(_LOOK_S)
+    signal_group(group, signal.SIGKILL)
+
+
+def members(group: int) -> list[Running]:
+    """Returns those of a group that have not ended."""
+    return [one for one in processes() if one.group == group and not one.is_zombie]
+
+
+def processes() -> Iterator[Running]:
+    """Yields the processes that this one may see."""
+    if sys.platform == "linux":
+        yield from _from_proc()
+    else:
+        yield from _from_ps()
+
+
+def _from_proc() -> Iterator[Running]:
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            text = Path("/proc", entry, "stat").read_text(errors="replace")
+        except OSError:
+            continue  # it has ended meanwhile
+        # The name stands in parentheses and may hold any character.
+        name, _, rest = text.partition("(")[2].rpartition(")")
+        state, parent, group = rest.split()[:3]
+        yield Running(int(entry), int(parent), int(group), state in "ZX", name)
+
+
+def _from_ps() -> Iterator[Running]:
+    try:
+        ran = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,comm="],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError:
+        return
+    for line in ran.stdout.splitlines():
+        pid, parent, group, state, *name = line.split(None, 4)
+        yield Running(int(pid), int(parent), int(group), state.startswith("Z"), "".join(name))
+
+
+def resident_bytes() -> int:
+    """Tells how much memory this process holds; where the system does not tell, its peak."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10

@@ -1,0 +1,30 @@
+"""What goes over the pipe between a worker and the process of a handler.
+
+A message is a kind and its content; protobuf messages go serialized.
+
+To the process: `run` (handler pickled, assignment, when it ends), `stop` (reason, message), `full`
+(of output), `saved` (number, refusal), `end`.
+
+From it: `ready`, `unfit` (words: it can't run handlers), `report`, `output`, `checkpoint` (number,
+payload), `log` (attributes of a record, pickled), `ended` (an `Ended`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+Message: TypeAlias = tuple[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of a handler."""
+
+    kind: Literal["success", "failure", "stopped"]
+    content: bytes | str
+    """A `Completion`, a `Failure`, or the words of whoever stopped it."""
+    left: tuple[str, ...]
+    """What it left running, as `NAME (PID)`."""
+    memory_bytes: int
+    """Held by the process now."""

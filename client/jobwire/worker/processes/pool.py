@@ -1,0 +1,318 @@
+"""The processes of a worker: taken for a job, used again, renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+
+from jobwire.context import StopSignal
+from jobwire.errors import CallError
+from jobwire.output import OutputLog
+from jobwire.signals import Stopped
+from jobwire.v1.job_pb2 import Failure, Payload, Progress
+from jobwire.v1.worker_service_pb2 import Assignment, Completion
+from jobwire.worker.handlers import Handler
+from jobwire.worker.outcomes import HandlerFailure
+from jobwire.worker.processes.keeping import Keeper
+from jobwire.worker.processes.logs import log_here
+from jobwire.worker.processes.messages import Ended, Message
+from jobwire.worker.processes.options import ProcessOptions
+from jobwire.worker.processes.process import TERM_S, HandlerProcess, ProcessStartFailed
+from jobwire.worker.processes.setup import Setup, pickled
+
+log = logging.getLogger("jobwire.worker")
+
+# From the signal to stop until a handler's group is killed; in the last of them, SIGTERM.
+KILL_AFTER_S = 5.0
+# How long a process that is not needed any more may take to run what its modules do at their end.
+LEAVE_S = 2.0
+
+
+class ProcessDied(RuntimeError):
+    """The process of a handler ended under it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A handler's line to the worker's core; each may be called from any thread."""
+
+    report: Callable[[Progress], None]
+    stop: StopSignal
+    output: Callable[[], OutputLog]
+    save: Callable[[Payload], Future[None]]
+
+
+class ProcessPool:
+    """Starts processes as they are needed; each waits for the next handler afterwards."""
+
+    def __init__(self, options: ProcessOptions | None = None) -> None:
+        self._options = options or ProcessOptions()
+        self._functions: tuple[Handler, ...] = ()
+        self._keeper = Keeper()
+        self._idle: list[HandlerProcess] = []
+        self._all: set[HandlerProcess] = set()
+        self._ahead: deque[asyncio.Task[HandlerProcess]] = deque()
+        """Started before they are needed."""
+
+    async def prepare(self, functions: Iterable[Handler]) -> None:
+        """Starts a process, so that what keeps one from running handlers is known at once.
+
+        Args:
+            functions: The handlers; none: nothing is started.
+
+        Raises:
+            TypeError: Another process can't import one of them.
+            RuntimeError: A process can't be started, or not import them.
+        """
+        self._functions = tuple(functions)
+        if self._functions:
+            self._idle.append(await self._start())
+
+    async def run(
+        self,
+        function: Handler,
+        assignment: Assignment,
+        ends_at: float | None,
+        line: Line,
+    ) -> Payload:
+        """Runs a handler and returns its result.
+
+        Args:
+            function: The handler.
+            assignment: Its job.
+            ends_at: When it is stopped at the latest, Unix seconds.
+            line: To the worker's core.
+
+        Raises:
+            HandlerFailure: It failed.
+            Stopped: It heeded the signal, or was killed for not doing so.
+            ProcessDied: Its process ended by itself.
+            ProcessStartFailed: There is no process for it.
+        """
+        stop, named = line.stop, pickled(function)
+        child = await self._take(stop)
+        outcome: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        child.on_message = partial(self._hear, child, assignment.job_id, line, outcome)
+        if child.dead:
+            # Perhaps before on_message was set: the news may have gone to the last handler's.
+            _set(outcome, ("died", child.ended.result()))
+        timers: list[asyncio.TimerHandle] = []
+
+        def pass_on() -> None:
+            child.send(("stop", (stop.reason, stop.message)))
+            if not timers:
+                loop = asyncio.get_running_loop()
+                timers.append(loop.call_later(KILL_AFTER_S - TERM_S, child.terminate))
+                timers.append(loop.call_later(KILL_AFTER_S, child.kill))
+
+        child.jobs += 1
+        if child.jobs == self._options.max_jobs:
+            self._start_ahead()
+        try:
+            job = (named, assignment.SerializeToString(), ends_at)
+            await asyncio.to_thread(child.send, ("run", job))
+            stop.on_set = pass_on
+            if stop.is_set:
+                pass_on()
+            kind, content = await outcome
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            stop.on_set = None
+            for timer in timers:
+                timer.cancel()
+        if kind == "died":
+            if stop.is_set:
+                raise Stopped("killed after it did not stop")
+            raise ProcessDied(f"the handler's process {content}")
+        ended: Ended = content
+        if stop.is_set and child.was_terminated and ended.kind == "failure":
+            # What it made of the end of its programs.
+            self._retire(child)
+            raise Stopped("its programs were ended after it did not stop")
+        self._put_back(child, assignment.job_id, ended)
+        return _result(ended)
+
+    def _hear(
+        self,
+        child: HandlerProcess,
+        job_id: str,
+        line: Line,
+        outcome: asyncio.Future[Message],
+        message: Message,
+    ) -> None:
+        """Takes what a process says, in its thread."""
+        kind, content = message
+        if kind == "output":
+            # Waits for room: then the pipe fills, and with it the handler's own buffer.
+            output = line.output()
+            output.on_full = partial(child.send, ("full", None))
+            for data, channel, is_text in content:
+                output.write(data, channel, is_text=is_text, wait=True)
+        elif kind == "checkpoint":
+            number, payload = content
+            saved = line.save(Payload.FromString(payload))
+            saved.add_done_callback(
+                lambda saved: child.send(("saved", (number, _refusal(saved.exception()))))
+            )
+        elif kind == "log":
+            log_here(content, job_id)
+        elif kind == "report":
+            _on_loop(outcome, line.report, Progress.FromString(content))
+        else:
+            _on_loop(outcome, _set, outcome, message)
+
+    # Which process.
+
+    async def _take(self, stop: StopSignal) -> HandlerProcess:
+        """Takes a process that waits and lives, or starts one.
+
+        One that died meanwhile, for want of memory for instance, is not the next job's failure.
+
+        Raises:
+            Stopped: The job's handler is not to start any more.
+            ProcessStartFailed: It did not start.
+        """
+        while self._idle:
+            child = self._idle.pop()
+            if not child.dead:
+                return child
+        if not self._ahead:
+            self._start_ahead()
+        starting = self._ahead.popleft()
+        loop = asyncio.get_running_loop()
+        stopped: asyncio.Future[None] = loop.create_future()
+
+        def on_stop() -> None:
+            if not stopped.done():
+                stopped.set_result(None)
+
+        stop.on_set = on_stop
+        if stop.is_set:
+            on_stop()
+        try:
+            either: set[asyncio.Future[Any]] = {starting, stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.on_set = None
+            if not starting.done():
+                self._ahead.append(starting)  # for the next one
+        if not starting.done():
+            raise Stopped("told to stop before its process had started")
+        return starting.result()
+
+    def _start_ahead(self) -> None:
+        self._ahead.append(asyncio.get_running_loop().create_task(self._start()))
+
+    async def _start(self) -> HandlerProcess:
+        setup = Setup.of_this_process(self._functions, end_children=self._options.end_children)
+        child = HandlerProcess(setup, self._keeper)
+        self._all.add(child)
+        child.ended.add_done_callback(lambda _: self._all.discard(child))
+        try:
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await asyncio.shield(asyncio.wrap_future(child.ready))
+        except TimeoutError:
+            child.kill()
+            raise ProcessStartFailed(
+                "a process for handlers was not ready after"
+                f" {self._options.start_timeout_s:g} s: do the handlers' modules take long to"
+                " import, or wait for something? ProcessOptions.start_timeout_s sets the limit"
+            ) from None
+        except BaseException:
+            child.kill()
+            raise
+        return child
+
+    def _put_back(self, child: HandlerProcess, job_id: str, ended: Ended) -> None:
+        """Keeps a process for the next job, unless it is to be renewed."""
+        options = self._options
+        if ended.left:
+            log.warning(
+                "%s left processes running: %s; they are ended, and the handler's process is"
+                " replaced",
+                job_id,
+                ", ".join(ended.left),
+            )
+            child.terminate()
+            self._retire(child)
+        elif child.was_terminated or child.jobs == options.max_jobs:
+            self._retire(child)
+        elif options.max_memory_bytes is not None and ended.memory_bytes > options.max_memory_bytes:
+            log.info(
+                "a handler's process holds %d MiB after %d jobs; it is replaced",
+                ended.memory_bytes >> 20,
+                child.jobs,
+            )
+            self._retire(child)
+        else:
+            self._idle.append(child)
+
+    def _retire(self, child: HandlerProcess) -> None:
+        """Lets a process go, and has another one ready for the next job."""
+        if child.jobs != self._options.max_jobs:
+            self._start_ahead()  # else it was with the process's last job
+        child.send(("end", None))
+        asyncio.get_running_loop().call_later(LEAVE_S, child.kill)
+
+    async def close(self) -> None:
+        """Ends all processes, and what is in their groups."""
+        for starting in self._ahead:
+            starting.cancel()
+        await asyncio.gather(*self._ahead, return_exceptions=True)
+        self._ahead.clear()
+        children, idle = list(self._all), self._idle
+        self._all, self._idle = set(), []
+        for child in children:
+            if child in idle:
+                child.send(("end", None))
+            else:
+                child.terminate()
+        ends = [asyncio.wrap_future(child.ended) for child in children]
+        if ends:
+            await asyncio.wait(ends, timeout=LEAVE_S)
+            for child in children:
+                child.kill()
+            await asyncio.wait(ends)
+        await asyncio.to_thread(self._keeper.close)
+
+
+def _result(ended: Ended) -> Payload:
+    if ended.kind == "stopped":
+        raise Stopped(ended.content)
+    assert isinstance(ended.content, bytes)
+    if ended.kind == "failure":
+        raise HandlerFailure(Failure.FromString(ended.content))
+    return Completion.FromString(ended.content).success.result
+
+
+def _set(outcome: asyncio.Future[Message], message: Message) -> None:
+    if not outcome.done():
+        outcome.set_result(message)
+
+
+def _on_loop(
+    outcome: asyncio.Future[Message], call: Callable[..., None], *arguments: object
+) -> None:
+    try:
+        outcome.get_loop().call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        return  # the loop is closed
+
+
+def _refusal(error: BaseException | None) -> tuple[grpc.StatusCode, str, str] | None:
+    """What of a failed saving goes over the pipe."""
+    if error is None:
+        return None
+    if isinstance(error, CallError):
+        return error.code, error.message, error.reason
+    return grpc.StatusCode.UNKNOWN, str(error), ""
