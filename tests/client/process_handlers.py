@@ -171,3 +171,13 @@ def log_lines(context: Context) -> None:
 def touch_and_wait(context: Context) -> str:
     Path(context.payload).touch()
     return "heeded" if context.wait_cancelled(600) else "waited"
+
+
+def fork_a_pool(context: Context) -> None:
+    """In a thread of the worker: forked children, which live as long as they like."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    context.progress(None, "started", [child])
+    time.sleep(600)

@@ -39,17 +39,15 @@ def end_others(group: int, grace_s: float) -> None:
 
     Args:
         group: Its id cannot be given to another one meanwhile, as its leader is a zombie.
-        grace_s: The time between the two, shortened if all end before.
+        grace_s: The time between the two, and for the second to work; shortened if all end before.
     """
-    if not members(group):
-        return
-    signal_group(group, signal.SIGTERM)
-    end_s = time.monotonic() + grace_s
-    while time.monotonic() < end_s:
+    for number in (signal.SIGTERM, signal.SIGKILL):
         if not members(group):
             return
-        time.sleep(_LOOK_S)
-    signal_group(group, signal.SIGKILL)
+        signal_group(group, number)
+        end_s = time.monotonic() + grace_s
+        while members(group) and time.monotonic() < end_s:
+            time.sleep(_LOOK_S)
 
 
 def members(group: int) -> list[Running]:

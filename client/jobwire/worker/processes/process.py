@@ -212,7 +212,7 @@ class HandlerProcess:
                 "was killed, as it had closed its line to the worker: does the handler close"
                 " descriptors that it did not open?"
             )
-        return _words_for(code)
+        return _words_for(code) if self._wanted else "was killed by its worker"
 
 
 def _words_for(code: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import itertools
 import logging
@@ -114,8 +115,11 @@ class _HandlerProcess:
                 elif os.getppid() != self._setup.worker:
                     break  # while a forked child of it holds the other end
                 self._flush()
-        except (EOFError, OSError):
+        except EOFError:
             pass
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                return  # the handler has closed it; the worker says so, and ends this process
         # The worker is gone, and with it the lease.
         os.killpg(0, signal.SIGKILL)
 
@@ -163,10 +167,9 @@ class _HandlerProcess:
             result = call(handler, context)
             if isinstance(result, Raised) and isinstance(result.error, Stopped):
                 return "stopped", str(result.error)
-            outcome = failure(result.error) if isinstance(result, Raised) else success(result)
+            outcome = _described(result.error) if isinstance(result, Raised) else success(result)
         except BaseException as error:
-            # An error that can't even be described: the job gets its end all the same.
-            outcome = Failure(type=type(error).__name__, message="the error can't be described")
+            outcome = _described(error)
         finally:
             current_context.set(None)
         kind: Literal["success", "failure"] = (
@@ -243,6 +246,14 @@ class _HandlerProcess:
             if isinstance(handler, ToWorker):
                 logging.root.removeHandler(handler)
                 logging.root.addHandler(logging.StreamHandler())
+
+
+def _described(error: BaseException) -> Failure:
+    # Whatever a handler's own exceptions do, each job gets its end.
+    try:
+        return failure(error)
+    except BaseException:
+        return Failure(type=type(error).__name__, message="the error can't be put into words")
 
 
 def _not_now(number: int, frame: object) -> None:

@@ -1,0 +1,158 @@
+"""How the processes of handlers begin, end and are renewed, and what they say meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobwire import Context, ProcessOptions, Worker, to_payload
+from jobwire.v1.job_pb2 import Failure
+
+from tests.client import process_handlers as handlers
+from tests.client.broker import Broker
+from tests.client.support import cancel, completion
+from tests.support.processes import lives
+from tests.support.waiting import eventually
+
+
+def process_worker(
+    broker: Broker,
+    *functions: Callable[[Context], Any],
+    options: ProcessOptions | None = None,
+) -> Worker:
+    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10, processes=options)
+    for function in functions:
+        worker.operation(function.__name__, run="process")(function)
+    return worker
+
+
+async def result(broker: Broker, operation: str, payload: object = None) -> Any:
+    """The result of a new job."""
+    said = await completion(broker, await broker.add(operation, to_payload(payload)))
+    assert said.HasField("success"), said
+    return json.loads(said.success.result.json)
+
+
+async def failure(broker: Broker, operation: str, payload: object = None) -> Failure:
+    """The failure of a new job."""
+    said = await completion(broker, await broker.add(operation, to_payload(payload)))
+    assert said.HasField("failure"), said
+    return said.failure
+
+
+async def test_a_process_that_ends_under_its_handler_fails_the_job_in_words(
+    broker: Broker,
+) -> None:
+    async with process_worker(broker, handlers.end_badly, handlers.own_pid):
+        for payload, words in (
+            ("exit", "ended by itself with exit code 3"),
+            ("segfault", "ended by SIGSEGV (exit code -11)"),
+            ("thread", "ended by SIGABRT (exit code -6)"),
+            ("close", "closed its line to the worker"),
+        ):
+            failed = await failure(broker, "end_badly", payload)
+            assert (failed.type, failed.non_retryable) == ("ProcessDied", False)
+            assert words in failed.message
+        assert await result(broker, "own_pid")
+
+
+async def test_whatever_a_handler_raises_its_process_goes_on(broker: Broker) -> None:
+    async with process_worker(broker, handlers.raise_oddly, handlers.own_pid):
+        pid = await result(broker, "own_pid")
+        for payload, type_name in (
+            ("unpicklable", "Unpicklable"),
+            ("unspeakable", "Unspeakable"),
+            ("interrupt", "KeyboardInterrupt"),
+            ("exit", "HandlerExited"),
+            ("recursion", "RecursionError"),
+        ):
+            assert (await failure(broker, "raise_oddly", payload)).type == type_name
+        assert await result(broker, "own_pid") == pid
+
+
+async def test_a_child_that_a_handler_forks_says_nothing_in_its_place(broker: Broker) -> None:
+    async with process_worker(broker, handlers.fork_and_return, handlers.own_pid):
+        assert await result(broker, "fork_and_return") == "parent"
+        assert await result(broker, "own_pid")
+    assert len(broker.calls["CompleteJob"]) == 2
+
+
+async def test_much_output_and_large_results_pass(broker: Broker) -> None:
+    async with process_worker(broker, handlers.print_much, handlers.answer_largely):
+        assert await result(broker, "print_much") == 4 << 20
+        assert len(await result(broker, "answer_largely", 3 << 20)) == 3 << 20
+
+
+async def test_a_process_is_renewed_after_so_many_jobs(broker: Broker) -> None:
+    options = ProcessOptions(max_jobs=2)
+    async with process_worker(broker, handlers.own_pid, options=options):
+        pids = [await result(broker, "own_pid") for _ in range(5)]
+        assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+        await eventually(lambda: not any(lives(pid) for pid in pids[:4]), "they have ended")
+
+
+async def test_a_process_is_renewed_once_it_holds_so_much(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ProcessOptions(max_memory_bytes=200 << 20)
+    async with process_worker(broker, handlers.hoard, options=options):
+        with caplog.at_level(logging.INFO, "jobwire.worker"):
+            pids = [await result(broker, "hoard") for _ in range(8)]
+        renewed = sum(first != second for first, second in pairwise(pids))
+        # Some 60 MiB at first, and 64 MiB with each job.
+        assert 2 <= renewed <= 4
+    assert "it is replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_jobs": 0}, {"max_memory_bytes": -1}, {"start_timeout_s": 0}]
+)
+def test_options_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ProcessOptions(**wrong)
+
+
+async def test_a_job_that_is_cancelled_while_its_process_starts_never_runs(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first process is taken; the second takes long, as its module waits there.
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, time\n"
+        "while os.environ.get('JOBWIRE_TEST_GATE'): time.sleep(0.01)\n"
+        "def wait(context): context.wait_cancelled(600); context.raise_if_cancelled()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import slow_to_import  # type: ignore[import-not-found]
+
+    async with process_worker(broker, slow_to_import.wait):
+        monkeypatch.setenv("JOBWIRE_TEST_GATE", "closed")
+        first = await broker.add("wait")
+        second = await broker.add("wait")
+        await broker.until(lambda: second.worker_id)
+        await cancel(broker, second)
+        assert (await completion(broker, second)).HasField("cancelled")
+        await cancel(broker, first)
+        assert (await completion(broker, first)).HasField("cancelled")
+
+
+async def test_what_handlers_log_is_in_the_workers_log(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with process_worker(broker, handlers.log_lines):
+            job = await broker.add("log_lines")
+            assert (await completion(broker, job)).HasField("success")
+    ours = [record for record in caplog.records if getattr(record, "job_id", "") == job.id]
+    assert [(record.name, record.levelname) for record in ours] == [
+        ("tests.handlers", "INFO"),
+        ("tests.handlers", "ERROR"),
+        ("jobwire.job.log_lines", "INFO"),
+    ]
+    assert ours[0].getMessage() == "seen by the worker"
+    assert "ValueError: the cause" in ours[1].getMessage()
