@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from jobwire_server.command import serve
+from jobwire_server.signals import end_without_a_word
+from jobwire_server.streams import open_closed_streams
 
 if __name__ == "__main__":
+    # Before the imports, which take a while and open files.
+    end_without_a_word()
+    open_closed_streams()
+
+    from jobwire_server.command import serve
+
     serve()

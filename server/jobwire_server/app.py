@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import grpc
 import structlog
@@ -25,7 +22,7 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from structlog.typing import FilteringBoundLogger
 
-from jobwire_server.errors import ConfigurationError
+from jobwire_server.certificates import Certificates
 from jobwire_server.facts import ServerFacts
 from jobwire_server.loops import unless
 from jobwire_server.metrics import OK, HttpServer, Metrics, RpcMetrics, Verdict
@@ -96,6 +93,7 @@ class Application:
         self._router: Router | None = None
         self._monitor: StoreMonitor | None = None
         self._server: grpc.aio.Server | None = None
+        self._certificates: Certificates | None = None
         self._health = health.aio.HealthServicer()
         self._interceptor = CallInterceptor(self._rpc, log_all=settings.log_requests == "all")
         self._draining = False
@@ -154,29 +152,10 @@ class Application:
         self._monitor.start()
         self._show(State.SERVING)
 
-    async def serve(self, on_ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
-
-        Call `start` first.
-
-        Args:
-            on_ready: Called when a signal would drain the server, and no longer end it at once.
-        """
-        stopping, hurry = asyncio.Event(), asyncio.Event()
-
-        def on_signal() -> None:
-            (hurry if stopping.is_set() else stopping).set()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            on_ready()
-            await stopping.wait()
-            await self.stop(self.settings.shutdown_grace.total_seconds(), hurry)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+    async def look_at_certificates(self) -> None:
+        """Read the certificates again if their files have changed."""
+        if self._certificates is not None:
+            await self._certificates.look()
 
     async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Refuse new calls, let those in hand end, then stop everything. Idempotent.
@@ -196,6 +175,8 @@ class Application:
             await unless(hurry, self._drain(grace_s))
         if self._server is not None:
             await self._server.stop(None)
+        if self._certificates is not None:
+            await self._certificates.stop()
         if self._router is not None:
             await self._router.stop()
         if self._monitor is not None:
@@ -257,8 +238,8 @@ class Application:
         )
         reflection.enable_server_reflection(names, server)
         host, _ = parse_address(self.settings.listen)
+        credentials = self._credentials()
         try:
-            credentials = self._credentials()
             if credentials is None:
                 port = server.add_insecure_port(self.settings.listen)
             else:
@@ -273,15 +254,12 @@ class Application:
         settings = self.settings
         if not settings.tls_cert:
             return None
-        chain, key = _read("tls_cert", settings.tls_cert), _read("tls_key", settings.tls_key)
-        authorities = None
-        if settings.tls_client_ca:
-            authorities = _read("tls_client_ca", settings.tls_client_ca)
-        return grpc.ssl_server_credentials(
-            [(key, chain)],
-            root_certificates=authorities,
-            require_client_auth=authorities is not None,
+        self._certificates = Certificates(
+            settings.tls_cert, settings.tls_key, settings.tls_client_ca
         )
+        credentials = self._certificates.credentials()
+        self._certificates.start()
+        return credentials
 
     def _serve_http(self) -> None:
         if self._place is not None or not self.settings.http_listen:
@@ -328,10 +306,3 @@ def show_restarts(metrics: Metrics, engine: EmbeddedValkey) -> None:
         "How often the bundled store died and was started again",
         lambda: float(engine.restarts),
     )
-
-
-def _read(name: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{name}: {path} can't be read: {error.strerror}") from error

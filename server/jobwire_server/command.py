@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import click
 import structlog
@@ -16,13 +18,16 @@ from pydantic.fields import FieldInfo
 from jobwire_server.app import Application
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.facts import StoreInfo
-from jobwire_server.logs import configure_logs
-from jobwire_server.loops import calm_the_collector, run
+from jobwire_server.logs import LogFormat, configure_logs
+from jobwire_server.loops import calm_the_collector, run, unless
 from jobwire_server.ports import AddressInUse
+from jobwire_server.reload import read_again
 from jobwire_server.settings import CONFIG_VARIABLE, DEFAULT_CONFIG, PREFIX, Settings, load_settings
+from jobwire_server.signals import Signals, end_without_a_word
 from jobwire_server.store.connect import StoreRefused
+from jobwire_server.streams import complain, let_go_of_the_rest, open_closed_streams, say
 from jobwire_server.supervisor import ProcessDied, Supervisor
-from jobwire_server.units import format_duration, format_size
+from jobwire_server.units import format_duration, format_size, printable
 
 PROCESS_DIED, BAD_CONFIGURATION, STORE_REFUSED, ADDRESS_IN_USE = 1, 2, 3, 4
 
@@ -104,12 +109,15 @@ def _options() -> list[click.Parameter]:
 
 
 def _serve(config: str | None = None, **given: Any) -> None:
+    open_closed_streams()
+    end_without_a_word()
     flags = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = load_settings(flags, Path(config) if config else None)
+        load = partial(load_settings, flags, Path(config) if config else None)
+        settings = load()
         for_people = configure_logs(settings.log_format, settings.log_level)
         serving = _run_alone if settings.processes == 1 else _run_several
-        run(serving(settings, for_people))
+        run(serving(settings, for_people, load))
     except ProcessDied as error:
         _give_up(error, PROCESS_DIED)
     except StoreRefused as error:
@@ -118,36 +126,52 @@ def _serve(config: str | None = None, **given: Any) -> None:
         _give_up(error, ADDRESS_IN_USE)
     except ConfigurationError as error:
         _give_up(error, BAD_CONFIGURATION)
+    finally:
+        let_go_of_the_rest()
 
 
-def _give_up(error: ConfigurationError, status: int) -> None:
+def _give_up(error: ConfigurationError, status: int) -> NoReturn:
     for line in error.message.splitlines():
-        click.echo(f"jobwire serve: {line}", err=True)
+        complain(f"jobwire serve: {line}")
     sys.exit(status)
 
 
-async def _run_alone(settings: Settings, for_people: bool) -> None:
+async def _run_alone(settings: Settings, for_people: bool, load: Callable[[], Settings]) -> None:
     application = Application(settings)
-    await application.start()
-    calm_the_collector()
-    facts = application.facts
-    assert facts is not None
-    port = application.http.port if application.http is not None else None
-    started = Started(application.address, port, facts.version, facts.store, facts.server_id)
-    await application.serve(lambda: _tell(settings, for_people, started))
+    with Signals() as signals:
+        await unless(signals.stopping, application.start())
+        if not signals.stopping.is_set():
+            calm_the_collector()
+            facts = application.facts
+            assert facts is not None
+            port = application.http.port if application.http is not None else None
+            started = Started(
+                application.address, port, facts.version, facts.store, facts.server_id
+            )
+            _tell(settings, for_people, started)
+        while await signals.next():
+            read_again(settings, load, _log_format(for_people))
+            await application.look_at_certificates()
+        await application.stop(settings.shutdown_grace.total_seconds(), signals.hurry)
 
 
-async def _run_several(settings: Settings, for_people: bool) -> None:
-    supervisor = Supervisor(settings, "console" if for_people else "json")
+async def _run_several(settings: Settings, for_people: bool, load: Callable[[], Settings]) -> None:
+    supervisor = Supervisor(settings, _log_format(for_people))
+    with Signals() as signals:
+        await unless(signals.stopping, supervisor.start())
+        if not signals.stopping.is_set():
+            served = supervisor.served
+            assert served is not None
+            port = supervisor.http.port if supervisor.http is not None else None
+            started = Started(supervisor.address, port, served.version, served.store, "")
+            _tell(settings, for_people, started)
+        while await signals.next():
+            supervisor.look_again(read_again(settings, load, _log_format(for_people)))
+        await supervisor.stop(settings.shutdown_grace.total_seconds(), signals.hurry)
 
-    def tell() -> None:
-        served = supervisor.served
-        assert served is not None
-        port = supervisor.http.port if supervisor.http is not None else None
-        started = Started(supervisor.address, port, served.version, served.store, "")
-        _tell(settings, for_people, started)
 
-    await supervisor.run(tell)
+def _log_format(for_people: bool) -> LogFormat:
+    return "console" if for_people else "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +188,7 @@ class Started:
 
 def _tell(settings: Settings, for_people: bool, started: Started) -> None:
     if for_people:
-        click.echo(_banner(settings, started))
+        say(_banner(settings, started))
         return
     of_one = {"server_id": started.server_id} if started.server_id else {}
     structlog.get_logger("jobwire.server").info(
@@ -189,7 +213,7 @@ def _banner(settings: Settings, started: Started) -> str:
         lines.append(("HTTP", f"http://{host}:{started.http_port}/metrics, /healthz, /readyz"))
     lines.append(("store", _store(started.store)))
     if started.store.embedded:
-        lines.append(("data", str(settings.data_dir)))
+        lines.append(("data", printable(str(settings.data_dir))))
     if settings.processes > 1:
         lines.append(("runs", f"{settings.processes} processes on one port"))
     plain = "" if settings.tls_cert else "-plaintext "

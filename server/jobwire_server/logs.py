@@ -11,6 +11,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from jobwire_server.calls import current_call
+from jobwire_server.streams import lenient
 
 LogFormat = Literal["auto", "console", "json"]
 
@@ -33,7 +34,8 @@ def configure_logs(
     Returns:
         True if the lines are for people.
     """
-    stream = stream or sys.stderr
+    # A server does not end because nobody can read what it says.
+    stream = lenient(stream or sys.stderr)
     for_people = format == "console" or (format == "auto" and stream.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [

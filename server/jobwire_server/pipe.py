@@ -6,7 +6,7 @@ The parent sends `Orders`, then words; the child answers the orders with how its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.facts import StoreInfo
@@ -43,3 +43,14 @@ class Failed:
     """The start was refused."""
 
     error: ConfigurationError
+
+
+@dataclass(frozen=True)
+class LookAgain:
+    """Certificates may have changed, and the level of the logs."""
+
+    log_level: str
+
+
+Word: TypeAlias = Literal["drain", "now"] | LookAgain
+"""What the parent says after the orders."""

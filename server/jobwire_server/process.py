@@ -23,9 +23,11 @@ from jobwire_server.errors import ConfigurationError
 from jobwire_server.logs import configure_logs
 from jobwire_server.loops import calm_the_collector, run
 from jobwire_server.pages import Page
-from jobwire_server.pipe import NOW, Failed, Orders, Served
+from jobwire_server.pipe import NOW, Failed, LookAgain, Orders, Served, Word
 from jobwire_server.settings import Settings
+from jobwire_server.signals import end_without_a_word
 from jobwire_server.store.engine import shut_down
+from jobwire_server.streams import let_go_of_the_rest, open_closed_streams
 
 PULSE_S = 1.0
 ORPHAN_S = 5.0
@@ -48,6 +50,8 @@ class Child:
         self._link = link
         self._page = page
         self._orphaned = False
+        self._application: Application | None = None
+        self._looks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -60,13 +64,14 @@ class Child:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._look_again)
         threading.Thread(target=self._listen, args=(loop,), name="parent", daemon=True).start()
         orders = self._orders
         settings = Settings(**orders.settings)
         place = Place(
             orders.index, settings.processes, self._page, orders.store_url, orders.embedded
         )
-        application = Application(settings, place)
+        application = self._application = Application(settings, place)
         pulse = asyncio.create_task(self._pulse(), name="pulse")
         try:
             if await self._start(application):
@@ -119,14 +124,26 @@ class Child:
         time.sleep(ORPHAN_S)
         os._exit(1)
 
-    def _obey(self, word: str) -> None:
+    def _obey(self, word: Word) -> None:
+        if isinstance(word, LookAgain):
+            configure_logs(self._orders.log_format, word.log_level, process=self._orders.index)
+            self._look_again()
+            return
         self._stopping.set()
         if word == NOW:
             self._hurry.set()
 
+    def _look_again(self) -> None:
+        if self._application is not None:
+            look = asyncio.ensure_future(self._application.look_at_certificates())
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+
 
 def main(link_fd: int, page_fd: int) -> int:
     """Serve as one of several processes; the exit code."""
+    end_without_a_word()
+    open_closed_streams()
     link, page = Connection(link_fd), Page(page_fd)
     try:
         orders: Orders = link.recv()
@@ -137,6 +154,8 @@ def main(link_fd: int, page_fd: int) -> int:
         run(Child(orders, link, page).serve())
     except ConfigurationError:
         return 1
+    finally:
+        let_go_of_the_rest()
     return 0
 
 

@@ -32,7 +32,7 @@ from jobwire_server.metrics import (
     Verdict,
 )
 from jobwire_server.pages import Page, State
-from jobwire_server.pipe import DRAIN, NOW, Failed, Orders, Served
+from jobwire_server.pipe import DRAIN, NOW, Failed, LookAgain, Orders, Served, Word
 from jobwire_server.ports import HeldPort
 from jobwire_server.programs import Program
 from jobwire_server.settings import Settings
@@ -70,7 +70,7 @@ class Slot:
         self.started_at = 0.0
         self._process: Program | None = None
         self._link: Connection | None = None
-        self._told = ""
+        self._told: Word | None = None
 
     @property
     def pid(self) -> int | None:
@@ -109,9 +109,10 @@ class Slot:
         first: Served | Failed | None = await _receive(ours)
         return first
 
-    def tell(self, word: str) -> None:
+    def tell(self, word: Word) -> None:
         """Say it to the process, or to the one that is being started."""
-        self._told = word
+        if isinstance(word, str):
+            self._told = word  # whoever takes its place hears it too
         if self._link is not None:
             with suppress(OSError):
                 self._link.send(word)
@@ -162,40 +163,12 @@ class Supervisor:
         self.served: Served | None = None
         """What the first process said; set by start."""
         self._log_format = log_format
+        self._log_level: str = settings.log_level
         self._slots = [Slot(index) for index in range(settings.processes)]
         self._port: HeldPort | None = None
         self._engine: EmbeddedValkey | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
-
-    async def run(self, on_start: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
-
-        Args:
-            on_start: Called when all processes serve.
-
-        Raises:
-            ConfigurationError: The start was refused; as `start`.
-        """
-        asked, hurry = asyncio.Event(), asyncio.Event()
-
-        def on_signal() -> None:
-            (hurry if asked.is_set() else asked).set()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            await unless(asked, self.start())
-            if not asked.is_set():
-                on_start()
-                await asked.wait()
-                log.info("draining", grace_s=self.settings.shutdown_grace.total_seconds())
-            await self.stop(self.settings.shutdown_grace.total_seconds(), hurry)
-            log.info("stopped")
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
     async def start(self) -> None:
         """Hold the port, start the store, the HTTP server and the processes.
@@ -239,6 +212,9 @@ class Supervisor:
             grace_s: How long their calls in hand may take. 0: none at all.
             hurry: Once set, nothing is waited for any more.
         """
+        started = bool(self._keepers)
+        if started and not self._stopping.is_set():
+            log.info("draining", grace_s=grace_s)
         self._stopping.set()
         if grace_s > 0:
             self._tell(DRAIN)
@@ -256,8 +232,20 @@ class Supervisor:
             await self._engine.stop()
         if self._port is not None:
             self._port.close()
+        if started:
+            log.info("stopped")
 
-    def _tell(self, word: str) -> None:
+    def look_again(self, log_level: str) -> None:
+        """Have the processes read their certificates again.
+
+        Args:
+            log_level: Of their logs from now on. Empty: as it is.
+        """
+        if log_level:
+            self._log_level = log_level
+        self._tell(LookAgain(self._log_level))
+
+    def _tell(self, word: Word) -> None:
         for slot in self._slots:
             slot.tell(word)
 
@@ -266,7 +254,11 @@ class Supervisor:
 
     def _orders(self, slot: Slot) -> Orders:
         embedded = self._engine is not None
-        settings = {**self.settings.model_dump(), "listen": self.address}
+        settings = {
+            **self.settings.model_dump(),
+            "listen": self.address,
+            "log_level": self._log_level,
+        }
         return Orders(
             settings=settings,
             index=slot.index,
