@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobwire.cli.app import main
+from jobwire.cli import main
 
 if __name__ == "__main__":
     main()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import click
 
@@ -21,11 +25,14 @@ from jobwire.cli.failures import (
     say,
     show_call_error,
     show_defect,
+    show_usage_error,
 )
-from jobwire.cli.parameters import duration
+from jobwire.cli.parameters import positive_duration
+from jobwire.cli.terminal import silence_broken
 from jobwire.errors import CallError
 
 COMMANDS_GROUP = "jobwire.commands"
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 # People at a terminal would rather know at once.
 DEFAULT_TIMEOUT_S = 5.0
 
@@ -61,7 +68,8 @@ def common(function: F) -> F:
     """Adds the options that every command takes, before or after its name."""
 
     def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-        def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+            _check_text(context, parameter, value)
             # Unset at one level must not undo what the level above said.
             if value:
                 setattr(context.find_root().ensure_object(Settings), name, value)
@@ -71,7 +79,7 @@ def common(function: F) -> F:
     for decorate in (
         click.option(
             "--timeout",
-            type=duration,
+            type=positive_duration,
             expose_value=False,
             callback=keep("timeout_s"),
             help=f"For each call, such as 500ms or 1m. Default: {DEFAULT_TIMEOUT_S:g}s.",
@@ -95,8 +103,62 @@ def common(function: F) -> F:
     return function
 
 
+class Command(click.Command):
+    """A command of this package."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for parameter in self.params:
+            _check_text(ctx, parameter, ctx.params.get(parameter.name or ""))
+        # A worker has its own way to end; whatever else runs gives the terminal back as it was.
+        if self.name == "worker":
+            return super().invoke(ctx)
+        with _ended_by_signals():
+            return super().invoke(ctx)
+
+
+def _check_text(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Refuses bytes of the command line that are no text of the locale, nor UTF-8.
+
+    Raises:
+        click.BadParameter: With the option's name. Paths and payloads may hold any bytes.
+    """
+    if isinstance(parameter.type, click.Path) or parameter.name == "payload":
+        return
+    if isinstance(value, str) and not _is_text(value):
+        raise click.BadParameter(f"{value!r} is no UTF-8 text", context, parameter)
+    if isinstance(value, tuple):
+        for one in value:
+            _check_text(context, parameter, one)
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end a command through its own clean-up."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    former = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Not what nohup ignores, nor what belongs to a program that this one is part of.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            former[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 class CommandGroup(click.Group):
     """Commands of this package, and those that installed packages add as entry points."""
+
+    command_class = Command
+    group_class = type
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -106,7 +168,7 @@ class CommandGroup(click.Group):
         except BrokenPipeError:
             # The reader, `head` for instance, has enough; what is still buffered goes nowhere.
             # Click would call it a failure.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence_broken()
             return Exit.OK
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -196,7 +258,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     try:
         code = cli.main(
-            None if arguments is None else list(arguments),
+            [_decoded(one) for one in (sys.argv[1:] if arguments is None else arguments)],
             prog_name="jobwire",
             standalone_mode=False,
             obj=settings,
@@ -205,19 +267,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Abort:
         return Exit.INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         return error.exit_code if error.exit_code != 1 else Exit.USAGE
     except CallError as error:
         show_call_error(error, settings.address)
         return exit_code_of(error)
+    except BrokenPipeError:
+        silence_broken()
+        return Exit.OK
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            show_defect(error)
+            return Exit.INTERNAL
+        silence_broken()
+        say(f"error: the output can't be written: {error.strerror}")
+        return Exit.OUTPUT
     except Exception as error:
         show_defect(error)
         return Exit.INTERNAL
 
 
-def main() -> NoReturn:
-    """The entry point."""
-    sys.exit(run())
+def _decoded(argument: str) -> str:
+    """Reads UTF-8 in an argument where the locale has no such characters."""
+    try:
+        return os.fsencode(argument).decode() if not _is_text(argument) else argument
+    except UnicodeError:
+        return argument
 
 
 # The commands register themselves with `cli`.

@@ -15,6 +15,7 @@ from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.output import print_json, print_rows
 from jobwire.cli.parameters import size
+from jobwire.cli.terminal import put
 from jobwire.worker import Worker
 from jobwire.worker.worker import loop_factory
 
@@ -91,16 +92,16 @@ async def _measure(settings: Settings, load: Load) -> BenchResult:
     )
     target, tls = settings.target, settings.tls
     async with AsyncClient(target, timeout_s=settings.timeout_s, tls=tls) as client:
-        return await measure(client, worker, load, lambda text: click.echo(text, err=True))
+        return await measure(client, worker, load, lambda text: put(text, err=True))
 
 
 def _show(result: BenchResult) -> None:
-    click.echo(
+    put(
         f"{result.jobs:,} jobs of {result.payload_bytes:,} bytes, {result.batch} a call,"
         f" {result.in_flight} calls at once"
     )
-    click.echo(f"submitted  {result.submitted_per_s:,.0f} jobs/s")
-    click.echo(f"done       {result.done_per_s:,.0f} jobs/s, from the first submission")
+    put(f"submitted  {result.submitted_per_s:,.0f} jobs/s")
+    put(f"done       {result.done_per_s:,.0f} jobs/s, from the first submission")
     print_rows(
         ("LATENCY", "P50", "P90", "P99", "MAX"),
         (

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
 
 from jobwire._sync.bulk import BulkAction
 from jobwire.bulk import BulkProgress
@@ -15,13 +14,16 @@ from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.filters import LIVE, TERMINAL, filter_of, filter_options, states_option
 from jobwire.cli.output import plural, print_json
-from jobwire.cli.parameters import MANY, duration
+from jobwire.cli.parameters import count, duration
+from jobwire.cli.terminal import console, has_screen, put
 from jobwire.models import Job, JobState
 
 _REASON = click.option("--reason", "-m", default="", help="For people; kept with the job.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 _YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-_MOST = click.option("--max-jobs", "-n", type=MANY, default=0, help="At most so many. 0: all.")
+_MOST = click.option("--max-jobs", "-n", type=count, default=0, help="At most so many. 0: all.")
+# Of characters that every encoding has.
+_SPINNER = "line"
 _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
 
 
@@ -169,7 +171,7 @@ def _print_state(job: Job, settings: Settings) -> None:
     if settings.json:
         print_json(job)
     else:
-        click.echo(f"{job.id} {job.state}")
+        put(f"{job.id} {job.state}")
 
 
 def _act(
@@ -189,7 +191,7 @@ def _act(
             print_json(counted)
             return Exit.OK
         if dry_run or not counted.changed:
-            click.echo(_told(counted, f"would be {done}"), err=not dry_run)
+            put(_told(counted, f"would be {done}"), err=not dry_run)
             return Exit.OK
         held_back = f", and leave {counted.skipped} alone" if counted.skipped else ""
         jobs = plural(counted.changed, "job")
@@ -198,19 +200,18 @@ def _act(
             return Exit.INTERRUPTED
     last = _follow(settings, action(dry_run=False), done)
     if not settings.json:
-        click.echo(_told(last, done))
+        put(_told(last, done))
     return Exit.OK
 
 
 def _follow(settings: Settings, action: BulkAction, done: str) -> BulkProgress:
-    console = Console(stderr=True)
     last: BulkProgress | None = None
-    if settings.json or not console.is_terminal:
+    if settings.json or not has_screen(sys.stderr):
         for last in action:
             if settings.json:
                 print_json(last)
     else:
-        with console.status("") as status:
+        with console(stderr=True).status("", spinner=_SPINNER) as status:
             for last in action:
                 status.update(f"{last.changed:,} of {last.matched:,} jobs {done}")
     assert last is not None  # an action ends with its last word or an error

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from jobwire.cli.app import cli
+from jobwire.cli.terminal import put
 
 
 @cli.command()
@@ -20,4 +21,4 @@ def completion(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "jobwire", "_JOBWIRE_COMPLETE").source())
+    put(kind(cli, {}, "jobwire", "_JOBWIRE_COMPLETE").source())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import traceback
 from enum import IntEnum
@@ -9,6 +10,7 @@ from enum import IntEnum
 import click
 import grpc
 
+from jobwire.cli.terminal import put
 from jobwire.errors import CallError
 
 
@@ -22,7 +24,9 @@ class Exit(IntEnum):
     UNAVAILABLE = 4
     PRECONDITION = 5
     INTERNAL = 70
+    OUTPUT = 74
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 EXIT_CODES_HELP = """\b
@@ -34,7 +38,9 @@ Exit codes:
   4    no server answered in time, or it is full
   5    the state of things does not allow it
   70   a defect; JOBWIRE_DEBUG=1 shows the traceback
-  130  interrupted by Ctrl-C, or told not to"""
+  74   the output can't be written: the disk is full, the terminal gone
+  130  interrupted by Ctrl-C, or told not to
+  143  ended by SIGTERM"""
 
 _BY_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: Exit.USAGE,
@@ -61,7 +67,7 @@ def show_call_error(error: CallError, address: str) -> None:
     if error.violations:
         say(f"error: the request was refused ({error.reason or error.code.name})")
         for violation in error.violations:
-            click.echo(f"  {violation.field}: {violation.description}", err=True)
+            put(f"  {violation.field}: {violation.description}", err=True)
         return
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
         # gRPC's own words tell of sockets; the remedy is the same for all of them.
@@ -71,7 +77,10 @@ def show_call_error(error: CallError, address: str) -> None:
         )
         return
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason:
-        say(f"error: {error.message} ({address})")
+        say(
+            f"error: {address} gave no answer in time ({error.message}): the server is overloaded,"
+            " or it or its store hangs; --timeout gives it longer"
+        )
         return
     say(f"error: {error.message} ({error.reason or error.code.name})")
 
@@ -79,10 +88,22 @@ def show_call_error(error: CallError, address: str) -> None:
 def show_defect(error: BaseException) -> None:
     """Prints an error that nobody expected."""
     if os.environ.get("JOBWIRE_DEBUG"):
-        traceback.print_exception(error)
-    say(f"internal error: {type(error).__name__}: {error}")
+        put("".join(traceback.format_exception(error)), err=True, nl=False)
+        say(f"internal error: {type(error).__name__}: {error}")
+        return
+    say(
+        f"internal error: {type(error).__name__}: {error}"
+        " (a defect of Jobwire: JOBWIRE_DEBUG=1 before the command shows where)"
+    )
+
+
+def show_usage_error(error: click.ClickException) -> None:
+    """Prints what is wrong with the command line, as click would."""
+    text = io.StringIO()
+    error.show(text)
+    put(text.getvalue(), err=True, nl=False)
 
 
 def say(text: str) -> None:
     """Prints a line to standard error under the program's name."""
-    click.echo(f"jobwire: {text}", err=True)
+    put(f"jobwire: {text}", err=True)

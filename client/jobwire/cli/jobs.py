@@ -24,8 +24,9 @@ from jobwire.cli.output import (
     span,
     when,
 )
-from jobwire.cli.parameters import MANY, key_value, read_payload
+from jobwire.cli.parameters import count, key_value, read_payload
 from jobwire.cli.submission import submission_options, submit_options
+from jobwire.cli.terminal import put
 from jobwire.cli.views import show_watch
 from jobwire.models import Attempt, Failure, Job, JobState, Redrive
 from jobwire.unique import UniqueKey
@@ -42,7 +43,7 @@ _LABEL = click.option(
     help="Only jobs with this label.",
 )
 _FAILURE_TYPE = click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT.")
-_LIMIT = click.option("--limit", "-n", type=MANY, default=50, show_default=True, help="0: all.")
+_LIMIT = click.option("--limit", "-n", type=count, default=50, show_default=True, help="0: all.")
 
 
 @cli.command()
@@ -78,7 +79,7 @@ def submit(
     if settings.json:
         print_json({"job_id": handle.id, "state": handle.state, "existed": handle.existed})
         return 0
-    click.echo(handle.id)
+    put(handle.id)
     if handle.existed:
         say("this job was there before; nothing was submitted")
     return 0
@@ -145,7 +146,7 @@ def _print_job(job: Job) -> None:
         ]
     )
     if job.attempts:
-        click.echo()
+        put()
         print_rows(
             ["ATTEMPT", "OUTCOME", "STARTED", "TOOK", "WORKER", "WHY"],
             [_attempt_row(attempt) for attempt in job.attempts],
@@ -161,13 +162,13 @@ def _print_stacks(attempts: Iterable[Attempt]) -> None:
         stack = attempt.failure.stack if attempt.failure else ""
         if not stack:
             continue
-        click.echo()
+        put()
         if stack in told:
-            click.echo(f"attempt {attempt.number}: as in attempt {told[stack]}")
+            put(f"attempt {attempt.number}: as in attempt {told[stack]}")
             continue
         told[stack] = attempt.number
-        click.echo(f"attempt {attempt.number}:")
-        click.echo(textwrap.indent(stack.rstrip(), "  "))
+        put(f"attempt {attempt.number}:")
+        put(textwrap.indent(stack.rstrip(), "  "))
 
 
 def _is_shown(job: Job, failure: Failure) -> bool:

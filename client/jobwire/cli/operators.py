@@ -10,7 +10,8 @@ import click
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
 from jobwire.cli.output import size as shown_size
-from jobwire.cli.parameters import MANY, duration, size, span_or_default
+from jobwire.cli.parameters import count, duration, size, span_or_default
+from jobwire.cli.terminal import put
 from jobwire.models import JobState, RetryPolicy
 from jobwire.operators import QueueConfig, QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
 
@@ -172,7 +173,7 @@ def resume_queue(settings: Settings, name: str) -> None:
 @click.option("--multiplier", type=click.FloatRange(1, 10), help="Of jobs that do not say.")
 @click.option("--jitter", type=click.FloatRange(0, 1), help="Of jobs that do not say.")
 @click.option("--no-retry", is_flag=True, help="Take away what it says about retries.")
-@click.option("--max-pending", type=MANY, help="Jobs that may wait; above it, none are taken.")
+@click.option("--max-pending", type=count, help="Jobs that may wait; above it, none are taken.")
 @click.option("--max-live-bytes", type=size, help="Their bytes, and those of running ones.")
 @click.option(
     "--retain-succeeded",
@@ -186,7 +187,7 @@ def resume_queue(settings: Settings, name: str) -> None:
     metavar="DURATION|default",
     help="Those that failed, expired or were cancelled.",
 )
-@click.option("--max-ended", type=MANY, help="Ended jobs to keep. 0: no limit.")
+@click.option("--max-ended", type=count, help="Ended jobs to keep. 0: no limit.")
 @click.option("--max-ended-bytes", type=size, help="Their bytes. 0: no limit.")
 @click.option(
     "--priority-ageing",
@@ -329,7 +330,7 @@ def show_worker(settings: Settings, worker_id: str) -> None:
         ]
     )
     if worker.leases:
-        click.echo()
+        put()
         print_rows(
             ["JOB", "TOKEN"],
             [[lease.job_id, lease.fencing_token] for lease in worker.leases],
@@ -348,7 +349,7 @@ def drain_worker(settings: Settings, worker_id: str) -> None:
     if settings.json:
         print_json(worker)
     else:
-        click.echo(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
+        put(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
 
 
 def _processes(server: ServerInfo) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,13 +14,11 @@ from itertools import chain, islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import click
 from google.protobuf.any_pb2 import Any as AnyMessage
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from jobwire.cli.terminal import can_show, console, in_json, in_line, put, shown
 from jobwire.models import Job, JobState, RetryPolicy
 
 STATE_STYLES = {
@@ -49,6 +49,9 @@ def to_json(value: Any) -> Any:
             return value.total_seconds()
         case Enum():
             return value.value
+        case float() if not math.isfinite(value):
+            # JSON has no number for it; the same words as in the JSON form of protobuf.
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case bytes():
             return {"base64": base64.b64encode(value).decode()}
         case AnyMessage():
@@ -68,7 +71,17 @@ def _is_span(field: Field[Any]) -> bool:
 
 def print_json(value: Any) -> None:
     """Prints one line."""
-    click.echo(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))
+    put(json_text(value, compact=True))
+
+
+def json_text(value: Any, *, compact: bool = False) -> str:
+    """Returns JSON in characters that standard output has, with no control character among them."""
+    separators = (",", ":") if compact else None
+    made = to_json(value)
+    text = in_json(json.dumps(made, ensure_ascii=False, allow_nan=False, separators=separators))
+    if can_show(text):
+        return text
+    return in_json(json.dumps(made, allow_nan=False, separators=separators))
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -79,14 +92,13 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
         rows: A cell is a text, a number, a `JobState` or None.
         empty: What to say on a terminal if there are no rows.
     """
-    console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         left = iter(rows)
         # Before the headings, because the call behind it may fail.
         first = list(islice(left, 1))
-        click.echo("\t".join(columns))
+        put("\t".join(columns))
         for row in chain(first, left):
-            click.echo("\t".join("" if cell is None else str(cell) for cell in row))
+            put("\t".join("" if cell is None else in_line(str(cell)) for cell in row))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
@@ -95,34 +107,34 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
     for row in rows:
         table.add_row(*(_cell(cell) for cell in row))
     if table.row_count:
-        console.print(table)
+        console().print(table)
     else:
-        click.echo(empty)
+        put(empty)
 
 
-def _cell(value: Any) -> Text | str:
+def _cell(value: Any) -> Text:
     if isinstance(value, JobState):
         return Text(value.value, style=STATE_STYLES.get(value, ""))
-    return "" if value is None else escape(str(value))
+    return Text("" if value is None else in_line(str(value)))
 
 
 def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
     """Prints names and values, one pair a line; leaves out what is None or empty."""
-    shown = [(name, value) for name, value in facts if value is not None and value != ""]
-    width = max((len(name) for name, _ in shown), default=0)
-    console = Console(soft_wrap=True, highlight=False)
-    for name, value in shown:
+    given = [(name, value) for name, value in facts if value is not None and value != ""]
+    width = max((len(name) for name, _ in given), default=0)
+    screen = console()
+    for name, value in given:
         style = STATE_STYLES.get(value, "") if isinstance(value, JobState) else ""
         # What is more than one line, a stack trace for instance, stays in its column.
-        shown_value = f"\n{'':<{width}}  ".join(str(value).splitlines())
-        console.print(Text.assemble((f"{name:<{width}}  ", "dim"), (shown_value, style)))
+        lines = f"\n{'':<{width}}  ".join(shown(str(value)).rstrip("\n").split("\n"))
+        screen.print(Text.assemble((f"{name:<{width}}  ", "dim"), (lines, style)), soft_wrap=True)
 
 
 def short_payload(value: Any, limit: int = 400) -> str:
     """Shows a payload in one line, cut after `limit` characters."""
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    text = json.dumps(to_json(value), ensure_ascii=False)
+    text = json_text(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import click
 
+from jobwire.cli.terminal import closed_at_start
 from jobwire.payloads import Payload
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -19,7 +20,6 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _LONGEST_D = 36_500
 MOST = 2**63 - 1
 """The largest number that the store counts with."""
-MANY = click.IntRange(0, MOST)
 
 
 class TooLong(ValueError):
@@ -55,6 +55,23 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def positive_duration(text: str) -> float:
+    """A span of time above 0; becomes seconds."""
+    seconds = duration(text)
+    if not seconds:
+        raise click.BadParameter(f"{text!r} is no time at all: write 500ms or 10s")
+    return seconds
+
+
+def count(text: str | int) -> int:
+    """A number of things, from 0 to the largest that the store counts with."""
+    if not re.fullmatch("[0-9]+", str(text), re.ASCII):
+        raise click.BadParameter(f"{text!r} is no number from 0 up")
+    if (number := int(str(text)[:4000])) > MOST:
+        raise click.BadParameter(f"{text!r} is too large: it may be at most {MOST}")
+    return number
 
 
 def size(text: str) -> int:
@@ -125,6 +142,8 @@ def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
     if argument is None:
         return Payload()
     if argument == "-":
+        if "stdin" in closed_at_start:
+            raise click.UsageError("the payload is to come from standard input, which is closed")
         data = sys.stdin.buffer.read()
     elif argument.startswith("@"):
         try:

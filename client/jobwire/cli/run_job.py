@@ -17,7 +17,8 @@ from jobwire.cli.failures import Exit, say
 from jobwire.cli.output import print_json
 from jobwire.cli.parameters import read_payload
 from jobwire.cli.submission import submission_options, submit_options
-from jobwire.cli.views import ended_why, print_result, write_output
+from jobwire.cli.terminal import OutputWriter, put
+from jobwire.cli.views import ended_why, print_result
 from jobwire.errors import CallError
 from jobwire.models import Job, JobState, OutputChunk
 
@@ -33,6 +34,7 @@ class Detached(Exception):
 @click.argument("payload", required=False)
 @submission_options
 @click.option("--result", is_flag=True, help="Print the result behind the output.")
+@click.option("--raw", is_flag=True, help="Escape sequences of the output reach a terminal.")
 @click.option("--cancel-on-exit", is_flag=True, help="Cancel the job if this command ends first.")
 @common
 @pass_settings
@@ -43,13 +45,15 @@ def run(
     payload: str | None,
     as_bytes: bool,
     result: bool,
+    raw: bool,
     cancel_on_exit: bool,
     **options: Any,
 ) -> int:
     """Run a job like a local command.
 
     PAYLOAD is JSON text, @FILE, or - for standard input. The job's output on channel stdout goes
-    to standard output, every other channel and all messages to standard error. Exit codes: 0 the
+    to standard output, every other channel and all messages to standard error; on a terminal its
+    control characters are spelt. Exit codes: 0 the
     job succeeded, 1 it failed or expired, 130 it was cancelled or left to itself. Ctrl-C asks
     whether to cancel the job or to leave it; without a terminal it leaves the job, or cancels it
     with --cancel-on-exit.
@@ -59,11 +63,12 @@ def run(
     with settings.client() as client:
         events = client.run(operation, content, cancel_on_disconnect=cancel_on_exit, **chosen)
         last: Job | None = None
+        output = OutputWriter(raw=raw)
         try:
             with _interrupts(client, events.job_id, cancel_on_exit):
                 for event in events:
                     if isinstance(event, OutputChunk):
-                        write_output(event)
+                        output.write(event.attempt, event.channel, event.data)
                         continue
                     _tell(last, event)
                     last = event
@@ -73,6 +78,7 @@ def run(
             say(f"the job goes on; follow it with: jobwire watch {events.job_id}")
             return Exit.INTERRUPTED
         finally:
+            output.finish()
             events.close()
     if last is None:
         return Exit.UNSUCCESSFUL
@@ -115,7 +121,7 @@ def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[N
                 raise Detached
             cancel()
             return
-        click.echo("\njobwire: [c]ancel the job, or [d]etach from it? ", err=True, nl=False)
+        put("\njobwire: [c]ancel the job, or [d]etach from it? ", err=True, nl=False)
         try:
             answer = sys.stdin.readline().strip().lower()
         except RuntimeError as error:
@@ -123,6 +129,7 @@ def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[N
         if not answer.startswith("c"):
             raise Detached
         cancel()
+        say("its worker is told to stop; Ctrl-C again leaves the job to itself")
 
     former = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -22,6 +22,7 @@ from jobwire.cli.output import (
 )
 from jobwire.cli.parameters import duration, read_payload, time
 from jobwire.cli.submission import given_options, job_options
+from jobwire.cli.terminal import put
 from jobwire.schedules import Missed, Overlap, Schedule
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -281,7 +282,7 @@ def trigger_schedule(
     if settings.json:
         print_json({"job_id": job_id})
     else:
-        click.echo(job_id)
+        put(job_id)
 
 
 @schedules.command("delete")
@@ -338,7 +339,7 @@ def _print(schedule: Schedule, settings: Settings) -> None:
         ]
     )
     if schedule.recent_runs:
-        click.echo()
+        put()
         print_rows(
             ["JOB", "DUE", "SUBMITTED", "BY"],
             [

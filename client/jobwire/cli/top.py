@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from jobwire._sync.client import Client
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import STATE_STYLES, print_json, print_rows, span
 from jobwire.cli.parameters import duration
+from jobwire.cli.terminal import console, has_screen, in_line, put
 from jobwire.errors import CallError
 from jobwire.models import JobState
 from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus
@@ -208,8 +210,8 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
     """
     title = Text.assemble(
         ("jobwire top", "bold"),
-        f"  {address}  {datetime.now():%H:%M:%S}  ",
-        (trouble, "bold red") if trouble else ("live", "green"),
+        f"  {in_line(address)}  {datetime.now():%H:%M:%S}  ",
+        (in_line(trouble), "bold red") if trouble else ("live", "green"),
     )
     newest = history.newest
     if newest is None:
@@ -313,7 +315,7 @@ def _cell(value: Any) -> Text:
         return Text("-", style="dim")
     if value == 0:
         return Text("0", style="dim")
-    return Text(f"{value:,}" if isinstance(value, int) else str(value))
+    return Text(f"{value:,}" if isinstance(value, int) else in_line(str(value)))
 
 
 @cli.command()
@@ -331,19 +333,19 @@ def top(settings: Settings, once: bool, interval: float) -> None:
     broker. In a pipe, with --once or with --json it prints one look, with the rates of the last
     minute.
     """
-    console = Console()
+    screen = console()
     with settings.client() as client:
-        if once or settings.json or not console.is_terminal:
+        if once or settings.json or not has_screen(sys.stdout):
             _print_once(Snapshot.take(client, averages=True), settings)
             return
         pause = threading.Event()
         with (
             Poller(client, max(0.1, interval)) as poller,
-            Live(console=console, screen=True, auto_refresh=False) as live,
+            Live(console=screen, screen=True, auto_refresh=False) as live,
         ):
             try:
                 while True:
-                    live.update(poller.screen(console, settings.address), refresh=True)
+                    live.update(poller.screen(screen, settings.address), refresh=True)
                     pause.wait(min(0.5, interval))
             except KeyboardInterrupt:
                 return
@@ -359,6 +361,6 @@ def _print_once(snapshot: Snapshot, settings: Settings) -> None:
     history.add(snapshot)
     queues = [_queue_row(history, queue) for queue in snapshot.queues]
     print_rows(_QUEUE_COLUMNS, queues, empty="no queues yet")
-    click.echo()
+    put()
     workers = [_worker_row(history, worker) for worker in snapshot.workers]
     print_rows(_WORKER_COLUMNS, workers, empty="no workers")

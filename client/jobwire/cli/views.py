@@ -6,20 +6,27 @@ import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from jobwire._text import Lines
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.output import STATE_STYLES, print_json, progress_text, short_payload, span
+from jobwire.cli.terminal import console, has_screen, in_line, put, shown
 from jobwire.models import AttemptOutcome, Job, JobState, OutputChunk
 
 
 def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
     """Shows a job until it has ended, then its result, and returns the exit code."""
-    console = Console(stderr=True)
     last: Job | None = None
     if as_json:
         for event in events:
@@ -28,8 +35,8 @@ def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
                 print_json(event)
             else:
                 print_json(output_line(event))
-    elif console.is_terminal:
-        last = _show_bar(events, console)
+    elif has_screen(sys.stderr):
+        last = _show_bar(events, console(stderr=True))
     else:
         last = _show_lines(events)
     if last is None or last.state is not JobState.SUCCEEDED:
@@ -46,18 +53,13 @@ def print_result(job: Job) -> None:
     if job.raw_result.WhichOneof("kind") is None:
         return
     result = job.result
-    if isinstance(result, bytes):
-        sys.stdout.buffer.write(result)
+    if not isinstance(result, bytes):
+        put(short_payload(result, limit=1 << 30))
+    elif sys.stdout.isatty():
+        put(result.decode("utf-8", "backslashreplace"))
     else:
-        click.echo(short_payload(result, limit=1 << 30))
-
-
-def write_output(chunk: OutputChunk) -> None:
-    """Writes output as it is: channel stdout to standard output, others to standard error."""
-    stream = sys.stdout if chunk.channel == "stdout" else sys.stderr
-    stream.flush()
-    stream.buffer.write(chunk.data)
-    stream.buffer.flush()
+        sys.stdout.flush()
+        sys.stdout.buffer.write(result)
 
 
 def output_line(chunk: OutputChunk) -> dict[str, object]:
@@ -69,27 +71,40 @@ def output_line(chunk: OutputChunk) -> dict[str, object]:
     return {"output": {**where, "content": content}}
 
 
+class _Words(ProgressColumn):
+    """What is said beside the bar; rich would look for markup in it."""
+
+    def __init__(self, field: str, *, whole: bool = False) -> None:
+        super().__init__(Column(no_wrap=whole))
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        text: Text = task.fields[self._field]
+        return text
+
+
 def _show_bar(events: Iterable[Job | OutputChunk], console: Console) -> Job | None:
     last: Job | None = None
     lines = Lines()
     told: set[int] = set()
     with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        # It is there to be copied; on a narrow terminal the note is cut.
+        _Words("job", whole=True),
+        BarColumn(bar_width=12),
         TaskProgressColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Words("note"),
         TimeElapsedColumn(),
         console=console,
     ) as bar:
-        task = bar.add_task("", total=None, note="")
+        task = bar.add_task("", total=None, job=Text(), note=Text())
         for event in events:
             if isinstance(event, OutputChunk):
                 for line in lines.add(event):
-                    bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                    bar.console.print(shown(line), soft_wrap=True)
                 continue
             last = job = event
             for line in _ended_attempts(job, told):
-                bar.console.print(line, markup=False, highlight=False, style="dim")
+                bar.console.print(shown(line), style="dim")
             fraction = job.progress.fraction if job.progress else None
             if job.state is JobState.SUCCEEDED:
                 fraction = 1.0
@@ -98,13 +113,13 @@ def _show_bar(events: Iterable[Job | OutputChunk], console: Console) -> Job | No
             style = STATE_STYLES.get(job.state, "")
             bar.update(
                 task,
-                description=f"{job.id} [{style}]{job.state}[/]",
+                job=Text.assemble(f"{job.id} ", (job.state.value, style)),
                 total=None if fraction is None else 1.0,
                 completed=fraction or 0.0,
-                note=escape(again + message),
+                note=Text(in_line(again + message), no_wrap=True, overflow="ellipsis"),
             )
         for line in lines.finish():
-            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            bar.console.print(shown(line), soft_wrap=True)
     return last
 
 
@@ -115,14 +130,14 @@ def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
     for event in events:
         if isinstance(event, OutputChunk):
             for line in lines.add(event):
-                click.echo(line, err=True)
+                put(line, err=True)
             continue
         last = job = event
         if job.state.is_terminal:
             for line in lines.finish():
-                click.echo(line, err=True)
+                put(line, err=True)
         for line in _ended_attempts(job, told):
-            click.echo(line, err=True)
+            put(line, err=True)
         words = [f"{datetime.now():%H:%M:%S}", job.id, job.state.value]
         if job.attempt > 1:
             words.append(f"attempt {job.attempt}")
@@ -130,7 +145,7 @@ def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
             words.append(f"after {job.failure.type}: {job.failure.message}")
         if job.state is JobState.RUNNING:
             words.append(progress_text(job))
-        click.echo(" ".join(word for word in words if word), err=True)
+        put(in_line(" ".join(word for word in words if word)), err=True)
     return last
 
 

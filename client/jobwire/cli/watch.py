@@ -7,22 +7,25 @@ import click
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit
 from jobwire.cli.output import print_json
-from jobwire.cli.views import output_line, show_watch, write_output
+from jobwire.cli.terminal import OutputWriter
+from jobwire.cli.views import output_line, show_watch
 from jobwire.models import JobState
 
 
 @cli.command()
 @click.argument("job_id")
 @click.option("--output-only", is_flag=True, help="Print what the job writes out, and no more.")
+@click.option("--raw", is_flag=True, help="With --output-only: escape sequences reach a terminal.")
 @click.option("--from-end", is_flag=True, help="Leave out the output written so far.")
 @common
 @pass_settings
-def watch(settings: Settings, job_id: str, output_only: bool, from_end: bool) -> int:
+def watch(settings: Settings, job_id: str, output_only: bool, raw: bool, from_end: bool) -> int:
     """Follow a job to its end, then print its result.
 
     Standard output gets the result alone, standard error the course of things and the job's
-    output. With --output-only standard output gets the output on channel stdout as it is, standard
-    error that on other channels. With --json standard output gets the job at each change, and the
+    output. With --output-only standard output gets the output on channel stdout, standard error
+    that on other channels: as it is in a file or a pipe, with control characters spelt on a
+    terminal. With --json standard output gets the job at each change, and the
     output as objects under "output".
     """
     with settings.client() as client:
@@ -32,10 +35,12 @@ def watch(settings: Settings, job_id: str, output_only: bool, from_end: bool) ->
         if not output_only:
             events = handle.watch(output=True, from_end=from_end, skip_trimmed=True)
             return show_watch(events, as_json=settings.json)
+        output = OutputWriter(raw=raw)
         for chunk in handle.chunks(from_end=from_end, skip_trimmed=True):
             if settings.json:
                 print_json(output_line(chunk))
             else:
-                write_output(chunk)
+                output.write(chunk.attempt, chunk.channel, chunk.data)
+        output.finish()
         state = client.get(job_id, full=False).state
     return Exit.OK if state is JobState.SUCCEEDED else Exit.UNSUCCESSFUL

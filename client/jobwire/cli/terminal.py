@@ -1,0 +1,190 @@
+"""What reaches standard output and standard error: in any encoding, with no control character.
+
+Operators look at what others wrote: payloads, failures, labels, output. Whoever can submit a job
+must not be able to steer an operator's terminal, so every text goes through `shown` or `in_line`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+import sys
+from typing import TextIO
+
+import click
+from rich.console import Console
+
+# C0 but for tab and newline, DEL, C1; marks and overrides of direction, which show a text in
+# another order than it has; line separators, tags and other invisible signs; lone surrogates.
+_CONTROLS = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff"
+)
+_UNSAFE = re.compile(f"[{_CONTROLS}]")
+_UNSAFE_IN_LINE = re.compile(f"[\t\n{_CONTROLS}]")
+_NO_SCREEN = {"", "dumb", "unknown"}
+# Drawn characters of tables and bars, each as one that every encoding has.
+_PLAIN = {"…": "~", "●": "*", "•": "*", "━": "-", "╸": "-", "╺": " ", "─": "-", "│": "|"}
+_DEGRADE = "jobwire.degrade"
+
+closed_at_start: set[str] = set()
+"""The standard streams that nobody had opened: out of `stdin`, `stdout`, `stderr`."""
+
+
+def shown(text: str) -> str:
+    """Returns a text with its control characters spelt, such as `\\x1b`; newlines and tabs stay."""
+    return _UNSAFE.sub(_spelt, text.replace("\r\n", "\n"))
+
+
+def in_line(text: str) -> str:
+    """Returns a text for one cell of a table: newlines and tabs are spelt as well."""
+    return _UNSAFE_IN_LINE.sub(_spelt, text)
+
+
+def in_json(text: str) -> str:
+    """Returns JSON text, compact or not, that means the same and can be shown."""
+    # Inside of a string the spelling is JSON's own, and outside of one there are none.
+    return _UNSAFE.sub(lambda found: _json_spelt(found[0]), text)
+
+
+def _spelt(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def _json_spelt(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def put(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Prints a text that may hold anything."""
+    click.echo(shown(text), err=err, nl=nl)
+
+
+def can_show(text: str) -> bool:
+    """Tells whether standard output has every character of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def has_screen(stream: TextIO) -> bool:
+    """Tells whether a stream goes to a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in _NO_SCREEN
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Returns what draws on a terminal; texts are taken literally, with no markup in them."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        # Rich would ask the environment as well, and a pipe would get what is for terminals.
+        force_terminal=has_screen(stream),
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+class OutputWriter:
+    """Writes the output of a job: to a file or a pipe as it is, to a terminal so that it is seen.
+
+    Args:
+        raw: Write control characters to a terminal as well.
+    """
+
+    def __init__(self, *, raw: bool = False) -> None:
+        self._raw = raw
+        self._attempt = 0
+        self._begun: dict[str, codecs.IncrementalDecoder] = {}
+        self._held: dict[str, str] = {}
+
+    def write(self, attempt: int, channel: str, data: bytes) -> None:
+        """Writes a piece: channel stdout to standard output, others to standard error."""
+        stream = sys.stdout if channel == "stdout" else sys.stderr
+        stream.flush()
+        if self._raw or not stream.isatty():
+            stream.buffer.write(data)
+            stream.buffer.flush()
+            return
+        if attempt != self._attempt:
+            self.finish()
+            self._attempt = attempt
+        decoder = self._begun.get(channel)
+        if decoder is None:
+            decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+            self._begun[channel] = decoder
+        self._show(stream, channel, decoder.decode(data))
+
+    def finish(self) -> None:
+        """Writes what was cut in the middle of a character and never completed."""
+        begun, self._begun = self._begun, {}
+        for channel, decoder in begun.items():
+            stream = sys.stdout if channel == "stdout" else sys.stderr
+            self._show(stream, channel, decoder.decode(b"", final=True), last=True)
+
+    def _show(self, stream: TextIO, channel: str, text: str, *, last: bool = False) -> None:
+        text = self._held.pop(channel, "") + text
+        # The newline that belongs to it may come with the next piece.
+        if text.endswith("\r") and not last:
+            self._held[channel] = "\r"
+            text = text[:-1]
+        stream.write(shown(text))
+        stream.flush()
+
+
+def prepare() -> None:
+    """Makes the standard streams usable: open, and able to write every character.
+
+    A closed one leads nowhere from here on. Otherwise the next file or socket would get its number,
+    and libuv ends a process that finds such a one.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Those below are open, so this is the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            closed_at_start.add(name)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    codecs.register_error(_DEGRADE, _degrade)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_DEGRADE if stream.isatty() else "backslashreplace")
+    _check_size()
+
+
+def _degrade(error: UnicodeError) -> tuple[str, int]:
+    """Spells what an encoding lacks; drawn characters become similar ones of the same width."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    spelt = (_PLAIN.get(one) or one.encode("unicode_escape").decode("ascii") for one in lacking)
+    return "".join(spelt), error.end
+
+
+def _check_size() -> None:
+    """Forgets a size of the terminal that nothing could be drawn in."""
+    for name, least in (("COLUMNS", 20), ("LINES", 5)):
+        value = os.environ.get(name)
+        if value is not None and not (
+            re.fullmatch("[0-9]{1,5}", value, re.ASCII) and least <= int(value) <= 10_000
+        ):
+            del os.environ[name]
+
+
+def silence_broken() -> None:
+    """Sends nowhere what a stream still holds whose reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
