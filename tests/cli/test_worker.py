@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def worker(target: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    target: str, *options: str, module: str = "tests.cli.handlers"
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*JOBWIRE, "worker", "tests.cli.handlers", "--target", target, *options],
+        [*JOBWIRE, "worker", module, "--target", target, *options],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,3 +64,10 @@ def test_a_second_worker_of_the_same_id_ends_the_first_with_an_error(target: str
             second.communicate(timeout=30)
             assert second.returncode == 0
         assert "same" not in [found.id for found in client.workers()]
+
+
+def test_processes_of_handlers_are_renewed_as_the_options_say(target: str) -> None:
+    options = ("--queue", "renewal", "--process-max-jobs", "2", "--process-max-memory", "4GiB")
+    with Client(target) as client, worker(target, *options, module="tests.cli.process_handlers"):
+        pids = [client.submit("own_pid", queue="renewal").result() for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]

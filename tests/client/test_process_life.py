@@ -141,6 +141,29 @@ async def test_a_job_that_is_cancelled_while_its_process_starts_never_runs(
         assert (await completion(broker, first)).HasField("cancelled")
 
 
+async def test_a_process_that_can_not_import_its_handlers_any_more_fails_the_job(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_later.py").write_text(
+        "import os\n"
+        "if os.environ.get('JOBWIRE_TEST_FAIL'): raise LookupError('a file is gone')\n"
+        "def handler(context): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import fails_later  # type: ignore[import-not-found]
+
+    options = ProcessOptions(max_jobs=1)
+    async with process_worker(broker, fails_later.handler, options=options):
+        monkeypatch.setenv("JOBWIRE_TEST_FAIL", "1")
+        assert (await completion(broker, await broker.add("handler"))).HasField("success")
+        failed = await failure(broker, "handler")
+        assert (failed.type, failed.non_retryable) == ("ProcessStartFailed", False)
+        assert "LookupError: a file is gone" in failed.message
+        monkeypatch.delenv("JOBWIRE_TEST_FAIL")
+        said = await completion(broker, await broker.add("handler"))
+        assert said.HasField("success")
+
+
 async def test_what_handlers_log_is_in_the_workers_log(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from jobwire.cli.app import Settings, cli, common, pass_settings
-from jobwire.cli.parameters import duration, key_value
+from jobwire.cli.parameters import duration, key_value, size
 from jobwire.worker import Worker
 
 
@@ -40,6 +41,16 @@ from jobwire.worker import Worker
     help="How to talk to the broker, in place of the worker's own way.",
 )
 @click.option(
+    "--process-max-jobs",
+    type=click.IntRange(1),
+    help="Replace a process of handlers after so many jobs.",
+)
+@click.option(
+    "--process-max-memory",
+    type=size,
+    help="Replace a process of handlers that holds more after a job.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -56,6 +67,8 @@ def worker(
     worker_id: str | None,
     grace: float | None,
     transport: Literal["stream", "unary"] | None,
+    process_max_jobs: int | None,
+    process_max_memory: int | None,
     log_level: str,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
@@ -76,6 +89,10 @@ def worker(
         found.shutdown_grace_s = grace
     if transport is not None:
         found.transport = transport
+    if process_max_jobs is not None:
+        found.processes = replace(found.processes, max_jobs=process_max_jobs)
+    if process_max_memory is not None:
+        found.processes = replace(found.processes, max_memory_bytes=max(1, process_max_memory))
     found.labels.update(label)
     set_up_logging(log_level)
     try:

@@ -236,7 +236,6 @@ class Worker:
 
         Raises:
             CallError: The broker refused the worker.
-            TypeError: A handler can't run in a process.
             RuntimeError: It has no handlers; or a process for handlers does not start; or this
                 process is such a one, or a child of multiprocessing, and imports the script that
                 runs the worker: put `worker.run()` under `if __name__ == "__main__":`.

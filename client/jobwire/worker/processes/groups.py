@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 _LOOK_S = 0.02
@@ -25,6 +26,9 @@ class Running:
     group: int
     is_zombie: bool
     name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid})"
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
@@ -53,6 +57,21 @@ def end_others(group: int, grace_s: float) -> None:
 def members(group: int) -> list[Running]:
     """Returns those of a group that have not ended."""
     return [one for one in processes() if one.group == group and not one.is_zombie]
+
+
+def children() -> list[Running]:
+    """Returns the children of this process that have not ended, but for multiprocessing's own."""
+    me, own = os.getpid(), helpers()
+    return [
+        one for one in processes() if one.parent == me and not one.is_zombie and one.pid not in own
+    ]
+
+
+def helpers() -> set[int | None]:
+    """Returns the processes that multiprocessing keeps for itself."""
+    tracker = getattr(resource_tracker, "_resource_tracker", None)
+    server = getattr(forkserver, "_forkserver", None)
+    return {getattr(tracker, "_pid", None), getattr(server, "_forkserver_pid", None)}
 
 
 def processes() -> Iterator[Running]:

@@ -25,8 +25,8 @@ from jobwire.worker.processes.keeping import Keeper
 from jobwire.worker.processes.logs import log_here
 from jobwire.worker.processes.messages import Ended, Message
 from jobwire.worker.processes.options import ProcessOptions
-from jobwire.worker.processes.process import TERM_S, HandlerProcess, ProcessStartFailed
-from jobwire.worker.processes.setup import Setup, pickled
+from jobwire.worker.processes.process import TERM_S, HandlerProcess
+from jobwire.worker.processes.setup import ProcessStartFailed, Setup, pickled
 
 log = logging.getLogger("jobwire.worker")
 
@@ -69,8 +69,7 @@ class ProcessPool:
             functions: The handlers; none: nothing is started.
 
         Raises:
-            TypeError: Another process can't import one of them.
-            RuntimeError: A process can't be started, or not import them.
+            ProcessStartFailed: A process can't be started, or can't import them.
         """
         self._functions = tuple(functions)
         if self._functions:

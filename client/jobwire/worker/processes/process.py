@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from jobwire.worker.processes.groups import end_others, processes, signal_group
 from jobwire.worker.processes.keeping import Keeper, not_for_children
 from jobwire.worker.processes.messages import Message
-from jobwire.worker.processes.setup import Setup, search_path
+from jobwire.worker.processes.setup import ProcessStartFailed, Setup, search_path
 
 log = logging.getLogger("jobwire.worker")
 
@@ -35,10 +35,6 @@ _BEGIN = (
     "pipe = Connection(int(sys.argv[1])); sys.path[:] = pipe.recv(); "
     "from jobwire.worker.processes.serving import serve; serve(pipe)"
 )
-
-
-class ProcessStartFailed(RuntimeError):
-    """A process for handlers did not start, or could not import them."""
 
 
 class HandlerProcess:

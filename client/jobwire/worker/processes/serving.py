@@ -17,7 +17,6 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -30,7 +29,7 @@ from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion
 from jobwire.worker.handlers import Handler, Raised, call
 from jobwire.worker.outcomes import failure, success
-from jobwire.worker.processes.groups import processes, resident_bytes
+from jobwire.worker.processes.groups import helpers, processes, resident_bytes
 from jobwire.worker.processes.logs import ToWorker
 from jobwire.worker.processes.messages import Ended, Message
 from jobwire.worker.processes.setup import Setup
@@ -222,7 +221,7 @@ class _HandlerProcess:
         end_s = time.monotonic() + _LAST_STEPS_S
         while True:
             ours = [one for one in processes() if one.group == group and one.pid != me]
-            living = [one for one in ours if not one.is_zombie and one.pid not in _helpers()]
+            living = [one for one in ours if not one.is_zombie and one.pid not in helpers()]
             if not living or time.monotonic() > end_s:
                 break
             time.sleep(_LOOK_S)
@@ -230,7 +229,7 @@ class _HandlerProcess:
             if one.is_zombie and one.parent == me:
                 with suppress(ChildProcessError):
                     os.waitpid(one.pid, os.WNOHANG)
-        return tuple(f"{one.name} ({one.pid})" for one in living)
+        return tuple(map(str, living))
 
     def _leave_to_parent(self) -> None:
         """In a child that a handler forked: it is not the handler's process."""
@@ -306,10 +305,3 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
-
-
-def _helpers() -> set[int | None]:
-    """Returns the processes that multiprocessing keeps for itself."""
-    tracker = getattr(resource_tracker, "_resource_tracker", None)
-    server = getattr(forkserver, "_forkserver", None)
-    return {getattr(tracker, "_pid", None), getattr(server, "_forkserver_pid", None)}

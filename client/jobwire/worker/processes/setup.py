@@ -17,6 +17,10 @@ from jobwire.worker.handlers import Handler
 from jobwire.worker.processes.logs import LogLevels
 
 
+class ProcessStartFailed(RuntimeError):
+    """A process for handlers does not start, or can't import them."""
+
+
 @dataclass(frozen=True, slots=True)
 class MainModule:
     """The module that the worker's program was started with.
@@ -83,13 +87,13 @@ class Setup:
         """Describes this process, the worker's.
 
         Raises:
-            TypeError: Another process can't import one of the functions.
+            ProcessStartFailed: Another process can't import one of the functions.
         """
         pickles = tuple(pickled(function) for function in functions)
         needs_main = any(b"__main__" in one for one in pickles)
         main = MainModule.of_this_process() if needs_main else None
         if needs_main and main is None:
-            raise TypeError(
+            raise ProcessStartFailed(
                 "handlers that run in processes are imported there, and this program was typed in:"
                 " put them into a module"
             )
@@ -113,12 +117,12 @@ def pickled(function: Handler) -> bytes:
     """Names a function by module and name, as pickles do.
 
     Raises:
-        TypeError: It can't be found there.
+        ProcessStartFailed: It can't be found there.
     """
     try:
         return pickle.dumps(function)
     except Exception as error:
-        raise TypeError(
+        raise ProcessStartFailed(
             f"the handler {function!r} can't run in a process, which has to import it: {error}"
         ) from error
 
