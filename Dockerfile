@@ -14,15 +14,17 @@ COPY server /src/server
 RUN /opt/jobwire/bin/pip install --no-deps /src
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin jobwire \
-    && install --directory --owner=jobwire --group=jobwire --mode=0700 /data
+# Any other user will do as well (docker run --user, OpenShift), as a member of group 0, which may
+# write /data; the files in it are for whoever wrote them alone.
+RUN useradd --system --uid 10001 --gid 0 --home-dir /data --shell /usr/sbin/nologin jobwire \
+    && install --directory --owner=jobwire --group=root --mode=0770 /data
 COPY --from=build /opt/jobwire /opt/jobwire
 ENV PATH=/opt/jobwire/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     JOBWIRE_LISTEN=0.0.0.0:50051 \
     JOBWIRE_HTTP_LISTEN=0.0.0.0:9464 \
     JOBWIRE_DATA_DIR=/data
-USER jobwire
+USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 50051 9464

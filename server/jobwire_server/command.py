@@ -22,7 +22,14 @@ from jobwire_server.logs import LogFormat, configure_logs
 from jobwire_server.loops import calm_the_collector, run, unless
 from jobwire_server.ports import AddressInUse
 from jobwire_server.reload import read_again
-from jobwire_server.settings import CONFIG_VARIABLE, DEFAULT_CONFIG, PREFIX, Settings, load_settings
+from jobwire_server.settings import (
+    CONFIG_VARIABLE,
+    DEFAULT_CONFIG,
+    PREFIX,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 from jobwire_server.signals import Signals, end_without_a_word
 from jobwire_server.store.connect import StoreRefused
 from jobwire_server.streams import complain, let_go_of_the_rest, open_closed_streams, say
@@ -116,6 +123,10 @@ def _serve(config: str | None = None, **given: Any) -> None:
         load = partial(load_settings, flags, Path(config) if config else None)
         settings = load()
         for_people = configure_logs(settings.log_format, settings.log_level)
+        for name in unknown_variables()[1]:
+            structlog.get_logger("jobwire.server").warning(
+                "a variable of the environment is not a setting, and ignored", variable=name
+            )
         serving = _run_alone if settings.processes == 1 else _run_several
         run(serving(settings, for_people, load))
     except ProcessDied as error:

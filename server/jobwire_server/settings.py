@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -26,11 +27,30 @@ from pydantic_settings import (
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.options import BrokerOptions, Limits, RetryDefaults
-from jobwire_server.units import format_duration, format_size, parse_address, parse_duration
+from jobwire_server.units import (
+    format_duration,
+    format_size,
+    parse_address,
+    parse_duration,
+    printable,
+)
 
 PREFIX = "JOBWIRE_"
 CONFIG_VARIABLE = "JOBWIRE_CONFIG"
 DEFAULT_CONFIG = Path("jobwire.toml")
+
+OTHER_VARIABLES = (
+    *("JOBWIRE_TARGET", "JOBWIRE_TLS", "JOBWIRE_CA", "JOBWIRE_CLIENT_CERT", "JOBWIRE_CLIENT_KEY"),
+    *("JOBWIRE_DEBUG",),
+)
+"""Of clients and of the command line, which may stand in the same environment."""
+NEAR = 0.88
+"""A name so near to a setting's, of 1, is a slip; the prefix that both have counts."""
+_SERVICE = re.compile(
+    r"JOBWIRE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)"
+    r"=.*|JOBWIRE(_\w+)?_PORT=[a-z]+://.*"
+)
+"""What Kubernetes sets for services that are called jobwire, or jobwire- and something."""
 
 _BROKER, _RETRY, _LIMITS = BrokerOptions(), RetryDefaults(), Limits()
 
@@ -56,8 +76,11 @@ def _ms(value: timedelta) -> int:
 
 def _default_data_dir() -> Path:
     """Apart from the current directory, so that a start elsewhere finds the same jobs."""
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "jobwire"
+    path = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "jobwire"
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path  # this user has no home: it matters only if the directory is used
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
@@ -356,6 +379,11 @@ class Settings(BaseSettings):
                 f" {format_duration(self.heartbeat_interval)}, so that one late heartbeat would"
                 " lose a worker: raise it or shorten the interval",
             )
+        for name in ("data_dir", "tls_cert", "tls_key", "tls_client_ca"):
+            if "\0" in str(getattr(self, name)):
+                _complain(name, "no path has a NUL in it: write it without")
+        if not self.redis_url:
+            _check_home(self.data_dir)
         if self.wait_replicas and not self.redis_url:
             _complain(
                 "wait_replicas",
@@ -434,6 +462,18 @@ def _complain(name: str, problem: str) -> NoReturn:
     raise PydanticCustomError("together", "{problem}", {"setting": name, "problem": problem})
 
 
+def _check_home(data_dir: Path) -> None:
+    try:
+        data_dir.expanduser()
+    except RuntimeError:
+        _complain(
+            "data_dir",
+            f"{printable(str(data_dir))} leads nowhere, because that user has no home directory"
+            f" (this is user {os.geteuid()}): name a directory with --data-dir or {PREFIX}DATA_DIR,"
+            f" or a store with --redis-url or {PREFIX}REDIS_URL",
+        )
+
+
 def load_settings(
     flags: Mapping[str, object] | None = None, config: Path | None = None
 ) -> Settings:
@@ -447,6 +487,14 @@ def load_settings(
         ConfigurationError: One line for each wrong value: the setting, its source, the remedy.
     """
     flags = flags or {}
+    mistyped, _ = unknown_variables()
+    if mistyped:
+        raise ConfigurationError(
+            "\n".join(
+                f"environment variable {name} is not a setting: did you mean {near}?"
+                for name, near in mistyped.items()
+            )
+        )
     file = _find_config(config)
 
     class FromFile(Settings):
@@ -473,10 +521,35 @@ def load_settings(
         raise ConfigurationError("\n".join(lines)) from error
 
 
+def unknown_variables() -> tuple[dict[str, str], list[str]]:
+    """Variables of the environment that look like settings and are none.
+
+    Returns:
+        Those that are nearly one, with the one that they may be meant to be; and all others.
+    """
+    settings = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields] + [CONFIG_VARIABLE]
+    known = {*settings, *OTHER_VARIABLES}
+    mistyped, others = {}, []
+    for name, value in sorted(os.environ.items()):
+        if not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        if _SERVICE.fullmatch(f"{name}={value}"):
+            continue
+        near = difflib.get_close_matches(name.upper(), settings, n=1, cutoff=NEAR)
+        if near:
+            mistyped[name] = near[0]
+        else:
+            others.append(name)
+    return mistyped, others
+
+
 def _find_config(given: Path | None) -> Path | None:
     path = given or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # in a directory that this user can't look into, for example
+        pass
     if path == DEFAULT_CONFIG and given is None:
         return None
     source = "--config" if given else f"environment variable {CONFIG_VARIABLE}"

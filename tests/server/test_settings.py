@@ -10,7 +10,7 @@ import pytest
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.options import BrokerOptions
-from jobwire_server.settings import Settings, load_settings
+from jobwire_server.settings import Settings, load_settings, unknown_variables
 from jobwire_server.units import format_duration, format_size, parse_duration
 
 
@@ -177,3 +177,63 @@ def test_what_is_not_a_duration_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(1 << 20, "1MiB"), (1536, "1536B"), (3 << 30, "3GiB")])
 def test_sizes_are_written_with_the_largest_unit_that_fits(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+def test_variables_that_are_nearly_a_setting_are_refused_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JOBWIRE_LEESE", "1m")
+    monkeypatch.setenv("JOBWIRE_DATADIR", "/data")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert refused.value.message.splitlines() == [
+        "environment variable JOBWIRE_DATADIR is not a setting: did you mean JOBWIRE_DATA_DIR?",
+        "environment variable JOBWIRE_LEESE is not a setting: did you mean JOBWIRE_LEASE?",
+    ]
+
+
+def test_variables_that_are_like_no_setting_are_told_apart_from_those_of_clients_and_kubernetes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "JOBWIRE_COLOUR": "blue",
+        "JOBWIRE_PORT": "50051",
+        "JOBWIRE_TARGET": "localhost:50051",
+        "JOBWIRE_TLS": "1",
+        "jobwire_lease": "1m",
+        # Of a service called jobwire, and of one called jobwire-store.
+        "JOBWIRE_SERVICE_HOST": "10.0.0.1",
+        "JOBWIRE_SERVICE_PORT_GRPC": "50051",
+        "JOBWIRE_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "JOBWIRE_STORE_PORT": "tcp://10.0.0.1:6379",
+        "JOBWIRE_STORE_SERVICE_PORT": "6379",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().lease == timedelta(minutes=1)
+    assert unknown_variables() == ({}, ["JOBWIRE_COLOUR", "JOBWIRE_PORT"])
+
+
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", _no_account)
+
+
+def _no_account(uid: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+def test_who_has_no_home_directory_names_a_directory_or_a_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _no_home(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"^data_dir, from default: .* has no home"):
+        load_settings()
+    assert load_settings({"data_dir": str(tmp_path)}).data_dir == tmp_path
+    assert load_settings({"redis_url": "redis://store:6379"}).redis_url
+
+
+@pytest.mark.parametrize("name", ["data_dir", "tls_cert"])
+def test_a_path_with_a_nul_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}, .*NUL"):
+        load_settings({"tls_cert": "c", "tls_key": "k", name: "a\0b"})

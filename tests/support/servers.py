@@ -25,6 +25,7 @@ class ServerProcess:
         data_dir: Where the bundled Valkey keeps its data.
         env: Further environment variables.
         module: What Python is to run, with arguments that come before the flags.
+        wrapper: What comes before the whole command.
     """
 
     def __init__(
@@ -33,16 +34,19 @@ class ServerProcess:
         data_dir: Path | None = None,
         env: dict[str, str] | None = None,
         module: tuple[str, ...] = ("jobwire_server",),
+        wrapper: tuple[str, ...] = (),
     ) -> None:
         self.flags = flags
         self.data_dir = data_dir
         self.env = env or {}
         self.module = module
+        self.wrapper = wrapper
         self.address = ""
         """HOST:PORT of gRPC; the same again after a restart."""
         self.http = ""
         """HOST:PORT of /metrics; the same again after a restart."""
         self._directory = Path(tempfile.mkdtemp(prefix="jwt-"))
+        self._directory.chmod(0o755)  # whichever user the wrapper makes of it
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,7 +65,7 @@ class ServerProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
         with (self._directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.module, *flags, *self.flags],
+                [*self.wrapper, sys.executable, "-m", *self.module, *flags, *self.flags],
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
