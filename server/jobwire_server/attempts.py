@@ -7,11 +7,12 @@ still is what it was; otherwise it is read and decided again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import structlog
 
+from jobwire_server.chores import Chores
 from jobwire_server.errors import (
     JobNotFound,
     JobwireError,
@@ -58,6 +59,7 @@ class Attempts:
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
         due_in: Takes a queue and the milliseconds until something is due there.
         settings: Of the queues.
+        chores: Has jobs given back in the background.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Attempts:
         random_fraction: Callable[[], float],
         due_in: Callable[[str, float], None],
         settings: QueueSettingsCache,
+        chores: Chores,
     ) -> None:
         self._jobs = store
         self._lanes_of = lanes_of
@@ -75,11 +78,7 @@ class Attempts:
         self._random = random_fraction
         self._due_in = due_in
         self._settings = settings
-        self._chores: set[asyncio.Task[None]] = set()
-
-    async def finish(self) -> None:
-        """Returns once everything that was promised to be given back is given back."""
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        self._chores = chores
 
     async def _retry_defaults(self, queue: str) -> RetryDefaults:
         """Returns what the unset retry fields of the queue's jobs mean now."""
@@ -247,12 +246,19 @@ class Attempts:
         for _ in range(DECISIONS):
             job = await self._read(queue, ulid)
             mine = job.fencing_token == fencing_token and job.worker_id == worker_id
-            if job.state.leased and not mine:
-                raise LeaseLost(job.job_id, fencing_token)
-            # A job that is no longer leased may have been ended by this very call, whose answer was
-            # lost: the script can tell, and it does not look at what was decided then.
-            ending = decide(job) if mine else endings.after_cancellation()
-            held = replace(job, worker_id=worker_id, fencing_token=fencing_token)
+            # A job that is no longer the caller's may have been ended by this very call, whose
+            # answer was lost, even if somebody has it again by now: the script can tell, and it
+            # does not look at what was decided then.
+            fits = mine and job.state.leased
+            ending = decide(job) if fits else endings.after_cancellation()
+            held = replace(
+                job,
+                worker_id=worker_id,
+                fencing_token=fencing_token,
+                # No state that a holder's job has: should it be the caller's after all, it is
+                # decided again.
+                state=job.state if fits else JobState.SUCCEEDED,
+            )
             outcome = await lanes.end.one(AttemptEnd(held, condition, ending))
             if isinstance(outcome, JobwireError):
                 raise outcome
@@ -353,13 +359,7 @@ class Attempts:
             sent: True if they were on their way, so that the worker may have had them.
         """
         if assignments:
-            self.later(self._give_back(worker_id, assignments, claimed_after_ms, sent))
-
-    def later(self, work: Coroutine[None, None, None]) -> None:
-        """Has work done in the background; the server does not stop before it is."""
-        task = asyncio.create_task(work, name="chore")
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+            self._chores.begin(self._give_back(worker_id, assignments, claimed_after_ms, sent))
 
     async def _give_back(
         self,

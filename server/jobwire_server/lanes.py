@@ -39,7 +39,7 @@ def _report_bytes(report: Report) -> int:
 class Lanes:
     """What waits for the store about one queue, by kind of call."""
 
-    __slots__ = ("cancel", "end", "read", "read_basic", "report", "submit", "succeed")
+    __slots__ = ("cancel", "end", "known", "read", "read_basic", "report", "submit", "succeed")
 
     def __init__(
         self,
@@ -88,6 +88,9 @@ class Lanes:
 
         self.submit: GroupCommit[NewJob, Accepted | JobwireError] = GroupCommit(
             submit, backlog, weigh=_job_bytes, linger_s=linger_s
+        )
+        self.known: GroupCommit[NewJob, Accepted | JobwireError | None] = GroupCommit(
+            partial(store.known, queue), backlog, max_items=READ_ITEMS
         )
         self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
             succeed, backlog, weigh=_result_bytes, linger_s=linger_s

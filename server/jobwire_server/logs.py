@@ -16,6 +16,12 @@ from jobwire_server.streams import lenient
 LogFormat = Literal["auto", "console", "json"]
 
 
+# Without the variables of the frames, which hold what callers sent.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, use_rich=False)
+)
+
+
 def configure_logs(
     format: LogFormat = "auto",  # noqa: A002 - the setting's name
     level: str = "info",
@@ -46,9 +52,13 @@ def configure_logs(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if for_people
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *rendering],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from jobwire_server.chores import tell_unhandled
 
 Result = TypeVar("Result")
 
@@ -15,11 +17,13 @@ GC_THRESHOLDS = (20_000, 20, 50)
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine to its end, on uvloop where it exists."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None
     try:
-        import uvloop
+        from uvloop import new_event_loop as new_loop
     except ImportError:  # it does not exist everywhere
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        new_loop = None
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop().set_exception_handler(tell_unhandled)
         return runner.run(main)
 
 

@@ -282,6 +282,10 @@ class Completed:
 
     state: JobState
     next_attempt_at_ms: int = 0
+    repeated: bool = field(default=False, compare=False)
+    """True if the same holder had ended the attempt before: this is the answer to that, whatever
+    the end was said to be now.
+    """
 
 
 @dataclass(frozen=True, slots=True)

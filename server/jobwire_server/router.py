@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
 from jobwire_server.attempts import Attempts
 from jobwire_server.bulk import Bulk
+from jobwire_server.chores import Chores
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import (
     JobNotFound,
@@ -21,6 +23,7 @@ from jobwire_server.errors import (
     LeaseLost,
     QueueNotFound,
     ServerDraining,
+    StoreFull,
 )
 from jobwire_server.ids import UlidFactory
 from jobwire_server.listing import JobListing
@@ -74,6 +77,8 @@ from jobwire_server.watch.topic import JobEvent, OutputEvent
 
 log = structlog.get_logger(__name__)
 
+Result = TypeVar("Result")
+
 TIME_PATIENCE_S = 1.0
 """How long a start waits for the store's time; the keepers of queues tell it later."""
 
@@ -104,6 +109,7 @@ class Router:
         self.server_id = server_id
         self.clock = StoreClock()
         self.new_ulid = UlidFactory(self.clock.now_ms)
+        self._chores = Chores()
         self._runner = ScriptRunner(
             connection.client,
             wait_replicas=options.wait_replicas,
@@ -135,6 +141,7 @@ class Router:
             random_fraction,
             self._set.due_in,
             self._settings,
+            self._chores,
         )
         self.schedules = Schedules(
             ScheduleStore(self._runner),
@@ -234,7 +241,7 @@ class Router:
         await self._set.stop()
         await self._claims.stop()
         # Before the store is closed.
-        await self._attempts.finish()
+        await self._chores.finish()
         await self._hub.stop()
         await self._directory.stop()
         await self._notices.stop()
@@ -251,19 +258,36 @@ class Router:
 
     async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
         """Accepts jobs of one queue; answers each with what became of it or why it was refused:
-        AlreadyExists, UniqueKeyTaken, QueueFull.
+        AlreadyExists, UniqueKeyTaken, QueueFull; StoreFull where the store has no room, and another
+        of them was accepted before.
 
         Raises:
-            StoreFull: The store has no room; none was written.
+            StoreFull: The store has no room; none of them was accepted, now or before.
         """
         if self._draining:
             raise ServerDraining
         lanes = await self._set.open(queue)
-        accepted = await lanes.submit.submit(jobs)
+        try:
+            accepted = await lanes.submit.submit(jobs)
+        except StoreFull as error:
+            known = await self.known(queue, jobs)
+            if not any(known):
+                raise
+            return [answer or error for answer in known]
         for job in jobs:
             if job.delay_ms or job.run_at_ms or job.expires_at_ms or job.deadline_ms:
                 self._poke_for(job)
         return accepted
+
+    async def known(
+        self, queue: str, jobs: Sequence[NewJob]
+    ) -> Sequence[Accepted | JobwireError | None]:
+        """Answers jobs that were accepted before, by their ids or request ids, as their first
+        submission; None for each of the others. Nothing is written.
+
+        For what can't be accepted now: a repeat is answered whatever has changed meanwhile.
+        """
+        return await self._set.lanes(queue).known.submit(jobs)
 
     async def get_job(self, queue: str, ulid: str, *, full: bool = True) -> Job:
         """Returns a job as it stands.
@@ -335,6 +359,10 @@ class Router:
             self._set.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
 
+    def apart(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Has work done to its end, whatever becomes of the call that waits for it."""
+        return self._chores.begin(work)
+
     def cancel_in_background(self, queue: str, own_ulid: Awaitable[str], reason: str) -> None:
         """Asks for the end of a job whose caller is gone, once it is known; '' for none."""
 
@@ -347,7 +375,7 @@ class Router:
             except JobwireError as error:
                 log.warning("job not cancelled", job_id=f"{queue}-{ulid}", error=error.message)
 
-        self._attempts.later(cancel())
+        self._chores.begin(cancel())
 
     async def retry_job(
         self,

@@ -25,9 +25,10 @@ from jobwire_server.errors import (
 )
 from jobwire_server.ids import ulid_from
 from jobwire_server.maintenance.keeper import Fired
-from jobwire_server.model import RequestId
+from jobwire_server.model import NewJob, RequestId
 from jobwire_server.operations.paging import decode_token, encode_token
 from jobwire_server.operations.retention import retain_ended_ms
+from jobwire_server.operations.routing import route_of
 from jobwire_server.operations.schedules import (
     LATE_MS,
     Plan,
@@ -97,14 +98,27 @@ class Schedules:
         self._settled = settled
 
     async def create(
-        self, queue: str, schedule_id: str, template: Template, paused: bool
+        self,
+        queue: str,
+        schedule_id: str,
+        template: Template,
+        paused: bool,
+        refusal: JobwireError | None = None,
     ) -> Schedule:
         """Makes a schedule, and its queue; one that says the same is answered as it stands.
+
+        Args:
+            queue: Its queue.
+            schedule_id: Its name there.
+            template: What it says.
+            paused: True to have it stand still.
+            refusal: Raised unless the schedule is there and says the same.
 
         Raises:
             AlreadyExists: The queue has another schedule of this id.
         """
-        await self._queues.open(queue)
+        if refusal is None:
+            await self._queues.open(queue)
         for _ in range(DECISIONS):
             now, found = await self._store.read(queue, schedule_id)
             if found is not None:
@@ -115,6 +129,8 @@ class Schedules:
                     " change it with UpdateSchedule",
                     metadata={"queue": queue, "schedule_id": schedule_id},
                 )
+            if refusal is not None:
+                raise refusal
             plan = _anchored(template.plan, now)
             fields: dict[str, str | bytes | int] = {
                 **template_fields(replace(template, plan=plan)),
@@ -149,7 +165,12 @@ class Schedules:
         return found, encode_token(scope, found[-1].schedule_id) if more else ""
 
     async def update(
-        self, queue: str, schedule_id: str, template: Template, revision: int
+        self,
+        queue: str,
+        schedule_id: str,
+        template: Template,
+        revision: int,
+        refusal: JobwireError | None = None,
     ) -> Schedule:
         """Replaces what a schedule says.
 
@@ -158,6 +179,7 @@ class Schedules:
             schedule_id: Its name there.
             template: What it says from now on.
             revision: That it must have; 0 for any.
+            refusal: Raised unless it says so already.
 
         Raises:
             ScheduleNotFound: There is none.
@@ -166,7 +188,7 @@ class Schedules:
         for _ in range(DECISIONS):
             now, found = await self._read(queue, schedule_id)
             same = _says_the_same(found.template, template)
-            if revision and found.revision == revision + 1 and same:
+            if same and (found.revision == revision + 1 if revision else refusal):
                 # This very call, whose answer was lost.
                 return found
             if revision and found.revision != revision:
@@ -175,6 +197,8 @@ class Schedules:
                     " read it, and make the change again",
                     metadata={"revision": str(found.revision)},
                 )
+            if refusal is not None:
+                raise refusal
             plan = _anchored(template.plan, found.created_ms)
             fields = template_fields(replace(template, plan=plan)) | {"up": now}
             due = 0 if found.paused else next_after(plan, now)
@@ -214,9 +238,26 @@ class Schedules:
             UniqueKeyTaken: Another job holds the unique key.
             QueueFull: The queue is at its limit.
         """
-        settings = await self._settings.get(queue)
         ulid = self._new_ulid()
         request = _request(schedule_id, request_id) if request_id else None
+        try:
+            return await self._trigger(queue, schedule_id, ulid, request)
+        except (ScheduleNotFound, StoreFull):
+            if request is None:
+                raise
+            # It may have been accepted before, when the schedule was there and the store had room.
+            job = NewJob(f"{queue}-{ulid}", queue, route_of("", {}), 0, b"", request=request)
+            known = await self._queues.lanes(queue).known.one(job)
+            if known is None:
+                raise
+            if isinstance(known, JobwireError):
+                raise known from None
+            return known.job_id
+
+    async def _trigger(
+        self, queue: str, schedule_id: str, ulid: str, request: RequestId | None
+    ) -> str:
+        settings = await self._settings.get(queue)
         for _ in range(DECISIONS):
             now, found = await self._read(queue, schedule_id)
             answer = await self._store.trigger(

@@ -236,7 +236,7 @@ async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker
     assert await broker.state(given) is S.RUNNING
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await broker.router._attempts.finish()
+    await broker.router._chores.finish()
     assert await broker.state(given) is S.PENDING
     assert await broker.state(ulid) is S.RUNNING
     broker.check()

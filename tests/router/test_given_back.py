@@ -20,7 +20,7 @@ async def _give_back(broker: Broker, how: str) -> tuple[str, int]:
     attempts = broker.router._attempts
     if how == "undelivered":
         attempts.give_back("w1", [assignment])
-        await attempts.finish()
+        await broker.router._chores.finish()
     elif how == "unnamed":
         await attempts.take_back_unnamed("default", "w1", set(), crashed=False)
     elif how == "crashed":
@@ -63,6 +63,6 @@ async def test_a_job_is_given_back_while_it_is_cancelled(broker: Broker) -> None
     assignment = await broker.claim_one()
     await broker.router.cancel_job("default", ulid, "no longer needed")
     broker.router._attempts.give_back("w1", [assignment])
-    await broker.router._attempts.finish()
+    await broker.router._chores.finish()
     assert await broker.state(ulid) is S.CANCELLED
     broker.check()

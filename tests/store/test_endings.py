@@ -144,7 +144,9 @@ async def test_a_retry_waits_out_its_backoff(scripts: Scripts) -> None:
     assert answer.next_attempt_at_ms == due
     changed = scripts.changed(before)
     history = changed.pop(f"h:{ulid}")
-    assert history == [f"1 1 {job.started_at_ms} {history[0].split()[3]} 2 w1\n"]
+    assert history == [
+        f"1 1 {job.started_at_ms} {history[0].split()[3]} 2 w1 1 {answer.next_attempt_at_ms}\n"
+    ]
     assert changed == {
         f"j:{ulid}": {**before[f"j:{ulid}"], "s": "1", "v": "2", "f": "1", "d": due},
         "leases": None,

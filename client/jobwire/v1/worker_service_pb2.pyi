@@ -640,15 +640,25 @@ class CompleteJobResponse(message.Message):
     ASSIGNMENTS_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     CANCELLATIONS_FIELD_NUMBER: builtins.int
+    REPEATED_FIELD_NUMBER: builtins.int
     state: job_pb2.JobState.ValueType
-    """Where the job stands after this completion."""
+    """Where the job stood after the completion that was recorded for this attempt. A job that has
+    moved on since shows that in GetJob.
+    """
+    repeated: builtins.bool
+    """True if this worker had completed this attempt before. The first completion counts: `state` and
+    `next_attempt_at` are what was answered to it, whatever outcome this request has, and nothing
+    was changed.
+    """
     @builtins.property
     def next_attempt_at(self) -> timestamp_pb2.Timestamp:
         """For SCHEDULED: when the next attempt is due."""
 
     @builtins.property
     def assignments(self) -> containers.RepeatedCompositeFieldContainer[Assignment]:
-        """With `claim_next`: the next jobs."""
+        """With `claim_next`: the next jobs. None if they could not be claimed, for whatever reason: the
+        completion is recorded all the same, and the next call hears the reason.
+        """
 
     @builtins.property
     def lease_duration(self) -> duration_pb2.Duration:
@@ -666,10 +676,11 @@ class CompleteJobResponse(message.Message):
         assignments: abc.Iterable[Assignment] | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
         cancellations: abc.Iterable[CancelNotice] | None = ...,
+        repeated: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "cancellations", b"cancellations", "lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["assignments", b"assignments", "cancellations", b"cancellations", "lease_duration", b"lease_duration", "next_attempt_at", b"next_attempt_at", "repeated", b"repeated", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -152,7 +152,9 @@ class WorkerServiceServicer:
         brings the next jobs and saves a round trip.
 
         FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-        goes on and may be completed with a mended request. Retry: safe.
+        goes on and may be completed with a mended request. Retry: safe, and answered as the first
+        time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+        its history, also after another worker has claimed the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,7 +79,9 @@ class WorkerServiceStub:
     brings the next jobs and saves a round trip.
 
     FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-    goes on and may be completed with a mended request. Retry: safe.
+    goes on and may be completed with a mended request. Retry: safe, and answered as the first
+    time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+    its history, also after another worker has claimed the job.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]
     """Says that the worker is alive and renews the leases that it names. A lease that is not
@@ -195,7 +197,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     brings the next jobs and saves a round trip.
 
     FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-    goes on and may be completed with a mended request. Retry: safe.
+    goes on and may be completed with a mended request. Retry: safe, and answered as the first
+    time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+    its history, also after another worker has claimed the job.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Says that the worker is alive and renews the leases that it names. A lease that is not
@@ -332,7 +336,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         brings the next jobs and saves a round trip.
 
         FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-        goes on and may be completed with a mended request. Retry: safe.
+        goes on and may be completed with a mended request. Retry: safe, and answered as the first
+        time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+        its history, also after another worker has claimed the job.
         """
 
     @_abc_1.abstractmethod

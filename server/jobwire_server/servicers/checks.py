@@ -45,10 +45,20 @@ class Checker:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self.too_large = False
+        self.only_now = True
+        """True while nothing was noted that was wrong at every time and with all settings."""
 
-    def add(self, field: str, description: str) -> None:
-        """Notes what is wrong with a field, and what would be right."""
+    def add(self, field: str, description: str, *, now: bool = False) -> None:
+        """Notes what is wrong with a field, and what would be right.
+
+        Args:
+            field: Its path from the request.
+            description: For people.
+            now: True if the same may have been right before: it depends on the time or on a setting
+                of the server.
+        """
         self.violations.append(Violation(field, description))
+        self.only_now &= now
 
     def raise_if_any(self) -> None:
         """Refuses the request if anything was noted.
@@ -145,7 +155,8 @@ class Checker:
         """Returns a moment in Unix milliseconds, rounded up."""
         value = moment.seconds * 1000 + -(-moment.nanos // 1_000_000)
         if not 0 < value <= latest:
-            self.add(field, "must be a moment after 1970 and at most 10 years ahead")
+            text = "must be a moment after 1970 and at most 10 years ahead"
+            self.add(field, text, now=value > latest)
         return value
 
     def count(self, field: str, value: int, least: int, most: int, unset: int) -> int:
@@ -176,6 +187,7 @@ class Checker:
                 field,
                 f"has {size} bytes, the server takes at most {most}; store the content elsewhere"
                 " and send a reference, or raise the limit",
+                now=True,
             )
 
 

@@ -8,28 +8,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import (
-    InvalidRequest,
-    JobwireError,
-    ServerBusy,
-    StoreUnavailable,
-    Violation,
-)
+from jobwire_server.errors import JobwireError
 from jobwire_server.ids import ULID_LENGTH
 from jobwire_server.model import Accepted, Job, NewJob
 from jobwire_server.operations.filters import JobFilter
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers import bulk, convert, wire
+from jobwire_server.servicers.batches import Batches, accepted, known_or_refused, response
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
-from jobwire_server.servicers.submission import Submissions, check_same
+from jobwire_server.servicers.submission import NotNow, Submissions
 from jobwire_server.servicers.watching import answers, wish_of
 
 MAX_REASON_BYTES = 512
-MAX_BATCH_ID = 56
-"""With `:` and the place of an item behind it, it still is a request id."""
-PASSING = (StoreUnavailable, ServerBusy)
-"""Errors that say nothing about the jobs."""
 _LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -40,69 +31,22 @@ class JobService:
         self._router = router
         self._limits = limits
         self._submissions = Submissions(limits, router.clock.now_ms, router.new_ulid)
+        self._batches = Batches(router, self._submissions, limits)
 
     async def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: object) -> Any:
         """Accepts one job."""
-        job = self._submissions.new_job(request)
+        try:
+            job = self._submissions.new_job(request)
+        except NotNow as late:
+            return response(await known_or_refused(self._router, late), late.job)
         answer = (await self._router.submit(job.queue, (job,)))[0]
         if type(answer) is Accepted and answer.existing_record is None and answer.state:
             return wire.accepted(answer.job_id, answer.state, in_batch=False)
-        return _response(answer, job)
+        return response(answer, job)
 
     async def SubmitJobs(self, request: job_service_pb2.SubmitJobsRequest, context: object) -> Any:
         """Accepts a batch, item by item."""
-        requests = request.requests
-        if not 0 < len(requests) <= self._limits.max_batch_jobs:
-            text = f"must hold 1 to {self._limits.max_batch_jobs} jobs, not {len(requests)}"
-            raise InvalidRequest([Violation("requests", text)])
-        batch_id = request.request_id
-        if batch_id:
-            checker = Checker()
-            checker.request_id("request_id", batch_id, MAX_BATCH_ID)
-            checker.raise_if_any()
-        self._router.check_room(len(requests))
-        results: list[bytes | None] = [None] * len(requests)
-        by_queue: dict[str, list[tuple[int, NewJob]]] = {}
-        for at, item in enumerate(requests):
-            try:
-                job = self._submissions.new_job(item, f"{batch_id}:{at}" if batch_id else "")
-            except InvalidRequest as error:
-                results[at] = _refused(error)
-            else:
-                by_queue.setdefault(job.queue, []).append((at, job))
-        failures = await asyncio.gather(
-            *(self._submit_group(queue, group, results) for queue, group in by_queue.items())
-        )
-        # Nothing was accepted because the store is away or too much waits for it: then the call
-        # fails, which clients know how to retry.
-        passing = [error for error in failures if isinstance(error, PASSING)]
-        if failures and len(passing) == len(failures):
-            raise passing[0]
-        answered = [result for result in results if result is not None]
-        return wire.SubmitJobsResponse(results=answered)
-
-    async def _submit_group(
-        self,
-        queue: str,
-        group: list[tuple[int, NewJob]],
-        results: list[bytes | None],
-    ) -> JobwireError | None:
-        try:
-            answers = await self._router.submit(queue, [job for _, job in group])
-        except JobwireError as error:
-            for at, _ in group:
-                results[at] = _refused(error)
-            return error
-        for (at, job), answer in zip(group, answers, strict=True):
-            if type(answer) is Accepted and answer.existing_record is None and answer.state:
-                results[at] = wire.accepted(answer.job_id, answer.state, in_batch=True)
-                continue
-            try:
-                result = job_service_pb2.SubmitResult(accepted=_response(answer, job))
-                results[at] = result.SerializeToString()
-            except JobwireError as error:
-                results[at] = _refused(error)
-        return None
+        return wire.SubmitJobsResponse(results=await self._batches.submit(request))
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:
         """Returns one job."""
@@ -162,13 +106,18 @@ class JobService:
         checker = Checker()
         wish = wish_of(checker, request)
         checker.raise_if_any()
-        job = self._submissions.new_job(request.submit)
-        full = request.view != job_pb2.JOB_VIEW_BASIC
-        # Apart from the call: a caller that goes while it is under way has a job all the same.
-        submission = asyncio.create_task(self._submit_one(job))
+        submission: asyncio.Future[Accepted]
         try:
-            accepted = await asyncio.shield(submission)
-            events = self._router.watch_job(job.queue, accepted.job_id[-ULID_LENGTH:], wish)
+            job = self._submissions.new_job(request.submit)
+            # Apart from the call: a caller that goes while it is under way has a job all the same.
+            submission = self._router.apart(self._submit_one(job))
+        except NotNow as late:
+            job = late.job
+            submission = self._router.apart(self._known_one(late))
+        full = request.view != job_pb2.JOB_VIEW_BASIC
+        try:
+            one = await asyncio.shield(submission)
+            events = self._router.watch_job(job.queue, one.job_id[-ULID_LENGTH:], wish)
             async for answer in answers(events, self._router.clock, full=full):
                 yield answer
         except (asyncio.CancelledError, GeneratorExit):
@@ -178,7 +127,10 @@ class JobService:
             raise
 
     async def _submit_one(self, job: NewJob) -> Accepted:
-        return _accepted((await self._router.submit(job.queue, (job,)))[0], job)
+        return accepted((await self._router.submit(job.queue, (job,)))[0], job)
+
+    async def _known_one(self, late: NotNow) -> Accepted:
+        return accepted(await known_or_refused(self._router, late), late.job)
 
     async def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: object
@@ -276,26 +228,6 @@ def _job_id(job_id: str) -> tuple[str, str]:
     parts = checker.job_id("job_id", job_id)
     checker.raise_if_any()
     return parts
-
-
-def _accepted(answer: Accepted | JobwireError, job: NewJob) -> Accepted:
-    if isinstance(answer, JobwireError):
-        raise answer
-    check_same(answer, job)
-    return answer
-
-
-def _response(answer: Accepted | JobwireError, job: NewJob) -> job_service_pb2.SubmitJobResponse:
-    accepted = _accepted(answer, job)
-    return job_service_pb2.SubmitJobResponse(
-        job_id=accepted.job_id,
-        state=accepted.state.value if accepted.state else 0,  # type: ignore[arg-type]
-        existed=accepted.existed,
-    )
-
-
-def _refused(error: JobwireError) -> bytes:
-    return job_service_pb2.SubmitResult(error=convert.item_error(error)).SerializeToString()
 
 
 async def _own_ulid(submission: Awaitable[Accepted], job: NewJob) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from jobwire.v1 import schedule_service_pb2
+from jobwire_server.errors import InvalidRequest
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
 from jobwire_server.servicers.checks import Checker
@@ -32,8 +33,8 @@ class ScheduleService:
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         template = self._template(checker, queue, request.spec)
-        checker.raise_if_any()
-        made = await self._schedules.create(queue, schedule_id, template, request.paused)
+        refusal = _refusal(checker)
+        made = await self._schedules.create(queue, schedule_id, template, request.paused, refusal)
         return schedule_service_pb2.CreateScheduleResponse(schedule=to_wire(made))
 
     async def GetSchedule(
@@ -66,8 +67,10 @@ class ScheduleService:
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         template = self._template(checker, queue, request.spec)
-        checker.raise_if_any()
-        changed = await self._schedules.update(queue, schedule_id, template, request.revision)
+        refusal = _refusal(checker)
+        changed = await self._schedules.update(
+            queue, schedule_id, template, request.revision, refusal
+        )
         return schedule_service_pb2.UpdateScheduleResponse(schedule=to_wire(changed))
 
     async def PauseSchedule(
@@ -113,6 +116,17 @@ class ScheduleService:
     ) -> Template:
         now = self._router.clock.now_ms()
         return check_spec(checker, queue, spec, self._submissions, now)
+
+
+def _refusal(checker: Checker) -> InvalidRequest | None:
+    """Returns what holds for a schedule that does not say so already, None if nothing is wrong.
+
+    Raises:
+        InvalidRequest: Something was wrong whenever it was said.
+    """
+    if not checker.only_now:
+        raise checker.error()
+    return checker.error() if checker.violations else None
 
 
 def _name(checker: Checker, queue: str, schedule_id: str) -> tuple[str, str]:

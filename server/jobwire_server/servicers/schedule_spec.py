@@ -15,7 +15,7 @@ from jobwire_server.operations.schedules import (
 )
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
-from jobwire_server.servicers.submission import Submissions
+from jobwire_server.servicers.submission import NotNow, Submissions
 from jobwire_server.store.codec import encode_extra
 from jobwire_server.store.schedules import Schedule, Template
 
@@ -57,11 +57,11 @@ def check_spec(
     request = job_service_pb2.SubmitJobRequest(queue=queue, spec=job)
     try:
         made = submissions.new_job(request)
+    except NotNow as late:
+        made = late.job
+        _take_over(checker, late.refusal, now=True)
     except InvalidRequest as error:
-        checker.too_large |= error.reason == "TOO_LARGE"
-        for violation in error.violations:
-            if violation.field.startswith("spec."):
-                checker.add(f"spec.job.{violation.field[5:]}", violation.description)
+        _take_over(checker, error, now=False)
         return Template(b"", b"", plan, "", b"", 0, "")
     words = schedule_service_pb2.ScheduleSpec()
     words.CopyFrom(spec)
@@ -76,6 +76,14 @@ def check_spec(
         extra=encode_extra(made),
         unique_key=made.unique.key if made.unique else "",
     )
+
+
+def _take_over(checker: Checker, error: InvalidRequest, *, now: bool) -> None:
+    """Notes what is wrong with the job of a schedule."""
+    checker.too_large |= error.reason == "TOO_LARGE"
+    for violation in error.violations:
+        if violation.field.startswith("spec."):
+            checker.add(f"spec.job.{violation.field[5:]}", violation.description, now=now)
 
 
 def _check_plan(checker: Checker, spec: schedule_service_pb2.ScheduleSpec, now_ms: int) -> Plan:
@@ -134,15 +142,17 @@ def _check_moments(
 ) -> None:
     if not next_after(plan, now_ms):
         if spec.HasField("end_at"):
-            checker.add("spec.end_at", "leaves no moment at which the schedule is due")
+            text = "leaves no moment at which the schedule is due"
+            checker.add("spec.end_at", text, now=True)
         else:
-            checker.add("spec.cron.expression", "is never due")
+            checker.add("spec.cron.expression", "is never due", now=True)
         return
     distance = shortest_distance(plan, now_ms)
     if distance and plan.jitter_ms > distance:
         checker.add(
             "spec.jitter",
             f"must not be above the distance of two moments, {distance} ms, not {plan.jitter_ms}",
+            now=True,
         )
 
 

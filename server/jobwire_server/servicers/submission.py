@@ -9,7 +9,7 @@ from hashlib import blake2b
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import AlreadyExists
+from jobwire_server.errors import AlreadyExists, InvalidRequest
 from jobwire_server.ids import is_job_id_of, is_queue, split_job_id
 from jobwire_server.model import (
     Accepted,
@@ -41,6 +41,23 @@ _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
 _OPERATION, _PAYLOAD = _FIELDS["operation"], _FIELDS["payload"]
 
 
+class NotNow(InvalidRequest):
+    """A job that is refused for the time or a setting of the server alone: it was right before,
+    perhaps, and accepted then.
+
+    Args:
+        refusal: If it was not.
+        job: To ask for.
+        named: True if the caller gave it an id, so that it can be known.
+    """
+
+    def __init__(self, refusal: InvalidRequest, job: NewJob, named: bool) -> None:
+        super().__init__(refusal.violations)
+        self.refusal = refusal
+        self.job = job
+        self.named = named
+
+
 class Submissions:
     """Checks submitted jobs and makes their records.
 
@@ -67,7 +84,8 @@ class Submissions:
             request_id: Its id if it has none of its own, for example by its place in a batch.
 
         Raises:
-            InvalidRequest: With a violation for each field that is wrong.
+            InvalidRequest: With a violation for each field that is wrong; NotNow if each of them
+                may have been right before.
         """
         now = self._now_ms()
         if now != self._stamp_ms:
@@ -134,11 +152,15 @@ class Submissions:
         if spec.HasField("expires_at"):
             expires_at = checker.moment_ms("spec.expires_at", spec.expires_at, now + TEN_YEARS_MS)
             if 0 < expires_at <= max(now + delay, run_at):
-                checker.add("spec.expires_at", "must lie after now and after the job's start")
+                checker.add(
+                    "spec.expires_at", "must lie after now and after the job's start", now=True
+                )
         if spec.HasField("deadline"):
             deadline = checker.moment_ms("spec.deadline", spec.deadline, now + TEN_YEARS_MS)
             if 0 < deadline <= max(now + delay, run_at):
-                checker.add("spec.deadline", "must lie after now and after the job's start")
+                checker.add(
+                    "spec.deadline", "must lie after now and after the job's start", now=True
+                )
         if spec.HasField("execution_timeout"):
             timeout = checker.duration_ms(
                 "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
@@ -157,8 +179,9 @@ class Submissions:
         if request_id:
             checker.request_id("request_id", request_id)
             request_key = RequestId(request_id, _digest(spec), bool(request.job_id))
-        checker.raise_if_any()
-        return NewJob(
+        if not checker.only_now:
+            raise checker.error()
+        job = NewJob(
             job_id,
             queue,
             route_of(operation, requirements),
@@ -177,11 +200,15 @@ class Submissions:
             unique=unique,
             retention_ms=retention,
         )
+        if checker.violations:
+            raise NotNow(checker.error(), job, bool(request.job_id or request_id))
+        return job
 
     def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:
         most = self._limits.max_output_bytes
         if policy.max_bytes > most:
-            checker.add("spec.output.max_bytes", f"must be at most {most}, not {policy.max_bytes}")
+            text = f"must be at most {most}, not {policy.max_bytes}"
+            checker.add("spec.output.max_bytes", text, now=True)
         if policy.overflow not in job_pb2.OutputOverflow.values():
             checker.add("spec.output.overflow", "must be REFUSE or TRIM")
         return policy.max_bytes, policy.overflow == job_pb2.OUTPUT_OVERFLOW_TRIM

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.calls import current_call
+from jobwire_server.chores import heard
 from jobwire_server.errors import InvalidRequest, Violation
 from jobwire_server.ids import split_job_id
 from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
@@ -127,7 +128,7 @@ class WorkStreams:
         log.warning("stream not read", worker_id=session.worker_id, error=str(error))
         call = current_call()
         refusal, details = details_of(error, call.request_id if call else "")
-        told = asyncio.create_task(_tell(context, refusal, details), name="work-end")
+        told = heard(asyncio.create_task(_tell(context, refusal, details), name="work-end"))
         self._unread.add(told)
         told.add_done_callback(self._unread.discard)
         raise asyncio.CancelledError

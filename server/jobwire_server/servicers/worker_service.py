@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from jobwire.v1 import worker_service_pb2
+from jobwire_server.errors import JobwireError
 from jobwire_server.model import Completed, WorkerStatus
 from jobwire_server.options import Limits
 from jobwire_server.router import Router
@@ -110,10 +111,15 @@ class WorkerService:
             )
             wait_ms = checker.duration_ms("claim_next.wait", wanted.wait, 0, MAX_WAIT_MS)
         completed = await self._complete(checker, worker_id, request.completion)
-        answer = wire.CompleteJobResponse(state=completed.state.value)
+        answer = wire.CompleteJobResponse(state=completed.state.value, repeated=completed.repeated)
         convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
         if claim_next:
-            assignments, lease_ms, told = await self._router.poll(worker_id, (), most, wait_ms)
+            try:
+                assignments, lease_ms, told = await self._router.poll(worker_id, (), most, wait_ms)
+            except JobwireError:
+                # The completion is recorded, which is what counts; the worker's next call hears
+                # why there are no jobs.
+                return answer
             convert.add_assignments(answer.assignments, assignments)
             convert.add_cancellations(answer.cancellations, told)
             convert.set_moment(answer.lease_duration, lease_ms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from jobwire_server.chores import heard
 from jobwire_server.model import Assignment, WorkerSpec
 
 
@@ -126,4 +127,4 @@ class OneShot(Demand):
         """Ends the demand with the error."""
         if not self.answer.done():
             self.closed = True
-            self.answer.set_exception(error)
+            heard(self.answer).set_exception(error)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
+from jobwire_server.chores import heard
 from jobwire_server.errors import JobwireError
 from jobwire_server.model import Assignment, CancelNotice
 from jobwire_server.sessions.claims import Claims
@@ -144,7 +145,8 @@ class Polls:
     async def _listen(self, queue: str) -> None:
         task = self._listening.get(queue)
         if task is None:
-            task = self._listening[queue] = asyncio.create_task(self._subscribe(queue))
+            task = heard(asyncio.create_task(self._subscribe(queue)))
+            self._listening[queue] = task
         try:
             await asyncio.shield(task)
         except JobwireError:

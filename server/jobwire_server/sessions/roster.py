@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from jobwire_server.chores import heard
 from jobwire_server.clock import StoreClock
 from jobwire_server.errors import JobwireError, ServerDraining, StoreUnavailable, Superseded
 from jobwire_server.model import (
@@ -327,7 +328,7 @@ class Roster:
         if current:
             del self._sessions[session.worker_id]
             self._directory.forget(session.worker_id)
-        task = asyncio.create_task(self._settle(session, current), name="session-end")
+        task = heard(asyncio.create_task(self._settle(session, current), name="session-end"))
         session.release = task
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -496,6 +497,6 @@ class Roster:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # Not in the name of whichever call happens to start it.
-        task = asyncio.create_task(work, name="roster-chore", context=Context())
+        task = heard(asyncio.create_task(work, name="roster-chore", context=Context()))
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)

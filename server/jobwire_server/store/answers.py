@@ -89,7 +89,7 @@ def completed(
         return SUCCEEDED
     code, *rest = answer
     if code == 0:
-        return Completed(JobState(rest[0]), rest[1])
+        return Completed(JobState(rest[0]), rest[1], repeated=len(rest) > 2)
     job_id = f"{queue}-{ulid}"
     return LeaseLost(job_id, fencing_token) if code == _LEASE_GONE else JobNotFound(job_id)
 

@@ -200,7 +200,8 @@ def decode_failure(raw: bytes) -> Failure | None:
 def decode_attempt(raw: bytes) -> Attempt:
     """Reads an entry of a job's history, as end_attempt.lua writes it."""
     head, _, failure = raw.partition(b"\n")
-    number, token, started, ended, outcome, worker = head.split(b" ", 5)
+    # What stands behind the worker is for repeats alone (include/recorded.lua).
+    number, token, started, ended, outcome, worker, *_ = head.split(b" ")
     return Attempt(
         number=int(number),
         worker_id=worker.decode(),

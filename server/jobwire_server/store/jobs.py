@@ -40,6 +40,7 @@ _PLAIN = tuple(NewJob._field_defaults.values())
 """What follows the first five fields of a job that asks for nothing special."""
 _STATES = {state.value: state for state in JobState}
 DEFAULT_LIMITS = Limits()
+NO_LIMITS = (0, 0)
 
 
 class ClaimRequest(NamedTuple):
@@ -178,6 +179,21 @@ class JobStore:
             Accepted(job.job_id, _STATES[answer])
             if type(answer) is int
             else not_written(job, answer, limits)
+            for job, answer in zip(jobs, answers, strict=True)
+        ]
+
+    async def known(
+        self, queue: str, jobs: Sequence[NewJob]
+    ) -> list[Accepted | JobwireError | None]:
+        """Answers each job that was accepted before as `submit` would, None for the others; writes
+        nothing.
+        """
+        args: list[Argument] = [self._shift]
+        for job in jobs:
+            args += (job.job_id[-26:], codec.encode_extra(job))
+        answers = await self._runner.run("known", keys.queue_prefix(queue), args)
+        return [
+            not_written(job, answer, NO_LIMITS) if answer else None
             for job, answer in zip(jobs, answers, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import monotonic
 
+from jobwire_server.chores import heard
 from jobwire_server.errors import (
     CursorCompacted,
     JobNotFound,
@@ -267,7 +268,7 @@ class Hub:
             room = self._rooms[queue] = Room(queue, self._store)
         room.empty_since = monotonic()
         if room.ready is None:
-            room.ready = asyncio.create_task(self._listen(room))
+            room.ready = heard(asyncio.create_task(self._listen(room)))
         room.entering += 1
         try:
             await asyncio.shield(room.ready)

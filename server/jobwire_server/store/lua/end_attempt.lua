@@ -4,7 +4,8 @@
 -- KEYS[1] jw:{<queue>}:          prefix of every key of the queue:
 --           j:<ulid> leases held:<worker> timers scheduled l:<route> z:<route> ready counts totals (claim.lua)
 --           h:<ulid>     LIST    attempts that ended, oldest first, the latest 100:
---                                "<number> <token> <start ms> <end ms> <outcome> <worker>\n<failure>"
+--                                "<number> <token> <start ms> <end ms> <outcome> <worker>[ <state> <due>]\n<failure>"
+--                                (include/recorded.lua)
 --           done:<state> ZSET    ulid -> when it may be forgotten, Unix ms
 --           signals      channel, and cancels:<worker> (cancel.lua)
 -- ARGV[1] clock shift, ms
@@ -13,9 +14,9 @@
 --   condition ('worker' the caller holds the lease | 'lease' the lease has run out | 'timeout' | 'deadline' | 'grace' that timer is due |
 --     'lost' the worker was lost, has left, or never got the job),
 --   target state, budget field to add one to ('f' | 'c' | 'i' | 'l' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
--- Returns for each item {code, state, due}: code 0 done now, or by the caller before | 1 not found | 2 lease lost or
---   condition not met | 3 the state is another: read again and decide again
---include clock ready tally unique terminal
+-- Returns for each item {code, state, due}: code 0 done now, or with a 1 behind it what the caller was answered before for the end of
+--   this attempt, whatever it says now | 1 not found | 2 lease lost or condition not met | 3 the state is another: read again and decide again
+--include clock ready tally unique terminal recorded
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -50,19 +51,23 @@ for at = 3, #ARGV, 10 do
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
   elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
-    answer[#answer + 1] = { 2 }
+    -- Once the job is claimed again, the history alone knows who had it before, and what was recorded.
+    answer[#answer + 1] = condition == 'worker' and recorded_end(P, ulid, ARGV[at + 2], worker) or { 2 }
   elseif state ~= RUNNING and state ~= CANCELLING then
-    -- The holder ended this attempt already, so a repeated call gets the first answer.
-    answer[#answer + 1] = condition == 'worker' and { 0, state, state == SCHEDULED and tonumber(job[9]) or 0 } or { 2 }
+    -- The holder ended this attempt already, so a repeated call gets the first answer; by the state that the job has come to where
+    -- it succeeded, or where an entry of a former release tells no more.
+    answer[#answer + 1] = condition == 'worker' and (recorded_end(P, ulid, ARGV[at + 2], worker)
+      or { 0, state, state == SCHEDULED and tonumber(job[9]) or 0, 1 }) or { 2 }
   elseif state ~= tonumber(ARGV[at + 3]) then
     answer[#answer + 1] = { 3 }
   elseif not due(condition, ulid) then
     answer[#answer + 1] = { 2 }
   else
     local target, budget, outcome = tonumber(ARGV[at + 5]), ARGV[at + 6], ARGV[at + 8]
-    local due_at = 0
+    local due_at = target == SCHEDULED and now + tonumber(ARGV[at + 7]) or 0
+    local told = condition == 'worker' and ' ' .. target .. ' ' .. string.format('%d', due_at) or ''
     local ended = redis.call('RPUSH', P .. 'h:' .. ulid, job[5] .. ' ' .. job[2] .. ' ' .. job[6] .. ' ' .. now .. ' '
-      .. outcome .. ' ' .. worker .. '\n' .. ARGV[at + 9])
+      .. outcome .. ' ' .. worker .. told .. '\n' .. ARGV[at + 9])
     if ended > HISTORY then redis.call('LTRIM', P .. 'h:' .. ulid, -HISTORY, -1) end
     if budget ~= '' then redis.call('HINCRBY', key, budget, 1) end
     -- An attempt that never reached its worker is not one: the next delivery gets its number.
@@ -87,7 +92,6 @@ for at = 3, #ARGV, 10 do
       end
       woken[job[7]] = (woken[job[7]] or 0) + 1
     elseif target == SCHEDULED then
-      due_at = now + tonumber(ARGV[at + 7])
       redis.call('HSET', key, 's', SCHEDULED, 'v', job[4] + 1, 'd', due_at)
       redis.call('ZADD', P .. 'scheduled', due_at, ulid)
     else

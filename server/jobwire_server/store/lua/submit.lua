@@ -28,7 +28,7 @@
 --   {0, state, record} of the job that had its id before | {1, state, ulid} of the job that its request id stands for, state 0 if that
 --   is forgotten | {2} its request id was used for other content | {3, state, ulid} of the holder of its unique key, which is answered |
 --   {4, state, ulid} of the holder, which refuses it | {5, jobs that wait} | {6, live bytes} the queue is at its limit}
---include clock ready tally chunks unique terminal enter
+--include clock ready tally chunks unique terminal identity enter
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

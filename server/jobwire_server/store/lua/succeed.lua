@@ -5,12 +5,14 @@
 --           x:<ulid>     STRING  a result too long for the HASH
 --           c:<ulid>     STRING  the checkpoint, which goes
 --           cancels:<worker>  SET (cancel.lua)
+--           h:<ulid>     LIST    attempts that ended (end_attempt.lua)
 --           done:5       ZSET    ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of jobs that have none of their own, ms
 -- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
--- Returns for each item 0 done now, or {code, state, due}: code 0 ended by this very caller before | 1 not found | 2 lease lost
---include clock numbers tally chunks unique
+-- Returns for each item 0 done now, or {code, state, due, 1}: code 0 what the caller was answered before for the end of this attempt |
+--   1 not found | 2 lease lost
+--include clock numbers tally chunks unique recorded
 
 local P = KEYS[1]
 local SCHEDULED, RUNNING, CANCELLING, SUCCEEDED = 1, 3, 4, 5
@@ -33,9 +35,10 @@ for at = 3, #ARGV, 4 do
   if not state then
     answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
   elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
-    answer[#answer + 1] = { 2 }
+    answer[#answer + 1] = recorded_end(P, ulid, ARGV[at + 2], worker) or { 2 }
   elseif state ~= RUNNING and state ~= CANCELLING then
-    answer[#answer + 1] = { 0, state, state == SCHEDULED and tonumber(redis.call('HGET', key, 'd')) or 0 }
+    answer[#answer + 1] = state ~= SUCCEEDED and recorded_end(P, ulid, ARGV[at + 2], worker)
+      or { 0, state, state == SCHEDULED and tonumber(redis.call('HGET', key, 'd')) or 0, 1 }
   else
     local result = ARGV[at + 3]
     -- Most jobs have nothing of the kind, and every field that is looked for costs.

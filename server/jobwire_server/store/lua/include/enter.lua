@@ -57,21 +57,6 @@ local function enter_jobs(P, now, answer, items, first, retention, max_waiting, 
     pending = pending + 1
   end
 
-  local function state_of(ulid)
-    local state = tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's'))
-    return state or (redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and PENDING or 0)
-  end
-
-  -- What was answered to the request before; nil if it is new.
-  local function answered_before(item, ulid)
-    local entry = redis.call('GET', P .. 'q:' .. item.q)
-    if not entry or tonumber(string.sub(entry, 85)) <= now then return nil end
-    local answered, proposed = string.sub(entry, 1, 26), string.sub(entry, 27, 52)
-    local agrees = not item.j or ulid == answered or ulid == proposed
-    if string.sub(entry, 53, 84) ~= item.d or not agrees then return { 2 } end
-    return { 1, state_of(answered), answered }
-  end
-
   local function remember_request(item, answered, ulid)
     local entry = answered .. ulid .. item.d .. string.format('%d', now + REQUEST_MS)
     redis.call('SET', P .. 'q:' .. item.q, entry, 'PX', REQUEST_MS)
@@ -101,10 +86,8 @@ local function enter_jobs(P, now, answer, items, first, retention, max_waiting, 
 
   -- Looks at one job by itself: nil if its record is written now, or what is answered instead.
   local function admit(ulid, record, item)
-    local known = item and item.q and answered_before(item, ulid)
+    local known = known_as(P, item, ulid, now)
     if known then return known end
-    local before = redis.call('GET', P .. 'r:' .. ulid)
-    if before then return { 0, state_of(ulid), before } end
     local holder = item and item.u and key_holder(P, string.sub(item.u, 2), now)
     local replaced
     if holder then
