@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any, TypeVar, overload
 
 from google.protobuf import json_format, struct_pb2
@@ -13,6 +15,10 @@ from jobwire.v1.job_pb2 import Payload
 __all__ = ["Payload", "from_payload", "to_payload"]
 
 M = TypeVar("M", bound=Message)
+
+_HUGE = re.compile("[0-9]{309}")
+_BEYOND = 2**1024 - 2**970
+"""The least integer that rounds to infinity as a double."""
 
 
 def to_payload(value: Any) -> Payload:
@@ -25,7 +31,8 @@ def to_payload(value: Any) -> Payload:
 
     Raises:
         TypeError: The value, or something inside it, has no JSON form.
-        ValueError: A number is NaN or infinite, or a container holds itself.
+        ValueError: A number is NaN, infinite, or too large for a double (1.8e308), a text holds
+            half of a surrogate pair, or a container holds itself. The message names the place.
     """
     if isinstance(value, Payload):
         return value
@@ -54,14 +61,49 @@ def fill_payload(payload: Payload, value: Any) -> None:
         case Message():
             payload.message.Pack(value)
         case dict() | list() | tuple() | str() | int() | float():
-            payload.json = json.dumps(
-                value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-            )
+            payload.json = _json(value)
         case _:
             raise TypeError(
                 f"a {type(value).__name__} can't be a payload: give a JSON value, bytes or a"
                 " protobuf message"
             )
+
+
+def _json(value: Any) -> str:
+    """Returns compact JSON."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        # Halves of surrogate pairs are in the text as they are.
+        if not text.isascii():
+            text.encode()
+    except ValueError as error:
+        raise ValueError(_unfit(value, "", set()) or str(error)) from error
+    # Python's integers have no bound; those that a double can't hold have 309 digits.
+    if len(text) > 308 and _HUGE.search(text) and (found := _unfit(value, "", set())):
+        raise ValueError(found)
+    return text
+
+
+def _unfit(value: Any, path: str, inside: set[int]) -> str:
+    """Says what JSON can't carry, and where it is; empty if there is nothing, or a circle."""
+    where = f" at {path}" if path else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value} is no JSON number{where}: leave it out"
+    if isinstance(value, int):
+        return "" if abs(value) < _BEYOND else f"an integer{where} is too large: send a string"
+    if isinstance(value, str):
+        fits = not any("\ud800" <= one <= "\udfff" for one in value)
+        return "" if fits else f"a text{where} holds half of a surrogate pair"
+    if id(value) in inside or not isinstance(value, dict | list | tuple):
+        return ""
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, entry in entries:
+        place = f"{path}[{key!r}]"
+        if isinstance(value, dict) and (found := _unfit(key, f"the key {place}", inside)):
+            return found
+        if found := _unfit(entry, place, inside | {id(value)}):
+            return found
+    return ""
 
 
 @overload

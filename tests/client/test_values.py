@@ -28,10 +28,25 @@ def test_json_is_compact_and_keeps_letters_as_they_are() -> None:
     assert to_payload({"ä": [1, 2]}).json == '{"ä":[1,2]}'
 
 
-@pytest.mark.parametrize("value", [math.nan, [math.inf]])
-def test_numbers_that_json_lacks_are_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (math.nan, "nan is no JSON number"),
+        ({"a": [1, math.inf]}, r"inf is no JSON number at \['a'\]\[1\]"),
+        ({"b": 2**1024}, r"an integer at \['b'\] is too large"),
+        ([10**5000], r"an integer at \[0\] is too large"),
+        ({"x": "a\ud800"}, r"a text at \['x'\] holds half of a surrogate pair"),
+        ({"\udc00": 1}, "the key .* holds half of a surrogate pair"),
+    ],
+)
+def test_what_json_can_not_carry_is_refused_with_its_place(value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         to_payload(value)
+
+
+def test_an_integer_that_a_double_can_hold_is_kept_to_the_digit() -> None:
+    most = 2**1024 - 2**970 - 1
+    assert to_payload([most, -most]).json == f"[{most},{-most}]"
 
 
 def test_objects_without_a_json_form_are_refused_by_name() -> None:

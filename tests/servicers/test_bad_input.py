@@ -23,6 +23,10 @@ LONG = "x" * 5_000
 A_JOB = f"default-{next_ulid()}"
 LABELS_17 = {f"k{at}": "v" for at in range(17)}
 LABELS_65 = {f"k{at}": "v" for at in range(65)}
+# Numbers that no double can hold, in each spelling.
+BEYOND = ("1e400", "-1E+0400", "[1,\n 2.5e309]", "1" * 310, '{"e": ' + "9" * 301 + "e8}")
+NOT_FINITE = job_pb2.Payload()
+NOT_FINITE.struct.update({"a": [1, {"b": float("inf")}]})
 BAD_JSON = job_pb2.Payload(json='{"a": 1,\n "b": }')
 
 
@@ -77,6 +81,16 @@ CASES: list[tuple[str, Any, str]] = [
     ("SubmitJob", submit(spec=spec(payload={"json": ""})), "spec.payload.json"),
     ("SubmitJob", submit(spec=spec(payload={"json": "NaN"})), "spec.payload.json"),
     ("SubmitJob", submit(spec=spec(payload={"json": "{} {}"})), "spec.payload.json"),
+    ("SubmitJob", submit(spec=spec(payload={"json": '"\\ud800"'})), "spec.payload.json"),
+    *(
+        ("SubmitJob", submit(spec=spec(payload={"json": text})), "spec.payload.json")
+        for text in BEYOND
+    ),
+    (
+        "SubmitJob",
+        submit(spec=spec(payload=NOT_FINITE)),
+        "spec.payload.struct.fields['a'].values[1].fields['b']",
+    ),
     ("SubmitJob", submit(spec=spec(payload={"json": "[" * 900})), "spec.payload.json"),
     ("SubmitJob", submit(spec=spec(payload={"data": bytes(1_000)})), "spec.payload"),
     ("SubmitJob", submit(spec=spec(requirements=LABELS_17)), "spec.requirements"),
@@ -181,7 +195,13 @@ CASES: list[tuple[str, Any, str]] = [
         workers.UpdateProgressRequest(worker_id="w1", job_id=A_JOB, checkpoint=BAD_JSON),
         "checkpoint.json",
     ),
+    (
+        "UpdateProgress",
+        workers.UpdateProgressRequest(worker_id="w1", job_id=A_JOB, checkpoint={"json": "1e400"}),
+        "checkpoint.json",
+    ),
     ("UpdateProgress", report(details=BAD_JSON), "progress.details.json"),
+    ("UpdateProgress", report(details={"json": "1e400"}), "progress.details.json"),
     ("UpdateProgress", report(details={"data": bytes(17 << 10)}), "progress.details"),
     ("CompleteJob", complete(job_id="x", cancelled=workers.Cancelled()), "completion.job_id"),
     ("CompleteJob", complete(), "completion.outcome"),
@@ -195,6 +215,12 @@ CASES: list[tuple[str, Any, str]] = [
         complete(success=workers.Success(result=BAD_JSON)),
         "completion.success.result.json",
     ),
+    (
+        "CompleteJob",
+        complete(success=workers.Success(result={"json": "[-1E+999]"})),
+        "completion.success.result.json",
+    ),
+    ("CompleteJob", fail(details={"json": "1e400"}), "completion.failure.details.json"),
     ("CompleteJob", fail(type="x" * 129), "completion.failure.type"),
     ("CompleteJob", fail(details=BAD_JSON), "completion.failure.details.json"),
     ("CompleteJob", fail(retry_after=Duration(seconds=-1)), "completion.failure.retry_after"),
@@ -371,3 +397,23 @@ async def test_texts_of_a_failure_that_are_too_long_are_cut(served: Served) -> N
     job = (await served.jobs.GetJob(jobs.GetJobRequest(job_id=one.job_id))).job
     assert job.failure.message == "ü" * 2_048
     assert job.failure.stack == "€" * (16_384 // 3)
+
+
+async def test_a_number_too_large_is_refused_with_its_place_and_the_remedy(served: Served) -> None:
+    request = submit(spec=spec(payload={"json": '{"a": "1e400",\n "b": 1e400}'}))
+    refused = await _refusal(served, "SubmitJob", request)
+    (violation,) = refused.violations.items()
+    assert "1e400 at line 2 column 7" in violation[1]
+    assert "send it as a string" in violation[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"1e400"', '"\\"1e400"', "1.7e308", "1e-999", "1" * 308, "[" * 200 + "]" * 200,
+     '{"a":1,"a":2}', '"\\ud83d\\ude00"', "0." + "0" * 400 + "1e500", '"' + "9" * 400 + '"'],
+    ids=lambda text: text[:16],
+)  # fmt: skip
+async def test_json_that_every_reader_can_take_is_kept_as_it_is(served: Served, text: str) -> None:
+    made = await served.jobs.SubmitJob(submit(spec=spec(payload={"json": text})))
+    found = await served.jobs.GetJob(jobs.GetJobRequest(job_id=made.job_id))
+    assert found.job.spec.payload.json == text

@@ -22,6 +22,13 @@ from types import TracebackType
 from jobwire.cli.terminal import prepare
 
 DEADLINE_S = 60.0
+# So that Ctrl-C reaches the program, and a hang-up is one. Not between a fork and its exec, where
+# gRPC's threads of this process would be missed.
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @contextmanager
@@ -103,15 +110,13 @@ class Terminal:
         self._master, inner = pty.openpty()
         _set_raw(inner, lines, columns)
         self.process = subprocess.Popen(
-            arguments,
+            [sys.executable, "-IS", "-c", _TAKE_TERMINAL, *arguments],
             stdin=inner,
             stdout=inner,
             stderr=inner,
             cwd=cwd,
             env={name: value for name, value in merged.items() if value is not None},
             start_new_session=True,
-            # In the child, so that Ctrl-C reaches it and a hang-up is one.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(inner)
         self.seen = b""

@@ -253,7 +253,10 @@ class Payload(message.Message):
     STRUCT_FIELD_NUMBER: builtins.int
     json: builtins.str
     """JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused
-    with its position) and never parsed again between producer and handler.
+    with its position) and never parsed again between producer and handler. Refused as
+    well: a number that no double can hold (1.8e308 and beyond), which readers would turn
+    into infinity; half of a surrogate pair; more than 200 levels. Integers are kept to the
+    digit, though many readers round those above 2^53; of two equal keys the last counts.
     """
     data: builtins.bytes
     """Bytes of any kind, not looked at."""
@@ -263,7 +266,7 @@ class Payload(message.Message):
 
     @builtins.property
     def struct(self) -> struct_pb2.Struct:
-        """A structure; stored and delivered as `json`."""
+        """A structure; stored and delivered as `json`. NaN and infinity are refused."""
 
     def __init__(
         self,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import isfinite
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToJson, SerializeToJsonError
+from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic_core import from_json
 
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.ids import is_queue, split_job_id
 from jobwire_server.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
+from jobwire_server.servicers.json_text import check_json
 
 DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
@@ -172,14 +174,18 @@ class Checker:
         kind = payload.WhichOneof("kind")
         if kind == "struct":
             # In the order of the keys, so that a repeated request has the same content.
-            text = MessageToJson(payload.struct, indent=None, ensure_ascii=False, sort_keys=True)
-            payload.json = text
+            try:
+                payload.json = MessageToJson(
+                    payload.struct, indent=None, ensure_ascii=False, sort_keys=True
+                )
+            except (SerializeToJsonError, ValueError):
+                path = f"{field}.struct{_not_finite(payload.struct)}"
+                self.add(path, "is a number that JSON can't carry: NaN or infinite")
         elif kind == "json":
             try:
-                # The values are thrown away; nobody parses the text again before the handler.
-                from_json(payload.json, allow_inf_nan=False, cache_strings=False)
+                check_json(payload.json)
             except ValueError as error:
-                self.add(f"{field}.json", f"is not JSON: {error}")
+                self.add(f"{field}.json", str(error))
         size = payload.ByteSize()
         if size > most:
             self.too_large = True
@@ -189,6 +195,24 @@ class Checker:
                 " and send a reference, or raise the limit",
                 now=True,
             )
+
+
+def _not_finite(holder: Struct | ListValue) -> str:
+    """Returns the path to the first number in a structure that is NaN or infinite."""
+    entries = (
+        [(f".fields[{key[:80]!r}]", value) for key, value in sorted(holder.fields.items())]
+        if isinstance(holder, Struct)
+        else [(f".values[{at}]", value) for at, value in enumerate(holder.values)]
+    )
+    for path, value in entries:
+        kind = value.WhichOneof("kind")
+        if kind == "number_value" and not isfinite(value.number_value):
+            return path
+        if kind == "struct_value" and (rest := _not_finite(value.struct_value)):
+            return path + rest
+        if kind == "list_value" and (rest := _not_finite(value.list_value)):
+            return path + rest
+    return ""
 
 
 def is_operation(name: str) -> bool:
@@ -209,7 +233,7 @@ def is_sound(payload: job_pb2.Payload) -> bool:
     kind = payload.WhichOneof("kind")
     if kind == "json":
         try:
-            from_json(payload.json, allow_inf_nan=False, cache_strings=False)
+            check_json(payload.json)
         except ValueError:
             return False
     return kind != "struct"
