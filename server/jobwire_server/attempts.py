@@ -26,9 +26,12 @@ from jobwire_server.model import (
     Completed,
     Ended,
     Failure,
+    Former,
     Job,
     JobState,
     Released,
+    Worker,
+    WorkerStatus,
 )
 from jobwire_server.operations import endings
 from jobwire_server.operations.endings import Ending
@@ -36,7 +39,7 @@ from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions, RetryDefaults
 from jobwire_server.queue_settings import QueueSettingsCache
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Success
-from jobwire_server.store.workers import LostWorker
+from jobwire_server.store.workers import LostWorker, WorkerStore
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,7 @@ class Attempts:
 
     Args:
         store: Where jobs are.
+        workers: The registry.
         lanes_of: Finds the lanes of a queue.
         options: Budgets and retention.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
@@ -65,6 +69,7 @@ class Attempts:
     def __init__(
         self,
         store: JobStore,
+        workers: WorkerStore,
         lanes_of: Callable[[str], Lanes],
         options: BrokerOptions,
         random_fraction: Callable[[], float],
@@ -73,6 +78,7 @@ class Attempts:
         chores: Chores,
     ) -> None:
         self._jobs = store
+        self._workers = workers
         self._lanes_of = lanes_of
         self._options = options
         self._random = random_fraction
@@ -151,7 +157,7 @@ class Attempts:
         return await self.confirm_cancel(queue, ulid, worker_id, token)
 
     async def take_back_unnamed(
-        self, queue: str, worker_id: str, keep: set[str], crashed: bool
+        self, queue: str, worker_id: str, keep: set[str], former: Former
     ) -> int:
         """Returns what a worker holds in a queue but does not know of.
 
@@ -159,17 +165,15 @@ class Attempts:
             queue: Its name.
             worker_id: The worker, which has just attached.
             keep: The ULIDs that it named.
-            crashed: True if another process of the worker held them, which must be dead; False if
-                they never reached it.
+            former: Who held them.
         """
-
-        def decide(job: Job) -> Ending:
-            if crashed:
-                cause = f"the process of {worker_id} that ran it is gone"
-                return endings.after_crash(job, cause, self._options)
-            return endings.after_release(job, False, "not delivered", self._options)
-
-        return await self._end_held(queue, worker_id, "lost", decide, keep=keep)
+        return await self._end_held(
+            queue,
+            worker_id,
+            "lost",
+            lambda job: endings.after_take_over(job, former, self._options),
+            keep=keep,
+        )
 
     async def succeed(
         self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
@@ -274,13 +278,13 @@ class Attempts:
         """
         defaults = await self._retry_defaults(queue)
         jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
+        workers = await self._holders(overdue, jobs)
         ends = []
         for (condition, _), job in zip(overdue, jobs, strict=True):
             if job is None or not job.state.leased:
                 continue
             if condition == "lease":
-                cause = f"the lease of {job.worker_id} ran out"
-                ending = endings.after_crash(job, cause, self._options)
+                ending = self._after_lapse(job, workers.get(job.worker_id))
             elif condition == "timeout":
                 ending = endings.after_timeout(job, defaults, self._random)
             elif condition == "deadline":
@@ -290,15 +294,40 @@ class Attempts:
             ends.append(AttemptEnd(job, condition, ending))
         await self._apply(queue, ends)
 
+    async def _holders(
+        self, overdue: list[tuple[str, str]], jobs: Sequence[Job | None]
+    ) -> dict[str, Worker]:
+        """Returns the workers whose leases ran out, as far as they are known."""
+        lapsed = [
+            job.worker_id
+            for (condition, _), job in zip(overdue, jobs, strict=True)
+            if condition == "lease" and job is not None and job.state.leased
+        ]
+        if not lapsed:
+            return {}
+        found = await self._workers.read_many([*dict.fromkeys(lapsed)])
+        return {worker.spec.worker_id: worker for worker in found}
+
+    def _after_lapse(self, job: Job, worker: Worker | None) -> Ending:
+        heard_ms, lease_ms = 0, self._options.lease_ms
+        if worker is not None and worker.status is not WorkerStatus.LOST:
+            heard_ms, lease_ms = worker.last_seen_at_ms, worker.spec.lease_ms or lease_ms
+        cause = f"the lease of {job.worker_id} ran out"
+        return endings.after_lapse(job, cause, heard_ms, lease_ms, self._options)
+
     async def take_back(self, worker: LostWorker, queue: str) -> int:
         """Returns what a lost worker holds in one queue."""
         cause = f"the worker {worker.worker_id} was lost"
+        lease_ms = worker.lease_ms or self._options.lease_ms
+
+        def decide(job: Job) -> Ending:
+            if worker.unheard:
+                why = f"nobody heard of {worker.worker_id} any more"
+                return endings.after_lost_delivery(job, self._options, why)
+            return endings.after_lapse(job, cause, worker.heard_at_ms, lease_ms, self._options)
+
         return await self._end_held(
-            queue,
-            worker.worker_id,
-            "lost",
-            lambda job: endings.after_crash(job, cause, self._options),
-            started_until_ms=worker.lost_at_ms,
+            queue, worker.worker_id, "lost", decide, started_until_ms=worker.lost_at_ms
         )
 
     async def _end_held(
@@ -321,8 +350,12 @@ class Attempts:
                 if job is not None
                 and job.state.leased
                 and job.worker_id == worker_id
-                # A worker of the same name that registered since may hold jobs by now.
-                and (started_until_ms is None or job.started_at_ms <= started_until_ms)
+                # A worker of the same name that registered since may hold jobs by now. What began
+                # in times to come began before the clock was set back.
+                and (
+                    started_until_ms is None
+                    or not started_until_ms < job.started_at_ms <= job.read_at_ms
+                )
             ]
             ended += await self._apply(queue, ends)
         return ended

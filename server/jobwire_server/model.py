@@ -61,6 +61,22 @@ class WorkerStatus(IntEnum):
     LOST = 4
 
 
+class Former(IntEnum):
+    """Who was known by a worker's id before a stream attached; the numbers are the store's."""
+
+    NOBODY = 0
+    SAME = 1
+    """The same process."""
+    ENDED = 2
+    """Another process, whose stream had ended: it is dead."""
+    HELD = 3
+    """Another process, whose stream held: its id is taken from it."""
+    UNHEARD = 4
+    """Another process, of which nobody knows, because its server is silent."""
+    LATER = 5
+    """The same process, in a later attempt."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """A job's own retry fields; None takes the default."""

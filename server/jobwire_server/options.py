@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MOST_PATIENCE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class RetryDefaults:
@@ -50,13 +52,17 @@ class BrokerOptions:
 
     lease_ms: int = 30_000
     """The lease of a worker that asks for none of its own. 1 s to 1 h."""
-    heartbeat_interval_ms: int = 5_000
-    """How often workers are told to send heartbeats. 100 ms to 5 min."""
-    worker_timeout_ms: int = 15_000
+    heartbeat_interval_ms: int = 1_500
+    """How often a server says something on each worker's stream. 100 ms to 5 min.
+
+    A worker that hears nothing for two of them leaves, and needs the time to attach elsewhere
+    before it is lost.
+    """
+    worker_timeout_ms: int = 7_000
     """A worker silent for so long is lost. At least two heartbeat intervals."""
     claim_timeout_ms: int = 5_000
     """How long an assignment on a stream may wait for its acknowledgement. 100 ms to 10 min."""
-    reconnect_window_ms: int = 5_000
+    reconnect_window_ms: int = 4_500
     """How long a worker whose stream broke may take to attach again. 0 to 10 min."""
     max_stream_age_ms: int = 1_800_000
     """After about this long a stream is drained, so that load spreads over servers. At least 1 s.
@@ -93,3 +99,22 @@ class BrokerOptions:
     """How long they may take; then the call fails, and may be repeated. 10 ms to 4 s."""
     retry: RetryDefaults = field(default_factory=RetryDefaults)
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def call_contact_timeout_ms(self) -> int:
+        """How long after the last answer a worker that makes calls may take its jobs for its own:
+        less than the worker timeout, because signs of life are recorded once a second.
+        """
+        return self.worker_timeout_ms * 3 // 4
+
+    @property
+    def patience_s(self) -> float:
+        """How long a server that could not listen takes nothing from anybody: what workers need to
+        come back, however long the window.
+        """
+        return min(self.reconnect_window_ms / 1000, MOST_PATIENCE_S)
+
+    @property
+    def contact_timeout_ms(self) -> int:
+        """The same for a worker on a stream, after the last frame that it heard."""
+        return min(self.reconnect_window_ms, self.call_contact_timeout_ms)

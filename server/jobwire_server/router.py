@@ -79,6 +79,8 @@ log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
 
+HEARTBEAT_CALLS_MS = 2_000
+"""Calls cost more than frames, so that workers which make them are heard of less often."""
 TIME_PATIENCE_S = 1.0
 """How long a start waits for the store's time; the keepers of queues tell it later."""
 
@@ -118,7 +120,7 @@ class Router:
         self._jobs = JobStore(self._runner, server_id)
         self._upkeep = UpkeepStore(self._runner)
         self._queues = QueueStore(self._runner)
-        self._workers = WorkerStore(self._runner)
+        self._workers = WorkerStore(self._runner, server_id)
         self._backlog = backlog = Backlog(
             options.limits.max_queued_requests, options.limits.max_queued_bytes
         )
@@ -136,6 +138,7 @@ class Router:
         )
         self._attempts = Attempts(
             self._jobs,
+            self._workers,
             self._set.lanes,
             options,
             random_fraction,
@@ -395,21 +398,31 @@ class Router:
 
     # --------------------------------------------------------------- workers
 
-    async def register_worker(self, spec: WorkerSpec) -> None:
-        """Makes a worker known and READY."""
+    async def register_worker(self, spec: WorkerSpec, instance: str = "") -> None:
+        """Makes a worker known and READY; what another process of its id held goes back.
+
+        Args:
+            spec: What it is and serves.
+            instance: Of its process; '' if that was not said.
+        """
         if self._draining:
             raise ServerDraining
-        await self._directory.register(spec)
+        if await self._directory.register(spec, instance):
+            await self._reaper.sweep()
 
     def lease_ms(self, spec: WorkerSpec) -> int:
         """Returns the lease that each of the worker's jobs gets."""
         return self._claims.lease_ms(spec)
 
     def heartbeat_ms(self, spec: WorkerSpec) -> int:
-        """Returns how often a worker that makes calls is to send heartbeats, which alone keep its
-        leases: two of them may fail.
+        """Returns how often a worker that makes calls is to send heartbeats, which alone keep it
+        and its leases: two of them may fail.
         """
-        return min(self.options.heartbeat_interval_ms, self.lease_ms(spec) // RENEWALS_A_LEASE)
+        return min(
+            max(self.options.heartbeat_interval_ms, HEARTBEAT_CALLS_MS),
+            self.options.worker_timeout_ms // RENEWALS_A_LEASE,
+            self.lease_ms(spec) // RENEWALS_A_LEASE,
+        )
 
     async def claim(
         self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
@@ -544,17 +557,18 @@ class Router:
         """Changes whether a worker takes jobs. Raises WorkerNotFound."""
         await self._directory.set_status(worker_id, status)
 
-    async def deregister_worker(self, worker_id: str, session: str = "") -> int:
+    async def deregister_worker(self, worker_id: str, session: str = "", since_ms: int = 0) -> int:
         """Ends a worker; returns how many jobs of its went back to their queues.
 
         Args:
             worker_id: The worker.
             session: The stream that it leaves by; '' for one that makes calls.
+            since_ms: Since when that stream counts.
 
         Raises:
-            Superseded: Another stream of the worker counts by now; nothing was done.
+            Superseded: A newer stream of the worker counts by now; nothing was done.
         """
-        spec = await self._directory.remove(worker_id, session)
+        spec = await self._directory.remove(worker_id, session, since_ms)
         released = 0
         for queue in spec.queues if spec else ():
             released += await self._attempts.release_held(

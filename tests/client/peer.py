@@ -20,7 +20,16 @@ from jobwire.v1 import worker_service_pb2_grpc as pb_grpc
 
 from tests.client.broker import reason, rich_status
 
-SUPERSEDED = rich_status(grpc.StatusCode.ABORTED, "another stream attached", reason("SUPERSEDED"))
+SUPERSEDED = rich_status(
+    grpc.StatusCode.ABORTED,
+    "another stream attached",
+    reason("SUPERSEDED", same_process="false"),
+)
+SUPERSEDED_BY_ITSELF = rich_status(
+    grpc.StatusCode.ABORTED,
+    "another stream attached",
+    reason("SUPERSEDED", same_process="true"),
+)
 
 
 class Stream:
@@ -103,6 +112,9 @@ class Peer(pb_grpc.WorkerServiceServicer):
         self.lost: list[pb.LeaseRef] = []
         self.heartbeat_s = 60.0
         self.lease_s = 30.0
+        self.window_s = 5.0
+        self.turned_away: list[Any] = []
+        """What the next attachments are refused with."""
         self.answers = True
         self.features = ["received"]
         self.changed = asyncio.Condition()
@@ -150,6 +162,8 @@ class Peer(pb_grpc.WorkerServiceServicer):
 
     async def Work(self, requests: AsyncIterator[pb.WorkRequest], context: Any) -> None:
         first = await anext(requests)
+        if self.turned_away:
+            await context.abort(*self.turned_away.pop())
         stream = Stream(self, first.attach)
         self.streams.append(stream)
         await self.touch()
@@ -160,7 +174,7 @@ class Peer(pb_grpc.WorkerServiceServicer):
             server_id="test",
             heartbeat_interval=_duration(self.heartbeat_s),
             claim_timeout=Duration(seconds=5),
-            reconnect_window=Duration(seconds=5),
+            reconnect_window=_duration(self.window_s),
             lease_duration=_duration(self.lease_s),
             lost_leases=lost,
             features=self.features,

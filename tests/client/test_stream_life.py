@@ -16,7 +16,15 @@ from jobwire import CallError, Context, Worker
 from jobwire.v1 import worker_service_pb2 as pb
 
 from tests.client.broker import reason, retry_info, rich_status
-from tests.client.peer import SUPERSEDED, Peer, Stream, holding, peer, streaming
+from tests.client.peer import (
+    SUPERSEDED,
+    SUPERSEDED_BY_ITSELF,
+    Peer,
+    Stream,
+    holding,
+    peer,
+    streaming,
+)
 from tests.support.waiting import eventually
 
 __all__ = ["peer"]
@@ -184,7 +192,7 @@ async def test_a_worker_with_nothing_to_say_sends_heartbeats(peer: Peer) -> None
 async def test_handlers_go_on_without_a_server_until_their_leases_are_surely_gone(
     peer: Peer,
 ) -> None:
-    peer.lease_s = 0.5
+    peer.window_s = 0.5
     stopped = asyncio.Event()
 
     async def hold(context: Context) -> None:
@@ -280,6 +288,48 @@ async def test_a_worker_asked_to_leave_finishes_its_jobs_and_ends(peer: Peer) ->
     assert (await stream.completion(running)).HasField("success")
     assert stream.frames[-1].HasField("detach")
     assert len(peer.streams) == 1
+
+
+async def test_a_worker_that_is_said_to_supersede_itself_attaches_again_and_keeps_its_jobs(
+    peer: Peer,
+) -> None:
+    """As after a failover to a store that knows an older stream of its only."""
+    gate = asyncio.Event()
+    async with streaming(peer, hold=holding(gate)):
+        first = await peer.stream()
+        (job,) = first.assign("hold")
+        await first.started(job)
+        first.end(SUPERSEDED_BY_ITSELF)
+        second = await peer.stream(1)
+        gate.set()
+        await second.completion(job)
+    assert names(second.attach.leases) == {(job, 1)}
+    assert second.attach.attempt > first.attach.attempt > 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    ],
+)
+async def test_what_a_proxy_says_while_it_is_switched_ends_no_worker(
+    peer: Peer, code: grpc.StatusCode
+) -> None:
+    gate = asyncio.Event()
+    async with streaming(peer, hold=holding(gate)):
+        first = await peer.stream()
+        (job,) = first.assign("hold")
+        await first.started(job)
+        peer.turned_away = [rich_status(code, "Received http2 header with status: 404")] * 3
+        first.end(peer.turned_away.pop())
+        second = await peer.stream(1)
+        assert not peer.turned_away
+        gate.set()
+        await second.completion(job)
+    assert names(second.attach.leases) == {(job, 1)}
 
 
 async def test_a_superseded_worker_stops_its_handlers_and_ends_with_the_reason(

@@ -7,6 +7,7 @@ from jobwire_server.maintenance.reaper import Reaper
 from jobwire_server.options import BrokerOptions
 from jobwire_server.store.connect import connect
 from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.store.workers import LostWorker, WorkerStore
 
 from tests.support.jobs import worker_spec
@@ -28,14 +29,14 @@ async def test_a_queue_that_can_not_be_reached_keeps_no_other_waiting(valkey_url
         return 0
 
     reaper = Reaper(store, BrokerOptions(worker_timeout_ms=10_000), take_back)
-    await reaper.sweep()
+    await reaper.sweep(WHENEVER_MS)
     assert sorted(taken) == [("w1", "here"), ("w2", "here")]
     away = False
     taken.clear()
-    await reaper.sweep()
+    await reaper.sweep(WHENEVER_MS)
     assert ("w1", "away") in taken
     assert ("w2", "away") in taken
     taken.clear()
-    await reaper.sweep()
+    await reaper.sweep(WHENEVER_MS)
     assert taken == []
     await connection.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobwire_server.errors import LeaseLost
-from jobwire_server.model import Failure, JobState
+from jobwire_server.model import Failure, Former, JobState
 
 from tests.support.brokers import Broker
 
@@ -22,9 +22,9 @@ async def _give_back(broker: Broker, how: str) -> tuple[str, int]:
         attempts.give_back("w1", [assignment])
         await broker.router._chores.finish()
     elif how == "unnamed":
-        await attempts.take_back_unnamed("default", "w1", set(), crashed=False)
+        await attempts.take_back_unnamed("default", "w1", set(), Former.SAME)
     elif how == "crashed":
-        await attempts.take_back_unnamed("default", "w1", set(), crashed=True)
+        await attempts.take_back_unnamed("default", "w1", set(), Former.ENDED)
     else:
         await broker.router.deregister_worker("w1")
     assert await broker.state(ulid) is S.PENDING

@@ -356,9 +356,11 @@ async def test_a_lease_that_is_shorter_than_the_servers_is_kept_as_well(
         assert not worker.lost
 
 
-async def test_a_silent_worker_is_dropped_and_its_leases_are_not_renewed(valkey_url: str) -> None:
-    # A window that is longer than the test, so that only the lease itself can end.
-    options = replace(QUICK, lease_ms=1_500, reconnect_window_ms=60_000, worker_timeout_ms=60_000)
+async def test_a_worker_that_stands_still_for_a_lease_is_dropped_and_costs_no_crash(
+    valkey_url: str,
+) -> None:
+    """Its connection holds all the while, so that it is not known to be dead."""
+    options = replace(QUICK, lease_ms=1_500)
     async with (
         stream_server(valkey_url, options) as server,
         Producer(server.address) as producer,
@@ -369,10 +371,31 @@ async def test_a_silent_worker_is_dropped_and_its_leases_are_not_renewed(valkey_
         await silent.jobs(1)
         code, details = await silent.end()
         assert code.name == "UNAVAILABLE"
-        assert details == "nothing was heard from the worker for 0.9 s"
+        assert details == "nothing was heard from the worker for 1.5 s"
         job = await producer.until(job_id, JOB_STATE_PENDING)
-        assert job.crashes == 1
-        assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_CRASHED]
+        assert job.crashes == 0
+        assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_UNDELIVERED]
+
+
+async def test_a_worker_that_is_silent_for_less_than_a_lease_keeps_its_stream_and_its_job(
+    valkey_url: str,
+) -> None:
+    """As where a handler blocks the worker's loop."""
+    options = replace(QUICK, heartbeat_interval_ms=100, lease_ms=6_000, worker_timeout_ms=1_000)
+    async with (
+        stream_server(valkey_url, options) as server,
+        Producer(server.address) as producer,
+        RawWorker(server.address, beats=False) as worker,
+    ):
+        (job_id,) = await producer.submit()
+        await worker.attach()
+        (assignment,) = await worker.jobs(1)
+        beats = len(worker.frames)
+        # Twenty intervals, and twice the time after which a worker without a server is lost.
+        await eventually(lambda: len(worker.frames) > beats + 20, "time passes", timeout_s=20)
+        assert not (await worker.complete(assignment)).refused
+        job = await producer.until(job_id, JOB_STATE_SUCCEEDED)
+        assert (job.crashes, len(job.attempts)) == (0, 1)
 
 
 @pytest.mark.parametrize("sizes", [(1_000,) * 40, (10, 3_000) * 20, (5_000, 10, 10, 900) * 10])

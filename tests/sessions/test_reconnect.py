@@ -34,6 +34,16 @@ PATIENT = replace(QUICK, reconnect_window_ms=30_000, lease_ms=60_000, claim_time
 """Nothing comes back by itself within a test."""
 
 
+async def _breaks(server: StreamServer, worker_id: str) -> None:
+    """Waits until the end of a worker's stream is noted."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await server.router.operators.get_worker(worker_id)
+            if found is not None and not found.attached:
+                return
+            await asyncio.sleep(0.02)
+
+
 def budgets(job: Job) -> tuple[int, int, int]:
     """Returns what was counted against a job."""
     return job.failures, job.crashes, job.interruptions
@@ -175,7 +185,30 @@ async def test_a_new_stream_of_the_same_process_supersedes_the_old_one(
 
 
 @pytest.mark.parametrize("same_server", [True, False])
-async def test_another_process_under_the_same_id_counts_a_crash(
+async def test_a_process_started_anew_under_its_old_id_counts_a_crash(
+    valkey_url: str, same_server: bool
+) -> None:
+    async with (
+        stream_server(valkey_url, PATIENT) as here,
+        stream_server(valkey_url, PATIENT, "s2") as there,
+        Producer(here.address) as producer,
+    ):
+        (job_id,) = await producer.submit()
+        async with RawWorker(here.address, instance="i1") as first:
+            await first.attach()
+            await first.jobs(1)
+        await _breaks(here, "w1")
+        where = here if same_server else there
+        async with RawWorker(where.address, instance="i2") as second:
+            await second.attach()
+            (assignment,) = await second.jobs(1)
+            assert (assignment.fencing_token, assignment.attempt) == (2, 2)
+            assert budgets(await producer.job(job_id)) == (0, 1, 0)
+            assert not (await second.complete(assignment)).refused
+
+
+@pytest.mark.parametrize("same_server", [True, False])
+async def test_a_take_over_of_a_workers_id_counts_no_crash(
     valkey_url: str, same_server: bool
 ) -> None:
     async with (
@@ -192,11 +225,12 @@ async def test_another_process_under_the_same_id_counts_a_crash(
             await first.attach()
             await first.jobs(1)
             await second.attach()
-            code, _ = await first.end()
+            code, details = await first.end()
             assert code.name == "ABORTED"
+            assert "two workers share the id" in details
             (assignment,) = await second.jobs(1)
             assert (assignment.fencing_token, assignment.attempt) == (2, 2)
-            assert budgets(await producer.job(job_id)) == (0, 1, 0)
+            assert budgets(await producer.job(job_id)) == (0, 0, 1)
             assert not (await second.complete(assignment)).refused
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from jobwire_server.model import WorkerStatus
 from jobwire_server.store.codec import decode_worker
-from jobwire_server.store.workers import SignOfLife
+from jobwire_server.store.upkeep import WHENEVER_MS
+from jobwire_server.store.workers import LostWorker, SignOfLife, WorkerStore
 
 from tests.support.jobs import worker_spec
 from tests.support.scripts import Scripts
@@ -17,8 +18,13 @@ TIMEOUT_MS = 15_000
 RETAIN_MS = 3_600_000
 
 
+async def _lost(scripts: Scripts, until_ms: int = WHENEVER_MS) -> list[LostWorker]:
+    _, lost = await scripts.workers.sweep(TIMEOUT_MS, RETAIN_MS, 100, until_ms)
+    return lost
+
+
 async def _sweep(scripts: Scripts) -> list[str]:
-    return [one.worker_id for one in await scripts.workers.sweep(TIMEOUT_MS, RETAIN_MS, 100)]
+    return [one.worker_id for one in await _lost(scripts)]
 
 
 async def _touch(scripts: Scripts, *worker_ids: str) -> list[Any]:
@@ -27,11 +33,11 @@ async def _touch(scripts: Scripts, *worker_ids: str) -> list[Any]:
 
 async def test_a_registered_worker_is_ready_and_seen(scripts: Scripts) -> None:
     spec = worker_spec("w1", queues=("a", "b"), labels={"gpu": "a100"}, lease_ms=5_000)
-    assert await scripts.workers.register(spec) == scripts.after(0)
+    assert not await scripts.workers.register(spec)
     dump = scripts.workers_dump()
     fields = dump.pop("w:w1")
     assert decode_worker("w1", fields.pop("spec").encode()) == spec
-    assert fields == {"status": "1", "at": scripts.after(0)}
+    assert fields == {"status": "1", "at": scripts.after(0), "server": "s1"}
     assert dump == {"seen": {"w1": scripts.after(0)}, "ids": {"w1": 0.0}}
     worker = await scripts.workers.read("w1")
     assert worker is not None
@@ -68,10 +74,12 @@ async def test_a_silent_worker_is_lost_until_its_jobs_are_back_and_listed_for_a_
     await scripts.workers.register(spec)
     before = scripts.workers_dump()
     assert await _sweep(scripts) == []
-    assert scripts.workers_dump() == before
+    after = scripts.workers_dump()
+    assert after.pop("servers") == {"s1": scripts.after(0)}
+    assert after == before
     scripts.shift(TIMEOUT_MS)
     for _ in range(2):
-        (lost,) = await scripts.workers.sweep(TIMEOUT_MS, RETAIN_MS, 100)
+        (lost,) = await _lost(scripts)
         assert (lost.worker_id, lost.queues) == ("w1", ("a", "b"))
         assert lost.lost_at_ms == scripts.after(0)
     await scripts.workers.jobs_are_back("w1")
@@ -81,14 +89,17 @@ async def test_a_silent_worker_is_lost_until_its_jobs_are_back_and_listed_for_a_
     assert worker.status is WorkerStatus.LOST
     scripts.shift(RETAIN_MS)
     await _sweep(scripts)
-    assert scripts.workers_dump() == {}
+    assert [*scripts.workers_dump()] == ["servers"]
 
 
 async def test_a_lost_worker_that_registers_again_is_not_lost(scripts: Scripts) -> None:
     await scripts.workers.register(worker_spec("w1"))
     scripts.shift(TIMEOUT_MS)
     assert await _sweep(scripts) == ["w1"]
-    await scripts.workers.register(worker_spec("w1"))
+    # What it held before is still to be taken back.
+    assert await scripts.workers.register(worker_spec("w1"))
+    assert await _sweep(scripts) == ["w1"]
+    await scripts.workers.jobs_are_back("w1")
     assert await _sweep(scripts) == []
     scripts.shift(TIMEOUT_MS - 1_000)
     await _touch(scripts, "w1")
@@ -124,7 +135,71 @@ async def test_a_removed_worker_leaves_nothing(scripts: Scripts) -> None:
     scripts.shift(TIMEOUT_MS)
     await _sweep(scripts)
     assert await scripts.workers.remove("w1")
-    assert scripts.workers_dump() == {}
+    assert [*scripts.workers_dump()] == ["servers"]
+
+
+async def test_what_another_process_of_the_id_held_is_to_be_taken_back_at_once(
+    scripts: Scripts,
+) -> None:
+    assert not await scripts.workers.register(worker_spec("w1", queues=("a", "b")), "i1")
+    scripts.shift(1_000)
+    assert await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")
+    (left,) = await _lost(scripts)
+    assert (left.worker_id, left.queues, left.unheard) == ("w1", ("a", "b"), False)
+    assert left.lost_at_ms == scripts.after(0)
+    await scripts.workers.jobs_are_back("w1")
+    # It is alive, and the same call again, its answer lost, finds nothing more.
+    assert await _touch(scripts, "w1") == [WorkerStatus.READY]
+    assert not await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")
+    assert await _lost(scripts) == []
+
+
+async def test_a_process_that_registers_again_and_one_that_does_not_say_which_it_is_keep_jobs(
+    scripts: Scripts,
+) -> None:
+    await scripts.workers.register(worker_spec("w1"), "i1")
+    assert not await scripts.workers.register(worker_spec("w1"), "i1")
+    assert not await scripts.workers.register(worker_spec("w1"))
+    assert await _lost(scripts) == []
+
+
+async def test_a_worker_whose_server_fell_silent_with_it_is_unheard_of(scripts: Scripts) -> None:
+    await _lost(scripts)  # the server is there
+    await scripts.workers.register(worker_spec("w1"))
+    other = WorkerStore(scripts.runner, "s2")
+    scripts.shift(TIMEOUT_MS)
+    _, (lost,) = await other.sweep(TIMEOUT_MS, RETAIN_MS, 100, WHENEVER_MS)
+    assert (lost.worker_id, lost.unheard) == ("w1", True)
+
+
+async def test_a_worker_that_falls_silent_at_a_server_that_speaks_is_not(scripts: Scripts) -> None:
+    await scripts.workers.register(worker_spec("w1"))
+    other = WorkerStore(scripts.runner, "s2")
+    scripts.shift(TIMEOUT_MS - 1_000)
+    await _lost(scripts)
+    scripts.shift(1_000)
+    _, (lost,) = await other.sweep(TIMEOUT_MS, RETAIN_MS, 100, WHENEVER_MS)
+    assert (lost.worker_id, lost.unheard) == ("w1", False)
+
+
+@pytest.mark.parametrize("until_ms", [0, 1])
+async def test_a_look_that_comes_too_late_or_is_not_to_judge_loses_nobody(
+    scripts: Scripts, until_ms: int
+) -> None:
+    """As when the store stood still while the call waited."""
+    await scripts.workers.register(worker_spec("w1"))
+    scripts.shift(10 * TIMEOUT_MS)
+    assert await _lost(scripts, until_ms) == []
+    assert await _touch(scripts, "w1") == [WorkerStatus.READY]
+
+
+async def test_a_clock_that_is_set_back_keeps_no_silent_worker_alive(scripts: Scripts) -> None:
+    scripts.shift(40_000)
+    await scripts.workers.register(worker_spec("w1"))
+    scripts.shift(-40_000)
+    assert await _sweep(scripts) == []
+    scripts.shift(TIMEOUT_MS)
+    assert await _sweep(scripts) == ["w1"]
 
 
 async def test_workers_are_listed_by_id_page_by_page(scripts: Scripts) -> None:

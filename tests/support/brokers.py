@@ -12,6 +12,7 @@ from jobwire_server.model import Accepted, Assignment, Job, JobState, NewJob
 from jobwire_server.options import BrokerOptions
 from jobwire_server.router import Router
 from jobwire_server.store.connect import connect
+from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.watch.topic import OutputEvent
 
 from tests.support.dump import QueueDump, check_invariants, dump_queue
@@ -56,7 +57,7 @@ class Broker:
 
     async def sweep(self) -> None:
         """Looks once for silent workers."""
-        await self.router._reaper.sweep()
+        await self.router._reaper.sweep(WHENEVER_MS)
 
     # Shortcuts --------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Scripts:
         self.jobs = JobStore(self.runner, server_id)
         self.upkeep = UpkeepStore(self.runner)
         self.queues = QueueStore(self.runner)
-        self.workers = WorkerStore(self.runner)
+        self.workers = WorkerStore(self.runner, "s1")
 
     def shift(self, ms: int) -> None:
         """Moves the clock of every script."""

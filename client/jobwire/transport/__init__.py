@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jobwire.transport.base import Host, Terms, Transport
+from jobwire.transport.doubt import START_PATIENCE_S
 from jobwire.transport.stream import StreamTransport
 from jobwire.transport.unary import UnaryTransport
 
-__all__ = ["Host", "StreamTransport", "Terms", "Transport", "UnaryTransport"]
+__all__ = ["START_PATIENCE_S", "Host", "StreamTransport", "Terms", "Transport", "UnaryTransport"]

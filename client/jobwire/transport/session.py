@@ -14,11 +14,14 @@ from jobwire.transport.base import Host
 from jobwire.transport.outbox import Outbox
 from jobwire.v1.worker_service_pb2 import Attach, Drain, WorkRequest, WorkResponse
 
-# A side that hears nothing for so many heartbeat intervals takes the stream for dead.
-SILENT_INTERVALS = 3
+# After so many of the server's heartbeat intervals without a word the stream is taken for dead, and
+# left while there is time to attach elsewhere.
+SILENT_INTERVALS = 2
 DEFAULT_INTERVAL_S = 5.0
 # Jobs wait so long at the most for their acknowledgement to be written before they start.
 LONGEST_ACK_S = 1.0
+# A look that comes so late says that this loop stood still, and not that the server was silent.
+LATE_S = 0.5
 
 
 class Session:
@@ -39,6 +42,8 @@ class Session:
         self.drain: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
         interval = self.attached.heartbeat_interval.ToTimedelta().total_seconds()
         self._interval_s = interval or DEFAULT_INTERVAL_S
+        own = self.attached.worker_heartbeat_interval.ToTimedelta().total_seconds()
+        self._beat_s = own or self._interval_s
         self._call = call
         self._channel = channel
         self._own_channel = own_channel
@@ -46,6 +51,7 @@ class Session:
         self.heard_at = self._said_at = self._loop.time()
         self._beats: asyncio.TimerHandle | None = None
         self._dead = ""
+        self._look_at = 0.0
         self._takes_jobs = True
         self._hushed = False
         self._frames_with_jobs = 0
@@ -84,8 +90,22 @@ class Session:
 
     @property
     def interval_s(self) -> float:
-        """Both sides say something at least this often, seconds."""
+        """The server says something at least this often, seconds."""
         return self._interval_s
+
+    @property
+    def contact_s(self) -> float:
+        """How long after the last word of any server the leases are this worker's, seconds."""
+        attached = self.attached
+        for told in ("contact_timeout", "reconnect_window"):
+            if attached.HasField(told):
+                return float(getattr(attached, told).ToTimedelta().total_seconds())
+        return self.lease_s
+
+    @property
+    def was_silent(self) -> bool:
+        """It was left because the server said nothing."""
+        return bool(self._dead)
 
     def refuse_jobs(self) -> None:
         """Leaves alone what is assigned from now on: another stream has said what is held."""
@@ -102,7 +122,7 @@ class Session:
             CallError: Anything else.
         """
         writer = asyncio.create_task(self._write(outbox), name="work-writer")
-        self._beats = self._loop.call_later(self._interval_s, self._look, outbox)
+        self._look_later(outbox)
         try:
             await self._read(host, outbox)
         except grpc.RpcError as error:
@@ -112,7 +132,8 @@ class Session:
                 raise
             raise Unavailable(self._dead or "the stream was broken off") from None
         finally:
-            self._beats.cancel()
+            if self._beats is not None:
+                self._beats.cancel()
             writer.cancel()
             await asyncio.wait({writer})
             await self.close()
@@ -185,15 +206,25 @@ class Session:
     def _look(self, outbox: Outbox) -> None:
         """Breaks the silence of this side, and takes note of the other's."""
         now = self._loop.time()
-        if now - self.heard_at > SILENT_INTERVALS * self._interval_s:
-            self._dead = f"nothing was heard for {now - self.heard_at:.1f} s"
-            self._call.cancel()
-            return
-        due = self._said_at + self._interval_s
-        if due <= now:
+        if self._said_at + self._beat_s <= now:
+            self._said_at = now
             outbox.beat()
-            due = now + self._interval_s
-        self._beats = self._loop.call_at(due, self._look, outbox)
+        silence = now - self.heard_at
+        if silence >= SILENT_INTERVALS * self._interval_s:
+            if now - self._look_at <= LATE_S:
+                self._dead = f"nothing was heard for {silence:.1f} s"
+                self._call.cancel()
+                return
+            # What came while this loop stood still is read first.
+            self._look_at = now + self._interval_s
+            self._beats = self._loop.call_at(self._look_at, self._look, outbox)
+            return
+        self._look_later(outbox)
+
+    def _look_later(self, outbox: Outbox) -> None:
+        silent_at = self.heard_at + SILENT_INTERVALS * self._interval_s
+        self._look_at = min(self._said_at + self._beat_s, silent_at)
+        self._beats = self._loop.call_at(self._look_at, self._look, outbox)
 
 
 async def _first_answer(call: Any, request: WorkRequest) -> WorkResponse:

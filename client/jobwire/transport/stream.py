@@ -21,6 +21,7 @@ from jobwire._timing import open_async_channel
 from jobwire.errors import CallError, ResourceExhausted
 from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
+from jobwire.transport.doubt import DOUBTFUL, START_PATIENCE_S
 from jobwire.transport.outbox import Outbox
 from jobwire.transport.session import Session
 from jobwire.v1.job_pb2 import Payload, Progress
@@ -38,22 +39,16 @@ log = logging.getLogger("jobwire.worker")
 # How long one server may take to answer an attachment; a dead one must not use up the window
 # within which the worker keeps its leases. Doubled with every round over the servers, for those
 # that are slow rather than dead.
-FIRST_PATIENCE_S = 1.5
-MOST_PATIENCE_S = 12.0
+FIRST_PATIENCE_S = 1.0
+MOST_PATIENCE_S = 6.0
+# The longest wait between two rounds over the servers. Shorter than what a server that has just
+# come back gives its workers before it takes their jobs.
+MOST_BACKOFF_S = 2.0
+# How often it is said that a worker which was attached before is refused still.
+SAY_AGAIN_S = 30.0
 # How long the worker waits for the server to end the stream after its goodbye.
 GOODBYE_S = 5.0
 MAX_LEASES = 10_000
-
-# What no repetition changes.
-_FOR_GOOD = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.ABORTED,
-    }
-)
 
 
 class StreamTransport:
@@ -84,7 +79,10 @@ class StreamTransport:
         self._addresses = random.sample(addresses, len(addresses))
         self._session: Session | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._attempts = 0
         self._leases_end: asyncio.TimerHandle | None = None
+        self._fences = 0
+        """How often all leases were given up."""
         self._leaving = False
 
     async def open(self, host: Host) -> Terms:
@@ -121,6 +119,9 @@ class StreamTransport:
                 log.info("moving to another stream: %s", drain.reason)
             if self._leaving:
                 return
+            if session.was_silent:
+                # What hangs there may take connections and answer nothing.
+                self._addresses.append(self._addresses.pop(0))
             # Beside the old stream, if that one is to be left; in its place otherwise.
             following = await self._attach(beside=session)
             self._go_on_with(following)
@@ -140,7 +141,7 @@ class StreamTransport:
         if isinstance(error, ResourceExhausted) and not error.reason:
             # Not the broker's word but the transport's: a frame was too large for it.
             self._outbox.refuse_oversized()
-        elif isinstance(error, CallError) and error.code in _FOR_GOOD:
+        elif isinstance(error, CallError) and _is_final(error):
             log.error("the broker ended the stream for good: %s", error)
             # Somebody else has the leases, or will have them when the window is over.
             self._host.lose_all()
@@ -148,15 +149,22 @@ class StreamTransport:
         elif error is not None and not isinstance(error, CallError):
             raise error
         log.warning("the stream is lost, attaching again: %s", error or "the server ended it")
-        if self._leases_end is None:
-            # The server renewed the leases while it heard of this worker; after so long without
-            # a contact they are surely gone, and the jobs run elsewhere.
+
+    def _fence(self, session: Session) -> None:
+        """Has the leases given up when others may have them, unless another stream comes first."""
+        if self._session is session and self._leases_end is None and not self._leaving:
             self._leases_end = asyncio.get_running_loop().call_at(
-                session.heard_at + session.lease_s, self._give_up_leases
+                session.heard_at + session.contact_s, self._give_up_leases, session.contact_s
             )
 
-    def _give_up_leases(self) -> None:
-        log.warning("no server could be reached for the length of a lease; all leases are lost")
+    def _give_up_leases(self, after_s: float) -> None:
+        self._fences += 1
+        if self._host.leases():
+            log.warning(
+                "no server was heard for %g s: its jobs may run elsewhere by now, so their handlers"
+                " are stopped",
+                after_s,
+            )
         self._host.lose_all()
 
     def _go_on_with(self, session: Session) -> None:
@@ -167,6 +175,7 @@ class StreamTransport:
         self._ending = asyncio.create_task(
             session.run(self._host, self._outbox), name="work-stream"
         )
+        self._ending.add_done_callback(lambda ending: self._fence(session))
 
     async def _attach(self, beside: Session | None = None) -> Session:
         """Attaches to any server, trying on; takes the outbox over from the stream before.
@@ -174,33 +183,47 @@ class StreamTransport:
         Raises:
             CallError: The broker refuses the worker for good.
         """
-        backoff = Backoff(initial_s=0.05, max_s=3.0)
-        patience_s, said = FIRST_PATIENCE_S, False
+        backoff = Backoff(initial_s=0.05, max_s=MOST_BACKOFF_S)
+        loop = asyncio.get_running_loop()
+        began, say_at, patience_s = loop.time(), loop.time(), FIRST_PATIENCE_S
         while True:
             retry_after_s: float | None = None
             for _ in range(len(self._addresses)):
-                address = self._addresses[0]
+                address, fences = self._addresses[0], self._fences
                 try:
-                    return await self._attach_to(address, patience_s, beside)
+                    session = await self._attach_to(address, patience_s, beside)
+                    if fences == self._fences:
+                        return session
+                    # It has just named leases that were given up meanwhile.
+                    await session.close()
+                    continue
                 except CallError as error:
-                    if error.code in _FOR_GOOD:
+                    if self._gives_up(error, loop.time() - began):
                         raise
-                    if not said:
-                        said = True
+                    if loop.time() >= say_at:
+                        say_at = loop.time() + SAY_AGAIN_S
                         log.warning("%s does not take the worker, trying on: %s", address, error)
                     retry_after_s = error.retry_after_s
                 self._addresses.append(self._addresses.pop(0))
             patience_s = min(2 * patience_s, MOST_PATIENCE_S)
             await asyncio.sleep(backoff.next_s(retry_after_s))
 
+    def _gives_up(self, error: CallError, tried_s: float) -> bool:
+        if error.code in DOUBTFUL and self._session is None:
+            # Whoever chose this transport may know another one.
+            return error.code is grpc.StatusCode.UNIMPLEMENTED or tried_s > START_PATIENCE_S
+        return _is_final(error)
+
     async def _attach_to(self, address: str, patience_s: float, beside: Session | None) -> Session:
         channel = self._channel or open_async_channel(replace(self._options, target=address))
+        self._attempts += 1
         attach = Attach(
             worker=self._host.spec,
             instance_id=self._instance_id,
             leases=self._host.leases()[:MAX_LEASES],
             credits=self._host.capacity,
             credit_bytes=self._credit_bytes,
+            attempt=self._attempts,
         )
         # What the old stream brings from here on is not among the leases just named, so the
         # server takes it back.
@@ -265,6 +288,14 @@ class StreamTransport:
         if not ending.cancelled() and (error := ending.exception()) is not None:
             log.info("the stream broke at its end: %s", error)
         self._outbox.close()
+
+
+def _is_final(error: CallError) -> bool:
+    """Tells what no further attachment would change."""
+    if error.reason == "SUPERSEDED":
+        # By a stream of this very process it can only be a misunderstanding.
+        return error.metadata.get("same_process") == "false"
+    return error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED)
 
 
 def _left_s(drain: Drain) -> float | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from jobwire.errors import (
 )
 from jobwire.output import OutputLog
 from jobwire.transport.base import Host, Terms
+from jobwire.transport.doubt import DOUBTFUL, START_PATIENCE_S
 from jobwire.transport.outbox import mend_output
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Payload, Progress
@@ -34,21 +36,16 @@ from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 log = logging.getLogger("jobwire.worker")
 
-# What no repetition changes.
-_FOR_GOOD = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
-)
 # A server's bug, or a proxy's way to break a connection off.
 _DEFECTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 MAX_DEFECTS = 5
 
 CLAIM_WAIT_S = 25.0
 CALL_TIMEOUT_S = 10.0
+# A server that answers no heartbeat for so long may hang; another connection may lead to another.
+HEARTBEAT_TIMEOUT_S = 1.5
+# Doubled for each one in a row without an answer: it may be slow rather than dead.
+MOST_HEARTBEAT_TIMEOUT_S = 6.0
 REPORT_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 2.0
 # How long a claim under way may go on once the broker knows that the worker drains: what was
@@ -62,17 +59,31 @@ class UnaryTransport:
     Args:
         options: Where the servers are.
         channel: An open channel to use in place of one of its own; it stays the caller's.
+        patience_s: How long a first registration is tried where the refusal may be a proxy's word.
     """
 
-    def __init__(self, options: ConnectionOptions, channel: aio.Channel | None = None) -> None:
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        channel: aio.Channel | None = None,
+        patience_s: float = START_PATIENCE_S,
+    ) -> None:
+        self._patience_s = patience_s
         self._own_channel = channel is None
+        self._options = options
         self._channel = channel or open_async_channel(options)
+        self._left: set[asyncio.Task[None]] = set()
+        """Connections that were left, while they are closed."""
         self._address = options.address
         self._metadata = tuple(options.metadata.items())
+        self._instance_id = secrets.token_hex(8)
         self._stub = WorkerServiceStub(self._channel)
+        self._leases_end: asyncio.TimerHandle | None = None
         self._registering = asyncio.Lock()
         self._registration = 0
         self._terms = Terms(heartbeat_interval_s=5.0, lease_s=30.0, server_id="")
+        self._contact_s = 30.0
+        self._given_up: list[pb.LeaseRef] = []
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
         self._reachable = True
@@ -89,10 +100,14 @@ class UnaryTransport:
         return self._terms
 
     async def _register(self) -> None:
-        answer = await self._persist(
-            self._stub.RegisterWorker, pb.RegisterWorkerRequest(worker=self._host.spec)
-        )
+        request = pb.RegisterWorkerRequest(worker=self._host.spec, instance_id=self._instance_id)
+        answer = await self._persist("RegisterWorker", request, first=not self._registration)
         self._registration += 1
+        self._contact_s = (
+            answer.contact_timeout.ToTimedelta().total_seconds()
+            or answer.lease_duration.ToTimedelta().total_seconds()
+        )
+        self._hears()
         self._terms = Terms(
             heartbeat_interval_s=answer.heartbeat_interval.ToTimedelta().total_seconds() or 5.0,
             lease_s=answer.lease_duration.ToTimedelta().total_seconds(),
@@ -111,9 +126,63 @@ class UnaryTransport:
 
     async def run(self) -> None:
         """Brings jobs and keeps leases until cancelled; outlives servers."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._claim_loop())
-            group.create_task(self._heartbeat_loop())
+        self._hears()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._claim_loop())
+                group.create_task(self._heartbeat_loop())
+        finally:
+            if self._leases_end is not None:
+                self._leases_end.cancel()
+
+    def _hears(self) -> None:
+        """Takes note of an answer: until a while after it the leases are this worker's."""
+        if self._leases_end is not None:
+            self._leases_end.cancel()
+        self._leases_end = asyncio.get_running_loop().call_later(
+            self._contact_s, self._give_up_leases
+        )
+
+    def _give_up_leases(self) -> None:
+        if self._host.leases():
+            log.warning(
+                "no server answered for %g s: its jobs may run elsewhere by now, so their handlers"
+                " are stopped",
+                self._contact_s,
+            )
+        self._given_up += self._host.leases()
+        self._host.lose_all()
+
+    def _return_given_up(self) -> None:
+        """Gives back what was given up while no server could hear of it; nobody need wait for the
+        leases to end.
+        """
+        leases, self._given_up = self._given_up, []
+        for lease in leases:
+            task = asyncio.create_task(self._return(lease))
+            self._completing.add(task)
+            task.add_done_callback(self._completing.discard)
+
+    async def _return(self, lease: pb.LeaseRef) -> None:
+        released = pb.Released(not_started=True, reason="no server answered its worker")
+        completion = pb.Completion(
+            job_id=lease.job_id, fencing_token=lease.fencing_token, released=released
+        )
+        worker_id = self._host.spec.worker_id
+        request = pb.CompleteJobRequest(worker_id=worker_id, completion=completion)
+        # Where it is somebody else's by now there is nothing to return.
+        with suppress(CallError):
+            await self._persist("CompleteJob", request)
+
+    def _leave_connection(self) -> None:
+        """Goes on over another connection: what hangs at the end of this one answers nothing."""
+        if not self._own_channel:
+            return
+        left, self._channel = self._channel, open_async_channel(self._options)
+        self._stub = WorkerServiceStub(self._channel)
+        closing = asyncio.create_task(left.close())
+        self._left.add(closing)
+        closing.add_done_callback(self._left.discard)
 
     async def _claim_loop(self) -> None:
         backoff = Backoff()
@@ -126,7 +195,7 @@ class UnaryTransport:
                 wait=to_duration(CLAIM_WAIT_S),
             )
             self._claim = asyncio.ensure_future(
-                self._call(self._stub.ClaimJob, request, CLAIM_WAIT_S + CALL_TIMEOUT_S)
+                self._call("ClaimJob", request, CLAIM_WAIT_S + CALL_TIMEOUT_S)
             )
             try:
                 answer = await self._claim
@@ -148,24 +217,30 @@ class UnaryTransport:
         return not self._claims
 
     async def _heartbeat_loop(self) -> None:
-        backoff = Backoff(max_s=2.0)
+        backoff = Backoff(max_s=1.0)
         while True:
             # Jitter keeps workers that started together from beating together.
             await asyncio.sleep(self._terms.heartbeat_interval_s * random.uniform(0.85, 1.0))
-            while not await self._beat(backoff):
-                continue
+            timeout_s = HEARTBEAT_TIMEOUT_S
+            while not await self._beat(backoff, timeout_s):
+                timeout_s = min(2 * timeout_s, MOST_HEARTBEAT_TIMEOUT_S)
             backoff.reset()
 
-    async def _beat(self, backoff: Backoff) -> bool:
+    async def _beat(self, backoff: Backoff, timeout_s: float) -> bool:
         registration = self._registration
         request = pb.HeartbeatRequest(
             worker_id=self._host.spec.worker_id, leases=self._host.leases()
         )
         try:
-            answer = await self._call(self._stub.Heartbeat, request, CALL_TIMEOUT_S)
+            answer = await self._call("Heartbeat", request, timeout_s)
         except CallError as error:
+            if isinstance(error, DeadlineExceeded):
+                log.warning("%s answers no heartbeat, trying another connection", self._address)
+                self._leave_connection()
             await self._after_failure(error, registration, backoff)
             return False
+        self._hears()
+        self._return_given_up()
         self._host.lose(answer.lost_leases)
         for notice in answer.cancellations:
             self._host.cancel(notice)
@@ -182,9 +257,9 @@ class UnaryTransport:
         if _is_unknown_worker(error):
             await self._register_again(registration)
             return
-        if error.code in _FOR_GOOD:
+        if error.code is grpc.StatusCode.INVALID_ARGUMENT:
             raise error
-        if not _passing(error):
+        if not _passing(error) and error.code not in DOUBTFUL:
             log.error("the broker failed, trying on: %s", error)
         await asyncio.sleep(backoff.next_s(error.retry_after_s))
 
@@ -195,7 +270,7 @@ class UnaryTransport:
             worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
         )
         try:
-            await self._call(self._stub.UpdateWorkerStatus, request, LEAVE_TIMEOUT_S)
+            await self._call("UpdateWorkerStatus", request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the broker could not be told of the drain: %s", error)
         claim = self._claim
@@ -253,7 +328,7 @@ class UnaryTransport:
             if not (request.output or saves or request.HasField("progress")):
                 return
             try:
-                answer = await self._call(self._stub.UpdateProgress, request, REPORT_TIMEOUT_S)
+                answer = await self._call("UpdateProgress", request, REPORT_TIMEOUT_S)
             except CallError as error:
                 if output is not None:
                     if isinstance(error, OutputFull) or error.reason == "OUTPUT_GAP":
@@ -305,7 +380,7 @@ class UnaryTransport:
         if self._claims and self._claim is None:
             request.claim_next.max_jobs = 1
         try:
-            answer = await self._persist(self._stub.CompleteJob, request)
+            answer = await self._persist("CompleteJob", request)
         except CallError as error:
             self._host.refused(completion, error)
             if _is_unknown_worker(error):
@@ -323,35 +398,59 @@ class UnaryTransport:
         try:
             if self._registration:
                 request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)
-                await self._call(self._stub.DeregisterWorker, request, LEAVE_TIMEOUT_S)
+                await self._call("DeregisterWorker", request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
         finally:
             left = [*self._completing, *self._reporters.values()]
             for task in left:
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*left, *self._left, return_exceptions=True)
+            if self._leases_end is not None:
+                self._leases_end.cancel()
             if self._own_channel:
                 await self._channel.close()
 
-    async def _persist(self, method: Callable[..., Any], request: Any) -> Any:
-        """Calls until it is answered: by success, or by a refusal that would only be repeated."""
-        backoff = Backoff()
+    async def _persist(self, method: str, request: Any, *, first: bool = False) -> Any:
+        """Calls until it is answered: by success, or by a refusal that would only be repeated.
+
+        Args:
+            method: Of the service.
+            request: Its request.
+            first: The worker was never registered before, so that what may be a proxy's word is
+                not waited out for ever.
+        """
+        backoff = Backoff(max_s=2.0)
         defects = 0
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         while True:
             try:
                 return await self._call(method, request, CALL_TIMEOUT_S)
             except CallError as error:
                 defects += error.code in _DEFECTS
-                if not _passing(error) and not 0 < defects < MAX_DEFECTS:
+                if error.code in DOUBTFUL:
+                    if first and loop.time() - began >= self._patience_s:
+                        raise
+                    if not defects:
+                        log.warning("%s refuses, trying on: %s", self._address, error)
+                        defects = 1
+                elif not _passing(error) and not 0 < defects < MAX_DEFECTS:
                     raise
                 await asyncio.sleep(backoff.next_s(error.retry_after_s))
 
-    async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        call = getattr(self._stub, method)
         try:
-            answer = await method(request, timeout=timeout_s, metadata=self._metadata)
+            answer = await call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as raised:
             self._note_and_raise(from_rpc_error(raised))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The call was under way on a connection that was left.
+            raise Unavailable("the connection was left") from None
         if not self._reachable:
             self._reachable = True
             log.info("%s answers again", self._address)

@@ -141,6 +141,11 @@ class RegisterWorkerRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     WORKER_FIELD_NUMBER: builtins.int
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
+    instance_id: builtins.str
+    """Made anew by each process of the worker, as `Attach.instance_id`. Unset: not said, and what
+    a former process of this id held comes back when the worker is lost or the leases end.
+    """
     @builtins.property
     def worker(self) -> WorkerSpec:
         """Required."""
@@ -149,10 +154,11 @@ class RegisterWorkerRequest(message.Message):
         self,
         *,
         worker: WorkerSpec | None = ...,
+        instance_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["instance_id", b"instance_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +172,7 @@ class RegisterWorkerResponse(message.Message):
     WORKER_TIMEOUT_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     SERVER_ID_FIELD_NUMBER: builtins.int
+    CONTACT_TIMEOUT_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """The server that answered, for logs."""
     @builtins.property
@@ -180,6 +187,12 @@ class RegisterWorkerResponse(message.Message):
     def lease_duration(self) -> duration_pb2.Duration:
         """The lease that each of its jobs gets."""
 
+    @builtins.property
+    def contact_timeout(self) -> duration_pb2.Duration:
+        """A worker that got no answer to a Heartbeat for so long stops its handlers and forgets its
+        leases: from then on another worker may run its jobs.
+        """
+
     def __init__(
         self,
         *,
@@ -187,10 +200,11 @@ class RegisterWorkerResponse(message.Message):
         worker_timeout: duration_pb2.Duration | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
         server_id: builtins.str = ...,
+        contact_timeout: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "worker_timeout", b"worker_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["contact_timeout", b"contact_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "worker_timeout", b"worker_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "server_id", b"server_id", "worker_timeout", b"worker_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["contact_timeout", b"contact_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "server_id", b"server_id", "worker_timeout", b"worker_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -816,8 +830,9 @@ class WorkRequest(message.Message):
     RECEIVED_FIELD_NUMBER: builtins.int
     STUCK_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """Numbers this frame, for its receipt: above 0 and growing within a stream. Needed if
-    `reports` or `completions` are not empty.
+    """Numbers this frame, for its receipt, which names it: above 0 and, within a stream, one that
+    no unanswered frame has. A new stream may go on counting or begin anew. Needed if `reports`
+    or `completions` are not empty.
     """
     credits: builtins.int
     """Changes how many jobs the worker may hold; those it has above that stay. Unset: no change."""
@@ -897,6 +912,7 @@ class Attach(message.Message):
     LEASES_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
     CREDIT_BYTES_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
     instance_id: builtins.str
     """Made anew by each process of the worker: 1 to 64 characters as for `worker_id`. Tells a
     broken stream of a living process (same id: leases that it does not name were never
@@ -910,6 +926,11 @@ class Attach(message.Message):
     credit_bytes: builtins.int
     """How many bytes of specs it may hold at once. The one job that a worker without any is given
     may be larger. 0: no limit.
+    """
+    attempt: builtins.int
+    """Counts the attempts of this process to attach, answered or not: from 1, one more each time.
+    One that is not above the attempt of the stream that counts is refused with ABORTED
+    (`SUPERSEDED`). 0: not said, and the one that comes last counts.
     """
     @builtins.property
     def worker(self) -> WorkerSpec:
@@ -927,10 +948,11 @@ class Attach(message.Message):
         leases: abc.Iterable[LeaseRef] | None = ...,
         credits: builtins.int = ...,
         credit_bytes: builtins.int = ...,
+        attempt: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["credit_bytes", b"credit_bytes", "credits", b"credits", "instance_id", b"instance_id", "leases", b"leases", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "credit_bytes", b"credit_bytes", "credits", b"credits", "instance_id", b"instance_id", "leases", b"leases", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,11 +1101,15 @@ class Attached(message.Message):
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     LOST_LEASES_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    CONTACT_TIMEOUT_FIELD_NUMBER: builtins.int
+    WORKER_HEARTBEAT_INTERVAL_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """The server, for logs."""
     @builtins.property
     def heartbeat_interval(self) -> duration_pb2.Duration:
-        """Both sides say something at least this often."""
+        """The server says something at least this often; so does the worker, unless
+        `worker_heartbeat_interval` says otherwise.
+        """
 
     @builtins.property
     def claim_timeout(self) -> duration_pb2.Duration:
@@ -1107,6 +1133,16 @@ class Attached(message.Message):
         you do not know.
         """
 
+    @builtins.property
+    def contact_timeout(self) -> duration_pb2.Duration:
+        """A worker that has heard nothing from any server for so long stops its handlers and forgets
+        its leases: from then on another worker may run its jobs. Unset: `reconnect_window`.
+        """
+
+    @builtins.property
+    def worker_heartbeat_interval(self) -> duration_pb2.Duration:
+        """The worker says something at least this often. Unset: `heartbeat_interval`."""
+
     def __init__(
         self,
         *,
@@ -1117,10 +1153,12 @@ class Attached(message.Message):
         lease_duration: duration_pb2.Duration | None = ...,
         lost_leases: abc.Iterable[LeaseRef] | None = ...,
         features: abc.Iterable[builtins.str] | None = ...,
+        contact_timeout: duration_pb2.Duration | None = ...,
+        worker_heartbeat_interval: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "reconnect_window", b"reconnect_window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "contact_timeout", b"contact_timeout", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "reconnect_window", b"reconnect_window", "worker_heartbeat_interval", b"worker_heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "features", b"features", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "lost_leases", b"lost_leases", "reconnect_window", b"reconnect_window", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["claim_timeout", b"claim_timeout", "contact_timeout", b"contact_timeout", "features", b"features", "heartbeat_interval", b"heartbeat_interval", "lease_duration", b"lease_duration", "lost_leases", b"lost_leases", "reconnect_window", b"reconnect_window", "server_id", b"server_id", "worker_heartbeat_interval", b"worker_heartbeat_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,8 +22,9 @@ from grpc import aio
 from jobwire._children import refuse_second_worker
 from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._convert import to_duration
+from jobwire._retry import Backoff
 from jobwire.errors import CallError
-from jobwire.transport import StreamTransport, UnaryTransport
+from jobwire.transport import START_PATIENCE_S, StreamTransport, Transport, UnaryTransport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
@@ -283,20 +284,44 @@ class Worker:
             log.info("worker %s has left", self.id)
 
     async def _open(self, processes: ProcessPool) -> Life:
-        # A channel of the caller's says nothing of where it leads.
-        options = self._options if self._channel is None else None
-        if self.transport == "stream":
+        if self.transport == "unary":
+            return await self._open_unary(processes)
+        backoff = Backoff(max_s=2.0)
+        doubtful_until = asyncio.get_running_loop().time() + START_PATIENCE_S
+        while True:
             stream = StreamTransport(self._options, self._channel, self.credit_bytes)
             try:
-                return await Life.open(
-                    self._spec(), self._operations, stream, processes, self.prefetch, options
-                )
+                return await self._live(stream, processes, self.prefetch)
             except CallError as error:
                 if error.code is not grpc.StatusCode.UNIMPLEMENTED:
                     raise
+            try:
+                life = await self._open_unary(processes, patience_s=0)
+            except CallError as neither:
+                # This is no word of a broker, and may pass.
+                late = asyncio.get_running_loop().time() > doubtful_until
+                if neither.code is not grpc.StatusCode.UNIMPLEMENTED or late:
+                    raise
+                log.warning("%s does not seem to be a broker: %s", self._options.address, neither)
+                await asyncio.sleep(backoff.next_s(neither.retry_after_s))
+            else:
                 log.warning("the broker has no worker streams; making single calls in their place")
-        unary = UnaryTransport(self._options, self._channel)
-        return await Life.open(self._spec(), self._operations, unary, processes, 0, options)
+                return life
+
+    async def _open_unary(
+        self, processes: ProcessPool, patience_s: float = START_PATIENCE_S
+    ) -> Life:
+        unary = UnaryTransport(self._options, self._channel, patience_s)
+        return await self._live(unary, processes, 0)
+
+    async def _live(
+        self, transport: Transport, processes: ProcessPool, prefetch: int | None
+    ) -> Life:
+        # A channel of the caller's says nothing of where it leads.
+        options = self._options if self._channel is None else None
+        return await Life.open(
+            self._spec(), self._operations, transport, processes, prefetch, options
+        )
 
     async def __aenter__(self) -> Worker:
         await self.start()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from jobwire_server.errors import JobwireError
+from jobwire_server.maintenance.attention import Attention
 from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
@@ -69,6 +70,7 @@ class QueueKeeper:
         self._fire_due = fire_due
         self._tell_time = tell_time
         self._settings = settings
+        self._attention = Attention(options.patience_s)
         self._poke = asyncio.Event()
         self._poked_s = float("inf")
         self._next_purge = 0.0
@@ -114,11 +116,20 @@ class QueueKeeper:
         mark = self._settings.mark()
         settings = await self._settings.get(self._queue)
         retention_ms = retain_ended_ms(settings, options)
-        tick = await self._store.tick(self._queue, AT_ONCE, retention_ms, SAMPLE_MS, SAMPLES)
+        tick = await self._store.tick(
+            self._queue,
+            AT_ONCE,
+            retention_ms,
+            SAMPLE_MS,
+            SAMPLES,
+            leases_until_ms=self._attention.not_after_ms(),
+        )
+        self._attention.looked(tick.now_ms, options.tick_ms / 1000)
         self._tell_time(tick.now_ms)
         self._settings.learn(self._queue, tick.settings, mark)
         if tick.overdue:
             await self._end_overdue(self._queue, tick.overdue)
+            self._attention.still()
         schedules_ms = await self._fire(tick.schedules) if tick.schedules else None
         more_to_forget = False
         if loop.time() >= self._next_purge:
@@ -128,6 +139,7 @@ class QueueKeeper:
             if not more_to_forget:
                 # Every server purges; the jitter keeps them from doing so in step.
                 self._next_purge = loop.time() + PURGE_PERIOD_S * (0.5 + random.random())
+        self._attention.still()
         # At one portion a look, a busy queue would fill the store faster than it is emptied.
         if tick.more or more_to_forget or len(tick.overdue) >= AT_ONCE:
             return 0.0

@@ -9,14 +9,17 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from jobwire_server.errors import JobwireError
+from jobwire_server.maintenance.attention import Attention
 from jobwire_server.options import BrokerOptions
 from jobwire_server.store.workers import LostWorker, WorkerStore
 
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 100
-PERIOD_S = 1.0
-"""At most this long after its timeout a silent worker is lost."""
+PERIOD_S = 0.5
+"""At most about this long after its timeout a silent worker is lost. Each look also tells the other
+servers that this one is there.
+"""
 
 TakeBack = Callable[[LostWorker, str], Awaitable[int]]
 
@@ -34,6 +37,7 @@ class Reaper:
         self._store = store
         self._options = options
         self._take_back = take_back
+        self._attention = Attention(options.patience_s)
         self._task: asyncio.Task[None] | None = None
         self._sweeping = asyncio.Lock()
         """Each worker that is lost has a sweep made; at once they would all do the same work."""
@@ -50,16 +54,26 @@ class Reaper:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def sweep(self) -> None:
-        """One look at the registry, after those that are under way."""
-        async with self._sweeping:
-            await self._sweep()
+    async def sweep(self, judge_until_ms: int = 0) -> None:
+        """One look at the registry, after those that are under way.
 
-    async def _sweep(self) -> None:
-        lost = await self._store.sweep(
-            self._options.worker_timeout_ms, self._options.retain_lost_workers_ms, AT_ONCE
+        Args:
+            judge_until_ms: The store's time until which the look may tell who is silent; 0: it is
+                only about those that are known to be lost.
+        """
+        async with self._sweeping:
+            await self._sweep(judge_until_ms)
+
+    async def _sweep(self, judge_until_ms: int) -> None:
+        now_ms, lost = await self._store.sweep(
+            self._options.worker_timeout_ms,
+            self._options.retain_lost_workers_ms,
+            AT_ONCE,
+            judge_until_ms,
         )
+        self._attention.looked(now_ms, 2 * PERIOD_S)
         for worker in lost:
+            self._attention.still()
             # Side by side: that the node of one queue is away keeps no other queue, and no other
             # worker, waiting.
             outcomes = await asyncio.gather(
@@ -82,7 +96,7 @@ class Reaper:
         period = min(PERIOD_S, self._options.worker_timeout_ms / 4000)
         while True:
             try:
-                await self.sweep()
+                await self.sweep(self._attention.not_after_ms())
             except JobwireError as error:
                 log.debug("workers not swept", error=error.message)
             except Exception:

@@ -6,7 +6,9 @@ lost. *Interruptions* are jobs given back by workers that shut down. So a job th
 kills its workers ends, whatever its retry policy, and a deploy fails no job.
 
 A delivery that nobody acknowledged is free: most often it was lost on its way. But a job that kills
-its worker before a word is said looks the same, so that only the first few are.
+its worker before a word is said looks the same, so that only the first few are. The same goes for
+what nobody can know of: jobs of a worker whose server fell silent with it, or whose process lives
+and says nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from jobwire_server.model import DEADLINE_MISSED, Failure, Job, JobState, Outcome, RetryPolicy
+from jobwire_server.model import (
+    DEADLINE_MISSED,
+    Failure,
+    Former,
+    Job,
+    JobState,
+    Outcome,
+    RetryPolicy,
+)
 from jobwire_server.options import BrokerOptions, RetryDefaults
 
 CRASHED_TOO_OFTEN = "CRASHED_TOO_OFTEN"
 INTERRUPTED_TOO_OFTEN = "INTERRUPTED_TOO_OFTEN"
 EXECUTION_TIMEOUT = "EXECUTION_TIMEOUT"
+SIGNS_EVERY_MS = 1_000
+"""How late a sign of life may be recorded."""
 FREE_DELIVERIES = 3
 """Deliveries that nobody acknowledged, beyond which each further one counts as a crash."""
 
@@ -163,13 +175,48 @@ def after_release(job: Job, started: bool, reason: str, options: BrokerOptions) 
     return Ending(outcome, JobState.PENDING, budget, failure=note)
 
 
-def after_lost_delivery(job: Job, options: BrokerOptions) -> Ending:
-    """The job was on its way to a worker that never acknowledged it."""
+def after_lost_delivery(job: Job, options: BrokerOptions, why: str = "not delivered") -> Ending:
+    """The job was on its way to a worker that never acknowledged it, or nobody knows whether it
+    was run; `why` says which, for people.
+    """
     if job.lost_deliveries >= FREE_DELIVERIES:
         cause = f"{job.worker_id} never acknowledged it, nor did {job.lost_deliveries} before"
         return after_crash(job, cause, options)
-    ending = after_release(job, False, "not delivered", options)
+    ending = after_release(job, False, why, options)
     return replace(ending, budget=Budget.DELIVERIES)
+
+
+def after_take_over(job: Job, former: Former, options: BrokerOptions) -> Ending:
+    """The worker attached and did not name the job; `former` says who held it."""
+    if former is Former.ENDED:
+        return after_crash(job, f"the process of {job.worker_id} that ran it is gone", options)
+    if former is Former.UNHEARD:
+        return after_lost_delivery(job, options, "its worker's server fell silent")
+    if former is Former.HELD:
+        why = f"another process took the id {job.worker_id}"
+        return after_release(job, True, why, options)
+    return after_release(job, False, "not delivered", options)
+
+
+def after_lapse(
+    job: Job, cause: str, heard_at_ms: int, lease_ms: int, opts: BrokerOptions
+) -> Ending:
+    """The lease ran out, or the worker was lost.
+
+    A worker that lives names its jobs, or its server does, each third of a lease. Where it was
+    heard of long after the lease was renewed last, it never had the job, or has let go of it.
+
+    Args:
+        job: As it was read.
+        cause: What happened, for people.
+        heard_at_ms: When the worker was heard of last; 0 if that is not known.
+        lease_ms: How long each renewal of the lease lasts.
+        opts: The budgets.
+    """
+    renewed_at_ms = job.lease_expires_at_ms - lease_ms
+    if heard_at_ms > renewed_at_ms + lease_ms / 2 + SIGNS_EVERY_MS:
+        return after_lost_delivery(job, opts, f"{job.worker_id} lives and does not name it")
+    return after_crash(job, cause, opts)
 
 
 def after_cancellation() -> Ending:

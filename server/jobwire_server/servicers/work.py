@@ -165,7 +165,14 @@ class WorkStreams:
                 queue, ulid = checker.job_id(f"attach.leases[{at}].job_id", lease.job_id)
                 leases.append((queue, ulid, lease.fencing_token))
         checker.raise_if_any()
-        return Attach(spec, message.instance_id, leases, message.credits, message.credit_bytes)
+        return Attach(
+            spec,
+            message.instance_id,
+            leases,
+            message.credits,
+            message.credit_bytes,
+            message.attempt,
+        )
 
     async def _read(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], session: WorkerSession
@@ -287,6 +294,10 @@ class WorkStreams:
             convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
             convert.set_moment(attached.lease_duration, session.lease_ms)
             attached.features.append("received")
+            attached.contact_timeout.SetInParent()
+            convert.set_moment(attached.contact_timeout, options.contact_timeout_ms)
+            quiet_ms = round(session.times.worker_heartbeat_s * 1000)
+            convert.set_moment(attached.worker_heartbeat_interval, quiet_ms)
             lost = attached.lost_leases
         for lease in frame.lost:
             lost.add(job_id=lease.job_id, fencing_token=lease.fencing_token)

@@ -40,14 +40,17 @@ class WorkerService:
         """Makes a worker known."""
         checker = Checker()
         spec = worker_spec(request.worker, "worker", checker)
+        if request.instance_id:
+            checker.worker_id("instance_id", request.instance_id)
         checker.raise_if_any()
-        await self._router.register_worker(spec)
+        await self._router.register_worker(spec, request.instance_id)
         options = self._router.options
         return worker_service_pb2.RegisterWorkerResponse(
             heartbeat_interval=convert.span(self._router.heartbeat_ms(spec)),
             worker_timeout=convert.span(options.worker_timeout_ms),
             lease_duration=convert.span(self._router.lease_ms(spec)),
             server_id=self._router.server_id,
+            contact_timeout=convert.span(options.call_contact_timeout_ms),
         )
 
     async def ClaimJob(self, request: worker_service_pb2.ClaimJobRequest, context: object) -> Any:

@@ -69,10 +69,11 @@ class Directory:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def register(self, spec: WorkerSpec) -> None:
-        """Makes the worker known, READY, with this description."""
-        await self._store.register(spec)
+    async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
+        """Makes the worker known, READY, with this description, as `WorkerStore.register`."""
+        left = await self._store.register(spec, instance)
         self._entries[spec.worker_id] = _Entry(spec, WorkerStatus.READY)
+        return left
 
     async def get(self, worker_id: str) -> tuple[WorkerSpec, WorkerStatus]:
         """Returns a live worker, and notes that it was heard of.
@@ -166,18 +167,21 @@ class Directory:
             entry.status = status
             self.on_status(worker_id, status)
 
-    async def remove(self, worker_id: str, session: str = "") -> WorkerSpec | None:
+    async def remove(
+        self, worker_id: str, session: str = "", since_ms: int = 0
+    ) -> WorkerSpec | None:
         """Forgets the worker; returns what it was, None if it was not known.
 
         Args:
             worker_id: The worker.
             session: The stream that it leaves by; '' for one that makes calls.
+            since_ms: Since when that stream counts.
 
         Raises:
-            Superseded: Another stream of the worker counts by now; nothing was done.
+            Superseded: A newer stream of the worker counts by now; nothing was done.
         """
         worker = await self._store.read(worker_id)
-        await self._store.remove(worker_id, session)
+        await self._store.remove(worker_id, session, since_ms)
         self._entries.pop(worker_id, None)
         self._heard.discard(worker_id)
         return worker.spec if worker else None

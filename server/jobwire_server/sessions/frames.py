@@ -31,6 +31,8 @@ class Attach:
     """How many jobs it may hold."""
     credit_bytes: int
     """How many bytes of records it may hold; 0: no limit."""
+    attempt: int = 0
+    """The process's number of this attempt to attach; 0: not said."""
 
 
 class Refused(NamedTuple):

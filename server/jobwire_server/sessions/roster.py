@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from jobwire_server.model import (
     Assignment,
     Completed,
     Ended,
+    Former,
     Renewal,
     Reported,
     WorkerSpec,
@@ -34,7 +36,12 @@ from jobwire_server.sessions.directory import Directory
 from jobwire_server.sessions.dispatcher import QueueDispatcher
 from jobwire_server.sessions.frames import Attach
 from jobwire_server.sessions.leases import RENEWALS_A_LEASE, LeaseKeeper
-from jobwire_server.sessions.session import GiveBack, SessionTimes, WorkerSession
+from jobwire_server.sessions.session import (
+    SILENT_INTERVALS,
+    GiveBack,
+    SessionTimes,
+    WorkerSession,
+)
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import Report
 from jobwire_server.store.notices import Listener, Notices
@@ -50,9 +57,15 @@ timeout that makes sense.
 """
 AT_ONCE = 500
 """Workers of one touch."""
+LATE_S = 1.0
+"""What comes so much later than it was to shows that this server, or the store, stood still."""
 JOIN_PATIENCE_S = 1.0
 """How long an attachment waits for each of its queues; workers wait for an answer a few times as
 long."""
+WORKER_HEARTBEAT_S = 5.0
+"""How often a worker says something at least. That its process lives is known without: the library
+below it answers pings.
+"""
 LATE_JOIN_S = 0.5
 """How often a queue is tried that could not be reached then."""
 
@@ -76,8 +89,8 @@ class Roster:
         report: Records progress.
         renew: Renews leases of one queue.
         give_back: Returns undelivered jobs.
-        take_back: Ends what a worker holds in a queue, except the jobs named: as undelivered
-            (False) or as crashed (True).
+        take_back: Ends what a worker holds in a queue, except the jobs named; who held them
+            tells as what.
         release_all: Deregisters a worker that leaves by a session, and returns what it holds.
         sweep: Has lost workers' jobs taken back now.
     """
@@ -97,8 +110,8 @@ class Roster:
         report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
         renew: Callable[[str, Sequence[Report]], Awaitable[Sequence[Renewal]]],
         give_back: GiveBack,
-        take_back: Callable[[str, str, set[str], bool], Awaitable[int]],
-        release_all: Callable[[str, str], Awaitable[int]],
+        take_back: Callable[[str, str, set[str], Former], Awaitable[int]],
+        release_all: Callable[[str, str, int], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         self._workers = workers
@@ -194,22 +207,25 @@ class Roster:
         Raises:
             ServerDraining: Attach to another server.
             StoreUnavailable: The store is away.
+            Superseded: The worker has given this attempt up, and a later one counts.
         """
         if self.draining:
             raise ServerDraining
         spec = attach.spec
         self._number += 1
         name = f"{self._server_id}/{self._number}"
-        found = await self._workers.attach(spec, name, attach.instance, self._server_id)
+        found = await self._workers.attach(spec, name, attach.instance, attach.attempt)
         self._directory.learn(spec, found.status)
         older = self._sessions.get(spec.worker_id)
         if older is not None:
-            older.end(superseded(spec.worker_id, found.now_ms))
+            same = older.attach.instance == attach.instance
+            older.end(superseded(spec.worker_id, found.since_ms, same))
         session = WorkerSession(
             attach,
             name,
+            found.since_ms,
             self._lease_ms(spec),
-            self._times(),
+            self._times(self._lease_ms(spec)),
             self._complete,
             self._report,
             self._give_back,
@@ -220,7 +236,7 @@ class Roster:
         self._queues.update(spec.queues)
         self._listen_now.set()
         try:
-            late = await self._take_over(session, attach, found.other_process)
+            late = await self._take_over(session, attach, found.former)
         except BaseException:
             # Nobody holds the stream yet, so nobody else would end the session.
             self._begin_release(session)
@@ -233,7 +249,7 @@ class Roster:
             if queue not in late:
                 self._dispatcher(queue).offer(session.demand)
         for queue, leases in late.items():
-            self._spawn(self._join_later(session, queue, leases, found.other_process))
+            self._spawn(self._join_later(session, queue, leases, found.former))
         self._touch_now.set()
         if session.lease_ms < self._shortest_lease_ms:
             # The keeper sleeps too long for this one.
@@ -241,7 +257,7 @@ class Roster:
         return session
 
     async def _take_over(
-        self, session: WorkerSession, attach: Attach, crashed: bool
+        self, session: WorkerSession, attach: Attach, former: Former
     ) -> dict[str, _Leases]:
         """Settles what the worker holds: what it names goes on, the rest returns to the queues."""
         named: dict[str, _Leases] = {queue: [] for queue in attach.spec.queues}
@@ -253,7 +269,7 @@ class Roster:
                 session.demand.room -= 1
         # Side by side: the node of one queue may be away, which is no reason not to serve others.
         outcomes = await asyncio.gather(
-            *(self._try_join(session, queue, held, crashed) for queue, held in named.items())
+            *(self._try_join(session, queue, held, former) for queue, held in named.items())
         )
         late = {
             queue: error for queue, error in zip(named, outcomes, strict=True) if error is not None
@@ -264,11 +280,11 @@ class Roster:
         return {queue: named[queue] for queue in late}
 
     async def _try_join(
-        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+        self, session: WorkerSession, queue: str, leases: _Leases, former: Former
     ) -> StoreUnavailable | None:
         try:
             async with asyncio.timeout(JOIN_PATIENCE_S):
-                await self._join(session, queue, leases, crashed)
+                await self._join(session, queue, leases, former)
         except TimeoutError:
             return StoreUnavailable(f"the store does not answer for the queue {queue}")
         except StoreUnavailable as error:
@@ -276,13 +292,13 @@ class Roster:
         return None
 
     async def _join_later(
-        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+        self, session: WorkerSession, queue: str, leases: _Leases, former: Former
     ) -> None:
         """Lets a worker into a queue that could not be reached when it attached."""
         while not session.ended.done():
             await asyncio.sleep(LATE_JOIN_S * random.uniform(0.5, 1.0))
             try:
-                await self._join(session, queue, leases, crashed)
+                await self._join(session, queue, leases, former)
             except JobwireError as error:
                 log.debug("queue not joined", queue=queue, error=error.message)
                 continue
@@ -292,7 +308,7 @@ class Roster:
             return
 
     async def _join(
-        self, session: WorkerSession, queue: str, leases: _Leases, crashed: bool
+        self, session: WorkerSession, queue: str, leases: _Leases, former: Former
     ) -> None:
         """Settles what the worker holds in a queue."""
         if leases:
@@ -305,7 +321,7 @@ class Roster:
                     session.cancel(renewal.cancel)
         if queue in session.attach.spec.queues:
             keep = {ulid for ulid, _ in leases}
-            await self._take_back(queue, session.worker_id, keep, crashed)
+            await self._take_back(queue, session.worker_id, keep, former)
 
     def hear(self, worker_id: str, arrived: Iterable[tuple[str, int]]) -> None:
         """A call told of a worker; see `WorkerSession.hear`."""
@@ -342,7 +358,7 @@ class Roster:
         await session.settle()
         if session.detached and not isinstance(error, Superseded):
             try:
-                await self._release_all(worker_id, session.name)
+                await self._release_all(worker_id, session.name, session.since_ms)
                 return
             except Superseded as newer:
                 error = newer
@@ -359,22 +375,43 @@ class Roster:
 
     async def _await_return(self, session: WorkerSession) -> None:
         """Gives a worker the window to come back, then has its jobs taken back."""
+        stream = (session.worker_id, session.name, session.since_ms)
+        window_ms, retain_ms = (
+            self._options.reconnect_window_ms,
+            self._options.retain_lost_workers_ms,
+        )
         try:
-            still_ours = await self._workers.broken(session.worker_id, session.name)
-            if not still_ours or self.draining:
-                return
-            await asyncio.sleep(self._options.reconnect_window_ms / 1000)
-            retain_ms = self._options.retain_lost_workers_ms
-            if await self._workers.gone(session.worker_id, session.name, retain_ms):
+            gone: bool | None = None
+            while gone is None:
+                # Over again where this server or the store stood still meanwhile: nobody could
+                # come back.
+                now_ms = await self._workers.broken(*stream)
+                if not now_ms or self.draining:
+                    return
+                slept = monotonic()
+                await asyncio.sleep(window_ms / 1000)
+                if monotonic() - slept > window_ms / 1000 + LATE_S:
+                    continue
+                not_after_ms = now_ms + window_ms + round(LATE_S * 1000)
+                gone = await self._workers.gone(
+                    *stream,
+                    retain_ms=retain_ms,
+                    not_after_ms=not_after_ms,
+                    lives=session.stood_still,
+                )
+            if gone:
                 await self._sweep()
         except JobwireError as error:
             # The worker's silence tells the rest to whichever server has the store back first.
             log.warning("window not kept", worker_id=session.worker_id, error=error.message)
 
-    def _times(self) -> SessionTimes:
+    def _times(self, lease_ms: int) -> SessionTimes:
         options = self._options
+        heartbeat_s = options.heartbeat_interval_ms / 1000
         return SessionTimes(
-            heartbeat_s=options.heartbeat_interval_ms / 1000,
+            heartbeat_s=heartbeat_s,
+            worker_heartbeat_s=max(heartbeat_s, min(WORKER_HEARTBEAT_S, lease_ms / 6000)),
+            silence_s=max(SILENT_INTERVALS * heartbeat_s, lease_ms / 1000),
             claim_timeout_s=options.claim_timeout_ms / 1000,
             age_s=options.max_stream_age_ms / 1000 * random.uniform(0.9, 1.1),
             drain_s=options.drain_deadline_ms / 1000,
@@ -422,7 +459,10 @@ class Roster:
         sessions = [s for s in self._sessions.values() if s.renewable]
         for at in range(0, len(sessions), AT_ONCE):
             part = sessions[at : at + AT_ONCE]
-            signs = [SignOfLife(s.worker_id, s.name, s.stats()) for s in part]
+            signs = [
+                SignOfLife(s.worker_id, s.name, s.since_ms, s.attach.instance, s.stats())
+                for s in part
+            ]
             for session, status in zip(part, await self._workers.touch(signs), strict=True):
                 self._follow(session, status)
 

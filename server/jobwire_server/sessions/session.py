@@ -59,10 +59,7 @@ FRAME_BYTES = 1 << 20
 the 4 MiB that gRPC clients take unless told otherwise.
 """
 SILENT_INTERVALS = 3
-"""A side that hears nothing for so many heartbeat intervals takes the stream for dead."""
-RENEWABLE_INTERVALS = 2
-"""Leases are renewed while the worker was heard of within so many intervals."""
-
+"""A worker may be silent for so many heartbeat intervals at least."""
 
 STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
 """Why a completion was refused although the job may be the worker's still."""
@@ -73,6 +70,13 @@ class SessionTimes:
     """The clockwork of a session, seconds."""
 
     heartbeat_s: float
+    """This side says something at least so often."""
+    worker_heartbeat_s: float
+    """The other side is to say something at least so often."""
+    silence_s: float
+    """A worker that is silent for longer is not taken for alive any more, although its stream
+    holds; nor is one that does not read. Its own loop may stand still for so long.
+    """
     claim_timeout_s: float
     age_s: float
     """When the stream is drained; with its jitter."""
@@ -115,6 +119,7 @@ class WorkerSession:
     Args:
         attach: The worker's first words.
         name: Of this session; unique over all servers.
+        since_ms: Since when it counts, by the store's clock.
         lease_ms: The lease of its jobs.
         times: Its clockwork.
         complete: Has ends of attempts recorded; answers each.
@@ -127,6 +132,7 @@ class WorkerSession:
         self,
         attach: Attach,
         name: str,
+        since_ms: int,
         lease_ms: int,
         times: SessionTimes,
         complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
@@ -137,6 +143,7 @@ class WorkerSession:
         self.attach = attach
         self.worker_id = attach.spec.worker_id
         self.name = name
+        self.since_ms = since_ms
         self.lease_ms = lease_ms
         self.times = times
         self._complete = complete
@@ -162,6 +169,8 @@ class WorkerSession:
         self.release: asyncio.Task[None] | None = None
         """What settles the session once it is over."""
         self.detached = False
+        self.stood_still = False
+        """It was ended for the worker's silence, though its connection held."""
         self._out = FrameOut()
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
@@ -471,14 +480,15 @@ class WorkerSession:
     def renewable(self) -> bool:
         """True while the worker was heard of lately enough for its leases to be renewed."""
         silence = monotonic() - self.heard_at
-        return not self.ended.done() and silence <= RENEWABLE_INTERVALS * self.times.heartbeat_s
+        return not self.ended.done() and silence <= self.times.silence_s
 
     def look(self, now_ms: int) -> None:
         """Does what time asks for: overdue acknowledgements, silence, deafness, age."""
         now = monotonic()
-        limit = SILENT_INTERVALS * self.times.heartbeat_s
+        limit = self.times.silence_s
         self._give_back_overdue(now)
         if now - self.heard_at > limit:
+            self.stood_still = True
             self.end(StoreUnavailable(f"nothing was heard from the worker for {limit:.1f} s"))
         elif self.writing_since is not None and now - self.writing_since > limit:
             self.end(StoreUnavailable(f"the worker has not read its stream for {limit:.1f} s"))

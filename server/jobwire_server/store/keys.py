@@ -16,6 +16,7 @@ Where a stream was concerned, a space and its session follow. A queue may be cal
 no name here may be one that a queue's keys or channels have.
 """
 LOST_WORKERS = WORKERS + "lost"
+LEFT_WORKERS = WORKERS + "left"
 """ZSET: workers that were lost and whose jobs are not back yet."""
 QUEUES = "jw:{queues}:all"
 """ZSET: the name of every queue, scored 0."""

@@ -8,6 +8,9 @@ from jobwire_server.model import NO_SETTINGS, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
+WHENEVER_MS = 1 << 52
+"""A moment that never comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
@@ -33,11 +36,30 @@ class UpkeepStore:
         self._runner = runner
 
     async def tick(
-        self, queue: str, most: int, retention_ms: int, sample_ms: int, samples: int
+        self,
+        queue: str,
+        most: int,
+        retention_ms: int,
+        sample_ms: int,
+        samples: int,
+        *,
+        leases_until_ms: int = WHENEVER_MS,
     ) -> Tick:
-        """Lets the clock act on a queue."""
+        """Lets the clock act on a queue.
+
+        Args:
+            queue: Its name.
+            most: The most jobs of each kind.
+            retention_ms: Of jobs that end here and have none of their own.
+            sample_ms: The interval of the samples.
+            samples: How many of them are kept.
+            leases_until_ms: The store's time after which the call comes too late to tell which
+                leases have ended; 0 to leave them alone.
+        """
         now, more, next_due, config, *overdue = await self._runner.run(
-            "tick", keys.queue_prefix(queue), [self._shift, most, retention_ms, sample_ms, samples]
+            "tick",
+            keys.queue_prefix(queue),
+            [self._shift, most, retention_ms, sample_ms, samples, leases_until_ms],
         )
         parts = [part.decode() for part in overdue]
         named = list(zip(parts[::2], parts[1::2], strict=True))

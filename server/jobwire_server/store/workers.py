@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobwire_server.errors import Superseded
-from jobwire_server.model import Worker, WorkerSpec, WorkerStatus
+from jobwire_server.model import Former, Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
+
+SERVER_SILENT_MS = 3_000
+"""A server says that it is there twice a second; one that has not for so long is silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,14 @@ class LostWorker:
     worker_id: str
     lost_at_ms: int
     queues: tuple[str, ...]
+    heard_at_ms: int = 0
+    """When it was heard of last, by the store's clock."""
+    lease_ms: int = 0
+    """The lease that it asked for; 0 for the server's."""
+    unheard: bool = False
+    """Its server fell silent with it, or its process lives and says nothing: nobody knows how its
+    jobs are.
+    """
 
 
 class SignOfLife(NamedTuple):
@@ -28,6 +39,10 @@ class SignOfLife(NamedTuple):
     worker_id: str
     session: str = ""
     """Of its stream; '' for one that makes calls."""
+    since_ms: int = 0
+    """When that stream attached, by the store's clock."""
+    instance: str = ""
+    """Of its process."""
     stats: str = ""
     """Its counters as JSON; '' if they did not change."""
 
@@ -35,47 +50,73 @@ class SignOfLife(NamedTuple):
 class AttachedWorker(NamedTuple):
     """What an attachment found."""
 
-    now_ms: int
+    since_ms: int
+    """Since when the stream counts. Later than that of every stream of the worker before it."""
     status: WorkerStatus
-    same_process: bool
-    """The worker was known, and it is the same process that attached again."""
-    other_process: bool
-    """The worker was known, but as another process, which must be taken for dead."""
+    former: Former
+    """Who was known by the worker's id."""
     stats: str
     """The counters of the same process so far, as JSON; '' for none."""
 
 
-def superseded(worker_id: str, since_ms: int) -> Superseded:
+def superseded(worker_id: str, since_ms: int, same_process: bool) -> Superseded:
     """Returns what the older of two streams of a worker is ended with.
 
     Args:
         worker_id: Of both.
         since_ms: When the newer one attached, Unix ms by the store's clock.
+        same_process: Both are of one process.
     """
+    whose = "a newer one of its own" if same_process else "one of another process"
+    remedy = "" if same_process else ": two workers share the id, give each its own"
     return Superseded(
-        f"another stream attached as {worker_id}; if it is not your own, two workers share the id",
-        metadata={"worker_id": worker_id, "since_ms": str(since_ms)},
+        f"another stream attached as {worker_id}, {whose}{remedy}",
+        metadata={
+            "worker_id": worker_id,
+            "since_ms": str(since_ms),
+            "same_process": str(same_process).lower(),
+        },
     )
 
 
 class WorkerStore:
     """The registry of workers. Methods raise StoreUnavailable."""
 
-    def __init__(self, runner: ScriptRunner) -> None:
+    def __init__(self, runner: ScriptRunner, server_id: str = "") -> None:
         self._runner = runner
+        self._server_id = server_id
 
-    async def register(self, spec: WorkerSpec) -> int:
-        """Makes the worker known and READY; returns the store's time."""
-        now: int = await self._run(
-            "worker_register", [self._shift, spec.worker_id, codec.encode_worker(spec)]
+    async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
+        """Makes the worker known and READY.
+
+        Args:
+            spec: What it is and serves.
+            instance: Of its process; '' if that was not said.
+
+        Returns:
+            True if a process of that id has left jobs behind, for the next `sweep`.
+        """
+        _, left = await self._run(
+            "worker_register",
+            [
+                self._shift,
+                spec.worker_id,
+                codec.encode_worker(spec),
+                self._server_id,
+                instance,
+            ],
         )
-        return now
+        return bool(left)
 
     async def attach(
-        self, spec: WorkerSpec, session: str, instance: str, server_id: str
+        self, spec: WorkerSpec, session: str, instance: str, attempt: int = 0
     ) -> AttachedWorker:
-        """Makes the worker known, and the stream called `session` the one that counts."""
-        now, status, former, stats = await self._run(
+        """Makes the worker known, and the stream called `session` the one that counts.
+
+        Raises:
+            Superseded: A later attempt of the process counts.
+        """
+        since, status, former, stats = await self._run(
             "worker_attach",
             [
                 self._shift,
@@ -83,35 +124,75 @@ class WorkerStore:
                 codec.encode_worker(spec),
                 session,
                 instance,
-                server_id,
+                self._server_id,
+                attempt,
+                SERVER_SILENT_MS,
             ],
         )
-        return AttachedWorker(now, WorkerStatus(status), former == 1, former == 2, stats.decode())
+        if former == Former.LATER:
+            raise superseded(spec.worker_id, since, same_process=True)
+        return AttachedWorker(since, WorkerStatus(status), Former(former), stats.decode())
 
-    async def broken(self, worker_id: str, session: str) -> bool:
-        """Notes that the stream broke; False if another one counts by now."""
-        return bool(await self._run("worker_break", [self._shift, worker_id, session, "broken", 0]))
-
-    async def gone(self, worker_id: str, session: str, retain_ms: int) -> bool:
-        """Marks the worker LOST because it did not come back; False if another stream counts."""
-        return bool(
-            await self._run("worker_break", [self._shift, worker_id, session, "gone", retain_ms])
+    async def broken(self, worker_id: str, session: str, since_ms: int) -> int:
+        """Notes that the stream broke; returns the store's time, 0 if a newer one counts by now."""
+        now: int = await self._run(
+            "worker_break", [self._shift, worker_id, session, since_ms, "broken", 0, 0, ""]
         )
+        return now
+
+    async def gone(
+        self,
+        worker_id: str,
+        session: str,
+        since_ms: int,
+        *,
+        retain_ms: int,
+        not_after_ms: int,
+        lives: bool,
+    ) -> bool | None:
+        """Marks the worker LOST because it did not come back.
+
+        Args:
+            worker_id: The worker.
+            session: Its stream.
+            since_ms: Since when that counted.
+            retain_ms: How long lost workers are listed.
+            not_after_ms: The store's time after which the call comes too late to tell.
+            lives: Its process answered pings to the last, though it said nothing.
+
+        Returns:
+            False if a newer stream counts; None if the store came to it only after `not_after_ms`,
+            and did nothing.
+        """
+        now: int = await self._run(
+            "worker_break",
+            [
+                self._shift,
+                worker_id,
+                session,
+                since_ms,
+                "gone",
+                retain_ms,
+                not_after_ms,
+                "u" if lives else "c",
+            ],
+        )
+        return None if now < 0 else now > 0
 
     async def touch(self, signs: Sequence[SignOfLife]) -> list[WorkerStatus | Superseded | None]:
         """Records signs of life.
 
         Returns:
-            For each the worker's status, None for one that is not known, and an error where
-            another stream of the worker counts by now.
+            For each the worker's status, None for one that is not known, and an error where a
+            newer stream of the worker counts by now.
         """
-        args: list[Any] = [self._shift]
+        args: list[Any] = [self._shift, self._server_id]
         for sign in signs:
             args += sign
         answers = await self._run("worker_touch", args)
         return [
-            superseded(sign.worker_id, -status)
-            if status < 0
+            superseded(sign.worker_id, status[0], status[1].decode() == sign.instance)
+            if isinstance(status, list)
             else (WorkerStatus(status) if status else None)
             for sign, status in zip(signs, answers, strict=True)
         ]
@@ -120,37 +201,52 @@ class WorkerStore:
         """Changes whether a live worker takes jobs; False if there is none of this name."""
         return bool(await self._run("worker_status", [worker_id, int(status)]))
 
-    async def remove(self, worker_id: str, session: str = "") -> bool:
+    async def remove(self, worker_id: str, session: str = "", since_ms: int = 0) -> bool:
         """Forgets the worker; False if it was not known.
 
         Raises:
-            Superseded: Another stream than the one called `session` counts by now.
+            Superseded: A newer stream than the one called `session` counts by now.
         """
-        answer = int(await self._run("worker_remove", [worker_id, session]))
+        answer = int(await self._run("worker_remove", [worker_id, session, since_ms]))
         if answer < 0:
-            raise superseded(worker_id, -answer)
+            raise superseded(worker_id, -answer, same_process=False)
         return bool(answer)
 
-    async def sweep(self, timeout_ms: int, retain_ms: int, most: int) -> list[LostWorker]:
-        """Marks silent workers LOST; returns those whose jobs are to be taken back."""
-        reply = await self._run("worker_sweep", [self._shift, timeout_ms, retain_ms, most])
-        return [
-            LostWorker(
-                name.decode(),
-                int(float(lost_at)),
-                codec.decode_worker(name.decode(), spec).queues if spec else (),
-            )
-            for name, lost_at, spec in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        ]
+    async def sweep(
+        self, timeout_ms: int, retain_ms: int, most: int, not_after_ms: int
+    ) -> tuple[int, list[LostWorker]]:
+        """Marks silent workers LOST, and says that this server is there.
+
+        Args:
+            timeout_ms: The silence that makes a worker lost.
+            retain_ms: How long lost workers are listed.
+            most: The most workers of each kind.
+            not_after_ms: The store's time after which the call comes too late to tell who is
+                silent; 0 to leave everybody alone.
+
+        Returns:
+            The store's time, and those whose jobs are to be taken back.
+        """
+        now, *lost = await self._run(
+            "worker_sweep",
+            [self._shift, timeout_ms, retain_ms, most, self._server_id, not_after_ms],
+        )
+        found = zip(lost[::3], lost[1::3], lost[2::3], strict=True)
+        return now, [_lost(name.decode(), int(float(at)), left) for name, at, left in found]
 
     async def jobs_are_back(self, worker_id: str) -> None:
         """Notes that nothing of a lost worker's is left to take back."""
         await self._runner.command("ZREM", keys.LOST_WORKERS, worker_id)
+        await self._runner.command("HDEL", keys.LEFT_WORKERS, worker_id)
 
     async def read(self, worker_id: str) -> Worker | None:
         """Returns the worker as it stands, without its leases."""
-        found = _workers(await self._run("worker_read", ["ids", worker_id]))
+        found = await self.read_many([worker_id])
         return found[0] if found else None
+
+    async def read_many(self, worker_ids: Sequence[str]) -> list[Worker]:
+        """Returns those of the workers that are known, as they stand, without their leases."""
+        return _workers(await self._run("worker_read", ["ids", *worker_ids]))
 
     async def page(self, after: str, most: int) -> list[Worker]:
         """Returns up to `most` workers whose ids sort after `after`."""
@@ -170,6 +266,21 @@ _COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck"})
 def _counters(stats: bytes) -> dict[str, Any]:
     """Reads what a server wrote, perhaps a newer one."""
     return {name: count for name, count in json.loads(stats).items() if name in _COUNTERS}
+
+
+def _lost(worker_id: str, lost_at_ms: int, left: bytes) -> LostWorker:
+    if not left:
+        return LostWorker(worker_id, lost_at_ms, ())
+    kind, heard, text = left.split(b" ", 2)
+    spec = codec.decode_worker(worker_id, text) if text else None
+    return LostWorker(
+        worker_id,
+        lost_at_ms,
+        spec.queues if spec else (),
+        int(float(heard)),
+        spec.lease_ms if spec else 0,
+        kind == b"u",
+    )
 
 
 def _workers(reply: list[Any]) -> list[Worker]:

@@ -9,6 +9,7 @@
 -- ARGV[2] the most jobs of each kind to handle in this call
 -- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
+-- ARGV[6] the moment after which the call comes too late to tell which leases have ended, Unix ms; 0: it is not to tell
 -- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid; and for each schedule that is due: condition, its id};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
@@ -76,12 +77,14 @@ for _, ulid in ipairs(due) do
 end
 if #due > 0 then redis.call('ZREM', P .. 'scheduled', unpack(due)) end
 
-for _, ulid in ipairs(due_in('leases')) do
-  if leased(ulid) then
-    answer[#answer + 1] = 'lease'
-    answer[#answer + 1] = ulid
-  else
-    redis.call('ZREM', P .. 'leases', ulid)
+if now <= tonumber(ARGV[6]) then
+  for _, ulid in ipairs(due_in('leases')) do
+    if leased(ulid) then
+      answer[#answer + 1] = 'lease'
+      answer[#answer + 1] = ulid
+    else
+      redis.call('ZREM', P .. 'leases', ulid)
+    end
   end
 end
 

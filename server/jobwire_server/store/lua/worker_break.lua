@@ -1,26 +1,37 @@
 #!lua flags=allow-oom
 -- worker_break.lua: notes that a worker's stream broke, or that the worker did not come back in time.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen lost forget (worker_attach.lua)
--- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] session
--- ARGV[4] 'broken' | 'gone'   ARGV[5] how long lost workers are listed, ms
--- Returns 1 done | 0 another stream counts by now, the worker is no longer known, or it was heard of since the break
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen lost left forget changes (worker_attach.lua, worker_register.lua)
+-- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] session   ARGV[4] since when it counts, Unix ms
+-- ARGV[5] 'broken' | 'gone'   ARGV[6] how long lost workers are listed, ms
+-- ARGV[7] with 'gone': the moment after which the call comes too late to tell, Unix ms
+-- ARGV[8] with 'gone': 'c' | 'u' its process seems to live (worker_register.lua, left)
+-- Returns now in Unix ms: done | 0 a newer stream counts by now, the worker is no longer known, or it was heard of since the break |
+--   -1 too late, nothing was done
 --include clock
 
 local P, id = KEYS[1], ARGV[2]
 local key = P .. 'w:' .. id
 local now = clock_ms(ARGV[1])
-if redis.call('HGET', key, 'session') ~= ARGV[3] then return 0 end
-if ARGV[4] == 'broken' then
-  redis.call('HSET', key, 'up', 0, 'broke', now)
+-- A sign of life of the stream that broke may have been on its way.
+local UNDER_WAY_MS = 100
+local worker = redis.call('HMGET', key, 'session', 'since', 'spec')
+-- Another one that is older is what a new primary knows that never heard of this stream.
+if not worker[1] or (worker[1] ~= ARGV[3] and tonumber(worker[2]) >= tonumber(ARGV[4])) then return 0 end
+if ARGV[5] == 'broken' then
+  redis.call('HSET', key, 'session', ARGV[3], 'since', ARGV[4], 'up', 0, 'broke', now)
+elseif now > tonumber(ARGV[7]) then
+  -- The store stood still meanwhile, and the worker could not come back.
+  return -1
 else
   -- A worker whose loop stands still can't attach again, but says by calls that it lives. Should these
   -- end as well, the sweep finds it.
-  local seen = tonumber(redis.call('ZSCORE', P .. 'seen', id) or 0)
-  if seen > tonumber(redis.call('HGET', key, 'broke') or now) then return 0 end
+  local heard = tonumber(redis.call('ZSCORE', P .. 'seen', id) or ARGV[4])
+  if heard > tonumber(redis.call('HGET', key, 'broke') or now) + UNDER_WAY_MS then return 0 end
   redis.call('HSET', key, 'status', 4, 'lost', now, 'up', 0)
+  redis.call('HSET', P .. 'left', id, ARGV[8] .. ' ' .. heard .. ' ' .. worker[3])
   redis.call('ZREM', P .. 'seen', id)
   redis.call('ZADD', P .. 'lost', now, id)
-  redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[5]), id)
+  redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[6]), id)
 end
 redis.call('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[3])
-return 1
+return now

@@ -1,24 +1,35 @@
 #!lua flags=allow-oom
--- worker_register.lua: makes a worker known and READY, or replaces its description.
+-- worker_register.lua: makes a worker known and READY, or replaces its description. What another process of the id held, or what
+-- the same one held when it was lost, is to be taken back.
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys:
---           w:<id>   HASH  spec (JSON), status, at (registered, Unix ms), lost (Unix ms)
+--           w:<id>   HASH  spec (JSON), status, at (registered, Unix ms), lost (Unix ms), server (that heard of it last),
+--                          instance (of its process, where that was said)
 --           seen     ZSET  id -> last sign of life, Unix ms; live workers only
 --           ids      ZSET  id -> 0, for listing by name
---           lost     ZSET  id -> when it was lost, Unix ms, until its jobs are back in their queues
+--           lost     ZSET  id -> when it was lost, Unix ms, until what it held by then is back in its queues
+--           left     HASH  id of those -> 'c' (it fell silent) or 'u' (its server fell silent with it), last heard of in Unix ms, spec
 --           forget   ZSET  id -> when a lost worker leaves the list, Unix ms
+--           servers  ZSET  server -> last sign of life, Unix ms
 --           changes  channel of the ids of workers that registered, changed, were lost or left
--- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec
--- Returns now in Unix ms
+-- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] server   ARGV[5] instance ('' not said)
+-- Returns {now in Unix ms, 1 there is something to take back | 0}
 --include clock
 
 local P, id = KEYS[1], ARGV[2]
+local key = P .. 'w:' .. id
 local now = clock_ms(ARGV[1])
-redis.call('DEL', P .. 'w:' .. id)
-redis.call('HSET', P .. 'w:' .. id, 'spec', ARGV[3], 'status', 1, 'at', now)
+local known = redis.call('HMGET', key, 'spec', 'status', 'instance')
+local LOST = '4'
+if known[1] and known[2] ~= LOST and ARGV[5] ~= '' and known[3] ~= ARGV[5] then
+  -- Until the moment before: what is claimed from now on is the new one's.
+  redis.call('ZADD', P .. 'lost', now - 1, id)
+  redis.call('HSET', P .. 'left', id, 'c ' .. now .. ' ' .. known[1])
+end
+redis.call('DEL', key)
+redis.call('HSET', key, 'spec', ARGV[3], 'status', 1, 'at', now, 'server', ARGV[4])
+if ARGV[5] ~= '' then redis.call('HSET', key, 'instance', ARGV[5]) end
 redis.call('ZADD', P .. 'seen', now, id)
 redis.call('ZADD', P .. 'ids', 0, id)
--- What a former worker of this name held comes back when its leases end; what this one will hold must not be taken for lost.
-redis.call('ZREM', P .. 'lost', id)
 redis.call('ZREM', P .. 'forget', id)
 redis.call('SPUBLISH', P .. 'changes', id)
-return now
+return { now, redis.call('ZSCORE', P .. 'lost', id) and 1 or 0 }

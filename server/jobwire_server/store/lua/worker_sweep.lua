@@ -1,30 +1,50 @@
 #!lua flags=allow-oom
--- worker_sweep.lua: marks silent workers LOST, and forgets those that were lost long ago.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost forget changes (worker_register.lua)
+-- worker_sweep.lua: marks silent workers LOST, and forgets those that were lost long ago. A sign of life of the server that calls.
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost left forget servers changes (worker_register.lua)
 -- ARGV[1] clock shift, ms   ARGV[2] silence that makes a worker lost, ms   ARGV[3] how long lost workers are listed, ms
--- ARGV[4] the most workers of each kind to handle in this call
--- Returns for each worker whose jobs are not back yet: id, when it was lost in Unix ms, spec
+-- ARGV[4] the most workers of each kind to handle in this call   ARGV[5] server
+-- ARGV[6] the moment after which the call comes too late to tell who is silent, Unix ms; 0: it is not to tell
+-- Returns {now in Unix ms, then for each worker whose jobs are not back yet: id, when it was lost in Unix ms, its entry of left}
 --include clock
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
-local most = tonumber(ARGV[4])
-for _, id in ipairs(redis.call('ZRANGE', P .. 'seen', '-inf', now - tonumber(ARGV[2]), 'BYSCORE', 'LIMIT', 0, most)) do
-  redis.call('HSET', P .. 'w:' .. id, 'status', 4, 'lost', now, 'up', 0)
-  redis.call('ZREM', P .. 'seen', id)
-  redis.call('ZADD', P .. 'lost', now, id)
-  redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[3]), id)
-  redis.call('SPUBLISH', P .. 'changes', id)
+local silence, most = tonumber(ARGV[2]), tonumber(ARGV[4])
+local SERVERS_KEPT_MS = 3600 * 1000
+
+redis.call('ZADD', P .. 'servers', now, ARGV[5])
+redis.call('ZREMRANGEBYSCORE', P .. 'servers', '-inf', now - SERVERS_KEPT_MS)
+-- The clock was set back: nobody was heard of in times to come.
+for _, id in ipairs(redis.call('ZRANGE', P .. 'seen', '(' .. (now + 1000), '+inf', 'BYSCORE', 'LIMIT', 0, most)) do
+  redis.call('ZADD', P .. 'seen', now, id)
+end
+
+if now <= tonumber(ARGV[6]) then
+  local silent = redis.call('ZRANGE', P .. 'seen', '-inf', now - silence, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
+  for i = 1, #silent, 2 do
+    local id, heard = silent[i], tonumber(silent[i + 1])
+    local worker = redis.call('HMGET', P .. 'w:' .. id, 'server', 'spec')
+    local spoke = worker[1] and redis.call('ZSCORE', P .. 'servers', worker[1])
+    -- A server that fell silent with its worker says nothing about it.
+    local unheard = worker[1] and tonumber(spoke or 0) < heard + silence / 2
+    redis.call('HSET', P .. 'w:' .. id, 'status', 4, 'lost', now, 'up', 0)
+    redis.call('HSET', P .. 'left', id, (unheard and 'u ' or 'c ') .. heard .. ' ' .. (worker[2] or ''))
+    redis.call('ZREM', P .. 'seen', id)
+    redis.call('ZADD', P .. 'lost', now, id)
+    redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[3]), id)
+    redis.call('SPUBLISH', P .. 'changes', id)
+  end
 end
 for _, id in ipairs(redis.call('ZRANGE', P .. 'forget', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do
   redis.call('DEL', P .. 'w:' .. id)
   for _, name in ipairs({ 'ids', 'lost', 'forget' }) do redis.call('ZREM', P .. name, id) end
+  redis.call('HDEL', P .. 'left', id)
 end
-local answer = {}
+local answer = { now }
 local lost = redis.call('ZRANGE', P .. 'lost', 0, most - 1, 'WITHSCORES')
 for i = 1, #lost, 2 do
   local n = #answer
   answer[n + 1], answer[n + 2] = lost[i], lost[i + 1]
-  answer[n + 3] = redis.call('HGET', P .. 'w:' .. lost[i], 'spec') or ''
+  answer[n + 3] = redis.call('HGET', P .. 'left', lost[i]) or ''
 end
 return answer
