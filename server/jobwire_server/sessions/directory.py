@@ -148,7 +148,7 @@ class Directory:
         if worker_id in self._attached or entry is None or entry.stuck == stuck:
             return
         entry.stuck = stuck
-        await self._store.touch([SignOfLife(worker_id, "", json.dumps({"stuck": stuck}))])
+        await self._store.touch([SignOfLife(worker_id, stats=json.dumps({"stuck": stuck}))])
 
     async def set_status(self, worker_id: str, status: WorkerStatus) -> None:
         """Changes whether the worker takes jobs.
