@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults.plan import QUICK, Pace
 from tests.faults.report import as_json, describe, summary
 from tests.faults.run import Result, Settings, run
-from tests.faults.world import CONFIGS
+from tests.faults.shapes import CONFIGS
 
 MEASURED_SHARE = 0.3
 LEAST_S = 20.0

@@ -18,6 +18,8 @@ from tests.faults.world import World
 from tests.support.dump import check_invariants
 
 ALL_QUEUES = (*QUEUES, QUEUE)
+NO_WORKER = ("faults.nobody", "bare")
+"""Operations of jobs that nobody may take any more: of a client that is gone, or put back."""
 LIVE = tuple(state for state in JobState if not state.is_terminal)[1:]
 
 
@@ -71,14 +73,14 @@ def settle(world: World, client: Client, within_s: float) -> list[str]:
     while True:
         world.look()
         try:
-            left = [job.id for queue in ALL_QUEUES for job in _listed(client, queue, LIVE)]
+            jobs = [job for queue in ALL_QUEUES for job in _listed(client, queue, LIVE)]
+            left = [job.id for job in jobs]
             if not left:
                 return []
-            if all(job_id.startswith(f"{QUEUE}-") for job_id in left):
-                # Its worker may be gone with its client.
-                for job_id in left:
-                    world.journal.write("cancel", job=job_id)
-                client.cancel_jobs(QUEUE).wait()
+            if all(job.operation in NO_WORKER for job in jobs):
+                for job in jobs:
+                    world.journal.write("cancel", job=job.id)
+                    client.cancel(job.id)
         except CallError:
             if time.monotonic() > end:
                 raise

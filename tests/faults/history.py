@@ -64,6 +64,33 @@ class Journal:
         os.close(self._file)
 
 
+class Follower:
+    """Reads on in the histories of a folder while they are written, from now on.
+
+    Args:
+        folder: Files may still come.
+        what: The one kind of event that is wanted.
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder = folder
+        self.events: list[Event] = []
+        """So far, each history in its order."""
+        self._mark = f'"what": "{what}"'.encode()
+        self._read = {path: path.stat().st_size for path in folder.glob("*.jsonl")}
+
+    def since(self, moment: float) -> list[Event]:
+        """The events from a moment on."""
+        for path in self.folder.glob("*.jsonl"):
+            with path.open("rb") as history:
+                history.seek(self._read.get(path, 0))
+                text = history.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            self.events += [json.loads(line) for line in whole.splitlines() if self._mark in line]
+        return [event for event in self.events if event["t"] >= moment]
+
+
 def read(folder: Path) -> list[Event]:
     """Every line of every history in a folder, in the order of time."""
     found = [event for path in sorted(folder.glob("*.jsonl")) for event in _lines(path)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ for (_before, _), _after in TRANSITIONS.items():
     NEXT[_before.name].add(_after.name)
 FREE_DELIVERIES = 3
 KEPT_ATTEMPTS = 100
+SHOWN = 8
 
 
 def reachable(state: str, steps: int) -> set[str]:
@@ -174,7 +174,8 @@ def _wrongly_charged(
             return "it has no such limit"
     elif outcome == "CRASHED" and run is not None:
         who, pid = run.begin["who"], run.begin["pid"]
-        if not trail.to_blame(pid, who, min(begin, run.begin["t"]) - 1, end + 0.5):
+        blame = trail.to_blame(pid, who, min(begin, run.begin["t"]) - 1, end + 0.5)
+        if not blame and undelivered < FREE_DELIVERIES:
             return "its worker lived, ran and was in reach"
     elif outcome == "CRASHED":
         ups = trail.processes_of(attempt["worker"], begin - 1, end + 0.5)
@@ -216,12 +217,16 @@ def _counted(job: dict[str, Any]) -> Found:
         )
 
 
-def _around(trail: Trail, final: Final, attempt: dict[str, Any]) -> Iterator[Event]:
-    """What was done to anybody while an attempt was held."""
+def _around(trail: Trail, final: Final, attempt: dict[str, Any]) -> list[Event]:
+    """What was done to anybody while an attempt was held; the last of it."""
     begin, end = attempt["started_at"] - final.wall_s - 5, attempt["ended_at"] - final.wall_s + 1
-    for event in trail.events:
-        if event["who"] == "runner" and begin <= event["t"] <= end:
-            yield event
+    whats = ("kill", "stop", "cont", "term", "cut", "deaf", "slow", "heal", "full", "failover")
+    found = [
+        event
+        for event in trail.events
+        if event["who"] == "runner" and event["what"] in whats and begin <= event["t"] <= end
+    ]
+    return found[-SHOWN:]
 
 
 LIFE_RULES: tuple[Rule, ...] = (

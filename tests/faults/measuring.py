@@ -6,18 +6,21 @@ import random
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable
 
 from jobwire import CallError, Client, JobwireError
 from jobwire.ids import new_job_id
 
-from tests.faults.history import Event, Journal, read
+from tests.faults.history import Follower, Journal
 from tests.faults.processes import Managed
 from tests.faults.world import World
 
 QUEUE = "faults-a"
+LABELS = {"faults": "held"}
+HELD = 14
+"""Long jobs that the workers share among them before one is killed; fewer than their places."""
 LONGEST_S = 60.0
-LOOK_S = 0.01
+LOOK_S = 0.02
 PROBE_S = 0.02
 KILLED = -1
 """The number of a fault that no plan has: a timed kill."""
@@ -69,11 +72,6 @@ class Probe:
         return None
 
 
-def begins(folder: Path, since: float) -> list[Event]:
-    """The starts of handlers since a moment."""
-    return [event for event in read(folder) if event["what"] == "begin" and event["t"] >= since]
-
-
 class Measures:
     """Times of what was killed.
 
@@ -89,12 +87,13 @@ class Measures:
         self.rng = random.Random(seed)
         self.times: dict[str, list[float]] = defaultdict(list)
         self.journal = Journal(world.folder / "probe.jsonl", "probe")
+        self.begins = Follower(world.folder, "begin")
 
-    def _until(self, condition: object, within_s: float = LONGEST_S) -> bool:
+    def _until(self, condition: Callable[[], bool], within_s: float = LONGEST_S) -> bool:
         end = time.monotonic() + within_s
         while time.monotonic() < end:
             self.world.look()
-            if condition():  # type: ignore[operator]
+            if condition():
                 return True
             time.sleep(LOOK_S)
         return False
@@ -103,26 +102,30 @@ class Measures:
         """Has the victim run some long jobs; returns them with their tokens."""
         payload = {"kind": "slow", "rows": 1, "row_ms": 60_000, "fails": 0}
         since = time.monotonic()
-        ids = [new_job_id(QUEUE) for _ in range(8)]
+        ids = [new_job_id(QUEUE) for _ in range(HELD)]
         for job_id in ids:
             self.journal.write("submit", key=job_id, wish={"queue": QUEUE})
-            self.client.submit("faults.async", payload, queue=QUEUE, job_id=job_id, priority=250)
+            self.client.submit(
+                "faults.async", payload, queue=QUEUE, job_id=job_id, priority=250, labels=LABELS
+            )
             self.journal.write("accepted", key=job_id, job=job_id, existed=False)
 
         def all_run() -> bool:
-            return {event["job"] for event in begins(self.world.folder, since)} >= {*ids}
+            return {event["job"] for event in self.begins.since(since)} >= {*ids}
 
         self._until(all_run)
+        for job_id in ids:
+            self.journal.write("cancel", job=job_id)
         return {
             event["job"]: event["token"]
-            for event in begins(self.world.folder, since)
+            for event in self.begins.since(since)
             if event["job"] in ids and event["pid"] == victim.pid
         }
 
     def _free(self) -> None:
         """Ends the long jobs that are left."""
         try:
-            self.client.cancel_jobs(QUEUE, operation="faults.async").wait()
+            self.client.cancel_jobs(QUEUE, labels=LABELS).wait()
         except JobwireError:
             return
 
@@ -135,12 +138,10 @@ class Measures:
         if also is not None:
             also.kill(KILLED, 0.0)
         victim.kill(KILLED, down_s)
-        for job_id in held:
-            self.journal.write("cancel", job=job_id)
 
         def again() -> dict[str, float]:
             found: dict[str, float] = {}
-            for event in begins(self.world.folder, killed):
+            for event in self.begins.since(killed):
                 if event["token"] > held.get(event["job"], 1 << 60):
                     found.setdefault(event["job"], event["t"] - killed)
             return found
@@ -161,11 +162,11 @@ class Measures:
         store = next(iter(self.world.stores.values()))
         self._probe(label, lambda: store.act("kill", KILLED, 0.0))
 
-    def _probe(self, label: str, kill: object) -> None:
+    def _probe(self, label: str, kill: Callable[[], object]) -> None:
         with Probe(self.world.target, self.journal) as probe:
             self._until(lambda: len(probe.accepted) >= 5)
             killed = time.monotonic()
-            kill()  # type: ignore[operator]
+            kill()
             self._until(lambda: probe.first_after(killed) is not None)
             first = probe.first_after(killed)
             self.times[f"{label}: next submission"].append(first[0] if first else LONGEST_S)
@@ -174,7 +175,7 @@ class Measures:
                 later = {job for began, _, job in [*probe.accepted] if began >= killed}
                 return [
                     event["t"] - killed
-                    for event in begins(self.world.folder, killed)
+                    for event in self.begins.since(killed)
                     if event["job"] in later
                 ]
 

@@ -38,7 +38,7 @@ class Settings:
     """What to do.
 
     Args:
-        config: One of `world.CONFIGS`.
+        config: One of `shapes.CONFIGS`.
         seconds: How long faults go on.
         seed: Fixes the faults.
         folder: An empty one, for histories and logs.
@@ -56,7 +56,7 @@ class Settings:
     pace: Pace
     short: bool = False
     measured_s: float = 0.0
-    pause_s: float = 0.25
+    pause_s: float = 0.15
     settle_s: float = 90.0
 
 

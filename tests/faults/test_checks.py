@@ -13,7 +13,7 @@ import pytest
 from tests.faults.checks import RULES
 from tests.faults.final import Final
 from tests.faults.handled import HANDLER_RULES
-from tests.faults.history import Event, Journal, read
+from tests.faults.history import Event, Follower, Journal, read
 from tests.faults.lives import LIFE_RULES, reachable
 from tests.faults.plan import QUICK, Pace, draw
 from tests.faults.report import percentile
@@ -382,6 +382,17 @@ def test_a_history_is_read_in_the_order_of_time_without_lines_that_are_cut(tmp_p
     with (tmp_path / "a.jsonl").open("a") as cut:
         cut.write('{"t": 1, "wh')
     assert [line["number"] for line in read(tmp_path)] == [*range(6)]
+
+
+def test_a_history_is_followed_while_it_is_written(tmp_path: Path) -> None:
+    follower, journal = Follower(tmp_path, "tick"), Journal(tmp_path / "a.jsonl", "a")
+    assert follower.since(0) == []
+    for number in range(2):
+        journal.write("tick", number=number)
+        journal.write("tock", number=number)
+        assert [line["number"] for line in follower.since(0)] == [*range(number + 1)]
+    assert follower.since(follower.events[1]["t"]) == follower.events[1:]
+    journal.close()
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

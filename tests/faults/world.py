@@ -10,7 +10,6 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,50 +17,16 @@ from tests.faults.history import Journal
 from tests.faults.plan import Fault
 from tests.faults.processes import ROOT, Managed, children
 from tests.faults.proxy import Proxies
+from tests.faults.shapes import NO_STORE, SHAPES, SHORT, WORKERS
 from tests.faults.stores import BundledStore, Replicas, Store
 from tests.support.stores import StoreProcess, free_port
-
-CONFIGS = ("one", "three", "processes", "sentinel", "always")
-SHORT = (
-    *("--lease", "6s", "--heartbeat-interval", "500ms", "--worker-timeout", "4s"),
-    *("--reconnect-window", "2s", "--claim-timeout", "3s", "--cancel-grace", "5s"),
-)
-"""So that what a fault leaves behind comes back within a short run."""
-NO_STORE = 3
-"""The exit code of a server that waited in vain for its store, to be started again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What runs in a configuration."""
-
-    servers: int = 1
-    flags: tuple[str, ...] = ()
-    clocks_s: tuple[int, ...] = ()
-    """How far the clock of each server is off."""
-
-
-SHAPES = {
-    "one": Shape(),
-    "three": Shape(servers=3, clocks_s=(0, 600, -600)),
-    "processes": Shape(flags=("--processes", "2")),
-    "sentinel": Shape(servers=2, flags=("--wait-replicas", "1")),
-    "always": Shape(),
-}
-WORKERS = {
-    # name: transport, keeps its id over restarts, behind links that fail
-    "stream-a": ("stream", True, False),
-    "stream-b": ("stream", False, True),
-    "unary-a": ("unary", True, False),
-    "unary-b": ("unary", False, True),
-}
 
 
 class World:
     """All participants of one run. Use it as a context manager.
 
     Args:
-        config: One of CONFIGS.
+        config: One of `shapes.CONFIGS`.
         folder: Takes histories and logs.
         seed: Of what clients do.
         short: True: short leases, and so on; False: the defaults of the product.
