@@ -17,14 +17,21 @@ TOLD_S = 3.0
 
 def handlers_do_not_overlap(trail: Trail, final: Final) -> Found:
     """A job has one handler at a time, unless the former one's worker could not be told."""
-    for runs in trail.runs_of.values():
+    for job_id, runs in trail.runs_of.items():
+        claims = {
+            attempt["token"]: attempt["started_at"] - final.wall_s
+            for attempt in final.jobs.get(job_id, {}).get("attempts", ())
+        }
         for before, after in pairwise(runs):
-            begin, begun = before.begin["t"], after.begin["t"]
+            begun = after.begin["t"]
             pid, who = before.begin["pid"], before.begin["who"]
-            over_s = trail.end_of(before) - begun
-            if over_s <= TOLD_S or trail.to_blame(pid, who, begin - 1, begun + TOLD_S):
+            over_s = trail.end_of(before) - max(begun, before.begin["t"])
+            # It may have stood still, or been cut off, before its handler even began.
+            begin = min(before.begin["t"], claims.get(before.token, before.begin["t"]))
+            end = max(begun, before.begin["t"]) + TOLD_S
+            if over_s <= TOLD_S or trail.to_blame(pid, who, begin - 1, end):
                 continue
-            if trail.blocked_s(pid, begin, begun + TOLD_S) > 0.1:
+            if trail.blocked_s(pid, begin, end) > 0.1:
                 continue
             yield Violation(
                 "a job has one handler at a time",

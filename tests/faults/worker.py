@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--grace", type=float, default=2.0)
     given = parser.parse_args()
+    # Until the worker takes signals itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ[handlers.HISTORY] = str(given.history)
     os.environ[handlers.NAME] = given.name
     os.environ[handlers.PID] = str(os.getpid())
