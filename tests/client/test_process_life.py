@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 
 from jobwire import Context, ProcessOptions, Worker, to_payload
 from jobwire.v1.job_pb2 import Failure
+from jobwire.worker.processes.pool import ProcessPool
 
 from tests.client import process_handlers as handlers
 from tests.client.broker import Broker
@@ -139,6 +142,35 @@ async def test_a_job_that_is_cancelled_while_its_process_starts_never_runs(
         assert (await completion(broker, second)).HasField("cancelled")
         await cancel(broker, first)
         assert (await completion(broker, first)).HasField("cancelled")
+
+
+async def test_a_worker_that_ends_while_its_first_process_starts_leaves_no_error_unheard(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "never_imported.py").write_text(
+        "import os, time\n"
+        "while os.environ.get('JOBWIRE_TEST_NEVER'): time.sleep(0.01)\n"
+        "def handler(context): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import never_imported  # type: ignore[import-not-found]
+
+    monkeypatch.setenv("JOBWIRE_TEST_NEVER", "1")
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    pool = ProcessPool()
+    starting = asyncio.create_task(pool.prepare([never_imported.handler]))
+    await eventually(lambda: bool(pool._all), "its process is there")
+    (child,) = pool._all
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await pool.close()
+    await eventually(child.ready.done, "it is told that the process is gone")
+    await asyncio.sleep(0)
+    del starting, child
+    gc.collect()
+    assert unheard == []
 
 
 async def test_a_process_that_can_not_import_its_handlers_any_more_fails_the_job(

@@ -217,9 +217,12 @@ class ProcessPool:
         child = HandlerProcess(setup, self._keeper)
         self._all.add(child)
         child.ended.add_done_callback(lambda _: self._all.discard(child))
+        ready = asyncio.wrap_future(child.ready)
+        # Nobody may be left to hear of it, as when the worker ends meanwhile.
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(self._options.start_timeout_s):
-                await asyncio.shield(asyncio.wrap_future(child.ready))
+                await asyncio.shield(ready)
         except TimeoutError:
             child.kill()
             raise ProcessStartFailed(
