@@ -6,8 +6,10 @@ import asyncio
 import gc
 import json
 import logging
+import sys
 from collections.abc import Callable
 from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from jobwire import Context, ProcessOptions, Worker, to_payload
 from jobwire.v1.job_pb2 import Failure
 from jobwire.worker.processes.pool import ProcessPool
+from jobwire.worker.processes.process import _BEGIN
+from jobwire.worker.processes.setup import search_path
 
 from tests.client import process_handlers as handlers
 from tests.client.broker import Broker
@@ -171,6 +175,24 @@ async def test_a_worker_that_ends_while_its_first_process_starts_leaves_no_error
     del starting, child
     gc.collect()
     assert unheard == []
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+async def test_a_process_whose_worker_is_killed_while_it_starts_ends_without_a_word(
+    heard: int,
+) -> None:
+    ours, theirs = Pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _BEGIN, str(theirs.fileno())),
+        pass_fds=(theirs.fileno(),),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    theirs.close()
+    for _ in range(heard):
+        ours.send(search_path())
+    ours.close()
+    _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")
 
 
 async def test_a_process_that_can_not_import_its_handlers_any_more_fails_the_job(

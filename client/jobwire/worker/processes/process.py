@@ -29,12 +29,19 @@ TERM_S = 1.0
 _LEAVE_S = 1.0
 _LOOK_S = 0.02
 
-# It can import nothing of ours until it knows where this process looks.
-_BEGIN = (
-    "import sys; from multiprocessing.connection import Connection; "
-    "pipe = Connection(int(sys.argv[1])); sys.path[:] = pipe.recv(); "
-    "from jobwire.worker.processes.serving import serve; serve(pipe)"
-)
+# It can import nothing of ours until it knows where this process looks. Where it hears nothing, the
+# worker was killed meanwhile, and there is nothing to say about it.
+_BEGIN = """\
+import sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+try:
+    sys.path[:] = pipe.recv()
+except (EOFError, OSError):
+    sys.exit()
+from jobwire.worker.processes.serving import serve
+serve(pipe)
+"""
 
 
 class HandlerProcess:

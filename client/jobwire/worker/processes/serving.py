@@ -45,7 +45,10 @@ def serve(pipe: Connection) -> None:
     """Runs handlers until the worker wants no more; a process begins here."""
     _fill_standard_streams()
     _take_signals()
-    setup: Setup = pipe.recv()
+    try:
+        setup: Setup = pipe.recv()
+    except (EOFError, OSError):
+        return  # the worker was killed meanwhile
     process = _HandlerProcess(pipe, setup)
     process.prepare()
     process.serve()
