@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 RESTART_S = 0.5
 """As a service manager does, what ended by itself is started again after this."""
 END_S = 45.0
+AT_WORK_S = 0.7
 
 
 class Managed:
@@ -49,6 +50,7 @@ class Managed:
         self.may_end = may_end
         self._is_up = is_up
         self._up_pid = 0
+        self._up_since = 0.0
         self.wanted = False
         self.stopped = False
         self.starts_at = 0.0
@@ -72,9 +74,14 @@ class Managed:
         if not self.alive or self._ending:
             return False
         if self._up_pid != self.pid and self._is_up(self.pid):
-            self._up_pid = self.pid
+            self._up_pid, self._up_since = self.pid, time.monotonic()
             self.journal.write("of-use", target=self.name, victim=self.pid)
         return self._up_pid == self.pid
+
+    @property
+    def at_work(self) -> bool:
+        """It has been of use for a moment, and so may have something to lose."""
+        return self.up and time.monotonic() - self._up_since >= AT_WORK_S
 
     def start(self) -> None:
         """Starts it; it may take a while until it is of use."""

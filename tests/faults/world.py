@@ -219,7 +219,7 @@ class World:
                 return False
             return self.stores[name].act(what, number, fault.for_s)
         managed = next(one for one in self.managed if one.name == name)
-        if not managed.up or managed.stopped:
+        if not managed.at_work or managed.stopped:
             return False
         if what == "kill":
             return managed.kill(number, fault.for_s)
