@@ -21,11 +21,9 @@ help: ## Show what there is
 
 install: $(STAMP) ## Make the virtual environment from the lock file
 
-$(STAMP): requirements/dev.txt pyproject.toml tools/create_venv.sh
+$(STAMP): requirements/dev.txt pyproject.toml tools/create_venv.sh tools/install_packages.sh
 	@tools/create_venv.sh $(VENV)
-	@echo "Installing the locked packages into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@tools/install_packages.sh $(VENV)
 	@touch $(STAMP)
 
 demo: install ## Start a broker and run real jobs through it (DIR=a folder of yours)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from jobwire import Client, JobState
+
+from tests.support.terminals import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, str(ROOT / "examples" / "files" / "demo.py")]
@@ -47,27 +47,109 @@ def test_the_demo_ends_by_itself_without_a_terminal(tmp_path: Path, inputs: Path
     assert _processes_of(tmp_path) == []
 
 
-def test_the_demo_stays_up_at_a_terminal_until_ctrl_c(tmp_path: Path, inputs: Path) -> None:
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    environment.pop("JOBWIRE_DEMO_EXIT", None)
-    terminal, inner = os.openpty()
-    demo = subprocess.Popen(
-        [*DEMO, str(inputs)], cwd=tmp_path, env=environment, stdin=inner, stdout=inner, stderr=inner
-    )
-    os.close(inner)
-    text = _read_until(terminal, "Ctrl-C ends it.")
-    address = re.search(r"grpcurl -plaintext (127\.0\.0\.1:\d+) list", text)
-    assert address, text
-    with Client(address[1]) as client:
-        found = list(client.list("files"))
-        assert [job.state for job in found] == [JobState.SUCCEEDED] * 2
-        again = client.submit("file.measure", {"path": str(inputs / "a.txt")}, queue="files")
-        assert again.result(timeout=20)["lines"] == 2
-    demo.send_signal(signal.SIGINT)
-    _read_until(terminal, "the jobs are kept")
-    assert demo.wait(20) == 0
-    os.close(terminal)
-    assert _processes_of(tmp_path) == []
+def _demo(tmp_path: Path, inputs: Path) -> Terminal:
+    return Terminal([*DEMO, str(inputs)], cwd=tmp_path, environment={"JOBWIRE_DEMO_EXIT": None})
+
+
+def _many(inputs: Path) -> Path:
+    """Adds so many files that they take a while."""
+    for number in range(300):
+        (inputs / f"{number}.txt").write_text("line\n" * 1000)
+    return inputs
+
+
+def test_the_demo_stays_up_at_a_terminal_and_suggests_what_works_anywhere(
+    tmp_path: Path, inputs: Path
+) -> None:
+    with _demo(tmp_path, inputs) as terminal:
+        terminal.read_until(r"Ctrl-C ends it\.")
+        address = re.search(r"broker on (127\.0\.0\.1:\d+)", terminal.text)
+        assert address, terminal.text
+        with Client(address[1]) as client:
+            found = list(client.list("files"))
+            assert [job.state for job in found] == [JobState.SUCCEEDED] * 2
+        suggested = re.findall(rf"^  (.*{address[1]}.*)$", terminal.text, re.MULTILINE)
+        assert len(suggested) >= 4
+        for line in suggested:
+            # As in a terminal that was just opened: no virtual environment, another directory.
+            done = subprocess.run(
+                ["bash", "-c", line],
+                cwd="/",
+                env={"PATH": os.environ["PATH"].replace(str(ROOT), "/nowhere"), "HOME": "/"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0, (line, done.stderr)
+        terminal.type("\x03")
+        assert terminal.wait() == 0
+        assert "the jobs are kept" in terminal.text
+    assert _processes_of(tmp_path, terminal) == []
+
+
+def test_the_demo_interrupted_with_jobs_waiting_goes_on_the_next_time(
+    tmp_path: Path, inputs: Path
+) -> None:
+    with _demo(tmp_path, _many(inputs)) as terminal:
+        terminal.read_until("jobs submitted")
+        terminal.type("\x03")
+        assert terminal.wait() == 130, terminal.text
+    assert "Traceback" not in terminal.text
+    assert _processes_of(tmp_path, terminal) == []
+    with _demo(tmp_path, inputs) as terminal:
+        terminal.read_until(r"\d+ jobs of an earlier run were waiting")
+        terminal.read_until(r"files +302\b")
+        terminal.read_until(r"Ctrl-C ends it\.")
+        terminal.type("\x03")
+        assert terminal.wait() == 0
+    assert _processes_of(tmp_path, terminal) == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("a job for every file", signal.SIGINT),
+        ("starting a broker", signal.SIGTERM),
+        ("waiting for the worker", signal.SIGINT),
+        ("jobs submitted", signal.SIGTERM),
+    ],
+)
+def test_a_signal_at_any_moment_ends_the_demo_and_all_it_started(
+    tmp_path: Path, inputs: Path, moment: str, number: signal.Signals
+) -> None:
+    with _demo(tmp_path, _many(inputs)) as terminal:
+        terminal.read_until(moment)
+        terminal.process.send_signal(number)
+        assert terminal.wait() == 128 + number, terminal.text
+    assert "Traceback" not in terminal.text
+    assert _processes_of(tmp_path, terminal) == []
+
+
+def test_a_demo_whose_terminal_is_closed_leaves_nothing_behind(
+    tmp_path: Path, inputs: Path
+) -> None:
+    with _demo(tmp_path, inputs) as terminal:
+        terminal.read_until(r"Ctrl-C ends it\.")
+        terminal.hang_up()
+        assert terminal.process.wait(60) == 128 + signal.SIGHUP
+    assert _processes_of(tmp_path, terminal) == []
+
+
+def test_the_next_demo_ends_what_a_killed_one_left_behind(tmp_path: Path, inputs: Path) -> None:
+    with _demo(tmp_path, inputs) as terminal:
+        terminal.read_until(r"Ctrl-C ends it\.")
+        with _demo(tmp_path, inputs) as second:
+            assert second.wait() == 1
+            assert "another demo" in second.text
+        terminal.process.kill()
+        terminal.process.wait()
+    with _demo(tmp_path, inputs) as terminal:
+        terminal.read_until("ending what a former demo left behind")
+        terminal.read_until(r"Ctrl-C ends it\.")
+        terminal.type("\x03")
+        assert terminal.wait() == 0
+    assert _processes_of(tmp_path, terminal) == []
 
 
 def test_hello_answers_through_a_worker_in_the_directory(broker_address: str) -> None:
@@ -100,23 +182,14 @@ def test_the_demo_says_what_is_wrong_with_a_directory(tmp_path: Path) -> None:
     assert "usage:" in done.stdout
 
 
-def _read_until(terminal: int, words: str, timeout_s: float = 60) -> str:
-    text, deadline = "", time.monotonic() + timeout_s
-    while words not in text:
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select([terminal], [], [], max(0.0, left))
-        assert ready, f"{words!r} did not come in time after: {text}"
-        text += os.read(terminal, 65536).decode(errors="replace")
-    return text
-
-
-def _processes_of(folder: Path) -> list[str]:
-    """The command lines of processes that name a folder; ends them, so that none is left."""
+def _processes_of(folder: Path, *demos: Terminal) -> list[str]:
+    """The command lines of a demo's broker and worker; ends them, so that none is left."""
+    words = [str(folder), *(f"demo-{demo.process.pid}-" for demo in demos)]
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if str(folder) in line and int(entry.name) != os.getpid():
+            if any(word in line for word in words) and int(entry.name) != os.getpid():
                 found.append(line)
                 os.kill(int(entry.name), signal.SIGKILL)
         except OSError:

@@ -1,0 +1,243 @@
+"""The demo's broker and worker: started, waited for, and stopped whatever ends the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from jobwire import CallError, Client
+from jobwire.operators import ServerInfo, WorkerInfo
+
+HERE = Path(__file__).resolve().parent
+FIRST_PORT = 50051
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 20.0
+ADDRESS_IN_USE = 4
+"""The exit code of a broker that says so."""
+
+
+T = TypeVar("T")
+
+
+class DemoError(Exception):
+    """The demo can't go on; the message says why."""
+
+
+class Stopped(BaseException):
+    """A signal ends the demo."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Turns the first of SIGINT, SIGTERM and SIGHUP into `Stopped`.
+
+    Not while a process is started, which would be forgotten; and the next ones change nothing, so
+    that what the first one began is brought to its end.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._came: int | None = None
+
+    def listen(self) -> None:
+        """Takes the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # The terminal is gone, and the next word to it would be an error.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(nowhere, stream)
+        first = self._came is None
+        self._came = self._came or number
+        if first and not self._held:
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the first one back for as long as the block takes."""
+        before = self._came
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._came is not None and before is None:
+            raise Stopped(self._came)
+
+    def ending(self) -> None:
+        """From now on they change nothing: what runs is being ended."""
+        self._held = True
+
+
+@dataclass
+class Process:
+    """A child of the demo, with its log."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raises a DemoError with the end of its log if it has ended."""
+        if self.popen.poll() is not None:
+            last = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+            code = self.popen.returncode
+            raise DemoError(f"the {self.name} ended with exit code {code}:\n{last}")
+
+    def stop(self) -> None:
+        """Asks it to end, and sees to it."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+
+
+def start(name: str, arguments: Sequence[str], data: Path, cwd: Path) -> Process:
+    """Starts a `jobwire` command with its output in a log file."""
+    log = data / f"{name}.log"
+    command = [sys.executable, "-m", "jobwire.cli", *arguments]
+    with log.open("wb") as output:
+        # In a session of its own: Ctrl-C is for the demo, which then stops its children in order.
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            start_new_session=True,
+        )
+    return Process(name, popen, log)
+
+
+def free_port(wanted: int) -> int:
+    """Returns this port if it is free, otherwise another one."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise DemoError("there is no free port on 127.0.0.1")
+
+
+@contextlib.contextmanager
+def running(
+    data: Path, signals: Signals, tell: Callable[[str], None]
+) -> Iterator[tuple[str, ServerInfo, WorkerInfo]]:
+    """A broker and a worker that is attached to it, for as long as the block takes.
+
+    Args:
+        data: The folder for the store, the logs, and a note of what runs.
+        signals: What may end it.
+        tell: Is told what is waited for.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    note = data / "running.json"
+    end_former(note, tell)
+    processes: list[Process] = []
+
+    def launch(name: str, arguments: Sequence[str], cwd: Path) -> Process:
+        with signals.held():
+            process = start(name, arguments, data, cwd)
+            processes.append(process)
+            children = [one.popen.pid for one in processes]
+            note.write_text(json.dumps({"demo": os.getpid(), "children": children}))
+        return process
+
+    try:
+        for attempt in range(3):
+            tell("starting a broker")
+            address = f"127.0.0.1:{free_port(0 if attempt else FIRST_PORT)}"
+            store = str(data / "store")
+            serve = ["serve", "--listen", address, "--http-listen", "", "--data-dir", store]
+            broker = launch("broker", serve, Path.cwd())
+            # Beside the broker: it finds the broker as soon as there is one.
+            name = f"demo-{os.getpid()}-{attempt}"
+            work = ["worker", "tasks", "--target", address, "--id", name]
+            worker = launch("worker", work, HERE)
+            with Client(address, timeout_s=2) as client:
+                try:
+                    info = wait_for(client.server_info, broker)
+                except DemoError:
+                    if broker.popen.poll() != ADDRESS_IN_USE or attempt == 2:
+                        raise
+                    # Somebody was faster.
+                    worker.stop()
+                    continue
+                tell("waiting for the worker")
+                first = wait_for(partial(client.worker, name), broker, worker)
+            break
+        yield address, info, first
+    finally:
+        signals.ending()
+        # The worker first, so that it can still give back what it has in hand.
+        for process in reversed(processes):
+            process.stop()
+        note.unlink(missing_ok=True)
+
+
+def wait_for(look: Callable[[], T], *processes: Process) -> T:
+    """Asks until there is an answer; whoever is waited for has to live."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        for process in processes:
+            process.check()
+        try:
+            return look()
+        except CallError as error:
+            if time.monotonic() > deadline:
+                raise DemoError(f"the {processes[-1].name} does not answer: {error}") from error
+        time.sleep(0.05)
+
+
+def end_former(note: Path, tell: Callable[[str], None]) -> None:
+    """Ends what a demo that was killed left behind in this folder.
+
+    Raises:
+        DemoError: Another demo runs in it.
+    """
+    try:
+        former = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return
+    if "demo.py" in command_of(former["demo"]):
+        raise DemoError(
+            f"another demo (process {former['demo']}) runs here: end it, or start this one in"
+            " another directory"
+        )
+    for pid in former["children"]:
+        # The number may be another process's by now.
+        while "jobwire.cli" in command_of(pid):
+            tell("ending what a former demo left behind")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.2)
+
+
+def command_of(pid: int) -> str:
+    """Returns the command line of a process; empty if there is none."""
+    done = subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return done.stdout
