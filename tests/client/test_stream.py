@@ -209,7 +209,7 @@ async def test_more_completions_than_a_frame_may_hold_go_in_several(peer: Peer) 
 
 
 async def test_a_frame_holds_as_many_completions_as_it_may() -> None:
-    outbox = Outbox(SimpleNamespace(capacity=0))  # type: ignore[arg-type]  # all that it asks for
+    outbox = Outbox(SimpleNamespace(capacity=0, stuck=0))  # type: ignore[arg-type]  # all that it asks for
     outbox.complete([pb.Completion(job_id=str(at), fencing_token=1) for at in range(2500)])
     frames = [frame for _ in range(4) if (frame := outbox.next_frame()) is not None]
     assert [len(frame.completions) for frame in frames] == [1000, 1000, 500]
@@ -220,7 +220,7 @@ async def test_progress_that_could_not_be_stored_for_now_does_not_replace_newer(
     monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
     monkeypatch.setattr("jobwire.transport.outbox.RESEND_S", 0.01)
-    host = SimpleNamespace(capacity=0, recorded=list, saved=lambda lease, error: None)
+    host = SimpleNamespace(capacity=0, stuck=0, recorded=list, saved=lambda lease, error: None)
     outbox = Outbox(host)  # type: ignore[arg-type]  # all that it asks for
     lease = pb.LeaseRef(job_id="j", fencing_token=1)
     outbox.report(lease, Progress(message="old"), None, to_payload(1) if saves else None)

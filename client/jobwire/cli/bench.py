@@ -17,7 +17,7 @@ from jobwire.cli.output import print_json, print_rows
 from jobwire.cli.parameters import size
 from jobwire.cli.terminal import put
 from jobwire.worker import Worker
-from jobwire.worker.worker import loop_factory
+from jobwire.worker.host import loop_factory
 
 
 @cli.command()

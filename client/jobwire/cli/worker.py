@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.parameters import duration, key_value, size
 from jobwire.worker import Worker
+from jobwire.worker.host import FORK_VARIABLE, forks_are_safe
 
 
 @cli.command()
@@ -77,6 +78,7 @@ def worker(
     searched first, and NAME is `worker` unless given. The first signal lets running jobs
     finish, a second one gives them back at once.
     """
+    _without_grpc_in_forks()
     found = load_worker(worker)
     found.connect_to(settings.target, tls=settings.tls or None)
     if queue:
@@ -99,6 +101,13 @@ def worker(
         found.run()
     except RuntimeError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _without_grpc_in_forks() -> None:
+    """Starts this command anew where handlers could not fork the process."""
+    if not forks_are_safe() and FORK_VARIABLE not in os.environ:
+        os.environ[FORK_VARIABLE] = "false"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def load_worker(path: str) -> Worker:

@@ -37,6 +37,10 @@ class Host(Protocol):
     def capacity(self) -> int:
         """How many jobs it may hold at once now, those that have not ended included."""
 
+    @property
+    def stuck(self) -> int:
+        """How many handlers go on although they were told to stop, and take places."""
+
     def free_slots(self) -> int:
         """How many more jobs it can take now."""
 

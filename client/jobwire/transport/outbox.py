@@ -84,6 +84,7 @@ class Outbox:
         """Completions had no room beside reports: now it is their turn."""
         self._sequence = 0
         self._credits_told: int | None = None
+        self._stuck_told = 0
         self._status: WorkerStatus.ValueType | None = None
         self._beat = self._detach = False
         self._resends: set[asyncio.TimerHandle] = set()
@@ -181,6 +182,9 @@ class Outbox:
         credits_now = self._host.capacity
         if credits_now != self._credits_told:
             frame.credits = self._credits_told = credits_now
+            said = True
+        if self._host.stuck != self._stuck_told:
+            frame.stuck = self._stuck_told = self._host.stuck
             said = True
         if self._status is not None:
             frame.status, self._status = self._status, None
@@ -355,6 +359,7 @@ class Outbox:
         Whatever the last stream carried without an answer goes first on this one.
         """
         self._credits_told = told_credits
+        self._stuck_told = 0
         self._logs = {lease: log for lease, log in self._logs.items() if not log.closed}
         # The attachment named every lease.
         self._acks.clear()

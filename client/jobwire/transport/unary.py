@@ -229,7 +229,9 @@ class UnaryTransport:
     async def _beat(self, backoff: Backoff, timeout_s: float) -> bool:
         registration = self._registration
         request = pb.HeartbeatRequest(
-            worker_id=self._host.spec.worker_id, leases=self._host.leases()
+            worker_id=self._host.spec.worker_id,
+            leases=self._host.leases(),
+            stuck=self._host.stuck,
         )
         try:
             answer = await self._call("Heartbeat", request, timeout_s)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jobwire.context import StopReason
+from jobwire.context import Context, StopReason
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.signals import Stopped
 from jobwire.transport.base import Transport
@@ -30,11 +30,14 @@ from jobwire.v1.worker_service_pb2 import (
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.limits import end_of, words_for
+from jobwire.worker.logs import Journal
+from jobwire.worker.memory import Growth
 from jobwire.worker.outcomes import failure, overran, refused_result
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
 from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
+from jobwire.worker.stuck import STUCK_AFTER_S, Stuck
 
 log = logging.getLogger("jobwire.worker")
 
@@ -55,6 +58,9 @@ class Core:
         transport: Carries reports and completions.
         processes: For handlers in processes; ended with the core.
         prefetch: How many jobs it keeps ready beside those that run; None: as its speed asks.
+        growth: Looks after the memory.
+        max_abandoned: So many handlers that do not stop give their places to others.
+        on_error: Called on the loop with what handlers raise.
     """
 
     def __init__(
@@ -64,15 +70,22 @@ class Core:
         transport: Transport,
         processes: ProcessPool,
         prefetch: int | None = 0,
+        growth: Growth | None = None,
+        max_abandoned: int = 0,
+        on_error: Callable[[Context, BaseException], None] | None = None,
     ) -> None:
         self._spec = spec
         self._concurrency = spec.concurrency
         self._operations = operations
         self._transport = transport
+        self._growth = growth
         self._loop = asyncio.get_running_loop()
         self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._runner = Runner(self._concurrency, self._end_all, processes)
+        self._runner = Runner(self._concurrency + max_abandoned, self._end_all, processes)
+        self._stuck = Stuck(self._concurrency, max_abandoned)
+        self._on_error = on_error
+        self._journal = Journal()
         self._held: dict[str, Held] = {}
         self._waiting: deque[Held] = deque()
         self._running: set[Held] = set()
@@ -104,8 +117,8 @@ class Core:
 
     @property
     def stuck(self) -> int:
-        """Handlers that go on although they were told to stop."""
-        return 0
+        """Handlers that go on although they were told to stop, and take places."""
+        return self._stuck.count
 
     # What a transport sees.
 
@@ -169,7 +182,7 @@ class Core:
         if held.stage is Stage.WAITING:
             self._say(held, held.completion(cancelled=Cancelled()))
         else:
-            self._runner.stop(held, "cancelled", notice.reason)
+            self._stop(held, "cancelled", notice.reason)
 
     def lose(self, leases: Iterable[LeaseRef]) -> None:
         """Stops the handlers of leases that are known to be lost."""
@@ -268,12 +281,18 @@ class Core:
             self._running.add(held)
             starting.append(held)
         if starting:
+            now = self._loop.time()
+            for held in starting:
+                held.started_at = now
             self._runner.start(starting)
 
     def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
         """Takes what handlers made of their jobs."""
         completions: list[Completion] = []
+        self._journal.ended(ended)
         for held, outcome in ended:
+            if held.stop_timer is not None and self._stuck.ended(held):
+                continue  # its place went to another long ago
             self._running.discard(held)
             if held.void:
                 self._void -= 1
@@ -284,6 +303,8 @@ class Core:
             held.stage = Stage.ENDED
             completions.append(self._completion(held, outcome))
         self._ended += len(ended)
+        if self._growth is not None:
+            self._growth.jobs_ended(len(ended))
         self._complete(completions)
         self._fill()
 
@@ -314,7 +335,9 @@ class Core:
         ):
             return held.completion(failure=overran(reason, held.signal.message, error))
         described = failure(error)
-        _log_failure(held.job_id, described, error)
+        self._journal.failed(held, described, error)
+        if self._on_error is not None:
+            self._tell_error(self._on_error, held, error)
         return held.completion(failure=described)
 
     def _lose(self, held: Held) -> None:
@@ -326,8 +349,36 @@ class Core:
             # Until it heeds the signal it occupies a place that the broker counts as free.
             self._void += 1
             self._transport.capacity_changed()
-            self._runner.stop(held, "lease_lost")
+            self._stop(held, "lease_lost")
         self._changed.set()
+
+    def _tell_error(
+        self, on_error: Callable[[Context, BaseException], None], held: Held, error: BaseException
+    ) -> None:
+        try:
+            on_error(Context(held.assignment, held), error)
+        except Exception:
+            log.exception("the worker's on_error failed")
+
+    def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
+        """Tells a handler to stop, and looks after a while whether it did."""
+        self._runner.stop(held, reason, message)
+        if held.stop_timer is None and reason != "shutdown":
+            held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
+
+    def _look_if_stuck(self, held: Held) -> None:
+        if held not in self._running:
+            return
+        may_abandon = self._stuck.found(held)
+        if held.void and may_abandon:
+            # Another handler gets its place; it itself is left to whatever it does.
+            self._stuck.abandon(held)
+            self._running.discard(held)
+            self._void -= 1
+            self._fill()
+        else:
+            held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
+        self._transport.capacity_changed()
 
     def _release_unstarted(self, held: Held) -> None:
         released = Released(not_started=True, reason="the worker takes no more jobs")
@@ -352,7 +403,7 @@ class Core:
             return
         words = words_for(reason, held.assignment.spec)
         log.warning("%s is stopped: %s", held.job_id, words)
-        self._runner.stop(held, reason, words)
+        self._stop(held, reason, words)
 
     def _tick(self) -> None:
         """Fits the number of jobs kept ready to the speed, and returns those that wait too long."""
@@ -408,6 +459,8 @@ class Core:
             await asyncio.wait({hurried})
             if self._ticker is not None:
                 self._ticker.cancel()
+            self._stuck.close(self._running)
+            self._journal.close()
             await self._runner.close()
 
     def _give_back_stuck(self) -> None:
@@ -429,16 +482,6 @@ class Core:
                 await self._until(holds)
         except TimeoutError:
             return
-
-
-def _log_failure(job_id: str, described: Failure, error: BaseException) -> None:
-    log.warning(
-        "%s failed: %s: %s",
-        job_id,
-        described.type,
-        described.message,
-        exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
-    )
 
 
 def _why(reason: str) -> str:

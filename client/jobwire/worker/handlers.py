@@ -28,6 +28,12 @@ class Operation:
         Raises:
             TypeError: The function can't be run that way.
         """
+        if _is_generator(function):
+            raise TypeError(
+                f"the operation {name!r} has a generator for its handler, which would not be run:"
+                " a handler returns one result; send pieces with context.output() or"
+                " context.progress() in place of yield"
+            )
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
@@ -42,6 +48,13 @@ class Operation:
                 " process can import: define it at the top of a module"
             )
         return cls(name, function, run)
+
+
+def _is_generator(function: Handler) -> bool:
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object with its own
+    return any(
+        inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in (function, called)
+    )
 
 
 class HandlerExited(RuntimeError):

@@ -54,6 +54,8 @@ class Held:
     # What only some jobs have is the class's until it is set: to set each in each job is a good
     # part of what a short one costs.
     stage = Stage.WAITING
+    started_at = 0.0
+    """When its handler began, by the loop's clock."""
     void = False
     """The lease is gone or given back: what the handler does counts no more."""
     task: asyncio.Task[Any] | None = None
@@ -73,6 +75,8 @@ class Held:
     ends_at: float | None = None
     """When its handler is stopped at the latest, in Unix seconds."""
     end_timer: asyncio.TimerHandle | None = None
+    stop_timer: asyncio.TimerHandle | None = None
+    """Set once it was told to stop: when it is looked whether it did."""
     _opening = threading.Lock()
 
     def __init__(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jobwire._connection import ConnectionOptions
+from jobwire.context import Context
 from jobwire.transport import Transport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.core import Core
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.memory import Growth
 from jobwire.worker.processes import ProcessPool
 from jobwire.worker.watch import Watch
 
@@ -38,6 +40,9 @@ class Life:
         processes: ProcessPool,
         prefetch: int | None,
         options: ConnectionOptions | None,
+        growth: Growth | None,
+        max_abandoned: int,
+        on_error: Callable[[Context, BaseException], None] | None,
     ) -> Life:
         """Registers the worker.
 
@@ -47,12 +52,19 @@ class Life:
             transport: How it talks to the broker.
             prefetch: How many jobs it keeps ready.
             options: How the watch of its loop finds the broker; None: not at all.
+            growth: Looks after its memory.
+            max_abandoned: So many handlers that do not stop give their places to others.
+            on_error: Called with what handlers raise.
 
         Raises:
             CallError: The broker refused it.
         """
-        core = Core(spec, operations, transport, processes, prefetch)
-        watch = Watch(spec.worker_id, spec.concurrency, core.leases, lambda: core.stuck, options)
+        core = Core(
+            spec, operations, transport, processes, prefetch, growth, max_abandoned, on_error
+        )
+        watch = Watch(
+            spec.worker_id, spec.concurrency, core.leases, lambda: core.stuck, options, growth
+        )
         try:
             terms = await transport.open(core)
         except BaseException:

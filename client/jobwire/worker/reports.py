@@ -9,6 +9,7 @@ from jobwire.errors import CallError, LeaseLost
 from jobwire.output import FLUSH_S
 from jobwire.transport.base import Transport
 from jobwire.v1.job_pb2 import Payload, Progress
+from jobwire.worker import forks
 from jobwire.worker.held import Held, Saving, Stage
 
 REPORT_INTERVAL_S = 0.1
@@ -26,6 +27,11 @@ class Reports:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        forks.watch(self)
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the loop is its parent's, and what the child says goes nowhere."""
+        self._loop = _ClosedLoop()  # type: ignore[assignment]  # all that is asked of it
 
     # Progress.
 
@@ -73,6 +79,11 @@ class Reports:
 
     def take_checkpoint(self, held: Held, payload: Payload) -> Future[None]:
         """Has a checkpoint saved; what it returns is done once the broker has it."""
+        if forks.is_child:
+            raise RuntimeError(
+                "this process was forked by a handler: the job's checkpoints are saved by the"
+                " worker's own process only"
+            )
         waiter: Future[None] = Future()
         # Whoever stops waiting for it does not stop the saving.
         waiter.set_running_or_notify_cancel()
@@ -142,6 +153,14 @@ class Reports:
         if progress is not None:
             held.reported_at = self._loop.time()
         self._transport.report(held.lease, progress, held.output, checkpoint)
+
+
+class _ClosedLoop:
+    """The loop of a worker in a child of its process."""
+
+    def call_soon_threadsafe(self, *_: object) -> None:
+        """Refuses, as a loop that is closed."""
+        raise RuntimeError("this is a forked child of the worker")
 
 
 def _settle(saving: Saving, error: CallError | None) -> None:

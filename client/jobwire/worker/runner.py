@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import CancelledError
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -11,6 +14,7 @@ from jobwire.context import Context, StopReason
 from jobwire.output import current_context
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion
+from jobwire.worker import forks
 from jobwire.worker.handlers import Operation, Raised, call
 from jobwire.worker.held import Held
 from jobwire.worker.outcomes import success
@@ -40,11 +44,18 @@ class Runner:
         ended: Callable[[Sequence[tuple[Held, Outcome]]], None],
         processes: ProcessPool,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._processes = processes
         self._threads: ThreadPool[Held, Outcome] = ThreadPool(
             limit, _thread_name, self._run_in_thread, ended
         )
         self._tasks: TaskPool[Held, Outcome] = TaskPool(self._run_as_task, _has_a_task, ended)
+        forks.watch(self)
+
+    def forget_in_child(self) -> None:
+        """In a forked child: nothing that waits here is for it to run."""
+        self._threads.forget()
+        self._tasks.forget()
 
     def start(self, jobs: Iterable[Held]) -> None:
         """Starts the handlers of jobs."""
@@ -78,7 +89,40 @@ class Runner:
         context = Context(held.assignment, held)
         current_context.set(context)
         result = call(held.operation.function, context)
-        return result if isinstance(result, Raised) else success(result)
+        if forks.is_child:
+            end_of_child(held, result.error if isinstance(result, Raised) else None)
+        if isinstance(result, Raised):
+            return result
+        outcome = success(result)
+        if isinstance(outcome, Failure) and inspect.isawaitable(result):
+            # An async function behind a decorator that is not async.
+            return self._await_in_thread(held, result)
+        return outcome
+
+    def _await_in_thread(self, held: Held, result: Awaitable[Any]) -> Outcome:
+        """Has the loop run what a handler returned, while its thread waits."""
+
+        async def run() -> Any:
+            try:
+                return await result
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                return Raised(error)  # some of them would end the loop
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+
+        def cancel() -> None:
+            future.cancel()
+
+        held.signal.on_set = cancel
+        if held.signal.is_set:
+            future.cancel()  # told to stop in between
+        try:
+            returned = future.result()
+        except CancelledError:
+            return Raised(asyncio.CancelledError())
+        return returned if isinstance(returned, Raised) else success(returned)
 
     async def _run_as_task(self, held: Held) -> Outcome:
         context = Context(held.assignment, held)
@@ -91,15 +135,23 @@ class Runner:
                 name = held.assignment.spec.operation
                 raise LookupError(f"this worker has no handler for {name!r}")
             if operation.mode == "async":
-                return success(await operation.function(context))
+                result = await operation.function(context)
+                if forks.is_child:
+                    end_of_child(held, None)
+                return success(result)
             return success(await self._in_process(held, operation))
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as error:
+            # Where nobody handles SIGINT, it is the program's and not the handler's.
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                raise
+            return Raised(error)
         except asyncio.CancelledError as error:
             if not held.signal.is_set and held.task is not None and held.task.cancelling():
                 raise  # the loop ends, and says so to all its tasks
             return Raised(error)
         except BaseException as error:
+            if forks.is_child:
+                end_of_child(held, error)
             return Raised(error)
 
     async def _in_process(self, held: Held, operation: Operation) -> Any:
@@ -120,6 +172,11 @@ def held_in(frame: FrameType | None) -> Held | None:
 
 
 _HANDLERS = frozenset({Runner._run_in_thread.__code__, Runner._run_as_task.__code__})
+
+
+def end_of_child(held: Held, error: BaseException | None) -> None:
+    """Ends a forked child that comes back from a handler."""
+    forks.end_child(held.assignment.spec.operation, error)
 
 
 def _has_a_task(held: Held, task: asyncio.Task[None]) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
+from jobwire.worker import forks
+
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 
@@ -54,6 +56,10 @@ class TaskPool(Generic[Job, Outcome]):
         """Starts jobs in the loop's next turn, in their order."""
         self._ready.extend(jobs)
         self._go_on()
+
+    def forget(self) -> None:
+        """Drops what waits, in a forked child."""
+        self._ready.clear()
 
     async def close(self, patience_s: float) -> None:
         """Cancels what runs, and waits for its last words."""
@@ -142,6 +148,9 @@ def _steps(
     run = context.run
     try:
         awaited = run(coroutine.send, None)
+        if forks.is_child:
+            # It would go on as a second worker, on its parent's connections.
+            forks.end_child("an async operation", None)
         waits()
         while True:
             try:
@@ -153,5 +162,7 @@ def _steps(
                 awaited = run(coroutine.throw, error)
             else:
                 awaited = run(coroutine.send, answer)
+            if forks.is_child:
+                forks.end_child("an async operation", None)
     except StopIteration as end:
         return end.value

@@ -70,6 +70,14 @@ class ThreadPool(Generic[J, R]):
                 parked.release()
             self._parked.clear()
 
+    def forget(self) -> None:
+        """Drops what waits, in a forked child, where the other threads do not exist."""
+        self._jobs.clear()
+        self._outcomes.clear()
+        # It may have been taken by a thread that is not there.
+        self._lock = threading.Lock()
+        self._closed = True
+
     def _wake_one(self) -> None:
         with self._lock:
             if self._waking or self._closed or not self._jobs:

@@ -25,6 +25,7 @@ from jobwire._timing import open_sync_channel
 from jobwire.v1.worker_service_pb2 import HeartbeatRequest, LeaseRef
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire.worker.held import Held
+from jobwire.worker.memory import Growth
 from jobwire.worker.runner import held_in
 
 log = logging.getLogger("jobwire.worker")
@@ -51,6 +52,7 @@ class Watch:
         leases: What it holds; called from the thread, while the loop stands still.
         stuck: How many of its handlers do not stop; as for `leases`.
         options: Where the broker is; None: it can't be told there.
+        growth: Looks after the memory, which the thread has it do, whatever the loop does.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Watch:
         leases: Callable[[], Sequence[LeaseRef]],
         stuck: Callable[[], int],
         options: ConnectionOptions | None,
+        growth: Growth | None = None,
     ) -> None:
         self._worker_id = worker_id
         self._concurrency = concurrency
         self._leases = leases
         self._stuck = stuck
         self._options = options
+        self._growth = growth
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._interval_s = 5.0
@@ -107,6 +111,8 @@ class Watch:
         still_s = 0.0
         before = monotonic()
         while not self._ended.wait(TICK_S):
+            if self._growth is not None:
+                self._growth.look()
             now = monotonic()
             late_s, before = now - before - TICK_S, now
             was_s, still_s = still_s, now - self._ran_at

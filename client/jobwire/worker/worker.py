@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
-import re
-import secrets
-import signal
-import socket
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -23,20 +16,23 @@ from jobwire._children import refuse_second_worker
 from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._convert import to_duration
 from jobwire._retry import Backoff
+from jobwire.context import Context
 from jobwire.errors import CallError
 from jobwire.transport import START_PATIENCE_S, StreamTransport, Transport, UnaryTransport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
+from jobwire.worker import forks
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
+from jobwire.worker.host import let_pools_start_afresh, loop_factory, new_worker_id
 from jobwire.worker.life import Life
+from jobwire.worker.logs import LogFormat, set_up_logging
+from jobwire.worker.memory import Growth, calm_the_collector
 from jobwire.worker.processes import ProcessOptions, ProcessPool
+from jobwire.worker.stopping import Leaving, Signals
 
 log = logging.getLogger("jobwire.worker")
 
 F = TypeVar("F", bound=Handler)
-
-# The thresholds of the collector in the Pythons that are supported, up to 3.12 and from 3.13 on.
-_PYTHONS_OWN = {(700, 10, 10), (2_000, 10, 10), (2_000, 10, 0), (2_000, 10, 5)}
 
 
 class Worker:
@@ -78,10 +74,16 @@ class Worker:
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
         metadata: Sent with every call, such as an `authorization` header.
+        max_abandoned: How many handlers that go on 5 s after their job was taken from them, as
+            after a timeout, give their places to others; they are left to themselves. 0 to 10000;
+            None: as many as `concurrency`. Further ones keep their places: the worker is then
+            shown as STUCK.
+        on_error: Called with the context and what the handler raised, for an error tracker; on
+            the event loop, so it should be quick.
 
     Raises:
-        ValueError: `concurrency`, `prefetch`, `credit_bytes`, `queues` or `transport` is out of
-            its range.
+        ValueError: `concurrency`, `prefetch`, `credit_bytes`, `max_abandoned`, `queues` or
+            `transport` is out of its range.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class Worker:
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
+        max_abandoned: int | None = None,
+        on_error: Callable[[Context, BaseException], None] | None = None,
     ) -> None:
         if isinstance(queues, str):
             raise ValueError(f"queues is a list of names: [{queues!r}]")
@@ -113,24 +117,38 @@ class Worker:
             raise ValueError(
                 f"prefetch is {prefetch}; with the concurrency it must be from 0 to 10000"
             )
+        if max_abandoned is not None and not 0 <= max_abandoned <= 10_000:
+            raise ValueError(f"max_abandoned is {max_abandoned}; it must be from 0 to 10000")
         if credit_bytes < 0:
             raise ValueError(f"credit_bytes is {credit_bytes}; it must be 0 or more")
         self.queues = tuple(queues)
         self.labels = dict(labels or {})
         self.concurrency = concurrency
-        self.id = worker_id or _new_worker_id()
+        self.id = worker_id or new_worker_id()
         self.lease_s = lease_s
         self.shutdown_grace_s = shutdown_grace_s
         self.transport: Literal["stream", "unary"] = transport
         self.prefetch = prefetch
         self.credit_bytes = credit_bytes
         self.processes = processes or ProcessOptions()
+        self.max_abandoned = max_abandoned
+        self._on_error = on_error
         self._options = ConnectionOptions(
             target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
         )
         self._channel = channel
         self._operations: dict[str, Operation] = {}
         self._life: Life | None = None
+        self._grows = False
+        """Its memory is looked after, for Python's collector was told to look seldom."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that it runs on, from the beginning of its start to its end."""
+        self._opening: asyncio.Task[Life] | None = None
+        self._wanted: asyncio.Event | None = None
+        """Set to end `serve`, while it runs."""
+        self._leavings: list[Leaving] = []
+        """Those who wait for its end."""
+        self._chores: set[asyncio.Future[Any]] = set()
         self._last_stats = WorkerStats()
 
     def operation(self, name: str, *, run: RunMode = "auto") -> Callable[[F], F]:
@@ -177,30 +195,42 @@ class Worker:
         if tls is not None:
             self._options = replace(self._options, tls=tls)
 
-    def run(self) -> None:
-        """Works until SIGTERM or SIGINT; blocks.
+    def run(self, *, log_level: str = "info", log_format: LogFormat = "text") -> None:
+        """Works until SIGTERM, SIGINT or `stop()`; blocks.
 
-        It takes the process over: beside the signals, it has Python's garbage collector look less
-        often, unless `gc.set_threshold` was called before.
+        In the main thread it takes the process over: beside the signals, it has Python's garbage
+        collector look less often, and by the memory used, unless `gc.set_threshold` was called
+        before, and `multiprocessing` start its children by `forkserver`, unless a start method was
+        set or the environment has GRPC_ENABLE_FORK_SUPPORT=false. In another thread only `stop()`
+        ends it. Where the application has not set up logging, the log goes to standard error.
+
+        Args:
+            log_level: The least that is written then: `debug`, `info`, `warning` or `error`.
+            log_format: `text`, or `json` for a JSON object in each line.
 
         Raises:
             CallError: The broker refused the worker.
             RuntimeError: It has no handlers.
         """
-        _calm_the_collector()
+        set_up_logging(log_level, log_format)
+        let_pools_start_afresh()
+        self._grows = calm_the_collector()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(self.serve())
 
     async def serve(self) -> None:
-        """Works until SIGTERM or SIGINT, the broker's wish, or the task's cancellation.
+        """Works until SIGTERM, SIGINT, `stop()`, the broker's wish, or the task's cancellation.
 
-        A second signal ends the grace of running jobs.
+        A second signal ends the grace of running jobs. Where signals can't be had, as in a thread
+        or on a loop without them, `stop()` is the way to end it.
 
         Raises:
             CallError: The broker refused the worker.
             RuntimeError: It has no handlers.
         """
-        wanted, hurry = asyncio.Event(), asyncio.Event()
+        self._enter()
+        wanted = self._wanted = asyncio.Event()
+        hurry = self._hurry
 
         def on_signal() -> None:
             if wanted.is_set():
@@ -210,11 +240,10 @@ class Worker:
                 log.info("told to stop: finishing running jobs")
                 wanted.set()
 
-        signals = _Signals(on_signal)
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(wanted.wait())
         try:
-            with signals:
+            with Signals(on_signal):
                 tasks: set[asyncio.Task[Any]] = {starting, stopping}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
@@ -222,12 +251,13 @@ class Worker:
                 await starting
                 assert self._life is not None
                 await self._life.wait_for_end(stopping)
-                await self.stop(hurry=hurry)
+                await self._close()
         finally:
             for task in (starting, stopping):
                 task.cancel()
             await asyncio.gather(starting, stopping, return_exceptions=True)
-            await self.stop()
+            self._wanted = None
+            await self._close()
 
     async def start(self) -> None:
         """Registers the worker and begins to take jobs. Starting a started worker does nothing.
@@ -237,16 +267,122 @@ class Worker:
 
         Raises:
             CallError: The broker refused the worker.
-            RuntimeError: It has no handlers; or a process for handlers does not start; or this
-                process is such a one, or a child of multiprocessing, and imports the script that
-                runs the worker: put `worker.run()` under `if __name__ == "__main__":`.
+            RuntimeError: It has no handlers, or runs on another event loop, or was stopped before
+                it had started; or a process for handlers does not start; or this process is such a
+                one, or a child of multiprocessing, and imports the script that runs the worker: put
+                `worker.run()` under `if __name__ == "__main__":`.
         """
         if self._life is not None:
             return
         refuse_second_worker()
         if not self._operations:
             raise RuntimeError("the worker has no handlers: decorate one with @worker.operation")
+        self._enter()
         self._last_stats = WorkerStats()
+        opening = self._opening = asyncio.create_task(self._prepare(), name="worker-start")
+        try:
+            self._life = await opening
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise RuntimeError("the worker was stopped before it had started") from None
+        finally:
+            self._opening = None
+            if self._life is None:
+                opening.cancel()
+                await asyncio.wait({opening})
+                if self._wanted is None:
+                    self._left(None)
+        log.info("%s", self._introduction())
+
+    def stop(self, *, hurry: asyncio.Event | None = None) -> Leaving:
+        """Takes no more jobs, lets those that run finish, gives back the rest, and leaves.
+
+        It begins at once, whether it is awaited or not, and may be called from any thread, any
+        event loop and signal handlers, as often as you like. A worker that does not run is left as
+        it is.
+
+        Args:
+            hurry: Ends the grace of running jobs when set; of the worker's own event loop.
+
+        Returns:
+            The end under way: `await worker.stop()`, or `worker.stop().wait()` in a thread.
+        """
+        leaving, loop = Leaving(), self._loop
+        try:
+            if loop is None or forks.is_child:
+                leaving.end()
+            else:
+                loop.call_soon_threadsafe(self._begin_to_stop, leaving, hurry)
+        except RuntimeError:  # the loop was closed under the worker
+            leaving.end()
+        return leaving
+
+    def _enter(self) -> None:
+        """Takes the running loop for the worker's own."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError("the worker runs already, on another event loop")
+        if self._loop is None:
+            self._loop, self._hurry = loop, asyncio.Event()
+
+    def _begin_to_stop(self, leaving: Leaving, hurry: asyncio.Event | None) -> None:
+        if self._loop is None:
+            leaving.end()  # it has ended meanwhile
+            return
+        self._leavings.append(leaving)
+        if hurry is not None:
+            passing_on = asyncio.ensure_future(_pass_on(hurry, self._hurry))
+            self._chores.add(passing_on)
+        if self._wanted is not None:
+            self._wanted.set()  # serve() does the rest
+        elif self._opening is not None:
+            self._opening.cancel()
+        else:
+            self._chores.add(asyncio.ensure_future(self._close()))
+
+    async def _close(self) -> None:
+        """Ends the life that there is, and waits for it."""
+        life = self._life
+        if life is None or life.closing:
+            if life is None and self._opening is None and self._wanted is None:
+                self._left(None)
+            return
+        error: BaseException | None = None
+        try:
+            await life.close(self.shutdown_grace_s, self._hurry)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._last_stats, self._life = life.stats, None
+            log.info("worker %s has left", self.id)
+            if self._wanted is None:
+                self._left(error)
+
+    def _left(self, error: BaseException | None) -> None:
+        """Lets go of the loop, and tells those who wait for the end."""
+        self._loop = None
+        chores, self._chores = self._chores, set()
+        current = asyncio.current_task()
+        for chore in chores:
+            if chore is not current:
+                chore.cancel()
+        leavings, self._leavings = self._leavings, []
+        for leaving in leavings:
+            leaving.end(error)
+
+    def _introduction(self) -> str:
+        """What it is, serves and talks to, in a line."""
+        operations, queues = ", ".join(self._operations), ", ".join(self.queues)
+        kind = "operation" if len(self._operations) == 1 else "operations"
+        many = "queue" if len(self.queues) == 1 else "queues"
+        return (
+            f"serving the {kind} {operations} of the {many} {queues} at {self._options.address}:"
+            f" concurrency {self.concurrency}, worker {self.id}"
+        )
+
+    async def _prepare(self) -> Life:
         processes = ProcessPool(self.processes)
         try:
             await processes.prepare(
@@ -254,34 +390,10 @@ class Worker:
                 for operation in self._operations.values()
                 if operation.mode == "process"
             )
-            self._life = await self._open(processes)
+            return await self._open(processes)
         except BaseException:
             await processes.close()
             raise
-        log.info(
-            "worker %s serves %s of %s with %d slots, broker %s",
-            self.id,
-            ", ".join(self._operations),
-            ", ".join(self.queues),
-            self.concurrency,
-            self._options.address,
-        )
-
-    async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
-        """Takes no more jobs, lets those that run finish, gives back the rest, and leaves.
-
-        Stopping a worker that does not run does nothing.
-
-        Args:
-            hurry: Ends the grace of running jobs when set.
-        """
-        life = self._life
-        if life is not None and not life.closing:
-            try:
-                await life.close(self.shutdown_grace_s, hurry or asyncio.Event())
-            finally:
-                self._last_stats, self._life = life.stats, None
-            log.info("worker %s has left", self.id)
 
     async def _open(self, processes: ProcessPool) -> Life:
         if self.transport == "unary":
@@ -317,10 +429,17 @@ class Worker:
     async def _live(
         self, transport: Transport, processes: ProcessPool, prefetch: int | None
     ) -> Life:
-        # A channel of the caller's says nothing of where it leads.
-        options = self._options if self._channel is None else None
         return await Life.open(
-            self._spec(), self._operations, transport, processes, prefetch, options
+            self._spec(),
+            self._operations,
+            transport,
+            processes,
+            prefetch,
+            # A channel of the caller's says nothing of where it leads.
+            self._options if self._channel is None else None,
+            Growth() if self._grows else None,
+            self.concurrency if self.max_abandoned is None else self.max_abandoned,
+            self._on_error,
         )
 
     async def __aenter__(self) -> Worker:
@@ -347,46 +466,12 @@ class Worker:
         )
 
 
-class _Signals:
-    """Calls a function on SIGTERM and SIGINT, where signals can be had."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._set: list[signal.Signals] = []
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._call)
-            self._set.append(number)
-
-    def __exit__(self, *error: object) -> None:
-        for number in self._set:
-            asyncio.get_running_loop().remove_signal_handler(number)
+async def _pass_on(one: asyncio.Event, other: asyncio.Event) -> None:
+    await one.wait()
+    other.set()
 
 
-def _calm_the_collector() -> None:
-    """Has the collector look after 20,000 new objects rather than 700.
-
-    The jobs in hand are thousands of objects without cycles, and at Python's own thresholds
-    looking through them again and again takes a third of a busy worker's time.
-    """
-    if gc.get_threshold() in _PYTHONS_OWN:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Picks uvloop where it is installed, the faster loop under gRPC."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-def _new_worker_id() -> str:
-    host = re.sub(r"[^A-Za-z0-9._:@-]", "-", socket.gethostname())
-    return f"{host[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+def _is_cancelled() -> bool:
+    """Tells the cancellation of this task from that of what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,217 @@
+"""What a worker writes into its log, and how: lines that say which job they are about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from jobwire.output import current_context
+from jobwire.signals import Fatal, Retry
+from jobwire.v1.job_pb2 import Failure
+from jobwire.v1.worker_service_pb2 import Completion
+from jobwire.worker.held import Held
+
+log = logging.getLogger("jobwire.worker")
+
+LogFormat = Literal["text", "json"]
+
+# Each second so many finished jobs, and so many failures with their tracebacks, have lines of
+# their own; the others are counted in one.
+LINES_A_SECOND = 20
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)
+}
+
+
+class JobFilter(logging.Filter):
+    """Tells records which job they are about: `job_id`, `operation` and `attempt`.
+
+    Add it to the handlers of your own logging configuration; their formats may then hold
+    `%(job_id)s`. Outside of job handlers the three are empty.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Adds the attributes; never drops a record."""
+        context = current_context.get()
+        if not hasattr(record, "job_id"):
+            record.job_id = context.job_id if context is not None else ""
+            record.operation = context.operation if context is not None else ""
+            record.attempt = context.attempt if context is not None else 0
+        return True
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people; what job handlers log ends with the job."""
+
+    def __init__(self, with_time: bool = True) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s %(message)s" if with_time else "%(message)s"
+        )
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the library
+        """The line, without what could command a terminal."""
+        said = super().formatMessage(record).translate(_CONTROLS)
+        job_id = getattr(record, "job_id", "")
+        if job_id and job_id not in said:
+            said += f"  [{job_id} attempt {getattr(record, 'attempt', 0)}]"
+        return said
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - of the library
+        """The traceback, likewise."""
+        return super().formatException(ei).translate(_CONTROLS)
+
+
+class JsonFormatter(logging.Formatter):
+    """A line of JSON for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Writes what is known of it."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("job_id", "operation", "attempt", "outcome", "duration_s"):
+            if value := getattr(record, name, None):
+                line[name] = value
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return json.dumps(line, ensure_ascii=True)
+
+
+def set_up_logging(
+    level: str = "info",
+    log_format: LogFormat = "text",
+    handler: logging.Handler | None = None,
+) -> None:
+    """Sends the log of the whole process to standard error, unless it has a way already.
+
+    Args:
+        level: The least that is written: `debug`, `info`, `warning` or `error`.
+        log_format: `text`, lines for people; `json`, an object in each line.
+        handler: For text, in place of plain lines.
+    """
+    root = logging.getLogger()
+    own = [h for h in logging.getLogger("jobwire").handlers if type(h) is not logging.NullHandler]
+    if root.handlers or own:
+        return
+    if log_format == "json" or handler is None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(JobFilter())
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+class Journal:
+    """Tells of the jobs that end, one by one or, where they are many, by the second.
+
+    Args:
+        failed: Called with each failure of a handler: its job and what it raised.
+    """
+
+    def __init__(self, failed: Callable[[Held, BaseException], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._failed = failed
+        self._second = 0.0
+        self._lines = self._tracebacks = LINES_A_SECOND
+        self._unsaid = self._unsaid_failures = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ended(self, ended: Sequence[tuple[Held, object]]) -> None:
+        """Notes the ends of handlers."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        now = self._loop.time()
+        self._turn(now)
+        for at, (held, outcome) in enumerate(ended):
+            if self._lines <= 0:
+                self._leave_unsaid(len(ended) - at)
+                break
+            # Of failures another line tells.
+            if isinstance(outcome, Completion) and not held.void:
+                self._lines -= 1
+                took_s = now - held.started_at
+                log.info(
+                    "%s succeeded in %.3g s: %s%s",
+                    held.assignment.spec.operation,
+                    took_s,
+                    held.job_id,
+                    _attempt(held),
+                    extra=_about(held, outcome="succeeded", duration_s=round(took_s, 6)),
+                )
+
+    def failed(self, held: Held, described: Failure, error: BaseException) -> None:
+        """Notes that a handler raised something."""
+        if self._failed is not None:
+            self._failed(held, error)
+        now = self._loop.time()
+        self._turn(now)
+        self._tracebacks -= 1
+        if self._tracebacks < 0:
+            self._unsaid_failures += 1
+            self._leave_unsaid(0)
+            return
+        # What a handler says on purpose needs no traceback.
+        deliberate = isinstance(error, Retry | Fatal)
+        took_s = now - held.started_at
+        log.log(
+            logging.ERROR if described.non_retryable else logging.WARNING,
+            "%s failed after %.3g s: %s%s: %s: %s",
+            held.assignment.spec.operation,
+            took_s,
+            held.job_id,
+            _attempt(held),
+            described.type,
+            described.message,
+            exc_info=None if deliberate and not log.isEnabledFor(logging.DEBUG) else error,
+            extra=_about(held, outcome="failed", duration_s=round(took_s, 6)),
+        )
+
+    def close(self) -> None:
+        """Says what is unsaid."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._summarize()
+
+    def _turn(self, now: float) -> None:
+        if now - self._second >= 1.0:
+            self._summarize()
+            self._second = now
+            self._lines = self._tracebacks = LINES_A_SECOND
+
+    def _leave_unsaid(self, jobs: int) -> None:
+        self._unsaid += jobs
+        if self._timer is None and (self._unsaid or self._unsaid_failures):
+            self._timer = self._loop.call_later(1.0, self._timer_ends)
+
+    def _timer_ends(self) -> None:
+        self._timer = None
+        self._summarize()
+
+    def _summarize(self) -> None:
+        if self._unsaid:
+            log.info("and %d more jobs ended", self._unsaid)
+        if self._unsaid_failures:
+            log.warning("and %d more handlers failed", self._unsaid_failures)
+        self._unsaid = self._unsaid_failures = 0
+
+
+def _about(held: Held, **more: Any) -> dict[str, Any]:
+    return {
+        "job_id": held.job_id,
+        "operation": held.assignment.spec.operation,
+        "attempt": held.assignment.attempt,
+        **more,
+    }
+
+
+def _attempt(held: Held) -> str:
+    attempt = held.assignment.attempt
+    return f" (attempt {attempt})" if attempt > 1 else ""

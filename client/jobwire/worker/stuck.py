@@ -1,0 +1,105 @@
+"""Handlers that do not stop when they are told to, and the places that they take."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable
+
+from jobwire.worker.held import Held
+from jobwire.worker.runner import held_in
+
+log = logging.getLogger("jobwire.worker")
+
+STUCK_AFTER_S = 5.0
+"""A handler that goes on so long after it was told to stop does not heed it."""
+
+
+class Stuck:
+    """Keeps count of them, and says in the log what they are about.
+
+    Args:
+        concurrency: The places that there are.
+        max_abandoned: So many at the most give their places to others and go on beside them.
+    """
+
+    def __init__(self, concurrency: int, max_abandoned: int) -> None:
+        self._concurrency = concurrency
+        self._max_abandoned = max_abandoned
+        self._stuck: set[Held] = set()
+        self._abandoned: set[Held] = set()
+        self._said_full = False
+
+    @property
+    def count(self) -> int:
+        """How many take places."""
+        return len(self._stuck)
+
+    def found(self, held: Held) -> bool:
+        """Notes one; True if there is room to abandon it."""
+        if held not in self._stuck:
+            self._stuck.add(held)
+            log.warning(
+                "the handler of %r, job %s, goes on although it was told to stop (%s)%s; it takes"
+                " one of %d places",
+                held.assignment.spec.operation,
+                held.job_id,
+                held.signal.reason,
+                _place(held),
+                self._concurrency,
+            )
+        if len(self._stuck) >= self._concurrency and not self._said_full:
+            self._said_full = True
+            log.error(
+                "STUCK %d/%d: all places are taken by handlers that do not stop; the worker takes"
+                " no jobs until one of them ends",
+                len(self._stuck),
+                self._concurrency,
+            )
+        return len(self._abandoned) < self._max_abandoned
+
+    def abandon(self, held: Held) -> None:
+        """Lets one go: its place is free, and what it still does is nobody's."""
+        self._stuck.discard(held)
+        self._said_full = False
+        self._abandoned.add(held)
+        log.warning(
+            "%s is left to itself, and its place is given to others (%d of at most %d)",
+            held.job_id,
+            len(self._abandoned),
+            self._max_abandoned,
+        )
+
+    def ended(self, held: Held) -> bool:
+        """Notes that a handler which was told to stop has; True if it had been abandoned."""
+        if held.stop_timer is not None:
+            held.stop_timer.cancel()
+        if held in self._stuck:
+            self._stuck.discard(held)
+            self._said_full = False
+            log.info("the handler of %s has stopped at last", held.job_id)
+        if held in self._abandoned:
+            self._abandoned.discard(held)
+            log.info("the abandoned handler of %s has ended", held.job_id)
+            return True
+        return False
+
+    def close(self, running: Iterable[Held]) -> None:
+        """Looks no more."""
+        for held in running:
+            if held.stop_timer is not None:
+                held.stop_timer.cancel()
+
+
+def _place(held: Held) -> str:
+    """Where the handler stands, if it has a thread."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident in names and held_in(frame) is held:
+            code = frame.f_code
+            return f", at {code.co_filename}:{frame.f_lineno} ({code.co_name})"
+    if held.task is not None and (stack := held.task.get_stack(limit=1)):
+        code = stack[0].f_code
+        return f", at {code.co_filename}:{stack[0].f_lineno} ({code.co_name})"
+    return ""
