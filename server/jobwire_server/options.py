@@ -100,12 +100,13 @@ class BrokerOptions:
     retry: RetryDefaults = field(default_factory=RetryDefaults)
     limits: Limits = field(default_factory=Limits)
 
-    @property
-    def call_contact_timeout_ms(self) -> int:
-        """How long after the last answer a worker that makes calls may take its jobs for its own:
-        less than the worker timeout, because signs of life are recorded once a second.
+    def call_contact_timeout_ms(self, lease_ms: int) -> int:
+        """How long after the last answer a worker that makes calls may take its jobs for its own.
+
+        Less than the worker timeout, because signs of life are recorded once a second, and than the
+        lease.
         """
-        return self.worker_timeout_ms * 3 // 4
+        return min(self.worker_timeout_ms, lease_ms) * 3 // 4
 
     @property
     def patience_s(self) -> float:
@@ -114,7 +115,9 @@ class BrokerOptions:
         """
         return min(self.reconnect_window_ms / 1000, MOST_PATIENCE_S)
 
-    @property
-    def contact_timeout_ms(self) -> int:
-        """The same for a worker on a stream, after the last frame that it heard."""
-        return min(self.reconnect_window_ms, self.call_contact_timeout_ms)
+    def contact_timeout_ms(self, lease_ms: int) -> int:
+        """The same for a worker on a stream, after the last frame that it heard. Its leases are
+        renewed when a third of them has passed.
+        """
+        calls_ms = self.call_contact_timeout_ms(lease_ms)
+        return min(self.reconnect_window_ms, calls_ms, lease_ms * 2 // 3)

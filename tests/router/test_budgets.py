@@ -6,9 +6,10 @@ import pytest
 
 from jobwire_server.errors import LeaseLost
 from jobwire_server.model import Failure, JobState, Outcome, RetryPolicy
+from jobwire_server.operations import endings
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import new_job
+from tests.support.jobs import new_job, worker_spec
 
 S = JobState
 FAILURE = Failure("Broken", "it broke")
@@ -199,6 +200,90 @@ async def test_a_job_whose_lease_ran_out_is_delivered_again_under_a_higher_token
     assert done.state is S.SUCCEEDED
     assert (await broker.job(ulid)).result == b"mine"
     broker.check()
+
+
+async def test_a_lease_that_a_living_worker_never_names_is_no_crash_three_times(
+    broker: Broker,
+) -> None:
+    """As where the answers of its claims were lost on their way."""
+    await broker.register()
+    (ulid,) = await broker.submit()
+    for round_ in range(1, 7):
+        await broker.claim_one()
+        for _ in range(7):
+            broker.shift(4_000)
+            await broker.router.heartbeat("w1", [])
+        await broker.after(4_000)
+        job = await broker.job(ulid)
+        crashes = max(0, round_ - endings.FREE_DELIVERIES)
+        assert (job.crashes, job.state) == (crashes, S.FAILED if crashes == 3 else S.PENDING)
+    outcomes = [attempt.outcome for attempt in job.attempts]
+    assert outcomes == [Outcome.UNDELIVERED] * 3 + [Outcome.CRASHED] * 3
+    broker.check()
+
+
+async def test_a_lease_of_a_worker_that_was_not_heard_of_since_is_a_crash(broker: Broker) -> None:
+    await broker.register()
+    (ulid,) = await broker.submit()
+    assignment = await broker.claim_one()
+    broker.shift(20_000)
+    await broker.router.heartbeat("w1", [("default", ulid, assignment.fencing_token)])
+    await broker.after(30_001)
+    job = await broker.job(ulid)
+    assert (job.crashes, job.state) == (1, S.PENDING)
+
+
+async def test_jobs_of_a_worker_whose_server_fell_silent_with_it_count_no_crash(
+    store_url: str,
+) -> None:
+    timeout_ms = 15_000
+    async with (
+        running_broker(store_url, QUIET, worker_timeout_ms=timeout_ms) as hung,
+        running_broker(store_url, QUIET, "s2", worker_timeout_ms=timeout_ms) as broker,
+    ):
+        await hung.router._reaper.stop()
+        await hung.register()
+        (ulid,) = await broker.submit()
+        await hung.claim_one()
+        broker.shift(timeout_ms + 1_000)
+        await broker.sweep()
+        job = await broker.job(ulid)
+        assert (job.crashes, job.state) == (0, S.PENDING)
+        assert [attempt.outcome for attempt in job.attempts] == [Outcome.UNDELIVERED]
+
+
+async def test_a_clock_that_is_set_back_keeps_no_job_of_a_silent_worker(store_url: str) -> None:
+    timeout_ms = 15_000
+    async with running_broker(store_url, QUIET, worker_timeout_ms=timeout_ms) as broker:
+        broker.shift(40_000)
+        await broker.register()
+        (ulid,) = await broker.submit()
+        await broker.claim_one()
+        broker.shift(-40_000)
+        await broker.sweep()
+        assert await broker.state(ulid) is S.RUNNING
+        broker.shift(timeout_ms + 100)
+        await broker.sweep()
+        assert await broker.state(ulid) is S.PENDING
+
+
+async def test_a_worker_started_anew_under_its_old_id_gets_its_old_jobs_back_at_once(
+    broker: Broker,
+) -> None:
+    await broker.router.register_worker(worker_spec("w1"), "process-1")
+    (ulid,) = await broker.submit()
+    await broker.claim_one()
+    broker.shift(10)
+    await broker.router.register_worker(worker_spec("w1"), "process-2")
+    job = await broker.job(ulid)
+    assert (job.crashes, job.state) == (1, S.PENDING)
+    assignment = await broker.claim_one()
+    assert assignment.fencing_token == 2
+    broker.shift(10)
+    # The same call again, its answer lost.
+    await broker.router.register_worker(worker_spec("w1"), "process-2")
+    await broker.sweep()
+    assert await broker.state(ulid) is S.RUNNING
 
 
 async def test_every_completion_may_be_repeated_after_a_lost_answer(broker: Broker) -> None:

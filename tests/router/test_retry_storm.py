@@ -62,10 +62,10 @@ def _count_ticks(broker: Broker) -> Callable[[], int]:
     ticks = 0
     real = broker.router._upkeep.tick
 
-    async def tick(*args: object) -> object:
+    async def tick(*args: object, **given: object) -> object:
         nonlocal ticks
         ticks += 1
-        return await real(*args)  # type: ignore[arg-type]
+        return await real(*args, **given)  # type: ignore[arg-type]
 
     broker.router._upkeep.tick = tick  # type: ignore[method-assign, assignment]
     return lambda: ticks

@@ -340,6 +340,38 @@ async def test_an_attachment_that_is_broken_off_in_the_middle_leaves_nothing_beh
         await worker.jobs(1)
 
 
+async def test_a_store_that_forgets_an_attachment_ends_no_worker_and_takes_no_job(
+    valkey_url: str,
+) -> None:
+    """As after a failover: the new primary has the stream before, which the replica had."""
+    async with (
+        stream_server(valkey_url, PATIENT) as here,
+        stream_server(valkey_url, PATIENT, "s2") as there,
+        Producer(here.address) as producer,
+    ):
+        await producer.submit()
+        async with RawWorker(here.address) as first:
+            await first.attach()
+            jobs = await first.jobs(1)
+            store = here.router._runner
+            found = await store.command("HGETALL", "jw:{workers}:w:w1")
+            before = [part for pair in found.items() for part in pair]
+        await _breaks(here, "w1")
+        async with RawWorker(there.address) as second:
+            await second.attach(jobs)
+            await store.command("DEL", "jw:{workers}:w:w1")
+            await store.command("HSET", "jw:{workers}:w:w1", *before)
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    if await store.command("HGET", "jw:{workers}:w:w1", "server") == b"s2":
+                        break
+                    await asyncio.sleep(0.02)
+            assert not second.call.done()
+            assert not (await second.complete(*jobs)).refused
+            await producer.submit()
+            await second.jobs(1)
+
+
 async def test_the_counters_of_a_worker_go_on_over_its_streams(
     server: StreamServer, producer: Producer
 ) -> None:

@@ -29,6 +29,11 @@ class Proxy:
         for direction in directions:
             self._cut[direction].update(range(self.accepted))
 
+    def refuse(self) -> None:
+        """Takes no more connections; those there are go on."""
+        assert self._server is not None
+        self._server.close()
+
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         host, port = self._server.sockets[0].getsockname()[:2]

@@ -221,7 +221,7 @@ class UnaryTransport:
         while True:
             # Jitter keeps workers that started together from beating together.
             await asyncio.sleep(self._terms.heartbeat_interval_s * random.uniform(0.85, 1.0))
-            timeout_s = HEARTBEAT_TIMEOUT_S
+            timeout_s = min(HEARTBEAT_TIMEOUT_S, self._terms.heartbeat_interval_s)
             while not await self._beat(backoff, timeout_s):
                 timeout_s = min(2 * timeout_s, MOST_HEARTBEAT_TIMEOUT_S)
             backoff.reset()

@@ -288,14 +288,17 @@ class WorkStreams:
         if frame.attached:
             attached = message.attached
             attached.server_id = self._router.server_id
-            convert.set_moment(attached.heartbeat_interval, options.heartbeat_interval_ms)
+            beat_ms = round(session.times.heartbeat_s * 1000)
+            convert.set_moment(attached.heartbeat_interval, beat_ms)
             convert.set_moment(attached.claim_timeout, options.claim_timeout_ms)
             attached.reconnect_window.SetInParent()
             convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
             convert.set_moment(attached.lease_duration, session.lease_ms)
             attached.features.append("received")
             attached.contact_timeout.SetInParent()
-            convert.set_moment(attached.contact_timeout, options.contact_timeout_ms)
+            convert.set_moment(
+                attached.contact_timeout, options.contact_timeout_ms(session.lease_ms)
+            )
             quiet_ms = round(session.times.worker_heartbeat_s * 1000)
             convert.set_moment(attached.worker_heartbeat_interval, quiet_ms)
             lost = attached.lost_leases

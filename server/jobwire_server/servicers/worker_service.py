@@ -50,7 +50,9 @@ class WorkerService:
             worker_timeout=convert.span(options.worker_timeout_ms),
             lease_duration=convert.span(self._router.lease_ms(spec)),
             server_id=self._router.server_id,
-            contact_timeout=convert.span(options.call_contact_timeout_ms),
+            contact_timeout=convert.span(
+                options.call_contact_timeout_ms(self._router.lease_ms(spec))
+            ),
         )
 
     async def ClaimJob(self, request: worker_service_pb2.ClaimJobRequest, context: object) -> Any:

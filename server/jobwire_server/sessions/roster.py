@@ -407,7 +407,8 @@ class Roster:
 
     def _times(self, lease_ms: int) -> SessionTimes:
         options = self._options
-        heartbeat_s = options.heartbeat_interval_ms / 1000
+        # Two of them and an attachment go into the part of a lease that is surely left.
+        heartbeat_s = min(options.heartbeat_interval_ms, lease_ms / 6) / 1000
         return SessionTimes(
             heartbeat_s=heartbeat_s,
             worker_heartbeat_s=max(heartbeat_s, min(WORKER_HEARTBEAT_S, lease_ms / 6000)),
