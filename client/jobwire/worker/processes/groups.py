@@ -112,11 +112,22 @@ def _from_ps() -> Iterator[Running]:
         yield Running(int(pid), int(parent), int(group), state.startswith("Z"), "".join(name))
 
 
-def resident_bytes() -> int:
-    """Tells how much memory this process holds; where the system does not tell, its peak."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+class Memory:
+    """Tells how much memory this process holds."""
+
+    def __init__(self) -> None:
+        self._page_size = os.sysconf("SC_PAGE_SIZE")
+        # Read after each job, and most of the time would go into opening it.
+        self._file: int | None = None
+        with suppress(OSError):
+            self._file = os.open("/proc/self/statm", os.O_RDONLY)
+
+    def resident_bytes(self) -> int:
+        """Looks; where the system does not tell, or a handler has closed the file, the peak."""
+        if self._file is not None:
+            try:
+                return int(os.pread(self._file, 256, 0).split()[1]) * self._page_size
+            except (OSError, ValueError, IndexError):
+                self._file = None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak << 10

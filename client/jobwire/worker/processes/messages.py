@@ -6,7 +6,7 @@ To the process: `run` (handler pickled, assignment, when it ends), `stop` (reaso
 (of output), `saved` (number, refusal), `end`.
 
 From it: `ready`, `unfit` (words: it can't run handlers), `report`, `output`, `checkpoint` (number,
-payload), `log` (attributes of a record, pickled), `ended` (an `Ended`).
+payload), `log` (attributes of a record, pickled), `ended` (the fields of an `Ended`).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class ProcessPool:
             if stop.is_set:
                 raise Stopped("killed after it did not stop")
             raise ProcessDied(f"the handler's process {content}")
-        ended: Ended = content
+        ended = Ended(*content)
         if stop.is_set and child.was_terminated and ended.kind == "failure":
             # What it made of the end of its programs.
             self._retire(child)

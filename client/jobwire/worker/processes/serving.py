@@ -29,9 +29,9 @@ from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion
 from jobwire.worker.handlers import Handler, Raised, call
 from jobwire.worker.outcomes import failure, success
-from jobwire.worker.processes.groups import helpers, processes, resident_bytes
+from jobwire.worker.processes.groups import Memory, helpers, processes
 from jobwire.worker.processes.logs import ToWorker
-from jobwire.worker.processes.messages import Ended, Message
+from jobwire.worker.processes.messages import Message
 from jobwire.worker.processes.setup import Setup
 
 _FLUSH_S = 0.05
@@ -59,6 +59,7 @@ class _HandlerProcess:
         self._pipe = pipe
         self._setup = setup
         self._pid = os.getpid()
+        self._memory = Memory()
         self._send_lock = threading.Lock()
         self._jobs: queue.Queue[tuple[bytes, bytes, float | None] | None] = queue.Queue()
         self._stop = StopSignal()
@@ -96,7 +97,6 @@ class _HandlerProcess:
     def serve(self) -> None:
         """Runs one handler after the other."""
         while (job := self._jobs.get()) is not None:
-            _take_signals()
             kind, content = self._run(*job)
             if os.getpid() != self._pid:
                 # A child that the handler forked has returned from it; its parent speaks for both.
@@ -107,7 +107,7 @@ class _HandlerProcess:
                     stream.flush()
             self._busy.clear()
             self._flush()
-            self._send(("ended", Ended(kind, content, left, resident_bytes())))
+            self._send(("ended", (kind, content, left, self._memory.resident_bytes())))
 
     def _listen(self) -> None:
         try:
@@ -122,8 +122,7 @@ class _HandlerProcess:
         except OSError as error:
             if error.errno == errno.EBADF:
                 return  # the handler has closed it; the worker says so, and ends this process
-        # The worker is gone, and with it the lease.
-        os.killpg(0, signal.SIGKILL)
+        _end_group()
 
     def _receive(self, message: Message) -> None:
         kind, content = message
@@ -194,13 +193,13 @@ class _HandlerProcess:
         with self._send_lock:
             newest, self._newest = self._newest, None
             if newest is not None:
-                self._pipe.send(("report", newest.SerializeToString()))
+                self._write(("report", newest.SerializeToString()))
             while chunks := self._output.take():
                 pieces = [
                     (chunk.text.encode() or chunk.data, chunk.channel, chunk.HasField("text"))
                     for chunk in chunks
                 ]
-                self._pipe.send(("output", pieces))
+                self._write(("output", pieces))
                 self._output.recorded()
 
     def _new_log(self) -> OutputLog:
@@ -214,7 +213,13 @@ class _HandlerProcess:
 
     def _send(self, message: Message) -> None:
         with self._send_lock:
+            self._write(message)
+
+    def _write(self, message: Message) -> None:
+        try:
             self._pipe.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            _end_group()
 
     def _left_running(self) -> tuple[str, ...]:
         """Names the processes that the handler started and that go on after it."""
@@ -248,6 +253,11 @@ class _HandlerProcess:
             if isinstance(handler, ToWorker):
                 logging.root.removeHandler(handler)
                 logging.root.addHandler(logging.StreamHandler())
+
+
+def _end_group() -> None:
+    """Ends this process and what it has started: the worker is gone, and with it the lease."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def _described(error: BaseException) -> Failure:
