@@ -102,7 +102,7 @@ def run_sync(given: argparse.Namespace, journal: Journal) -> None:
         journal.write("up")
         threads = [
             threading.Thread(target=work, args=(client, random.Random(given.seed * 10 + at)))
-            for at in range(2)
+            for at in range(4)
         ]
         for thread in threads:
             thread.start()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 WHATS = ("kill", "stop", "term", "cut", "deaf", "slow", "full", "failover")
 
+CLIENT_WEIGHT = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -105,7 +107,9 @@ def draw(
             if at_s + for_s > seconds:
                 continue
             free = [name]
-        name = rng.choice(sorted(free))
+        # A client that is away asks for nothing, and then nothing can go wrong.
+        weights = [CLIENT_WEIGHT if "client" in each else 1.0 for each in sorted(free)]
+        (name,) = rng.choices(sorted(free), weights)
         busy_until[name] = at_s + for_s + pace.calm_s
         found.append(Fault(0, round(at_s, 2), what, name, round(for_s, 2)))
     found.sort(key=lambda fault: fault.at_s)

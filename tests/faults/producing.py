@@ -92,7 +92,7 @@ class Producers:
     async def run(self) -> None:
         """Submits, watches, cancels and redrives until told to stop; then until watches ended."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._singles, self._singles, self._batches, self._meddle):
+            for work in (*[self._singles] * 6, *[self._batches] * 2, self._meddle):
                 group.create_task(work())
         for task in [*self._repeats]:
             task.cancel()
@@ -118,7 +118,7 @@ class Producers:
         return key, wish, new_job(wish, job_id=job_id, request_id=request_id)
 
     async def _singles(self) -> None:
-        while await self._pause(self.pause_s):
+        while await self._pause(self.pause_s * 4):
             key, wish, job = self._draw()
             self.journal.write("submit", key=key, wish=wish.facts())
             await self._submit(key, job)
@@ -140,7 +140,7 @@ class Producers:
         await self._submit(key, job)
 
     async def _batches(self) -> None:
-        while await self._pause(self.pause_s * 8):
+        while await self._pause(self.pause_s * 10):
             drawn = [self._draw() for _ in range(self.rng.randrange(2, 25))]
             for key, wish, _ in drawn:
                 self.journal.write("submit", key=key, wish=wish.facts())
