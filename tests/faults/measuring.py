@@ -132,7 +132,9 @@ class Measures:
     def worker(self, name: str, label: str, down_s: float, also: Managed | None = None) -> None:
         """Kills a worker with its jobs, and a server too if asked; times their next starts."""
         victim = self.world.workers[name]
-        self._until(lambda: victim.alive)
+        since = time.monotonic()
+        # It takes jobs again, and so may take some of those that follow.
+        self._until(lambda: any(event["pid"] == victim.pid for event in self.begins.since(since)))
         held = self._hold(victim)
         killed = time.monotonic()
         if also is not None:
@@ -150,7 +152,6 @@ class Measures:
         found = again()
         self.times[label] += [found.get(job_id, LONGEST_S) for job_id in held]
         self._free()
-        self._until(lambda: victim.alive)
 
     def server(self, label: str) -> None:
         """Kills a server; times the next accepted submission, and the next start of a handler."""
