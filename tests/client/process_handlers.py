@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jobwire import Context
+from jobwire import Context, Fatal
 
 SLEEP = "exec sleep 600"
 STUBBORN = "trap '' TERM; while :; do sleep 1; done"
@@ -27,7 +27,8 @@ def square(number: int) -> int:
 
 def use_pool(context: Context) -> list[int]:
     with multiprocessing.get_context(context.payload).Pool(2) as pool:
-        return pool.map(square, range(4))
+        squares: list[int] = pool.map(square, range(4))
+    return squares
 
 
 def use_executor(context: Context) -> list[int]:
@@ -119,6 +120,8 @@ def recurse(depth: int) -> int:
 
 def raise_oddly(context: Context) -> None:
     match context.payload:
+        case "deliberate":
+            raise Fatal("no use")
         case "unpicklable":
             raise Unpicklable(1, 2)
         case "unspeakable":
@@ -166,6 +169,11 @@ def log_lines(context: Context) -> None:
     except ValueError:
         logging.getLogger("tests.handlers").exception("went wrong")
     context.logger.info("said by the job's logger")
+
+
+def leave_from_thread(context: Context) -> int:
+    """In a thread of the worker."""
+    return subprocess.Popen(["sleep", "600"]).pid
 
 
 def touch_and_wait(context: Context) -> str:

@@ -225,11 +225,27 @@ async def test_what_handlers_log_is_in_the_workers_log(
         async with process_worker(broker, handlers.log_lines):
             job = await broker.add("log_lines")
             assert (await completion(broker, job)).HasField("success")
-    ours = [record for record in caplog.records if getattr(record, "job_id", "") == job.id]
+    of_the_job = [record for record in caplog.records if getattr(record, "job_id", "") == job.id]
+    ours = [record for record in of_the_job if record.name != "jobwire.worker"]
     assert [(record.name, record.levelname) for record in ours] == [
         ("tests.handlers", "INFO"),
         ("tests.handlers", "ERROR"),
         ("jobwire.job.log_lines", "INFO"),
     ]
+    assert {(record.operation, record.attempt) for record in ours} == {("log_lines", 1)}
     assert ours[0].getMessage() == "seen by the worker"
     assert "ValueError: the cause" in ours[1].getMessage()
+
+
+async def test_the_worker_logs_where_a_handler_in_a_process_failed(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with process_worker(broker, handlers.raise_oddly):
+        with caplog.at_level(logging.WARNING, "jobwire.worker"):
+            await failure(broker, "raise_oddly", "unpicklable")
+            await failure(broker, "raise_oddly", "deliberate")
+    lines = [record for record in caplog.records if "raise_oddly failed" in record.getMessage()]
+    unforeseen, deliberate = (record.getMessage() for record in lines)
+    assert "raise Unpicklable(1, 2)" in unforeseen
+    assert "pool.py" not in unforeseen
+    assert deliberate.endswith("Fatal: no use")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -32,16 +32,20 @@ worker = Worker(sys.argv[1], concurrency=2, shutdown_grace_s=0.2)
 worker.operation("start_and_wait", run="process")(handlers.start_and_wait)
 worker.operation("touch_and_wait", run="process")(handlers.touch_and_wait)
 worker.operation("fork_a_pool")(handlers.fork_a_pool)
+worker.operation("leave_from_thread")(handlers.leave_from_thread)
 worker.run()
 """
 
 
 @asynccontextmanager
-async def worker_program(broker: Broker) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def worker_program(
+    broker: Broker, log: Path | None = None
+) -> AsyncIterator[subprocess.Popen[bytes]]:
     """A worker in a process of its own, which leads a group as if a terminal had started it."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, broker.target], start_new_session=True
-    )
+    with nullcontext() if log is None else log.open("wb") as errors:
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, broker.target], start_new_session=True, stderr=errors
+        )
     try:
         yield program
     finally:
@@ -87,6 +91,23 @@ async def test_a_forked_child_of_the_worker_hides_its_kill_from_nobody(broker: B
             for pid in forked:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_worker_names_what_other_handlers_have_left_running(
+    broker: Broker, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    async with worker_program(broker, log) as program:
+        said = await completion(broker, await broker.add("leave_from_thread"))
+        pid = int(said.success.result.json)
+        try:
+            program.terminate()
+            await eventually(lambda: program.poll() is not None, "the worker has left")
+            assert f"processes run on that were started in this worker's: sleep ({pid})" in (
+                log.read_text()
+            )
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

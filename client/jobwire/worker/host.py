@@ -10,7 +10,10 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jobwire.worker.processes.groups import children
 
 log = logging.getLogger("jobwire.worker")
 
@@ -45,6 +48,25 @@ def warn_of_fork() -> None:
         " worker's environment (`jobwire worker` does)",
         FORK_VARIABLE,
     )
+
+
+@contextmanager
+def naming_what_runs_on() -> Iterator[None]:
+    """Names the processes that were started meanwhile and go on afterwards.
+
+    Those of handlers in threads and on the event loop are nobody's but the handlers'.
+    """
+    before = {child.pid for child in children()}
+    try:
+        yield
+    finally:
+        left = [child for child in children() if child.pid not in before]
+        if left:
+            log.warning(
+                "processes run on that were started in this worker's: %s; end them in their"
+                " handler, or run it as 'process', and they end with it",
+                ", ".join(map(str, left)),
+            )
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

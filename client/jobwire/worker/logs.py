@@ -15,6 +15,7 @@ from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion
 from jobwire.worker.held import Held
+from jobwire.worker.outcomes import HandlerFailure
 
 log = logging.getLogger("jobwire.worker")
 
@@ -159,18 +160,26 @@ class Journal:
             self._leave_unsaid(0)
             return
         # What a handler says on purpose needs no traceback.
-        deliberate = isinstance(error, Retry | Fatal)
+        elsewhere = isinstance(error, HandlerFailure)
+        if isinstance(error, HandlerFailure):
+            deliberate = error.deliberate
+        else:
+            deliberate = isinstance(error, Retry | Fatal)
+        silent = deliberate and not log.isEnabledFor(logging.DEBUG)
+        # The traceback of what another process has raised is text.
+        stack = f"\n{described.stack.rstrip()}" if elsewhere and not silent else ""
         took_s = now - held.started_at
         log.log(
             logging.ERROR if described.non_retryable else logging.WARNING,
-            "%s failed after %.3g s: %s%s: %s: %s",
+            "%s failed after %.3g s: %s%s: %s: %s%s",
             held.assignment.spec.operation,
             took_s,
             held.job_id,
             _attempt(held),
             described.type,
             described.message,
-            exc_info=None if deliberate and not log.isEnabledFor(logging.DEBUG) else error,
+            stack,
+            exc_info=None if silent or elsewhere else error,
             extra=_about(held, outcome="failed", duration_s=round(took_s, 6)),
         )
 

@@ -21,11 +21,17 @@ _MAX_WAIT_S = 30 * 86_400.0
 
 
 class HandlerFailure(Exception):
-    """A failure that is put into its form already, as by another process."""
+    """A failure that is put into its form already, as by another process.
 
-    def __init__(self, failure: Failure) -> None:
+    Args:
+        failure: It.
+        deliberate: The handler raised `Retry` or `Fatal`.
+    """
+
+    def __init__(self, failure: Failure, *, deliberate: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.deliberate = deliberate
 
 
 def success(result: Any) -> Completion | Failure:

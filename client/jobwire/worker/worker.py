@@ -23,7 +23,12 @@ from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker import forks
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
-from jobwire.worker.host import let_pools_start_afresh, loop_factory, new_worker_id
+from jobwire.worker.host import (
+    let_pools_start_afresh,
+    loop_factory,
+    naming_what_runs_on,
+    new_worker_id,
+)
 from jobwire.worker.life import Life
 from jobwire.worker.logs import LogFormat, set_up_logging
 from jobwire.worker.memory import Growth, calm_the_collector
@@ -215,7 +220,7 @@ class Worker:
         set_up_logging(log_level, log_format)
         let_pools_start_afresh()
         self._grows = calm_the_collector()
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with naming_what_runs_on(), asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(self.serve())
 
     async def serve(self) -> None:

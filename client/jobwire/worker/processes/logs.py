@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jobwire.v1.worker_service_pb2 import Assignment
+
 _ORDINARY = frozenset(vars(logging.makeLogRecord({})))
 
 
@@ -71,15 +73,22 @@ class ToWorker(logging.handlers.QueueHandler):
         self._send(data)
 
 
-def log_here(data: bytes, job_id: str) -> None:
+def log_here(data: bytes, job: Assignment) -> None:
     """Gives a record from the process of a handler to this process's log.
 
     Args:
         data: The attributes of the record, pickled.
-        job_id: The job's; becomes the record's `job_id`.
+        job: The handler's; the record gets its `job_id`, `operation` and `attempt`.
     """
     attributes: dict[str, Any] = pickle.loads(data)
-    record = logging.makeLogRecord({**attributes, "job_id": job_id})
+    record = logging.makeLogRecord(
+        {
+            **attributes,
+            "job_id": job.job_id,
+            "operation": job.spec.operation,
+            "attempt": job.attempt,
+        }
+    )
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)

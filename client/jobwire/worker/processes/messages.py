@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Message: TypeAlias = tuple[str, Any]
+EndKind: TypeAlias = Literal["success", "failure", "deliberate", "stopped"]
+"""How a handler ended; deliberate: by `Retry` or `Fatal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The end of a handler."""
 
-    kind: Literal["success", "failure", "stopped"]
+    kind: EndKind
     content: bytes | str
     """A `Completion`, a `Failure`, or the words of whoever stopped it."""
     left: tuple[str, ...]

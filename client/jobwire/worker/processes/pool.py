@@ -99,7 +99,7 @@ class ProcessPool:
         stop, named = line.stop, pickled(function)
         child = await self._take(stop)
         outcome: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        child.on_message = partial(self._hear, child, assignment.job_id, line, outcome)
+        child.on_message = partial(self._hear, child, assignment, line, outcome)
         if child.dead:
             # Perhaps before on_message was set: the news may have gone to the last handler's.
             _set(outcome, ("died", child.ended.result()))
@@ -144,7 +144,7 @@ class ProcessPool:
     def _hear(
         self,
         child: HandlerProcess,
-        job_id: str,
+        assignment: Assignment,
         line: Line,
         outcome: asyncio.Future[Message],
         message: Message,
@@ -164,7 +164,7 @@ class ProcessPool:
                 lambda saved: child.send(("saved", (number, _refusal(saved.exception()))))
             )
         elif kind == "log":
-            log_here(content, job_id)
+            log_here(content, assignment)
         elif kind == "report":
             _on_loop(outcome, line.report, Progress.FromString(content))
         else:
@@ -292,8 +292,9 @@ def _result(ended: Ended) -> Payload:
     if ended.kind == "stopped":
         raise Stopped(ended.content)
     assert isinstance(ended.content, bytes)
-    if ended.kind == "failure":
-        raise HandlerFailure(Failure.FromString(ended.content))
+    if ended.kind != "success":
+        described = Failure.FromString(ended.content)
+        raise HandlerFailure(described, deliberate=ended.kind == "deliberate")
     return Completion.FromString(ended.content).success.result
 
 

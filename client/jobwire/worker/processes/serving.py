@@ -18,20 +18,19 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Literal
 
 from jobwire import _children
 from jobwire.context import Context, Report, StopSignal, Wires
 from jobwire.errors import call_error
 from jobwire.output import OutputLog, current_context
-from jobwire.signals import Stopped
+from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion
 from jobwire.worker.handlers import Handler, Raised, call
 from jobwire.worker.outcomes import failure, success
 from jobwire.worker.processes.groups import Memory, helpers, processes
 from jobwire.worker.processes.logs import ToWorker
-from jobwire.worker.processes.messages import Message
+from jobwire.worker.processes.messages import EndKind, Message
 from jobwire.worker.processes.setup import Setup
 
 _FLUSH_S = 0.05
@@ -151,7 +150,7 @@ class _HandlerProcess:
 
     def _run(
         self, function: bytes, assignment: bytes, ends_at: float | None
-    ) -> tuple[Literal["success", "failure", "stopped"], bytes | str]:
+    ) -> tuple[EndKind, bytes | str]:
         context = Context(
             Assignment.FromString(assignment),
             Wires(
@@ -168,14 +167,14 @@ class _HandlerProcess:
             result = call(handler, context)
             if isinstance(result, Raised) and isinstance(result.error, Stopped):
                 return "stopped", str(result.error)
+            if isinstance(result, Raised) and isinstance(result.error, Retry | Fatal):
+                return "deliberate", _described(result.error).SerializeToString()
             outcome = _described(result.error) if isinstance(result, Raised) else success(result)
         except BaseException as error:
             outcome = _described(error)
         finally:
             current_context.set(None)
-        kind: Literal["success", "failure"] = (
-            "success" if isinstance(outcome, Completion) else "failure"
-        )
+        kind: EndKind = "success" if isinstance(outcome, Completion) else "failure"
         return kind, outcome.SerializeToString()
 
     def _keep_newest(self, report: Report) -> None:
