@@ -207,7 +207,11 @@ def test_info_names_the_store(target: str) -> None:
     [
         (["get", "default-00000000000000000000000000"], 3, "JOB_NOT_FOUND"),
         (["queues", "show", "none"], 3, "QUEUE_NOT_FOUND"),
-        (["workers", "show", "none"], 3, "WORKER_NOT_FOUND"),
+        (["workers", "show", "none"], 3, "`jobwire workers` lists those there are (WORKER_NOT"),
+        (["list", "--timeout", "0"], 2, "'0' is no time at all"),
+        (["pause", "default"], 2, "There is `jobwire queues pause`"),
+        (["queues", "pase", "default"], 2, "Did you mean 'pause'?"),
+        (["queues", "serve"], 2, "No such command 'serve'."),
         (["submit", "x", "{bad"], 2, "line 1 column 2"),
         (["submit", "a b"], 2, "spec.operation: "),
         (["submit", "x", "--delay", "soon"], 2, "write 250ms, 10s"),
@@ -287,9 +291,21 @@ def test_completion_knows_the_commands() -> None:
     assert done.stdout.split() == ["plain,worker", "plain,workers"]
 
 
+def test_no_typing_error_leads_to_a_command_that_ends_many_jobs() -> None:
+    for typed in ("pruge", "redrve", "cancl", "delet"):
+        done = jobwire(typed)
+        assert done.returncode == 2
+        assert not re.search("Did you mean.*(purge|redrive|cancel|delete)", done.stderr)
+
+
+def test_help_speaks_of_no_bounds_that_nobody_reaches() -> None:
+    for command in ("list", "redrive", "queues configure"):
+        assert "9223372036854775807" not in jobwire(*command.split(), "--help").stdout
+
+
 def test_help_lists_the_exit_codes() -> None:
     text = jobwire("--help").stdout
-    for code in (0, 1, 2, 3, 4, 5, 70, 130):
+    for code in (0, 1, 2, 3, 4, 5, 70, 74, 130, 143):
         assert re.search(rf"^ +{code} +\w", text, re.MULTILINE), code
 
 

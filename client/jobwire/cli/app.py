@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ from jobwire.cli.terminal import silence_broken
 from jobwire.errors import CallError
 
 COMMANDS_GROUP = "jobwire.commands"
+_DESTRUCTIVE = {"cancel", "delete", "purge", "redrive"}
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 # People at a terminal would rather know at once.
 DEFAULT_TIMEOUT_S = 5.0
@@ -103,8 +105,8 @@ def common(function: F) -> F:
     return function
 
 
-class Command(click.Command):
-    """A command of this package."""
+class _Checked(click.Command):
+    """What every command of this package has."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for parameter in self.params:
@@ -114,6 +116,41 @@ class Command(click.Command):
             return super().invoke(ctx)
         with _ended_by_signals():
             return super().invoke(ctx)
+
+
+class _Suggesting(click.Group):
+    """A group that knows what a mistyped name may have meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            ctx.fail(f"No such command {name!r}.{self._meant(name)}")
+        return super().resolve_command(ctx, args)
+
+    def _meant(self, name: str) -> str:
+        inside = [
+            f"`jobwire {group.name} {name}`"
+            for group in self.commands.values()
+            if isinstance(group, click.Group) and name in group.commands
+        ]
+        if inside:
+            return f" There is {' and '.join(inside)}."
+        # Nobody should come to a command that ends or forgets many jobs by a typing error.
+        safe = [known for known in self.commands if known not in _DESTRUCTIVE]
+        near = get_close_matches(name, safe)
+        return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+class Command(_Checked):
+    """A command of this package."""
+
+
+class CommandFamily(_Suggesting, _Checked):
+    """A command with commands of its own."""
+
+    command_class = Command
 
 
 def _check_text(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -154,11 +191,11 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class CommandGroup(click.Group):
+class CommandGroup(_Suggesting):
     """Commands of this package, and those that installed packages add as entry points."""
 
     command_class = Command
-    group_class = type
+    group_class = CommandFamily
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -82,7 +82,11 @@ def show_call_error(error: CallError, address: str) -> None:
             " or it or its store hangs; --timeout gives it longer"
         )
         return
-    say(f"error: {error.message} ({error.reason or error.code.name})")
+    message = error.message
+    if error.reason == "WORKER_NOT_FOUND":
+        # What follows is meant for the worker itself.
+        message = f"{message.partition(';')[0]}; `jobwire workers` lists those there are"
+    say(f"error: {message} ({error.reason or error.code.name})")
 
 
 def show_defect(error: BaseException) -> None:
