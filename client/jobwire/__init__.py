@@ -9,6 +9,8 @@ raise is in `jobwire.errors`, what they return in `jobwire.models`, `jobwire.sch
 
 from __future__ import annotations
 
+import logging
+
 from jobwire._async.bulk import AsyncBulkAction
 from jobwire._async.client import AsyncClient
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
@@ -79,7 +81,7 @@ from jobwire.payloads import Payload, from_payload, to_payload
 from jobwire.schedules import Schedule, ScheduleRun
 from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.unique import UniqueKey
-from jobwire.worker import ProcessOptions, Worker, WorkerStats
+from jobwire.worker import JobFilter, ProcessOptions, Worker, WorkerStats
 
 __all__ = [
     "AccessDenied",
@@ -106,6 +108,7 @@ __all__ = [
     "JobCancelled",
     "JobExpired",
     "JobFailed",
+    "JobFilter",
     "JobHandle",
     "JobNotFound",
     "JobState",
@@ -160,3 +163,6 @@ __all__ = [
     "from_payload",
     "to_payload",
 ]
+
+# What a library says goes where the application sends it, and nowhere unless it does.
+logging.getLogger("jobwire").addHandler(logging.NullHandler())

@@ -43,6 +43,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 STUCK_S = 15.0
 """An event loop that has not come round for so long fails /healthz."""
+STUCK_METRIC = "jobwire_stuck_handlers"
+STUCK_HELP = "Handlers of the workers here that go on although they were told to stop"
 MAX_PENDING = 5_000
 MAX_PENDING_S = 2
 """How many calls that have come in wait until the event loop takes them up, and for how long.
@@ -271,12 +273,18 @@ class Application:
         metrics.gauge(
             "jobwire_store_up", "1: the store can be reached", lambda: float(self._store_is_up())
         )
+        metrics.gauge(STUCK_METRIC, STUCK_HELP, lambda: float(self.stuck_handlers))
         if self._engine is not None:
             show_restarts(metrics, self._engine)
         host, port = parse_address(self.settings.http_listen)
         http = HttpServer(host, port, metrics, alive=self._alive, ready=self._ready)
         http.start()
         self.http = http
+
+    @property
+    def stuck_handlers(self) -> int:
+        """Handlers of the workers here that go on although they were told to stop."""
+        return self._router.stuck_handlers if self._router is not None else 0
 
     def _store_is_up(self) -> bool:
         return self._monitor is not None and self._monitor.reachable

@@ -23,7 +23,7 @@ _HEADER_CELLS = 8
 _NAME_CELLS = NAME_BYTES // _CELL
 _STRIDE = _NAME_CELLS + ROW_CELLS
 _SIZE = (_HEADER_CELLS + MAX_ROWS * _STRIDE) * _CELL
-_STATE, _BEAT, _STORE_UP, _ROWS = range(4)
+_STATE, _BEAT, _STORE_UP, _ROWS, _STUCK = range(5)
 
 
 class State(IntEnum):
@@ -85,9 +85,18 @@ class Page:
     def store_up(self, value: bool) -> None:
         self._cells[_STORE_UP] = value
 
+    @property
+    def stuck_handlers(self) -> int:
+        """Handlers of its workers that do not stop."""
+        return int(self._cells[_STUCK])
+
+    @stuck_handlers.setter
+    def stuck_handlers(self, value: int) -> None:
+        self._cells[_STUCK] = value
+
     def clear_levels(self) -> None:
         """Forget what ended with the process; what it counted stays."""
-        self._cells[_STATE] = self._cells[_STORE_UP] = 0.0
+        self._cells[_STATE] = self._cells[_STORE_UP] = self._cells[_STUCK] = 0.0
         for _, cells in self.rows():
             cells[0] = 0.0
 

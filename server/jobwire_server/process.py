@@ -110,6 +110,8 @@ class Child:
     async def _pulse(self) -> None:
         while True:
             self._page.beat = time.monotonic()
+            if self._application is not None:
+                self._page.stuck_handlers = self._application.stuck_handlers
             await asyncio.sleep(PULSE_S)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -464,6 +464,11 @@ class Router:
         job = await self.get_job(queue, ulid, full=False)
         return await self._claims.claim_job(worker_id, job, read_facts(job.record))
 
+    @property
+    def stuck_handlers(self) -> int:
+        """Handlers of this server's workers that go on although they were told to stop."""
+        return self._roster.stuck + self._directory.stuck
+
     async def attach_worker(self, attach: Attach) -> WorkerSession:
         """Begins a worker's stream, as `Roster.attach`."""
         return await self._roster.attach(attach)

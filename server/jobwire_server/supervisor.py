@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from jobwire_server.app import STUCK_S, show_restarts
+from jobwire_server.app import STUCK_HELP, STUCK_METRIC, STUCK_S, show_restarts
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.logs import LogFormat
 from jobwire_server.loops import unless
@@ -332,6 +332,9 @@ class Supervisor:
             "jobwire_store_up",
             "1: the store can be reached, by every process that runs",
             lambda: float(_store_is_up(slots)),
+        )
+        metrics.gauge(
+            STUCK_METRIC, STUCK_HELP, lambda: float(sum(s.page.stuck_handlers for s in slots))
         )
         if self._engine is not None:
             show_restarts(metrics, self._engine)

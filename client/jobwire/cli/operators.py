@@ -282,7 +282,7 @@ def workers(context: click.Context, queue: str, status: str | None) -> None:
 def _worker_row(worker: WorkerInfo) -> list[Any]:
     return [
         worker.id,
-        worker.status.value,
+        _status(worker),
         "yes" if worker.attached else "no",
         worker.held_jobs,
         # A worker that makes single calls has no credits.
@@ -295,6 +295,13 @@ def _worker_row(worker: WorkerInfo) -> list[Any]:
         pairs(worker.labels),
         when(worker.last_seen_at),
     ]
+
+
+def _status(worker: WorkerInfo) -> str:
+    """Its status, and how many of its places are taken by handlers that do not stop."""
+    if not worker.stuck:
+        return str(worker.status.value)
+    return f"{worker.status.value}, STUCK {worker.stuck}/{worker.concurrency or '?'}"
 
 
 @workers.command("show")
@@ -311,7 +318,7 @@ def show_worker(settings: Settings, worker_id: str) -> None:
     print_facts(
         [
             ("worker", worker.id),
-            ("status", worker.status.value),
+            ("status", _status(worker)),
             ("queues", " ".join(worker.queues)),
             ("operations", " ".join(worker.operations)),
             ("labels", pairs(worker.labels)),

@@ -20,6 +20,7 @@ from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.parameters import duration, key_value, size
 from jobwire.worker import Worker
 from jobwire.worker.host import FORK_VARIABLE, forks_are_safe
+from jobwire.worker.logs import LogFormat, TextFormatter, set_up_logging
 
 
 @cli.command()
@@ -57,6 +58,13 @@ from jobwire.worker.host import FORK_VARIABLE, forks_are_safe
     default="info",
     show_default=True,
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or a JSON object in each line.",
+)
 @common
 @pass_settings
 def worker(
@@ -71,6 +79,7 @@ def worker(
     process_max_jobs: int | None,
     process_max_memory: int | None,
     log_level: str,
+    log_format: LogFormat,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
@@ -96,7 +105,7 @@ def worker(
     if process_max_memory is not None:
         found.processes = replace(found.processes, max_memory_bytes=max(1, process_max_memory))
     found.labels.update(label)
-    set_up_logging(log_level)
+    set_up_logging(log_level, log_format, None if log_format == "json" else log_handler())
     try:
         found.run()
     except RuntimeError as error:
@@ -145,14 +154,11 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
-def set_up_logging(level: str) -> None:
-    """Sends the log to standard error, for people on a terminal and in plain lines otherwise."""
+def log_handler() -> logging.Handler | None:
+    """What writes the log for people: in colours on a terminal, None for plain lines otherwise."""
     console = Console(stderr=True)
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    if not console.is_terminal:
+        return None
+    handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+    handler.setFormatter(TextFormatter(with_time=False))
+    return handler

@@ -171,6 +171,21 @@ def held_in(frame: FrameType | None) -> Held | None:
     return None
 
 
+def where(frame: FrameType) -> str:
+    """Says where a handler stands: in its own code, and where that leads."""
+    inner, own = frame, frame
+    at: FrameType | None = frame
+    while at is not None and at.f_code not in _HANDLERS:
+        if at.f_code is not call.__code__:
+            own = at
+        at = at.f_back
+    return f"at {_place(own)}" + (f", in {_place(inner)}" if inner is not own else "")
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
 _HANDLERS = frozenset({Runner._run_in_thread.__code__, Runner._run_as_task.__code__})
 
 

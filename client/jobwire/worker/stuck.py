@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from jobwire.worker.held import Held
-from jobwire.worker.runner import held_in
+from jobwire.worker.runner import held_in, where
 
 log = logging.getLogger("jobwire.worker")
 
@@ -97,9 +97,7 @@ def _place(held: Held) -> str:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         if ident in names and held_in(frame) is held:
-            code = frame.f_code
-            return f", at {code.co_filename}:{frame.f_lineno} ({code.co_name})"
+            return f", {where(frame)}"
     if held.task is not None and (stack := held.task.get_stack(limit=1)):
-        code = stack[0].f_code
-        return f", at {code.co_filename}:{stack[0].f_lineno} ({code.co_name})"
+        return f", {where(stack[0])}"
     return ""

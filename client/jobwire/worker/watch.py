@@ -26,7 +26,7 @@ from jobwire.v1.worker_service_pb2 import HeartbeatRequest, LeaseRef
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire.worker.held import Held
 from jobwire.worker.memory import Growth
-from jobwire.worker.runner import held_in
+from jobwire.worker.runner import held_in, where
 
 log = logging.getLogger("jobwire.worker")
 
@@ -213,7 +213,10 @@ def _named(held: Held) -> str:
 def _who_and_where(frame: FrameType | None) -> tuple[Held | None, str]:
     if frame is None:
         return None, "a place that is not known"
-    return held_in(frame), f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+    held = held_in(frame)
+    if held is None:
+        return None, f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return held, where(frame).removeprefix("at ")
 
 
 def _stack(frame: FrameType | None) -> str:

@@ -141,6 +141,11 @@ class Directory:
         self._heard.discard(worker_id)
         return status
 
+    @property
+    def stuck(self) -> int:
+        """Handlers that do not stop, of workers that make calls; asked from any thread."""
+        return sum(entry.stuck for entry in list(self._entries.values()))
+
     async def note_stuck(self, worker_id: str, stuck: int) -> None:
         """Notes how many handlers of a worker that makes calls do not stop."""
         entry = self._entries.get(worker_id)

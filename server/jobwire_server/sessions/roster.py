@@ -199,6 +199,11 @@ class Roster:
         """The streams that are attached here."""
         return len(self._sessions)
 
+    @property
+    def stuck(self) -> int:
+        """Handlers of their workers that do not stop; asked from any thread."""
+        return sum(session.stuck for session in list(self._sessions.values()))
+
     # --------------------------------------------------------------- sessions
 
     async def attach(self, attach: Attach) -> WorkerSession:
