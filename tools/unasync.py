@@ -29,13 +29,12 @@ RULES = [
         (r"\ba(close|closing|next)\b", r"\1"),
         (r"\bAsync(Iterator|Generator)\b", r"\1"),
         (
-            r"\bAsync(Client|(Bulk|Operator|Schedule)Methods|BulkAction|Calls|JobHandle|JobWatch"
+            r"\bAsync(Client|(Bulk|Operator|Schedule)Methods|BulkAction|Calls|Channels|JobHandle|JobWatch"
             r"|QueueWatch|BatchError|Submitter)\b",
             r"\1",
         ),
         (r"\b(Admin|Job|Schedule)ServiceAsyncStub\b", r"\1ServiceStub"),
         (r"\basync_sleep\b", "sync_sleep"),
-        (r"\bopen_async_channel\b", "open_sync_channel"),
         (r"\bgrpc\.aio\.", "grpc."),
         (r"\bjobwire\._async\b", "jobwire._sync"),
         (r"\bsafe across tasks\b", "safe across threads"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import grpc
+
+from jobwire._route import Route
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TARGET_VARIABLE = "JOBWIRE_TARGET"
@@ -72,63 +72,33 @@ class ConnectionOptions:
             return self.tls.credentials()
         return grpc.ssl_channel_credentials() if self.tls else None
 
-    def resolve(self) -> tuple[str, list[tuple[str, str | int]]]:
-        """Returns the gRPC target and the channel options.
+    def route(self) -> Route:
+        """Returns the way to the servers.
 
         Raises:
-            ValueError: An address is malformed, or a host name of several can't be resolved.
+            ValueError: An address is malformed.
         """
-        options: list[tuple[str, str | int]] = [
-            ("grpc.primary_user_agent", f"jobwire-python/{__version__}"),
-            # Finds a dead connection within half a minute; servers welcome a ping every 10 s.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            # Two clients of one process must not share one connection's fate and flow control.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", 64 << 20),
-            ("grpc.max_send_message_length", 64 << 20),
-            # The SDK retries by itself: it knows RetryInfo and the overall deadline.
-            ("grpc.enable_retries", 0),
-            # A restarted server is found again soon; the default cap is two minutes.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 1_000),
-            ("grpc.max_reconnect_backoff_ms", 3_000),
-        ]
-        addresses = [part.strip() for part in self.address.split(",") if part.strip()]
-        if not addresses:
-            raise ValueError("the target is empty: give HOST:PORT")
-        if len(addresses) == 1:
-            if "://" in addresses[0]:
-                options.append(("grpc.lb_policy_name", "round_robin"))
-            return addresses[0], options
-        pairs = [_split(address) for address in addresses]
-        options.append(("grpc.lb_policy_name", "round_robin"))
-        # The target is a list of numbers, so the name to check certificates against and to
-        # send as the authority must be said.
-        options.append(("grpc.default_authority", addresses[0]))
-        options.append(("grpc.ssl_target_name_override", pairs[0][0]))
-        return _literal_target(pairs), options
+        return Route(self.address)
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"the address {address!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-def _literal_target(pairs: list[tuple[str, int]]) -> str:
-    """Spells several addresses as one target; gRPC takes lists of numeric addresses only."""
-    families: dict[int, list[str]] = {4: [], 6: []}
-    for host, port in pairs:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            raise ValueError(f"the host {host!r} can't be resolved: {error.strerror}") from error
-        for number in dict.fromkeys(str(entry[4][0]) for entry in found):
-            address = ipaddress.ip_address(number.split("%")[0])
-            shown = f"[{address}]" if address.version == 6 else str(address)
-            families[address.version].append(f"{shown}:{port}")
-    scheme, numbers = ("ipv4", families[4]) if families[4] else ("ipv6", families[6])
-    return f"{scheme}:" + ",".join(numbers)
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.primary_user_agent", f"jobwire-python/{__version__}"),
+    # Finds a connection that died without a word within 20 s; servers welcome a ping every 5 s.
+    # Without calls under way none is sent.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Two clients of one process must not share one connection's fate and flow control.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # The SDK retries by itself: it knows RetryInfo and the overall deadline.
+    ("grpc.enable_retries", 0),
+    # A restarted server is found again soon; the default cap is two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    # A name that has come to mean another address is found out as soon; the default is 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+)
+"""What every channel of this package is opened with."""

@@ -10,12 +10,58 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 Seconds: TypeAlias = float | timedelta
 """A span of time: a number of seconds or a timedelta."""
+Timeout: TypeAlias = Seconds | None
+"""How long to wait at most; None and infinity: without end."""
+
+# What is longer is without end: clocks and timers of 64-bit nanoseconds overflow at 292 years.
+_WITHOUT_END_S = 100 * 365 * 86_400.0
 
 
-def to_duration(span: Seconds) -> Duration:
-    """Makes a Duration, exact to the microsecond."""
+def seconds_or_none(name: str, timeout: Timeout) -> float | None:
+    """Returns a timeout in seconds, None for one without end.
+
+    Args:
+        name: What the argument is called, for the error.
+        timeout: As the caller gave it.
+
+    Raises:
+        TypeError: It is neither a number nor a timedelta.
+        ValueError: It is negative, or not a number.
+    """
+    if timeout is None:
+        return None
+    seconds = _seconds(name, timeout)
+    if not seconds >= 0:  # nan, too
+        raise ValueError(f"{name} is {timeout}; it must be 0 or more, or None for no limit")
+    return None if seconds > _WITHOUT_END_S else seconds
+
+
+def _seconds(name: str, span: object) -> float:
+    if isinstance(span, timedelta):
+        return span.total_seconds()
+    if isinstance(span, int | float) and not isinstance(span, bool):
+        return float(span)
+    raise TypeError(f"{name} is {span!r}; it must be a number of seconds or a timedelta")
+
+
+def to_duration(span: Seconds, name: str = "the span of time") -> Duration:
+    """Makes a Duration, exact to the microsecond.
+
+    Args:
+        span: Seconds or a timedelta.
+        name: What the argument is called, for the error.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is not a finite number, or too large.
+    """
+    if not isinstance(span, timedelta):
+        try:
+            span = timedelta(seconds=_seconds(name, span))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{name} is {span}; it must be a finite span of time") from None
     duration = Duration()
-    duration.FromTimedelta(span if isinstance(span, timedelta) else timedelta(seconds=span))
+    duration.FromTimedelta(span)
     return duration
 
 

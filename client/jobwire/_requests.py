@@ -6,6 +6,7 @@ caller's the server makes it, since the same request may come from another proce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -121,12 +122,12 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
         spec.labels.update(job.labels)
     if job.retry is not None:
         spec.retry.CopyFrom(job.retry.to_proto())
-    if job.execution_timeout is not None:
-        spec.execution_timeout.CopyFrom(to_duration(job.execution_timeout))
+    if job.execution_timeout is not None and job.execution_timeout != math.inf:
+        spec.execution_timeout.CopyFrom(to_duration(job.execution_timeout, "execution_timeout"))
     if job.run_at is not None:
         spec.run_at.CopyFrom(to_timestamp(job.run_at))
     if job.delay is not None:
-        spec.delay.CopyFrom(to_duration(job.delay))
+        spec.delay.CopyFrom(to_duration(job.delay, "delay"))
     if job.output is not None:
         spec.output.CopyFrom(job.output.to_proto())
     if job.expires_at is not None:
@@ -140,7 +141,7 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
         key = UniqueKey(job.unique_key) if isinstance(job.unique_key, str) else job.unique_key
         spec.unique.CopyFrom(key.to_proto())
     if job.retention is not None:
-        spec.retention.CopyFrom(to_duration(job.retention))
+        spec.retention.CopyFrom(to_duration(job.retention, "retention"))
 
 
 def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[SubmitJobsRequest]:

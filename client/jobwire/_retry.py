@@ -6,10 +6,11 @@ import math
 import random
 import time
 from collections.abc import Callable
+from enum import Enum
 
 import grpc
 
-from jobwire.errors import CallError, ResourceExhausted, Unavailable
+from jobwire.errors import CallError, ClientClosed
 
 
 class Deadline:
@@ -26,6 +27,11 @@ class Deadline:
     def remaining_s(self) -> float:
         """Seconds left; infinite if there is no limit, never below 0."""
         return max(0.0, self._end - self._now())
+
+    def for_call_s(self, at_most_s: float = math.inf) -> float | None:
+        """Seconds left, and at most so many, as gRPC takes them; None: no limit."""
+        left = min(self.remaining_s(), at_most_s)
+        return None if math.isinf(left) else left
 
     def expired(self) -> bool:
         """True once the time is over."""
@@ -70,14 +76,66 @@ class Backoff:
         self._failures = 0
 
 
-def worth_retrying(error: CallError) -> bool:
-    """Tells whether the same call may succeed soon.
+class Repeat(Enum):
+    """Whether the same call may succeed soon."""
 
-    Every call of this package may be repeated safely (ids are made before the call and each
-    write is idempotent), so only the status decides.
-    """
-    # CANCELLED comes from a server that was stopped in the middle, or that has more calls at its
-    # door than it can look at; a caller who cancels gets no CallError.
-    if isinstance(error, Unavailable) or error.code is grpc.StatusCode.CANCELLED:
-        return True
-    return isinstance(error, ResourceExhausted) and error.retry_after_s is not None
+    YES = "yes"
+    IF_TOLD_WHEN = "only if the answer says when"
+    NO = "no"
+
+
+# What a status means depends on who gave it. A Jobwire server says its reason (ErrorInfo); an
+# answer without one comes from a proxy or from gRPC itself, and there "forbidden" or "not found"
+# is how a proxy looks while it is being switched over. To repeat is safe in either case: ids are
+# made before the call, and each write is idempotent.
+_BY_JOBWIRE: dict[grpc.StatusCode, Repeat] = {
+    # Its store is away, or it drains.
+    grpc.StatusCode.UNAVAILABLE: Repeat.YES,
+    # A server that was stopped in the middle. A caller who cancels gets no CallError.
+    grpc.StatusCode.CANCELLED: Repeat.YES,
+    # A limit that may have room again, if a server thinks so.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Repeat.IF_TOLD_WHEN,
+}
+_BY_OTHERS: dict[grpc.StatusCode, Repeat] = {
+    # No connection, one that broke, HTTP 429, 502, 503, 504.
+    grpc.StatusCode.UNAVAILABLE: Repeat.YES,
+    # A server or proxy that was stopped, or has more calls at its door than it can look at.
+    grpc.StatusCode.CANCELLED: Repeat.YES,
+    # gRPC's memory quota, a proxy's limit.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Repeat.YES,
+    # RST_STREAM of a proxy that takes a quiet stream for a dead one; HTTP 400.
+    grpc.StatusCode.INTERNAL: Repeat.YES,
+    # HTTP statuses without a gRPC status of their own, such as 500.
+    grpc.StatusCode.UNKNOWN: Repeat.YES,
+    # HTTP 404, 403, 401.
+    grpc.StatusCode.UNIMPLEMENTED: Repeat.YES,
+    grpc.StatusCode.PERMISSION_DENIED: Repeat.YES,
+    grpc.StatusCode.UNAUTHENTICATED: Repeat.YES,
+}
+# What gRPC says of itself, in which a repetition changes nothing.
+_FOR_GOOD_WORDS = (
+    "Method not found",  # the server is a gRPC server and lacks the method
+    "Method not implemented",
+    "larger than max",  # a message above a limit of this side or the other
+    "serializing",  # a message that this side can't write or read
+)
+
+
+def is_from_broker(error: CallError) -> bool:
+    """Tells a Jobwire server, which says its reason, from whatever stands before it."""
+    return bool(error.reason or error.violations)
+
+
+def worth_retrying(error: CallError) -> bool:
+    """Tells whether the same call may succeed soon."""
+    if isinstance(error, ClientClosed):
+        return False
+    if is_from_broker(error):
+        repeat = _BY_JOBWIRE.get(error.code, Repeat.NO)
+    else:
+        repeat = _BY_OTHERS.get(error.code, Repeat.NO)
+        if any(words in error.message for words in _FOR_GOOD_WORDS):
+            repeat = Repeat.NO
+    if repeat is Repeat.IF_TOLD_WHEN:
+        return error.retry_after_s is not None
+    return repeat is Repeat.YES

@@ -27,7 +27,8 @@ class AsyncSubmitter:
     """Sends jobs as they come; those of a queue that come while calls are under way share the next.
 
     A lone job waits for nothing, and a thousand tasks that submit at once make a few calls. Each
-    queue has calls of its own: one that can't be reached now holds up no other.
+    queue has calls of its own: one that can't be reached now holds up no other. So has each event
+    loop, whose tasks and futures no other may touch.
 
     Args:
         one: Makes a SubmitJob call.
@@ -41,7 +42,7 @@ class AsyncSubmitter:
     ) -> None:
         self._one = one
         self._many = many
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, asyncio.AbstractEventLoop], _Line] = {}
 
     async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
         """Submits one job.
@@ -49,15 +50,23 @@ class AsyncSubmitter:
         Raises:
             CallError: It was refused, or no server answered.
         """
-        line = self._lines.get(request.queue)
+        place = request.queue, asyncio.get_running_loop()
+        line = self._lines.get(place)
         if line is None:
-            line = self._lines[request.queue] = _Line(self._one, self._many)
+            self._drop_ended_loops()
+            line = self._lines[place] = _Line(self._one, self._many)
         try:
             return await line.submit(request)
         finally:
             # A later line may have its place by now.
-            if line.idle and self._lines.get(request.queue) is line:
-                del self._lines[request.queue]
+            if line.idle and self._lines.get(place) is line:
+                del self._lines[place]
+
+    def _drop_ended_loops(self) -> None:
+        # What was under way when its loop ended is never finished, nor found idle.
+        for place in [*self._lines]:
+            if place[1].is_closed():
+                self._lines.pop(place, None)
 
 
 class _Line:

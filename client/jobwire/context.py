@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from jobwire._convert import Timeout, seconds_or_none
 from jobwire.output import OutputHandler, OutputLog, capture, check_channel, raise_full
 from jobwire.payloads import from_payload, to_payload
 from jobwire.signals import Stopped
@@ -351,13 +352,13 @@ class Context:
         if self.cancelled:
             raise Stopped(self._line.signal.message or self._line.signal.reason)
 
-    def wait_cancelled(self, timeout_s: float | None = None) -> bool:
+    def wait_cancelled(self, timeout_s: Timeout = None) -> bool:
         """Blocks a sync handler until it should stop: a sleep that a cancellation ends.
 
         An async handler needs none of it: it is cancelled at its `await`.
 
         Args:
-            timeout_s: At most so long, in seconds; None: until then.
+            timeout_s: At most so long, as seconds or timedelta; None: until then.
 
         Returns:
             True if the handler should stop.
@@ -366,7 +367,7 @@ class Context:
             RuntimeError: Called on an event loop, which it would block.
         """
         if not _on_event_loop():
-            return self._line.signal.wait(timeout_s)
+            return self._line.signal.wait(seconds_or_none("timeout_s", timeout_s))
         raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
 
     @classmethod

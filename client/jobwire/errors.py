@@ -168,6 +168,15 @@ class Unavailable(CallError):
     default_code = grpc.StatusCode.UNAVAILABLE
 
 
+class ClientClosed(CallError):
+    """The client was closed while the call was under way; what became of it is not known."""
+
+    default_code = grpc.StatusCode.CANCELLED
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed while the call was under way")
+
+
 class DeadlineExceeded(CallError, TimeoutError):
     """The time allowed for the call, or for the wait, is over."""
 

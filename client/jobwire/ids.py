@@ -5,16 +5,19 @@ Source: the ULID specification, https://github.com/ulid/spec (monotonic within a
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakSet
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
 _LOW_BITS = 20
 _LOW_MASK = (1 << _LOW_BITS) - 1
+_factories: WeakSet[UlidFactory] = WeakSet()
 
 
 class UlidFactory:
@@ -37,6 +40,15 @@ class UlidFactory:
         self._number = 0
         self._high = -1
         self._head = ""
+        _factories.add(self)
+
+    def begin_anew(self) -> None:
+        """Forgets what was made: in a forked child, whose parent goes on counting from there.
+
+        The lock may be held by a thread of the parent that the child does not have.
+        """
+        self._lock = threading.Lock()
+        self._last_ms = -1
 
     def make(self) -> str:
         """Returns the next one: 26 lower-case Crockford base32 characters."""
@@ -57,6 +69,14 @@ class UlidFactory:
                 )
             return self._head + _PAIRS[low >> 10] + _PAIRS[low & 1023]
 
+
+def _begin_anew() -> None:
+    for factory in _factories:
+        factory.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 _ulids = UlidFactory()
 

@@ -89,9 +89,13 @@ class RetryPolicy:
         return job_pb2.RetryPolicy(
             max_attempts=self.max_attempts or 0,
             initial_backoff=(
-                None if self.initial_backoff is None else to_duration(self.initial_backoff)
+                None
+                if self.initial_backoff is None
+                else to_duration(self.initial_backoff, "initial_backoff")
             ),
-            max_backoff=None if self.max_backoff is None else to_duration(self.max_backoff),
+            max_backoff=None
+            if self.max_backoff is None
+            else to_duration(self.max_backoff, "max_backoff"),
             multiplier=self.multiplier or 0.0,
             jitter=self.jitter,
         )

@@ -103,7 +103,7 @@ def change_spec(spec: schedule_service_pb2.ScheduleSpec, changes: ScheduleChange
         if name in given:
             spec.ClearField(name)  # type: ignore[arg-type]
             if given[name] is not None:
-                getattr(spec, name).CopyFrom(to_duration(given[name]))
+                getattr(spec, name).CopyFrom(to_duration(given[name], name))
     if "missed" in given:
         spec.missed_runs = _number(schedule_service_pb2.MissedRuns, given["missed"], "missed")
     if "overlap" in given:
@@ -136,7 +136,7 @@ def _change_cadence(spec: schedule_service_pb2.ScheduleSpec, given: dict[str, An
         spec.cron.expression = cron
         spec.cron.time_zone = zone
     if every is not None:
-        spec.interval.every.CopyFrom(to_duration(every))
+        spec.interval.every.CopyFrom(to_duration(every, "every"))
     if "time_zone" in given:
         if spec.WhichOneof("cadence") == "interval":
             if given["time_zone"] is not None:

@@ -54,7 +54,7 @@ class UniqueKey:
         return job_pb2.UniqueKey(
             key=self.key,
             scope=job_pb2.UniqueScope.Value(f"UNIQUE_SCOPE_{scope.upper()}"),
-            period=None if self.period is None else to_duration(self.period),
+            period=None if self.period is None else to_duration(self.period, "period"),
             on_conflict=job_pb2.UniqueConflict.Value(f"UNIQUE_CONFLICT_{self.on_conflict.upper()}"),
         )
 

@@ -37,8 +37,8 @@ class AsyncBulkAction:
         calls: AsyncCalls,
         method: tuple[str, str],
         request: RetryJobsRequest | CancelJobsRequest | PurgeJobsRequest,
-        first_s: float,
-        reconnect_s: float,
+        first_s: float | None,
+        reconnect_s: float | None,
     ) -> None:
         self._calls = calls
         self._service, self._name = method
@@ -100,8 +100,8 @@ class AsyncBulkMethods:
     """What is done to many jobs; see `AsyncClient`."""
 
     _calls: AsyncCalls
-    _timeout_s: float
-    _reconnect_s: float
+    _timeout_s: float | None
+    _reconnect_s: float | None
 
     def retry_jobs(
         self,

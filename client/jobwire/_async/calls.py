@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 
 from jobwire._connection import ConnectionOptions
 from jobwire._retry import Backoff, Deadline, worth_retrying
-from jobwire._timing import async_sleep, open_async_channel
-from jobwire.errors import CallError, DeadlineExceeded, from_rpc_error
+from jobwire._timing import AsyncChannels, async_sleep
+from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
 from jobwire.v1 import schedule_service_pb2_grpc as schedules_grpc
@@ -26,6 +25,8 @@ NextCall: TypeAlias = tuple[Callable[..., Any], Any, float]
 # A stream that went deaf without its connection breaking is left after so long; opening it
 # again costs one read.
 STREAM_LIMIT_S = 300.0
+# How long one attempt of a call may take that has no end of its own.
+LONE_ATTEMPT_S = 60.0
 
 
 class AsyncCalls:
@@ -37,72 +38,58 @@ class AsyncCalls:
     """
 
     def __init__(self, options: ConnectionOptions, channel: grpc.aio.Channel | None) -> None:
-        self._options = options
-        self._opening = threading.Lock()
-        self._given = channel is not None
-        self._channel = channel
+        self._channels = AsyncChannels(options, channel)
         self._metadata = tuple(options.metadata.items())
-        if channel is not None:
-            self._make_stubs(channel)
-
-    def _make_stubs(self, channel: grpc.aio.Channel) -> None:
-        self._jobs = jobs_grpc.JobServiceStub(channel)
-        self._admin = admin_grpc.AdminServiceStub(channel)
-        self._schedules = schedules_grpc.ScheduleServiceStub(channel)
-
-    def open(self) -> None:
-        """Opens the channel if it is not open; it connects with the first call."""
-        with self._opening:
-            if self._channel is None:
-                self._channel = open_async_channel(self._options)
-                self._make_stubs(self._channel)
-
-    @property
-    def jobs(self) -> jobs_grpc.JobServiceAsyncStub:
+        # To the stubs, the channels of all loops are one.
+        stand_in = cast("grpc.aio.Channel", self._channels)
+        self.jobs: jobs_grpc.JobServiceAsyncStub = jobs_grpc.JobServiceStub(stand_in)
         """The producers' stub."""
-        self.open()
-        return self._jobs
-
-    @property
-    def admin(self) -> admin_grpc.AdminServiceAsyncStub:
+        self.admin: admin_grpc.AdminServiceAsyncStub = admin_grpc.AdminServiceStub(stand_in)
         """The operators' stub."""
-        self.open()
-        return self._admin
-
-    @property
-    def schedules(self) -> schedules_grpc.ScheduleServiceAsyncStub:
+        self.schedules: schedules_grpc.ScheduleServiceAsyncStub = (
+            schedules_grpc.ScheduleServiceStub(stand_in)
+        )
         """The stub for recurring jobs."""
-        self.open()
-        return self._schedules
 
     async def close(self) -> None:
-        """Closes the channel, unless it was given."""
-        if self._channel is not None and not self._given:
-            channel, self._channel = self._channel, None
-            await channel.close()
+        """Closes what was opened here; a channel that was given stays open."""
+        await self._channels.close()
 
     async def unary(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
         request: Request,
-        timeout_s: float,
+        timeout_s: float | None,
     ) -> Response:
         """Calls, and calls again while that may help and the time lasts.
+
+        Args:
+            method: Of one of the stubs.
+            request: For it.
+            timeout_s: For all attempts together; None: without end.
 
         Raises:
             CallError: The last refusal, or the first one that a repetition would not change.
         """
         deadline, backoff = Deadline(timeout_s), Backoff()
+        # Without an end, an attempt that was lost without a word must have one all the same.
+        limit_s = LONE_ATTEMPT_S if timeout_s is None else math.inf
         while True:
+            closings = self._channels.closings
             try:
+                await self._channels.ready()
                 return await method(
-                    request, timeout=deadline.remaining_s(), metadata=self._metadata
+                    request, timeout=deadline.for_call_s(limit_s), metadata=self._metadata
                 )
-            except grpc.RpcError as raised:
-                error = from_rpc_error(raised)
+            except BaseException as raised:
+                error = self._channels.error_of(raised, closings)
+                if error is None:
+                    raise
+            self._channels.suspect(error)
             wait_s = backoff.next_s(error.retry_after_s)
-            if not worth_retrying(error) or wait_s >= deadline.remaining_s():
-                raise error
+            late = isinstance(error, DeadlineExceeded) and timeout_s is None
+            if not (late or worth_retrying(error)) or wait_s >= deadline.remaining_s():
+                raise error from None
             await async_sleep(wait_s)
 
     async def stream(
@@ -111,8 +98,8 @@ class AsyncCalls:
         *,
         deadline: Deadline,
         late: str,
-        first_s: float,
-        reconnect_s: float,
+        first_s: float | None,
+        reconnect_s: float | None,
     ) -> AsyncGenerator[Any]:
         """Yields the answers of a stream, and of another one whenever it breaks or ends.
 
@@ -122,8 +109,8 @@ class AsyncCalls:
             next_call: Says what to call; asked anew for each stream.
             deadline: For the whole.
             late: What to say when that is over.
-            first_s: How long to try until the first answer comes.
-            reconnect_s: How long to go on trying later while no server answers.
+            first_s: How long to try until the first answer comes; None: without end.
+            reconnect_s: How long to go on trying later while no server answers; None: without end.
 
         Raises:
             DeadlineExceeded: `deadline` is over.
@@ -133,28 +120,32 @@ class AsyncCalls:
         patience_s = first_s
         silence: Deadline | None = None
         while True:
-            method, request, limit_s = next_call()
-            limit_s = min(deadline.remaining_s(), limit_s)
-            stream = method(
-                request,
-                timeout=None if math.isinf(limit_s) else limit_s,
-                metadata=self._metadata,
-            )
+            closings = self._channels.closings
+            stream: Any = None
             try:
+                await self._channels.ready()
+                method, request, limit_s = next_call()
+                stream = method(
+                    request, timeout=deadline.for_call_s(limit_s), metadata=self._metadata
+                )
                 async for answer in stream:
                     silence = None
                     patience_s = reconnect_s
                     backoff.reset()
                     yield answer
                 wait_s = backoff.next_s()
-            except grpc.RpcError as raised:
-                error = from_rpc_error(raised)
+            except BaseException as raised:
+                error = self._channels.error_of(raised, closings)
+                if error is None:
+                    raise
                 if deadline.expired():
                     raise DeadlineExceeded(late) from None
+                self._channels.suspect(error)
                 silence = silence or Deadline(patience_s)
                 wait_s = _wait_before_next_stream(error, silence, backoff)
             finally:
-                stream.cancel()
+                if stream is not None:
+                    stream.cancel()
             await async_sleep(min(wait_s, deadline.remaining_s()))
 
 

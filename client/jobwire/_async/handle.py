@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from jobwire._async.watching import AsyncJobWatch, JobEvent
-from jobwire._convert import Seconds
+from jobwire._convert import Seconds, Timeout, seconds_or_none
 from jobwire._retry import Deadline
 from jobwire._text import Decoders, Lines
 from jobwire.errors import (
@@ -68,14 +68,14 @@ class AsyncJobHandle:
 
     @overload
     def watch(
-        self, *, output: Literal[False] = False, timeout: float | None = None
+        self, *, output: Literal[False] = False, timeout: Timeout = None
     ) -> AsyncJobWatch[Job]: ...
     @overload
     def watch(
         self,
         *,
         output: Literal[True],
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -84,7 +84,7 @@ class AsyncJobHandle:
         self,
         *,
         output: bool = False,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -96,7 +96,7 @@ class AsyncJobHandle:
         Args:
             output: True: also what the job writes out, as `OutputChunk`s between the states. All
                 of it comes before the last state.
-            timeout: For the whole watch, in seconds; None: as long as the job takes.
+            timeout: For the whole watch, as seconds or timedelta; None: as long as the job takes.
             start: Where the output begins: the `cursor` of a former watch, or an
                 `OutputPosition`; None: at the beginning of what is kept.
             from_end: True: only the output of the time to come.
@@ -122,7 +122,7 @@ class AsyncJobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -144,7 +144,7 @@ class AsyncJobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -156,7 +156,7 @@ class AsyncJobHandle:
 
         Args:
             channel: Only this one, such as `stdout`; None: all.
-            timeout: For the whole, in seconds; None: as long as the job takes.
+            timeout: For the whole, as seconds or timedelta; None: as long as the job takes.
             start: The `cursor` of a former watch, or an `OutputPosition`; None: the beginning.
             from_end: True: only what is written from now on.
             skip_trimmed: True: passes over output that is kept no longer.
@@ -180,7 +180,7 @@ class AsyncJobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -203,7 +203,7 @@ class AsyncJobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -220,26 +220,26 @@ class AsyncJobHandle:
                 yield chunk.data
 
     def _watch(
-        self, content: WatchContent.ValueType, *, timeout: float | None, **wishes: Any
+        self, content: WatchContent.ValueType, *, timeout: Timeout, **wishes: Any
     ) -> AsyncJobWatch[Any]:
         return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
-    async def wait(self, *, timeout: float | None = None) -> Job:
+    async def wait(self, *, timeout: Timeout = None) -> Job:
         """Waits for the end of the job, whatever it is, and returns the job.
 
         Args:
-            timeout: In seconds; None: as long as it takes.
+            timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
             DeadlineExceeded: The job did not end within `timeout`; it goes on.
         """
-        deadline = Deadline(timeout)
+        deadline = Deadline(seconds_or_none("timeout", timeout))
         while True:
             watch = self._client._watch_job(
                 self.id,
                 WATCH_CONTENT_STATES,
                 full=self._light,
-                timeout=None if timeout is None else deadline.remaining_s(),
+                timeout=deadline.for_call_s(),
             )
             async for job in watch:
                 last: Job = job
@@ -249,11 +249,11 @@ class AsyncJobHandle:
             if last.state.is_terminal:
                 return last
 
-    async def result(self, *, timeout: float | None = None) -> Any:
+    async def result(self, *, timeout: Timeout = None) -> Any:
         """Waits for the end of the job and returns its result as a Python value.
 
         Args:
-            timeout: In seconds; None: as long as it takes.
+            timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
             JobFailed, JobCancelled, JobExpired: The job ended without a result.

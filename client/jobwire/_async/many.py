@@ -24,7 +24,11 @@ class AsyncQueueWatch:
     """
 
     def __init__(
-        self, calls: AsyncCalls, request: WatchJobsRequest, timeout_s: float, reconnect_s: float
+        self,
+        calls: AsyncCalls,
+        request: WatchJobsRequest,
+        timeout_s: float | None,
+        reconnect_s: float | None,
     ) -> None:
         self._calls = calls
         self._request = request

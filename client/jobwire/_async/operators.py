@@ -23,8 +23,8 @@ class AsyncOperatorMethods:
     """What operators do; see `AsyncClient`."""
 
     _calls: AsyncCalls
-    _timeout_s: float
-    _reconnect_s: float
+    _timeout_s: float | None
+    _reconnect_s: float | None
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
         """Yields all queues by name, without rates."""
@@ -170,7 +170,9 @@ class AsyncOperatorMethods:
             queues: These, at most 1000; empty: all.
             interval: How often the server looks, as seconds or timedelta. 200 ms to 1 hour.
         """
-        request = admin_pb2.WatchQueuesRequest(queues=queues, interval=to_duration(interval))
+        request = admin_pb2.WatchQueuesRequest(
+            queues=queues, interval=to_duration(interval, "interval")
+        )
 
         def next_call() -> NextCall:
             return self._calls.admin.WatchQueues, request, STREAM_LIMIT_S

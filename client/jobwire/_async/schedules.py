@@ -19,7 +19,7 @@ class AsyncScheduleMethods:
     """What is done with schedules; see `AsyncClient`."""
 
     _calls: AsyncCalls
-    _timeout_s: float
+    _timeout_s: float | None
 
     async def create_schedule(
         self,

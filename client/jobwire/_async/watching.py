@@ -40,7 +40,7 @@ class Wish:
         from_end: True: only the output of the time to come.
         skip_trimmed: True: output that is kept no longer is passed over.
         timeout_s: For the whole; None: as long as the job takes.
-        reconnect_s: How long to go on trying while no server answers.
+        reconnect_s: How long to go on trying while no server answers; None: without end.
     """
 
     job_id: str
@@ -50,7 +50,7 @@ class Wish:
     from_end: bool = False
     skip_trimmed: bool = False
     timeout_s: float | None = None
-    reconnect_s: float = 60.0
+    reconnect_s: float | None = 60.0
 
     def request(self) -> WatchJobRequest:
         """Returns the wire's form."""
@@ -101,7 +101,7 @@ class AsyncJobWatch(Generic[E]):
                 content=wish.content,
                 cancel_on_disconnect=cancel_on_disconnect,
             )
-        self._first_s = wish.reconnect_s if first_s is None else first_s
+        self._first_s = wish.reconnect_s if submit is None else first_s
         self._fell_back = False
         self._first: JobEvent | None = None
         self._events = self._follow()
@@ -139,7 +139,7 @@ class AsyncJobWatch(Generic[E]):
                 answers = self._calls.stream(
                     self._next_call,
                     deadline=deadline,
-                    late=f"job {wish.job_id} did not end within {wish.timeout_s or 0:g} s",
+                    late=f"job {wish.job_id} did not end within {round(wish.timeout_s or 0, 2):g} s",
                     first_s=self._first_s,
                     reconnect_s=wish.reconnect_s,
                 )

@@ -38,8 +38,8 @@ class BulkAction:
         calls: Calls,
         method: tuple[str, str],
         request: RetryJobsRequest | CancelJobsRequest | PurgeJobsRequest,
-        first_s: float,
-        reconnect_s: float,
+        first_s: float | None,
+        reconnect_s: float | None,
     ) -> None:
         self._calls = calls
         self._service, self._name = method
@@ -101,8 +101,8 @@ class BulkMethods:
     """What is done to many jobs; see `Client`."""
 
     _calls: Calls
-    _timeout_s: float
-    _reconnect_s: float
+    _timeout_s: float | None
+    _reconnect_s: float | None
 
     def retry_jobs(
         self,

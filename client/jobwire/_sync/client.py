@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import grpc
 
 from jobwire._connection import ConnectionOptions, Tls
-from jobwire._convert import Seconds, to_duration
+from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
 from jobwire._requests import (
     SubmitOptions,
     is_light,
@@ -45,13 +45,15 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         target: `HOST:PORT`, several of them separated by commas, or a gRPC target such as
             `dns:///jobwire.internal:50051`. None: `JOBWIRE_TARGET`, else 127.0.0.1:50051.
         channel: An open gRPC channel to use in place of `target`; it stays the caller's.
-        timeout_s: For each call with its repetitions, in seconds.
-        reconnect_s: How long a watch goes on trying while no server answers, in seconds.
+        timeout_s: For each call with its repetitions, as seconds or timedelta; None: no limit.
+        reconnect_s: How long a watch goes on trying while no server answers, as seconds or
+            timedelta; None: no limit.
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
         metadata: Sent with every call, such as an `authorization` header.
 
     Raises:
+        ValueError: An address is malformed, or a timeout is negative.
         Every method raises `CallError`: `InvalidRequest`, `NotFound`, `Unavailable`,
         `DeadlineExceeded` and the others of `jobwire.errors`.
     """
@@ -61,8 +63,8 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         target: str | None = None,
         *,
         channel: grpc.Channel | None = None,
-        timeout_s: float = 30.0,
-        reconnect_s: float = 60.0,
+        timeout_s: Timeout = 30.0,
+        reconnect_s: Timeout = 60.0,
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -71,12 +73,11 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
         )
         self._calls = Calls(options, channel)
-        self._timeout_s = timeout_s
-        self._reconnect_s = reconnect_s
+        self._timeout_s = seconds_or_none("timeout_s", timeout_s)
+        self._reconnect_s = seconds_or_none("reconnect_s", reconnect_s)
         self._submitter = Submitter(self._submit_one, self._submit_batch)
 
     def __enter__(self) -> Client:
-        self._calls.open()
         return self
 
     def __exit__(
@@ -283,7 +284,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         payload: Any = None,
         *,
         cancel_on_disconnect: bool = False,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         **options: Unpack[SubmitOptions],
     ) -> JobWatch[JobEvent]:
         """Submits a job and watches it in one call; returns once the job is in the store.
@@ -296,7 +297,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             payload: The handler's input: a JSON value, bytes or a protobuf message.
             cancel_on_disconnect: True: the job is cancelled if the watch is left, or this process
                 dies, before the job has ended. False: the job goes on.
-            timeout: For the whole, in seconds; None: as long as the job takes.
+            timeout: For the whole, as seconds or timedelta; None: as long as the job takes.
             options: As for `submit`.
 
         Raises:
@@ -309,7 +310,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             job_id=request.job_id,
             view=JOB_VIEW_FULL,
             content=WATCH_CONTENT_ALL,
-            timeout_s=timeout,
+            timeout_s=seconds_or_none("timeout", timeout),
             reconnect_s=self._reconnect_s,
         )
         watch: JobWatch[JobEvent] = JobWatch(
@@ -322,9 +323,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         watch.begin()
         return watch
 
-    def watch(
-        self, job_id: str, *, timeout: float | None = None, full: bool = True
-    ) -> JobWatch[Job]:
+    def watch(self, job_id: str, *, timeout: Timeout = None, full: bool = True) -> JobWatch[Job]:
         """Yields a job as it stands and again after every change, until it has ended.
 
         It reconnects by itself and shows no state twice. `JobHandle.watch` brings its output
@@ -332,7 +331,7 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
 
         Args:
             job_id: Of any queue.
-            timeout: For the whole watch, in seconds; None: as long as the job takes.
+            timeout: For the whole watch, as seconds or timedelta; None: as long as the job takes.
             full: False leaves out payload, result, attempts and stack traces.
 
         Raises:
@@ -346,14 +345,14 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
         content: jobs_pb2.WatchContent.ValueType,
         *,
         full: bool,
-        timeout: float | None,
+        timeout: Timeout,
         **wishes: Any,
     ) -> JobWatch[Any]:
         wish = Wish(
             job_id=job_id,
             view=_view(full),
             content=content,
-            timeout_s=timeout,
+            timeout_s=seconds_or_none("timeout", timeout),
             reconnect_s=self._reconnect_s,
             **wishes,
         )
@@ -429,7 +428,9 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             UniqueKeyTaken: Another job holds its unique key by now.
         """
         request = jobs_pb2.RetryJobRequest(
-            job_id=job_id, reason=reason, delay=None if delay is None else to_duration(delay)
+            job_id=job_id,
+            reason=reason,
+            delay=None if delay is None else to_duration(delay, "delay"),
         )
         answer = self._calls.unary(self._calls.jobs.RetryJob, request, self._timeout_s)
         return Job.from_proto(answer.job)

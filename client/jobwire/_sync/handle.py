@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from jobwire._convert import Seconds
+from jobwire._convert import Seconds, Timeout, seconds_or_none
 from jobwire._retry import Deadline
 from jobwire._sync.watching import JobEvent, JobWatch
 from jobwire._text import Decoders, Lines
@@ -69,14 +69,14 @@ class JobHandle:
 
     @overload
     def watch(
-        self, *, output: Literal[False] = False, timeout: float | None = None
+        self, *, output: Literal[False] = False, timeout: Timeout = None
     ) -> JobWatch[Job]: ...
     @overload
     def watch(
         self,
         *,
         output: Literal[True],
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -85,7 +85,7 @@ class JobHandle:
         self,
         *,
         output: bool = False,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -97,7 +97,7 @@ class JobHandle:
         Args:
             output: True: also what the job writes out, as `OutputChunk`s between the states. All
                 of it comes before the last state.
-            timeout: For the whole watch, in seconds; None: as long as the job takes.
+            timeout: For the whole watch, as seconds or timedelta; None: as long as the job takes.
             start: Where the output begins: the `cursor` of a former watch, or an
                 `OutputPosition`; None: at the beginning of what is kept.
             from_end: True: only the output of the time to come.
@@ -123,7 +123,7 @@ class JobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -145,7 +145,7 @@ class JobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -157,7 +157,7 @@ class JobHandle:
 
         Args:
             channel: Only this one, such as `stdout`; None: all.
-            timeout: For the whole, in seconds; None: as long as the job takes.
+            timeout: For the whole, as seconds or timedelta; None: as long as the job takes.
             start: The `cursor` of a former watch, or an `OutputPosition`; None: the beginning.
             from_end: True: only what is written from now on.
             skip_trimmed: True: passes over output that is kept no longer.
@@ -181,7 +181,7 @@ class JobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -204,7 +204,7 @@ class JobHandle:
         self,
         channel: str | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         start: Start = None,
         from_end: bool = False,
         skip_trimmed: bool = False,
@@ -221,26 +221,26 @@ class JobHandle:
                 yield chunk.data
 
     def _watch(
-        self, content: WatchContent.ValueType, *, timeout: float | None, **wishes: Any
+        self, content: WatchContent.ValueType, *, timeout: Timeout, **wishes: Any
     ) -> JobWatch[Any]:
         return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
-    def wait(self, *, timeout: float | None = None) -> Job:
+    def wait(self, *, timeout: Timeout = None) -> Job:
         """Waits for the end of the job, whatever it is, and returns the job.
 
         Args:
-            timeout: In seconds; None: as long as it takes.
+            timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
             DeadlineExceeded: The job did not end within `timeout`; it goes on.
         """
-        deadline = Deadline(timeout)
+        deadline = Deadline(seconds_or_none("timeout", timeout))
         while True:
             watch = self._client._watch_job(
                 self.id,
                 WATCH_CONTENT_STATES,
                 full=self._light,
-                timeout=None if timeout is None else deadline.remaining_s(),
+                timeout=deadline.for_call_s(),
             )
             for job in watch:
                 last: Job = job
@@ -250,11 +250,11 @@ class JobHandle:
             if last.state.is_terminal:
                 return last
 
-    def result(self, *, timeout: float | None = None) -> Any:
+    def result(self, *, timeout: Timeout = None) -> Any:
         """Waits for the end of the job and returns its result as a Python value.
 
         Args:
-            timeout: In seconds; None: as long as it takes.
+            timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
             JobFailed, JobCancelled, JobExpired: The job ended without a result.

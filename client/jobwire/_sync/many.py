@@ -25,7 +25,11 @@ class QueueWatch:
     """
 
     def __init__(
-        self, calls: Calls, request: WatchJobsRequest, timeout_s: float, reconnect_s: float
+        self,
+        calls: Calls,
+        request: WatchJobsRequest,
+        timeout_s: float | None,
+        reconnect_s: float | None,
     ) -> None:
         self._calls = calls
         self._request = request

@@ -24,8 +24,8 @@ class OperatorMethods:
     """What operators do; see `Client`."""
 
     _calls: Calls
-    _timeout_s: float
-    _reconnect_s: float
+    _timeout_s: float | None
+    _reconnect_s: float | None
 
     def queues(self) -> Iterator[QueueInfo]:
         """Yields all queues by name, without rates."""
@@ -169,7 +169,9 @@ class OperatorMethods:
             queues: These, at most 1000; empty: all.
             interval: How often the server looks, as seconds or timedelta. 200 ms to 1 hour.
         """
-        request = admin_pb2.WatchQueuesRequest(queues=queues, interval=to_duration(interval))
+        request = admin_pb2.WatchQueuesRequest(
+            queues=queues, interval=to_duration(interval, "interval")
+        )
 
         def next_call() -> NextCall:
             return self._calls.admin.WatchQueues, request, STREAM_LIMIT_S

@@ -20,7 +20,7 @@ class ScheduleMethods:
     """What is done with schedules; see `Client`."""
 
     _calls: Calls
-    _timeout_s: float
+    _timeout_s: float | None
 
     def create_schedule(
         self,

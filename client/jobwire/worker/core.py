@@ -434,11 +434,11 @@ class Core:
         """Waits until no handler runs and every completion is answered."""
         await self._until(lambda: not self._running and not self._held)
 
-    async def finish(self, grace_s: float, hurry: asyncio.Event, *, answers: bool) -> None:
+    async def finish(self, grace_s: float | None, hurry: asyncio.Event, *, answers: bool) -> None:
         """Lets handlers finish, then stops those that have not and gives their jobs back.
 
         Args:
-            grace_s: How long they may go on.
+            grace_s: How long they may go on; None: until they end.
             hurry: Ends the grace when set.
             answers: False: the broker will say nothing any more, so there are no receipts to
                 wait for.
@@ -475,7 +475,7 @@ class Core:
             self._void += 1
             self._say(held, held.completion(released=released))
 
-    async def _wait(self, holds: Callable[[], bool], timeout_s: float) -> None:
+    async def _wait(self, holds: Callable[[], bool], timeout_s: float | None) -> None:
         """Waits for a condition for at most so long."""
         try:
             async with asyncio.timeout(timeout_s):

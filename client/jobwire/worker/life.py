@@ -101,7 +101,7 @@ class Life:
             if error is not None:
                 raise error
 
-    async def close(self, grace_s: float, hurry: asyncio.Event) -> None:
+    async def close(self, grace_s: float | None, hurry: asyncio.Event) -> None:
         """Lets running jobs finish, gives back the rest, and leaves."""
         self.closing = True
         try:

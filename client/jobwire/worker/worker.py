@@ -14,7 +14,7 @@ from grpc import aio
 
 from jobwire._children import refuse_second_worker
 from jobwire._connection import ConnectionOptions, Tls, __version__
-from jobwire._convert import to_duration
+from jobwire._convert import Timeout, seconds_or_none, to_duration
 from jobwire._retry import Backoff
 from jobwire.context import Context
 from jobwire.errors import CallError
@@ -64,7 +64,8 @@ class Worker:
         worker_id: Unique among live workers; None: host name, process id and a random part.
         lease_s: The lease that it wants on each job, renewed while it lives. 1 s to 1 h; None:
             the server's.
-        shutdown_grace_s: How long jobs may go on once it has been told to stop, in seconds.
+        shutdown_grace_s: How long jobs may go on once it has been told to stop, as seconds or
+            timedelta; None: until they end.
         transport: How it talks to the broker: `stream`, one connection that brings jobs as they
             come; `unary`, in single calls, which it also falls back to where a broker has no
             streams.
@@ -87,8 +88,8 @@ class Worker:
             the event loop, so it should be quick.
 
     Raises:
-        ValueError: `concurrency`, `prefetch`, `credit_bytes`, `max_abandoned`, `queues` or
-            `transport` is out of its range.
+        ValueError: A time is negative or no number, or `concurrency`, `prefetch`, `credit_bytes`,
+            `max_abandoned`, `queues` or `transport` is out of its range.
     """
 
     def __init__(
@@ -99,8 +100,8 @@ class Worker:
         labels: Mapping[str, str] | None = None,
         concurrency: int = 10,
         worker_id: str | None = None,
-        lease_s: float | None = None,
-        shutdown_grace_s: float = 30.0,
+        lease_s: Timeout = None,
+        shutdown_grace_s: Timeout = 30.0,
         transport: Literal["stream", "unary"] = "stream",
         prefetch: int | None = None,
         credit_bytes: int = 0,
@@ -130,8 +131,10 @@ class Worker:
         self.labels = dict(labels or {})
         self.concurrency = concurrency
         self.id = worker_id or new_worker_id()
-        self.lease_s = lease_s
-        self.shutdown_grace_s = shutdown_grace_s
+        self.lease_s = seconds_or_none("lease_s", lease_s)
+        if lease_s is not None and self.lease_s is None:
+            raise ValueError(f"lease_s is {lease_s}; it must be from 1 s to 1 h")
+        self.shutdown_grace_s = seconds_or_none("shutdown_grace_s", shutdown_grace_s)
         self.transport: Literal["stream", "unary"] = transport
         self.prefetch = prefetch
         self.credit_bytes = credit_bytes

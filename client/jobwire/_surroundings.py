@@ -1,0 +1,116 @@
+"""What a process does that gRPC must be told of: forks, and green threads in place of real ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+_forks = 0
+_left_behind: list[object] = []
+_gevent_is_told = False
+_aio_since: int | None = None
+"""How many forks lay behind the process that first used gRPC's asyncio."""
+
+
+def forks() -> int:
+    """Returns how many forks lie between this process and the one that imported the package."""
+    return _forks
+
+
+def leave_behind(*things: object) -> None:
+    """Keeps what a forked child has of its parent's connections alive, and untouched.
+
+    To close them, or let them be collected, would have the child act on threads that it does not
+    have and on sockets that it shares with its parent.
+    """
+    _left_behind.extend(things)
+
+
+def _count() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count)
+
+
+def suit_threads() -> None:
+    """Has gRPC get along with gevent, if that took the place of threads. Before channels open.
+
+    Raises:
+        RuntimeError: eventlet did.
+    """
+    global _gevent_is_told
+    _refuse_eventlet()
+    if _has_gevent() and not _gevent_is_told:
+        from grpc.experimental.gevent import init_gevent
+
+        _gevent_is_told = True
+        init_gevent()
+
+
+def check_asyncio() -> None:
+    """Refuses what gRPC's asyncio can't do; before a channel is opened.
+
+    Its one thread must be a real one, and a forked child has none, nor a way to start another.
+
+    Raises:
+        RuntimeError: gevent or eventlet took the place of threads, or the process was forked off
+            from one that used gRPC's asyncio.
+    """
+    global _aio_since
+    _refuse_eventlet()
+    if _has_gevent():
+        raise RuntimeError(
+            "gevent has patched threads, and gRPC's asyncio needs real ones: use jobwire.Client,"
+            " which works under gevent, and run workers in processes without gevent"
+        )
+    if _aio_since is None:
+        _aio_since = _forks
+    if _aio_since != _forks:
+        raise RuntimeError(
+            "this process was forked off from one that had used AsyncClient or Worker, and gRPC's"
+            " asyncio does not outlive that: fork before they are used, start children by spawn,"
+            " or use jobwire.Client, which works after a fork"
+        )
+
+
+def _has_gevent() -> bool:
+    # Asked of what is imported: this package must not import gevent.
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def _refuse_eventlet() -> None:
+    patcher: Any = sys.modules.get("eventlet.patcher")
+    if patcher is not None and patcher.is_monkey_patched("thread"):
+        raise RuntimeError(
+            "eventlet has patched threads, and gRPC can't work with that: use gevent or real"
+            " threads, or leave threads out: eventlet.monkey_patch(thread=False)"
+        )
+
+
+class _LateNews(logging.Filter):
+    """Drops what asyncio logs when gRPC has news for a loop that has ended.
+
+    The one thread of gRPC's asyncio wakes any of the loops for news of all of them. What comes for
+    a call of a loop that is closed, or was fetched by another loop already, concerns nobody.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (
+            isinstance(error, RuntimeError | BlockingIOError)
+            and "PollerCompletionQueue._handle_events" in record.getMessage()
+        )
+
+
+_late_news = _LateNews()
+
+
+def expect_several_loops() -> None:
+    """Keeps out of the log what is no fault where loops follow, or stand beside, one another."""
+    logging.getLogger("asyncio").addFilter(_late_news)
