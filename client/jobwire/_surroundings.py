@@ -6,8 +6,16 @@ import logging
 import os
 import sys
 from typing import Any
+from weakref import WeakSet
+
+log = logging.getLogger("jobwire.client")
+
+FORK_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
+_TRUE = {"yes", "1", "true", "y", "on"}
 
 _forks = 0
+_has_warned = False
+_streams: WeakSet[Any] = WeakSet()
 _left_behind: list[object] = []
 _gevent_is_told = False
 _aio_since: int | None = None
@@ -28,13 +36,31 @@ def leave_behind(*things: object) -> None:
     _left_behind.extend(things)
 
 
+def note_stream(stream: object) -> None:
+    """Takes note of a stream that threads read, for as long as it is held."""
+    _streams.add(stream)
+
+
+def _warn_before_fork() -> None:
+    global _has_warned
+    if _has_warned or _has_gevent() or os.environ.get(FORK_VARIABLE, "").lower() in _TRUE:
+        return
+    if any(stream.is_active() for stream in [*_streams]):
+        _has_warned = True
+        log.warning(
+            "this process forks while it watches a job; so that gRPC survives that in the child,"
+            " start Python with %s=1, or end what is under way before",
+            FORK_VARIABLE,
+        )
+
+
 def _count() -> None:
     global _forks
     _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count)
+    os.register_at_fork(before=_warn_before_fork, after_in_child=_count)
 
 
 def suit_threads() -> None:

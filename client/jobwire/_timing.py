@@ -25,6 +25,7 @@ from jobwire._surroundings import (
     expect_several_loops,
     forks,
     leave_behind,
+    note_stream,
     suit_threads,
 )
 from jobwire.errors import CallError, ClientClosed, from_rpc_error
@@ -127,7 +128,7 @@ class _Method:
             opened.methods[self] = method
         call = method(request, **options)
         if self.kind == "unary_stream":
-            opened.streams.add(call)
+            self._channels.note(opened, call)
         return call
 
 
@@ -168,6 +169,10 @@ class _Channels(Generic[C]):
 
     def opened(self) -> _Opened[C]:
         """Returns the channel for the caller's loop and process, opened if need be."""
+        raise NotImplementedError
+
+    def note(self, opened: _Opened[C], stream: Any) -> None:
+        """Takes note of a stream."""
         raise NotImplementedError
 
     def suspect(self, error: CallError) -> None:
@@ -241,6 +246,9 @@ class AsyncChannels(_Channels[aio.Channel]):
             kept = {each: of for each, of in self._by_loop.items() if not each.is_closed()}
             self._by_loop = {**kept, loop: made}
         return made
+
+    def note(self, opened: _Opened[aio.Channel], stream: Any) -> None:
+        opened.streams.add(stream)
 
     async def close(self) -> None:
         """Closes what was opened here; calls under way end with `ClientClosed`."""
@@ -326,6 +334,9 @@ class Channels(_Channels[grpc.Channel]):
                 self._mine = _Opened(made, self._route.target)
             assert self._mine is not None
             return self._mine
+
+    def note(self, opened: _Opened[grpc.Channel], stream: Any) -> None:
+        note_stream(stream)
 
     def close(self) -> None:
         """Closes what was opened here; calls under way end with `ClientClosed`."""

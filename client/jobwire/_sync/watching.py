@@ -135,12 +135,13 @@ class JobWatch(Generic[E]):
     def _follow(self) -> Generator[JobEvent]:
         wish = self._wish
         deadline = Deadline(wish.timeout_s)
+        allowed_s = round(wish.timeout_s or 0, 2)
         try:
             while True:
                 answers = self._calls.stream(
                     self._next_call,
                     deadline=deadline,
-                    late=f"job {wish.job_id} did not end within {round(wish.timeout_s or 0, 2):g} s",
+                    late=f"job {wish.job_id} did not end within {allowed_s:g} s",
                     first_s=self._first_s,
                     reconnect_s=wish.reconnect_s,
                 )
