@@ -30,6 +30,9 @@ DEFECT = re.compile(
     r"Traceback \(most recent call last\)|was never retrieved|was never awaited|SIGSEGV"
     r"|Segmentation fault|Fatal Python error|status=-(?!9\b)\d+"
 )
+BEGINS = re.compile(r"\d{4}-\d\d-\d\d")
+FAILED = re.compile(r"WARNING jobwire\.worker .*failed")
+"""A handler's failure, and below it where it was raised."""
 MOST_OUTPUTS = 150
 
 
@@ -181,8 +184,11 @@ def defects(folder: Path) -> list[Violation]:
     found = []
     for path in sorted(folder.glob("*.log")):
         lines = path.read_text(errors="replace").splitlines()
+        of_a_handler = False
         for at, line in enumerate(lines):
-            if DEFECT.search(line):
+            if BEGINS.match(line):
+                of_a_handler = FAILED.search(line) is not None
+            if DEFECT.search(line) and not of_a_handler:
                 text = "\n".join(lines[max(0, at - 2) : at + 30])
                 found.append(
                     Violation(

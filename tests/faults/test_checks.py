@@ -334,6 +334,14 @@ def test_a_defect_in_a_log_is_found(tmp_path: Path, line: str) -> None:
     assert line in found.text
 
 
+def test_where_a_handler_failed_is_no_defect_and_what_follows_may_be_one(tmp_path: Path) -> None:
+    failed = "2026-01-01 09:00:00,000 WARNING jobwire.worker x failed after 1 s: ValueError: y"
+    unheard = "2026-01-01 09:00:01,000 ERROR asyncio Task exception was never retrieved"
+    trace = "Traceback (most recent call last):\n  File"
+    (tmp_path / "w.log").write_text(f"{failed}\n{trace}\n{unheard}\n{trace}\n")
+    assert [found.text.split(": ")[0] for found in defects(tmp_path)] == ["w.log:4", "w.log:5"]
+
+
 def test_the_store_s_death_by_the_run_s_own_kill_is_no_defect(tmp_path: Path) -> None:
     (tmp_path / "server-0.log").write_text("the store process has died, status=-9 request_id=4\n")
     assert defects(tmp_path) == []
