@@ -57,7 +57,9 @@ def test_a_job_that_kills_its_worker_at_once_comes_to_an_end(
             if not handle.get().state.is_terminal:
                 worker.start()
         job = handle.get()
-    assert (job.state, deaths) == (JobState.FAILED, 6)
+    assert job.state is JobState.FAILED
+    # Three crashes, and as many more where the acknowledgements died with the worker.
+    assert 3 <= deaths <= 6
     assert job.failure is not None
     assert job.failure.type == "CRASHED_TOO_OFTEN"
 
