@@ -107,7 +107,7 @@ def patiently(call: Callable[[], Any], world: World, within_s: float) -> Any:
 
 
 def collect(world: World, client: Client, outputs_of: set[str]) -> Final:
-    """Reads every job, every count and every key; then purges all, and looks at what stays.
+    """Reads every job, every count and every key.
 
     Args:
         world: With everything healed and nothing under way.
@@ -127,12 +127,16 @@ def collect(world: World, client: Client, outputs_of: set[str]) -> Final:
                 check_invariants(raw, queue)
             except (AssertionError, KeyError) as error:
                 final.broken.append(f"{queue}: {type(error).__name__} {error}"[:2000])
+    return final
+
+
+def purge(world: World, client: Client) -> list[str]:
+    """Forgets every job; returns the keys that stay."""
     for queue in ALL_QUEUES:
         with suppress(NotFound):
             client.purge_jobs(queue).wait()
     with _store(world).client() as raw:
-        final.leftover = sorted(key.decode() for key in raw.scan_iter(match="jw:*", count=1000))
-    return final
+        return sorted(key.decode() for key in raw.scan_iter(match="jw:*", count=1000))
 
 
 def _store(world: World) -> Any:

@@ -121,7 +121,9 @@ def ends_have_their_cause(trail: Trail, final: Final) -> Found:
             wrong = "" if asked else "nobody cancelled it"
         elif job["state"] == "EXPIRED":
             late = 0 < job["expires_at"] <= job["finished_at"]
-            wrong = "" if late and not trail.runs_of.get(job["id"]) else "it was started, or early"
+            # A delivery that nobody acknowledged is none, though a handler may have begun.
+            started = any(each["outcome"] != "UNDELIVERED" for each in job["attempts"])
+            wrong = "" if late and not started else "it was started, or early"
         elif job["failure"] == "DEADLINE_EXCEEDED":
             wrong = "" if 0 < job["deadline"] <= job["finished_at"] + 0.001 else "it was early"
         if wrong:

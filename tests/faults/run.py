@@ -12,7 +12,7 @@ from jobwire import Client
 
 from tests.faults import plan
 from tests.faults.checks import RULES, Violation
-from tests.faults.ending import collect, patiently, settle
+from tests.faults.ending import collect, patiently, purge, settle
 from tests.faults.final import Final
 from tests.faults.handled import HANDLER_RULES
 from tests.faults.history import Event, read
@@ -176,6 +176,7 @@ def _quiet(world: World, client: Client, settings: Settings) -> Final:
             outputs_of.add(event["job"])
     final: Final = patiently(lambda: collect(world, client, outputs_of), world, 30.0)
     final.live = live
+    final.leftover = patiently(lambda: purge(world, client), world, 30.0)
     return final
 
 
