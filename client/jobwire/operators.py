@@ -278,6 +278,8 @@ class ServerInfo:
     """How many processes share the server's port; this is the answer of one of them."""
     process_index: int = 0
     """Which of them answered, from 0."""
+    store_problem: str = ""
+    """What is wrong with the store now, for people; '' if nothing is."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -299,4 +301,5 @@ class ServerInfo:
             max_output_bytes=limits.max_output_bytes,
             processes=max(1, proto.processes),
             process_index=proto.process_index,
+            store_problem=proto.store_problem,
         )

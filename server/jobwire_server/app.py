@@ -32,10 +32,11 @@ from jobwire_server.router import Router
 from jobwire_server.servicers import SERVICE_NAMES, generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
 from jobwire_server.settings import Settings
+from jobwire_server.store.condition import StoreCondition
 from jobwire_server.store.connect import Connection, connect
 from jobwire_server.store.engine import EmbeddedValkey
 from jobwire_server.store.monitor import StoreMonitor
-from jobwire_server.store.preflight import check_store
+from jobwire_server.store.preflight import Inspection, check_store
 from jobwire_server.units import parse_address
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -45,6 +46,8 @@ STUCK_S = 15.0
 """An event loop that has not come round for so long fails /healthz."""
 STUCK_METRIC = "jobwire_stuck_handlers"
 STUCK_HELP = "Handlers of the workers here that go on although they were told to stop"
+SERVED_WHILE_UNFIT = ("jobwire.v1.WorkerService", "jobwire.v1.AdminService")
+"""Services of which a server that accepts no new jobs says that they are served."""
 MAX_PENDING = 5_000
 MAX_PENDING_S = 2
 """How many calls that have come in wait until the event loop takes them up, and for how long.
@@ -94,6 +97,7 @@ class Application:
         self._connection: Connection | None = None
         self._router: Router | None = None
         self._monitor: StoreMonitor | None = None
+        self._condition = StoreCondition()
         self._server: grpc.aio.Server | None = None
         self._certificates: Certificates | None = None
         self._health = health.aio.HealthServicer()
@@ -143,14 +147,24 @@ class Application:
             processes=place.processes if place is not None else 1,
             process_index=place.index if place is not None else 0,
         )
+        condition = self._condition = StoreCondition(self._connection.address)
         self._router = Router(
-            self._connection, options, self.server_id, moments_settled=self._rpc.settled
+            self._connection,
+            options,
+            self.server_id,
+            moments_settled=self._rpc.settled,
+            condition=condition,
         )
         await self._router.start()
-        self._monitor = StoreMonitor(self._connection, self._store_changed)
+        inspection = Inspection(
+            self._connection,
+            allow_volatile=settings.allow_volatile_store,
+            always=settings.durability == "always",
+        )
+        self._monitor = StoreMonitor(self._connection, condition, self._store_changed, inspection)
         await self._listen(self._router, self.facts)
         self._serve_http()
-        await self._store_changed(True)
+        await self._store_changed()
         self._monitor.start()
         self._show(State.SERVING)
 
@@ -297,17 +311,22 @@ class Application:
     def _ready(self) -> Verdict:
         if self._draining:
             return False, "draining"
-        return OK if self._store_is_up() else (False, "the store can't be reached")
+        problem = self._condition.problem
+        return (False, problem) if problem else OK
 
     def _show(self, state: State) -> None:
         if self._place is not None:
             self._place.page.state = state
 
-    async def _store_changed(self, reachable: bool) -> None:
+    async def _store_changed(self) -> None:
+        condition = self._condition
+        up, fit = not condition.away, not condition.unfit
         if self._place is not None:
-            self._place.page.store_up = reachable
+            self._place.page.store_up, self._place.page.store_fit = up, fit
         for name in ("", *SERVICE_NAMES):
-            await self._health.set(name, SERVING if reachable else NOT_SERVING)
+            # Workers may finish what they have while no new jobs are accepted.
+            serves = up and (fit or name in SERVED_WHILE_UNFIT)
+            await self._health.set(name, SERVING if serves else NOT_SERVING)
 
 
 def show_restarts(metrics: Metrics, engine: EmbeddedValkey) -> None:

@@ -49,7 +49,7 @@ DECISIONS = 5
 A running job's state changes once, to CANCELLING; more is a defect.
 """
 TAKE_BACK_AT_ONCE = 200
-_UNDONE = StoreUnavailable("it was not recorded; send it again")
+_UNDONE = StoreUnavailable("it is not known whether it was recorded; send it again")
 
 
 class Attempts:

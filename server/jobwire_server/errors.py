@@ -243,6 +243,15 @@ class StoreUnavailable(JobwireError):
         super().__init__(message, retry_after_ms=retry_after_ms)
 
 
+class StoreUnfit(JobwireError):
+    """The store answers, and is not to be trusted with new jobs; the message has the remedy."""
+
+    reason = "STORE_UNFIT"
+
+    def __init__(self, message: str, *, retry_after_ms: int = 5_000) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+
+
 class StoreFull(JobwireError):
     """The store has no memory left; nothing was written."""
 

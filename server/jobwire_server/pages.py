@@ -23,7 +23,7 @@ _HEADER_CELLS = 8
 _NAME_CELLS = NAME_BYTES // _CELL
 _STRIDE = _NAME_CELLS + ROW_CELLS
 _SIZE = (_HEADER_CELLS + MAX_ROWS * _STRIDE) * _CELL
-_STATE, _BEAT, _STORE_UP, _ROWS, _STUCK = range(5)
+_STATE, _BEAT, _STORE_UP, _ROWS, _STUCK, _STORE_FIT = range(6)
 
 
 class State(IntEnum):
@@ -94,9 +94,19 @@ class Page:
     def stuck_handlers(self, value: int) -> None:
         self._cells[_STUCK] = value
 
+    @property
+    def store_fit(self) -> bool:
+        """The store is trusted with new jobs."""
+        return bool(self._cells[_STORE_FIT])
+
+    @store_fit.setter
+    def store_fit(self, value: bool) -> None:
+        self._cells[_STORE_FIT] = value
+
     def clear_levels(self) -> None:
         """Forget what ended with the process; what it counted stays."""
-        self._cells[_STATE] = self._cells[_STORE_UP] = self._cells[_STUCK] = 0.0
+        for level in (_STATE, _STORE_UP, _STORE_FIT, _STUCK):
+            self._cells[level] = 0.0
         for _, cells in self.rows():
             cells[0] = 0.0
 

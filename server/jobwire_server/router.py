@@ -24,6 +24,7 @@ from jobwire_server.errors import (
     QueueNotFound,
     ServerDraining,
     StoreFull,
+    StoreUnfit,
 )
 from jobwire_server.ids import UlidFactory
 from jobwire_server.listing import JobListing
@@ -61,6 +62,7 @@ from jobwire_server.sessions.roster import Roster
 from jobwire_server.sessions.session import WorkerSession
 from jobwire_server.store.bulk import BulkStore
 from jobwire_server.store.cancels import CancelStore
+from jobwire_server.store.condition import StoreCondition
 from jobwire_server.store.connect import Connection
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, Report
@@ -96,6 +98,7 @@ class Router:
         server_id: Unique among live servers.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
         moments_settled: Told how many moments of schedules were `submitted`, `skipped`, `missed`.
+        condition: Of the store, kept by whoever watches it; None: it is taken to be well.
     """
 
     def __init__(
@@ -106,9 +109,11 @@ class Router:
         *,
         random_fraction: Callable[[], float] = random.random,
         moments_settled: Callable[[str, int], None] = lambda outcome, count: None,
+        condition: StoreCondition | None = None,
     ) -> None:
         self.options = options
         self.server_id = server_id
+        self.condition = condition or StoreCondition(connection.address)
         self.clock = StoreClock()
         self.new_ulid = UlidFactory(self.clock.now_ms)
         self._chores = Chores()
@@ -116,6 +121,7 @@ class Router:
             connection.client,
             wait_replicas=options.wait_replicas,
             wait_timeout_ms=options.wait_timeout_ms,
+            address=connection.address,
         )
         self._jobs = JobStore(self._runner, server_id)
         self._upkeep = UpkeepStore(self._runner)
@@ -153,6 +159,7 @@ class Router:
             options,
             self.new_ulid,
             moments_settled,
+            self.condition,
         )
         self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
         self.listing = JobListing(self._jobs, self._queues)
@@ -261,18 +268,20 @@ class Router:
 
     async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
         """Accepts jobs of one queue; answers each with what became of it or why it was refused:
-        AlreadyExists, UniqueKeyTaken, QueueFull; StoreFull where the store has no room, and another
-        of them was accepted before.
+        AlreadyExists, UniqueKeyTaken, QueueFull; StoreFull or StoreUnfit where another of them was
+        accepted before.
 
         Raises:
             StoreFull: The store has no room; none of them was accepted, now or before.
+            StoreUnfit: It is not to be trusted with jobs; the same.
         """
         if self._draining:
             raise ServerDraining
-        lanes = await self._set.open(queue)
         try:
+            self.condition.check_fit()
+            lanes = await self._set.open(queue)
             accepted = await lanes.submit.submit(jobs)
-        except StoreFull as error:
+        except (StoreFull, StoreUnfit) as error:
             known = await self.known(queue, jobs)
             if not any(known):
                 raise

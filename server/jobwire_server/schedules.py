@@ -22,6 +22,7 @@ from jobwire_server.errors import (
     ScheduleNotFound,
     StoreFull,
     StoreUnavailable,
+    StoreUnfit,
 )
 from jobwire_server.ids import ulid_from
 from jobwire_server.maintenance.keeper import Fired
@@ -41,6 +42,7 @@ from jobwire_server.operations.schedules import (
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_set import QueueSet
 from jobwire_server.queue_settings import QueueSettingsCache
+from jobwire_server.store.condition import StoreCondition
 from jobwire_server.store.records import scheduled_suffix
 from jobwire_server.store.schedules import (
     Firing,
@@ -77,6 +79,7 @@ class Schedules:
         settings: Limits of queues.
         options: For jobs that are cancelled.
         new_ulid: Makes ids for jobs that are triggered.
+        condition: Of the store.
         settled: Told how many moments were `submitted`, `skipped` or `missed`.
     """
 
@@ -88,6 +91,7 @@ class Schedules:
         options: BrokerOptions,
         new_ulid: Callable[[], str],
         settled: Callable[[str, int], None],
+        condition: StoreCondition,
     ) -> None:
         self._store = store
         self._queues = queues
@@ -96,6 +100,7 @@ class Schedules:
         self._new_ulid = new_ulid
         self._complained: dict[str, float] = {}
         self._settled = settled
+        self._condition = condition
 
     async def create(
         self,
@@ -241,8 +246,9 @@ class Schedules:
         ulid = self._new_ulid()
         request = _request(schedule_id, request_id) if request_id else None
         try:
+            self._condition.check_fit()
             return await self._trigger(queue, schedule_id, ulid, request)
-        except (ScheduleNotFound, StoreFull):
+        except (ScheduleNotFound, StoreFull, StoreUnfit):
             if request is None:
                 raise
             # It may have been accepted before, when the schedule was there and the store had room.
@@ -288,10 +294,11 @@ class Schedules:
         retention_ms = retain_ended_ms(settings, self._options)
         for batch in batches:
             try:
+                self._condition.check_fit()
                 now, head, outcomes = await self._store.fire(
                     queue, batch, self._options.cancel_grace_ms, retention_ms, settings
                 )
-            except StoreFull as error:
+            except (StoreFull, StoreUnfit) as error:
                 # The queue's clock goes on: it forgets jobs, which makes room.
                 held_back = True
                 self._complain(queue, "schedules held back", error=error.message)

@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     )
     wait_timeout: Duration = _between(
         "10ms",
-        "4s",
+        "2s",
         _BROKER.wait_timeout_ms,
         STORE,
         "How long the replicas may take; then the call is UNAVAILABLE, to be repeated.",

@@ -80,8 +80,9 @@ class Slot:
 
     @property
     def serves(self) -> bool:
-        """It takes calls and reaches the store."""
-        return self.page.state is State.SERVING and self.page.store_up
+        """It takes calls, and reaches a store that is trusted with jobs."""
+        page = self.page
+        return page.state is State.SERVING and page.store_up and page.store_fit
 
     @property
     def stuck(self) -> bool:
@@ -356,7 +357,13 @@ class Supervisor:
         if self._stopping.is_set():
             return False, "draining"
         serving = self._serving()
-        return serving > 0, f"{serving} of {len(self._slots)} processes serve"
+        running = [slot.page for slot in self._slots if slot.page.state is State.SERVING]
+        why = ""
+        if any(not page.store_up for page in running):
+            why = "; the store does not answer"
+        elif any(not page.store_fit for page in running):
+            why = "; the store is unfit for new jobs, see the log or GetServerInfo"
+        return serving > 0, f"{serving} of {len(self._slots)} processes serve{why}"
 
 
 def _pid_of(slot: Slot) -> Callable[[], int | None]:

@@ -44,6 +44,7 @@ SAMPLES: list[tuple[JobwireError, StatusCode]] = [
     (errors.ScheduleNotFound("default", "nightly"), StatusCode.NOT_FOUND),
     (errors.ChangedMeanwhile("no"), StatusCode.ABORTED),
     (errors.StoreUnavailable("down"), StatusCode.UNAVAILABLE),
+    (errors.StoreUnfit("evicts"), StatusCode.UNAVAILABLE),
     (errors.StoreFull(), StatusCode.RESOURCE_EXHAUSTED),
     (errors.QueueFull("full"), StatusCode.RESOURCE_EXHAUSTED),
     (errors.ServerBusy("busy"), StatusCode.RESOURCE_EXHAUSTED),

@@ -12,11 +12,11 @@ from jobwire_server.store.scripts import names
 
 FOLDER = files("jobwire_server.store") / "lua"
 SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write"}
-ANSWERS_OF = {"enter": "submit", "cancel": "cancel"}
+ANSWERS_OF = {"enter": "submit", "identity": "submit", "cancel": "cancel"}
 """Included files whose answers are told in one script's header; others hand them on or not."""
 LOOPS = r"= (?:first|at|\d+), #ARGV|while at <= #ARGV|enter_jobs\(P, now, answer, ARGV, first"
 WRITES = re.compile(
-    r"call\('(?:SET|SETNX|MSETNX|DEL|UNLINK|HSET|HSETNX|HDEL|HINCRBY|[LR]PUSH|LPOP|LTRIM|LINSERT"
+    r"p?call\('(?:SET|SETNX|MSETNX|DEL|UNLINK|HSET|HSETNX|HDEL|HINCRBY|[LR]PUSH|LPOP|LTRIM|LINSERT"
     r"|ZADD|ZREM|ZPOPMIN|SADD|SREM|SPUBLISH)'"
 )
 

@@ -75,6 +75,7 @@ class Calls:
         deadline, backoff = Deadline(timeout_s), Backoff()
         # Without an end, an attempt that was lost without a word must have one all the same.
         limit_s = LONE_ATTEMPT_S if timeout_s is None else math.inf
+        told: CallError | None = None
         while True:
             closings = self._channels.closings
             try:
@@ -87,6 +88,10 @@ class Calls:
                 if error is None:
                     raise
             self._channels.suspect(error)
+            if told is not None and timeout_s is not None and isinstance(error, DeadlineExceeded):
+                # The last repetition ran out of time; why it was one says more.
+                raise told from None
+            told = error
             wait_s = backoff.next_s(error.retry_after_s)
             late = isinstance(error, DeadlineExceeded) and timeout_s is None
             if not (late or worth_retrying(error)) or wait_s >= deadline.remaining_s():

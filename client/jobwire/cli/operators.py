@@ -383,6 +383,7 @@ def info(settings: Settings) -> None:
             ("version", found.version),
             ("started", when(found.started_at)),
             ("store", f"{found.store_engine} {found.store_version}{embedded}"),
+            *([("problem", found.store_problem)] if found.store_problem else []),
             ("durability", found.store_durability),
             ("store time", when(found.store_time)),
             ("payload", f"at most {found.max_payload_bytes} bytes"),

@@ -982,6 +982,7 @@ class GetServerInfoResponse(message.Message):
     STORE_TIME_FIELD_NUMBER: builtins.int
     PROCESSES_FIELD_NUMBER: builtins.int
     PROCESS_INDEX_FIELD_NUMBER: builtins.int
+    STORE_PROBLEM_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """Of this process; another one after each start."""
     version: builtins.str
@@ -1000,6 +1001,10 @@ class GetServerInfoResponse(message.Message):
     """
     process_index: builtins.int
     """Which of them answers, from 0."""
+    store_problem: builtins.str
+    """What is wrong with the store at this moment, for people: that it has not answered, and since
+    when, or why no new jobs are accepted. Empty: nothing is.
+    """
     @builtins.property
     def started_at(self) -> timestamp_pb2.Timestamp:
         """When this process began to serve."""
@@ -1026,10 +1031,11 @@ class GetServerInfoResponse(message.Message):
         store_time: timestamp_pb2.Timestamp | None = ...,
         processes: builtins.int = ...,
         process_index: builtins.int = ...,
+        store_problem: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "started_at", b"started_at", "store_time", b"store_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "process_index", b"process_index", "processes", b"processes", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "process_index", b"process_index", "processes", b"processes", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_problem", b"store_problem", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,6 +104,11 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """The resource was changed since it was read. ABORTED. Read it again, and apply the change to
     what it is now.
     """
+    ERROR_REASON_STORE_UNFIT: _ErrorReason.ValueType  # 24
+    """The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
+    refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
+    which is the operator's; what was accepted before goes on.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
     INTERNAL.
@@ -194,6 +199,11 @@ ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 22
 ERROR_REASON_CHANGED_MEANWHILE: ErrorReason.ValueType  # 23
 """The resource was changed since it was read. ABORTED. Read it again, and apply the change to
 what it is now.
+"""
+ERROR_REASON_STORE_UNFIT: ErrorReason.ValueType  # 24
+"""The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
+refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
+which is the operator's; what was accepted before goes on.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.

@@ -603,7 +603,10 @@ class JobSpec(message.Message):
 
     @builtins.property
     def created_at(self) -> timestamp_pb2.Timestamp:
-        """Output only: when the broker accepted the job, by the store's clock."""
+        """Output only: when the broker took the job, by the store's clock as that server knew it: before
+        it was written, within milliseconds of it, or as much early as the store's answers were late,
+        which is seconds while it hangs. Nothing is decided by it.
+        """
 
     def __init__(
         self,

@@ -124,8 +124,9 @@ class JobServiceServicer:
         one refused item does not stop the others.
 
         INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-        result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-        accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+        result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+        itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+        batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,8 +54,9 @@ class JobServiceStub:
     one refused item does not stop the others.
 
     INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-    accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+    itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+    batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -164,8 +165,9 @@ class JobServiceAsyncStub(JobServiceStub):
     one refused item does not stop the others.
 
     INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-    accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+    itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+    batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -283,8 +285,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         one refused item does not stop the others.
 
         INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-        result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-        accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+        result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+        itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+        batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
         """
 
     @_abc_1.abstractmethod

@@ -208,6 +208,7 @@ class AdminService:
             ),
             processes=facts.processes,
             process_index=facts.process_index,
+            store_problem=self._router.condition.problem,
         )
 
     def _convert(self, item: Worker, *, leases: bool) -> admin_service_pb2.Worker:

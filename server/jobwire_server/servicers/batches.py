@@ -11,6 +11,7 @@ from jobwire_server.errors import (
     JobwireError,
     ServerBusy,
     StoreUnavailable,
+    StoreUnfit,
     Violation,
 )
 from jobwire_server.model import Accepted, NewJob
@@ -22,7 +23,7 @@ from jobwire_server.servicers.submission import NotNow, Submissions, check_same
 
 MAX_BATCH_ID = 56
 """With `:` and the place of an item behind it, it still is a request id."""
-PASSING = (StoreUnavailable, ServerBusy)
+PASSING = (StoreUnavailable, StoreUnfit, ServerBusy)
 """Errors of the call, which say nothing about the jobs."""
 LOOK_UPS = 100
 """Of one call to the store."""
@@ -92,7 +93,8 @@ class Batches:
         # Where not a single job has an answer the call fails, which clients know how to repeat.
         passing = [error for error in failures if isinstance(error, PASSING)]
         if failures and len(passing) == len(failures):
-            raise passing[0]
+            # That of which least is known: what the store did not answer may be written.
+            raise min(passing, key=lambda error: PASSING.index(type(error)))
         answered = [result for result in results if result is not None]
         if too_many is not None and not any(map(_is_accepted, answered)):
             raise too_many

@@ -41,6 +41,7 @@ TABLE: dict[type[errors.JobwireError], StatusCode] = {
     errors.OutputFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.OutputGap: StatusCode.FAILED_PRECONDITION,
     errors.StoreUnavailable: StatusCode.UNAVAILABLE,
+    errors.StoreUnfit: StatusCode.UNAVAILABLE,
     errors.StoreFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.ServerBusy: StatusCode.RESOURCE_EXHAUSTED,

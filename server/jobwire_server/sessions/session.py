@@ -428,7 +428,7 @@ class WorkerSession:
         if isinstance(error, JobwireError):
             return error
         log.error("frame not recorded", worker_id=self.worker_id, exc_info=error)
-        return StoreUnavailable("it could not be recorded; send it again")
+        return StoreUnavailable("it is not known whether it was recorded; send it again")
 
     def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
         """Frees the place of a job that the worker no longer holds."""

@@ -7,6 +7,7 @@ answer was lost. Whoever sends a command knows whether it may be sent again.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -18,7 +19,13 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisClusterException, RedisError
+from redis.exceptions import (
+    BusyLoadingError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
 from jobwire_server.errors import ConfigurationError
 from jobwire_server.store.cluster import ClusterClient
@@ -30,6 +37,7 @@ from jobwire_server.store.sending import (
     TlsConnection,
 )
 from jobwire_server.store.sentinels import SentinelPool, Sentinels
+from jobwire_server.store.urls import redacted, tidy
 
 MAX_CONNECTIONS = 64
 """Group commit keeps few calls under way; more than these would only queue inside the store."""
@@ -38,8 +46,9 @@ CONNECT_TIMEOUT_S = 3.0
 SENTINEL_TIMEOUT_S = 1.5
 """For a sentinel, to connect and to answer. Shorter than the monitor waits for the store: that most
 of the sentinels are away is no reason to say that the store is."""
-READ_TIMEOUT_S = 5.0
-"""Also bounds a write. Longer than any script runs, shorter than any deadline of a caller."""
+READ_TIMEOUT_S = 3.0
+"""Also bounds a write. Longer than any script runs, and so much shorter than what callers wait (5 s
+in the command line) that they hear what is wrong."""
 IDLE_CHECK_S = 15
 """A connection that was idle for so long is tried with a PING before it is used."""
 
@@ -66,6 +75,12 @@ class Connection:
     url: str
     """Without the password, for logs."""
     sentinel: Sentinel | None = None
+    username: str = ""
+
+    @property
+    def address(self) -> str:
+        """Where the store is, for people."""
+        return f"the store at {self.url.partition('://')[2].rpartition('@')[2]}"
 
     async def close(self) -> None:
         """Close every connection; harmless if none was opened."""
@@ -143,6 +158,20 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+_DENIALS = ("NOPERM", "ACL failure", "no permissions", "user executing the script can't")
+
+
+def denial_of(error: BaseException) -> str:
+    """What the store's user may not do, in the store's words; "" if the error is another one."""
+    cause = cause_of(error)
+    text = str(cause)
+    denied = isinstance(cause, NoPermissionError) or any(words in text for words in _DENIALS)
+    if not denied or not isinstance(cause, ResponseError):
+        return ""
+    # Where in which script it happened is of no use to whoever has to mend it.
+    return re.sub(r"\.? script: [0-9a-f]{40}.*", "", text)
+
+
 def is_loading(error: BaseException) -> bool:
     """The store answers, and that it is reading its data."""
     return isinstance(cause_of(error), BusyLoadingError)
@@ -166,24 +195,25 @@ def connect(url: str, *, max_connections: int = MAX_CONNECTIONS) -> Connection:
         ConfigurationError: The URL has another form, or an option that does not exist.
     """
     scheme = url.partition("://")[0]
+    make = _MAKERS.get(scheme)
+    if make is None:
+        raise ConfigurationError(f"redis_url: {redacted(url)} is none of {FORMS}")
     try:
-        if scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _sentinel(url, max_connections)
-        if scheme in ("redis+cluster", "rediss+cluster"):
-            return _cluster(url, max_connections)
-        if scheme in ("redis", "rediss", "unix"):
-            return _standalone(url, max_connections)
+        connection = make(tidy(url), max_connections)
     except (ValueError, TypeError, RedisError) as error:
+        # What the parser says of options may be the second half of a password.
+        why = "an option is wrong" if "password=" in url.lower() else str(error)
         raise ConfigurationError(
-            f"redis_url: {redacted(url)} can't be used: {error}; the forms are {FORMS}"
-        ) from error
-    raise ConfigurationError(f"redis_url: {redacted(url)} is none of {FORMS}")
+            f"redis_url: {redacted(url)} can't be used: {why}; the forms are {FORMS}"
+        ) from None
+    connection.url = redacted(url)
+    connection.username = _username(tidy(url))
+    return connection
 
 
-def redacted(url: str) -> str:
-    """The URL without what it says about passwords."""
-    without_userinfo = re.sub(r"://([^/@]*?)(:[^/@]*)?@", r"://\1:***@", url, count=1)
-    return re.sub(r"((?:^|[?&])[^=&]*password=)[^&]*", r"\1***", without_userinfo)
+def _username(url: str) -> str:
+    userinfo, at, _ = url.partition("://")[2].partition("@")
+    return unquote(userinfo.partition(":")[0]) if at else ""
 
 
 def _unpooled(pool: ConnectionPool) -> AbstractConnection:
@@ -289,3 +319,10 @@ def _cluster(url: str, max_connections: int) -> Connection:
     for node in client.startup_nodes:
         node.connection_class = connection_class
     return Connection(client, "cluster", redacted(url))
+
+
+_MAKERS: dict[str, Callable[[str, int], Connection]] = {
+    **dict.fromkeys(("redis", "rediss", "unix"), _standalone),
+    **dict.fromkeys(("redis+sentinel", "rediss+sentinel"), _sentinel),
+    **dict.fromkeys(("redis+cluster", "rediss+cluster"), _cluster),
+}

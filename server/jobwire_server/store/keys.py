@@ -7,6 +7,8 @@ their headers and in docs/schema.md.
 
 from __future__ import annotations
 
+EVERY = "jw:*"
+"""The pattern of every key and every channel, for the rights of the store's user."""
 WORKERS = "jw:{workers}:"
 """Prefix of the worker registry."""
 WORKER_EVENTS = WORKERS + "changes"

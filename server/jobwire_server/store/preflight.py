@@ -11,17 +11,24 @@ from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    NoPermissionError,
     RedisClusterException,
     ResponseError,
 )
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.facts import StoreInfo
-from jobwire_server.store.connect import STORE_ERRORS, Connection, StoreRefused, cause_of
+from jobwire_server.store.connect import (
+    STORE_ERRORS,
+    Connection,
+    StoreRefused,
+    cause_of,
+    denial_of,
+)
+from jobwire_server.store.rights import missing_rights
 
 OLDEST = {"redis": (7, 0), "valkey": (8, 0)}
 RETRY_S = 0.2
+SECTIONS = ("server", "memory", "persistence", "replication", "cluster")
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.store")
 
@@ -47,12 +54,15 @@ async def check_store(
 
     Raises:
         StoreRefused: It can't be reached, is too old, evicts keys, keeps nothing on disk, takes
-            no writes, or does not let its replicas be waited for; the message has the remedy.
+            no writes, lacks rights, or does not let its replicas be waited for; the message has the
+            remedy.
     """
     nodes = await _reach(connection, wait_s)
     found = [
         await _check_node(node, allow_volatile=allow_volatile, always=always) for node in nodes
     ]
+    if lacking := await missing_rights(connection):
+        raise StoreRefused(f"redis_url: {lacking}")
     warnings = dict.fromkeys(warning for info in found for warning in info.warnings)
     if replicas:
         problems = [await _replicas(node, replicas) for node in nodes]
@@ -68,6 +78,46 @@ async def check_store(
     )
 
 
+class Inspection:
+    """Looks at a store again and again while it is used, as `check_store` did before.
+
+    Args:
+        connection: The store.
+        allow_volatile: As for `check_store`.
+        always: As for `check_store`.
+    """
+
+    def __init__(self, connection: Connection, *, allow_volatile: bool, always: bool) -> None:
+        self._connection = connection
+        self._allow_volatile = allow_volatile
+        self._always = always
+        self._warned: frozenset[str] | None = None
+
+    async def look(self, *, rights: bool) -> str:
+        """Returns why the store is not to be trusted with new jobs, with the remedy; "" if it is.
+
+        Args:
+            rights: True to try the user's rights as well.
+
+        Raises:
+            RedisError: It can't be reached.
+        """
+        warnings: set[str] = set()
+        for node in await self._connection.primaries():
+            try:
+                info = await _check_node(
+                    node, allow_volatile=self._allow_volatile, always=self._always
+                )
+            except StoreRefused as refusal:
+                return refusal.message
+            warnings |= {*info.warnings}
+        # What the start has found it has told.
+        for warning in warnings - (self._warned if self._warned is not None else warnings):
+            log.warning(warning)
+        self._warned = frozenset(warnings)
+        return await missing_rights(self._connection) if rights else ""
+
+
 _WEAKNESS = {"aof always": 0, "aof everysec": 1, "unknown": 3, "none": 4}
 
 
@@ -81,7 +131,13 @@ async def _reach(connection: Connection, wait_s: float) -> list[Redis | ClusterN
             return await connection.primaries()
         except STORE_ERRORS as error:
             cause = cause_of(error)
-            if isinstance(cause, AuthenticationError | NoPermissionError):
+            if denial_of(cause):
+                user = connection.username or "default"
+                raise StoreRefused(
+                    f"redis_url: {connection.url}: the store's user {user} lacks rights: {cause};"
+                    f" run: ACL SETUSER {user} ~jw:* &jw:* +@all -@admin"
+                ) from error
+            if isinstance(cause, AuthenticationError):
                 raise StoreRefused(
                     f"redis_url: {connection.url} refuses the user name or password: {cause}"
                 ) from error
@@ -105,7 +161,19 @@ async def _reach(connection: Connection, wait_s: float) -> list[Redis | ClusterN
 async def _check_node(
     node: Redis | ClusterNode, *, allow_volatile: bool, always: bool
 ) -> StoreInfo:
-    info: dict[str, Any] = await node.execute_command("INFO", "everything")
+    warnings = []
+    info: dict[str, Any]
+    try:
+        info = await node.execute_command("INFO", *SECTIONS)
+    except ResponseError as error:
+        if not denial_of(error):
+            raise
+        info = await _greeting(node)
+        warnings.append(
+            "the store does not tell this user its maxmemory-policy and its persistence"
+            f" ({denial_of(error)}): look that the policy is noeviction and that jobs are kept on"
+            " disk, or let it tell with ACL SETUSER … +info +config|get"
+        )
     engine, version = _engine(info)
     if _numbers(version) < OLDEST.get(engine, (0,)):
         needed = ".".join(map(str, OLDEST[engine]))
@@ -125,13 +193,38 @@ async def _check_node(
             f"the store's maxmemory-policy is {policy}, which deletes jobs when memory is short;"
             " run: CONFIG SET maxmemory-policy noeviction"
         )
-    durability, warnings = await _durability(node, info, always=always)
+    if "aof_enabled" in info:
+        durability, more = await _durability(node, info, always=always)
+        warnings += more
+    else:
+        durability = "unknown"
     if durability == "none" and not allow_volatile:
         raise StoreRefused(
             "the store keeps nothing on disk, so that its restart loses every job; run: CONFIG SET"
             " appendonly yes, or accept the loss with --allow-volatile-store"
         )
     return StoreInfo(engine, version, durability, warnings=tuple(warnings))
+
+
+async def _greeting(node: Redis | ClusterNode) -> dict[str, Any]:
+    """What every user is told: name, version, role and mode, as INFO names them."""
+    answer = await node.execute_command("HELLO")
+    flat = (
+        [part for pair in answer.items() for part in pair] if isinstance(answer, dict) else answer
+    )
+    said = {_text(flat[at]): _text(flat[at + 1]) for at in range(0, len(flat), 2)}
+    found: dict[str, Any] = {"role": said.get("role", ""), "redis_version": said["version"]}
+    if said.get("server") == "valkey":
+        found["valkey_version"] = said["version"]
+    if said.get("mode") == "sentinel":
+        found["redis_mode"] = "sentinel"
+    elif said.get("mode") == "cluster":
+        found["cluster_enabled"] = 1
+    return found
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 async def _durability(

@@ -22,7 +22,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
-from jobwire_server.errors import StoreFull, StoreUnavailable
+from jobwire_server.errors import StoreFull, StoreUnavailable, StoreUnfit
+from jobwire_server.store.connect import cause_of, denial_of
 from jobwire_server.store.replicas import UNWAITED, ReplicaWait
 
 log = structlog.get_logger(__name__)
@@ -122,12 +123,21 @@ class ScriptRunner:
         client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
         wait_replicas: How many replicas must have a write before it counts; 0: none is asked.
         wait_timeout_ms: How long they may take.
+        address: Where the store is, for people.
     """
 
     def __init__(
-        self, client: Any, *, wait_replicas: int = 0, wait_timeout_ms: int = 1_000
+        self,
+        client: Any,
+        *,
+        wait_replicas: int = 0,
+        wait_timeout_ms: int = 1_000,
+        address: str = "the store",
     ) -> None:
         self._client = client
+        self._address = address
+        self._probing: set[tuple[str, int]] = set()
+        """Places that are long away and at which a call is under way to find out."""
         self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
         self._in_slots = isinstance(client, RedisCluster)
         self._down_since: dict[tuple[str, int], float] = {}
@@ -190,7 +200,24 @@ class ScriptRunner:
         return answer
 
     async def _repeat(self, kind: str, key: str, call: Any) -> Any:
-        deadline = monotonic() + RETRY_WINDOW_S
+        began = monotonic()
+        if not self._down_since:
+            return await self._until_answered(kind, key, call, began)
+        place = self._place(kind, key)
+        since = self._down_since.get(place)
+        if since is None or began - since <= RETRY_WINDOW_S:
+            return await self._until_answered(kind, key, call, began)
+        # A store that hangs takes each call for as long as a read may last. One at a time finds out
+        # whether it is back; the others are told at once.
+        if place in self._probing:
+            raise self._unavailable(since, "it is being tried")
+        self._probing.add(place)
+        try:
+            return await self._until_answered(kind, key, call, began)
+        finally:
+            self._probing.discard(place)
+
+    async def _until_answered(self, kind: str, key: str, call: Any, began: float) -> Any:
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -199,27 +226,37 @@ class ScriptRunner:
                 raise StoreFull from error
             except (*PASSING, redis_errors.ResponseError) as error:
                 if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
+                    if denied := denial_of(error):
+                        raise StoreUnfit(
+                            f"{self._address} refuses a right to this server's user: {denied}; mend"
+                            " it with ACL SETUSER, as the server's log says"
+                        ) from error
                     raise
                 place = self._place(kind, key)
                 if place not in self._down_since:
-                    self._down_since[place] = monotonic()
+                    self._down_since[place] = began
                     log.warning("store unreachable", key=key, error=str(error))
                 # While the store is known to be away longer than the window, callers are told at
                 # once.
+                now = monotonic()
                 if (
-                    monotonic() + pause > deadline
-                    or monotonic() - self._down_since[place] > RETRY_WINDOW_S
+                    now + pause > began + RETRY_WINDOW_S
+                    or now - self._down_since[place] > RETRY_WINDOW_S
                 ):
-                    raise StoreUnavailable(
-                        f"the store does not answer ({type(error).__name__}); retry with the same"
-                        " ids"
-                    ) from error
+                    cause = str(cause_of(error)).rstrip(".") or type(error).__name__
+                    raise self._unavailable(self._down_since[place], cause) from error
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 if self._down_since:
                     self._note_back(kind, key)
                 return answer
+
+    def _unavailable(self, since: float, cause: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._address} has not answered for {monotonic() - since:.0f} s ({cause}); what was"
+            " asked of it may have been done: repeat it with the same ids"
+        )
 
     def _note_back(self, kind: str, key: str) -> None:
         since = self._down_since.pop(self._place(kind, key), None)

@@ -107,6 +107,6 @@ end
 publish_tally(P)
 local wake = {}
 for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
-if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
-if #signals > 0 then redis.call('SPUBLISH', P .. 'signals', table.concat(signals)) end
+if #wake > 0 then redis.pcall('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+if #signals > 0 then redis.pcall('SPUBLISH', P .. 'signals', table.concat(signals)) end
 return answer

@@ -10,6 +10,6 @@ if ARGV[1] == '1' then
 else
   redis.call('HDEL', P .. 'config', 'paused')
   -- Whoever waits on any route looks again.
-  redis.call('SPUBLISH', P .. 'ready', '*')
+  redis.pcall('SPUBLISH', P .. 'ready', '*')
 end
 return 1

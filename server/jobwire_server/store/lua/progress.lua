@@ -68,5 +68,5 @@ end
 
 if #leases > 0 then each_slice('ZADD', P .. 'leases', leases) end
 publish_tally(P)
-if #written > 0 then redis.call('SPUBLISH', P .. 'outputs', table.concat(written)) end
+if #written > 0 then redis.pcall('SPUBLISH', P .. 'outputs', table.concat(written)) end
 return answer

@@ -65,5 +65,5 @@ end
 publish_tally(P)
 local wake = {}
 for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
-if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+if #wake > 0 then redis.pcall('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
 return answer

@@ -133,7 +133,7 @@ end
 publish_tally(P)
 local wake = {}
 for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
-if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+if #wake > 0 then redis.pcall('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
 
 for _, name in ipairs({ 'scheduled', 'timers', 'leases', 'due' }) do
   -- What is due now stands in front until its end is decided, and must not hide what follows it.

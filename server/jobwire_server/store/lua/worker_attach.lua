@@ -56,5 +56,5 @@ redis.call('ZREM', P .. 'lost', id)
 redis.call('HDEL', P .. 'left', id)
 redis.call('ZREM', P .. 'forget', id)
 if former == SAME then stats = known[6] or '' end
-redis.call('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[4])
+redis.pcall('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[4])
 return { since, status, former, stats }

@@ -33,5 +33,5 @@ else
   redis.call('ZADD', P .. 'lost', now, id)
   redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[6]), id)
 end
-redis.call('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[3])
+redis.pcall('SPUBLISH', P .. 'changes', id .. ' ' .. ARGV[3])
 return now

@@ -31,5 +31,5 @@ if ARGV[5] ~= '' then redis.call('HSET', key, 'instance', ARGV[5]) end
 redis.call('ZADD', P .. 'seen', now, id)
 redis.call('ZADD', P .. 'ids', 0, id)
 redis.call('ZREM', P .. 'forget', id)
-redis.call('SPUBLISH', P .. 'changes', id)
+redis.pcall('SPUBLISH', P .. 'changes', id)
 return { now, redis.call('ZSCORE', P .. 'lost', id) and 1 or 0 }

@@ -11,5 +11,5 @@ if worker[1] and ARGV[2] ~= '' and worker[2] ~= ARGV[2] and since >= tonumber(AR
 local known = redis.call('DEL', P .. 'w:' .. id)
 for _, name in ipairs({ 'seen', 'ids', 'lost', 'forget' }) do redis.call('ZREM', P .. name, id) end
 redis.call('HDEL', P .. 'left', id)
-if known == 1 then redis.call('SPUBLISH', P .. 'changes', id) end
+if known == 1 then redis.pcall('SPUBLISH', P .. 'changes', id) end
 return known

@@ -8,5 +8,5 @@ local P, id = KEYS[1], ARGV[1]
 local status = redis.call('HGET', P .. 'w:' .. id, 'status')
 if not status or status == '4' then return 0 end
 redis.call('HSET', P .. 'w:' .. id, 'status', ARGV[2])
-redis.call('SPUBLISH', P .. 'changes', id)
+redis.pcall('SPUBLISH', P .. 'changes', id)
 return 1

@@ -32,7 +32,7 @@ if now <= tonumber(ARGV[6]) then
     redis.call('ZREM', P .. 'seen', id)
     redis.call('ZADD', P .. 'lost', now, id)
     redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[3]), id)
-    redis.call('SPUBLISH', P .. 'changes', id)
+    redis.pcall('SPUBLISH', P .. 'changes', id)
   end
 end
 for _, id in ipairs(redis.call('ZRANGE', P .. 'forget', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do

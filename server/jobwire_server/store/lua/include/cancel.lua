@@ -36,6 +36,6 @@ end
 
 local function publish_signals(prefix)
   if #cancelled_signals == 0 then return end
-  redis.call('SPUBLISH', prefix .. 'signals', table.concat(cancelled_signals))
-  redis.call('SPUBLISH', prefix .. 'cancels', table.concat(told_workers, ' '))
+  redis.pcall('SPUBLISH', prefix .. 'signals', table.concat(cancelled_signals))
+  redis.pcall('SPUBLISH', prefix .. 'cancels', table.concat(told_workers, ' '))
 end

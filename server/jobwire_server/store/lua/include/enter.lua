@@ -174,5 +174,5 @@ local function announce_ready(P)
   for route, count in pairs(ready_by_route) do
     wake[#wake + 1] = route .. ':' .. count
   end
-  if #wake > 0 then redis.call('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+  if #wake > 0 then redis.pcall('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
 end

@@ -43,6 +43,6 @@ local function publish_tally(prefix)
       local id = redis.call('XADD', prefix .. 'log', 'MAXLEN', '~', kept, '*', 'u', ulids)
       ulids = '#' .. id .. '#' .. ulids
     end
-    redis.call('SPUBLISH', prefix .. 'events', ulids)
+    redis.pcall('SPUBLISH', prefix .. 'events', ulids)
   end
 end
