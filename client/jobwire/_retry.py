@@ -112,11 +112,12 @@ _BY_OTHERS: dict[grpc.StatusCode, Repeat] = {
     grpc.StatusCode.PERMISSION_DENIED: Repeat.YES,
     grpc.StatusCode.UNAUTHENTICATED: Repeat.YES,
 }
+_TOO_LARGE = "larger than max"
 # What gRPC says of itself, in which a repetition changes nothing.
 _FOR_GOOD_WORDS = (
     "Method not found",  # the server is a gRPC server and lacks the method
     "Method not implemented",
-    "larger than max",  # a message above a limit of this side or the other
+    _TOO_LARGE,  # a message above a limit of this side or the other
     "serializing",  # a message that this side can't write or read
 )
 
@@ -139,3 +140,8 @@ def worth_retrying(error: CallError) -> bool:
     if repeat is Repeat.IF_TOLD_WHEN:
         return error.retry_after_s is not None
     return repeat is Repeat.YES
+
+
+def is_too_large(error: CallError) -> bool:
+    """Tells whether gRPC refused a message for its size, on either side."""
+    return not is_from_broker(error) and _TOO_LARGE in error.message

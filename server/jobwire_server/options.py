@@ -86,8 +86,11 @@ class BrokerOptions:
 
     A due job known to this server is promoted when it is due, not at the next look.
     """
-    bookmark_ms: int = 60_000
-    """How long a watch stream may be quiet before it carries a bookmark."""
+    bookmark_ms: int = 15_000
+    """How long a watch stream may be quiet before it carries a bookmark.
+
+    Proxies take a stream for dead that was quiet for 30 to 60 s.
+    """
     max_linger_ms: float = 4.0
     """The longest that a call to the store is held while more requests for it keep coming.
 

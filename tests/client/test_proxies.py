@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
 
-from jobwire import AccessDenied, AsyncClient, CallError, Job, Unavailable
+from jobwire import (
+    AccessDenied,
+    AsyncClient,
+    CallError,
+    Job,
+    ResourceExhausted,
+    Unavailable,
+)
 from jobwire._retry import worth_retrying
 from jobwire.errors import call_error
 from jobwire.v1 import job_pb2
+from jobwire_server.options import BrokerOptions
 
 from tests.client.broker import Broker
 from tests.support.gateway import Gateway
@@ -237,3 +247,23 @@ async def test_a_proxy_that_is_asked_for_is_used_for_every_address(
     assert http_proxy[1] == [f"CONNECT {broker.target} HTTP/1.1"]
     with pytest.raises(ValueError, match="JOBWIRE_HTTP_PROXY the target must be one address"):
         AsyncClient(f"{broker.target},{broker.target}")
+
+
+async def test_pages_that_are_larger_than_a_message_are_read_in_smaller_ones(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("grpc.max_receive_message_length", 64 << 10)
+    monkeypatch.setattr("jobwire._timing.CHANNEL_OPTIONS", (small,))
+    async with AsyncClient(broker.target, timeout_s=20) as client:
+        ids = [(await client.submit("work", b"x" * (10 << 10))).id for _ in range(30)]
+        assert [job.id async for job in client.list_jobs(page_size=30, full=True)] == ids
+        # One that is larger by itself is told, at once.
+        await client.submit("work", b"x" * (100 << 10))
+        with pytest.raises(ResourceExhausted, match="larger than max"):
+            [job async for job in client.list_jobs(page_size=30, full=True)]
+
+
+def test_bookmarks_come_before_proxies_take_a_stream_for_dead() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (said,) = re.findall(r"longer than the bookmark interval \((\d+) seconds\)", text)
+    assert BrokerOptions().bookmark_ms == int(said) * 1000 < 30_000

@@ -33,9 +33,10 @@ class Gateway:
     Args:
         target: HOST:PORT.
         port: To listen on; 0: a free one.
+        host: To listen at.
     """
 
-    def __init__(self, target: str, port: int = 0) -> None:
+    def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1") -> None:
         self.target = target
         self.address = ""
         """HOST:PORT to connect to."""
@@ -45,8 +46,10 @@ class Gateway:
         """Calls that were answered so."""
         self.resets = 0
         """Streams that were reset."""
-        self._port = port
-        self._connections: set[_Connection] = set()
+        self.connections = 0
+        """Connections so far."""
+        self._host, self._port = host, port
+        self._open: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
     def reset_streams(self, code: int = 2) -> None:
@@ -55,16 +58,16 @@ class Gateway:
         Args:
             code: Of HTTP/2: 0 NO_ERROR, 2 INTERNAL_ERROR, 7 REFUSED_STREAM, 8 CANCEL.
         """
-        for connection in [*self._connections]:
+        for connection in [*self._open]:
             self.resets += connection.reset_streams(code)
 
     @property
     def streams(self) -> int:
         """Streams that are open now."""
-        return sum(len(connection.streams) for connection in self._connections)
+        return sum(len(connection.streams) for connection in self._open)
 
     async def __aenter__(self) -> Gateway:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.address = f"{host}:{port}"
         return self
@@ -77,20 +80,21 @@ class Gateway:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = [connection.task for connection in self._connections]
+        tasks = [connection.task for connection in self._open]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         connection = _Connection(self, reader, writer)
-        self._connections.add(connection)
+        self._open.add(connection)
         try:
             with suppress(OSError, asyncio.IncompleteReadError):
                 await connection.run()
         finally:
-            self._connections.discard(connection)
+            self._open.discard(connection)
             writer.close()
             with suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()

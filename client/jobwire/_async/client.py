@@ -24,8 +24,9 @@ from jobwire._requests import (
     submit_batches,
     submit_request,
 )
+from jobwire._retry import is_too_large
 from jobwire._submitter import AsyncSubmitter
-from jobwire.errors import CallError, from_item_error
+from jobwire.errors import CallError, ResourceExhausted, from_item_error
 from jobwire.models import Job, JobState, NewJob, OutputPolicy, RetryPolicy
 from jobwire.unique import UniqueKey
 from jobwire.v1 import job_service_pb2 as jobs_pb2
@@ -257,7 +258,8 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             labels: Only jobs with all of these labels.
             failure_type: Only jobs whose failure is of this type, such as `CRASHED_TOO_OFTEN`;
                 empty: all.
-            page_size: How many to read in one call. 1 to 1000.
+            page_size: How many to read in one call. 1 to 1000; fewer are read at a time where so
+                many are more than a message carries.
             full: True brings payload, result, attempts and stack traces too.
         """
         request = jobs_pb2.ListJobsRequest(
@@ -270,7 +272,15 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             view=_view(full),
         )
         while True:
-            answer = await self._calls.unary(self._calls.jobs.ListJobs, request, self._timeout_s)
+            try:
+                answer = await self._calls.unary(
+                    self._calls.jobs.ListJobs, request, self._timeout_s
+                )
+            except ResourceExhausted as error:
+                if not is_too_large(error) or request.page_size == 1:
+                    raise
+                request.page_size = max(1, (request.page_size or page_size) // 4)
+                continue
             for proto in answer.jobs:
                 yield Job.from_proto(proto)
             request.page_token = answer.next_page_token
