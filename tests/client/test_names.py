@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobwire import AsyncClient, Client, Unavailable
+from jobwire import AsyncClient, Client, Context, Unavailable, Worker
 from jobwire._route import Route
 from jobwire.v1 import job_pb2
 
@@ -69,6 +69,28 @@ async def test_names_that_can_all_not_be_resolved_are_told_and_tried_until_one_c
         await asyncio.sleep(0)
         names["b.test"] = ["127.0.0.1"]
         await submitting
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+async def test_a_worker_starts_as_soon_as_one_of_its_names_can_be_resolved(
+    broker: Broker, names: Asked, transport: Any
+) -> None:
+    # The stream asks gRPC, which asks the system: there the second is a number.
+    second = f"127.0.0.1:{broker.port}" if transport == "stream" else f"b.test:{broker.port}"
+    worker = Worker(f"a.invalid:{broker.port},{second}", transport=transport)
+    ran = asyncio.Event()
+
+    @worker.operation("work")
+    async def work(context: Context) -> None:
+        ran.set()
+
+    starting = asyncio.create_task(worker.start())
+    await asyncio.sleep(0.2)
+    names["b.test"] = ["127.0.0.1"]
+    await starting
+    await broker.add("work")
+    await asyncio.wait_for(ran.wait(), 20)
+    await worker.stop()
 
 
 async def test_several_names_that_move_are_found_again(broker: Broker, names: Asked) -> None:

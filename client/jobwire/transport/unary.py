@@ -8,7 +8,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
 from grpc import aio
@@ -16,7 +16,7 @@ from grpc import aio
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import to_duration
 from jobwire._retry import Backoff, worth_retrying
-from jobwire._timing import open_async_channel
+from jobwire._timing import AsyncChannels
 from jobwire.errors import (
     CallError,
     DeadlineExceeded,
@@ -33,6 +33,9 @@ from jobwire.transport.outbox import mend_output
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+if TYPE_CHECKING:
+    from jobwire.v1.worker_service_pb2_grpc import WorkerServiceAsyncStub
 
 log = logging.getLogger("jobwire.worker")
 
@@ -71,13 +74,13 @@ class UnaryTransport:
         self._patience_s = patience_s
         self._own_channel = channel is None
         self._options = options
-        self._channel = channel or open_async_channel(options)
+        self._channel = AsyncChannels(options, channel)
         self._left: set[asyncio.Task[None]] = set()
         """Connections that were left, while they are closed."""
         self._address = options.address
         self._metadata = tuple(options.metadata.items())
         self._instance_id = secrets.token_hex(8)
-        self._stub = WorkerServiceStub(self._channel)
+        self._stub = _stub(self._channel)
         self._leases_end: asyncio.TimerHandle | None = None
         self._registering = asyncio.Lock()
         self._registration = 0
@@ -178,8 +181,8 @@ class UnaryTransport:
         """Goes on over another connection: what hangs at the end of this one answers nothing."""
         if not self._own_channel:
             return
-        left, self._channel = self._channel, open_async_channel(self._options)
-        self._stub = WorkerServiceStub(self._channel)
+        left, self._channel = self._channel, AsyncChannels(self._options)
+        self._stub = _stub(self._channel)
         closing = asyncio.create_task(left.close())
         self._left.add(closing)
         closing.add_done_callback(self._left.discard)
@@ -444,9 +447,14 @@ class UnaryTransport:
     async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
         call = getattr(self._stub, method)
         try:
+            await self._channel.ready()
             answer = await call(request, timeout=timeout_s, metadata=self._metadata)
+        except Unavailable as unresolved:
+            self._note_and_raise(unresolved)
         except grpc.RpcError as raised:
-            self._note_and_raise(from_rpc_error(raised))
+            error = from_rpc_error(raised)
+            self._channel.suspect(error)
+            self._note_and_raise(error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -476,3 +484,9 @@ def _is_unknown_worker(error: CallError) -> bool:
 
 def _lease_is_gone(error: CallError) -> bool:
     return isinstance(error, LeaseLost | NotFound)
+
+
+def _stub(channels: AsyncChannels) -> WorkerServiceAsyncStub:
+    # To the stub, the channels of several addresses are one.
+    stub: WorkerServiceAsyncStub = WorkerServiceStub(cast("aio.Channel", channels))
+    return stub
