@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -19,9 +20,12 @@ import (
 )
 
 const (
-	attachTimeout   = 5 * time.Second
-	resendAfter     = 500 * time.Millisecond
-	silentIntervals = 3
+	// Doubled from attempt to attempt: a server may hang, or be slow.
+	attachTimeout     = time.Second
+	mostAttachTimeout = 6 * time.Second
+	mostWait          = 2 * time.Second
+	resendAfter       = 500 * time.Millisecond
+	silentIntervals   = 2
 	// The contract's, for reports and for completions.
 	maxItems = 1000
 )
@@ -32,9 +36,12 @@ type stream struct {
 	work     grpc.BidiStreamingClient[pb.WorkRequest, pb.WorkResponse]
 	cancel   context.CancelFunc
 	attached *pb.Attached
-	interval time.Duration
-	refuses  atomic.Bool  // leaves assignments alone: its follower has named the leases
-	moving   chan outcome // not nil: another stream is being attached in its place
+	interval time.Duration // of the server's heartbeats
+	beat     time.Duration // of the worker's
+	contact  time.Duration // after so long without a word others may have the jobs
+	heard    atomic.Int64  // when the server last said something, Unix ns
+	refuses  atomic.Bool   // leaves assignments alone: its follower has named the leases
+	moving   chan outcome  // not nil: another stream is being attached in its place
 	over     chan struct{}
 	once     sync.Once
 }
@@ -66,7 +73,7 @@ func (w *Worker) converse(stopped <-chan struct{}) error {
 			// However it ended; as superseded by its follower, most likely.
 			moved := <-s.moving
 			s, err = moved.stream, moved.err
-		case !final(err):
+		case !final(err, true):
 			log.Printf("the stream is lost, attaching again: %v", err)
 			s, err = w.attach(s, stopped)
 		}
@@ -74,11 +81,21 @@ func (w *Worker) converse(stopped <-chan struct{}) error {
 	return err
 }
 
-// final tells what no other stream would change.
-func final(err error) bool {
+// final tells what no other stream would change. What a proxy may say while it is switched over is
+// final only for a worker that was never attached.
+func final(err error, attachedBefore bool) bool {
 	switch status.Code(err) {
-	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated,
-		codes.Unimplemented, codes.Aborted:
+	case codes.InvalidArgument:
+		return true
+	case codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
+		return !attachedBefore
+	case codes.Aborted:
+		for _, detail := range status.Convert(err).Details() {
+			if info, ok := detail.(*errdetails.ErrorInfo); ok {
+				// A stream of this very process is no reason to stop.
+				return info.Metadata["same_process"] == "false"
+			}
+		}
 		return true
 	}
 	return false
@@ -88,20 +105,37 @@ func final(err error) bool {
 // connection, so that a worker which is asked to move can get to another server behind the same
 // address.
 func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error) {
-	lost := time.Now()
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 3*time.Second) {
-		s, err := w.attachOnce(before)
-		if err == nil || final(err) {
+	var fence *time.Timer
+	var fenced atomic.Bool
+	if before != nil {
+		select {
+		case <-before.over: // not while it is only to be left
+			fence = time.AfterFunc(time.Until(before.lastWord().Add(before.contact)), func() {
+				log.Printf("no server was heard for %v: the jobs may run elsewhere", before.contact)
+				fenced.Store(true)
+				w.mu.Lock()
+				leases := w.leases()
+				w.mu.Unlock()
+				w.lose(leases)
+			})
+			defer fence.Stop()
+		default:
+		}
+	}
+	patience := attachTimeout
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, mostWait) {
+		named := fenced.Load()
+		s, err := w.attachOnce(before, patience)
+		if err == nil && fenced.Load() != named {
+			// It has just named leases that were given up meanwhile.
+			s.close()
+			continue
+		}
+		if err == nil || final(err, before != nil) {
 			return s, err
 		}
 		log.Printf("%s does not take the worker, trying on: %v", w.Target, err)
-		if before != nil && time.Since(lost) > before.attached.LeaseDuration.AsDuration() {
-			// Nobody has renewed the leases for so long: the jobs run elsewhere by now.
-			w.mu.Lock()
-			leases := w.leases()
-			w.mu.Unlock()
-			w.lose(leases)
-		}
+		patience = min(2*patience, mostAttachTimeout)
 		select {
 		case <-time.After(wait/2 + rand.N(wait/2)):
 		case <-stopped:
@@ -110,7 +144,10 @@ func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error
 	}
 }
 
-func (w *Worker) attachOnce(before *stream) (*stream, error) {
+// lastWord is when the server last said something.
+func (s *stream) lastWord() time.Time { return time.Unix(0, s.heard.Load()) }
+
+func (w *Worker) attachOnce(before *stream, wait time.Duration) (*stream, error) {
 	conn, err := grpc.NewClient(w.Target,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
@@ -121,7 +158,7 @@ func (w *Worker) attachOnce(before *stream) (*stream, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &stream{conn: conn, cancel: cancel, over: make(chan struct{})}
-	patience := time.AfterFunc(attachTimeout, cancel)
+	patience := time.AfterFunc(wait, cancel)
 	first, err := w.greet(ctx, s, before)
 	if err == nil && (!patience.Stop() || first.Attached == nil) {
 		err = status.Error(codes.Unavailable, "no answer to the attachment")
@@ -131,6 +168,14 @@ func (w *Worker) attachOnce(before *stream) (*stream, error) {
 		return nil, err
 	}
 	s.attached, s.interval = first.Attached, first.Attached.HeartbeatInterval.AsDuration()
+	s.beat, s.contact = s.interval, first.Attached.ReconnectWindow.AsDuration()
+	if own := first.Attached.WorkerHeartbeatInterval; own != nil {
+		s.beat = own.AsDuration()
+	}
+	if told := first.Attached.ContactTimeout; told != nil {
+		s.contact = told.AsDuration()
+	}
+	s.heard.Store(time.Now().UnixNano())
 	w.mu.Lock()
 	w.current = s
 	w.acks = nil // the attachment named them
@@ -148,8 +193,10 @@ func (w *Worker) greet(ctx context.Context, s, before *stream) (*pb.WorkResponse
 		return nil, err
 	}
 	w.mu.Lock()
+	w.attempts++
 	attach := &pb.Attach{
 		Worker: w.spec, InstanceId: w.instance, Leases: w.leases(), Credits: w.credits(),
+		Attempt: w.attempts,
 	}
 	if before != nil {
 		// What it brings from here on is not among the leases just named, so the server takes
@@ -186,7 +233,7 @@ func (w *Worker) sayAgain() {
 // hold reads and writes until the stream ends: nil after the goodbye, otherwise why.
 func (w *Worker) hold(s *stream, stopped <-chan struct{}) error {
 	go w.write(s)
-	// Whoever hears nothing for three intervals takes the stream for dead.
+	// The server may hang, and what hangs can't say so.
 	silence := time.AfterFunc(silentIntervals*s.interval, s.cancel)
 	defer silence.Stop()
 	for {
@@ -203,6 +250,7 @@ func (w *Worker) hold(s *stream, stopped <-chan struct{}) error {
 			return err
 		}
 		silence.Reset(silentIntervals * s.interval)
+		s.heard.Store(time.Now().UnixNano())
 		w.receive(s, frame)
 		if drain := frame.Drain; drain != nil && drain.Leave {
 			log.Printf("asked to leave: %s", drain.Reason)
@@ -277,12 +325,12 @@ func (w *Worker) settle(receipt *pb.Receipt) {
 
 // write sends one frame at a time. What comes up meanwhile goes into the next one.
 func (w *Worker) write(s *stream) {
-	beat := time.NewTicker(s.interval)
+	beat := time.NewTicker(s.beat)
 	defer beat.Stop()
 	said := time.Now()
 	for {
 		frame := w.nextFrame(s)
-		if frame == nil && time.Since(said) >= s.interval {
+		if frame == nil && time.Since(said) >= s.beat {
 			frame = &pb.WorkRequest{Heartbeat: &pb.Heartbeat{}}
 		}
 		if frame != nil {

@@ -69,6 +69,7 @@ type Worker struct {
 	completions []*pb.Completion
 	sent        map[uint64]*pb.WorkRequest // frames without a receipt
 	sequence    uint64
+	attempts    uint64 // to attach
 	draining    bool
 	saidStatus  bool
 	wake        chan struct{} // something to say

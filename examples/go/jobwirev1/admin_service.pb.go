@@ -1437,7 +1437,10 @@ type Worker struct {
 	// How many jobs it may hold at once, if it holds a stream.
 	Credits uint32 `protobuf:"varint,9,opt,name=credits,proto3" json:"credits,omitempty"`
 	// Counts since it registered.
-	Totals        *WorkerTotals `protobuf:"bytes,10,opt,name=totals,proto3" json:"totals,omitempty"`
+	Totals *WorkerTotals `protobuf:"bytes,10,opt,name=totals,proto3" json:"totals,omitempty"`
+	// How many of its handlers go on although they were told to stop, as the worker says. Where that
+	// is `spec.concurrency`, it can take no job.
+	Stuck         uint32 `protobuf:"varint,11,opt,name=stuck,proto3" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1540,6 +1543,13 @@ func (x *Worker) GetTotals() *WorkerTotals {
 		return x.Totals
 	}
 	return nil
+}
+
+func (x *Worker) GetStuck() uint32 {
+	if x != nil {
+		return x.Stuck
+	}
+	return 0
 }
 
 // What a worker on a stream has done since it registered, to within a second or two.
@@ -2276,7 +2286,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x12ResumeQueueRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\">\n" +
 	"\x13ResumeQueueResponse\x12'\n" +
-	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"\xb5\x03\n" +
+	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"\xcb\x03\n" +
 	"\x06Worker\x12*\n" +
 	"\x04spec\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x04spec\x120\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x12?\n" +
@@ -2289,7 +2299,8 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\tserver_id\x18\b \x01(\tR\bserverId\x12\x18\n" +
 	"\acredits\x18\t \x01(\rR\acredits\x120\n" +
 	"\x06totals\x18\n" +
-	" \x01(\v2\x18.jobwire.v1.WorkerTotalsR\x06totals\"`\n" +
+	" \x01(\v2\x18.jobwire.v1.WorkerTotalsR\x06totals\x12\x14\n" +
+	"\x05stuck\x18\v \x01(\rR\x05stuck\"`\n" +
 	"\fWorkerTotals\x12\x1a\n" +
 	"\bassigned\x18\x01 \x01(\x04R\bassigned\x12\x1c\n" +
 	"\tsucceeded\x18\x02 \x01(\x04R\tsucceeded\x12\x16\n" +

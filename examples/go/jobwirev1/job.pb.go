@@ -295,7 +295,8 @@ const (
 	AttemptOutcome_ATTEMPT_OUTCOME_TIMED_OUT AttemptOutcome = 5
 	// Cancelled.
 	AttemptOutcome_ATTEMPT_OUTCOME_CANCELLED AttemptOutcome = 6
-	// It was assigned but the worker never acknowledged it. Counts as nothing.
+	// It was assigned but the worker never acknowledged it. Counts as nothing; but after three of
+	// them a further one is CRASHED, and counts as that.
 	AttemptOutcome_ATTEMPT_OUTCOME_UNDELIVERED AttemptOutcome = 7
 )
 
@@ -499,7 +500,10 @@ type isPayload_Kind interface {
 
 type Payload_Json struct {
 	// JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused
-	// with its position) and never parsed again between producer and handler.
+	// with its position) and never parsed again between producer and handler. Refused as
+	// well: a number that no double can hold (1.8e308 and beyond), which readers would turn
+	// into infinity; half of a surrogate pair; more than 200 levels. Integers are kept to the
+	// digit, though many readers round those above 2^53; of two equal keys the last counts.
 	Json string `protobuf:"bytes,1,opt,name=json,proto3,oneof"`
 }
 
@@ -514,7 +518,7 @@ type Payload_Message struct {
 }
 
 type Payload_Struct struct {
-	// A structure; stored and delivered as `json`.
+	// A structure; stored and delivered as `json`. NaN and infinity are refused.
 	Struct *structpb.Struct `protobuf:"bytes,4,opt,name=struct,proto3,oneof"`
 }
 

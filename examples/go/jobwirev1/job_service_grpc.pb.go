@@ -58,7 +58,8 @@ type JobServiceClient interface {
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
+	// accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(ctx context.Context, in *SubmitJobsRequest, opts ...grpc.CallOption) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
@@ -320,7 +321,8 @@ type JobServiceServer interface {
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
+	// accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//

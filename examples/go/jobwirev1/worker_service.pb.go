@@ -194,7 +194,10 @@ func (x *WorkerSpec) GetClient() string {
 type RegisterWorkerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
-	Worker        *WorkerSpec `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Worker *WorkerSpec `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Made anew by each process of the worker, as `Attach.instance_id`. Unset: not said, and what
+	// a former process of this id held comes back when the worker is lost or the leases end.
+	InstanceId    string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +239,13 @@ func (x *RegisterWorkerRequest) GetWorker() *WorkerSpec {
 	return nil
 }
 
+func (x *RegisterWorkerRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
 // How the worker is to behave.
 type RegisterWorkerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -246,9 +256,12 @@ type RegisterWorkerResponse struct {
 	// The lease that each of its jobs gets.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// The server that answered, for logs.
-	ServerId      string `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ServerId string `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	// A worker that got no answer to a Heartbeat for so long stops its handlers and forgets its
+	// leases: from then on another worker may run its jobs.
+	ContactTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=contact_timeout,json=contactTimeout,proto3" json:"contact_timeout,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RegisterWorkerResponse) Reset() {
@@ -307,6 +320,13 @@ func (x *RegisterWorkerResponse) GetServerId() string {
 		return x.ServerId
 	}
 	return ""
+}
+
+func (x *RegisterWorkerResponse) GetContactTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ContactTimeout
+	}
+	return nil
 }
 
 // Names a lease.
@@ -1220,16 +1240,22 @@ func (x *ClaimNext) GetWait() *durationpb.Duration {
 // The durable outcome.
 type CompleteJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where the job stands after this completion.
+	// Where the job stood after the completion that was recorded for this attempt. A job that has
+	// moved on since shows that in GetJob.
 	State JobState `protobuf:"varint,1,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// For SCHEDULED: when the next attempt is due.
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
-	// With `claim_next`: the next jobs.
+	// With `claim_next`: the next jobs. None if they could not be claimed, for whatever reason: the
+	// completion is recorded all the same, and the next call hears the reason.
 	Assignments []*Assignment `protobuf:"bytes,3,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// With `claim_next`: how long each lease lasts unless renewed.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// With `claim_next`: as in ClaimJobResponse; a cancellation ends the wait early.
 	Cancellations []*CancelNotice `protobuf:"bytes,5,rep,name=cancellations,proto3" json:"cancellations,omitempty"`
+	// True if this worker had completed this attempt before. The first completion counts: `state` and
+	// `next_attempt_at` are what was answered to it, whatever outcome this request has, and nothing
+	// was changed.
+	Repeated      bool `protobuf:"varint,6,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1299,13 +1325,22 @@ func (x *CompleteJobResponse) GetCancellations() []*CancelNotice {
 	return nil
 }
 
+func (x *CompleteJobResponse) GetRepeated() bool {
+	if x != nil {
+		return x.Repeated
+	}
+	return false
+}
+
 // A sign of life.
 type HeartbeatRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The leases to renew, at most 10000.
-	Leases        []*LeaseRef `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
+	Leases []*LeaseRef `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
+	// As `WorkRequest.stuck`. Unset: no change.
+	Stuck         *uint32 `protobuf:"varint,3,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1352,6 +1387,13 @@ func (x *HeartbeatRequest) GetLeases() []*LeaseRef {
 		return x.Leases
 	}
 	return nil
+}
+
+func (x *HeartbeatRequest) GetStuck() uint32 {
+	if x != nil && x.Stuck != nil {
+		return *x.Stuck
+	}
+	return 0
 }
 
 // What the worker should know.
@@ -1533,8 +1575,9 @@ type WorkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who the worker is; in the first frame and in no other.
 	Attach *Attach `protobuf:"bytes,1,opt,name=attach,proto3" json:"attach,omitempty"`
-	// Numbers this frame, for its receipt: above 0 and growing within a stream. Needed if
-	// `reports` or `completions` are not empty.
+	// Numbers this frame, for its receipt, which names it: above 0 and, within a stream, one that
+	// no unanswered frame has. A new stream may go on counting or begin anew. Needed if `reports`
+	// or `completions` are not empty.
 	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Assignments that have arrived. At most 10000.
 	Acks []*LeaseRef `protobuf:"bytes,3,rep,name=acks,proto3" json:"acks,omitempty"`
@@ -1550,7 +1593,14 @@ type WorkRequest struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,8,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// The worker is done. What it still holds goes back as interruptions, and the server ends the
 	// stream.
-	Detach        *Detach `protobuf:"bytes,9,opt,name=detach,proto3" json:"detach,omitempty"`
+	Detach *Detach `protobuf:"bytes,9,opt,name=detach,proto3" json:"detach,omitempty"`
+	// How many frames with assignments have arrived on this stream since it began: acknowledges all
+	// that they brought, as `acks` does one by one. For servers whose `attached.features` have
+	// `received`. Unset: no change.
+	Received uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	// How many of its handlers go on although they were told to stop, as after a timeout, and take
+	// places that no job can have. For people and alarms. Unset: no change; 0 when it registers.
+	Stuck         *uint32 `protobuf:"varint,11,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1648,6 +1698,20 @@ func (x *WorkRequest) GetDetach() *Detach {
 	return nil
 }
 
+func (x *WorkRequest) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *WorkRequest) GetStuck() uint32 {
+	if x != nil && x.Stuck != nil {
+		return *x.Stuck
+	}
+	return 0
+}
+
 // Who attaches, and what it can take.
 type Attach struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1665,7 +1729,11 @@ type Attach struct {
 	Credits uint32 `protobuf:"varint,4,opt,name=credits,proto3" json:"credits,omitempty"`
 	// How many bytes of specs it may hold at once. The one job that a worker without any is given
 	// may be larger. 0: no limit.
-	CreditBytes   uint64 `protobuf:"varint,5,opt,name=credit_bytes,json=creditBytes,proto3" json:"credit_bytes,omitempty"`
+	CreditBytes uint64 `protobuf:"varint,5,opt,name=credit_bytes,json=creditBytes,proto3" json:"credit_bytes,omitempty"`
+	// Counts the attempts of this process to attach, answered or not: from 1, one more each time.
+	// One that is not above the attempt of the stream that counts is refused with ABORTED
+	// (`SUPERSEDED`). 0: not said, and the one that comes last counts.
+	Attempt       uint64 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1731,6 +1799,13 @@ func (x *Attach) GetCredits() uint32 {
 func (x *Attach) GetCreditBytes() uint64 {
 	if x != nil {
 		return x.CreditBytes
+	}
+	return 0
+}
+
+func (x *Attach) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
 	}
 	return 0
 }
@@ -1997,7 +2072,8 @@ type Attached struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The server, for logs.
 	ServerId string `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
-	// Both sides say something at least this often.
+	// The server says something at least this often; so does the worker, unless
+	// `worker_heartbeat_interval` says otherwise.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
 	// An assignment that is not acknowledged for so long goes back.
 	ClaimTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=claim_timeout,json=claimTimeout,proto3" json:"claim_timeout,omitempty"`
@@ -2006,9 +2082,17 @@ type Attached struct {
 	// The lease of each job; renewed by the server.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// Those of `attach.leases` that are gone: stop their handlers and forget them.
-	LostLeases    []*LeaseRef `protobuf:"bytes,6,rep,name=lost_leases,json=lostLeases,proto3" json:"lost_leases,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LostLeases []*LeaseRef `protobuf:"bytes,6,rep,name=lost_leases,json=lostLeases,proto3" json:"lost_leases,omitempty"`
+	// What this server knows beyond the first version of this contract: `received`. Ignore what
+	// you do not know.
+	Features []string `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
+	// A worker that has heard nothing from any server for so long stops its handlers and forgets
+	// its leases: from then on another worker may run its jobs. Unset: `reconnect_window`.
+	ContactTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=contact_timeout,json=contactTimeout,proto3" json:"contact_timeout,omitempty"`
+	// The worker says something at least this often. Unset: `heartbeat_interval`.
+	WorkerHeartbeatInterval *durationpb.Duration `protobuf:"bytes,9,opt,name=worker_heartbeat_interval,json=workerHeartbeatInterval,proto3" json:"worker_heartbeat_interval,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *Attached) Reset() {
@@ -2079,6 +2163,27 @@ func (x *Attached) GetLeaseDuration() *durationpb.Duration {
 func (x *Attached) GetLostLeases() []*LeaseRef {
 	if x != nil {
 		return x.LostLeases
+	}
+	return nil
+}
+
+func (x *Attached) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *Attached) GetContactTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ContactTimeout
+	}
+	return nil
+}
+
+func (x *Attached) GetWorkerHeartbeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.WorkerHeartbeatInterval
 	}
 	return nil
 }
@@ -2380,14 +2485,17 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x06client\x18\a \x01(\tR\x06client\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
 	"\x15RegisterWorkerRequest\x12.\n" +
-	"\x06worker\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x06worker\"\x83\x02\n" +
+	"\x06worker\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x06worker\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\tR\n" +
+	"instanceId\"\xc7\x02\n" +
 	"\x16RegisterWorkerResponse\x12H\n" +
 	"\x12heartbeat_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12@\n" +
 	"\x0eworker_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rworkerTimeout\x12@\n" +
 	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x1b\n" +
-	"\tserver_id\x18\x04 \x01(\tR\bserverId\"F\n" +
+	"\tserver_id\x18\x04 \x01(\tR\bserverId\x12B\n" +
+	"\x0fcontact_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x0econtactTimeout\"F\n" +
 	"\bLeaseRef\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\"\xc0\x01\n" +
@@ -2452,16 +2560,19 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"claim_next\x18\x03 \x01(\v2\x15.jobwire.v1.ClaimNextR\tclaimNext\"U\n" +
 	"\tClaimNext\x12\x19\n" +
 	"\bmax_jobs\x18\x01 \x01(\rR\amaxJobs\x12-\n" +
-	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xc1\x02\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xdd\x02\n" +
 	"\x13CompleteJobResponse\x12*\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12B\n" +
 	"\x0fnext_attempt_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rnextAttemptAt\x128\n" +
 	"\vassignments\x18\x03 \x03(\v2\x16.jobwire.v1.AssignmentR\vassignments\x12@\n" +
 	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12>\n" +
-	"\rcancellations\x18\x05 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\"]\n" +
+	"\rcancellations\x18\x05 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\x12\x1a\n" +
+	"\brepeated\x18\x06 \x01(\bR\brepeated\"\x82\x01\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12,\n" +
-	"\x06leases\x18\x02 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\"\xe2\x01\n" +
+	"\x06leases\x18\x02 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x19\n" +
+	"\x05stuck\x18\x03 \x01(\rH\x00R\x05stuck\x88\x01\x01B\b\n" +
+	"\x06_stuck\"\xe2\x01\n" +
 	"\x11HeartbeatResponse\x125\n" +
 	"\vlost_leases\x18\x01 \x03(\v2\x14.jobwire.v1.LeaseRefR\n" +
 	"lostLeases\x12>\n" +
@@ -2472,7 +2583,7 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x120\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"N\n" +
 	"\x1aUpdateWorkerStatusResponse\x120\n" +
-	"\x06status\x18\x01 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"\xa5\x03\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"\xe6\x03\n" +
 	"\vWorkRequest\x12*\n" +
 	"\x06attach\x18\x01 \x01(\v2\x12.jobwire.v1.AttachR\x06attach\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12(\n" +
@@ -2482,16 +2593,21 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\acredits\x18\x06 \x01(\rH\x00R\acredits\x88\x01\x01\x120\n" +
 	"\x06status\x18\a \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x123\n" +
 	"\theartbeat\x18\b \x01(\v2\x15.jobwire.v1.HeartbeatR\theartbeat\x12*\n" +
-	"\x06detach\x18\t \x01(\v2\x12.jobwire.v1.DetachR\x06detachB\n" +
+	"\x06detach\x18\t \x01(\v2\x12.jobwire.v1.DetachR\x06detach\x12\x1a\n" +
+	"\breceived\x18\n" +
+	" \x01(\x04R\breceived\x12\x19\n" +
+	"\x05stuck\x18\v \x01(\rH\x01R\x05stuck\x88\x01\x01B\n" +
 	"\n" +
-	"\b_credits\"\xc4\x01\n" +
+	"\b_creditsB\b\n" +
+	"\x06_stuck\"\xde\x01\n" +
 	"\x06Attach\x12.\n" +
 	"\x06worker\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x06worker\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
 	"instanceId\x12,\n" +
 	"\x06leases\x18\x03 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x18\n" +
 	"\acredits\x18\x04 \x01(\rR\acredits\x12!\n" +
-	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\"\xdc\x01\n" +
+	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\x04R\aattempt\"\xdc\x01\n" +
 	"\x06Report\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
 	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x120\n" +
@@ -2510,7 +2626,7 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\vlost_leases\x18\x05 \x03(\v2\x14.jobwire.v1.LeaseRefR\n" +
 	"lostLeases\x12'\n" +
 	"\x05drain\x18\x06 \x01(\v2\x11.jobwire.v1.DrainR\x05drain\x123\n" +
-	"\theartbeat\x18\a \x01(\v2\x15.jobwire.v1.HeartbeatR\theartbeat\"\xf0\x02\n" +
+	"\theartbeat\x18\a \x01(\v2\x15.jobwire.v1.HeartbeatR\theartbeat\"\xa7\x04\n" +
 	"\bAttached\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12H\n" +
 	"\x12heartbeat_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12>\n" +
@@ -2518,7 +2634,10 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x10reconnect_window\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0freconnectWindow\x12@\n" +
 	"\x0elease_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x125\n" +
 	"\vlost_leases\x18\x06 \x03(\v2\x14.jobwire.v1.LeaseRefR\n" +
-	"lostLeases\"T\n" +
+	"lostLeases\x12\x1a\n" +
+	"\bfeatures\x18\a \x03(\tR\bfeatures\x12B\n" +
+	"\x0fcontact_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0econtactTimeout\x12U\n" +
+	"\x19worker_heartbeat_interval\x18\t \x01(\v2\x19.google.protobuf.DurationR\x17workerHeartbeatInterval\"T\n" +
 	"\aReceipt\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12-\n" +
 	"\arefused\x18\x02 \x03(\v2\x13.jobwire.v1.RefusedR\arefused\"r\n" +
@@ -2618,85 +2737,88 @@ var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
 	35, // 3: jobwire.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
 	35, // 4: jobwire.v1.RegisterWorkerResponse.worker_timeout:type_name -> google.protobuf.Duration
 	35, // 5: jobwire.v1.RegisterWorkerResponse.lease_duration:type_name -> google.protobuf.Duration
-	36, // 6: jobwire.v1.Assignment.spec:type_name -> jobwire.v1.JobSpec
-	37, // 7: jobwire.v1.Assignment.checkpoint:type_name -> jobwire.v1.Payload
-	35, // 8: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
-	5,  // 9: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 10: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	10, // 11: jobwire.v1.ClaimJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	38, // 12: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
-	39, // 13: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
-	37, // 14: jobwire.v1.UpdateProgressRequest.checkpoint:type_name -> jobwire.v1.Payload
-	10, // 15: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
-	40, // 16: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
-	40, // 17: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
-	12, // 18: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
-	41, // 19: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
-	13, // 20: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
-	14, // 21: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
-	37, // 22: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
-	11, // 23: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
-	16, // 24: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
-	35, // 25: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
-	42, // 26: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
-	40, // 27: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
-	5,  // 28: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 29: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	10, // 30: jobwire.v1.CompleteJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 31: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
-	4,  // 32: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	10, // 33: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	35, // 34: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
-	0,  // 35: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
-	0,  // 36: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
-	23, // 37: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
-	4,  // 38: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
-	24, // 39: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
-	11, // 40: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
-	0,  // 41: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
-	25, // 42: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
-	26, // 43: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
-	1,  // 44: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
-	4,  // 45: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
-	38, // 46: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
-	39, // 47: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
-	37, // 48: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
-	28, // 49: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
-	5,  // 50: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
-	29, // 51: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
-	10, // 52: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 53: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	31, // 54: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
-	25, // 55: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
-	35, // 56: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 57: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
-	35, // 58: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
-	35, // 59: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 60: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
-	30, // 61: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
-	43, // 62: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
-	40, // 63: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 64: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
-	6,  // 65: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
-	8,  // 66: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
-	15, // 67: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
-	18, // 68: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
-	20, // 69: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
-	32, // 70: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
-	22, // 71: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
-	3,  // 72: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
-	7,  // 73: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
-	9,  // 74: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
-	17, // 75: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
-	19, // 76: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
-	21, // 77: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
-	33, // 78: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
-	27, // 79: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
-	72, // [72:80] is the sub-list for method output_type
-	64, // [64:72] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	35, // 6: jobwire.v1.RegisterWorkerResponse.contact_timeout:type_name -> google.protobuf.Duration
+	36, // 7: jobwire.v1.Assignment.spec:type_name -> jobwire.v1.JobSpec
+	37, // 8: jobwire.v1.Assignment.checkpoint:type_name -> jobwire.v1.Payload
+	35, // 9: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 10: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	35, // 11: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	10, // 12: jobwire.v1.ClaimJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	38, // 13: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
+	39, // 14: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
+	37, // 15: jobwire.v1.UpdateProgressRequest.checkpoint:type_name -> jobwire.v1.Payload
+	10, // 16: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
+	40, // 17: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
+	40, // 18: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
+	12, // 19: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
+	41, // 20: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
+	13, // 21: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
+	14, // 22: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
+	37, // 23: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
+	11, // 24: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
+	16, // 25: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
+	35, // 26: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
+	42, // 27: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
+	40, // 28: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
+	5,  // 29: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	35, // 30: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	10, // 31: jobwire.v1.CompleteJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 32: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
+	4,  // 33: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	10, // 34: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	35, // 35: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
+	0,  // 36: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
+	0,  // 37: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
+	23, // 38: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
+	4,  // 39: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
+	24, // 40: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
+	11, // 41: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
+	0,  // 42: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
+	25, // 43: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
+	26, // 44: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
+	1,  // 45: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
+	4,  // 46: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
+	38, // 47: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
+	39, // 48: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
+	37, // 49: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
+	28, // 50: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
+	5,  // 51: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
+	29, // 52: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
+	10, // 53: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 54: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	31, // 55: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
+	25, // 56: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
+	35, // 57: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
+	35, // 58: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
+	35, // 59: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
+	35, // 60: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 61: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
+	35, // 62: jobwire.v1.Attached.contact_timeout:type_name -> google.protobuf.Duration
+	35, // 63: jobwire.v1.Attached.worker_heartbeat_interval:type_name -> google.protobuf.Duration
+	30, // 64: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
+	43, // 65: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
+	40, // 66: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 67: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
+	6,  // 68: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
+	8,  // 69: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
+	15, // 70: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
+	18, // 71: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
+	20, // 72: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
+	32, // 73: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
+	22, // 74: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
+	3,  // 75: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
+	7,  // 76: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
+	9,  // 77: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
+	17, // 78: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
+	19, // 79: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
+	21, // 80: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
+	33, // 81: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
+	27, // 82: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
+	75, // [75:83] is the sub-list for method output_type
+	67, // [67:75] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_worker_service_proto_init() }
@@ -2712,6 +2834,7 @@ func file_jobwire_v1_worker_service_proto_init() {
 		(*Completion_Cancelled)(nil),
 		(*Completion_Released)(nil),
 	}
+	file_jobwire_v1_worker_service_proto_msgTypes[17].OneofWrappers = []any{}
 	file_jobwire_v1_worker_service_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

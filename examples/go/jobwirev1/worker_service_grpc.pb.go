@@ -52,8 +52,9 @@ const (
 // again and treat all leases as lost.
 type WorkerServiceClient interface {
 	// Makes a worker known, or changes what it serves. Registering an id again replaces its
-	// description and leaves its leases alone, so that a worker restarted under
-	// its old id does not get its old jobs back before their leases end.
+	// description. With another `instance_id` than before it is another process: what the former
+	// one held goes back to its queues at once, as crashed. With the same one, or with none, its
+	// leases are left alone.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(ctx context.Context, in *RegisterWorkerRequest, opts ...grpc.CallOption) (*RegisterWorkerResponse, error)
@@ -78,12 +79,18 @@ type WorkerServiceClient interface {
 	// brings the next jobs and saves a round trip.
 	//
 	// FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-	// goes on and may be completed with a mended request. Retry: safe.
+	// goes on and may be completed with a mended request. Retry: safe, and answered as the first
+	// time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+	// its history, also after another worker has claimed the job.
 	CompleteJob(ctx context.Context, in *CompleteJobRequest, opts ...grpc.CallOption) (*CompleteJobResponse, error)
 	// Says that the worker is alive and renews the leases that it names. A lease that is not
 	// named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
 	// whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-	// their queues at once.
+	// their queues at once. Give the call a deadline of a second or two; where it passes, call
+	// again on a new connection: a server may hang. A worker that got no answer for
+	// `contact_timeout` stops its handlers, for from then on others may have its jobs. A worker
+	// that holds a stream may send it as well, where the part of it that holds the stream can't
+	// speak: it counts as a sign of life of the stream.
 	//
 	// INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
@@ -102,9 +109,11 @@ type WorkerServiceClient interface {
 	//
 	// Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
 	// are free, and a completion frees its place at once. Every assignment is acknowledged, with
-	// `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-	// breaks before, goes back to its place in the queue and touches no budget. After that its
-	// lease is renewed by the server for as long as the worker is heard of.
+	// `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+	// whose stream breaks before, goes back to its place in the queue. The former touches no budget.
+	// The latter touches none the first three times; then it counts as a crash, for a job that kills
+	// its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
+	// worker is heard of.
 	//
 	// Receipts. What a worker sends is recorded in its order: reports before completions, within
 	// a frame and from frame to frame. Each frame with `reports` or `completions` carries a
@@ -112,28 +121,45 @@ type WorkerServiceClient interface {
 	// recorded, but for those that it lists with the reason. Until the receipt comes the worker
 	// keeps them; after a break it sends them again. Repeating is safe.
 	//
-	// Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
-	// Whoever hears nothing for three of them takes the stream for dead and drops it. The worker
-	// should ping at the HTTP/2 level every 20 s or so.
+	// Life. The server says something at least every `attached.heartbeat_interval`, a `heartbeat`
+	// where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
+	// A worker that hears nothing for two heartbeat intervals drops the stream and attaches
+	// again, at another address first if it knows several, and always on a new connection: the
+	// server may hang, and what hangs can't say so. The server tells a dead connection by HTTP/2
+	// pings, which the worker's library answers though its own loop may stand still; it ends a
+	// stream that holds but carries nothing from the worker for the length of a lease. The worker
+	// should ping at the HTTP/2 level every 20 s or so as well.
 	//
 	// Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
 	// again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
-	// holds, and goes on; `attached.lost_leases` says which of them are gone. If it does not come
-	// back in time, its jobs return to their queues. The newest stream of a worker counts; an
-	// older one is ended with ABORTED.
+	// holds (which acknowledges them), and goes on; `attached.lost_leases` says which of them are
+	// gone. If it does not come back in time, its jobs return to their queues. So a worker that
+	// heard from no server for `attached.contact_timeout` stops the handlers of what it holds and
+	// forgets the leases, for from then on another worker may run them; then it tries on, and
+	// attaches without them. What returns because the server fell silent with its worker counts
+	// as a delivery that was never acknowledged, not as a crash.
+	//
+	// The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`).
+	// Each attempt to attach carries an `attempt` above the one before, so that a server which
+	// gets to an abandoned one late refuses it and disturbs no newer stream.
 	//
 	// Drain. On `drain` the worker opens another stream (the server goes down, or the stream has
 	// reached its age), or, with `leave`, takes no more jobs, finishes those that it has, and
 	// detaches. Until then the old stream goes on but brings no jobs. To leave, it completes or
 	// releases its jobs, waits for the receipts, sends `detach` and waits for the end of the
-	// stream, which is OK.
+	// stream, which is OK. A worker that is told to end while no server answers tries on for the
+	// grace of its jobs and a few seconds more; then it ends, and its jobs return as if it had died.
 	//
 	// The stream ends with INVALID_ARGUMENT where a frame breaks these rules (a first frame
 	// without `attach`, a second `attach`, a field out of its range, a frame with nothing in it
 	// that the server knows); the message says which. What is wrong with one completion or one
 	// report is said in its receipt and ends nothing. ABORTED (`SUPERSEDED`): another stream
-	// attached with this `worker_id`; if it was not your own, stop. UNAVAILABLE: attach to
-	// another server.
+	// attached with this `worker_id`. Its ErrorInfo says in `same_process` whether that was one of
+	// this `instance_id`. If so, and the worker has no newer stream, it attaches again after a
+	// second or so; if it says `false`, another process uses the id: stop. UNAVAILABLE: attach to
+	// another server. PERMISSION_DENIED, UNAUTHENTICATED and UNIMPLEMENTED may come from a proxy
+	// that is being switched: a worker that was attached before attaches again, waiting longer
+	// each time.
 	Work(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkRequest, WorkResponse], error)
 }
 
@@ -249,8 +275,9 @@ type WorkerService_WorkClient = grpc.BidiStreamingClient[WorkRequest, WorkRespon
 // again and treat all leases as lost.
 type WorkerServiceServer interface {
 	// Makes a worker known, or changes what it serves. Registering an id again replaces its
-	// description and leaves its leases alone, so that a worker restarted under
-	// its old id does not get its old jobs back before their leases end.
+	// description. With another `instance_id` than before it is another process: what the former
+	// one held goes back to its queues at once, as crashed. With the same one, or with none, its
+	// leases are left alone.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(context.Context, *RegisterWorkerRequest) (*RegisterWorkerResponse, error)
@@ -275,12 +302,18 @@ type WorkerServiceServer interface {
 	// brings the next jobs and saves a round trip.
 	//
 	// FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-	// goes on and may be completed with a mended request. Retry: safe.
+	// goes on and may be completed with a mended request. Retry: safe, and answered as the first
+	// time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
+	// its history, also after another worker has claimed the job.
 	CompleteJob(context.Context, *CompleteJobRequest) (*CompleteJobResponse, error)
 	// Says that the worker is alive and renews the leases that it names. A lease that is not
 	// named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
 	// whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-	// their queues at once.
+	// their queues at once. Give the call a deadline of a second or two; where it passes, call
+	// again on a new connection: a server may hang. A worker that got no answer for
+	// `contact_timeout` stops its handlers, for from then on others may have its jobs. A worker
+	// that holds a stream may send it as well, where the part of it that holds the stream can't
+	// speak: it counts as a sign of life of the stream.
 	//
 	// INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
@@ -299,9 +332,11 @@ type WorkerServiceServer interface {
 	//
 	// Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
 	// are free, and a completion frees its place at once. Every assignment is acknowledged, with
-	// `acks` or by a completion; one that is not within `attached.claim_timeout`, or whose stream
-	// breaks before, goes back to its place in the queue and touches no budget. After that its
-	// lease is renewed by the server for as long as the worker is heard of.
+	// `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
+	// whose stream breaks before, goes back to its place in the queue. The former touches no budget.
+	// The latter touches none the first three times; then it counts as a crash, for a job that kills
+	// its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
+	// worker is heard of.
 	//
 	// Receipts. What a worker sends is recorded in its order: reports before completions, within
 	// a frame and from frame to frame. Each frame with `reports` or `completions` carries a
@@ -309,28 +344,45 @@ type WorkerServiceServer interface {
 	// recorded, but for those that it lists with the reason. Until the receipt comes the worker
 	// keeps them; after a break it sends them again. Repeating is safe.
 	//
-	// Life. Whoever has nothing to say for `attached.heartbeat_interval` sends a `heartbeat`.
-	// Whoever hears nothing for three of them takes the stream for dead and drops it. The worker
-	// should ping at the HTTP/2 level every 20 s or so.
+	// Life. The server says something at least every `attached.heartbeat_interval`, a `heartbeat`
+	// where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
+	// A worker that hears nothing for two heartbeat intervals drops the stream and attaches
+	// again, at another address first if it knows several, and always on a new connection: the
+	// server may hang, and what hangs can't say so. The server tells a dead connection by HTTP/2
+	// pings, which the worker's library answers though its own loop may stand still; it ends a
+	// stream that holds but carries nothing from the worker for the length of a lease. The worker
+	// should ping at the HTTP/2 level every 20 s or so as well.
 	//
 	// Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
 	// again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
-	// holds, and goes on; `attached.lost_leases` says which of them are gone. If it does not come
-	// back in time, its jobs return to their queues. The newest stream of a worker counts; an
-	// older one is ended with ABORTED.
+	// holds (which acknowledges them), and goes on; `attached.lost_leases` says which of them are
+	// gone. If it does not come back in time, its jobs return to their queues. So a worker that
+	// heard from no server for `attached.contact_timeout` stops the handlers of what it holds and
+	// forgets the leases, for from then on another worker may run them; then it tries on, and
+	// attaches without them. What returns because the server fell silent with its worker counts
+	// as a delivery that was never acknowledged, not as a crash.
+	//
+	// The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`).
+	// Each attempt to attach carries an `attempt` above the one before, so that a server which
+	// gets to an abandoned one late refuses it and disturbs no newer stream.
 	//
 	// Drain. On `drain` the worker opens another stream (the server goes down, or the stream has
 	// reached its age), or, with `leave`, takes no more jobs, finishes those that it has, and
 	// detaches. Until then the old stream goes on but brings no jobs. To leave, it completes or
 	// releases its jobs, waits for the receipts, sends `detach` and waits for the end of the
-	// stream, which is OK.
+	// stream, which is OK. A worker that is told to end while no server answers tries on for the
+	// grace of its jobs and a few seconds more; then it ends, and its jobs return as if it had died.
 	//
 	// The stream ends with INVALID_ARGUMENT where a frame breaks these rules (a first frame
 	// without `attach`, a second `attach`, a field out of its range, a frame with nothing in it
 	// that the server knows); the message says which. What is wrong with one completion or one
 	// report is said in its receipt and ends nothing. ABORTED (`SUPERSEDED`): another stream
-	// attached with this `worker_id`; if it was not your own, stop. UNAVAILABLE: attach to
-	// another server.
+	// attached with this `worker_id`. Its ErrorInfo says in `same_process` whether that was one of
+	// this `instance_id`. If so, and the worker has no newer stream, it attaches again after a
+	// second or so; if it says `false`, another process uses the id: stop. UNAVAILABLE: attach to
+	// another server. PERMISSION_DENIED, UNAUTHENTICATED and UNIMPLEMENTED may come from a proxy
+	// that is being switched: a worker that was attached before attaches again, waiting longer
+	// each time.
 	Work(grpc.BidiStreamingServer[WorkRequest, WorkResponse]) error
 	mustEmbedUnimplementedWorkerServiceServer()
 }
