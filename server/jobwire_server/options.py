@@ -104,12 +104,13 @@ class BrokerOptions:
     limits: Limits = field(default_factory=Limits)
 
     def call_contact_timeout_ms(self, lease_ms: int) -> int:
-        """How long after the last answer a worker that makes calls may take its jobs for its own.
+        """How long after it asked for what was answered last a worker that makes calls may take its
+        jobs for its own.
 
         Less than the worker timeout, because signs of life are recorded once a second, and than the
         lease.
         """
-        return min(self.worker_timeout_ms, lease_ms) * 3 // 4
+        return min(self.worker_timeout_ms * 3 // 4, lease_ms * 9 // 10)
 
     @property
     def patience_s(self) -> float:

@@ -194,14 +194,16 @@ class Settings(BaseSettings):
         "5m",
         _BROKER.heartbeat_interval_ms,
         JOBS,
-        "How often workers are told to send heartbeats.",
+        "How often servers say something on workers' streams. Workers that hear nothing for two of"
+        " them attach elsewhere.",
     )
     worker_timeout: Duration = _between(
         "200ms",
         "1h",
         _BROKER.worker_timeout_ms,
         JOBS,
-        "A worker silent for so long is lost. At least two heartbeat intervals.",
+        "A worker silent for so long is lost. At least two heartbeat intervals; leave time to"
+        " attach elsewhere.",
     )
     claim_timeout: Duration = _between(
         "100ms",
@@ -215,7 +217,8 @@ class Settings(BaseSettings):
         "10m",
         _BROKER.reconnect_window_ms,
         JOBS,
-        "How long a worker whose stream broke may take to attach again.",
+        "How long a worker whose stream broke may take to attach again; its handlers are stopped"
+        " after as long without a server.",
     )
     max_stream_age: Duration = _between(
         "1s",

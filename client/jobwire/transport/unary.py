@@ -47,6 +47,7 @@ CLAIM_WAIT_S = 25.0
 CALL_TIMEOUT_S = 10.0
 # A server that answers no heartbeat for so long may hang; another connection may lead to another.
 HEARTBEAT_TIMEOUT_S = 1.5
+LEAST_HEARTBEAT_TIMEOUT_S = 0.5
 # Doubled for each one in a row without an answer: it may be slow rather than dead.
 MOST_HEARTBEAT_TIMEOUT_S = 6.0
 REPORT_TIMEOUT_S = 5.0
@@ -110,7 +111,7 @@ class UnaryTransport:
             answer.contact_timeout.ToTimedelta().total_seconds()
             or answer.lease_duration.ToTimedelta().total_seconds()
         )
-        self._hears()
+        self._hears(asyncio.get_running_loop().time())
         self._terms = Terms(
             heartbeat_interval_s=answer.heartbeat_interval.ToTimedelta().total_seconds() or 5.0,
             lease_s=answer.lease_duration.ToTimedelta().total_seconds(),
@@ -129,7 +130,7 @@ class UnaryTransport:
 
     async def run(self) -> None:
         """Brings jobs and keeps leases until cancelled; outlives servers."""
-        self._hears()
+        self._hears(asyncio.get_running_loop().time())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._claim_loop())
@@ -138,12 +139,14 @@ class UnaryTransport:
             if self._leases_end is not None:
                 self._leases_end.cancel()
 
-    def _hears(self) -> None:
-        """Takes note of an answer: until a while after it the leases are this worker's."""
+    def _hears(self, asked_at: float) -> None:
+        """Takes note of an answer: until a while after it was asked for the leases are this
+        worker's.
+        """
         if self._leases_end is not None:
             self._leases_end.cancel()
-        self._leases_end = asyncio.get_running_loop().call_later(
-            self._contact_s, self._give_up_leases
+        self._leases_end = asyncio.get_running_loop().call_at(
+            asked_at + self._contact_s, self._give_up_leases
         )
 
     def _give_up_leases(self) -> None:
@@ -224,7 +227,10 @@ class UnaryTransport:
         while True:
             # Jitter keeps workers that started together from beating together.
             await asyncio.sleep(self._terms.heartbeat_interval_s * random.uniform(0.85, 1.0))
-            timeout_s = min(HEARTBEAT_TIMEOUT_S, self._terms.heartbeat_interval_s)
+            timeout_s = min(
+                HEARTBEAT_TIMEOUT_S,
+                max(LEAST_HEARTBEAT_TIMEOUT_S, self._terms.heartbeat_interval_s),
+            )
             while not await self._beat(backoff, timeout_s):
                 timeout_s = min(2 * timeout_s, MOST_HEARTBEAT_TIMEOUT_S)
             backoff.reset()
@@ -236,6 +242,7 @@ class UnaryTransport:
             leases=self._host.leases(),
             stuck=self._host.stuck,
         )
+        asked_at = asyncio.get_running_loop().time()
         try:
             answer = await self._call("Heartbeat", request, timeout_s)
         except CallError as error:
@@ -244,7 +251,7 @@ class UnaryTransport:
                 self._leave_connection()
             await self._after_failure(error, registration, backoff)
             return False
-        self._hears()
+        self._hears(asked_at)
         self._return_given_up()
         self._host.lose(answer.lost_leases)
         for notice in answer.cancellations:

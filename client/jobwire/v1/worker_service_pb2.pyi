@@ -189,8 +189,8 @@ class RegisterWorkerResponse(message.Message):
 
     @builtins.property
     def contact_timeout(self) -> duration_pb2.Duration:
-        """A worker that got no answer to a Heartbeat for so long stops its handlers and forgets its
-        leases: from then on another worker may run its jobs.
+        """So long after it sent the last Heartbeat that was answered a worker stops its handlers and
+        forgets its leases: from then on another worker may run its jobs.
         """
 
     def __init__(

@@ -257,8 +257,8 @@ type RegisterWorkerResponse struct {
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// The server that answered, for logs.
 	ServerId string `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
-	// A worker that got no answer to a Heartbeat for so long stops its handlers and forgets its
-	// leases: from then on another worker may run its jobs.
+	// So long after it sent the last Heartbeat that was answered a worker stops its handlers and
+	// forgets its leases: from then on another worker may run its jobs.
 	ContactTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=contact_timeout,json=contactTimeout,proto3" json:"contact_timeout,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
