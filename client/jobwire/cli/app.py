@@ -28,6 +28,7 @@ from jobwire.cli.failures import (
     show_defect,
     show_usage_error,
 )
+from jobwire.cli.health import Health, health_of
 from jobwire.cli.parameters import positive_duration
 from jobwire.cli.terminal import silence_broken
 from jobwire.errors import CallError
@@ -57,6 +58,10 @@ class Settings:
     def address(self) -> str:
         """Where the servers are."""
         return ConnectionOptions(target=self.target).address
+
+    def health(self) -> Health:
+        """Asks the server how it is."""
+        return health_of(self.target, self.tls)
 
     def client(self) -> Client:
         """Opens a client."""
@@ -307,7 +312,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         show_usage_error(error)
         return error.exit_code if error.exit_code != 1 else Exit.USAGE
     except CallError as error:
-        show_call_error(error, settings.address)
+        show_call_error(error, settings.address, settings.health)
         return exit_code_of(error)
     except BrokenPipeError:
         silence_broken()

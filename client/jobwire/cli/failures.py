@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import traceback
+from collections.abc import Callable
 from enum import IntEnum
 
 import click
 import grpc
 
+from jobwire.cli.health import Health
 from jobwire.cli.terminal import put
 from jobwire.errors import CallError
 
@@ -57,13 +59,27 @@ _BY_CODE = {
 }
 
 
+_SUSPECTS = {
+    Health.READY: "it is well but slow, or overloaded; --timeout gives it longer",
+    Health.NOT_READY: "the server runs, and its store does not answer (or it is about to end);"
+    " look after the store, and at the server's log",
+    Health.SILENT: "the server hangs, or something between here and there does",
+}
+
+
 def exit_code_of(error: CallError) -> Exit:
     """Returns the exit code for a failed call."""
     return _BY_CODE.get(error.code, Exit.INTERNAL)
 
 
-def show_call_error(error: CallError, address: str) -> None:
-    """Prints what failed, with a line for each violation."""
+def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -> None:
+    """Prints what failed, with a line for each violation.
+
+    Args:
+        error: What was raised.
+        address: Where the servers are.
+        ask: Asks the server how it is, to tell why it gave no answer in time.
+    """
     if error.violations:
         say(f"error: the request was refused ({error.reason or error.code.name})")
         for violation in error.violations:
@@ -77,10 +93,7 @@ def show_call_error(error: CallError, address: str) -> None:
         )
         return
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason:
-        say(
-            f"error: {address} gave no answer in time ({error.message}): the server is overloaded,"
-            " or it or its store hangs; --timeout gives it longer"
-        )
+        say(f"error: {address} gave no answer in time: {_SUSPECTS[ask()]}")
         return
     message = error.message
     if error.reason == "WORKER_NOT_FOUND":

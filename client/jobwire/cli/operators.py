@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import click
 
 from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.health import Health
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
 from jobwire.cli.output import size as shown_size
 from jobwire.cli.parameters import count, duration, size, span_or_default
@@ -365,6 +366,13 @@ def _processes(server: ServerInfo) -> str:
     return f"{server.processes} on one port; number {server.process_index} answered"
 
 
+_READY = {
+    Health.READY: "yes",
+    Health.NOT_READY: "no: its store does not answer, or it is about to end",
+    Health.SILENT: "no: it has fallen silent",
+}
+
+
 @cli.command()
 @common
 @pass_settings
@@ -372,6 +380,7 @@ def info(settings: Settings) -> None:
     """Show the server, its store, and its limits."""
     with settings.client() as client:
         found = client.server_info()
+    health = settings.health()
     if settings.json:
         print_json(found)
         return
@@ -382,6 +391,7 @@ def info(settings: Settings) -> None:
             ("processes", _processes(found)),
             ("version", found.version),
             ("started", when(found.started_at)),
+            ("ready", _READY[health]),
             ("store", f"{found.store_engine} {found.store_version}{embedded}"),
             *([("problem", found.store_problem)] if found.store_problem else []),
             ("durability", found.store_durability),
