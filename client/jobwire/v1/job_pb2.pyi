@@ -190,8 +190,9 @@ class _AttemptOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Attempt
     ATTEMPT_OUTCOME_CANCELLED: _AttemptOutcome.ValueType  # 6
     """Cancelled."""
     ATTEMPT_OUTCOME_UNDELIVERED: _AttemptOutcome.ValueType  # 7
-    """It was assigned but the worker never acknowledged it. Counts as nothing; but after three of
-    them a further one is CRASHED, and counts as that.
+    """It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
+    worker lives and did not name it, or fell silent together with its server. Counts as nothing;
+    but after three of them a further one is CRASHED, and counts as that.
     """
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
@@ -212,8 +213,9 @@ ATTEMPT_OUTCOME_TIMED_OUT: AttemptOutcome.ValueType  # 5
 ATTEMPT_OUTCOME_CANCELLED: AttemptOutcome.ValueType  # 6
 """Cancelled."""
 ATTEMPT_OUTCOME_UNDELIVERED: AttemptOutcome.ValueType  # 7
-"""It was assigned but the worker never acknowledged it. Counts as nothing; but after three of
-them a further one is CRASHED, and counts as that.
+"""It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
+worker lives and did not name it, or fell silent together with its server. Counts as nothing;
+but after three of them a further one is CRASHED, and counts as that.
 """
 
 class _JobView:

@@ -1990,7 +1990,10 @@ type GetServerInfoResponse struct {
 	// its own, and this is the answer of one of them.
 	Processes uint32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
 	// Which of them answers, from 0.
-	ProcessIndex  uint32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
+	ProcessIndex uint32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
+	// What is wrong with the store at this moment, for people: that it has not answered, and since
+	// when, or why no new jobs are accepted. Empty: nothing is.
+	StoreProblem  string `protobuf:"bytes,12,opt,name=store_problem,json=storeProblem,proto3" json:"store_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2100,6 +2103,13 @@ func (x *GetServerInfoResponse) GetProcessIndex() uint32 {
 		return x.ProcessIndex
 	}
 	return 0
+}
+
+func (x *GetServerInfoResponse) GetStoreProblem() string {
+	if x != nil {
+		return x.StoreProblem
+	}
+	return ""
 }
 
 // The limits of a server.
@@ -2322,7 +2332,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"A\n" +
 	"\x13DrainWorkerResponse\x12*\n" +
 	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerR\x06worker\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xd3\x03\n" +
+	"\x14GetServerInfoRequest\"\xf8\x03\n" +
 	"\x15GetServerInfoResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -2337,7 +2347,8 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\x12\x1c\n" +
 	"\tprocesses\x18\n" +
 	" \x01(\rR\tprocesses\x12#\n" +
-	"\rprocess_index\x18\v \x01(\rR\fprocessIndex\"\xe0\x01\n" +
+	"\rprocess_index\x18\v \x01(\rR\fprocessIndex\x12#\n" +
+	"\rstore_problem\x18\f \x01(\tR\fstoreProblem\"\xe0\x01\n" +
 	"\fServerLimits\x12*\n" +
 	"\x11max_payload_bytes\x18\x01 \x01(\x04R\x0fmaxPayloadBytes\x12(\n" +
 	"\x10max_result_bytes\x18\x02 \x01(\x04R\x0emaxResultBytes\x12$\n" +

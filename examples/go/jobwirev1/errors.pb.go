@@ -94,6 +94,10 @@ const (
 	// The resource was changed since it was read. ABORTED. Read it again, and apply the change to
 	// what it is now.
 	ErrorReason_ERROR_REASON_CHANGED_MEANWHILE ErrorReason = 23
+	// The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
+	// refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
+	// which is the operator's; what was accepted before goes on.
+	ErrorReason_ERROR_REASON_STORE_UNFIT ErrorReason = 24
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
@@ -125,6 +129,7 @@ var (
 		21: "ERROR_REASON_UNIQUE_KEY_TAKEN",
 		22: "ERROR_REASON_SCHEDULE_NOT_FOUND",
 		23: "ERROR_REASON_CHANGED_MEANWHILE",
+		24: "ERROR_REASON_STORE_UNFIT",
 		15: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -151,6 +156,7 @@ var (
 		"ERROR_REASON_UNIQUE_KEY_TAKEN":   21,
 		"ERROR_REASON_SCHEDULE_NOT_FOUND": 22,
 		"ERROR_REASON_CHANGED_MEANWHILE":  23,
+		"ERROR_REASON_STORE_UNFIT":        24,
 		"ERROR_REASON_INTERNAL":           15,
 	}
 )
@@ -339,7 +345,7 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription*\x88\x06\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription*\xa6\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -364,7 +370,8 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x19ERROR_REASON_WATCH_LAGGED\x10\x14\x12!\n" +
 	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12#\n" +
 	"\x1fERROR_REASON_SCHEDULE_NOT_FOUND\x10\x16\x12\"\n" +
-	"\x1eERROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x19\n" +
+	"\x1eERROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x1c\n" +
+	"\x18ERROR_REASON_STORE_UNFIT\x10\x18\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x0fB(\n" +
 	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
 

@@ -295,8 +295,9 @@ const (
 	AttemptOutcome_ATTEMPT_OUTCOME_TIMED_OUT AttemptOutcome = 5
 	// Cancelled.
 	AttemptOutcome_ATTEMPT_OUTCOME_CANCELLED AttemptOutcome = 6
-	// It was assigned but the worker never acknowledged it. Counts as nothing; but after three of
-	// them a further one is CRASHED, and counts as that.
+	// It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
+	// worker lives and did not name it, or fell silent together with its server. Counts as nothing;
+	// but after three of them a further one is CRASHED, and counts as that.
 	AttemptOutcome_ATTEMPT_OUTCOME_UNDELIVERED AttemptOutcome = 7
 )
 
@@ -959,7 +960,9 @@ type JobSpec struct {
 	// How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as
 	// the queue keeps jobs that ended so.
 	Retention *durationpb.Duration `protobuf:"bytes,16,opt,name=retention,proto3" json:"retention,omitempty"`
-	// Output only: when the broker accepted the job, by the store's clock.
+	// Output only: when the broker took the job, by the store's clock as that server knew it: before
+	// it was written, within milliseconds of it, or as much early as the store's answers were late,
+	// which is seconds while it hangs. Nothing is decided by it.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Output only: the layout version of the stored record, currently 1.
 	SchemaVersion uint32 `protobuf:"varint,15,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`

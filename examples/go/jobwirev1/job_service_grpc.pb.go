@@ -58,8 +58,9 @@ type JobServiceClient interface {
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-	// accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+	// itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+	// batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(ctx context.Context, in *SubmitJobsRequest, opts ...grpc.CallOption) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
@@ -321,8 +322,9 @@ type JobServiceServer interface {
 	// one refused item does not stop the others.
 	//
 	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. UNAVAILABLE and RESOURCE_EXHAUSTED (`SERVER_BUSY`) of the call itself: none was
-	// accepted. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
+	// itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
+	// batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
