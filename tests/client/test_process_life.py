@@ -232,7 +232,8 @@ async def test_what_handlers_log_is_in_the_workers_log(
         ("tests.handlers", "ERROR"),
         ("jobwire.job.log_lines", "INFO"),
     ]
-    assert {(record.operation, record.attempt) for record in ours} == {("log_lines", 1)}
+    about = [vars(record) for record in ours]
+    assert {(one["operation"], one["attempt"]) for one in about} == {("log_lines", 1)}
     assert ours[0].getMessage() == "seen by the worker"
     assert "ValueError: the cause" in ours[1].getMessage()
 

@@ -284,7 +284,10 @@ class ProcessPool:
             await asyncio.wait(ends, timeout=LEAVE_S)
             for child in children:
                 child.kill()
-            await asyncio.wait(ends)
+            _, pending = await asyncio.wait(ends, timeout=KILL_AFTER_S)
+            if pending:
+                # As one that waits for a disk or a device.
+                log.error("%d processes of handlers do not end, killed as they are", len(pending))
         await asyncio.to_thread(self._keeper.close)
 
 
