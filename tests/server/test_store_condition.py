@@ -157,6 +157,13 @@ def test_a_store_that_hangs_is_called_one_in_bounded_time(
     assert (said.code.name, said.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
     assert "has not answered for" in said.message
     assert "repeat it with the same ids" in said.message
+    batch = jobs.SubmitJobsRequest(
+        requests=[jobs.SubmitJobRequest(spec=job_pb2.JobSpec(operation="op"))] * 3, request_id="b"
+    )
+    with pytest.raises(grpc.RpcError) as whole:
+        clients.jobs.SubmitJobs(batch, timeout=20)
+    refusal = refused(whole.value)  # type: ignore[arg-type]
+    assert (refusal.reason, "may have been done" in refusal.message) == ("STORE_UNAVAILABLE", True)
     wait_until(lambda: clients.problem() != "", "GetServerInfo tells of it")
     assert "hangs" in clients.problem()
     assert clients.health() == NOT_SERVING
@@ -170,9 +177,11 @@ def test_a_store_that_hangs_is_called_one_in_bounded_time(
     wait_until(lambda: clients.ready()[0] == 200, "it recovers by itself")
     again = clients.submit("during")
     assert clients.submit("during").job_id == again.job_id
+    answers = clients.jobs.SubmitJobs(batch, timeout=20).results
+    assert len({answer.accepted.job_id for answer in answers}) == 3
     found = clients.admin.GetQueue(admin.GetQueueRequest(queue="default")).queue
     assert {one.state: one.count for one in found.depth if one.count} == {
-        job_pb2.JOB_STATE_PENDING: 2
+        job_pb2.JOB_STATE_PENDING: 5
     }
 
 

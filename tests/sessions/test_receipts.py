@@ -144,6 +144,23 @@ async def test_a_repeated_completion_gets_the_same_receipt(
         assert not (await worker.complete(assignment)).refused
 
 
+async def test_a_recorded_end_gets_the_same_receipt_after_the_next_claim(
+    server: StreamServer, producer: Producer
+) -> None:
+    await producer.submit()
+    async with RawWorker(server.address) as worker:
+        await worker.attach()
+        (assignment,) = await worker.jobs(1)
+        assert not (await worker.release(assignment)).refused
+        (_, newer) = await worker.jobs(2)
+        assert newer.fencing_token == assignment.fencing_token + 1
+        assert not (await worker.release(assignment)).refused
+        # It changed nothing about the one that runs now.
+        assert not (await worker.complete(newer)).refused
+        job = await producer.job(assignment.job_id)
+        assert (job.interruptions, len(job.attempts)) == (1, 2)
+
+
 async def test_progress_is_recorded_and_answered(server: StreamServer, producer: Producer) -> None:
     first, second = await producer.submit(2)
     async with RawWorker(server.address) as worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +11,7 @@ import grpc
 import pytest
 
 from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.errors import StoreUnavailable
 from jobwire_server.ids import UlidFactory
 
 from tests.support.grpc_servers import refused
@@ -156,3 +158,35 @@ async def test_a_caller_that_goes_before_the_job_is_accepted_has_it_cancelled(
     go.set()
     async with hands.watch(job_id) as watcher:
         await watcher.sees(CANCELLED)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_a_submission_that_fails_after_its_caller_has_gone_is_no_complaint(
+    hands: Hands, server: StreamServer, monkeypatch: pytest.MonkeyPatch, cancel: bool
+) -> None:
+    complaints: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    sent, go, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def failing(*args: Any) -> Any:
+        sent.set()
+        await go.wait()
+        over.set()
+        raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr(server.router._jobs, "submit", failing)
+    run = Run(hands, f"default-{_next_ulid()}", cancel_on_disconnect=cancel)
+    await sent.wait()
+    await run.break_off()
+    go.set()
+    await over.wait()
+    await eventually(lambda: not _tasks_of("chore"), "the work is over")
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+
+
+def _tasks_of(name: str) -> list[asyncio.Task[Any]]:
+    """Tasks of this name that run."""
+    return [task for task in asyncio.all_tasks() if task.get_name() == name]
