@@ -86,6 +86,23 @@ async def test_handlers_that_block_for_longer_than_the_claim_timeout_run_once(
         assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
 
 
+async def test_a_worker_that_makes_calls_is_spoken_for_as_well(valkey_url: str) -> None:
+    hasty = replace(PATIENT, heartbeat_interval_ms=500, worker_timeout_ms=2_000)
+    async with (
+        stream_server(valkey_url, hasty) as server,
+        AsyncClient(server.address, timeout_s=30) as client,
+    ):
+        process = WorkerProcess(server.address, f"{__name__}:worker", "--transport", "unary")
+        process.start()
+        try:
+            handle = await client.submit("sleep.later", 5)
+            await handle.result(timeout=60)
+            job = await handle.get()
+            assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
+        finally:
+            process.remove()
+
+
 async def test_a_loop_that_stands_still_keeps_its_worker_alive_and_is_named(
     client: AsyncClient, process: WorkerProcess
 ) -> None:
@@ -100,3 +117,14 @@ async def test_a_loop_that_stands_still_keeps_its_worker_alive_and_is_named(
     assert handle.id in named
     assert "test_blocked_loop.py:" in named
     assert "(sleep_after_a_wait)" in named
+
+
+async def test_python_s_lock_may_be_held_for_longer_than_a_stream_may_be_silent(
+    client: AsyncClient, process: WorkerProcess
+) -> None:
+    # gRPC's own threads answer the server's pings meanwhile.
+    handle = await client.submit("hold.thread", 5)
+    await handle.result(timeout=60)
+    job = await handle.get()
+    assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
+    assert "no thread of this process has run for" in process.log

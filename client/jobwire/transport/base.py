@@ -78,6 +78,10 @@ class Host(Protocol):
 class Transport(Protocol):
     """One way to talk to the broker. Used by one worker, on one event loop."""
 
+    heard_beside_at: float
+    """When a call beside the transport was begun that the broker answered, by the loop's clock; set
+    from another thread, while the loop stands still."""
+
     async def open(self, host: Host) -> Terms:
         """Registers the worker, trying on while no server answers.
 

@@ -72,6 +72,7 @@ class StreamTransport:
         self._options = options
         self._channel = channel
         self._credit_bytes = credit_bytes
+        self.heard_beside_at = float("-inf")
         self._metadata = tuple(options.metadata.items())
         self._instance_id = secrets.token_hex(8)
         addresses = [part.strip() for part in options.address.split(",") if part.strip()]
@@ -158,6 +159,13 @@ class StreamTransport:
             )
 
     def _give_up_leases(self, after_s: float) -> None:
+        left_s = self.heard_beside_at + after_s - asyncio.get_running_loop().time()
+        if left_s > 0:
+            # This loop stood still, and was spoken for.
+            self._leases_end = asyncio.get_running_loop().call_later(
+                left_s, self._give_up_leases, after_s
+            )
+            return
         self._fences += 1
         if self._host.leases():
             log.warning(

@@ -79,6 +79,7 @@ class UnaryTransport:
         self._left: set[asyncio.Task[None]] = set()
         """Connections that were left, while they are closed."""
         self._address = options.address
+        self.heard_beside_at = float("-inf")
         self._metadata = tuple(options.metadata.items())
         self._instance_id = secrets.token_hex(8)
         self._stub = _stub(self._channel)
@@ -150,6 +151,11 @@ class UnaryTransport:
         )
 
     def _give_up_leases(self) -> None:
+        left_s = self.heard_beside_at + self._contact_s - asyncio.get_running_loop().time()
+        if left_s > 0:
+            # This loop stood still, and was spoken for.
+            self._leases_end = asyncio.get_running_loop().call_later(left_s, self._give_up_leases)
+            return
         if self._host.leases():
             log.warning(
                 "no server answered for %g s: its jobs may run elsewhere by now, so their handlers"

@@ -63,7 +63,13 @@ class Life:
             spec, operations, transport, processes, prefetch, growth, max_abandoned, on_error
         )
         watch = Watch(
-            spec.worker_id, spec.concurrency, core.leases, lambda: core.stuck, options, growth
+            spec.worker_id,
+            spec.concurrency,
+            core.leases,
+            lambda: core.stuck,
+            options,
+            growth,
+            lambda at: setattr(transport, "heard_beside_at", at),
         )
         try:
             terms = await transport.open(core)

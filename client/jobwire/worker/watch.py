@@ -53,6 +53,7 @@ class Watch:
         stuck: How many of its handlers do not stop; as for `leases`.
         options: Where the broker is; None: it can't be told there.
         growth: Looks after the memory, which the thread has it do, whatever the loop does.
+        heard: Told, in the thread, when a call was begun that the broker answered.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Watch:
         stuck: Callable[[], int],
         options: ConnectionOptions | None,
         growth: Growth | None = None,
+        heard: Callable[[float], None] = lambda at: None,
     ) -> None:
         self._worker_id = worker_id
         self._concurrency = concurrency
@@ -70,6 +72,7 @@ class Watch:
         self._stuck = stuck
         self._options = options
         self._growth = growth
+        self._heard = heard
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._interval_s = 5.0
@@ -137,6 +140,7 @@ class Watch:
         self._beat(self._concurrency if self._told_stuck else None)
 
     def _beat(self, stuck: int | None) -> None:
+        began = monotonic()
         try:
             request = HeartbeatRequest(
                 worker_id=self._worker_id, leases=self._leases(), stuck=stuck
@@ -149,6 +153,7 @@ class Watch:
                 timeout=CALL_TIMEOUT_S,
                 metadata=tuple(self._options.metadata.items()) if self._options else None,
             )
+            self._heard(began)
         except (grpc.RpcError, ValueError) as error:
             log.debug("the broker can't be told that the worker lives: %s", error)
         except RuntimeError as error:
