@@ -82,7 +82,7 @@ class BrokerOptions:
     retain_lost_workers_ms: int = 3_600_000
     """How long lost workers stay listed: 1 hour."""
     tick_ms: int = 1_000
-    """The longest time between two looks of the maintenance loops at a queue.
+    """The longest time between two looks of the maintenance loops at a queue that is in use.
 
     A due job known to this server is promoted when it is due, not at the next look.
     """

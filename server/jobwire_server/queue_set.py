@@ -1,12 +1,15 @@
 """The queues that this server knows: their lanes, and their keepers.
 
-Every server keeps every queue; it learns of those that others created by looking now and then.
+Every server keeps every queue. It learns from announcements (store/activity.py) which of them
+somebody writes to, and of those that others created; the others it looks at when something is due.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
+from contextlib import suppress
 
 import structlog
 
@@ -17,15 +20,25 @@ from jobwire_server.maintenance.keeper import EndOverdue, FireDue, QueueKeeper
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
+from jobwire_server.store import keys
+from jobwire_server.store.activity import Activity
 from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore
-from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.queues import KEPT_MS, QueueStore
 from jobwire_server.store.upkeep import UpkeepStore
 
 log = structlog.get_logger(__name__)
 
-DISCOVERY_S = 2.0
-"""How often a server looks for queues that others created."""
+STIR_S = 1.0
+"""How often a server announces what it writes to, and hears what others announce."""
+DISCOVERY_S = 30.0
+"""How often a server reads all names of queues, for those whose announcement it did not hear."""
+EARLIEST_DISCOVERY_S = 1.0
+"""The same, where an announcement tells of a queue that it does not know."""
+OVERLAP_MS = 1_000
+"""Announcements are told twice rather than not at all."""
+STEP_MS = 1_000
+"""A clock of the store that is so far from where it should be was set."""
 
 
 class QueueSet:
@@ -40,6 +53,7 @@ class QueueSet:
         clock: Told the store's time by the keepers.
         expect: Told of the jobs that are on their way to a queue.
         settings: Told the queues' settings by the keepers.
+        activity: Noted what this server writes to.
     """
 
     def __init__(
@@ -52,6 +66,7 @@ class QueueSet:
         clock: StoreClock,
         expect: Expect,
         settings: QueueSettingsCache,
+        activity: Activity,
     ) -> None:
         self._jobs = jobs
         self._upkeep = upkeep
@@ -65,7 +80,11 @@ class QueueSet:
         self._keepers: dict[str, QueueKeeper] = {}
         self._end_overdue: EndOverdue | None = None
         self._fire_due: FireDue | None = None
-        self._discovery: asyncio.Task[None] | None = None
+        self._activity = activity
+        self._task: asyncio.Task[None] | None = None
+        self._told_ms = 0
+        self._told_s = 0.0
+        self._next_discovery_s = 0.0
 
     def start(self, end_overdue: EndOverdue, fire_due: FireDue) -> None:
         """Begins to keep queues; `end_overdue` ends attempts that the clock ends, and `fire_due`
@@ -73,15 +92,17 @@ class QueueSet:
         """
         self._end_overdue = end_overdue
         self._fire_due = fire_due
-        if self._discovery is None:
-            self._discovery = asyncio.create_task(self._discover_for_ever(), name="discovery")
+        if self._task is None:
+            self._activity.deaf = False
+            self._task = asyncio.create_task(self._follow(), name="queues")
 
     async def stop(self) -> None:
         """Ends the keepers; tolerates never started."""
-        if self._discovery is not None:
-            self._discovery.cancel()
-            await asyncio.gather(self._discovery, return_exceptions=True)
-            self._discovery = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._activity.close()
         await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
         self._keepers.clear()
         self._lanes.clear()
@@ -128,22 +149,78 @@ class QueueSet:
                     self._fire_due,
                     self._clock.told,
                     self._settings,
+                    self._may_be_quiet,
                 )
+                self._may_be_quiet(queue)
                 keeper.start()
         return lanes
 
-    async def _discover_for_ever(self) -> None:
+    def _may_be_quiet(self, queue: str) -> None:
+        self._activity.quiet.add(keys.queue_prefix(queue))
+
+    async def _follow(self) -> None:
         while True:
             try:
-                names = await self._queues.names()
-                for queue in names:
-                    self._adopt(queue)
-                # A failover may lose the registration of a queue that goes on getting jobs;
-                # without it no other server would keep them.
-                for queue in self._lanes.keys() - set(names):
-                    await self._queues.register(queue)
+                await self._exchange()
+                if time.monotonic() >= self._next_discovery_s:
+                    await self._discover()
             except JobwireError as error:
-                log.debug("queues not listed", error=error.message)
+                log.debug("queues not followed", error=error.message)
+                self._stir_all()
             except Exception:
-                log.exception("queues not listed")
-            await asyncio.sleep(DISCOVERY_S * random.uniform(0.75, 1.25))
+                log.exception("queues not followed")
+                self._stir_all()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STIR_S * random.uniform(0.75, 1.0)):
+                    await self._activity.urgent.wait()
+
+    async def _exchange(self) -> None:
+        """Announces what is written to here, and hears of what is written to elsewhere."""
+        written, waiting = self._activity.take()
+        queues = [queue for queue in map(keys.queue_of, written) if queue in self._keepers]
+        since_ms = max(0, self._told_ms - OVERLAP_MS)
+        sent_s = time.monotonic()
+        try:
+            tidy = time.monotonic() >= self._next_discovery_s
+            now_ms, stirred = await self._queues.stir(queues, since_ms, tidy=tidy)
+            self._activity.deaf = False
+            self._clock.told(now_ms)
+            self._activity.quiet.difference_update(map(keys.queue_prefix, queues))
+        except BaseException:
+            # Writes go on where the registry alone is away; meanwhile all queues are looked at.
+            self._activity.deaf = True
+            raise
+        finally:
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+        passed_ms = (time.monotonic() - self._told_s) * 1000
+        was_set = abs(now_ms - self._told_ms - passed_ms) > STEP_MS + 1000 * (
+            time.monotonic() - sent_s
+        )
+        # What is due is due at another moment; or there were announcements that are not told any
+        # more. What a failover lost was written of late: to queues that are looked at anyhow.
+        if was_set or passed_ms > KEPT_MS / 2:
+            self._stir_all()
+        self._told_ms, self._told_s = now_ms, time.monotonic()
+        for queue in stirred:
+            keeper = self._keepers.get(queue)
+            if keeper is not None:
+                keeper.stir()
+            else:
+                earliest = time.monotonic() + EARLIEST_DISCOVERY_S
+                self._next_discovery_s = min(self._next_discovery_s, earliest)
+
+    def _stir_all(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.stir()
+        self._next_discovery_s = 0.0
+
+    async def _discover(self) -> None:
+        names = await self._queues.names()
+        self._next_discovery_s = time.monotonic() + DISCOVERY_S * random.uniform(0.75, 1.25)
+        for queue in names:
+            self._adopt(queue)
+        # A failover may lose the registration of a queue that goes on getting jobs;
+        # without it no other server would keep them.
+        for queue in self._lanes.keys() - set(names):
+            await self._queues.register(queue)

@@ -1,7 +1,8 @@
 """The settings of queues as this server knows them.
 
 They are kept in the store. Each look of a queue's keeper brings them along, so that a change made
-through any server holds on every other within one tick, and at once on the one that made it.
+through any server holds on every other within one tick (two seconds where the queue was quiet), and
+at once on the one that made it.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ from jobwire_server.sessions.leases import RENEWALS_A_LEASE
 from jobwire_server.sessions.polls import Polls
 from jobwire_server.sessions.roster import Roster
 from jobwire_server.sessions.session import WorkerSession
+from jobwire_server.store.activity import Activity
 from jobwire_server.store.bulk import BulkStore
 from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.condition import StoreCondition
@@ -117,11 +118,13 @@ class Router:
         self.clock = StoreClock()
         self.new_ulid = UlidFactory(self.clock.now_ms)
         self._chores = Chores()
+        activity = Activity()
         self._runner = ScriptRunner(
             connection.client,
             wait_replicas=options.wait_replicas,
             wait_timeout_ms=options.wait_timeout_ms,
             address=connection.address,
+            activity=activity,
         )
         self._jobs = JobStore(self._runner, server_id)
         self._upkeep = UpkeepStore(self._runner)
@@ -141,6 +144,7 @@ class Router:
             self.clock,
             self._expect,
             self._settings,
+            activity,
         )
         self._attempts = Attempts(
             self._jobs,

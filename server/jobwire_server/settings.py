@@ -269,7 +269,7 @@ class Settings(BaseSettings):
         "1m",
         _BROKER.tick_ms,
         JOBS,
-        "The longest time between two looks of the maintenance at a queue.",
+        "The longest time between two looks of the maintenance at a queue in use.",
     )
     bookmark: Duration = _between(
         "1s",

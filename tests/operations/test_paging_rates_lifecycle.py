@@ -68,11 +68,13 @@ def test_without_an_earlier_sample_there_is_no_rate() -> None:
     assert rates(1_000, {"submitted": 5}, [(1_000, {"submitted": 0})]).window_ms == 0
 
 
-def test_samples_older_than_the_window_do_not_count() -> None:
-    now = 10_000_000
-    old = now - SAMPLE_MS * SAMPLES - 1
-    assert rates(now, {"submitted": 9}, [(old, {"submitted": 0})]).window_ms == 0
-    near = [(now - 1_000, {"submitted": 8}), (old, {"submitted": 0})]
+def test_of_samples_older_than_the_window_the_newest_counts_from_its_beginning() -> None:
+    now, window = 10_000_000, SAMPLE_MS * SAMPLES
+    samples = [(now - 2 * window, {"submitted": 3}), (now - 3 * window, {"submitted": 0})]
+    found = rates(now, {"submitted": 9}, samples)
+    assert found.window_ms == window
+    assert found.per_second == {"submitted": 6_000 / window}
+    near = [(now - 1_000, {"submitted": 8}), *samples]
     assert rates(now, {"submitted": 9}, near).per_second == {"submitted": 1.0}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jobwire_server.operations.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.operations.retention import retain_ended_ms
 from jobwire_server.options import BrokerOptions
 from jobwire_server.queue_settings import QueueSettingsCache
-from jobwire_server.store.upkeep import UpkeepStore
+from jobwire_server.store.upkeep import Tick, UpkeepStore
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,17 @@ AT_ONCE = 200
 """Jobs of each kind in one script call; bounds how long the store is held."""
 PURGE_PERIOD_S = 1.0
 ERROR_PAUSE_S = 1.0
+MAY_BE_QUIET_S = 10.0
+"""A queue that nobody has announced for so long may be held for quiet by other servers: this one
+announces it before it writes there again."""
+QUIET_S = 15.0
+"""One that nobody has announced for so long is quiet: it is looked at when something is due. Longer
+than the other by more than the way of an announcement takes."""
+QUIET_LOOK_S = 600.0
+"""The longest time between two looks at a quiet queue, for whatever was not thought of."""
+QUIET_TRIM_S = 30.0
+"""The same where output or event logs are kept for a shorter time than jobs: no due moment of those
+is known."""
 
 
 class Fired(NamedTuple):
@@ -51,6 +63,7 @@ class QueueKeeper:
         fire_due: Settles moments of schedules that are due.
         tell_time: Takes the store's time whenever it is told.
         settings: Learns the queue's settings at each look.
+        may_be_quiet: Told that others may hold the queue for quiet.
     """
 
     def __init__(
@@ -62,6 +75,7 @@ class QueueKeeper:
         fire_due: FireDue,
         tell_time: Callable[[int], None],
         settings: QueueSettingsCache,
+        may_be_quiet: Callable[[str], None] = lambda queue: None,
     ) -> None:
         self._queue = queue
         self._store = store
@@ -74,6 +88,10 @@ class QueueKeeper:
         self._poke = asyncio.Event()
         self._poked_s = float("inf")
         self._next_purge = 0.0
+        self._purge_due_ms = 0
+        self._may_be_quiet = may_be_quiet
+        self._stirred_s = time.monotonic()
+        self._sleeps = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,6 +112,14 @@ class QueueKeeper:
         if at < self._poked_s:
             self._poked_s = at
             self._poke.set()
+
+    def stir(self) -> None:
+        """Somebody writes to the queue, or may have: look at it as at any that is in use."""
+        self._stirred_s = time.monotonic()
+        if self._sleeps:
+            self._sleeps = False
+            # Not all at once, where it is said of all.
+            self.due_in(self._options.tick_ms / 1000 * random.random())
 
     async def _run(self) -> None:
         while True:
@@ -133,7 +159,9 @@ class QueueKeeper:
         schedules_ms = await self._fire(tick.schedules) if tick.schedules else None
         more_to_forget = False
         if loop.time() >= self._next_purge:
-            forgotten, _ = await self._store.purge(self._queue, AT_ONCE, tick.settings)
+            forgotten, self._purge_due_ms = await self._store.purge(
+                self._queue, AT_ONCE, tick.settings
+            )
             looked = await self._store.trim(self._queue, AT_ONCE, tick.settings)
             more_to_forget = forgotten >= AT_ONCE or looked >= AT_ONCE
             if not more_to_forget:
@@ -143,12 +171,34 @@ class QueueKeeper:
         # At one portion a look, a busy queue would fill the store faster than it is emptied.
         if tick.more or more_to_forget or len(tick.overdue) >= AT_ONCE:
             return 0.0
-        wait_ms = options.tick_ms * (0.75 + random.random() / 4)
+        if tick.busy or tick.overdue or tick.schedules:
+            self._stirred_s = time.monotonic()
+        wait_ms = self._longest_wait_ms(tick)
         if tick.next_due_ms:
             wait_ms = min(wait_ms, max(0, tick.next_due_ms - tick.now_ms))
         if schedules_ms is not None:
             wait_ms = min(wait_ms, schedules_ms)
         return wait_ms / 1000
+
+    def _longest_wait_ms(self, tick: Tick) -> float:
+        tick_ms = self._options.tick_ms * (0.75 + random.random() / 4)
+        if self._options.tick_ms >= 1000 * MAY_BE_QUIET_S:
+            return tick_ms  # it is calm by itself
+        calm_s = time.monotonic() - self._stirred_s
+        if calm_s < MAY_BE_QUIET_S:
+            return min(tick_ms, 1000 * (MAY_BE_QUIET_S - calm_s))
+        self._may_be_quiet(self._queue)
+        self._sleeps = calm_s >= QUIET_S
+        if not self._sleeps:
+            return tick_ms
+        settings = tick.settings
+        trims = (settings.retain_output_ms, settings.retain_event_log_ms) != (None, None)
+        longest_ms = 1000 * (QUIET_TRIM_S if trims else QUIET_LOOK_S) * (0.75 + random.random() / 4)
+        if self._purge_due_ms:
+            # Every server purges; not at the same moment.
+            purge_ms = max(0, self._purge_due_ms - tick.now_ms) + 1000 * random.random()
+            longest_ms = min(longest_ms, purge_ms)
+        return max(tick_ms, longest_ms)
 
     async def _fire(self, schedules: list[str]) -> float | None:
         """Fires schedules; returns how long until the next are due, ms, None if none is."""

@@ -30,6 +30,10 @@ def rates(
     """
     longest = SAMPLE_MS * SAMPLES
     usable = [sample for sample in samples if 0 < now_ms - sample[0] <= longest]
+    if not usable and samples and now_ms - samples[0][0] > longest:
+        # Nobody looks at a quiet queue: nothing has changed since the last sample but what came
+        # within the window.
+        usable = [(now_ms - longest, samples[0][1])]
     if not usable:
         return Rates({}, 0)
     then_ms, then = usable[-1]

@@ -20,13 +20,20 @@ no name here may be one that a queue's keys or channels have.
 LOST_WORKERS = WORKERS + "lost"
 LEFT_WORKERS = WORKERS + "left"
 """ZSET: workers that were lost and whose jobs are not back yet."""
-QUEUES = "jw:{queues}:all"
+REGISTRY = "jw:{queues}:"
+"""Prefix of the registry of queues. A queue may be called `queues`, so what was said holds here."""
+QUEUES = REGISTRY + "all"
 """ZSET: the name of every queue, scored 0."""
 
 
 def queue_prefix(queue: str) -> str:
     """Returns what every key of the queue begins with."""
     return f"jw:{{{queue}}}:"
+
+
+def queue_of(prefix: str) -> str:
+    """Returns the queue whose prefix that is."""
+    return prefix[len("jw:{") : -len("}:")]
 
 
 def events_channel(queue: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from jobwire_server.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
 
+KEPT_MS = 60_000
+"""For how long an announcement is told; a server that hears nothing for longer looks everywhere."""
 _SAMPLED = ("submitted", "started", "succeeded", "failed")
 
 
@@ -18,6 +22,25 @@ class QueueStore:
     async def register(self, queue: str) -> None:
         """Makes the queue known; done before its first job, so that no server overlooks it."""
         await self._runner.command("ZADD", keys.QUEUES, 0, queue, waits=True)
+
+    async def stir(
+        self, queues: Collection[str], since_ms: int, *, tidy: bool = False
+    ) -> tuple[int, list[str]]:
+        """Announces queues that are written to.
+
+        Args:
+            queues: Their names.
+            since_ms: Since when announcements are told, in the store's time; 0: all that are kept.
+            tidy: Drop announcements that are no longer told.
+
+        Returns:
+            The store's time, and the queues that any server has announced since.
+        """
+        kept_ms = KEPT_MS if tidy else 0
+        now, *names = await self._runner.run(
+            "stir", keys.REGISTRY, [self._runner.clock_shift_ms, since_ms, kept_ms, *queues]
+        )
+        return now, [name.decode() for name in names]
 
     async def exists(self, queue: str) -> bool:
         """True once the queue was registered."""

@@ -27,6 +27,8 @@ UNWAITED = frozenset(
         *("worker_register", "worker_attach", "worker_remove", "worker_touch"),
         # Says again what a cancellation has said; the answer to that has waited.
         "cancels",
+        # Says only who is to look at what is written next, and after a failover everybody looks.
+        "stir",
     }
 )
 """Scripts that write and are answered at once all the same."""

@@ -23,6 +23,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from jobwire_server.errors import StoreFull, StoreUnavailable, StoreUnfit
+from jobwire_server.store.activity import Activity
 from jobwire_server.store.connect import cause_of, denial_of
 from jobwire_server.store.replicas import UNWAITED, ReplicaWait
 
@@ -124,6 +125,7 @@ class ScriptRunner:
         wait_replicas: How many replicas must have a write before it counts; 0: none is asked.
         wait_timeout_ms: How long they may take.
         address: Where the store is, for people.
+        activity: Noted which queues are written to. None: nobody follows it.
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class ScriptRunner:
         wait_replicas: int = 0,
         wait_timeout_ms: int = 1_000,
         address: str = "the store",
+        activity: Activity | None = None,
     ) -> None:
         self._client = client
+        self._activity = activity
         self._address = address
         self._probing: set[tuple[str, int]] = set()
         """Places that are long away and at which a call is under way to find out."""
@@ -157,6 +161,9 @@ class ScriptRunner:
             StoreFull: The store has no memory for the script's writes; nothing was written.
         """
         script = load(name)
+        # What is written by the clock is found by every server by itself.
+        if script.waits and self._activity is not None and self._activity.write(key):
+            await self._activity.announced()
         if self._wait is not None and script.waits:
             return await self._on_replicas(self._wait, "script", key, *_forms(script, key, args))
         return await self._repeat("script", key, lambda: self._once(script, key, args))

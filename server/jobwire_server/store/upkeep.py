@@ -17,6 +17,9 @@ class Tick:
     """What the clock did to a queue, and what it asks for."""
 
     more: bool
+    """There is more to do at once."""
+    busy: bool
+    """Something was tidied up; there may be more of it at the next look."""
     now_ms: int
     next_due_ms: int
     overdue: list[tuple[str, str]]
@@ -64,7 +67,8 @@ class UpkeepStore:
         parts = [part.decode() for part in overdue]
         named = list(zip(parts[::2], parts[1::2], strict=True))
         return Tick(
-            bool(more),
+            more == 1,
+            more != 0,
             now,
             next_due,
             [item for item in named if item[0] != "schedule"],

@@ -10,7 +10,7 @@
 -- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
 -- ARGV[6] the moment after which the call comes too late to tell which leases have ended, Unix ms; 0: it is not to tell
--- Returns {now, more 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
+-- Returns {now, more 0 | 1 at once | 2 at the next look, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid; and for each schedule that is due: condition, its id};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
 --include clock ready tally unique terminal
@@ -109,6 +109,7 @@ for _, route in ipairs(redis.call('HRANDFIELD', P .. 'ready', ROUTES)) do
   local high = stale_in_front(redis.call('ZRANGE', zset, 0, FRONT - 1))
   if low > 0 then redis.call('LPOP', list, low) end
   if high > 0 then redis.call('ZPOPMIN', zset, high) end
+  if low + high > 0 and answer[2] == 0 then answer[2] = 2 end
   if low + high > 0 and redis.call('HINCRBY', P .. 'ready', route, -(low + high)) <= 0 then
     redis.call('HDEL', P .. 'ready', route)
   end

@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- stir.lua: announces queues that are written to, and tells which were announced of late, by any server.
+-- KEYS[1] jw:{queues}:   prefix of the registry: stirred
+--           stirred  ZSET  queue, by the moment of its last announcement, ms
+-- ARGV[1] clock shift, ms
+-- ARGV[2] since when announcements are told, ms
+-- ARGV[3] for how long they are kept, ms; 0: none is dropped now
+-- ARGV[4..] for each queue that is announced: its name
+-- Returns {now, then the queues that were announced}
+--include clock
+
+local P = KEYS[1]
+local now = clock_ms(ARGV[1])
+for at = 4, #ARGV do redis.call('ZADD', P .. 'stirred', now, ARGV[at]) end
+if ARGV[3] ~= '0' then redis.call('ZREMRANGEBYSCORE', P .. 'stirred', '-inf', '(' .. (now - ARGV[3])) end
+local answer = redis.call('ZRANGE', P .. 'stirred', ARGV[2], '+inf', 'BYSCORE')
+table.insert(answer, 1, now)
+return answer
