@@ -9,6 +9,7 @@ from benchmarks import (
     memory,
     output,
     overload,
+    recovery,
     store_time,
     streams,
     submit_unary,
@@ -37,5 +38,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         watchers,
         output,
         watch_cost,
+        recovery,
     )
 }

@@ -36,6 +36,7 @@ TINY = {
     "watchers": 40,
     "output": 100,
     "watch-cost": 300,
+    "recovery": 1,
 }
 
 
