@@ -101,7 +101,9 @@ async def test_a_process_is_renewed_after_so_many_jobs(broker: Broker) -> None:
     async with process_worker(broker, handlers.own_pid, options=options):
         pids = [await result(broker, "own_pid") for _ in range(5)]
         assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
-        await eventually(lambda: not any(lives(pid) for pid in pids[:4]), "they have ended")
+        await eventually(
+            lambda: not any(lives(pid) for pid in pids[:4]), "they have ended", timeout_s=30
+        )
 
 
 async def test_a_process_is_renewed_once_it_holds_so_much(

@@ -52,7 +52,9 @@ async def worker_program(
         children = {one.pid for one in processes() if one.parent == program.pid}
         program.kill()
         program.wait()
-        await eventually(lambda: not any(map(lives, children)), "its children are gone")
+        await eventually(
+            lambda: not any(map(lives, children)), "its children are gone", timeout_s=30
+        )
 
 
 async def programs_of(broker: Broker) -> list[int]:
@@ -74,7 +76,7 @@ async def test_the_kill_of_a_worker_ends_the_groups_of_its_handlers(
             # As little as a handler that holds the interpreter's lock it sees that nobody is there.
             os.kill(pids[0], signal.SIGSTOP)
         program.kill()
-        await eventually(lambda: not any(map(lives, pids)), "all have ended")
+        await eventually(lambda: not any(map(lives, pids)), "all have ended", timeout_s=30)
 
 
 async def test_a_forked_child_of_the_worker_hides_its_kill_from_nobody(broker: Broker) -> None:
@@ -86,7 +88,7 @@ async def test_a_forked_child_of_the_worker_hides_its_kill_from_nobody(broker: B
         forked = from_payload(job.progress.details)
         try:
             program.kill()
-            await eventually(lambda: not any(map(lives, pids)), "all have ended")
+            await eventually(lambda: not any(map(lives, pids)), "all have ended", timeout_s=30)
         finally:
             for pid in forked:
                 with suppress(ProcessLookupError):
@@ -102,7 +104,9 @@ async def test_a_worker_names_what_other_handlers_have_left_running(
         pid = int(said.success.result.json)
         try:
             program.terminate()
-            await eventually(lambda: program.poll() is not None, "the worker has left")
+            await eventually(
+                lambda: program.poll() is not None, "the worker has left", timeout_s=30
+            )
             assert f"processes run on that were started in this worker's: sleep ({pid})" in (
                 log.read_text()
             )
@@ -116,14 +120,14 @@ async def test_a_signal_to_the_workers_group_leaves_its_handlers_their_time(
 ) -> None:
     async with worker_program(broker) as program:
         job = await broker.add("touch_and_wait", to_payload(str(tmp_path / "begun")))
-        await eventually((tmp_path / "begun").exists, "the handler has begun")
+        await eventually((tmp_path / "begun").exists, "the handler has begun", timeout_s=30)
         # As a terminal does; a service manager sends it to every process of the service.
         for one in processes():
             if one.parent == program.pid:
                 os.kill(one.pid, number)
         os.killpg(program.pid, number)
         assert (await completion(broker, job)).success.result.json == '"heeded"'
-        await eventually(lambda: program.poll() is not None, "the worker has left")
+        await eventually(lambda: program.poll() is not None, "the worker has left", timeout_s=30)
         assert program.returncode == 0
 
 
@@ -137,7 +141,9 @@ async def test_the_kill_of_the_keeper_is_made_good(broker: Broker) -> None:
         os.kill(first[0], signal.SIGSTOP)
         os.kill(second[0], signal.SIGSTOP)
         program.kill()
-        await eventually(lambda: not any(map(lives, [*first, *second])), "all have ended")
+        await eventually(
+            lambda: not any(map(lives, [*first, *second])), "all have ended", timeout_s=30
+        )
 
 
 async def keeper_of(program: subprocess.Popen[bytes]) -> int:
@@ -152,5 +158,5 @@ async def keeper_of(program: subprocess.Popen[bytes]) -> int:
             and b"keeper.py" in Path(f"/proc/{one.pid}/cmdline").read_bytes()
         ]
 
-    await eventually(lambda: bool(found()), "there is a keeper")
+    await eventually(lambda: bool(found()), "there is a keeper", timeout_s=30)
     return found()[0]
