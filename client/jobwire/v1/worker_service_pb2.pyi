@@ -1125,7 +1125,10 @@ class Attached(message.Message):
 
     @builtins.property
     def lost_leases(self) -> containers.RepeatedCompositeFieldContainer[LeaseRef]:
-        """Those of `attach.leases` that are gone: stop their handlers and forget them."""
+        """Those of `attach.leases` that are gone: stop their handlers and forget them. Among them may be
+        jobs whose end was recorded and whose receipt was lost with the former stream: a completion that
+        has no receipt is sent again all the same, and gets one.
+        """
 
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -1174,7 +1177,9 @@ class Receipt(message.Message):
     """That of the frame."""
     @builtins.property
     def refused(self) -> containers.RepeatedCompositeFieldContainer[Refused]:
-        """Those that were not recorded as asked. Empty: all were."""
+        """Those that were not recorded as asked. Empty: all were, or had been: what this worker recorded
+        first for an attempt counts, and another outcome for it changes nothing and is not refused.
+        """
 
     def __init__(
         self,
