@@ -209,6 +209,7 @@ def test_info_names_the_store(target: str) -> None:
         (["queues", "show", "none"], 3, "QUEUE_NOT_FOUND"),
         (["workers", "show", "none"], 3, "`jobwire workers` lists those there are (WORKER_NOT"),
         (["list", "--timeout", "0"], 2, "'0' is no time at all"),
+        (["list", "--target", "a,b"], 2, "'a' is not HOST:PORT"),
         (["pause", "default"], 2, "There is `jobwire queues pause`"),
         (["queues", "pase", "default"], 2, "Did you mean 'pause'?"),
         (["queues", "serve"], 2, "No such command 'serve'."),

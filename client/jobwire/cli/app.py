@@ -64,8 +64,15 @@ class Settings:
         return health_of(self.target, self.tls)
 
     def client(self) -> Client:
-        """Opens a client."""
-        return Client(self.target, timeout_s=self.timeout_s, tls=self.tls)
+        """Opens a client.
+
+        Raises:
+            click.UsageError: An address is malformed.
+        """
+        try:
+            return Client(self.target, timeout_s=self.timeout_s, tls=self.tls)
+        except ValueError as error:
+            raise click.UsageError(f"--target or JOBWIRE_TARGET: {error}") from error
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

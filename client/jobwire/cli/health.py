@@ -8,6 +8,7 @@ import grpc
 
 from jobwire._connection import ConnectionOptions, Tls
 from jobwire._timing import open_sync_channel
+from jobwire.errors import CallError
 
 _METHOD = "/grpc.health.v1.Health/Check"
 # A HealthCheckResponse, whose one field is the status; the stubs would be a package of their own.
@@ -26,10 +27,10 @@ class Health(Enum):
 
 def health_of(target: str | None, tls: bool | Tls) -> Health:
     """Asks a server, and waits two seconds for its answer."""
-    with open_sync_channel(ConnectionOptions(target=target, tls=tls)) as channel:
-        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
-        try:
+    try:
+        with open_sync_channel(ConnectionOptions(target=target, tls=tls)) as channel:
+            check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
             answer = check(b"", timeout=_PATIENCE_S, wait_for_ready=True)
-        except grpc.RpcError:
-            return Health.SILENT
+    except (grpc.RpcError, CallError):
+        return Health.SILENT
     return Health.READY if answer == _SERVING else Health.NOT_READY
