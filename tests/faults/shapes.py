@@ -38,3 +38,11 @@ WORKERS = {
     "unary-a": ("unary", True, False),
     "unary-b": ("unary", False, True),
 }
+CALM = "client-calm"
+"""Nothing is done to it, so that there is always something to do for the others."""
+CLIENTS = {
+    # name: kind, behind links that fail
+    "client-async": ("async", True),
+    "client-sync": ("sync", False),
+    CALM: ("async", False),
+}

@@ -17,7 +17,7 @@ from tests.faults.history import Journal
 from tests.faults.plan import Fault
 from tests.faults.processes import ROOT, Managed, children
 from tests.faults.proxy import Proxies
-from tests.faults.shapes import NO_STORE, SHAPES, SHORT, WORKERS
+from tests.faults.shapes import CALM, CLIENTS, NO_STORE, SHAPES, SHORT, WORKERS
 from tests.faults.stores import BundledStore, Replicas, Store
 from tests.support.stores import StoreProcess, free_port
 
@@ -146,8 +146,7 @@ class World:
             command += ["--history", str(self.folder / f"{name}.jsonl")]
             command += ["--id", name] if keeps_id else []
             self._add(self.workers, name, command)
-        for kind, linked in (("async", True), ("sync", False)):
-            name = f"client-{kind}"
+        for name, (kind, linked) in CLIENTS.items():
             command = [sys.executable, "-m", "tests.faults.client", kind, "--name", name]
             command += ["--target", self._way(name, linked), "--pause", str(self._pause_s)]
             command += ["--history", str(self.folder / f"{name}.jsonl")]
@@ -191,10 +190,11 @@ class World:
         processes = [*self.servers, *self.workers]
         stores = [*self.stores]
         inner = ["child"] if self.config == "processes" else []
+        clients = [name for name in self.clients if name != CALM]
         return {
-            "kill": [*processes, *self.clients, *stores, *inner],
-            "stop": [*processes, *self.clients, *stores, *inner],
-            "term": [*processes, *self.clients],
+            "kill": [*processes, *clients, *stores, *inner],
+            "stop": [*processes, *clients, *stores, *inner],
+            "term": [*processes, *clients],
             "cut": [*self.proxies.links],
             "deaf": [*self.proxies.links],
             "slow": [*self.proxies.links],
