@@ -15,11 +15,13 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.calls import Call, enter_call
 from jobwire_server.errors import InvalidRequest, ServerDraining, Violation
+from jobwire_server.loops import Refuse
 from jobwire_server.metrics import IN_FLIGHT, MethodStats, RpcMetrics
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
 
@@ -54,6 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._awaited: list[MethodStats] = []
         self._draining = False
         self._second, self._lines, self._left_out = 0, 0, 0
+        self._refuse = Refuse()
 
     def drain(self) -> None:
         """From now on refuse new calls, except those about the server itself."""
@@ -166,6 +169,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started: float,
     ) -> NoReturn:
         """Count and log a failure, then end the call with its status; always raises."""
+        if isinstance(request, Message):
+            self._refuse.add(request.ByteSize())
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             # The client went away or its deadline passed; swallowing it would leak the call.
             remaining = context.time_remaining()
