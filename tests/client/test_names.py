@@ -15,6 +15,7 @@ from jobwire import AsyncClient, Client, Context, Unavailable, Worker
 from jobwire._route import Route
 from jobwire.v1 import job_pb2
 
+from tests.cli.support import jobwire
 from tests.client.broker import Broker
 from tests.support.gateway import Gateway
 from tests.support.waiting import eventually
@@ -195,3 +196,17 @@ def test_addresses_of_one_family_are_one_target(names: Asked) -> None:
     route = Route("a.test:1,127.0.0.1:1,[::1]:2,127.0.0.9:3")
     route.look()
     assert route.target == "ipv4:127.0.0.1:1,127.0.0.2:1,127.0.0.9:3"
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "said"),
+    [
+        ("a.test:1,b.test", 2, "the address 'b.test' is not HOST:PORT"),
+        ("a.invalid:1,b.invalid:1", 4, "no server answers at a.invalid:1,b.invalid:1"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_a_target(target: str, code: int, said: str) -> None:
+    done = jobwire("get", "default-1", "--target", target, "--timeout", "500ms")
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
