@@ -42,7 +42,7 @@ class Pace:
     """How often what happens, in seconds from one to the next on average, and for how long."""
 
     kill_s: float = 4.2
-    stop_s: float = 6.0
+    stop_s: float = 4.2
     term_s: float = 15.0
     link_s: float = 14.0
     full_s: float = 60.0

@@ -11,7 +11,9 @@ from pydantic_core import from_json
 _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
 _LARGE_EXPONENT = b"0e000"
 _LONG = b"0" * 200
-_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9][0-9.eE+-]*')
+_STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_NUMBERS = re.compile(r"[0-9][0-9.eE+-]*+")
+_TOKENS = re.compile(f"{_STRINGS.pattern}|{_NUMBERS.pattern}")
 
 
 def check_json(text: str) -> None:
@@ -37,6 +39,9 @@ def check_json(text: str) -> None:
 
 
 def _check_numbers(text: str) -> None:
+    # All at once, for there may be a hundred thousand; which one is wrong is asked only then.
+    if math.inf not in map(float, _NUMBERS.findall(_STRINGS.sub("", text))):
+        return
     for found in _TOKENS.finditer(text):
         token = found[0]
         if token[0] != '"' and math.isinf(float(token)):
