@@ -238,12 +238,9 @@ class Application:
                 # Clients may ask every 10 s whether the server is there, with or without calls.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # A peer that vanished without a word is given up after 10 s. That of a worker
-                # which lives answers, by its library, though its loop or its interpreter is held
-                # up.
-                ("grpc.keepalive_time_ms", 5_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
-                ("grpc.http2.max_pings_without_data", 0),
+                # A peer that vanished without a word is given up after 40 s.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ),
         )
         server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))

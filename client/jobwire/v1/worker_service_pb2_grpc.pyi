@@ -130,10 +130,9 @@ class WorkerServiceStub:
     where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
     A worker that hears nothing for two heartbeat intervals drops the stream and attaches
     again, at another address first if it knows several, and always on a new connection: the
-    server may hang, and what hangs can't say so. The server tells a dead connection by HTTP/2
-    pings, which the worker's library answers though its own loop may stand still; it ends a
-    stream that holds but carries nothing from the worker for the length of a lease. The worker
-    should ping at the HTTP/2 level every 20 s or so as well.
+    server may hang, and what hangs can't say so. The server ends a stream on
+    which it hears nothing for three of the worker's intervals. The worker should ping at the
+    HTTP/2 level every 20 s or so.
 
     Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
     again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
@@ -269,10 +268,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
     A worker that hears nothing for two heartbeat intervals drops the stream and attaches
     again, at another address first if it knows several, and always on a new connection: the
-    server may hang, and what hangs can't say so. The server tells a dead connection by HTTP/2
-    pings, which the worker's library answers though its own loop may stand still; it ends a
-    stream that holds but carries nothing from the worker for the length of a lease. The worker
-    should ping at the HTTP/2 level every 20 s or so as well.
+    server may hang, and what hangs can't say so. The server ends a stream on
+    which it hears nothing for three of the worker's intervals. The worker should ping at the
+    HTTP/2 level every 20 s or so.
 
     Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
     again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
@@ -453,10 +451,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
         A worker that hears nothing for two heartbeat intervals drops the stream and attaches
         again, at another address first if it knows several, and always on a new connection: the
-        server may hang, and what hangs can't say so. The server tells a dead connection by HTTP/2
-        pings, which the worker's library answers though its own loop may stand still; it ends a
-        stream that holds but carries nothing from the worker for the length of a lease. The worker
-        should ping at the HTTP/2 level every 20 s or so as well.
+        server may hang, and what hangs can't say so. The server ends a stream on
+        which it hears nothing for three of the worker's intervals. The worker should ping at the
+        HTTP/2 level every 20 s or so.
 
         Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
         again, to any server, with the same `worker_id` and `instance_id`, names the leases that it

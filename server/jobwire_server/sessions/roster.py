@@ -63,8 +63,8 @@ JOIN_PATIENCE_S = 1.0
 """How long an attachment waits for each of its queues; workers wait for an answer a few times as
 long."""
 WORKER_HEARTBEAT_S = 5.0
-"""How often a worker says something at least. That its process lives is known without: the library
-below it answers pings.
+"""How often a worker says something at least. One that is killed is known by the end of its
+connection.
 """
 LATE_JOIN_S = 0.5
 """How often a queue is tried that could not be reached then."""
@@ -414,10 +414,11 @@ class Roster:
         options = self._options
         # Two of them and an attachment go into the part of a lease that is surely left.
         heartbeat_s = min(options.heartbeat_interval_ms, lease_ms / 6) / 1000
+        worker_heartbeat_s = max(heartbeat_s, min(WORKER_HEARTBEAT_S, lease_ms / 6000))
         return SessionTimes(
             heartbeat_s=heartbeat_s,
-            worker_heartbeat_s=max(heartbeat_s, min(WORKER_HEARTBEAT_S, lease_ms / 6000)),
-            silence_s=max(SILENT_INTERVALS * heartbeat_s, lease_ms / 1000),
+            worker_heartbeat_s=worker_heartbeat_s,
+            silence_s=SILENT_INTERVALS * worker_heartbeat_s,
             claim_timeout_s=options.claim_timeout_ms / 1000,
             age_s=options.max_stream_age_ms / 1000 * random.uniform(0.9, 1.1),
             drain_s=options.drain_deadline_ms / 1000,

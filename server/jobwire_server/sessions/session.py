@@ -59,7 +59,7 @@ FRAME_BYTES = 1 << 20
 the 4 MiB that gRPC clients take unless told otherwise.
 """
 SILENT_INTERVALS = 3
-"""A worker may be silent for so many heartbeat intervals at least."""
+"""A worker may be silent for so many of its heartbeat intervals."""
 
 STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
 """Why a completion was refused although the job may be the worker's still."""
@@ -75,7 +75,7 @@ class SessionTimes:
     """The other side is to say something at least so often."""
     silence_s: float
     """A worker that is silent for longer is not taken for alive any more, although its stream
-    holds; nor is one that does not read. Its own loop may stand still for so long.
+    holds; nor is one that does not read.
     """
     claim_timeout_s: float
     age_s: float

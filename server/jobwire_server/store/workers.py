@@ -158,7 +158,7 @@ class WorkerStore:
             since_ms: Since when that counted.
             retain_ms: How long lost workers are listed.
             not_after_ms: The store's time after which the call comes too late to tell.
-            lives: Its process answered pings to the last, though it said nothing.
+            lives: Its connection held to the last, though it said nothing.
 
         Returns:
             False if a newer stream counts; None if the store came to it only after `not_after_ms`,
