@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -91,3 +91,20 @@ def valkey_url(valkey: StoreProcess) -> str:
 def own_store(store_engine: Engine) -> Iterator[StoreProcess]:
     """A store of this test alone, once for each engine, to kill, freeze and restart."""
     yield from _running(store_engine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(report: object) -> Generator[None, object, object]:
+    """Spells out what a process of a parallel run can't tell the others, half a character say."""
+    return _speakable((yield))
+
+
+def _speakable(told: object) -> object:
+    match told:
+        case str():
+            return told.encode(errors="backslashreplace").decode()
+        case list() | tuple():
+            return type(told)(map(_speakable, told))
+        case dict():
+            return {_speakable(name): _speakable(value) for name, value in told.items()}
+    return told
