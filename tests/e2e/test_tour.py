@@ -100,7 +100,7 @@ class Reader:
         """Starts it, after what runs of it has ended."""
         self.stop_worker()
         self.worker = self._terminal("exec jobwire worker counter:worker")
-        self.worker.read_until("serves")
+        self.worker.read_until("serving")
 
     def stop_worker(self) -> None:
         """Presses Ctrl-C where the worker runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jobwire_server.command import serve
@@ -40,6 +40,8 @@ FORMS = (
 @settings(deadline=None, max_examples=30)
 @given(password=PASSWORDS)
 def test_no_part_of_a_password_is_shown(form: str, password: str) -> None:
+    # Before a colon stands the user.
+    assume(":{}@" in form or "={}" in form or ":" not in password)
     url = form.format(password)
     assert WORD not in redacted(url)
     try:
