@@ -20,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it runs in the background with Ctrl-C ignored, and so would start all that
     # tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # of nohup: for this process only
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     # Short, for the paths of sockets; gone with the run, whatever tests leave in it.
     tempfile.tempdir = tempfile.mkdtemp(prefix="jwt-", dir="/tmp")
     atexit.register(_remove, tempfile.tempdir, os.getpid())
