@@ -68,7 +68,7 @@ def test_flags_beat_environment_beats_file_beats_default(
     assert settings.lease == timedelta(seconds=60)
     assert settings.tick == timedelta(seconds=3)
     assert settings.max_crashes == 9
-    assert settings.bookmark == timedelta(seconds=60)
+    assert settings.bookmark == timedelta(seconds=15)
 
 
 def test_a_file_is_named_by_flag_or_environment(
@@ -103,7 +103,7 @@ def test_a_file_is_named_by_flag_or_environment(
         ({"data_dir": ""}, "name a directory"),
         ({"wait_replicas": 1}, "the bundled Valkey has no replicas to wait for: name a store with"),
         ({"wait_replicas": 11}, "less than or equal to 10 (How many replicas of the store"),
-        ({"wait_timeout": "5s"}, "less than or equal to 4 seconds (How long the replicas"),
+        ({"wait_timeout": "5s"}, "less than or equal to 2 seconds (How long the replicas"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_setting_source_and_remedy(

@@ -37,7 +37,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     *(("LTRIM", "l", "0", "5"), ("LPOP", "l")),
     *(("SADD", "t", "a"), ("SMEMBERS", "t"), ("SREM", "t", "a")),
     *(("ZADD", "z", "1", "a"), ("ZSCORE", "z", "a"), ("ZRANGE", "z", "0", "-1")),
-    *(("ZREM", "z", "b"), ("ZPOPMIN", "z")),
+    *(("ZREM", "z", "b"), ("ZREMRANGEBYSCORE", "z", "0", "0"), ("ZPOPMIN", "z")),
     *(("XADD", "x", "*", "a", "1"), ("XRANGE", "x", "-", "+"), ("XREVRANGE", "x", "+", "-")),
     *(("XTRIM", "x", "MAXLEN", "1"), ("XINFO", "STREAM", "x"), ("SPUBLISH", "c", "1")),
 )
