@@ -304,7 +304,8 @@ async def test_what_was_answered_with_wait_replicas_is_there_after_a_kill_at_onc
 ) -> None:
     server = await asyncio.to_thread(
         serve,
-        *("--wait-replicas", "1", "--wait-timeout", "2s", "--lease", "1m", "--worker-timeout", "1m"),
+        *("--wait-replicas", "1", "--wait-timeout", "2s"),
+        *("--lease", "1m", "--worker-timeout", "1m"),
     )
     old, new = store.primary, store.replica
     told: dict[str, int] = {}
