@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from jobwire import Context, Fatal, Worker
 
 TEXT = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202eabc [red]x[/] [/] [link=http://x]y :bomb: \r\bz"
@@ -29,3 +31,10 @@ def stay(context: Context) -> None:
     context.progress(0.5, TEXT)
     context.wait_cancelled(60)
     context.raise_if_cancelled()
+
+
+@worker.operation("log")
+def log(context: Context) -> None:
+    logging.getLogger("sly" + LABEL).warning("logged %s", TEXT, stack_info=True)
+    context.logger.info("said %s", TEXT)
+    raise ValueError(TEXT)

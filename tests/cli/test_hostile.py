@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobwire import Client
+from jobwire import Client, RetryPolicy
 from jobwire.cli import app
 
 from tests.cli.hostile import LABEL, TEXT
@@ -92,3 +92,20 @@ def test_top_sends_none_while_it_is_live(attacked: dict[str, str]) -> None:
         terminal.type("\x03")
         terminal.wait()
     assert not _CONTROL.search(_OWN.sub(b"", terminal.seen).decode())
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_line_that_a_worker_logs_holds_one(target: str, log_format: str) -> None:
+    queue = f"log-{log_format}"
+    command = [*JOBWIRE, "worker", "tests.cli.hostile", "--target", target, "--queue", queue]
+    command += ["--log-format", log_format]
+    with Terminal(command, cwd=ROOT, columns=400) as terminal, Client(target) as client:
+        terminal.read_until("serving")
+        client.submit("log", queue=queue, retry=RetryPolicy(max_attempts=1)).wait(timeout=60)
+        terminal.read_until("log failed after")
+        terminal.type("\x03")
+        assert terminal.wait() == 0
+    # What the handler said twice, and what it raised, with the traceback.
+    assert terminal.text.count("202eabc") >= 4
+    left = _OWN.sub(b"", terminal.seen).decode()
+    assert not _CONTROL.search(left), left

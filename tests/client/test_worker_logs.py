@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ def count(context):
 
 @worker.operation("text.break")
 async def broken(context):
-    logging.getLogger("app").warning("about to break \\x1b[2J")
-    raise ValueError("no \\x1b[31m text")
+    logging.getLogger("app").warning("about to break \\x1b[2J \\u202e")
+    raise ValueError("no \\x1b[31m text \\u202e")
 
 if __name__ == "__main__":
     worker.run({arguments})
@@ -71,10 +72,10 @@ def test_a_bare_worker_says_what_it_serves_and_finishes_and_which_job_a_line_is_
     assert "concurrency 3, worker " in said
     assert any("text.count succeeded in" in line and good.id in line for line in lines)
     assert any("app counting" in line and f"[{good.id} attempt 1]" in line for line in lines)
-    assert any("app about to break \\x1b[2J" in line and bad.id in line for line in lines)
-    assert any(f"{bad.id}: ValueError: no \\x1b[31m text" in line for line in lines)
+    assert any("app about to break \\x1b[2J \\u202e" in line and bad.id in line for line in lines)
+    assert any(f"{bad.id}: ValueError: no \\x1b[31m text \\u202e" in line for line in lines)
     assert "Traceback" in said
-    assert "\x1b" not in said
+    assert not re.search("[\x1b\u202e]", said)
     assert "told to stop" in said
 
 

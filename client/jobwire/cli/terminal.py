@@ -1,7 +1,6 @@
 """What reaches standard output and standard error: in any encoding, with no control character.
 
-Operators look at what others wrote: payloads, failures, labels, output. Whoever can submit a job
-must not be able to steer an operator's terminal, so every text goes through `shown` or `in_line`.
+Every text goes through `shown` or `in_line` of `jobwire._shown`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,8 @@ from typing import TextIO
 import click
 from rich.console import Console
 
-# C0 but for tab and newline, DEL, C1; marks and overrides of direction, which show a text in
-# another order than it has; line separators, tags and other invisible signs; lone surrogates.
-_CONTROLS = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
-    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff"
-)
-_UNSAFE = re.compile(f"[{_CONTROLS}]")
-_UNSAFE_IN_LINE = re.compile(f"[\t\n{_CONTROLS}]")
+from jobwire._shown import shown
+
 _NO_SCREEN = {"", "dumb", "unknown"}
 # Drawn characters of tables and bars, each as one that every encoding has.
 _PLAIN = {"…": "~", "●": "*", "•": "*", "━": "-", "╸": "-", "╺": " ", "─": "-", "│": "|"}
@@ -31,31 +24,6 @@ _DEGRADE = "jobwire.degrade"
 
 closed_at_start: set[str] = set()
 """The standard streams that nobody had opened: out of `stdin`, `stdout`, `stderr`."""
-
-
-def shown(text: str) -> str:
-    """Returns a text with its control characters spelt, such as `\\x1b`; newlines and tabs stay."""
-    return _UNSAFE.sub(_spelt, text.replace("\r\n", "\n"))
-
-
-def in_line(text: str) -> str:
-    """Returns a text for one cell of a table: newlines and tabs are spelt as well."""
-    return _UNSAFE_IN_LINE.sub(_spelt, text)
-
-
-def in_json(text: str) -> str:
-    """Returns JSON text, compact or not, that means the same and can be shown."""
-    # Inside of a string the spelling is JSON's own, and outside of one there are none.
-    return _UNSAFE.sub(lambda found: _json_spelt(found[0]), text)
-
-
-def _spelt(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
-
-
-def _json_spelt(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def put(text: str = "", *, err: bool = False, nl: bool = True) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from jobwire._shown import in_json, shown
 from jobwire.output import current_context
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure
@@ -24,9 +25,6 @@ LogFormat = Literal["text", "json"]
 # Each second so many finished jobs, and so many failures with their tracebacks, have lines of
 # their own; the others are counted in one.
 LINES_A_SECOND = 20
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)
-}
 
 
 class JobFilter(logging.Filter):
@@ -54,17 +52,17 @@ class TextFormatter(logging.Formatter):
             "%(asctime)s %(levelname)s %(name)s %(message)s" if with_time else "%(message)s"
         )
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, its traceback and its stack, without what could steer a terminal."""
+        return shown(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the library
-        """The line, without what could command a terminal."""
-        said = super().formatMessage(record).translate(_CONTROLS)
+        """The line, with the job that it is about."""
+        said = super().formatMessage(record)
         job_id = getattr(record, "job_id", "")
         if job_id and job_id not in said:
             said += f"  [{job_id} attempt {getattr(record, 'attempt', 0)}]"
         return said
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - of the library
-        """The traceback, likewise."""
-        return super().formatException(ei).translate(_CONTROLS)
 
 
 class JsonFormatter(logging.Formatter):
@@ -83,7 +81,7 @@ class JsonFormatter(logging.Formatter):
                 line[name] = value
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
-        return json.dumps(line, ensure_ascii=True)
+        return in_json(json.dumps(line, ensure_ascii=True))
 
 
 def set_up_logging(
