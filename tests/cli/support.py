@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from jobwire import CallError, Client, Tls
 
 from tests.support.stores import free_port
 
 JOBWIRE = [sys.executable, "-m", "jobwire.cli"]
-START_DEADLINE_S = 30.0
+ROOT = Path(__file__).parents[2]
+# Of what takes a second or two where nothing else runs.
+START_DEADLINE_S = END_DEADLINE_S = 60.0
 
 
 def jobwire(
@@ -41,6 +44,48 @@ def jobwire(
 
 
 @contextmanager
+def running(
+    *arguments: str, target: str, stdout: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Runs a command beside the test, which reads its standard error; ends it in any case."""
+    process = subprocess.Popen(
+        [*JOBWIRE, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JOBWIRE_TARGET": target},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(stream: IO[str] | None, words: str) -> None:
+    """Reads lines up to the first that holds some words."""
+    assert stream is not None
+    read = []
+    for line in stream:
+        if words in line:
+            return
+        read.append(line)
+    raise AssertionError(f"{words!r} is not in {''.join(read)!r}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+@contextmanager
 def broker(*options: str, tls: bool | Tls = False) -> Iterator[str]:
     """A broker on its embedded store; gives its address."""
     address = f"127.0.0.1:{free_port()}"
@@ -57,8 +102,7 @@ def broker(*options: str, tls: bool | Tls = False) -> Iterator[str]:
             _wait_until_served(address, process, log, tls)
             yield address
         finally:
-            process.terminate()
-            process.wait(30)
+            _end(process)
 
 
 def _wait_until_served(
@@ -84,5 +128,4 @@ def worker(target: str, module: str, cwd: Path) -> Iterator[subprocess.Popen[byt
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait(30)
+        _end(process)

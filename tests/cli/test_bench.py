@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 
 import pytest
 
 from jobwire import Client, JobState
 
-from tests.cli.support import JOBWIRE, jobwire
+from tests.cli.support import jobwire, read_until, running
 from tests.support.stores import free_port
 
 QUEUE = "jobwire-bench-test"
@@ -67,12 +66,8 @@ def test_bench_leaves_a_queue_alone_that_holds_jobs(target: str) -> None:
 
 
 def test_bench_that_is_interrupted_forgets_its_jobs(target: str) -> None:
-    command = [*JOBWIRE, *SMALL, "--jobs", "1000000", "--target", target]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "full speed" in line:
-                break
+    with running(*SMALL, "--jobs", "1000000", target=target) as process:
+        read_until(process.stderr, "full speed")
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import JOBWIRE, jobwire
+from tests.cli.support import JOBWIRE, jobwire, read_until, running
 
 HUGE = "9" * 20
 ULID = "[0-9a-hjkmnp-tv-z]{26}"
@@ -99,29 +98,21 @@ def test_watch_as_json_gives_the_job_at_each_change(busy_target: str) -> None:
 
 def test_cancel_ends_a_running_job_and_its_watch(busy_target: str) -> None:
     job_id = submit(busy_target, "wait")
-    watch = subprocess.Popen(
-        [*JOBWIRE, "watch", job_id, "--target", busy_target], stderr=subprocess.PIPE, text=True
-    )
-    assert watch.stderr is not None
-    assert any("waiting" in line for line in watch.stderr)
-    done = jobwire("cancel", job_id, "-m", "enough", target=busy_target)
-    assert done.stdout == f"{job_id} CANCELLING\n"
-    assert "was cancelled: enough" in watch.stderr.read()
-    assert watch.wait(20) == 1
-    watch.stderr.close()
+    with running("watch", job_id, target=busy_target) as watch:
+        read_until(watch.stderr, "waiting")
+        done = jobwire("cancel", job_id, "-m", "enough", target=busy_target)
+        assert done.stdout == f"{job_id} CANCELLING\n"
+        assert "was cancelled: enough" in watch.communicate(timeout=60)[1]
+        assert watch.returncode == 1
 
 
 def test_ctrl_c_leaves_a_watch_with_130_and_the_job_goes_on(busy_target: str) -> None:
     job_id = submit(busy_target, "wait")
-    watch = subprocess.Popen(
-        [*JOBWIRE, "watch", job_id, "--target", busy_target], stderr=subprocess.PIPE, text=True
-    )
-    assert watch.stderr is not None
-    assert any("waiting" in line for line in watch.stderr)
-    watch.send_signal(signal.SIGINT)
-    assert watch.wait(20) == 130
-    assert "Traceback" not in watch.stderr.read()
-    watch.stderr.close()
+    with running("watch", job_id, target=busy_target) as watch:
+        read_until(watch.stderr, "waiting")
+        watch.send_signal(signal.SIGINT)
+        assert "Traceback" not in watch.communicate(timeout=60)[1]
+        assert watch.returncode == 130
     (job,) = lines_of(jobwire("get", job_id, "--json", target=busy_target).stdout)
     assert job["state"] == "RUNNING"
     jobwire("cancel", job_id, target=busy_target)
@@ -261,17 +252,12 @@ def test_a_module_that_does_not_import_is_told_with_its_line(tmp_path: Path) -> 
 def test_a_reader_that_has_enough_is_no_error(target: str) -> None:
     for _ in range(3):
         submit(target, "nobody", "-q", "piped")
-    listing = subprocess.Popen(
-        [*JOBWIRE, "list", "-q", "piped", "--json", "--target", target],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert listing.stdout is not None
-    assert listing.stderr is not None
-    listing.stdout.close()
-    assert (listing.wait(20), listing.stderr.read()) == (0, "")
-    listing.stderr.close()
+    command = ("list", "-q", "piped", "--json")
+    with running(*command, target=target, stdout=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert (listing.wait(60), listing.stderr.read()) == (0, "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -311,44 +297,25 @@ def test_help_lists_the_exit_codes() -> None:
 
 
 def test_sigterm_ends_a_worker_with_0(target: str) -> None:
-    process = subprocess.Popen(
-        [*JOBWIRE, "worker", "tests.cli.handlers", "--target", target, "--id", "to-be-ended"],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    assert process.stderr is not None
-    assert any("to-be-ended serves" in line for line in process.stderr)
-    process.terminate()
-    assert "has left" in process.stderr.read()
-    assert process.wait(20) == 0
-    process.stderr.close()
+    command = ("worker", "tests.cli.handlers", "--id", "to-be-ended")
+    with running(*command, target=target) as process:
+        read_until(process.stderr, "worker to-be-ended")
+        process.terminate()
+        assert "has left" in process.communicate(timeout=60)[1]
+        assert process.returncode == 0
     assert jobwire("workers", "show", "to-be-ended", target=target).returncode == 3
 
 
 def test_a_second_signal_gives_running_jobs_back_at_once(target: str) -> None:
-    process = subprocess.Popen(
-        [*JOBWIRE, "worker", "tests.cli.handlers", "--target", target, "--queue", "hurried"],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
+    command = ("worker", "tests.cli.handlers", "--queue", "hurried")
     job_id = submit(target, "wait", "-q", "hurried")
-    watch = subprocess.Popen(
-        [*JOBWIRE, "watch", job_id, "--target", target], stderr=subprocess.PIPE, text=True
-    )
-    assert watch.stderr is not None
-    assert any("waiting" in line for line in watch.stderr)
-    process.terminate()
-    assert any("told to stop: finishing" in line for line in process.stderr)
-    process.terminate()
-    assert "told to stop again" in process.stderr.read()
-    assert process.wait(20) == 0
+    with running(*command, target=target) as process:
+        with running("watch", job_id, target=target) as watch:
+            read_until(watch.stderr, "waiting")
+        process.terminate()
+        read_until(process.stderr, "told to stop: finishing")
+        process.terminate()
+        assert "told to stop again" in process.communicate(timeout=60)[1]
+        assert process.returncode == 0
     (job,) = lines_of(jobwire("get", job_id, "--json", target=target).stdout)
     assert (job["state"], job["interruptions"], job["failures"]) == ("PENDING", 1, 0)
-    watch.terminate()
-    watch.wait(20)
-    watch.stderr.close()
-    process.stderr.close()

@@ -56,6 +56,8 @@ def at_a_terminal(*arguments: str, target: str, answer: str) -> tuple[int, str]:
         output, _ = process.communicate(timeout=60)
     finally:
         os.close(person)
+        process.kill()
+        process.communicate()
     return process.returncode, seen + output
 
 

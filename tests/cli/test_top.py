@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
-import select
-import struct
 import subprocess
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,80 +19,42 @@ from jobwire.models import JobState
 
 from tests.cli.support import JOBWIRE, jobwire, worker
 from tests.support.servers import ServerProcess
+from tests.support.terminals import Terminal
 
 ROOT = Path(__file__).parents[2]
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-class Screen:
-    """`jobwire top` on a terminal of its own."""
-
-    def __init__(self, terminal: int) -> None:
-        self._terminal = terminal
-        self.text = ""
-
-    def until(self, words: str, timeout_s: float = 30) -> None:
-        """Reads until some words are drawn after all that was read before."""
-        deadline, self.text = time.monotonic() + timeout_s, ""
-        while not re.search(words, self.text):
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([self._terminal], [], [], max(0.0, left))
-            assert ready, f"{words!r} did not come in time after: {self.text[-3000:]}"
-            self.text += ESCAPES.sub("", os.read(self._terminal, 65536).decode(errors="replace"))
-
-    def interrupt(self) -> None:
-        """Presses Ctrl-C."""
-        os.write(self._terminal, b"\x03")
-
-
-@contextmanager
-def top(target: str) -> Iterator[tuple[Screen, subprocess.Popen[bytes]]]:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
-    process = subprocess.Popen(
-        [*JOBWIRE, "top", "--target", target, "--interval", "200ms"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        env=os.environ | {"TERM": "xterm"},
-    )
-    os.close(theirs)
-    try:
-        yield Screen(ours), process
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-
-
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_top_stays_up_over_a_restart_of_the_broker_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     server = ServerProcess(data_dir=tmp_path / "data")
     server.start()
     try:
         with Client(server.address) as client:
             client.submit("nobody.takes.it", queue="waiting")
-        with top(server.address) as (screen, process):
-            screen.until(r"live")
-            screen.until(r"waiting +1 ")
+        command = [*JOBWIRE, "top", "--target", server.address, "--interval", "200ms"]
+        with Terminal(command, columns=160, lines=30) as terminal:
+            _until_drawn(terminal, r"live")
+            _until_drawn(terminal, r"waiting +1 ")
             server.kill()
-            screen.until(r"reconnecting")
+            _until_drawn(terminal, r"reconnecting")
             server.start()
-            screen.until(r"live")
-            screen.until(r"waiting +1 ")
-            screen.interrupt()
-            with suppress(AssertionError, OSError):
-                screen.until("never drawn", timeout_s=5)  # let it write its last words
-            assert process.wait(20) == 0
+            _until_drawn(terminal, r"live")
+            _until_drawn(terminal, r"waiting +1 ")
+            terminal.type("\x03")
+            assert terminal.wait() == 0
     finally:
         server.stop()
 
 
+def _until_drawn(terminal: Terminal, words: str) -> None:
+    """Waits until some words are drawn after all that was read before."""
+    terminal.seen = b""
+    terminal.read_until(words)
+
+
 def test_in_a_pipe_top_prints_queues_and_workers_once(busy_target: str) -> None:
     with Client(busy_target) as client:
-        client.submit("echo", [1, 2]).result(timeout=20)
+        client.submit("echo", [1, 2]).result(timeout=60)
         _until_counted(client)
     done = jobwire("top", target=busy_target)
     assert done.returncode == 0
@@ -127,7 +81,7 @@ def test_as_json_top_prints_one_object(busy_target: str) -> None:
 
 def test_workers_are_listed_with_their_live_counters(busy_target: str) -> None:
     with Client(busy_target) as client:
-        client.submit("echo", [1, 2]).result(timeout=20)
+        client.submit("echo", [1, 2]).result(timeout=60)
         found = _until_counted(client)
     heading, row = [
         line.split("\t") for line in jobwire("workers", target=busy_target).stdout.splitlines()
@@ -144,14 +98,14 @@ def test_a_worker_is_let_go_by_command(target: str) -> None:
     with worker(target, "tests.cli.handlers", ROOT) as process, Client(target) as client:
         worker_id = _id_of(process, client)
         done = jobwire("workers", "drain", worker_id, target=target)
-        assert (done.returncode, process.wait(20)) == (0, 0)
+        assert (done.returncode, process.wait(60)) == (0, 0)
         assert f"{worker_id} is to leave" in done.stdout
         assert worker_id not in [found.id for found in client.workers()]
 
 
 def _id_of(process: subprocess.Popen[bytes], client: Client) -> str:
     """Waits for a worker's registration."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         for found in client.workers():
             if f"-{process.pid}-" in found.id:
@@ -161,7 +115,7 @@ def _id_of(process: subprocess.Popen[bytes], client: Client) -> str:
 
 def _until_counted(client: Client) -> WorkerInfo:
     """Waits until the broker's counters of the one worker tell of a success."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         (found,) = client.workers()
         if found.totals.succeeded:

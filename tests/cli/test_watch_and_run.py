@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jobwire import Client
 
-from tests.cli.support import JOBWIRE, jobwire
+from tests.cli.support import jobwire, running
 
 
 def test_run_puts_output_and_messages_where_a_local_command_does(busy_target: str) -> None:
@@ -26,25 +27,20 @@ def test_run_exits_with_the_outcome(busy_target: str) -> None:
     assert "Hopeless: no use" in done.stderr
 
 
-def _run_until_output(target: str, *options: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [*JOBWIRE, "run", "talk", '"wait"', *options],
-        env=os.environ | {"JOBWIRE_TARGET": target},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "out\n"
-    assert process.stderr is not None
-    return process, process.stderr.readline().split()[-1]
+@contextmanager
+def _run_until_output(target: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    arguments = ("run", "talk", '"wait"', *options)
+    with running(*arguments, target=target, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "out\n"
+        assert process.stderr is not None
+        yield process, process.stderr.readline().split()[-1]
 
 
 def test_an_interrupt_leaves_the_job_to_itself(busy_target: str) -> None:
-    process, job_id = _run_until_output(busy_target)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    with _run_until_output(busy_target) as (process, job_id):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"jobwire watch {job_id}" in said
     with Client(busy_target) as client:
@@ -56,18 +52,18 @@ def test_an_interrupt_cancels_the_job_that_was_not_to_outlive_the_command(
     busy_target: str,
 ) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
-        process, job_id = _run_until_output(busy_target, "--cancel-on-exit")
-        process.send_signal(number)
-        process.communicate(timeout=20)
+        with _run_until_output(busy_target, "--cancel-on-exit") as (process, job_id):
+            process.send_signal(number)
+            process.communicate(timeout=60)
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
         with Client(busy_target) as client:
-            assert client.job(job_id).wait(timeout=20).state == "CANCELLED"
+            assert client.job(job_id).wait(timeout=60).state == "CANCELLED"
 
 
 def test_watch_shows_output_apart_from_the_result(busy_target: str) -> None:
     with Client(busy_target) as client:
         handle = client.submit("talk")
-        handle.result(timeout=20)
+        handle.result(timeout=60)
     watched = jobwire("watch", handle.id, target=busy_target)
     assert watched.stdout == '"said"\n'
     assert "out\nerr\n" in watched.stderr

@@ -37,7 +37,7 @@ def worker(
 
 def registered(client: Client, worker_id: str) -> WorkerInfo:
     """Waits for a worker that is heard of."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         for found in client.workers():
             if found.id == worker_id:
@@ -56,12 +56,12 @@ def test_a_second_worker_of_the_same_id_ends_the_first_with_an_error(target: str
     with Client(target) as client, worker(target, "--id", "same") as first:
         registered(client, "same")
         with worker(target, "--id", "same") as second:
-            _, said = first.communicate(timeout=30)
+            _, said = first.communicate(timeout=60)
             assert first.returncode == 5
             assert "SUPERSEDED" in said
             assert registered(client, "same").attached
             second.send_signal(signal.SIGTERM)
-            second.communicate(timeout=30)
+            second.communicate(timeout=60)
             assert second.returncode == 0
         assert "same" not in [found.id for found in client.workers()]
 
