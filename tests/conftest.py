@@ -14,6 +14,8 @@ import pytest
 from tests.support import leftovers
 from tests.support.stores import Engine, StoreProcess, server_binary
 
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     leftovers.adopt_orphans()
@@ -39,6 +41,27 @@ def no_process_is_left() -> Iterator[None]:
     yield
     left = leftovers.end_leftovers(before)
     assert not left, f"left running by a test of this module: {left}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def signals_mean_what_they_did() -> Iterator[None]:
+    """The tests of a module leave no signal ignored or blocked: all started later would inherit it.
+
+    What they did leave so is made good here, and told.
+    """
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    yield
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING) & _ENDING
+    changed = {n.name: repr(signal.getsignal(n)) for n in _ENDING if not _same(n, before[n])}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not blocked, f"blocked by a test of this module: {blocked}"
+    assert not changed, f"set by a test of this module: {changed}"
+
+
+def _same(number: signal.Signals, handler: object) -> bool:
+    # Loops leave the default ones.
+    return signal.getsignal(number) in (handler, signal.SIG_DFL)
 
 
 def _running(engine: Engine, *, shared: bool = False) -> Iterator[StoreProcess]:
