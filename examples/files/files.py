@@ -207,9 +207,10 @@ def demo(directory: Path, signals: Signals) -> None:
             if os.environ.get("JOBWIRE_DEMO_EXIT") == "1" or not sys.stdin.isatty():
                 return
             show_what_to_try(address, finished[0])
-            console.print("\nCtrl-C ends it.")
             try:
-                signal.pause()
+                console.print("\nCtrl-C ends it.")
+                while True:  # a signal right before a longer sleep would not end that
+                    time.sleep(0.5)
             except Stopped as stopped:
                 if stopped.number != signal.SIGINT:
                     raise

@@ -18,8 +18,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from rich.table import Table
 from rich.text import Text
 
-from jobwire._shown import in_json, in_line, shown
-from jobwire.cli.terminal import can_show, console, put
+from jobwire.cli.terminal import can_show, console, in_json, in_line, put, shown
 from jobwire.models import Job, JobState, RetryPolicy
 
 STATE_STYLES = {

@@ -1,6 +1,6 @@
 """What reaches standard output and standard error: in any encoding, with no control character.
 
-Every text goes through `shown` or `in_line` of `jobwire._shown`.
+Every text goes through `shown` or `in_line`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import TextIO
 import click
 from rich.console import Console
 
-from jobwire._shown import shown
+from jobwire._shown import in_json as in_json
+from jobwire._shown import in_line as in_line
+from jobwire._shown import shown as shown
 
 _NO_SCREEN = {"", "dumb", "unknown"}
 # Drawn characters of tables and bars, each as one that every encoding has.

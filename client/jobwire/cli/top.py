@@ -16,12 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jobwire._shown import in_line
 from jobwire._sync.client import Client
 from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.output import STATE_STYLES, print_json, print_rows, span
 from jobwire.cli.parameters import duration
-from jobwire.cli.terminal import console, has_screen, put
+from jobwire.cli.terminal import console, has_screen, in_line, put
 from jobwire.errors import CallError
 from jobwire.models import JobState
 from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus

@@ -18,11 +18,10 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from jobwire._shown import in_line, shown
 from jobwire._text import Lines
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.output import STATE_STYLES, print_json, progress_text, short_payload, span
-from jobwire.cli.terminal import console, has_screen, put
+from jobwire.cli.terminal import console, has_screen, in_line, put, shown
 from jobwire.models import AttemptOutcome, Job, JobState, OutputChunk
 
 
