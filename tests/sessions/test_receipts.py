@@ -284,7 +284,7 @@ async def test_what_was_sent_before_the_stream_ended_is_recorded(
         await worker.attach()
         assignments = await worker.jobs(50)
         await worker.post([completion(assignment) for assignment in assignments])
-        await worker.call.done_writing()
+        await worker.done_writing()
         await worker.end()
     for job_id in job_ids:
         assert (await producer.job(job_id)).state == JOB_STATE_SUCCEEDED

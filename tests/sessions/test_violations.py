@@ -95,7 +95,7 @@ async def test_a_first_frame_that_is_wrong_ends_the_stream(
 ) -> None:
     frame, field = FIRST[case]
     async with RawWorker(server.address, "bad") as bad:
-        await bad.call.write(frame)
+        await bad.write(frame)
         code, details = await bad.end()
     assert (code.name, field in details) == ("INVALID_ARGUMENT", True), details
 
@@ -126,7 +126,7 @@ async def test_a_later_frame_that_is_wrong_ends_the_stream(
     async with RawWorker(server.address, "bad") as bad:
         await bad.attach()
         await bad.jobs(1)
-        await bad.call.write(frame)
+        await bad.write(frame)
         code, details = await bad.end()
     assert (code.name, field in details) == ("INVALID_ARGUMENT", True), details
 
@@ -138,7 +138,7 @@ async def test_a_frame_of_a_later_version_alone_is_refused_by_its_name(
     frame = WorkRequest.FromString(b"\xc2\x0c\x03abc")
     async with RawWorker(server.address, "bad") as bad:
         await bad.attach()
-        await bad.call.write(frame)
+        await bad.write(frame)
         code, details = await bad.end()
     assert (code.name, "something that this server knows" in details) == ("INVALID_ARGUMENT", True)
 
@@ -149,7 +149,7 @@ async def test_a_frame_of_a_later_version_with_something_known_is_taken(
     known = WorkRequest(credits=3).SerializeToString()
     async with RawWorker(server.address, "newer", credits=0) as newer:
         await newer.attach()
-        await newer.call.write(WorkRequest.FromString(known + b"\xc2\x0c\x03abc"))
+        await newer.write(WorkRequest.FromString(known + b"\xc2\x0c\x03abc"))
         await producer.submit(3)
         await newer.jobs(3)
 

@@ -201,8 +201,18 @@ class RawWorker:
 
     async def send(self, **fields: Any) -> None:
         """Sends a frame."""
+        await self.write(WorkRequest(**fields))
+
+    async def write(self, frame: WorkRequest) -> None:
+        """Sends a frame as it is."""
+        # With two writes in hand grpc ends the call as INTERNAL, and heartbeats are written too.
         async with self._writing:
-            await self.call.write(WorkRequest(**fields))
+            await self.call.write(frame)
+
+    async def done_writing(self) -> None:
+        """Sends nothing more."""
+        async with self._writing:
+            await self.call.done_writing()
 
     async def ack(self, *assignments: Assignment) -> None:
         """Acknowledges."""
