@@ -25,7 +25,7 @@ from benchmarks.stores import Store, open_store
 BATCH = 100
 LOG_ENTRIES = 100_000
 DAY_MS = 86_400_000
-TELLING = "    redis.call('SPUBLISH', prefix .. 'events', ulids)\n"
+TELLING = "    redis.pcall('SPUBLISH', prefix .. 'events', ulids)\n"
 """The line by which a transition tells of the jobs that changed."""
 
 
