@@ -26,6 +26,8 @@ SERVERS = 3
 SPREAD_S = 2.0
 """Within so long the kills of a round come, at moments by chance."""
 PATIENCE_S = 60.0
+SETTINGS: tuple[str, ...] = ()
+"""Of the brokers, other than the default ones: for the test of the benchmark, which has no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ async def _kills_with_server(store: Store, target: str, kills: int) -> list[floa
     queue = f"recovery-{secrets.token_hex(4)}"
     async with (
         AsyncClient(target) as client,
-        open_broker(store) as server,
+        open_broker(store, *SETTINGS) as server,
         contextlib.AsyncExitStack() as stack,
     ):
         for _ in range(kills):
@@ -143,7 +145,7 @@ async def _kills_with_server(store: Store, target: str, kills: int) -> list[floa
 async def _kill_of_a_server(store: Store, others: list[Server]) -> tuple[float, float]:
     """Kills one of three servers; returns how long the next submission and its start take."""
     queue = f"recovery-{secrets.token_hex(4)}"
-    async with open_broker(store) as victim:
+    async with open_broker(store, *SETTINGS) as victim:
         servers = [victim, *others[: SERVERS - 1]]
         target = ",".join(server.address for server in servers)
         standby = Standby(target, queue, 1)
@@ -163,7 +165,9 @@ async def _run(plan: Plan) -> list[Figure]:
     times: dict[str, list[float]] = {case.name: [] for case in CASES}
     times[SUBMISSION], times[HANDLER] = [], []
     async with open_store(plan.engine) as store, contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(open_broker(store)) for _ in range(SERVERS)]
+        servers = await asyncio.gather(
+            *(stack.enter_async_context(open_broker(store, *SETTINGS)) for _ in range(SERVERS))
+        )
         target = ",".join(server.address for server in servers)
         for number in range(plan.size.rounds):
             # At once: they mostly wait.
