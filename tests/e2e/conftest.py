@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,32 +19,39 @@ QUICK = (
 
 
 @pytest.fixture
-def start_server() -> Iterator[Callable[..., ServerProcess]]:
+def new_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Makes a server, as ServerProcess does, that does not outlive the test."""
+    with ExitStack() as made:
+
+        def make(*flags: str, data_dir: Path | None = None) -> ServerProcess:
+            server = ServerProcess(*flags, data_dir=data_dir)
+            made.callback(server.stop)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+def start_server(new_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
     """Starts a server with flags, quick to notice what is lost."""
-    started: list[ServerProcess] = []
 
     def start(*flags: str, data_dir: Path | None = None) -> ServerProcess:
-        server = ServerProcess(*flags, *QUICK, data_dir=data_dir)
-        started.append(server)
+        server = new_server(*flags, *QUICK, data_dir=data_dir)
         server.start()
         return server
 
-    yield start
-    for server in started:
-        server.stop()
+    return start
 
 
 @pytest.fixture
 def start_worker() -> Iterator[Callable[..., WorkerProcess]]:
     """Starts a worker of tests.e2e.handlers."""
-    started: list[WorkerProcess] = []
+    with ExitStack() as started:
 
-    def start(target: str, *flags: str) -> WorkerProcess:
-        worker = WorkerProcess(target, "tests.e2e.handlers:worker", *flags)
-        started.append(worker)
-        worker.start()
-        return worker
+        def start(target: str, *flags: str) -> WorkerProcess:
+            worker = WorkerProcess(target, "tests.e2e.handlers:worker", *flags)
+            started.callback(worker.remove)
+            worker.start()
+            return worker
 
-    yield start
-    for worker in started:
-        worker.remove()
+        yield start

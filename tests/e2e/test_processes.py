@@ -33,6 +33,7 @@ from tests.support.streams import Producer, RawWorker
 from tests.support.workers import WorkerProcess
 
 StartServer = Callable[..., ServerProcess]
+NewServer = Callable[..., ServerProcess]
 StartWorker = Callable[..., WorkerProcess]
 
 SUBMIT = "/jobwire.v1.JobService/SubmitJob"
@@ -51,7 +52,7 @@ def _channel(address: str) -> Iterator[grpc.Channel]:
 def _info(channel: grpc.Channel) -> admin_service_pb2.GetServerInfoResponse:
     stub = admin_service_pb2_grpc.AdminServiceStub(channel)
     return stub.GetServerInfo(
-        admin_service_pb2.GetServerInfoRequest(), timeout=10, wait_for_ready=True
+        admin_service_pb2.GetServerInfoRequest(), timeout=60, wait_for_ready=True
     )
 
 
@@ -68,12 +69,12 @@ def _one_channel_to_each(address: str, processes: int, stack: ExitStack) -> dict
 def _submit(channel: grpc.Channel, operation: str = "nobody") -> str:
     request = job_service_pb2.SubmitJobRequest(spec=job_pb2.JobSpec(operation=operation))
     stub = job_service_pb2_grpc.JobServiceStub(channel)
-    return stub.SubmitJob(request, timeout=10, wait_for_ready=True).job_id
+    return stub.SubmitJob(request, timeout=60, wait_for_ready=True).job_id
 
 
 def _get(server: ServerProcess, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://{server.http}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{server.http}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -138,7 +139,7 @@ def test_channels_reach_every_process_and_each_says_which_it_is(
         assert all(info.store_embedded for info in infos)
         for channel in channels.values():
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=5
+                health_pb2.HealthCheckRequest(), timeout=60
             )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert _get(server, "/readyz") == (200, "3 of 3 processes serve\n")
@@ -185,7 +186,7 @@ def test_a_killed_process_is_replaced_while_300_jobs_run_and_its_counts_stay(
             assert job.state is JobState.SUCCEEDED
             assert job.result == {"token": job.fencing_token}
         wait_until(lambda: "the process is back" in server.log, "another takes its place")
-    assert _metric(server, "jobwire_processes_serving") == 2
+    wait_until(lambda: _metric(server, "jobwire_processes_serving") == 2, "both serve")
     after = _pids(server)
     assert after[0] != before[0]
     assert after[1] == before[1]
@@ -232,7 +233,9 @@ def test_a_signal_drains_all_processes_and_ends_with_0(
     with ExitStack() as stack:
         watches = []
         for channel in _one_channel_to_each(server.address, 2, stack).values():
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), timeout=60
+            )
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             watches.append(watch)
         server.signal(signal.SIGTERM)
@@ -301,10 +304,10 @@ def test_a_process_whose_start_fails_is_tried_again_until_it_serves(
     wait_until(lambda: _pids(server)[0] != old, "another has taken its place")
 
 
-def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
+def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, new_server: NewServer) -> None:
     # The store is not there, so that the processes wait for it in their start.
     flags = ("--processes", "2", "--redis-url", "redis://127.0.0.1:1", "--store-wait", "10m")
-    server = ServerProcess(*flags)
+    server = new_server(*flags)
     server.http = f"127.0.0.1:{free_port()}"
     server.spawn()
     wait_until(lambda: _answers(server), "the parent is there")
@@ -315,7 +318,7 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("owner", ["somebody", "one process", "two processes"])
 def test_a_port_that_somebody_has_is_refused(
-    owner: str, tmp_path: Path, start_server: StartServer
+    owner: str, tmp_path: Path, start_server: StartServer, new_server: NewServer
 ) -> None:
     with ExitStack() as stack:
         if owner == "somebody":
@@ -326,7 +329,7 @@ def test_a_port_that_somebody_has_is_refused(
         else:
             flags = ("--processes", "2") if owner == "two processes" else ()
             address = start_server(*flags, data_dir=tmp_path / "first").address
-        second = ServerProcess("--processes", "2", data_dir=tmp_path / "second")
+        second = new_server("--processes", "2", data_dir=tmp_path / "second")
         second.address = address
         second.spawn()
         assert second.wait() == 4
@@ -335,21 +338,23 @@ def test_a_port_that_somebody_has_is_refused(
 
 
 def test_a_single_server_does_not_join_the_port_of_several(
-    tmp_path: Path, start_server: StartServer
+    tmp_path: Path, start_server: StartServer, new_server: NewServer
 ) -> None:
     first = start_server("--processes", "2", data_dir=tmp_path / "first")
-    second = ServerProcess(data_dir=tmp_path / "second")
+    second = new_server(data_dir=tmp_path / "second")
     second.address = first.address
     second.spawn()
     assert second.wait() == 4
 
 
-def test_the_http_port_in_use_is_refused_before_any_process_starts(tmp_path: Path) -> None:
+def test_the_http_port_in_use_is_refused_before_any_process_starts(
+    tmp_path: Path, new_server: NewServer
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         flags = ("--processes", "2", "--http-listen", f"127.0.0.1:{taken.getsockname()[1]}")
-        server = ServerProcess(*flags, data_dir=tmp_path)
+        server = new_server(*flags, data_dir=tmp_path)
         server.spawn()
         assert server.wait() == 4
     assert "http_listen: " in server.log
@@ -365,9 +370,9 @@ def test_the_http_port_in_use_is_refused_before_any_process_starts(tmp_path: Pat
     ],
 )
 def test_a_start_that_can_not_succeed_says_why_once_and_gives_up(
-    flags: tuple[str, ...], status: int, says: str, tmp_path: Path
+    flags: tuple[str, ...], status: int, says: str, tmp_path: Path, new_server: NewServer
 ) -> None:
-    server = ServerProcess("--processes", "2", *flags, data_dir=tmp_path)
+    server = new_server("--processes", "2", *flags, data_dir=tmp_path)
     server.spawn()
     assert server.wait() == status
     assert server.log.count("jobwire serve: ") == 1
@@ -376,11 +381,11 @@ def test_a_start_that_can_not_succeed_says_why_once_and_gives_up(
 
 
 def test_a_port_is_served_again_at_once_by_another_number_of_processes(
-    tmp_path: Path, start_server: StartServer
+    tmp_path: Path, new_server: NewServer
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     for processes in ("1", "2", "1"):
-        server = ServerProcess("--processes", processes, data_dir=tmp_path)
+        server = new_server("--processes", processes, data_dir=tmp_path)
         server.address = address
         server.start()
         with _channel(address) as channel:

@@ -169,10 +169,14 @@ def test_a_server_whose_terminal_is_closed_ends_in_order(
         process.send_signal(signal.SIGHUP)
         while b"settings read again" not in said:
             said += os.read(terminal, 4096)
-    finally:
         os.close(terminal)
-        status = process.wait(timeout=30)
-    assert status == 0
+        terminal = -1
+        assert process.wait(timeout=60) == 0
+    finally:
+        if terminal >= 0:
+            os.close(terminal)
+        process.kill()
+        process.wait()
     assert not _store_runs(tmp_path / "data")
     server.start()
     with Client(server.address) as client:

