@@ -39,6 +39,12 @@ def test_the_earlier_end_counts() -> None:
     assert end_of(spec(5, NOON), noon_s - 1) == (noon_s, "deadline")
 
 
+def test_a_deadline_that_has_passed_when_the_job_comes_does_not_count() -> None:
+    noon_s = NOON.timestamp()
+    assert end_of(spec(deadline=NOON), noon_s + 1) is None
+    assert end_of(spec(5, NOON), noon_s + 1) == (noon_s + 6, "timeout")
+
+
 def assigned(peer: Peer, timeout_s: float | None, deadline: datetime | None) -> pb.Assignment:
     assignment = peer.new_job("wait")
     assignment.spec.CopyFrom(spec(timeout_s, deadline))

@@ -22,7 +22,11 @@ def end_of(spec: JobSpec, now_s: float) -> tuple[float, StopReason] | None:
     if spec.HasField("execution_timeout"):
         ends.append((now_s + spec.execution_timeout.ToTimedelta().total_seconds(), "timeout"))
     if spec.HasField("deadline"):
-        ends.append((spec.deadline.ToMicroseconds() / 1e6, "deadline"))
+        deadline_s = spec.deadline.ToMicroseconds() / 1e6
+        # Nobody is handed a job that is past a deadline which counts: it was redriven, or this
+        # machine's clock is ahead.
+        if deadline_s > now_s:
+            ends.append((deadline_s, "deadline"))
     return min(ends, default=None)
 
 
