@@ -29,6 +29,8 @@ from jobwire_server.router import Router
 
 from tests.support.grpc_servers import Served, served_broker
 
+pytestmark = pytest.mark.alone
+
 JOBS = 2_000
 BATCH = 100
 CREDITS = 1_000

@@ -12,13 +12,16 @@ import sys
 import textwrap
 import threading
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from jobwire import AsyncClient, Client, ClientClosed
 
 from tests.client.broker import Broker
+from tests.support.waiting import eventually
 
 PREAMBLE = """
 import asyncio, os, sys, threading, time
@@ -67,12 +70,14 @@ async def script(
         target,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ | environment,
+        env={k: v for k, v in os.environ.items() if not k.startswith("GRPC_")} | environment,
+        start_new_session=True,
     )
     try:
         out, errors = await asyncio.wait_for(process.communicate(), patience_s)
     except BaseException:
-        process.kill()
+        # With its children, which have its pipes.
+        os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         raise
     assert process.returncode is not None
@@ -300,7 +305,9 @@ async def test_children_of_a_fork_use_the_client_of_their_parent(broker: Broker,
 async def test_a_fork_beside_an_open_stream_is_warned_of_with_the_remedy(broker: Broker) -> None:
     _, out, errors = await script(
         """
+        import logging
         from jobwire import Client
+        logging.basicConfig()
         client = Client(target, timeout_s=15)
         watch = client.watch(client.submit("work").id)
         next(watch)
@@ -310,7 +317,6 @@ async def test_a_fork_beside_an_open_stream_is_warned_of_with_the_remedy(broker:
         print("well")
         """,
         broker.target,
-        GRPC_ENABLE_FORK_SUPPORT="",
     )
     assert out == "well\n"
     (said,) = quiet(errors)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from jobwire.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
@@ -20,6 +21,8 @@ from jobwire.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 from tests.support.servers import ServerProcess
 from tests.support.stores import StoreProcess, wait_until
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.alone
 
 StartServer = Callable[..., ServerProcess]
 

@@ -10,6 +10,8 @@ from tests.faults.plan import QUICK
 from tests.faults.report import describe
 from tests.faults.run import Settings, run
 
+pytestmark = pytest.mark.alone
+
 SEED = 11
 
 

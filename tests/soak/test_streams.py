@@ -12,6 +12,8 @@ from tests.soak.streams import batch, running_server, soak
 from tests.support.streams import Producer, RawWorker, stream_server
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 async def test_a_thousand_broken_streams_leave_nothing_in_the_server() -> None:

@@ -17,6 +17,8 @@ from tests.support.servers import ServerProcess
 from tests.support.stores import StoreProcess
 from tests.watch.support import SUCCEEDED, Hands, chunk
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 WRITTEN = 100 * MIB
 JOBS = 4
