@@ -188,10 +188,9 @@ def _wrongly_charged(
         )
         if ups and not blame and undelivered < FREE_DELIVERIES:
             return "it never reached its worker, which lived"
-    elif outcome == "RELEASED" and run is not None:
-        told = trail.terms.get(run.begin["pid"])
-        if run.how not in ("stopped", "raised", "") or told is None:
-            return f"its handler ended as {run.how!r}, and its worker was not told to end"
+    # One that is told to end while no server answers may end with a result that nobody has.
+    elif outcome == "RELEASED" and run is not None and trail.terms.get(run.begin["pid"]) is None:
+        return f"its handler ended as {run.how!r}, and its worker was not told to end"
     return ""
 
 

@@ -75,6 +75,20 @@ async def test_a_repeat_whose_time_has_passed_gets_its_first_answer(
     served.broker.check()
 
 
+async def test_a_repeat_that_another_job_answered_is_answered_by_it_while_it_holds_the_key(
+    served: Served,
+) -> None:
+    unique = job_pb2.UniqueKey(key="k")
+    holder = await served.jobs.SubmitJob(jobs.SubmitJobRequest(spec=_spec(unique=unique)))
+    deadline = _moment(served.broker.now_ms() + HOUR_MS)
+    request = jobs.SubmitJobRequest(spec=_spec(unique=unique, deadline=deadline), **_ids("job_id"))
+    first = await served.jobs.SubmitJob(request)
+    assert (first.job_id, first.existed) == (holder.job_id, True)
+    _later(served, 2 * HOUR_MS)
+    again = await served.jobs.SubmitJob(request)
+    assert (again.job_id, again.existed) == (holder.job_id, True)
+
+
 @pytest.mark.parametrize("how", ["request_id", "job_id"])
 async def test_what_was_never_accepted_is_refused_for_its_time(served: Served, how: str) -> None:
     past = _moment(served.broker.now_ms() - HOUR_MS)

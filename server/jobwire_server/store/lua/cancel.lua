@@ -9,7 +9,7 @@
 -- ARGV[3] retention of jobs that have none of their own, ms
 -- then for each job three: ulid, reason, states out of which it is to be cancelled, as digits ('' any)
 -- Returns for each job {code, state}: code 0 done | 1 not found | 2 finished otherwise | 3 not in one of those states
---include clock tally unique terminal cancel
+--include clock tally holder unique terminal cancel
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

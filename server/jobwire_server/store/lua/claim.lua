@@ -21,7 +21,7 @@
 --   attempt: its number, or {number, checkpoint} for a job with a checkpoint
 --   more = 1: stopped early at the bound on stale entries, or on bytes, ask again
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
---include clock numbers ready tally chunks unique terminal ageing
+--include clock numbers ready tally chunks holder unique terminal ageing
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

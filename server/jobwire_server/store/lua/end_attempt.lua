@@ -16,7 +16,7 @@
 --   target state, budget field to add one to ('f' | 'c' | 'i' | 'l' | ''), backoff in ms for SCHEDULED, outcome, failure ('' for none)
 -- Returns for each item {code, state, due}: code 0 done now, or with a 1 behind it what the caller was answered before for the end of
 --   this attempt, whatever it says now | 1 not found | 2 lease lost or condition not met | 3 the state is another: read again and decide again
---include clock ready tally unique terminal recorded
+--include clock ready tally holder unique terminal recorded
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -14,7 +14,7 @@
 -- Returns {now, the earliest moment of any schedule or 0, then for each a code}: 0 a job was submitted | 1 passed without a job |
 --   2 left out because of an earlier job or the holder of its unique key | 3 the schedule is not what was decided on: nothing done |
 --   4 the queue is at its limit: nothing done
---include clock ready tally chunks unique terminal identity enter cancel runs
+--include clock ready tally chunks holder unique terminal identity enter cancel runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

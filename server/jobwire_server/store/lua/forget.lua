@@ -3,7 +3,7 @@
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> o:<ulid> usage done:<state> counts (purge.lua)
 -- then for each job two: ulid, revision that the caller saw; at most 1000 jobs
 -- Returns for each job 1 forgotten | 0 left alone: it is not there, it is live, or it has changed
---include tally unique terminal forget
+--include tally holder unique terminal forget
 
 local P = KEYS[1]
 local SUCCEEDED = 5

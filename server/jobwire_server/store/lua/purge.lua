@@ -6,7 +6,7 @@
 -- ARGV[2] the most jobs to forget in this call, at most 1000
 -- ARGV[3] the most ended jobs that are kept, 0 for no limit   ARGV[4] the most bytes of their records and results, 0 for no limit
 -- Returns {forgotten, due of the next or 0}
---include clock tally unique terminal forget
+--include clock tally holder unique terminal forget
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -9,7 +9,7 @@
 -- Returns for each job {code, state}: code 0 done | 1 not found | 2 it is in a state that no redrive leads out of | 3 it was redriven
 --   before: by this very call, whose answer was lost, or by somebody else since the caller looked | {4, state, ulid} of the job that
 --   holds its unique key by now
---include clock ready tally unique terminal
+--include clock ready tally holder unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -11,7 +11,7 @@
 --           timers         ZSET    'e' .. ulid -> expiry, 'd' .. ulid -> deadline, Unix ms
 --           q:<request>    STRING  for 24 hours: ulid that was answered, ulid that was proposed, digest of the content (32
 --                                  characters), end in Unix ms, end to end
---           u:<name>       STRING  unique key -> holder (include/unique.lua)
+--           u:<name>       STRING  unique key -> holder (include/holder.lua)
 --           done:7         ZSET    a job that was replaced -> when it may be forgotten
 --           counts totals usage HASH (include/tally.lua)
 -- ARGV[1] clock shift, ms
@@ -28,7 +28,7 @@
 --   {0, state, record} of the job that had its id before | {1, state, ulid} of the job that its request id stands for, state 0 if that
 --   is forgotten | {2} its request id was used for other content | {3, state, ulid} of the holder of its unique key, which is answered |
 --   {4, state, ulid} of the holder, which refuses it | {5, jobs that wait} | {6, live bytes} the queue is at its limit}
---include clock ready tally chunks unique terminal identity enter
+--include clock ready tally chunks holder unique terminal identity enter
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -12,7 +12,7 @@
 -- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
 -- Returns for each item 0 done now, or {code, state, due, 1}: code 0 what the caller was answered before for the end of this attempt |
 --   1 not found | 2 lease lost
---include clock numbers tally chunks unique recorded
+--include clock numbers tally chunks holder unique recorded
 
 local P = KEYS[1]
 local SCHEDULED, RUNNING, CANCELLING, SUCCEEDED = 1, 3, 4, 5

@@ -13,7 +13,7 @@
 -- Returns {now, more 0 | 1 at once | 2 at the next look, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid; and for each schedule that is due: condition, its id};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
---include clock ready tally unique terminal
+--include clock ready tally holder unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -9,7 +9,7 @@
 -- ARGV[7] ulid of the job   ARGV[8] the moment that is noted, Unix ms   ARGV[9] what is appended to its record
 -- ARGV[10] extra of the job, as for submit.lua
 -- Returns {0, what submit.lua answers for the job} | {1} the schedule is not what the job was made of: nothing done
---include clock ready tally chunks unique terminal identity enter runs
+--include clock ready tally chunks holder unique terminal identity enter runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

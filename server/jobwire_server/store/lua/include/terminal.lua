@@ -4,7 +4,7 @@ local function record_bytes(prefix, ulid, noted)
 end
 
 -- Enters a terminal state other than SUCCEEDED: notes the end and when the job may be forgotten, frees its unique key, and drops what
--- only live jobs need. The last three are fields b, uk and kp of the job's HASH (include/unique.lua); retention is the queue's, in ms.
+-- only live jobs need. The last three are fields b, uk and kp of the job's HASH (include/holder.lua); retention is the queue's, in ms.
 local function enter_terminal(prefix, ulid, state, revision, now, retention, bytes, unique, retained)
   local purge_at = now + (retained or retention)
   redis.call('HSET', prefix .. 'j:' .. ulid, 's', state, 'v', revision, 'e', now, 'pg', purge_at)
