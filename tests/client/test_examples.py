@@ -13,6 +13,7 @@ import pytest
 
 from jobwire import Client, JobState
 
+from tests.support.stores import wait_until
 from tests.support.terminals import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,14 +92,27 @@ def test_the_demo_stays_up_at_a_terminal_and_suggests_what_works_anywhere(
 def test_the_demo_interrupted_with_jobs_waiting_goes_on_the_next_time(
     tmp_path: Path, inputs: Path
 ) -> None:
-    with _demo(tmp_path, _many(inputs)) as terminal:
+    files = list(_many(inputs).glob("[0-9]*.txt"))
+
+    def all_files(size: int) -> None:
+        for file in files:
+            os.truncate(file, size)
+
+    # No job on one of them ends before it is short again.
+    all_files(1 << 40)
+    with _demo(tmp_path, inputs) as terminal:
         terminal.read_until("jobs submitted")
         terminal.type("\x03")
+        log = tmp_path / "demo-data" / "worker.log"
+        wait_until(lambda: "told to stop" in log.read_text(), "the worker is told", timeout_s=60)
+        all_files(0)
         assert terminal.wait() == 130, terminal.text
     assert "Traceback" not in terminal.text
     assert _processes_of(tmp_path, terminal) == []
+    all_files(1 << 40)
     with _demo(tmp_path, inputs) as terminal:
         terminal.read_until(r"\d+ jobs of an earlier run were waiting")
+        all_files(0)
         terminal.read_until(r"files +302\b")
         terminal.read_until(r"Ctrl-C ends it\.")
         terminal.type("\x03")
