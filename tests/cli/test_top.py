@@ -19,6 +19,7 @@ from jobwire.models import JobState
 
 from tests.cli.support import JOBWIRE, jobwire, worker
 from tests.support.servers import ServerProcess
+from tests.support.stores import wait_until
 from tests.support.terminals import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,8 @@ def test_in_a_pipe_top_prints_queues_and_workers_once(busy_target: str) -> None:
 
 
 def test_as_json_top_prints_one_object(busy_target: str) -> None:
+    with Client(busy_target) as client:
+        wait_until(lambda: any(w.attached for w in client.workers()), "the worker is there")
     done = jobwire("top", "--json", target=busy_target)
     (line,) = done.stdout.splitlines()
     found = json.loads(line)

@@ -120,8 +120,13 @@ def test_sighup_reads_the_settings_again_and_ends_nothing(
         server.signal(signal.SIGHUP)
         wait_until(lambda: server.log.count("settings read again") == 2, "and read again")
         seen = len(server.log)
-        assert client.get(job.id).state is JobState.PENDING
-        wait_until(lambda: "GetJob" in server.log[seen:], "calls are written again")
+
+        def written() -> bool:
+            # Each process hears of it a moment after the one that says so.
+            assert client.get(job.id).state is JobState.PENDING
+            return "GetJob" in server.log[seen:]
+
+        wait_until(written, "calls are written again")
 
 
 def test_sighup_to_one_process_of_several_does_not_end_it(server: ServerProcess) -> None:

@@ -158,6 +158,8 @@ async def test_without_replicas_to_wait_for_nothing_is_asked_of_them(pair: Repli
 async def test_in_a_full_store_the_jobs_that_it_has_go_on_and_are_waited_for(
     pair: Replicated, patient: Scripts
 ) -> None:
+    # The first use of a script sends it whole, and waits twice.
+    await patient.succeed(await patient.running())
     ulid = await patient.running()
     before = pair.waits()
     patient.client.config_set("maxmemory", 1)
