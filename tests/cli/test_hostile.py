@@ -101,8 +101,10 @@ def test_no_line_that_a_worker_logs_holds_one(target: str, log_format: str) -> N
     command += ["--log-format", log_format]
     with Terminal(command, cwd=ROOT, columns=400) as terminal, Client(target) as client:
         terminal.read_until("serving")
-        client.submit("log", queue=queue, retry=RetryPolicy(max_attempts=1)).wait(timeout=60)
+        handle = client.submit("log", queue=queue, retry=RetryPolicy(max_attempts=1))
+        # Read all the while: a worker waits for a terminal that takes no more.
         terminal.read_until("log failed after")
+        handle.wait(timeout=60)
         terminal.type("\x03")
         assert terminal.wait() == 0
     # What the handler said twice, and what it raised, with the traceback.

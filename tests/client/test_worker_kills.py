@@ -136,6 +136,7 @@ async def test_the_kill_of_the_keeper_is_made_good(broker: Broker) -> None:
         first = await programs_of(broker)
         keeper = await keeper_of(program)
         os.kill(keeper, signal.SIGKILL)
+        await eventually(lambda: not lives(keeper), "the keeper has ended", timeout_s=30)
         second = await programs_of(broker)
         assert await keeper_of(program) != keeper
         os.kill(first[0], signal.SIGSTOP)
