@@ -92,7 +92,8 @@ def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
         _all_succeed_once(own_store, client, handles)
         if victim == "worker":
             # It did hold jobs when it was killed.
-            assert client.queue("default").totals.crashed >= 1
+            totals = client.queue("default").totals
+            assert totals.started > totals.succeeded
 
 
 def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
