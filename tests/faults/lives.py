@@ -166,6 +166,9 @@ def _wrongly_charged(
     outcome = attempt["outcome"]
     begin, end = (attempt[name] - final.wall_s for name in ("started_at", "ended_at"))
     if outcome == "FAILED":
+        late = attempt.get("failure") in ("DEADLINE_EXCEEDED", "EXECUTION_TIMEOUT")
+        if run is None and late and (job["deadline"] or 0) > attempt["started_at"]:
+            return ""  # its process had not got as far as the handler when its time was over
         if run is None or run.how not in ("failed", "fatal", "raised", "stopped"):
             return f"its handler ended as {run.how!r}" if run else "no handler began"
     elif outcome == "TIMED_OUT":
