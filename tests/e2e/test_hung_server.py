@@ -174,6 +174,7 @@ async def test_a_store_may_hang_longer_than_a_lease_and_nothing_is_taken_from_an
             assert {len(runs) for runs in hands.runs.values()} == {1}
 
 
+@pytest.mark.alone
 @ways
 @pytest.mark.parametrize("directions", [("up",), ("down",), ("up", "down")])
 async def test_no_two_handlers_of_a_job_overlap_once_a_worker_is_cut_off(
