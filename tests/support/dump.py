@@ -16,17 +16,45 @@ LEASED = (JobState.RUNNING, JobState.CANCELLING)
 Value = bytes | dict[str, str] | dict[str, float] | list[str] | set[str]
 
 
+DUMP = """
+local found, cursor = {}, '0'
+local read = {
+  string = function(key) return redis.call('GET', key) end,
+  hash = function(key) return redis.call('HGETALL', key) end,
+  list = function(key) return redis.call('LRANGE', key, 0, -1) end,
+  set = function(key) return redis.call('SMEMBERS', key) end,
+  zset = function(key) return redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end,
+  stream = function(key)
+    local entries = redis.call('XRANGE', key, '-', '+')
+    for i, entry in ipairs(entries) do entries[i] = entry[1] end
+    return entries
+  end,
+}
+repeat
+  local page = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
+  cursor = page[1]
+  for _, key in ipairs(page[2]) do
+    local kind = redis.call('TYPE', key)['ok']
+    found[#found + 1] = { key, kind, read[kind](key) }
+  end
+until cursor == '0'
+return found
+"""
+"""Reads all keys that fit a pattern at one moment: servers that run change them meanwhile."""
+
+
 def dump_keys(client: redis.Redis, prefix: str) -> dict[str, Value]:
     """Returns every key under the prefix, the prefix cut off, with its whole value.
 
     A HASH becomes a dict of texts, a ZSET one of scores, a LIST a list, a SET a set, and a STRING
     bytes.
     """
-    found: dict[str, Value] = {}
     escaped = prefix.replace("[", "\\[").replace("?", "\\?").replace("*", "\\*")
-    for raw in sorted(client.scan_iter(match=escaped + "*", count=1000)):
-        found[raw.decode().removeprefix(prefix)] = _value(client, raw)
-    return found
+    rows: Any = client.eval(DUMP, 1, prefix, escaped + "*")
+    return {
+        raw.decode().removeprefix(prefix): _value(kind.decode(), value)
+        for raw, kind, value in sorted(rows)
+    }
 
 
 def dump_queue(client: redis.Redis, queue: str = "default") -> dict[str, Value]:
@@ -50,24 +78,20 @@ def changes(before: dict[str, Value], after: dict[str, Value]) -> dict[str, Valu
     }
 
 
-def _value(client: Any, key: bytes) -> Value:
-    kind = client.type(key)
-    if kind == b"string":
-        value: bytes = client.get(key)
-        return value
-    if kind == b"hash":
-        return {
-            name.decode(): text.decode(errors="replace")
-            for name, text in client.hgetall(key).items()
-        }
-    if kind == b"list":
-        return [entry.decode(errors="replace") for entry in client.lrange(key, 0, -1)]
-    if kind == b"set":
-        return {entry.decode() for entry in client.smembers(key)}
-    if kind == b"stream":
-        return [entry.decode() for entry, _ in client.xrange(key)]
-    assert kind == b"zset", (key, kind)
-    return {member.decode(): score for member, score in client.zrange(key, 0, -1, withscores=True)}
+def _value(kind: str, value: Any) -> Value:
+    if kind == "string":
+        text: bytes = value
+        return text
+    texts = [part.decode(errors="replace") for part in value]
+    if kind in ("list", "stream"):
+        return texts
+    if kind == "set":
+        return set(texts)
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    if kind == "hash":
+        return dict(pairs)
+    assert kind == "zset", kind
+    return {member: float(score) for member, score in pairs}
 
 
 @dataclass
