@@ -166,8 +166,12 @@ def _wrongly_charged(
     outcome = attempt["outcome"]
     begin, end = (attempt[name] - final.wall_s for name in ("started_at", "ended_at"))
     if outcome == "FAILED":
-        late = attempt.get("failure") in ("DEADLINE_EXCEEDED", "EXECUTION_TIMEOUT")
-        if run is None and late and (job["deadline"] or 0) > attempt["started_at"]:
+        took_s = attempt["ended_at"] - attempt["started_at"]
+        over = {
+            "DEADLINE_EXCEEDED": (job["deadline"] or 0) > attempt["started_at"],
+            "EXECUTION_TIMEOUT": 0 < job["timeout_s"] <= took_s + 0.1,
+        }
+        if run is None and over.get(attempt.get("failure", "")):
             return ""  # its process had not got as far as the handler when its time was over
         if run is None or run.how not in ("failed", "fatal", "raised", "stopped"):
             return f"its handler ended as {run.how!r}" if run else "no handler began"
@@ -183,17 +187,17 @@ def _wrongly_charged(
         if not blame and undelivered < FREE_DELIVERIES:
             return "its worker lived, ran and was in reach"
     elif outcome == "CRASHED":
+        # It may have had the job, which waited for a place or for its process.
         ups = trail.processes_of(attempt["worker"], begin - 1, end + 0.5)
-        blame = any(
-            trail.died(up["pid"], begin - 1, end + 0.5)
-            or trail.stood_still_s(up["pid"], begin - 1, end + 0.5) >= trail.patience_s
-            for up in ups
-        )
+        blame = any(trail.to_blame(up["pid"], up["who"], begin - 1, end + 0.5) for up in ups)
         if ups and not blame and undelivered < FREE_DELIVERIES:
             return "it never reached its worker, which lived"
     # One that is told to end while no server answers may end with a result that nobody has.
     elif outcome == "RELEASED" and run is not None and trail.terms.get(run.begin["pid"]) is None:
-        return f"its handler ended as {run.how!r}, and its worker was not told to end"
+        pid, who = run.begin["pid"], run.begin["who"]
+        # Its next process took the id before anybody could tell that this one had died.
+        if not (trail.died(pid, begin, end) and trail.unknown(who, trail.deaths[pid], end)):
+            return f"its handler ended as {run.how!r}, and its worker was not told to end"
     return ""
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from tests.faults.history import Event
 
+AFTER_S = 1.0
+"""What stood still has so much to catch up with."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -76,6 +79,8 @@ class Trail:
         """Process -> when it stood still."""
         self.cuts: dict[str, list[Span]] = defaultdict(list)
         """Participant -> when its links were cut or deaf."""
+        self.outages: list[Span] = []
+        """When a server or a store was away: nobody heard what it would have told."""
         self.blocks: dict[int, list[Span]] = defaultdict(list)
         """Process -> when a handler held its loop."""
         self.ups: dict[str, list[Event]] = defaultdict(list)
@@ -110,8 +115,14 @@ class Trail:
     def _find_faults(self) -> None:
         open_stops: dict[str, Event] = {}
         open_cuts: dict[str, Event] = {}
+        away: dict[str, float] = {}
         for event in self.events:
             what, target = event["what"], event.get("target", "")
+            if target.startswith(("server", "store", "primary")):
+                if what in ("kill", "stop", "exit", "full", "failover"):
+                    away.setdefault(target, event["t"])
+                elif what in ("start", "cont", "heal") and target in away:
+                    self.outages.append(Span(away.pop(target), event["t"] + AFTER_S))
             if what == "up":
                 self.ups[event.get("id", "")].append(event)
             elif what in ("kill", "exit"):
@@ -128,6 +139,7 @@ class Trail:
             elif what == "heal" and target in open_cuts:
                 begun = open_cuts.pop(target)
                 self.cuts[target.removeprefix("link-")].append(Span(begun["t"], event["t"]))
+        self.outages += [Span(begun_at, math.inf) for begun_at in away.values()]
         for begun in open_stops.values():
             end = self.deaths.get(begun["victim"], math.inf)
             self.stops[begun["victim"]].append(Span(begun["t"], end))
@@ -155,6 +167,12 @@ class Trail:
     def blocked_s(self, pid: int, begin: float, end: float) -> float:
         """How long of that time a handler held the process's loop."""
         return sum(span.within(begin, end) for span in self.blocks[pid])
+
+    def unknown(self, who: str, begin: float, end: float) -> bool:
+        """What happened to a participant in that time may not have become known by its end."""
+        return self.cut_off_s(who, begin, end) > 0 or any(
+            span.within(begin, end) > 0 for span in self.outages
+        )
 
     def to_blame(self, pid: int, who: str, begin: float, end: float) -> bool:
         """The process died, stood still, or was cut off, so that it may be taken for lost."""
