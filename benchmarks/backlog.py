@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from jobwire_server.model import Assignment, JobState
-from jobwire_server.operations.routing import route_of
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store.jobs import ClaimRequest, Success
 
 from benchmarks import jobs

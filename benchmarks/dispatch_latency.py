@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobwire.v1 import job_service_pb2, job_service_pb2_grpc, worker_service_pb2
 from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 
 from benchmarks import backlogged, jobs
 from benchmarks.done import Done

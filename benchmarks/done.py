@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 
 from benchmarks import jobs
 from benchmarks.frame import check

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
-from jobwire_server.errors import JobwireError
-from jobwire_server.model import JobState, NewJob
-from jobwire_server.operations.routing import route_of
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, Success
 
 from benchmarks import backlogged, jobs

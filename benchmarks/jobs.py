@@ -7,10 +7,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.clock import StoreClock
-from jobwire_server.ids import UlidFactory
-from jobwire_server.model import NewJob
-from jobwire_server.options import Limits
+from jobwire_server.domain.ids import UlidFactory
+from jobwire_server.domain.model import NewJob
+from jobwire_server.domain.options import Limits
+from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers.submission import Submissions
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore

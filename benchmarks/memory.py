@@ -5,7 +5,7 @@ Size: `jobs` jobs in all; one round is enough, for it is a count and not a time.
 
 from __future__ import annotations
 
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, measured

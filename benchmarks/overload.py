@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, compared, measured

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jobwire_server.errors import JobwireError
-from jobwire_server.model import Assignment, JobState, NewJob
-from jobwire_server.operations.routing import route_of
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import Assignment, JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, Success
 
 from benchmarks import jobs

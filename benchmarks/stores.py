@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jobwire_server.store.connect import STORE_ERRORS, Connection, connect
-from jobwire_server.store.engine import EmbeddedValkey
+from jobwire_server.store.connection.connect import STORE_ERRORS, Connection, connect
+from jobwire_server.store.connection.engine import EmbeddedValkey
 
 from benchmarks.processes import check_alive, running, until
 

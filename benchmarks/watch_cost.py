@@ -11,8 +11,8 @@ from hashlib import sha1
 from time import perf_counter
 from typing import Any
 
-from jobwire_server.model import JobState, NewJob
-from jobwire_server.operations.routing import route_of
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import Argument, Script, ScriptRunner, load

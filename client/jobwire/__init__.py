@@ -15,6 +15,7 @@ from jobwire._async.bulk import AsyncBulkAction
 from jobwire._async.client import AsyncClient
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
 from jobwire._async.watching import AsyncJobWatch
+from jobwire._capture import OutputHandler
 from jobwire._connection import Tls, __version__
 from jobwire._sync.bulk import BulkAction
 from jobwire._sync.client import Client
@@ -77,7 +78,6 @@ from jobwire.operators import (
     WorkerStatus,
     WorkerTotals,
 )
-from jobwire.output import OutputHandler
 from jobwire.payloads import Payload, from_payload, to_payload
 from jobwire.schedules import Schedule, ScheduleRun
 from jobwire.signals import Fatal, Retry, Stopped

@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from jobwire._capture import OutputHandler, capture
 from jobwire._convert import Timeout, seconds_or_none
-from jobwire.output import OutputHandler, OutputLog, capture, check_channel, raise_full
+from jobwire.output import OutputLog, check_channel, raise_full
 from jobwire.payloads import from_payload, to_payload
 from jobwire.signals import Stopped
 from jobwire.v1 import job_pb2, worker_service_pb2

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from jobwire.models import Failure, Job
 from jobwire.v1 import errors_pb2
-
-if TYPE_CHECKING:
-    from jobwire.models import Failure, Job
 
 _DETAILS_KEY = "grpc-status-details-bin"
 

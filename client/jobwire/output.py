@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 from jobwire.errors import OutputFull
 from jobwire.v1.job_pb2 import OutputChunk
-
-if TYPE_CHECKING:
-    from jobwire.context import Context
 
 # The contract's.
 MAX_CHUNK_BYTES = 64 << 10
@@ -227,105 +218,3 @@ def raise_full() -> None:
         OutputFull: Always.
     """
     raise OutputFull("the limit of output is reached", reason="OUTPUT_FULL")
-
-
-current_context: ContextVar[Context | None] = ContextVar("jobwire_context", default=None)
-
-
-class OutputHandler(logging.Handler):
-    """Feeds log records to a job's output.
-
-    Args:
-        context: The job; None: that of the handler from which a record comes, if it comes from
-            one, so that it may be added to any logger once and for all.
-        channel: Where they go.
-    """
-
-    def __init__(self, context: Context | None = None, channel: str = "log") -> None:
-        super().__init__()
-        self._context = context
-        self._channel = check_channel(channel)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record; what goes wrong with that is told as `logging` does."""
-        context = self._context or current_context.get()
-        if context is None:
-            return
-        try:
-            context.output(self.format(record) + "\n", self._channel, ignore_full=True)
-        except Exception:
-            self.handleError(record)
-
-
-_captured: ContextVar[Context | None] = ContextVar("jobwire_captured", default=None)
-
-
-class _Redirect(io.TextIOBase):
-    """Stands in for a standard stream: what a capturing handler writes goes to its job."""
-
-    def __init__(self, stream: Any, channel: str) -> None:
-        self._stream = stream
-        self._channel = channel
-
-    def write(self, text: str) -> int:
-        context = _captured.get()
-        if context is None:
-            return int(self._stream.write(text))
-        context.output(text, self._channel, ignore_full=True)
-        return len(text)
-
-    def flush(self) -> None:
-        if not self._stream.closed:
-            self._stream.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return _captured.get() is None and bool(self._stream.isatty())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Redirects:
-    """Puts the stand-ins in place while anybody captures."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._captures = 0
-        self._placed: dict[str, _Redirect] = {}
-
-    def place(self) -> None:
-        with self._lock:
-            self._captures += 1
-            if self._captures == 1:
-                for name in ("stdout", "stderr"):
-                    self._placed[name] = _Redirect(getattr(sys, name), name)
-                    setattr(sys, name, self._placed[name])
-
-    def remove(self) -> None:
-        with self._lock:
-            self._captures -= 1
-            if self._captures == 0:
-                for name, placed in self._placed.items():
-                    # Somebody else may have put their own on top of it.
-                    if getattr(sys, name) is placed:
-                        setattr(sys, name, placed._stream)
-                self._placed.clear()
-
-
-_redirects = _Redirects()
-
-
-@contextmanager
-def capture(context: Context) -> Iterator[None]:
-    """Sends what this thread or task prints to the job's channels `stdout` and `stderr`."""
-    _redirects.place()
-    token = _captured.set(context)
-    try:
-        yield
-    finally:
-        _captured.reset(token)
-        _redirects.remove()

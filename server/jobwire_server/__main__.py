@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from jobwire_server.signals import end_without_a_word
-from jobwire_server.streams import open_closed_streams
+from jobwire_server.host.signals import end_without_a_word
+from jobwire_server.telemetry.standard_streams import open_closed_streams
 
 if __name__ == "__main__":
     # Before the imports, which take a while and open files.
     end_without_a_word()
     open_closed_streams()
 
-    from jobwire_server.command import serve
+    from jobwire_server.host.command import serve
 
     serve()

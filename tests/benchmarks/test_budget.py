@@ -23,9 +23,9 @@ import jobwire
 import jobwire_server
 from jobwire import AsyncClient, Context, NewJob, Worker
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.model import JobState
-from jobwire_server.options import Limits
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.model import JobState
+from jobwire_server.domain.options import Limits
 
 from tests.support.grpc_servers import Served, served_broker
 

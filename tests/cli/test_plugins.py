@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import click
 import pytest
 
-from jobwire.cli import app
+from jobwire.cli import app, group
 
 
 @click.command(short_help="Says hello.")
@@ -19,8 +19,8 @@ NOT_A_COMMAND = 1
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    found = EntryPoint(name="hello", value=value, group=app.COMMANDS_GROUP)
-    monkeypatch.setattr(app, "_entry_points", lambda: {"hello": found})
+    found = EntryPoint(name="hello", value=value, group=group.COMMANDS_GROUP)
+    monkeypatch.setattr(group, "_entry_points", lambda: {"hello": found})
 
 
 def test_an_entry_point_becomes_a_command(

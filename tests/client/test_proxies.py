@@ -21,7 +21,7 @@ from jobwire import (
 from jobwire._retry import worth_retrying
 from jobwire.errors import call_error
 from jobwire.v1 import job_pb2
-from jobwire_server.options import BrokerOptions
+from jobwire_server.domain.options import BrokerOptions
 
 from tests.client.broker import Broker
 from tests.support.gateway import Gateway

@@ -138,7 +138,7 @@ async def test_a_killed_server_is_left_for_another_address(peer: Peer) -> None:
 async def test_a_server_that_accepts_and_says_nothing_is_passed_over(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobwire.transport.stream.FIRST_PATIENCE_S", 0.2)
+    monkeypatch.setattr("jobwire.worker.transport.stream.FIRST_PATIENCE_S", 0.2)
     monkeypatch.setattr("random.sample", lambda found, count: list(found))
     with deaf_port() as port:
         worker = streaming(peer, ok=lambda context: 1)
@@ -227,7 +227,7 @@ def drain(*, leave: bool) -> pb.Drain:
 async def test_a_drained_stream_is_left_once_another_one_is_attached(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobwire.transport.stream.FIRST_PATIENCE_S", 0.3)
+    monkeypatch.setattr("jobwire.worker.transport.stream.FIRST_PATIENCE_S", 0.3)
     gate = asyncio.Event()
     async with streaming(peer, hold=holding(gate), ok=lambda context: 1):
         first = await peer.stream()
@@ -251,7 +251,7 @@ async def test_a_drained_stream_is_left_once_another_one_is_attached(
 async def test_what_a_drained_stream_brings_after_the_attachment_is_left_alone(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobwire.transport.stream.FIRST_PATIENCE_S", 0.3)
+    monkeypatch.setattr("jobwire.worker.transport.stream.FIRST_PATIENCE_S", 0.3)
     began: list[str] = []
 
     async def note(context: Context) -> None:

@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 from jobwire.v1.errors_pb2 import ErrorReason
-from jobwire_server.errors import JobwireError
+from jobwire_server.domain.errors import JobwireError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos"

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import Any
 
-from jobwire_server.model import JobState
-from jobwire_server.operations.lifecycle import TRANSITIONS
+from jobwire_server.domain.decisions.lifecycle import TRANSITIONS
+from jobwire_server.domain.model import JobState
 
 from tests.faults.checks import TERMINAL, Found, Rule, Violation
 from tests.faults.final import Final

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.asyncio import Redis
 
-from jobwire_server.ids import UlidFactory
+from jobwire_server.domain.ids import UlidFactory
 
 from tests.support.contract import admin, errors, job_pb2, jobs, schedules
 from tests.support.grpc_servers import LIMITS, Served, refusal, served_broker

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from jobwire_server.ids import UlidFactory
-from jobwire_server.model import JobState, NewJob
+from jobwire_server.domain.ids import UlidFactory
+from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest
 
 from tests.support.jobs import new_job, ulid_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.errors import Superseded
-from jobwire_server.model import Former, WorkerStatus
+from jobwire_server.domain.errors import Superseded
+from jobwire_server.domain.model import Former, WorkerStatus
 from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.store.workers import SERVER_SILENT_MS, SignOfLife, WorkerStore
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 from jobwire_server.store import keys
-from jobwire_server.store.connect import connect
+from jobwire_server.store.connection.connect import connect
 from jobwire_server.store.notices import Listener, Notices
 
 from tests.support.brokers import running_broker

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from jobwire_server.errors import JobNotFound, WrongState
-from jobwire_server.model import Assignment, JobState, Outcome
-from jobwire_server.operations.endings import Budget
+from jobwire_server.domain.decisions.endings import Budget
+from jobwire_server.domain.errors import JobNotFound, WrongState
+from jobwire_server.domain.model import Assignment, JobState, Outcome
 from jobwire_server.store.jobs import ClaimRequest, JobStore
 
-from tests.store.conftest import open_scripts
+from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job, next_ulid, ulid_of
 from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
 

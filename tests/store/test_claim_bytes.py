@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.model import NewJob
+from jobwire_server.domain.model import NewJob
 from jobwire_server.store.jobs import Claimed, ClaimRequest
 
 from tests.support.jobs import new_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from jobwire_server.model import Assignment, JobState
+from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store import scripts as runner_module
 from jobwire_server.store.jobs import ClaimRequest
 

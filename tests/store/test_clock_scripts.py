@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from jobwire_server.errors import LeaseLost
-from jobwire_server.model import JobState
+from jobwire_server.domain.errors import LeaseLost
+from jobwire_server.domain.model import JobState
 
 from tests.support.jobs import new_job, ulid_of
 from tests.support.scripts import GRACE_MS, LEASE_MS, RETAIN_MS, Scripts

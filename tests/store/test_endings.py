@@ -6,9 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from jobwire_server.errors import JobNotFound, LeaseLost
-from jobwire_server.model import Assignment, Completed, Failure, JobState, Outcome, Piece, Written
-from jobwire_server.operations.endings import Budget, Ending
+from jobwire_server.domain.decisions.endings import Budget, Ending
+from jobwire_server.domain.errors import JobNotFound, LeaseLost
+from jobwire_server.domain.model import (
+    Assignment,
+    Completed,
+    Failure,
+    JobState,
+    Outcome,
+    Piece,
+    Written,
+)
 from jobwire_server.store.jobs import AttemptEnd, Report, Success
 
 from tests.support.jobs import new_job, next_ulid, ulid_of

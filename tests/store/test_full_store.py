@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from jobwire_server.errors import StoreFull
-from jobwire_server.model import Completed, JobState
+from jobwire_server.domain.errors import StoreFull
+from jobwire_server.domain.model import Completed, JobState
 from jobwire_server.store.jobs import Report
 from jobwire_server.store.upkeep import WHENEVER_MS
 

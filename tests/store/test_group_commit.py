@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jobwire_server.errors import ServerBusy, StoreUnavailable
+from jobwire_server.domain.errors import ServerBusy, StoreUnavailable
 from jobwire_server.store import group_commit
 from jobwire_server.store.group_commit import (
     BUSY_REQUESTS,

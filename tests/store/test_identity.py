@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.errors import AlreadyExists, UniqueKeyTaken
-from jobwire_server.model import (
+from jobwire_server.domain.decisions.endings import Budget
+from jobwire_server.domain.errors import AlreadyExists, UniqueKeyTaken
+from jobwire_server.domain.model import (
     Accepted,
     JobState,
     NewJob,
@@ -15,7 +16,6 @@ from jobwire_server.model import (
     UniqueKey,
     UniqueScope,
 )
-from jobwire_server.operations.endings import Budget
 
 from tests.support.jobs import DAY_MS, new_job, next_ulid, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.errors import JobNotFound, WrongState
-from jobwire_server.model import CancelNotice, JobState, Renewal
+from jobwire_server.domain.errors import JobNotFound, WrongState
+from jobwire_server.domain.model import CancelNotice, JobState, Renewal
 from jobwire_server.store.jobs import Report
 
 from tests.support.jobs import new_job, next_ulid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 from jobwire_server.store.bulk import BulkStore, RedriveItem
 from jobwire_server.store.jobs import PageToken
 

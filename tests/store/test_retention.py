@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.errors import QueueFull
-from jobwire_server.model import (
+from jobwire_server.domain.errors import QueueFull
+from jobwire_server.domain.model import (
     Accepted,
     JobState,
     Piece,

@@ -8,10 +8,10 @@ from time import monotonic
 import pytest
 from redis import exceptions as redis_errors
 
-from jobwire_server.errors import StoreUnavailable
+from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.store.scripts import RETRY_WINDOW_S, load, names
 
-from tests.store.conftest import open_scripts
+from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job
 from tests.support.stores import StoreProcess
 

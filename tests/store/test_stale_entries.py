@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.model import JobState, Outcome
+from jobwire_server.domain.model import JobState, Outcome
 from jobwire_server.store.bulk import BulkStore, RedriveItem
 
 from tests.support.jobs import new_job

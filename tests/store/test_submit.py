@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jobwire_server.model import JobState, RetryPolicy
+from jobwire_server.domain.model import JobState, RetryPolicy
 
 from tests.support.jobs import DAY_MS, new_job, next_ulid, ulid_of
 from tests.support.scripts import Scripts

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobwire_server.model import WorkerStatus
+from jobwire_server.domain.model import WorkerStatus
 from jobwire_server.store.codec import decode_worker
 from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.store.workers import LostWorker, SignOfLife, WorkerStore

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import redis
 
-from jobwire_server.model import Accepted, Assignment, Job, JobState, NewJob
-from jobwire_server.options import BrokerOptions
-from jobwire_server.router import Router
-from jobwire_server.store.connect import connect
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.model import Accepted, Assignment, Job, JobState, NewJob
+from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.store.connection.connect import connect
 from jobwire_server.store.upkeep import WHENEVER_MS
-from jobwire_server.watch.topic import OutputEvent
+from jobwire_server.watch.watched_job import OutputEvent
 
 from tests.support.dump import QueueDump, check_invariants, dump_queue
 from tests.support.jobs import DAY_MS, new_job, ulid_of, worker_spec

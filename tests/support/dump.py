@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from jobwire_server.model import JobState
+from jobwire_server.domain.model import JobState
 from jobwire_server.store import keys
 
 LEASED = (JobState.RUNNING, JobState.CANCELLING)

@@ -12,9 +12,9 @@ import sys
 import time
 from dataclasses import replace
 
-from jobwire_server.command import serve
-from jobwire_server.options import BrokerOptions
-from jobwire_server.settings import Settings
+from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.host.command import serve
+from jobwire_server.host.settings import Settings
 from jobwire_server.store.scripts import ScriptRunner
 
 TICK_MS = 20
@@ -48,7 +48,7 @@ def _often(settings: Settings) -> BrokerOptions:
 _usual = Settings.broker_options
 
 if __name__ == "__main__":
-    import jobwire_server.router as router
+    import jobwire_server.broker.router as router
 
     epoch, base, factor = map(float, sys.argv[1:4])
     FastRunner.clock = (epoch, base, factor)

@@ -17,11 +17,11 @@ from jobwire.v1 import (
     schedule_service_pb2_grpc,
     worker_service_pb2_grpc,
 )
-from jobwire_server.facts import ServerFacts, StoreInfo
-from jobwire_server.metrics import RpcMetrics
-from jobwire_server.options import Limits
+from jobwire_server.domain.options import Limits
+from jobwire_server.domain.server_info import ServerFacts, StoreInfo
 from jobwire_server.servicers import generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
+from jobwire_server.telemetry.metrics import RpcMetrics
 
 from tests.support.brokers import QUIET, Broker, running_broker
 

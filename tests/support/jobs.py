@@ -6,9 +6,16 @@ import json
 import time
 from collections.abc import Mapping
 
-from jobwire_server.ids import UlidFactory
-from jobwire_server.model import NewJob, RecordFacts, RequestId, RetryPolicy, UniqueKey, WorkerSpec
-from jobwire_server.operations.routing import route_of
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.ids import UlidFactory
+from jobwire_server.domain.model import (
+    NewJob,
+    RecordFacts,
+    RequestId,
+    RetryPolicy,
+    UniqueKey,
+    WorkerSpec,
+)
 
 OPERATION = "work"
 DAY_MS = 86_400_000

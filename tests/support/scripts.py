@@ -6,9 +6,9 @@ from typing import Any
 
 import redis
 
-from jobwire_server.model import Assignment, Job, JobState, NewJob, Outcome
-from jobwire_server.operations.endings import Budget, Ending
-from jobwire_server.store.connect import Connection
+from jobwire_server.domain.decisions.endings import Budget, Ending
+from jobwire_server.domain.model import Assignment, Job, JobState, NewJob, Outcome
+from jobwire_server.store.connection.connect import Connection
 from jobwire_server.store.jobs import AttemptEnd, ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner

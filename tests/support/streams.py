@@ -30,13 +30,13 @@ from jobwire.v1.worker_service_pb2 import (
     WorkRequest,
     WorkResponse,
 )
-from jobwire_server.facts import ServerFacts, StoreInfo
-from jobwire_server.metrics import RpcMetrics
-from jobwire_server.options import BrokerOptions
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.domain.server_info import ServerFacts, StoreInfo
 from jobwire_server.servicers import generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
-from jobwire_server.store.connect import connect
+from jobwire_server.store.connection.connect import connect
+from jobwire_server.telemetry.metrics import RpcMetrics
 
 from tests.support.waiting import eventually
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from jobwire_server.options import Limits
+from jobwire_server.domain.options import Limits
 
+from tests.support.fixtures import broker, valkey_broker
 from tests.support.streams import QUICK, StreamServer, stream_server
 from tests.watch.support import Hands
+
+__all__ = ["broker", "hands", "server", "valkey_broker"]
 
 OPTIONS = replace(
     QUICK,

@@ -10,7 +10,7 @@ import pytest
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire.v1.worker_service_pb2 import Released
-from jobwire_server.watch import hub as hub_module
+from jobwire_server.watch import job_watch as hub_module
 
 from tests.support.grpc_servers import refused
 from tests.support.stores import StoreProcess

@@ -12,7 +12,7 @@ import redis
 from jobwire.v1 import admin_service_pb2, job_pb2, worker_service_pb2
 from jobwire.v1.job_service_pb2 import WatchJobRequest
 from jobwire.v1.worker_service_pb2 import Released, Report
-from jobwire_server.model import QueueSettings
+from jobwire_server.domain.model import QueueSettings
 
 from tests.support.grpc_servers import refusal, refused
 from tests.support.streams import RawWorker, StreamServer

@@ -11,7 +11,7 @@ import pytest
 
 from jobwire.v1 import admin_service_pb2, job_service_pb2
 from jobwire.v1.worker_service_pb2 import Released
-from jobwire_server.watch import many
+from jobwire_server.watch import queue_watch as many
 
 from tests.support.grpc_servers import refused
 from tests.support.stores import StoreProcess

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import StoreUnavailable
-from jobwire_server.ids import UlidFactory
+from jobwire_server.domain.errors import StoreUnavailable
+from jobwire_server.domain.ids import UlidFactory
 
 from tests.support.grpc_servers import refused
 from tests.support.streams import StreamServer

@@ -18,7 +18,7 @@ import pytest
 
 from jobwire.v1 import job_service_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Released
-from jobwire_server.options import Limits
+from jobwire_server.domain.options import Limits
 
 from tests.support.grpc_servers import refused
 from tests.support.stores import Engine, StoreProcess

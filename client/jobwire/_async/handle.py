@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 from jobwire._async.watching import AsyncJobWatch, JobEvent
 from jobwire._convert import Seconds, Timeout, seconds_or_none
@@ -25,11 +25,33 @@ from jobwire.v1.job_service_pb2 import (
     WatchContent,
 )
 
-if TYPE_CHECKING:
-    from jobwire._async.client import AsyncClient
-
 Start: TypeAlias = str | OutputPosition | None
 """Where the output of a watch begins."""
+
+
+class Owner(Protocol):
+    """What a handle asks of the client that made it."""
+
+    async def get(self, job_id: str) -> Job:
+        """Returns the job as it stands."""
+
+    async def cancel(self, job_id: str, reason: str = "") -> Job:
+        """Asks for the end of the job."""
+
+    async def retry_job(
+        self, job_id: str, reason: str = "", *, delay: Seconds | None = None
+    ) -> Job:
+        """Puts the job back after its end."""
+
+    def _watch_job(
+        self,
+        job_id: str,
+        content: WatchContent.ValueType,
+        *,
+        full: bool,
+        timeout: Timeout,
+        **wishes: Any,
+    ) -> AsyncJobWatch[Any]: ...
 
 
 class AsyncJobHandle:
@@ -46,7 +68,7 @@ class AsyncJobHandle:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: Owner,
         job_id: str,
         state: JobState = JobState.UNSPECIFIED,
         *,

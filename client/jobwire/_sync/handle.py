@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 from jobwire._convert import Seconds, Timeout, seconds_or_none
 from jobwire._retry import Deadline
@@ -26,11 +26,31 @@ from jobwire.v1.job_service_pb2 import (
     WatchContent,
 )
 
-if TYPE_CHECKING:
-    from jobwire._sync.client import Client
-
 Start: TypeAlias = str | OutputPosition | None
 """Where the output of a watch begins."""
+
+
+class Owner(Protocol):
+    """What a handle asks of the client that made it."""
+
+    def get(self, job_id: str) -> Job:
+        """Returns the job as it stands."""
+
+    def cancel(self, job_id: str, reason: str = "") -> Job:
+        """Asks for the end of the job."""
+
+    def retry_job(self, job_id: str, reason: str = "", *, delay: Seconds | None = None) -> Job:
+        """Puts the job back after its end."""
+
+    def _watch_job(
+        self,
+        job_id: str,
+        content: WatchContent.ValueType,
+        *,
+        full: bool,
+        timeout: Timeout,
+        **wishes: Any,
+    ) -> JobWatch[Any]: ...
 
 
 class JobHandle:
@@ -47,7 +67,7 @@ class JobHandle:
 
     def __init__(
         self,
-        client: Client,
+        client: Owner,
         job_id: str,
         state: JobState = JobState.UNSPECIFIED,
         *,

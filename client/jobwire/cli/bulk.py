@@ -10,9 +10,9 @@ import click
 
 from jobwire._sync.bulk import BulkAction
 from jobwire.bulk import BulkProgress
-from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.filters import LIVE, TERMINAL, filter_of, filter_options, states_option
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import plural, print_json
 from jobwire.cli.parameters import count, duration
 from jobwire.cli.terminal import console, has_screen, put

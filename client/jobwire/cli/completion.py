@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from jobwire.cli.app import cli
+from jobwire.cli.group import cli
 from jobwire.cli.terminal import put
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import say
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
     one_line,
     pairs,

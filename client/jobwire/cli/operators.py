@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import click
 
-from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.health import Health
 from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
 from jobwire.cli.output import size as shown_size

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from jobwire._sync.client import Client
-from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit, say
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import print_json
 from jobwire.cli.parameters import read_payload
 from jobwire.cli.submission import submission_options, submit_options

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
     pairs,
     print_facts,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobwire._sync.client import Client
-from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import STATE_STYLES, print_json, print_rows, span
 from jobwire.cli.parameters import duration
 from jobwire.cli.terminal import console, has_screen, in_line, put

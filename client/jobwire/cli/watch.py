@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from jobwire.cli.app import Settings, cli, common, pass_settings
 from jobwire.cli.failures import Exit
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import print_json
 from jobwire.cli.terminal import OutputWriter
 from jobwire.cli.views import output_line, show_watch

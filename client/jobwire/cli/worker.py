@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jobwire.cli.app import Settings, cli, common, pass_settings
+from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.parameters import duration, key_value, size
 from jobwire.worker import Worker
 from jobwire.worker.host import FORK_VARIABLE, forks_are_safe

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from jobwire.context import Context, StopReason
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.signals import Stopped
-from jobwire.transport.base import Transport
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
@@ -38,6 +37,7 @@ from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
 from jobwire.worker.stuck import STUCK_AFTER_S, Stuck
+from jobwire.worker.transport.base import Transport
 
 log = logging.getLogger("jobwire.worker")
 

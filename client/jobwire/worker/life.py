@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from jobwire._connection import ConnectionOptions
 from jobwire.context import Context
-from jobwire.transport import Transport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.core import Core
 from jobwire.worker.handlers import Operation
 from jobwire.worker.held import WorkerStats
 from jobwire.worker.memory import Growth
 from jobwire.worker.processes import ProcessPool
+from jobwire.worker.transport import Transport
 from jobwire.worker.watch import Watch
 
 log = logging.getLogger("jobwire.worker")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from jobwire._capture import current_context
 from jobwire._shown import in_json, shown
-from jobwire.output import current_context
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion

@@ -7,10 +7,10 @@ from concurrent.futures import Future
 
 from jobwire.errors import CallError, LeaseLost
 from jobwire.output import FLUSH_S
-from jobwire.transport.base import Transport
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.worker import forks
 from jobwire.worker.held import Held, Saving, Stage
+from jobwire.worker.transport.base import Transport
 
 REPORT_INTERVAL_S = 0.1
 

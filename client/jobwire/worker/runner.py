@@ -10,8 +10,8 @@ from concurrent.futures import CancelledError
 from types import FrameType
 from typing import Any, TypeAlias
 
+from jobwire._capture import current_context
 from jobwire.context import Context, StopReason
-from jobwire.output import current_context
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion
 from jobwire.worker import forks

@@ -18,7 +18,6 @@ from jobwire._convert import Timeout, seconds_or_none, to_duration
 from jobwire._retry import Backoff
 from jobwire.context import Context
 from jobwire.errors import CallError
-from jobwire.transport import START_PATIENCE_S, StreamTransport, Transport, UnaryTransport
 from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker import forks
 from jobwire.worker.handlers import Handler, Operation, RunMode
@@ -34,6 +33,7 @@ from jobwire.worker.logs import LogFormat, set_up_logging
 from jobwire.worker.memory import Growth, calm_the_collector
 from jobwire.worker.processes import ProcessOptions, ProcessPool
 from jobwire.worker.stopping import Leaving, Signals
+from jobwire.worker.transport import START_PATIENCE_S, StreamTransport, Transport, UnaryTransport
 
 log = logging.getLogger("jobwire.worker")
 

@@ -1,4 +1,9 @@
-"""The servicers: from the contract to the router and back, and nothing else."""
+"""The servicers: from the contract to the router and back, and nothing else.
+
+Change here how a message becomes a value and a value a message, what is checked of a request by
+itself, and which status an error has. Nothing here decides about a job: a method checks, asks the
+router once, and converts the answer.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,8 @@ from jobwire.v1 import (
     schedule_service_pb2,
     worker_service_pb2,
 )
-from jobwire_server.facts import ServerFacts
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.servicers.admin_service import AdminService
 from jobwire_server.servicers.interceptor import UNREADABLE
 from jobwire_server.servicers.job_service import JobService

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from jobwire.v1 import admin_service_pb2
-from jobwire_server.errors import WorkerNotFound
-from jobwire_server.facts import ServerFacts
-from jobwire_server.model import Worker, WorkerStatus
-from jobwire_server.operations.paging import decode_token, encode_token
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.decisions.paging import decode_token, encode_token
+from jobwire_server.domain.errors import WorkerNotFound
+from jobwire_server.domain.model import Worker, WorkerStatus
+from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.servicers import bulk, convert
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.queue_config import check_config

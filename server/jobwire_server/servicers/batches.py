@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.errors import (
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.errors import (
     InvalidRequest,
     JobwireError,
     ServerBusy,
@@ -14,9 +15,8 @@ from jobwire_server.errors import (
     StoreUnfit,
     Violation,
 )
-from jobwire_server.model import Accepted, NewJob
-from jobwire_server.options import Limits
-from jobwire_server.router import Router
+from jobwire_server.domain.model import Accepted, NewJob
+from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.submission import NotNow, Submissions, check_same

@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.model import BulkProgress, JobState
-from jobwire_server.operations.filters import JobFilter
+from jobwire_server.domain.decisions.filters import JobFilter
+from jobwire_server.domain.model import BulkProgress, JobState
 from jobwire_server.servicers.checks import Checker
 
 MAX_JOB_IDS = 1_000

@@ -14,9 +14,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
-from jobwire_server.errors import InvalidRequest, TooLarge, Violation
-from jobwire_server.ids import is_queue, split_job_id
-from jobwire_server.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
+from jobwire_server.domain.errors import InvalidRequest, TooLarge, Violation
+from jobwire_server.domain.ids import is_queue, split_job_id
+from jobwire_server.domain.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
 from jobwire_server.servicers.json_text import check_json
 
 DEFAULT_QUEUE = "default"

@@ -9,8 +9,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import admin_service_pb2, errors_pb2, job_pb2, worker_service_pb2
-from jobwire_server.errors import JobwireError
-from jobwire_server.model import (
+from jobwire_server.domain.decisions.rates import rates
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import (
     Assignment,
     Attempt,
     CancelNotice,
@@ -22,7 +23,6 @@ from jobwire_server.model import (
     Worker,
     WorkerSpec,
 )
-from jobwire_server.operations.rates import rates
 from jobwire_server.servicers import wire
 from jobwire_server.servicers.queue_config import config_to_wire
 from jobwire_server.servicers.status import refusal_of

@@ -19,11 +19,11 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
 
-from jobwire_server.calls import Call, enter_call
-from jobwire_server.errors import InvalidRequest, ServerDraining, Violation
-from jobwire_server.loops import Refuse
-from jobwire_server.metrics import IN_FLIGHT, MethodStats, RpcMetrics
+from jobwire_server.domain.errors import InvalidRequest, ServerDraining, Violation
+from jobwire_server.servicers.garbage import Refuse
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
+from jobwire_server.telemetry.current_call import Call, enter_call
+from jobwire_server.telemetry.metrics import IN_FLIGHT, MethodStats, RpcMetrics
 
 SLOW_S = 1.0
 """A unary call that takes longer is written to the log, unless it asked for a wait."""

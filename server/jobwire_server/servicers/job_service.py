@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import JobwireError
-from jobwire_server.ids import ULID_LENGTH
-from jobwire_server.model import Accepted, Job, NewJob
-from jobwire_server.operations.filters import JobFilter
-from jobwire_server.options import Limits
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.decisions.filters import JobFilter
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.model import Accepted, Job, NewJob
+from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import bulk, convert, wire
 from jobwire_server.servicers.batches import Batches, accepted, known_or_refused, response
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from jobwire.v1 import admin_service_pb2, job_pb2
-from jobwire_server.model import QueueChanges, QueueSettings, RetryPolicy
+from jobwire_server.domain.model import QueueChanges, QueueSettings, RetryPolicy
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker, check_retry
 
 MAX_LOG_ENTRIES = 1_000_000

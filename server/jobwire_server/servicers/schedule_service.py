@@ -6,9 +6,9 @@ import asyncio
 import re
 
 from jobwire.v1 import schedule_service_pb2
-from jobwire_server.errors import InvalidRequest
-from jobwire_server.options import Limits
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.errors import InvalidRequest
+from jobwire_server.domain.options import Limits
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.schedule_spec import check_spec, to_wire
 from jobwire_server.servicers.submission import Submissions

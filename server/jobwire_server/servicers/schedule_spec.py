@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from jobwire.v1 import job_pb2, job_service_pb2, schedule_service_pb2
-from jobwire_server.errors import InvalidRequest
-from jobwire_server.operations.cron import CronError, cron_of, zone_of
-from jobwire_server.operations.schedules import (
+from jobwire_server.domain.decisions.cron import CronError, cron_of, zone_of
+from jobwire_server.domain.decisions.schedules import (
     MissedRuns,
     Overlap,
     Plan,
@@ -13,6 +12,7 @@ from jobwire_server.operations.schedules import (
     next_runs,
     shortest_distance,
 )
+from jobwire_server.domain.errors import InvalidRequest
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
 from jobwire_server.servicers.submission import NotNow, Submissions

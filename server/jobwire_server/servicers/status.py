@@ -22,7 +22,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from jobwire_server import errors
+from jobwire_server.domain import errors
 
 DOMAIN = "jobwire"
 DETAILS_KEY = "grpc-status-details-bin"

@@ -9,18 +9,19 @@ from hashlib import blake2b
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
-from jobwire_server.errors import AlreadyExists, InvalidRequest
-from jobwire_server.ids import is_job_id_of, is_queue, split_job_id
-from jobwire_server.model import (
+from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.errors import AlreadyExists, InvalidRequest
+from jobwire_server.domain.ids import is_job_id_of, is_queue, split_job_id
+from jobwire_server.domain.model import (
     Accepted,
     NewJob,
     RequestId,
+    Route,
     UniqueConflict,
     UniqueKey,
     UniqueScope,
 )
-from jobwire_server.operations.routing import Route, route_of
-from jobwire_server.options import Limits
+from jobwire_server.domain.options import Limits
 from jobwire_server.servicers.checks import (
     DAY_MS,
     DEFAULT_QUEUE,

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.clock import StoreClock
-from jobwire_server.model import OutputPlace, Written
+from jobwire_server.domain.model import OutputPlace, Written
+from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
-from jobwire_server.watch.hub import WatchWish, decode_cursor, encode_cursor
-from jobwire_server.watch.topic import JobEvent, OutputEvent
+from jobwire_server.watch.job_watch import WatchWish, decode_cursor, encode_cursor
+from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 
 _ALL = job_service_pb2.WATCH_CONTENT_ALL
 _STATES = job_service_pb2.WATCH_CONTENT_STATES

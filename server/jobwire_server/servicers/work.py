@@ -17,13 +17,12 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from jobwire.v1 import worker_service_pb2
-from jobwire_server.calls import current_call
-from jobwire_server.chores import heard
-from jobwire_server.errors import InvalidRequest, Violation
-from jobwire_server.ids import split_job_id
-from jobwire_server.model import Ended, LeaseRef, Released, Reported, WorkerStatus
-from jobwire_server.options import BrokerOptions, Limits
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.background import heard
+from jobwire_server.domain.errors import InvalidRequest, Violation
+from jobwire_server.domain.ids import split_job_id
+from jobwire_server.domain.model import Ended, LeaseRef, Released, Reported, WorkerStatus
+from jobwire_server.domain.options import BrokerOptions, Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
     Checker,
@@ -36,8 +35,9 @@ from jobwire_server.servicers.checks import (
 )
 from jobwire_server.servicers.convert import item_error
 from jobwire_server.servicers.status import DETAILS_KEY, Refusal, details_of
-from jobwire_server.sessions.frames import Attach, FrameIn, FrameOut, Receipt, Refused
-from jobwire_server.sessions.session import WorkerSession
+from jobwire_server.telemetry.current_call import current_call
+from jobwire_server.workers.frames import Attach, FrameIn, FrameOut, Receipt, Refused
+from jobwire_server.workers.session import WorkerSession
 
 log = structlog.get_logger(__name__)
 

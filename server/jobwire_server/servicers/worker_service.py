@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from jobwire.v1 import worker_service_pb2
-from jobwire_server.errors import JobwireError
-from jobwire_server.model import Completed, WorkerStatus
-from jobwire_server.options import Limits
-from jobwire_server.router import Router
+from jobwire_server.broker.router import Router
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import Completed, WorkerStatus
+from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import (
     Checker,

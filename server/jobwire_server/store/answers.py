@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobwire_server.errors import (
+from jobwire_server.domain.errors import (
     AlreadyExists,
     JobNotFound,
     JobwireError,
@@ -14,7 +14,7 @@ from jobwire_server.errors import (
     QueueFull,
     UniqueKeyTaken,
 )
-from jobwire_server.model import (
+from jobwire_server.domain.model import (
     Accepted,
     Assignment,
     CancelNotice,

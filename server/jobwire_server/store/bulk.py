@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobwire_server.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
-from jobwire_server.model import JobState
+from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
+from jobwire_server.domain.model import JobState
 from jobwire_server.store import keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobwire_server.model import CancelNotice
+from jobwire_server.domain.model import CancelNotice
 from jobwire_server.store import keys
 from jobwire_server.store.scripts import ScriptRunner
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
-from jobwire_server.model import (
+from jobwire_server.domain.model import (
     BEGINNING,
     NO_SETTINGS,
     Attempt,

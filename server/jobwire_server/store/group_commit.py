@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Generic, TypeVar
 
-from jobwire_server.errors import ServerBusy
+from jobwire_server.domain.errors import ServerBusy
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

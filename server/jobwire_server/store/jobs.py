@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jobwire_server.errors import (
+from jobwire_server.domain.decisions.endings import Ending
+from jobwire_server.domain.decisions.routing import parse_descriptor
+from jobwire_server.domain.errors import (
     CursorCompacted,
     JobNotFound,
     JobwireError,
     WrongState,
 )
-from jobwire_server.ids import ULID_LENGTH
-from jobwire_server.model import (
+from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.model import (
     Accepted,
     Assignment,
     Completed,
@@ -21,11 +23,10 @@ from jobwire_server.model import (
     JobState,
     NewJob,
     Renewal,
+    Route,
     Written,
 )
-from jobwire_server.operations.endings import Ending
-from jobwire_server.operations.routing import Route, parse_descriptor
-from jobwire_server.options import Limits
+from jobwire_server.domain.options import Limits
 from jobwire_server.store import codec, keys
 from jobwire_server.store.answers import (
     SUCCEEDED,

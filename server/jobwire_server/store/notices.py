@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobwire_server.store.connect import Connection
-from jobwire_server.store.subscriber import Subscriber
+from jobwire_server.store.connection.connect import Connection
+from jobwire_server.store.connection.subscriber import Subscriber
 
 
 @dataclass(frozen=True, slots=True)

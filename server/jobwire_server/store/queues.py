@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from jobwire_server.model import JobState, Queue, QueueChanges, QueueSettings
+from jobwire_server.domain.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
 

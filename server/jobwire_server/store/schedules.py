@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from jobwire_server.errors import JobwireError
-from jobwire_server.model import (
+from jobwire_server.domain.decisions.routing import parse_descriptor
+from jobwire_server.domain.decisions.schedules import MissedRuns, Overlap, Plan, Step
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import (
     Accepted,
     JobState,
     NewJob,
@@ -17,8 +19,6 @@ from jobwire_server.model import (
     RequestId,
     UniqueKey,
 )
-from jobwire_server.operations.routing import parse_descriptor
-from jobwire_server.operations.schedules import MissedRuns, Overlap, Plan, Step
 from jobwire_server.store import codec, keys
 from jobwire_server.store.answers import not_written
 from jobwire_server.store.scripts import Argument, ScriptRunner

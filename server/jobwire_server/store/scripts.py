@@ -22,10 +22,10 @@ from redis import exceptions as redis_errors
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
-from jobwire_server.errors import StoreFull, StoreUnavailable, StoreUnfit
+from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
 from jobwire_server.store.activity import Activity
-from jobwire_server.store.connect import cause_of, denial_of
-from jobwire_server.store.replicas import UNWAITED, ReplicaWait
+from jobwire_server.store.connection.connect import cause_of, denial_of
+from jobwire_server.store.connection.replicas import UNWAITED, ReplicaWait
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobwire_server.model import NO_SETTINGS, QueueSettings
+from jobwire_server.domain.model import NO_SETTINGS, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import Argument, ScriptRunner
 

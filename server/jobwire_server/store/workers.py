@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jobwire_server.errors import Superseded
-from jobwire_server.model import Former, Worker, WorkerSpec, WorkerStatus
+from jobwire_server.domain.errors import Superseded
+from jobwire_server.domain.model import Former, Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import codec, keys
 from jobwire_server.store.scripts import ScriptRunner
 

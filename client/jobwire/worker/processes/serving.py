@@ -20,9 +20,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from jobwire import _children
+from jobwire._capture import current_context
 from jobwire.context import Context, Report, StopSignal, Wires
 from jobwire.errors import call_error
-from jobwire.output import OutputLog, current_context
+from jobwire.output import OutputLog
 from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.v1.job_pb2 import Failure, Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion

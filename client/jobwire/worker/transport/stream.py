@@ -1,0 +1,314 @@
+"""A worker's conversation on one stream at a time, over whichever server answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from jobwire._connection import ConnectionOptions
+from jobwire._convert import from_timestamp
+from jobwire._retry import Backoff
+from jobwire._timing import open_async_channel
+from jobwire.errors import CallError, ResourceExhausted
+from jobwire.output import OutputLog
+from jobwire.v1.job_pb2 import Payload, Progress
+from jobwire.v1.worker_service_pb2 import (
+    WORKER_STATUS_DRAINING,
+    Attach,
+    Completion,
+    Drain,
+    LeaseRef,
+)
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
+from jobwire.worker.transport.base import Host, Terms
+from jobwire.worker.transport.doubt import DOUBTFUL, START_PATIENCE_S
+from jobwire.worker.transport.outbox import Outbox
+from jobwire.worker.transport.session import Session
+
+log = logging.getLogger("jobwire.worker")
+
+# How long one server may take to answer an attachment; a dead one must not use up the window
+# within which the worker keeps its leases. Doubled with every round over the servers, for those
+# that are slow rather than dead.
+FIRST_PATIENCE_S = 1.0
+MOST_PATIENCE_S = 6.0
+# The longest wait between two rounds over the servers. Shorter than what a server that has just
+# come back gives its workers before it takes their jobs.
+MOST_BACKOFF_S = 2.0
+# How often it is said that a worker which was attached before is refused still.
+SAY_AGAIN_S = 30.0
+# How long the worker waits for the server to end the stream after its goodbye.
+GOODBYE_S = 5.0
+MAX_LEASES = 10_000
+
+
+class StreamTransport:
+    """Talks on a stream; see `Transport`.
+
+    Each attachment makes a connection of its own, so that a worker which is asked to move gets to
+    another server even where all of them are behind one address.
+
+    Args:
+        options: Where the servers are.
+        channel: An open channel to use in place of those of its own; it stays the caller's.
+        credit_bytes: The most bytes of jobs that it may be sent ahead; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        channel: aio.Channel | None = None,
+        credit_bytes: int = 0,
+    ) -> None:
+        self._options = options
+        self._channel = channel
+        self._credit_bytes = credit_bytes
+        self.heard_beside_at = float("-inf")
+        self._metadata = tuple(options.metadata.items())
+        self._instance_id = secrets.token_hex(8)
+        addresses = [part.strip() for part in options.address.split(",") if part.strip()]
+        # Workers that were started together spread over the servers.
+        self._addresses = random.sample(addresses, len(addresses))
+        self._session: Session | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._attempts = 0
+        self._leases_end: asyncio.TimerHandle | None = None
+        self._fences = 0
+        """How often all leases were given up."""
+        self._leaving = False
+
+    async def open(self, host: Host) -> Terms:
+        """Attaches for the first time, trying on while no server answers."""
+        self._host = host
+        self._outbox = Outbox(host)
+        session = await self._attach()
+        self._go_on_with(session)
+        return Terms(
+            heartbeat_interval_s=session.interval_s,
+            lease_s=session.lease_s,
+            server_id=session.attached.server_id,
+        )
+
+    async def run(self) -> None:
+        """Keeps a stream until cancelled, whatever becomes of servers.
+
+        Raises:
+            CallError: The broker refused the worker for good.
+        """
+        while True:
+            session, ending = self._session, self._ending
+            assert session is not None
+            assert ending is not None
+            either: set[asyncio.Future[Any]] = {ending, session.drain}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                self._after_end(session, ending)
+            elif (drain := session.drain.result()).leave:
+                self._host.drain(drain.reason or "the broker asked for it", _left_s(drain))
+                await asyncio.wait({ending})
+                self._after_end(session, ending)
+            else:
+                log.info("moving to another stream: %s", drain.reason)
+            if self._leaving:
+                return
+            if session.was_silent:
+                # What hangs there may take connections and answer nothing.
+                self._addresses.append(self._addresses.pop(0))
+            # Beside the old stream, if that one is to be left; in its place otherwise.
+            following = await self._attach(beside=session)
+            self._go_on_with(following)
+            ending.cancel()
+            # How it ended does not matter any more; most likely as superseded by its follower.
+            await asyncio.gather(ending, return_exceptions=True)
+
+    def _after_end(self, session: Session, ending: asyncio.Task[None]) -> None:
+        """Says why a stream ended.
+
+        Raises:
+            CallError: It must not be followed by another one.
+        """
+        error = ending.exception()
+        if self._leaving:
+            return
+        if isinstance(error, ResourceExhausted) and not error.reason:
+            # Not the broker's word but the transport's: a frame was too large for it.
+            self._outbox.refuse_oversized()
+        elif isinstance(error, CallError) and _is_final(error):
+            log.error("the broker ended the stream for good: %s", error)
+            # Somebody else has the leases, or will have them when the window is over.
+            self._host.lose_all()
+            raise error
+        elif error is not None and not isinstance(error, CallError):
+            raise error
+        log.warning("the stream is lost, attaching again: %s", error or "the server ended it")
+
+    def _fence(self, session: Session) -> None:
+        """Has the leases given up when others may have them, unless another stream comes first."""
+        if self._session is session and self._leases_end is None and not self._leaving:
+            self._leases_end = asyncio.get_running_loop().call_at(
+                session.heard_at + session.contact_s, self._give_up_leases, session.contact_s
+            )
+
+    def _give_up_leases(self, after_s: float) -> None:
+        left_s = self.heard_beside_at + after_s - asyncio.get_running_loop().time()
+        if left_s > 0:
+            # This loop stood still, and was spoken for.
+            self._leases_end = asyncio.get_running_loop().call_later(
+                left_s, self._give_up_leases, after_s
+            )
+            return
+        self._fences += 1
+        if self._host.leases():
+            log.warning(
+                "no server was heard for %g s: its jobs may run elsewhere by now, so their handlers"
+                " are stopped",
+                after_s,
+            )
+        self._host.lose_all()
+
+    def _go_on_with(self, session: Session) -> None:
+        if self._leases_end is not None:
+            self._leases_end.cancel()
+            self._leases_end = None
+        self._session = session
+        self._ending = asyncio.create_task(
+            session.run(self._host, self._outbox), name="work-stream"
+        )
+        self._ending.add_done_callback(lambda ending: self._fence(session))
+
+    async def _attach(self, beside: Session | None = None) -> Session:
+        """Attaches to any server, trying on; takes the outbox over from the stream before.
+
+        Raises:
+            CallError: The broker refuses the worker for good.
+        """
+        backoff = Backoff(initial_s=0.05, max_s=MOST_BACKOFF_S)
+        loop = asyncio.get_running_loop()
+        began, say_at, patience_s = loop.time(), loop.time(), FIRST_PATIENCE_S
+        while True:
+            retry_after_s: float | None = None
+            for _ in range(len(self._addresses)):
+                address, fences = self._addresses[0], self._fences
+                try:
+                    session = await self._attach_to(address, patience_s, beside)
+                    if fences == self._fences:
+                        return session
+                    # It has just named leases that were given up meanwhile.
+                    await session.close()
+                    continue
+                except CallError as error:
+                    if self._gives_up(error, loop.time() - began):
+                        raise
+                    if loop.time() >= say_at:
+                        say_at = loop.time() + SAY_AGAIN_S
+                        log.warning("%s does not take the worker, trying on: %s", address, error)
+                    retry_after_s = error.retry_after_s
+                self._addresses.append(self._addresses.pop(0))
+            patience_s = min(2 * patience_s, MOST_PATIENCE_S)
+            await asyncio.sleep(backoff.next_s(retry_after_s))
+
+    def _gives_up(self, error: CallError, tried_s: float) -> bool:
+        if error.code in DOUBTFUL and self._session is None:
+            # Whoever chose this transport may know another one.
+            return error.code is grpc.StatusCode.UNIMPLEMENTED or tried_s > START_PATIENCE_S
+        return _is_final(error)
+
+    async def _attach_to(self, address: str, patience_s: float, beside: Session | None) -> Session:
+        channel = self._channel or open_async_channel(replace(self._options, target=address))
+        self._attempts += 1
+        attach = Attach(
+            worker=self._host.spec,
+            instance_id=self._instance_id,
+            leases=self._host.leases()[:MAX_LEASES],
+            credits=self._host.capacity,
+            credit_bytes=self._credit_bytes,
+            attempt=self._attempts,
+        )
+        # What the old stream brings from here on is not among the leases just named, so the
+        # server takes it back.
+        if beside is not None:
+            beside.refuse_jobs()
+        try:
+            session = await Session.attach(
+                WorkerServiceStub(channel),
+                attach,
+                self._metadata,
+                patience_s,
+                channel,
+                self._channel is None,
+            )
+        except BaseException:
+            if self._channel is None:
+                await channel.close()
+            raise
+        if beside is not None:
+            beside.hush()
+        self._outbox.attach(attach.credits)
+        log.debug("attached to %s at %s", session.attached.server_id, address)
+        return session
+
+    async def stop_claiming(self) -> None:
+        """Takes no more jobs; the host gives back what still arrives."""
+        self._outbox.tell_status(WORKER_STATUS_DRAINING)
+
+    def capacity_changed(self) -> None:
+        """Tells of a new `Host.capacity`."""
+        self._outbox.tell_credits()
+
+    def report(
+        self,
+        lease: LeaseRef,
+        progress: Progress | None,
+        output: OutputLog | None = None,
+        checkpoint: Payload | None = None,
+    ) -> None:
+        """Has a job's progress, output and checkpoint recorded."""
+        self._outbox.report(lease, progress, output, checkpoint)
+
+    def complete(self, completions: Sequence[Completion]) -> None:
+        """Has the ends of attempts recorded."""
+        self._outbox.complete(completions)
+
+    async def close(self) -> None:
+        """Says goodbye if there is a stream, and closes the connection."""
+        self._leaving = True
+        if self._leases_end is not None:
+            self._leases_end.cancel()
+        ending = self._ending
+        if ending is None:
+            return
+        if not ending.done():
+            self._outbox.detach()
+            await asyncio.wait({ending}, timeout=GOODBYE_S)
+        if not ending.done():
+            log.info("the server did not answer the goodbye")
+            ending.cancel()
+            await asyncio.wait({ending})
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            log.info("the stream broke at its end: %s", error)
+        self._outbox.close()
+
+
+def _is_final(error: CallError) -> bool:
+    """Tells what no further attachment would change."""
+    if error.reason == "SUPERSEDED":
+        # By a stream of this very process it can only be a misunderstanding.
+        return error.metadata.get("same_process") == "false"
+    return error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED)
+
+
+def _left_s(drain: Drain) -> float | None:
+    """Returns the seconds until the drain's deadline, None if it has none."""
+    if not drain.HasField("deadline"):
+        return None
+    left = from_timestamp(drain.deadline) - datetime.now(UTC)
+    return max(0.0, left.total_seconds())

@@ -1,0 +1,89 @@
+"""Pages of a queue's jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from jobwire_server.domain.decisions.paging import bad_token, decode_token, encode_token
+from jobwire_server.domain.errors import QueueNotFound
+from jobwire_server.domain.model import Job, JobState
+from jobwire_server.store.jobs import JobStore, PageToken
+from jobwire_server.store.queues import QueueStore
+
+LOOK_AT = 2_000
+"""The most jobs that one page of a filtered listing looks at."""
+
+
+class JobListing:
+    """Finds the jobs of a queue state by state. Raises StoreUnavailable."""
+
+    def __init__(self, jobs: JobStore, queues: QueueStore) -> None:
+        self._jobs = jobs
+        self._queues = queues
+
+    async def page(
+        self,
+        queue: str,
+        states: Sequence[JobState],
+        page_size: int,
+        page_token: str,
+        *,
+        full: bool,
+        scope: str = "",
+        keep: Callable[[Job], bool] = lambda job: True,
+    ) -> tuple[list[Job], str]:
+        """Returns a page of a queue's jobs and the token of the next, '' at the end.
+
+        Args:
+            queue: Its name.
+            states: In the order in which they are listed; empty: all of them.
+            page_size: The most jobs, 1 or more.
+            page_token: '' for the first page.
+            full: With payloads, results and attempts.
+            scope: What `keep` depends on, as text; a token holds for one scope.
+            keep: Says whether a job is wanted.
+
+        Raises:
+            QueueNotFound: No job was ever submitted to it.
+            BadPageToken: The token is of another listing.
+        """
+        order = list(dict.fromkeys(states)) or list(JobState)
+        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{scope}"
+        index, token = 0, PageToken()
+        if page_token:
+            at, *place = decode_token(scope, page_token, 4)
+            if not isinstance(at, int) or not 0 <= at < len(order) or not _is_place(place):
+                raise bad_token()
+            index, token = at, PageToken(*(str(part) for part in place))
+        elif not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        found: list[Job] = []
+        looked = 0
+        while index < len(order) and len(found) < page_size and looked < LOOK_AT:
+            state = order[index]
+            # One id for each job still wanted, so that no job is found and then left out of the
+            # page.
+            most = page_size - len(found)
+            ids, following = await self._jobs.list_ids(queue, state, most, token)
+            looked += max(len(ids), 1)
+            # An entry that a job left behind may stand beside its present one.
+            once = [*dict.fromkeys(ids)]
+            for job in await self._jobs.read(queue, once, full=full) if once else []:
+                if job is not None and job.state is state and keep(job):
+                    found.append(job)
+            if following is None:
+                index, token = index + 1, PageToken()
+            else:
+                token = following
+        if index >= len(order):
+            return found, ""
+        return found, encode_token(scope, index, token.source, token.last, token.place)
+
+
+_PLACE = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
+
+
+def _is_place(parts: Sequence[str | int]) -> bool:
+    """True for what a page of jobs can end at; anything else was made up."""
+    return _PLACE.fullmatch(" ".join(str(part) for part in parts)) is not None

@@ -1,0 +1,99 @@
+"""Which jobs of a queue an action or a listing is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobwire_server.domain.model import Job, JobState, RecordFacts
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What jobs must be like. What is unset does not narrow; moments are Unix ms."""
+
+    queue: str
+    states: tuple[JobState, ...] = ()
+    """In the order in which they are looked through."""
+    operation: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of these."""
+    failure_type: str = ""
+    submitted_after_ms: int = 0
+    """At this moment or later; 0: whenever."""
+    submitted_before_ms: int = 0
+    """Before this moment; 0: whenever."""
+    finished_after_ms: int = 0
+    """At this moment or later; 0: whenever, and the unfinished as well."""
+    finished_before_ms: int = 0
+    """Before this moment; 0: whenever, and the unfinished as well."""
+    ulids: tuple[str, ...] = ()
+    """These jobs only; empty: all of the queue."""
+
+    @property
+    def reads_records(self) -> bool:
+        """True if what the producer wrote decides, so that the record has to be read."""
+        return bool(
+            self.operation or self.labels or self.submitted_after_ms or self.submitted_before_ms
+        )
+
+    def match(self, job: Job, facts: RecordFacts | None) -> bool:
+        """Returns whether a job is meant.
+
+        Args:
+            job: As it stands, `states` and all.
+            facts: What its record says; may be None if `reads_records` is False.
+        """
+        return self._matches_course(job) and (
+            not self.reads_records or (facts is not None and self._matches_record(facts))
+        )
+
+    def _matches_course(self, job: Job) -> bool:
+        if self.states and job.state not in self.states:
+            return False
+        if self.failure_type and (
+            # The failure of an attempt before the one that succeeded is history.
+            job.state is JobState.SUCCEEDED
+            or job.failure is None
+            or job.failure.type != self.failure_type
+        ):
+            return False
+        if self.finished_after_ms or self.finished_before_ms:
+            return job.state.terminal and _within(
+                job.finished_at_ms, self.finished_after_ms, self.finished_before_ms
+            )
+        return True
+
+    def _matches_record(self, facts: RecordFacts) -> bool:
+        return (
+            (not self.operation or facts.operation == self.operation)
+            and all(facts.labels.get(key) == value for key, value in self.labels.items())
+            and _within(facts.created_at_ms, self.submitted_after_ms, self.submitted_before_ms)
+        )
+
+
+def _within(moment_ms: int, after_ms: int, before_ms: int) -> bool:
+    return moment_ms >= after_ms and (not before_ms or moment_ms < before_ms)
+
+
+class Pace:
+    """Spreads jobs over time, so that at most so many become ready in a second.
+
+    Args:
+        per_second: Above 0.
+        begin_ms: The first moment that is given out.
+    """
+
+    def __init__(self, per_second: float, begin_ms: int) -> None:
+        self._step_ms = 1000 / per_second
+        self._next_ms = float(begin_ms)
+
+    def catch_up(self, now_ms: int) -> None:
+        """Lets moments go that passed unused; given out late they would make a burst."""
+        self._next_ms = max(self._next_ms, now_ms)
+
+    def take(self) -> int:
+        """Returns the next moment, Unix ms."""
+        moment = self._next_ms
+        self._next_ms += self._step_ms
+        return int(moment)

@@ -1,0 +1,77 @@
+"""The values of the domain, free of transport and store.
+
+A job's *record* is what its producer wrote, as opaque bytes that nobody here reads. Times are Unix
+milliseconds by the store's clock. Payload-like values (results, progress, failure details) are
+opaque bytes as well.
+"""
+
+from __future__ import annotations
+
+from jobwire_server.domain.model.attempts import (
+    DEADLINE_MISSED,
+    Assignment,
+    Attempt,
+    CancelNotice,
+    Completed,
+    Ended,
+    Failure,
+    LeaseRef,
+    Released,
+    Renewal,
+    Reported,
+    RetryPolicy,
+)
+from jobwire_server.domain.model.jobs import BulkProgress, Job, RecordFacts, Redrive
+from jobwire_server.domain.model.output import BEGINNING, OutputPlace, Piece, Written
+from jobwire_server.domain.model.queues import NO_SETTINGS, Queue, QueueChanges, QueueSettings
+from jobwire_server.domain.model.states import JobState, Outcome, WorkerStatus
+from jobwire_server.domain.model.submissions import (
+    Accepted,
+    NewJob,
+    RequestId,
+    Route,
+    UniqueConflict,
+    UniqueKey,
+    UniqueScope,
+)
+from jobwire_server.domain.model.workers import Former, Worker, WorkerSpec
+
+__all__ = [
+    "BEGINNING",
+    "DEADLINE_MISSED",
+    "NO_SETTINGS",
+    "Accepted",
+    "Assignment",
+    "Attempt",
+    "BulkProgress",
+    "CancelNotice",
+    "Completed",
+    "Ended",
+    "Failure",
+    "Former",
+    "Job",
+    "JobState",
+    "LeaseRef",
+    "NewJob",
+    "Outcome",
+    "OutputPlace",
+    "Piece",
+    "Queue",
+    "QueueChanges",
+    "QueueSettings",
+    "RecordFacts",
+    "Redrive",
+    "Released",
+    "Renewal",
+    "Reported",
+    "RequestId",
+    "RetryPolicy",
+    "Route",
+    "UniqueConflict",
+    "UniqueKey",
+    "UniqueScope",
+    "Worker",
+    "WorkerSpec",
+    "WorkerStatus",
+    "Written",
+]

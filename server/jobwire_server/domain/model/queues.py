@@ -1,0 +1,85 @@
+"""A queue and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jobwire_server.domain.model.attempts import RetryPolicy
+from jobwire_server.domain.model.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What an operator chose for a queue; the defaults say what a queue without settings has."""
+
+    event_log_entries: int = 0
+    """How many changes its event log keeps; 0: it has none."""
+    max_output_bytes: int = 0
+    """The most output that its jobs keep together; 0: the server's limit."""
+    retry: RetryPolicy | None = None
+    """What the unset retry fields of its jobs mean; None: the server's defaults."""
+    max_pending_jobs: int = 0
+    """The most jobs that are SCHEDULED or PENDING together; 0: no limit."""
+    max_live_bytes: int = 0
+    """The most bytes of specs of its live jobs; 0: no limit."""
+    retain_succeeded_ms: int | None = None
+    """How long SUCCEEDED jobs are kept, 0 or more; None: the server's default."""
+    retain_ended_ms: int | None = None
+    """How long FAILED, CANCELLED and EXPIRED jobs are kept, 0 or more; None: the server's default.
+    """
+    max_ended_jobs: int = 0
+    """The most ended jobs that are kept; 0: no limit."""
+    max_ended_bytes: int = 0
+    """The most bytes of specs and results of ended jobs; 0: no limit."""
+    retain_output_ms: int | None = None
+    """How long the output of an ended job is kept, 0 or more; None: as long as the job."""
+    retain_event_log_ms: int | None = None
+    """The age above which entries of the event log go, 0 or more; None: no limit."""
+    priority_ageing_ms: int = 0
+    """The wait that counts as one priority, 100 or more; 0: no ageing."""
+
+
+NO_SETTINGS = QueueSettings()
+"""Of a queue that nobody configured."""
+
+
+class QueueChanges(TypedDict, total=False):
+    """Settings to change; a field that is missing stays as it is. Meaning as in QueueSettings."""
+
+    event_log_entries: int
+    max_output_bytes: int
+    retry: RetryPolicy | None
+    max_pending_jobs: int
+    max_live_bytes: int
+    retain_succeeded_ms: int | None
+    retain_ended_ms: int | None
+    max_ended_jobs: int
+    max_ended_bytes: int
+    retain_output_ms: int | None
+    retain_event_log_ms: int | None
+    priority_ageing_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue with its depths."""
+
+    name: str
+    paused: bool
+    depth: Mapping[JobState, int]
+    totals: Mapping[str, int]
+    oldest_pending_ms: int = 0
+    """When the oldest ready job became ready; 0 where there is none or only its record tells."""
+    oldest_pending_record: bytes = b""
+    """The record of that job where only it tells."""
+    now_ms: int = 0
+    settings: QueueSettings = NO_SETTINGS
+    output_bytes: int = 0
+    live_bytes: int = 0
+    """Of the records of its jobs that have not ended."""
+    ended_bytes: int = 0
+    """Of the records and results of those that have."""
+    samples: tuple[tuple[int, Mapping[str, int]], ...] = ()
+    """Totals at moments past, newest first."""

@@ -1,0 +1,62 @@
+"""A worker: what it says of itself, and what the broker knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from jobwire_server.domain.model.attempts import LeaseRef
+from jobwire_server.domain.model.states import WorkerStatus
+
+
+class Former(IntEnum):
+    """Who was known by a worker's id before a stream attached; the numbers are the store's."""
+
+    NOBODY = 0
+    SAME = 1
+    """The same process."""
+    ENDED = 2
+    """Another process, whose stream had ended: it is dead."""
+    HELD = 3
+    """Another process, whose stream held: its id is taken from it."""
+    UNHEARD = 4
+    """Another process, of which nobody knows, because its server is silent."""
+    LATER = 5
+    """The same process, in a later attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is and serves."""
+
+    worker_id: str
+    queues: tuple[str, ...]
+    operations: frozenset[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int = 0
+    lease_ms: int = 0
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as the broker sees it."""
+
+    spec: WorkerSpec
+    status: WorkerStatus
+    registered_at_ms: int = 0
+    last_seen_at_ms: int = 0
+    lost_at_ms: int = 0
+    attached: bool = False
+    """Its stream holds."""
+    server_id: str = ""
+    """Where its stream leads, or led last."""
+    credits: int = 0
+    assigned: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    stuck: int = 0
+    """Handlers that do not stop, as it says."""
+    held_jobs: int = 0
+    leases: tuple[LeaseRef, ...] = ()

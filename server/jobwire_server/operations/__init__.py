@@ -1,1 +1,0 @@
-"""Pure decisions: values in, values out. Clocks, randomness and I/O stay outside."""

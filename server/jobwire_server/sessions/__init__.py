@@ -1,1 +1,0 @@
-"""Workers on one side, queues on the other."""

@@ -1,0 +1,51 @@
+"""What is known of the store from moment to moment."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from jobwire_server.domain.errors import StoreUnfit
+
+
+class StoreCondition:
+    """Whether the store answers, and whether it is fit to be trusted with new jobs.
+
+    The monitor writes it; whoever accepts jobs, or tells how the server is, reads it.
+
+    Args:
+        address: Where the store is, for people.
+    """
+
+    def __init__(self, address: str = "the store") -> None:
+        self.address = address
+        self.away = ""
+        """Why the store can't be used at all; "" while it answers."""
+        self.unfit = ""
+        """Why no new jobs are accepted, with the remedy; "" while they are."""
+        self._answered_at = monotonic()
+
+    def answered(self) -> None:
+        """Notes that the store has just answered."""
+        self._answered_at = monotonic()
+        self.away = ""
+
+    def missed(self, cause: str) -> None:
+        """Notes that the store did not answer."""
+        self.away = cause
+
+    def check_fit(self) -> None:
+        """Looks whether new jobs may be accepted.
+
+        Raises:
+            StoreUnfit: Not now.
+        """
+        if self.unfit:
+            raise StoreUnfit(self.unfit)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in a sentence; "" if nothing is."""
+        if self.away:
+            silent = monotonic() - self._answered_at
+            return f"{self.address} has not answered for {silent:.0f} s: {self.away}"
+        return self.unfit

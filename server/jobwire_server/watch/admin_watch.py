@@ -1,0 +1,172 @@
+"""Watching the queues and the workers as operators do: as they stand, then what changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from jobwire_server.domain.errors import ServerDraining
+from jobwire_server.domain.model import Queue, Worker
+from jobwire_server.store import keys
+from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.queues import QueueStore
+from jobwire_server.watch.job_watch import Hub
+from jobwire_server.watch.queue_watch import CAUGHT_UP, CaughtUp
+
+PAGE = 200
+DRAIN_LOOK_S = 0.5
+"""How soon a stream notices that the server drains."""
+
+
+class Overview:
+    """Feeds WatchWorkers and WatchQueues.
+
+    Args:
+        hub: Knows whether the server drains, and how long a stream may be quiet.
+        notices: Where changes of workers are told.
+        queues: Where queues are read.
+        get_worker: Reads one worker.
+        list_workers: Reads a page of workers behind an id.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        notices: Notices,
+        queues: QueueStore,
+        get_worker: Callable[[str], Awaitable[Worker | None]],
+        list_workers: Callable[[str, int], Awaitable[list[Worker]]],
+    ) -> None:
+        self._hub = hub
+        self._notices = notices
+        self._queues = queues
+        self._get_worker = get_worker
+        self._list_workers = list_workers
+
+    async def watch_workers(self) -> AsyncIterator[Worker | CaughtUp | str | None]:
+        """Yields each worker as it stands, CAUGHT_UP, then each again as it changes.
+
+        The id of a worker says that it left; None is a sign of life. Counters alone are no change.
+
+        Raises:
+            ServerDraining: The server shuts down.
+        """
+        changed: dict[str, None] = {}
+        wake = asyncio.Event()
+        missed = False
+
+        def on_message(data: bytes) -> None:
+            changed[data.decode().partition(" ")[0]] = None
+            wake.set()
+
+        def on_reset() -> None:
+            nonlocal missed
+            missed = True
+            wake.set()
+
+        listener = Listener(on_message, on_reset)
+        await self._notices.listen(keys.WORKER_EVENTS, listener)
+        known: dict[str, Worker] = {}
+        try:
+            async for worker in self._all_workers():
+                known[worker.spec.worker_id] = worker
+                yield worker
+            yield CAUGHT_UP
+            while True:
+                self._check_draining()
+                if missed:
+                    missed = False
+                    present = [worker.spec.worker_id async for worker in self._all_workers()]
+                    changed.update(dict.fromkeys([*present, *known]))
+                while changed:
+                    worker_id = next(iter(changed))
+                    del changed[worker_id]
+                    found = await self._get_worker(worker_id)
+                    if found is None:
+                        if known.pop(worker_id, None) is not None:
+                            yield worker_id
+                    elif _identity(found) != _identity(known.get(worker_id)):
+                        known[worker_id] = found
+                        yield found
+                if not await self._wait(wake):
+                    yield None
+        finally:
+            await self._notices.silence(keys.WORKER_EVENTS, listener)
+
+    async def watch_queues(
+        self, names: Sequence[str], interval_s: float
+    ) -> AsyncIterator[list[Queue]]:
+        """Yields the queues that changed since the last look; the first time all of them.
+
+        Args:
+            names: The queues; empty: all there are.
+            interval_s: How often to look, seconds.
+
+        Raises:
+            ServerDraining: The server shuts down.
+        """
+        told: dict[str, Queue] = {}
+        quiet_s = 0.0
+        while True:
+            self._check_draining()
+            news = []
+            for name in names or await self._queues.names():
+                queue = await self._queues.read(name, detail=True)
+                if told.get(name) is None or _numbers(queue) != _numbers(told[name]):
+                    told[name] = queue
+                    news.append(queue)
+            quiet_s = 0.0 if news else quiet_s + interval_s
+            if news or quiet_s >= self._hub.bookmark_s:
+                quiet_s = 0.0
+                yield news
+            await self._pause(interval_s)
+
+    async def _all_workers(self) -> AsyncIterator[Worker]:
+        after = ""
+        while True:
+            page = await self._list_workers(after, PAGE)
+            for worker in page:
+                yield worker
+            if len(page) < PAGE:
+                return
+            after = page[-1].spec.worker_id
+
+    async def _wait(self, wake: asyncio.Event) -> bool:
+        """Waits for a change; False when it is time for a sign of life."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._hub.bookmark_s
+        while loop.time() < until:
+            self._check_draining()
+            try:
+                async with asyncio.timeout(DRAIN_LOOK_S):
+                    await wake.wait()
+            except TimeoutError:
+                continue
+            wake.clear()
+            return True
+        return False
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(left, DRAIN_LOOK_S))
+            self._check_draining()
+
+    def _check_draining(self) -> None:
+        if self._hub.draining:
+            raise ServerDraining
+
+
+def _identity(worker: Worker | None) -> object:
+    """What counts as a change of a worker."""
+    if worker is None:
+        return None
+    return (worker.spec, worker.status, worker.attached, worker.server_id, worker.credits)
+
+
+def _numbers(queue: Queue) -> Queue:
+    """What counts as a change of a queue: all but the moment at which it was read."""
+    # Rates go on changing for a while after the last job, and so do the samples they come from.
+    return replace(queue, now_ms=0)

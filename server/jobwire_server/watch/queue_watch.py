@@ -1,0 +1,262 @@
+"""Watching a queue as a whole: every change of every job that a filter lets through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from jobwire_server.domain.errors import CursorCompacted, ServerDraining, WatchLagged
+from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.model import Job, JobState
+from jobwire_server.store.jobs import JobStore, PageToken
+from jobwire_server.watch.job_watch import Hub
+
+MOST_WAITING = 100_000
+"""Changed jobs that may wait for one watcher, some 10 MB; one that is further behind has to begin
+anew.
+"""
+AT_ONCE = 200
+LIVE = (JobState.SCHEDULED, JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
+
+
+class CaughtUp:
+    """Says that everything that was there at the beginning has been told."""
+
+
+CAUGHT_UP = CaughtUp()
+
+
+class QueueWatcher:
+    """One watcher of a queue: remembers which jobs changed since it last looked."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, None] = {}
+        self.log_id = ""
+        self.missed = False
+        self.lagged = False
+        self._wake = asyncio.Event()
+
+    def changed(self, ulids: list[str], log_id: str) -> None:
+        """Notes changed jobs; a job that changes again is told once, as it stands then."""
+        if len(self.waiting) > MOST_WAITING:
+            self.lagged = True
+            self.waiting.clear()
+        elif not self.lagged:
+            self.waiting.update(dict.fromkeys(ulids))
+        self.log_id = log_id or self.log_id
+        self._wake.set()
+
+    def reset(self) -> None:
+        """Notes that events may have been missed."""
+        self.missed = True
+        self._wake.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Waits for something to look at; False if nothing came."""
+        if not self.waiting and not self.missed and not self.lagged:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def take(self) -> list[str]:
+        """Returns some of the changed jobs, oldest change first."""
+        ulids = [*self.waiting][:AT_ONCE]
+        for ulid in ulids:
+            del self.waiting[ulid]
+        return ulids
+
+
+class Told:
+    """Which jobs a watcher knows, so that each is told once more when it leaves what is wanted.
+
+    Args:
+        states: The states that are wanted; empty: all.
+        resumed: True if a former watch may have told jobs as well.
+    """
+
+    def __init__(self, states: Sequence[JobState], *, resumed: bool) -> None:
+        self._states = states
+        # Only live jobs leave a state.
+        self._resumed = resumed and any(not state.terminal for state in states)
+        self.live: set[str] = set()
+        """Jobs that were told and have not ended."""
+        self._left: set[str] = set()
+        """Live jobs that a resumed watcher was told to have left."""
+
+    def admits(self, job: Job) -> bool:
+        """Returns whether a job is to be told as it stands, and takes it for told."""
+        ulid = job.job_id[-ULID_LENGTH:]
+        known = ulid in self.live
+        wanted = not self._states or job.state in self._states
+        # What a former watch told is not known: what may have been told is told to have left.
+        left = known or (self._resumed and ulid not in self._left)
+        _put(self.live, ulid, wanted and not job.state.terminal)
+        if self._resumed:
+            _put(self._left, ulid, not wanted and not job.state.terminal)
+        return wanted or left
+
+
+def _put(ulids: set[str], ulid: str, inside: bool) -> None:
+    if inside:
+        ulids.add(ulid)
+    else:
+        ulids.discard(ulid)
+
+
+class QueueFeed:
+    """Feeds WatchJobs.
+
+    Args:
+        hub: Where events come from.
+        store: Where jobs are read.
+    """
+
+    def __init__(self, hub: Hub, store: JobStore) -> None:
+        self._hub = hub
+        self._store = store
+
+    async def watch(
+        self,
+        queue: str,
+        *,
+        keep: Callable[[Job], bool],
+        states: Sequence[JobState],
+        ulids: Sequence[str],
+        full: bool,
+        cursor: str,
+        only_changes: bool,
+    ) -> AsyncIterator[tuple[Job | CaughtUp | None, str]]:
+        """Yields jobs with the cursor behind each; None is a sign of life.
+
+        Args:
+            queue: Its name.
+            keep: Says whether a job is wanted, its state apart.
+            states: The states wanted; empty: all.
+            ulids: The jobs wanted; empty: all.
+            full: With payloads, results and attempts.
+            cursor: The last one of a former watch; '' to begin.
+            only_changes: True: without what is there at the beginning.
+
+        Raises:
+            CursorCompacted: The queue's log does not reach back to the cursor, or it keeps none.
+            WatchLagged: Too many changes waited.
+            ServerDraining: The server shuts down.
+        """
+        room = await self._hub.enter(queue)
+        watcher = QueueWatcher()
+        room.many.add(watcher)
+        wanted = set(ulids)
+        told = Told(states, resumed=bool(cursor))
+
+        def matches(job: Job) -> bool:
+            ulid = job.job_id[-ULID_LENGTH:]
+            return (not wanted or ulid in wanted) and keep(job) and told.admits(job)
+
+        try:
+            at = cursor
+            if cursor:
+                async for job, at in self._replay(queue, cursor, full):
+                    if job is not None and matches(job):
+                        yield job, at
+            else:
+                page = await self._store.log_page(queue, "", 1)
+                at = page.last_id if page else ""
+                if not only_changes:
+                    async for job in self._present(queue, states, ulids, full):
+                        if matches(job):
+                            yield job, ""
+            yield CAUGHT_UP, at
+            while True:
+                if self._hub.draining:
+                    raise ServerDraining
+                if watcher.lagged:
+                    raise WatchLagged(
+                        f"more than {MOST_WAITING} changed jobs waited for this watcher; watch"
+                        " again"
+                    )
+                if watcher.missed:
+                    watcher.missed = False
+                    since = at
+                    async for job, at in self._catch_up(queue, since, full, told.live | wanted):
+                        if job is not None and matches(job):
+                            yield job, at
+                    continue
+                changed = watcher.take()
+                if changed:
+                    for row in await self._store.read(queue, changed, full=full):
+                        if row is not None and matches(row):
+                            # The cursor moves on only when all of what it covers has been told.
+                            yield row, at
+                    if not watcher.waiting:
+                        at = max(at, watcher.log_id, key=_place_in_log)
+                elif not await watcher.wait(self._hub.bookmark_s):
+                    yield None, at
+        finally:
+            room.many.discard(watcher)
+            self._hub.leave(room)
+
+    async def _present(
+        self, queue: str, states: Sequence[JobState], ulids: Sequence[str], full: bool
+    ) -> AsyncIterator[Job]:
+        """The jobs that are there: those named, or the live ones in the states that are wanted."""
+        if ulids:
+            for at in range(0, len(ulids), AT_ONCE):
+                for job in await self._store.read(queue, ulids[at : at + AT_ONCE], full=full):
+                    if job is not None:
+                        yield job
+            return
+        for state in LIVE:
+            if states and state not in states:
+                continue
+            token: PageToken | None = PageToken()
+            while token is not None:
+                ids, token = await self._store.list_ids(queue, state, AT_ONCE, token)
+                for job in await self._store.read(queue, ids, full=full) if ids else []:
+                    if job is not None and job.state is state:
+                        yield job
+
+    async def _replay(
+        self, queue: str, after: str, full: bool
+    ) -> AsyncIterator[tuple[Job | None, str]]:
+        """The jobs that changed behind an entry of the log, as they stand now; None behind those of
+        a page, for the cursor alone.
+        """
+        while True:
+            page = await self._store.log_page(queue, after, AT_ONCE)
+            if page is None:
+                text = f"the queue {queue} keeps no event log; watch without a cursor"
+                raise CursorCompacted(text)
+            if page.last_id == after:
+                return
+            ulids = [*dict.fromkeys(page.ulids)]
+            for at in range(0, len(ulids), AT_ONCE):
+                for job in await self._store.read(queue, ulids[at : at + AT_ONCE], full=full):
+                    if job is not None:
+                        yield job, after
+            after = page.last_id
+            yield None, after
+
+    async def _catch_up(
+        self, queue: str, at: str, full: bool, told: set[str]
+    ) -> AsyncIterator[tuple[Job | None, str]]:
+        """What may have been missed while events were: by the log, or by what is there."""
+        if at:
+            async for step in self._replay(queue, at, full):
+                yield step
+            return
+        async for job in self._present(queue, (), (), full):
+            told.discard(job.job_id[-ULID_LENGTH:])
+            yield job, ""
+        # What was told and is no longer live has ended meanwhile.
+        if told:
+            async for job in self._present(queue, (), sorted(told), full):
+                yield job, ""
+
+
+def _place_in_log(log_id: str) -> tuple[int, ...]:
+    """Returns what ids of entries are in order by; that of none comes first."""
+    return tuple(map(int, log_id.split("-"))) if log_id else ()

@@ -1,0 +1,176 @@
+"""One watched job: its newest state and the newest of its output, for all its watchers here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from jobwire_server.domain.errors import StoreUnavailable
+from jobwire_server.domain.model import Job, OutputPlace, Written
+
+TAIL_BYTES = 256 << 10
+TAIL_EVENTS = 256
+"""How much of the newest output is kept for watchers that keep up; slower ones read from the store.
+"""
+
+
+@dataclass(slots=True, eq=False)
+class JobEvent:
+    """The job as it stands. One object for all watchers, so that it is put into bytes once."""
+
+    job: Job
+    encoded: dict[bool, bytes] = field(default_factory=dict)
+    """Full view or not -> the answer's bytes, kept by whoever made them."""
+
+
+@dataclass(slots=True, eq=False)
+class OutputEvent:
+    """A run of output of one attempt."""
+
+    written: tuple[Written, ...]
+    start: OutputPlace
+    end: OutputPlace
+    encoded: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of content."""
+        return sum(len(piece.content) for one in self.written for piece in one.pieces)
+
+    def behind(self, place: OutputPlace) -> OutputEvent | None:
+        """Returns what of it lies behind a place, None if nothing does."""
+        if place <= self.start:
+            return self
+        left = []
+        for one in self.written:
+            rest = cut(one, place)
+            if rest is not None:
+                left.append(rest)
+        return _event(left) if left else None
+
+
+def end_of(one: Written) -> OutputPlace:
+    """Returns the place behind a run of output."""
+    return OutputPlace(one.attempt, one.offset + sum(len(p.content) for p in one.pieces))
+
+
+def cut(one: Written, place: OutputPlace) -> Written | None:
+    """Returns what of a run lies behind a place."""
+    if end_of(one) <= place:
+        return None
+    if OutputPlace(one.attempt, one.offset) >= place:
+        return one
+    skip = place.offset - one.offset
+    pieces = []
+    for piece in one.pieces:
+        if skip < len(piece.content):
+            pieces.append(piece._replace(content=piece.content[skip:]))
+        skip = max(0, skip - len(piece.content))
+    return Written(one.attempt, place.offset, tuple(pieces))
+
+
+def _event(written: list[Written]) -> OutputEvent:
+    first = written[0]
+    start = OutputPlace(first.attempt, first.offset)
+    return OutputEvent(tuple(written), start, end_of(written[-1]))
+
+
+def events_of(written: list[Written]) -> list[OutputEvent]:
+    """Puts runs of output together by attempt."""
+    events: list[OutputEvent] = []
+    group: list[Written] = []
+    for one in written:
+        if group and group[-1].attempt != one.attempt:
+            events.append(_event(group))
+            group = []
+        group.append(one)
+    if group:
+        events.append(_event(group))
+    return events
+
+
+class Tail:
+    """The newest output of a job, bounded."""
+
+    __slots__ = ("_bytes", "end", "events", "floor")
+
+    def __init__(self, end: OutputPlace) -> None:
+        self.events: deque[OutputEvent] = deque()
+        self.floor = end
+        """Everything that was written behind this place and before `end` is here."""
+        self.end = end
+        self._bytes = 0
+
+    def add(self, event: OutputEvent) -> None:
+        """Appends what was written, and lets go of the oldest."""
+        self.events.append(event)
+        self.end = event.end
+        self._bytes += event.size
+        while len(self.events) > 1 and (self._bytes > TAIL_BYTES or len(self.events) > TAIL_EVENTS):
+            oldest = self.events.popleft()
+            self._bytes -= oldest.size
+            self.floor = oldest.end
+
+    def behind(self, place: OutputPlace) -> OutputEvent | None:
+        """Returns the oldest output behind a place at or above the floor, None if there is none."""
+        found = None
+        for event in reversed(self.events):
+            if event.end <= place:
+                break
+            found = event
+        return found.behind(place) if found else None
+
+
+class Topic:
+    """One watched job with its watchers in this server."""
+
+    __slots__ = (
+        "error",
+        "event",
+        "joining",
+        "known",
+        "listeners",
+        "news",
+        "tail",
+        "ulid",
+        "waiting",
+        "watchers",
+    )
+
+    def __init__(self, ulid: str) -> None:
+        self.ulid = ulid
+        self.event: JobEvent | None = None
+        """The newest state; None before the first read, and when the job is gone."""
+        self.known = False
+        self.news = 0
+        """Grows whenever there is something new."""
+        self.error: StoreUnavailable | None = None
+        self.watchers = 0
+        self.listeners = 0
+        """Those of the watchers that want output."""
+        self.tail: Tail | None = None
+        self.waiting: set[asyncio.Future[bool]] = set()
+        """Watchers that wait for something new."""
+        self.joining: list[asyncio.Future[bool]] = []
+        """Watchers that wait for a read that begins after they came."""
+
+    @property
+    def record(self) -> bytes:
+        """The record, b'' before the first read; it never changes, so it is read once."""
+        return self.event.job.record if self.event else b""
+
+    @property
+    def place(self) -> str:
+        """Where output is to be read from, as follow.lua takes it."""
+        if not self.listeners or self.tail is None:
+            return ""
+        return f"{self.tail.end.attempt}-{self.tail.end.offset}"
+
+    def tell(self) -> None:
+        """Notes something new, and wakes every watcher that waits."""
+        self.news += 1
+        waiting, self.waiting = self.waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(True)

@@ -1,0 +1,197 @@
+"""Polls: claims of workers that make calls, which also hear of cancellations.
+
+The store keeps, for each worker, the jobs that it is to stop and was not told of. A server reads
+that when a worker first polls it, and from then on only when the store says that there is
+something to read; so a poll of which nothing was cancelled costs no more than its claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from time import monotonic
+
+from jobwire_server.domain.background import heard
+from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import Assignment, CancelNotice
+from jobwire_server.store import keys
+from jobwire_server.store.cancels import CancelStore
+from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.workers.claims import Claims
+from jobwire_server.workers.known_workers import Directory
+
+IDLE_S = 60.0
+"""A worker that has not polled for so long is no longer listened for."""
+
+
+class _Worker:
+    """What is known of one that polls."""
+
+    __slots__ = ("heard_at", "polls", "queues", "unread")
+
+    def __init__(self) -> None:
+        self.queues: set[str] = set()
+        """Those that are listened to for it."""
+        self.unread: set[str] = set()
+        """Those in which there may be something to tell it."""
+        self.polls = 0
+        self.heard_at = monotonic()
+
+
+class Polls:
+    """Answers polls with jobs and cancellations.
+
+    Args:
+        claims: Brings the jobs.
+        directory: The workers.
+        store: Where cancellations wait for them.
+        notices: The store's channels.
+    """
+
+    def __init__(
+        self, claims: Claims, directory: Directory, store: CancelStore, notices: Notices
+    ) -> None:
+        self._claims = claims
+        self._directory = directory
+        self._store = store
+        self._notices = notices
+        self._workers: dict[str, _Worker] = {}
+        self._listening: dict[str, asyncio.Task[Listener]] = {}
+        self._joining: Counter[str] = Counter()
+        """Queues of workers that come right now, as often as there are such workers."""
+        self._swept_at = monotonic()
+
+    async def poll(
+        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
+    ) -> tuple[list[Assignment], int, list[CancelNotice]]:
+        """Leases jobs as `Claims.claim`, and tells of cancellations, which end the wait.
+
+        Returns:
+            The jobs, their lease in milliseconds, and the jobs of the worker that somebody
+            cancelled since it was told last, in any of its queues.
+        """
+        spec, _ = await self._directory.get(worker_id)
+        told = await self._take(worker_id, spec.queues)
+        worker = self._workers[worker_id]
+        deadline = monotonic() + wait_ms / 1000
+        worker.polls += 1
+        try:
+            while True:
+                left_ms = 0 if told else max(0, round((deadline - monotonic()) * 1000))
+                assignments, lease_ms = await self._claims.claim(
+                    worker_id,
+                    queues,
+                    max_jobs,
+                    left_ms,
+                    stop=lambda: bool(worker.unread),
+                )
+                woken = bool(worker.unread)
+                try:
+                    told += await self.told(worker_id)
+                except asyncio.CancelledError:
+                    # The caller is gone, and its jobs must not wait for their leases to end.
+                    self._claims.give_back(worker_id, assignments)
+                    raise
+                # Woken for nothing, where messages may have been missed, it waits on.
+                if assignments or told or not woken or monotonic() >= deadline:
+                    return assignments, lease_ms, told
+        finally:
+            worker.polls -= 1
+            worker.heard_at = monotonic()
+
+    async def told(self, worker_id: str) -> list[CancelNotice]:
+        """Returns what the worker is to be told of as far as this server knows; never fails.
+
+        What can't be read now is told by a later call.
+        """
+        try:
+            spec, _ = await self._directory.get(worker_id)
+            return await self._take(worker_id, spec.queues)
+        except JobwireError:
+            return []
+
+    async def _take(self, worker_id: str, queues: Sequence[str]) -> list[CancelNotice]:
+        worker = self._workers.get(worker_id)
+        if worker is None or not worker.queues.issuperset(queues):
+            worker = await self._listen_for(worker_id, queues)
+        worker.heard_at = monotonic()
+        told: list[CancelNotice] = []
+        while worker.unread:
+            queue = worker.unread.pop()
+            try:
+                told += await self._store.take(queue, worker_id)
+            except BaseException:
+                worker.unread.add(queue)
+                if told:
+                    break
+                raise
+        return told
+
+    async def _listen_for(self, worker_id: str, queues: Sequence[str]) -> _Worker:
+        await self._sweep()
+        # Heard first and read then, so that nothing falls between the two.
+        self._joining.update(queues)
+        try:
+            await asyncio.gather(*(self._listen(queue) for queue in queues))
+        finally:
+            self._joining.subtract(queues)
+            self._joining = +self._joining
+        worker = self._workers.setdefault(worker_id, _Worker())
+        worker.unread.update(set(queues) - worker.queues)
+        worker.queues.update(queues)
+        return worker
+
+    async def _listen(self, queue: str) -> None:
+        task = self._listening.get(queue)
+        if task is None:
+            task = heard(asyncio.create_task(self._subscribe(queue)))
+            self._listening[queue] = task
+        try:
+            await asyncio.shield(task)
+        except JobwireError:
+            if self._listening.get(queue) is task:
+                del self._listening[queue]
+            raise
+
+    async def _subscribe(self, queue: str) -> Listener:
+        listener = Listener(
+            lambda data: self._mark(queue, set(data.decode().split(" "))),
+            lambda: self._mark(queue, None),
+        )
+        await self._notices.listen(keys.cancels_channel(queue), listener)
+        return listener
+
+    def _mark(self, queue: str, worker_ids: set[str] | None) -> None:
+        """There may be something to tell these workers, or any."""
+        marked = {
+            worker_id
+            for worker_id in (self._workers.keys() if worker_ids is None else worker_ids)
+            if (worker := self._workers.get(worker_id)) is not None and queue in worker.queues
+        }
+        for worker_id in marked:
+            self._workers[worker_id].unread.add(queue)
+        if marked:
+            self._claims.interrupt(marked)
+
+    async def _sweep(self) -> None:
+        """Lets go of workers that poll no more, and of queues that nobody polls."""
+        now = monotonic()
+        if now - self._swept_at < IDLE_S:
+            return
+        self._swept_at = now
+        for worker_id, worker in [*self._workers.items()]:
+            if not worker.polls and now - worker.heard_at > IDLE_S:
+                del self._workers[worker_id]
+        used = {queue for worker in self._workers.values() for queue in worker.queues}
+        for queue, task in [*self._listening.items()]:
+            # Asked anew for each that goes, because workers come while the one before is let go.
+            unused = queue not in used and not self._is_used(queue)
+            if unused and task.done() and self._listening.get(queue) is task:
+                del self._listening[queue]
+                if not task.exception():
+                    await self._notices.silence(keys.cancels_channel(queue), task.result())
+
+    def _is_used(self, queue: str) -> bool:
+        workers = self._workers.values()
+        return self._joining[queue] > 0 or any(queue in worker.queues for worker in workers)

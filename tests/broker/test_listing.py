@@ -1,0 +1,197 @@
+"""Listing jobs and queues page by page through the router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from jobwire_server.domain.errors import BadPageToken, QueueNotFound
+from jobwire_server.domain.model import Failure, Job, JobState
+
+from tests.support.brokers import Broker
+from tests.support.jobs import new_job
+
+S = JobState
+
+
+async def _all(
+    broker: Broker, states: list[JobState], page_size: int, operation: str = ""
+) -> list[Job]:
+    found: list[Job] = []
+    token = ""
+    while True:
+        page, token = await broker.router.listing.page(
+            "default",
+            states,
+            page_size,
+            token,
+            full=False,
+            scope=operation,
+            keep=lambda job: not operation or json.loads(job.record)["o"] == operation,
+        )
+        assert len(page) <= page_size
+        found += page
+        if not token:
+            return found
+
+
+async def _one_in_each_state(broker: Broker, count: int) -> dict[JobState, set[str]]:
+    """Fills the queue with `count` jobs of each state."""
+    router = broker.router
+    await broker.register()
+    expected: dict[JobState, set[str]] = {}
+    expiry = broker.now_ms() + 1_000
+    expected[S.EXPIRED] = {
+        *await broker.submit(*(new_job(expires_at_ms=expiry) for _ in range(count)))
+    }
+    await broker.after(2_000)
+    for state in (S.SUCCEEDED, S.FAILED, S.CANCELLING, S.RUNNING):
+        ulids = await broker.submit(*(new_job() for _ in range(count)))
+        for claimed in await broker.claim("w1", count):
+            ulid, token = claimed.job_id[-26:], claimed.fencing_token
+            if state is S.SUCCEEDED:
+                await router.succeed("default", ulid, "w1", token, b"")
+            elif state is S.FAILED:
+                failure = Failure("x", non_retryable=True)
+                await router.fail("default", ulid, "w1", token, failure)
+            elif state is S.CANCELLING:
+                await router.cancel_job("default", ulid, "")
+        expected[state] = {*ulids}
+    expected[S.CANCELLED] = {*await broker.submit(*(new_job() for _ in range(count)))}
+    for ulid in expected[S.CANCELLED]:
+        await router.cancel_job("default", ulid, "")
+    expected[S.SCHEDULED] = {
+        *await broker.submit(*(new_job(delay_ms=3_600_000) for _ in range(count)))
+    }
+    expected[S.PENDING] = {
+        *await broker.submit(
+            *(new_job(priority=at % 3, operation=f"op{at % 4}") for at in range(count))
+        )
+    }
+    broker.check()
+    return expected
+
+
+@pytest.mark.parametrize("page_size", [1, 7, 100])
+async def test_every_job_is_listed_once_in_its_state(valkey_broker: Broker, page_size: int) -> None:
+    broker = valkey_broker
+    expected = await _one_in_each_state(broker, 12)
+    for state in S:
+        listed = [job.job_id[-26:] for job in await _all(broker, [state], page_size)]
+        assert len(listed) == len(set(listed))
+        assert set(listed) == expected[state], state.name
+    listed_all = await _all(broker, [], page_size)
+    assert len(listed_all) == 12 * len(S)
+    # State by state, live ones first.
+    assert [job.state for job in listed_all] == sorted(job.state for job in listed_all)
+
+
+async def test_states_are_listed_in_the_order_of_the_filter(valkey_broker: Broker) -> None:
+    await _one_in_each_state(valkey_broker, 3)
+    order = [S.FAILED, S.PENDING, S.FAILED, S.SCHEDULED]
+    states = [job.state for job in await _all(valkey_broker, order, 2)]
+    assert states == [S.FAILED] * 3 + [S.PENDING] * 3 + [S.SCHEDULED] * 3
+
+
+async def test_250_jobs_that_stay_are_listed_once_each_while_others_come_and_go(
+    broker: Broker,
+) -> None:
+    await broker.register()
+    going = [new_job() for _ in range(200)]
+    staying = [new_job(delay_ms=3_600_000) for _ in range(50)]
+    staying += [new_job(operation="nobody-serves-it", priority=at % 2) for at in range(150)]
+    await broker.submit(*going[:100])
+    await broker.submit(*staying)
+    await broker.submit(*going[100:])
+    running = await broker.claim("w1", 50)
+    kept_ids = {job.job_id for job in staying} | {one.job_id for one in running}
+    assert len(kept_ids) == 250
+    stop = asyncio.Event()
+
+    async def churn() -> None:
+        while not stop.is_set():
+            for claimed in await broker.claim("w1", 3):
+                ulid, token = claimed.job_id[-26:], claimed.fencing_token
+                await broker.router.succeed("default", ulid, "w1", token, b"")
+            await broker.submit()
+            leases = [("default", one.job_id[-26:], one.fencing_token) for one in running[::7]]
+            await broker.router.heartbeat("w1", leases)
+
+    churning = asyncio.create_task(churn())
+    try:
+        for page_size in (3, 20):
+            listed = [job.job_id for job in await _all(broker, [], page_size)]
+            seen = [job_id for job_id in listed if job_id in kept_ids]
+            assert set(seen) == kept_ids
+            assert len(seen) == len(kept_ids), "a job that stayed was listed twice"
+    finally:
+        stop.set()
+        await churning
+    broker.check()
+
+
+async def test_running_jobs_whose_leases_are_renewed_between_pages_are_listed_once(
+    broker: Broker,
+) -> None:
+    await broker.register()
+    ulids = await broker.submit(*(new_job() for _ in range(20)))
+    await broker.claim("w1", 20)
+    seen: list[str] = []
+    token = ""
+    while True:
+        page, token = await broker.router.listing.page("default", [S.RUNNING], 3, token, full=False)
+        seen += [job.job_id[-26:] for job in page]
+        if not token:
+            break
+        assert len(seen) <= 20, "renewed jobs come again and again"
+        broker.shift(1_000)
+        await broker.router.heartbeat("w1", [("default", ulid, 1) for ulid in ulids])
+    # Oldest first, as every live job.
+    assert seen == ulids
+
+
+async def test_an_operation_filters_and_pages_still_end(valkey_broker: Broker) -> None:
+    await _one_in_each_state(valkey_broker, 9)
+    listed = await _all(valkey_broker, [], 2, "op1")
+    assert len(listed) == 2
+    assert {json.loads(job.record)["o"] for job in listed} == {"op1"}
+
+
+async def test_a_queue_that_never_was_is_not_found(valkey_broker: Broker) -> None:
+    with pytest.raises(QueueNotFound):
+        await valkey_broker.router.listing.page("none", [], 10, "", full=False)
+    with pytest.raises(QueueNotFound):
+        await valkey_broker.router.operators.get_queue("none")
+    with pytest.raises(QueueNotFound):
+        await valkey_broker.router.operators.set_paused("none", True)
+
+
+async def test_a_token_holds_for_its_own_filter_only(valkey_broker: Broker) -> None:
+    router = valkey_broker.router
+    await valkey_broker.submit(*(new_job() for _ in range(5)))
+    _, token = await router.listing.page("default", [S.PENDING], 2, "", full=False)
+    assert token
+    for states, full, scope in (
+        ([S.RUNNING], False, ""),
+        ([], False, ""),
+        ([S.PENDING], True, ""),
+        ([S.PENDING], False, "op"),
+    ):
+        with pytest.raises(BadPageToken):
+            await router.listing.page("default", states, 2, token, full=full, scope=scope)
+    with pytest.raises(BadPageToken):
+        await router.listing.page("other", [S.PENDING], 2, token, full=False)
+
+
+async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> None:
+    router = valkey_broker.router
+    for queue, count in (("b", 2), ("a", 1), ("c", 3)):
+        await router.submit(queue, [new_job(queue) for _ in range(count)])
+    first = await router.operators.list_queues("", 2)
+    assert [(queue.name, dict(queue.depth)) for queue in first] == [
+        ("a", {S.PENDING: 1}),
+        ("b", {S.PENDING: 2}),
+    ]
+    assert [queue.name for queue in await router.operators.list_queues("b", 2)] == ["c"]

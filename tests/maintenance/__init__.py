@@ -1,1 +1,0 @@
-"""The background loops on the real stores."""

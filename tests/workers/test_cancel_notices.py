@@ -1,0 +1,242 @@
+"""Workers that make calls hear of cancellations in the answers to their claims."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from jobwire_server.domain.model import CancelNotice, JobState
+from jobwire_server.store import keys
+from jobwire_server.store.notices import Listener
+
+from tests.support.brokers import Broker, running_broker
+from tests.support.jobs import new_job, worker_spec
+from tests.support.waiting import eventually
+
+S = JobState
+LONG_MS = 60_000
+
+
+async def poll(broker: Broker, worker_id: str = "w1", *, wait_ms: int = 0) -> list[CancelNotice]:
+    """Returns what a claim tells of cancellations."""
+    return (await broker.router.poll(worker_id, (), 1, wait_ms))[2]
+
+
+async def running(broker: Broker, worker_id: str = "w1") -> str:
+    """Returns a job that the worker runs."""
+    (ulid,) = await broker.submit()
+    # A dispatcher that looked before hears of a new route by its notice.
+    await broker.claim(worker_id, wait_ms=LONG_MS)
+    return ulid
+
+
+def untold(broker: Broker) -> list[str]:
+    return [name for name in broker.dump() if name.startswith("cancels:")]
+
+
+async def test_the_next_claim_tells_it_once(broker: Broker) -> None:
+    await broker.register()
+    await broker.register("w2")
+    ulid = await running(broker)
+    assert await poll(broker) == []
+    await broker.router.cancel_job("default", ulid, "not needed")
+    assert await poll(broker, "w2") == []
+    (notice,) = await poll(broker)
+    job = await broker.job(ulid)
+    assert (notice.job_id, notice.fencing_token) == (job.job_id, 1)
+    assert notice.reason == "not needed"
+    assert notice.deadline_ms > broker.now_ms()
+    assert await poll(broker) == []
+    assert untold(broker) == []
+    broker.check()
+
+
+async def test_a_wait_ends_when_a_job_is_cancelled_through_another_server(store_url: str) -> None:
+    async with (
+        running_broker(store_url, server_id="s1") as one,
+        running_broker(store_url, server_id="s2") as two,
+    ):
+        await one.register()
+        for _ in range(3):
+            ulid = await running(one)
+            waiting = asyncio.create_task(poll(one, wait_ms=LONG_MS))
+            await eventually(lambda: len(one.router._claims._waiting) > 0, "the poll waits")
+            await two.router.cancel_job("default", ulid, "")
+            (notice,) = await waiting
+            assert notice.job_id[-26:] == ulid
+            await one.router.confirm_cancel("default", ulid, "w1", 1)
+
+
+async def test_what_was_cancelled_before_the_server_knew_the_worker_is_told(
+    store_url: str,
+) -> None:
+    async with (
+        running_broker(store_url, server_id="s1") as one,
+        running_broker(store_url, server_id="s2") as two,
+    ):
+        await one.register()
+        ulid = await running(one)
+        await one.router.cancel_job("default", ulid, "")
+        # At once, although it would wait.
+        (notice,) = await poll(two, wait_ms=LONG_MS)
+        assert notice.job_id[-26:] == ulid
+        assert await poll(one) == []
+
+
+async def test_a_claim_brings_jobs_and_cancellations_together(broker: Broker) -> None:
+    await broker.register()
+    ulid = await running(broker)
+    await broker.router.cancel_job("default", ulid, "")
+    (other,) = await broker.submit()
+    assignments, _, told = await broker.router.poll("w1", (), 5, LONG_MS)
+    assert [one.job_id[-26:] for one in assignments] == [other]
+    assert [one.job_id[-26:] for one in told] == [ulid]
+
+
+async def test_a_job_of_any_queue_of_the_worker_is_told(broker: Broker) -> None:
+    await broker.router.register_worker(worker_spec(queues=("default", "other")))
+    ulid = await running(broker)
+    await broker.router.cancel_job("default", ulid, "")
+    _, _, told = await broker.router.poll("w1", ("other",), 1, LONG_MS)
+    assert [one.job_id[-26:] for one in told] == [ulid]
+
+
+async def test_a_heartbeat_or_a_report_tells_it_as_well(broker: Broker) -> None:
+    await broker.register()
+    for beat in (True, False):
+        ulid = await running(broker)
+        assert await poll(broker) == []
+        await broker.router.cancel_job("default", ulid, "")
+        if beat:
+            _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, 1)])
+        else:
+            renewal = await broker.router.report("default", ulid, "w1", 1, b"half")
+        assert renewal.cancel is not None
+        assert untold(broker) == []
+        assert await poll(broker) == []
+        broker.check()
+
+
+async def test_nothing_is_left_of_a_cancellation_that_nobody_was_told_of(broker: Broker) -> None:
+    await broker.register(lease_ms=1_000)
+    lost, succeeded, confirmed, late = [await running(broker) for _ in range(4)]
+    for ulid in (lost, succeeded, confirmed, late):
+        await broker.router.cancel_job("default", ulid, "")
+    assert untold(broker) == ["cancels:w1"]
+    await broker.router.succeed("default", succeeded, "w1", 1, b"")
+    await broker.router.confirm_cancel("default", confirmed, "w1", 1)
+    broker.check()
+    await broker.after(1_001)
+    assert await broker.state(lost) is S.CANCELLED
+    assert untold(broker) == []
+    assert await poll(broker) == []
+    broker.check()
+
+
+async def test_a_poll_that_is_woken_for_nothing_waits_on(broker: Broker) -> None:
+    await broker.register()
+    waiting = asyncio.create_task(broker.router.poll("w1", (), 1, LONG_MS))
+    await eventually(lambda: len(broker.router._claims._waiting) > 0, "the poll waits")
+    (before,) = broker.router._claims._waiting
+    broker.client.spublish(keys.cancels_channel("default"), "w1")
+    await eventually(
+        lambda: {*broker.router._claims._waiting} not in ({before}, set()), "it waits anew"
+    )
+    (ulid,) = await broker.submit()
+    assignments, _, told = await waiting
+    assert [one.job_id[-26:] for one in assignments] == [ulid]
+    assert told == []
+
+
+async def test_a_claim_without_news_asks_the_store_for_none(broker: Broker) -> None:
+    await broker.register()
+    await poll(broker)
+    taken = []
+    store = broker.router._polls._store
+    once = store.take
+
+    async def count(queue: str, worker_id: str) -> list[CancelNotice]:
+        taken.append(worker_id)
+        return await once(queue, worker_id)
+
+    store.take = count  # type: ignore[method-assign]
+    for _ in range(5):
+        await broker.submit()
+        assert await poll(broker, wait_ms=LONG_MS) == []
+    assert taken == []
+
+
+async def test_workers_that_poll_no_more_are_let_go(broker: Broker) -> None:
+    await broker.register("w1")
+    await broker.router.register_worker(worker_spec("w2", queues=("other",)))
+    polls = broker.router._polls
+    await poll(broker, "w1")
+    polls._swept_at -= 1_000
+    polls._workers["w1"].heard_at -= 1_000
+    await poll(broker, "w2")
+    assert [*polls._workers] == ["w2"]
+    assert [*polls._listening] == ["other"]
+    await eventually(
+        lambda: broker.client.pubsub_shardchannels("*:cancels") == [b"jw:{other}:cancels"],
+        "the channel is silent",
+    )
+    # It comes back as any.
+    ulid = await running(broker)
+    await broker.router.cancel_job("default", ulid, "")
+    assert len(await poll(broker, "w1")) == 1
+
+
+async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broker) -> None:
+    for name in ("default", "other"):
+        await broker.submit(new_job(name))
+        await broker.router.register_worker(worker_spec(f"of-{name}", queues=(name,)))
+        await poll(broker, f"of-{name}")
+    await broker.submit()
+    await broker.router.register_worker(worker_spec("late", queues=("default", "other")))
+    polls = broker.router._polls
+    silence = polls._notices.silence
+
+    async def meanwhile(channel: str, listener: Listener | None = None) -> None:
+        polls._notices.silence = silence
+        polls._swept_at = monotonic()
+        await polls._listen_for("late", ("default", "other"))
+        await silence(channel, listener)
+
+    for worker in polls._workers.values():
+        worker.heard_at -= 1_000
+    polls._swept_at -= 1_000
+    polls._notices.silence = meanwhile  # type: ignore[method-assign]
+    await polls._sweep()
+    assert polls._listening.keys() == {"default", "other"}
+
+
+async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker: Broker) -> None:
+    await broker.register()
+    ulid = await running(broker)
+    await poll(broker)
+    polls = broker.router._polls
+    reading = asyncio.Event()
+
+    async def stand_still(queue: str, worker_id: str) -> list[CancelNotice]:
+        reading.set()
+        return await asyncio.Future()
+
+    (given,) = await broker.submit()
+    claim = polls._claims.claim
+
+    async def claim_then_cancel(*args: object, **more: object) -> object:
+        found = await claim(*args, **more)  # type: ignore[arg-type]
+        polls._store.take = stand_still  # type: ignore[method-assign]
+        polls._workers["w1"].unread.add("default")
+        return found
+
+    polls._claims.claim = claim_then_cancel  # type: ignore[assignment, method-assign]
+    waiting = asyncio.create_task(poll(broker))
+    await reading.wait()
+    assert await broker.state(given) is S.RUNNING
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await broker.router._chores.finish()
+    assert await broker.state(given) is S.PENDING
+    assert await broker.state(ulid) is S.RUNNING
+    broker.check()
