@@ -263,13 +263,17 @@ def test_a_second_signal_does_not_wait_for_calls_in_hand(
         assert server.wait() == 0
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "one-stands-still"])
 def test_kill_9_of_the_parent_leaves_no_process_and_a_free_port(
-    tmp_path: Path, start_server: StartServer
+    tmp_path: Path, start_server: StartServer, stopped: bool
 ) -> None:
     server = start_server("--processes", "2", data_dir=tmp_path)
-    pids = [*_pids(server).values(), int((tmp_path / "valkey.pid").read_text())]
+    children = _pids(server)
+    pids = [*children.values(), int((tmp_path / "valkey.pid").read_text())]
     with _channel(server.address) as channel:
         job_id = _submit(channel)
+    if stopped:
+        os.kill(children[1], signal.SIGSTOP)
     server.kill()
     wait_until(lambda: all(_gone(pid) for pid in pids), "all of its processes are gone")
     assert _port_is_free(server.address)

@@ -7,6 +7,7 @@ child may stay.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from jobwire_server.telemetry.standard_streams import let_go_of_the_rest, open_c
 PULSE_S = 1.0
 ORPHAN_S = 5.0
 """An orphan that hangs is ended by force after so long."""
+_PR_SET_PDEATHSIG = 1
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.server")
 
@@ -142,9 +144,20 @@ class Child:
             look.add_done_callback(self._looks.discard)
 
 
+def _wake_when_the_parent_dies() -> None:
+    """Let the system continue this process, should it be stopped when its parent dies.
+
+    It would keep the port from the next server otherwise, and the store with it.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+
+
 def main(link_fd: int, page_fd: int) -> int:
     """Serve as one of several processes; the exit code."""
     end_without_a_word()
+    _wake_when_the_parent_dies()
     open_closed_streams()
     link, page = Connection(link_fd), Page(page_fd)
     try:
