@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -86,3 +86,13 @@ def from_duration(duration: Duration) -> timedelta:
 def from_timestamp(timestamp: Timestamp) -> datetime:
     """Returns the moment in UTC, exact to the microsecond."""
     return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def moment_of(message: Any, field: str) -> datetime | None:
+    """Return a message's Timestamp field in UTC; None if it is unset."""
+    return from_timestamp(getattr(message, field)) if message.HasField(field) else None
+
+
+def span_of(message: Any, field: str) -> timedelta | None:
+    """Return a message's Duration field; None if it is unset."""
+    return from_duration(getattr(message, field)) if message.HasField(field) else None

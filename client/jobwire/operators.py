@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from jobwire._convert import from_duration, from_timestamp
+from jobwire._convert import from_duration, from_timestamp, moment_of, span_of
 from jobwire.models import JobState, RetryPolicy
 from jobwire.v1 import admin_service_pb2, worker_service_pb2
 
@@ -94,19 +94,19 @@ class QueueConfig:
             retry=RetryPolicy.from_proto(proto.retry),
             max_pending_jobs=proto.max_pending_jobs,
             max_live_bytes=proto.max_live_bytes,
-            retain_succeeded=_span(proto, "retain_succeeded"),
-            retain_ended=_span(proto, "retain_ended"),
+            retain_succeeded=_setting(proto, "retain_succeeded"),
+            retain_ended=_setting(proto, "retain_ended"),
             max_ended_jobs=proto.max_ended_jobs,
             max_ended_bytes=proto.max_ended_bytes,
-            retain_output=_span(proto, "retain_output"),
-            retain_event_log=_span(proto, "retain_event_log"),
-            priority_ageing=_span(proto, "priority_ageing"),
+            retain_output=_setting(proto, "retain_output"),
+            retain_event_log=_setting(proto, "retain_event_log"),
+            priority_ageing=_setting(proto, "priority_ageing"),
         )
 
 
-def _span(proto: admin_service_pb2.QueueConfig, name: str) -> timedelta | None:
+def _setting(proto: admin_service_pb2.QueueConfig, name: str) -> timedelta | None:
     # A negative one means the default in a request, and may come back as it was sent.
-    found = from_duration(getattr(proto, name)) if proto.HasField(name) else None  # type: ignore[arg-type]
+    found = span_of(proto, name)
     return None if found is None or found < timedelta(0) else found
 
 
@@ -138,11 +138,7 @@ class QueueInfo:
             name=proto.name,
             paused=proto.paused,
             depth={JobState.from_proto(entry.state): entry.count for entry in proto.depth},
-            oldest_pending_age=(
-                from_duration(proto.oldest_pending_age)
-                if proto.HasField("oldest_pending_age")
-                else None
-            ),
+            oldest_pending_age=span_of(proto, "oldest_pending_age"),
             rates=(
                 QueueRates(
                     submitted=rates.submitted,
@@ -229,12 +225,8 @@ class WorkerInfo:
             concurrency=spec.concurrency,
             client=spec.client,
             held_jobs=proto.held_jobs,
-            registered_at=(
-                from_timestamp(proto.registered_at) if proto.HasField("registered_at") else None
-            ),
-            last_seen_at=(
-                from_timestamp(proto.last_seen_at) if proto.HasField("last_seen_at") else None
-            ),
+            registered_at=moment_of(proto, "registered_at"),
+            last_seen_at=moment_of(proto, "last_seen_at"),
             leases=tuple(Lease(lease.job_id, lease.fencing_token) for lease in proto.leases),
             attached=proto.attached,
             server_id=proto.server_id,

@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 from zoneinfo import ZoneInfo
 
-from jobwire._convert import Seconds, from_duration, from_timestamp, to_duration, to_timestamp
+from jobwire._convert import (
+    Seconds,
+    from_duration,
+    from_timestamp,
+    moment_of,
+    span_of,
+    to_duration,
+    to_timestamp,
+)
 from jobwire._requests import job_spec
 from jobwire.models import NewJob, OutputPolicy, RetryPolicy
 from jobwire.payloads import from_payload, to_payload
@@ -252,31 +260,31 @@ class Schedule:
             cron=spec.cron.expression if by_cron else None,
             time_zone=spec.cron.time_zone or "UTC",
             every=None if by_cron else from_duration(spec.interval.every),
-            anchor=_moment(spec.interval, "anchor"),
-            start_at=_moment(spec, "start_at"),
-            end_at=_moment(spec, "end_at"),
+            anchor=moment_of(spec.interval, "anchor"),
+            start_at=moment_of(spec, "start_at"),
+            end_at=moment_of(spec, "end_at"),
             missed=_MISSED.get(spec.missed_runs, "run_latest"),
-            catch_up_window=_span(spec, "catch_up_window"),
+            catch_up_window=span_of(spec, "catch_up_window"),
             overlap=_OVERLAPS.get(spec.overlap, "skip"),
-            jitter=_span(spec, "jitter"),
+            jitter=span_of(spec, "jitter"),
             description=spec.description,
             priority=job.priority,
             requirements=dict(job.requirements),
             labels=dict(job.labels),
             retry=RetryPolicy.from_proto(job.retry),
-            execution_timeout=_span(job, "execution_timeout"),
+            execution_timeout=span_of(job, "execution_timeout"),
             unique_key=UniqueKey.from_proto(job.unique) if job.HasField("unique") else None,
-            retention=_span(job, "retention"),
+            retention=span_of(job, "retention"),
             paused=proto.paused,
             pause_reason=proto.pause_reason,
             revision=proto.revision,
-            created_at=_moment(proto, "created_at"),
-            updated_at=_moment(proto, "updated_at"),
+            created_at=moment_of(proto, "created_at"),
+            updated_at=moment_of(proto, "updated_at"),
             next_runs=tuple(from_timestamp(moment) for moment in proto.next_runs),
             recent_runs=tuple(
                 ScheduleRun(
-                    due_at=_moment(run, "due_at"),
-                    submitted_at=_moment(run, "submitted_at"),
+                    due_at=moment_of(run, "due_at"),
+                    submitted_at=moment_of(run, "submitted_at"),
                     job_id=run.job_id,
                     triggered=run.triggered,
                 )
@@ -287,11 +295,3 @@ class Schedule:
             missed_runs=proto.missed_runs,
             raw_payload=job.payload,
         )
-
-
-def _moment(proto: Any, name: str) -> datetime | None:
-    return from_timestamp(getattr(proto, name)) if proto.HasField(name) else None
-
-
-def _span(proto: Any, name: str) -> timedelta | None:
-    return from_duration(getattr(proto, name)) if proto.HasField(name) else None

@@ -1,0 +1,102 @@
+"""One delivery of a job: its progress, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from jobwire._convert import moment_of, span_of
+from jobwire.payloads import from_payload
+from jobwire.v1 import job_pb2
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt ended; UNSPECIFIED while it runs."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CRASHED = "CRASHED"
+    RELEASED = "RELEASED"
+    TIMED_OUT = "TIMED_OUT"
+    CANCELLED = "CANCELLED"
+    UNDELIVERED = "UNDELIVERED"
+
+
+_OUTCOMES: dict[int, AttemptOutcome] = {
+    job_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{outcome.value}"): outcome
+    for outcome in AttemptOutcome
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is, in its worker's words."""
+
+    fraction: float | None
+    """0 to 1; None: not known."""
+    message: str
+    details: Any
+    updated_at: datetime | None
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Progress) -> Progress:
+        """Reads the wire's form."""
+        return cls(
+            fraction=proto.fraction if proto.HasField("fraction") else None,
+            message=proto.message,
+            details=from_payload(proto.details),
+            updated_at=moment_of(proto, "updated_at"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in an attempt."""
+
+    type: str
+    message: str
+    stack: str
+    details: Any
+    non_retryable: bool
+    retry_after: timedelta | None
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Failure) -> Failure:
+        """Reads the wire's form."""
+        return cls(
+            type=proto.type,
+            message=proto.message,
+            stack=proto.stack,
+            details=from_payload(proto.details),
+            non_retryable=proto.non_retryable,
+            retry_after=span_of(proto, "retry_after"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one delivery of a job."""
+
+    number: int
+    worker_id: str
+    fencing_token: int
+    started_at: datetime | None
+    ended_at: datetime | None
+    outcome: AttemptOutcome
+    failure: Failure | None
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Attempt) -> Attempt:
+        """Reads the wire's form."""
+        return cls(
+            number=proto.number,
+            worker_id=proto.worker_id,
+            fencing_token=proto.fencing_token,
+            started_at=moment_of(proto, "started_at"),
+            ended_at=moment_of(proto, "ended_at"),
+            outcome=_OUTCOMES.get(proto.outcome, AttemptOutcome.UNSPECIFIED),
+            failure=Failure.from_proto(proto.failure) if proto.HasField("failure") else None,
+        )
