@@ -27,6 +27,11 @@ QUICK = (
     *("--lease", f"{LEASE_S:g}s", "--heartbeat-interval", "300ms", "--tick", "200ms"),
     *("--worker-timeout", f"{TIMEOUT_S:g}s", "--reconnect-window", "2s"),
 )
+CALMER = (
+    *("--lease", "6s", "--heartbeat-interval", "300ms", "--tick", "200ms"),
+    *("--worker-timeout", "5s", "--reconnect-window", "4s"),
+)
+"""A tenth of the window is what handlers have to stop in: enough on a busy machine."""
 PATIENCE_S = 40.0
 ways = pytest.mark.parametrize("way", ["stream", "unary"])
 
@@ -38,12 +43,12 @@ def store_engine() -> Engine:
 
 
 @pytest.fixture
-def serve(own_store: StoreProcess) -> Iterator[Callable[[], ServerProcess]]:
+def serve(own_store: StoreProcess) -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers on one store, quick to notice what is lost."""
     started: list[ServerProcess] = []
 
-    def start() -> ServerProcess:
-        server = ServerProcess("--redis-url", own_store.url, *QUICK)
+    def start(times: tuple[str, ...] = QUICK) -> ServerProcess:
+        server = ServerProcess("--redis-url", own_store.url, *times)
         started.append(server)
         server.start()
         return server
@@ -178,9 +183,9 @@ async def test_a_store_may_hang_longer_than_a_lease_and_nothing_is_taken_from_an
 @ways
 @pytest.mark.parametrize("directions", [("up",), ("down",), ("up", "down")])
 async def test_no_two_handlers_of_a_job_overlap_once_a_worker_is_cut_off(
-    serve: Callable[[], ServerProcess], way: Way, directions: tuple[str, ...]
+    serve: Callable[..., ServerProcess], way: Way, directions: tuple[str, ...]
 ) -> None:
-    server = serve()
+    server = serve(CALMER)
     async with Proxy(server.address) as proxy, AsyncClient(server.address) as client:
         cut_off = Hands(proxy.address, way)
         async with cut_off.worker:

@@ -121,8 +121,8 @@ class BrokerOptions:
 
     def contact_timeout_ms(self, lease_ms: int) -> int:
         """The same for a worker on a stream, after the last frame that it heard. Its leases are
-        renewed when a third of them has passed. Less than the window, for handlers take a moment to
-        stop.
+        renewed when a third of them has passed. Less than the window and than what is left of a
+        lease, for handlers take a moment to stop.
         """
         calls_ms = self.call_contact_timeout_ms(lease_ms)
-        return min(self.reconnect_window_ms * 9 // 10, calls_ms, lease_ms * 2 // 3)
+        return min(self.reconnect_window_ms * 9 // 10, calls_ms, lease_ms * 3 // 5)

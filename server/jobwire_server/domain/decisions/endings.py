@@ -175,7 +175,9 @@ def after_release(job: Job, started: bool, reason: str, options: BrokerOptions) 
     return Ending(outcome, JobState.PENDING, budget, failure=note)
 
 
-def after_lost_delivery(job: Job, options: BrokerOptions, why: str = "not delivered") -> Ending:
+def after_lost_delivery(
+    job: Job, options: BrokerOptions, why: str = "never acknowledged"
+) -> Ending:
     """The job was on its way to a worker that never acknowledged it, or nobody knows whether it
     was run; `why` says which, for people.
     """
@@ -195,7 +197,7 @@ def after_take_over(job: Job, former: Former, options: BrokerOptions) -> Ending:
     if former is Former.HELD:
         why = f"another process took the id {job.worker_id}"
         return after_release(job, True, why, options)
-    return after_release(job, False, "not delivered", options)
+    return after_release(job, False, "its worker does not name it", options)
 
 
 def after_lapse(
