@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -145,3 +146,13 @@ def worth_retrying(error: CallError) -> bool:
 def is_too_large(error: CallError) -> bool:
     """Tells whether gRPC refused a message for its size, on either side."""
     return not is_from_broker(error) and _TOO_LARGE in error.message
+
+
+async def async_sleep(seconds: float) -> None:
+    """Waits without blocking the loop."""
+    await asyncio.sleep(seconds)
+
+
+def sync_sleep(seconds: float) -> None:
+    """Waits, blocking the thread."""
+    time.sleep(seconds)

@@ -253,7 +253,7 @@ async def test_pages_that_are_larger_than_a_message_are_read_in_smaller_ones(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ("grpc.max_receive_message_length", 64 << 10)
-    monkeypatch.setattr("jobwire._timing.CHANNEL_OPTIONS", (small,))
+    monkeypatch.setattr("jobwire._channels.loops.CHANNEL_OPTIONS", (small,))
     async with AsyncClient(broker.target, timeout_s=20) as client:
         ids = [(await client.submit("work", b"x" * (10 << 10))).id for _ in range(30)]
         assert [job.id async for job in client.list_jobs(page_size=30, full=True)] == ids

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
-from jobwire._timing import open_async_channel
 from jobwire.errors import from_item_error, from_rpc_error
 from jobwire.ids import new_job_id
 from jobwire.v1.job_pb2 import Failure, JobSpec, Payload, RetryPolicy

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 
+from jobwire._channels import Channels
 from jobwire._connection import ConnectionOptions
-from jobwire._retry import Backoff, Deadline, worth_retrying
-from jobwire._timing import Channels, sync_sleep
+from jobwire._retry import Backoff, Deadline, sync_sleep, worth_retrying
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc

@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 
-from jobwire._retry import Backoff, Deadline
+from jobwire._retry import Backoff, Deadline, sync_sleep
 from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
-from jobwire._timing import sync_sleep
 from jobwire.errors import CallError, NotFound, OutputTrimmed
 from jobwire.models import Job
 from jobwire.v1.job_service_pb2 import GetJobRequest, WatchJobsRequest

@@ -6,8 +6,8 @@ from enum import Enum
 
 import grpc
 
+from jobwire._channels import open_sync_channel
 from jobwire._connection import ConnectionOptions, Tls
-from jobwire._timing import open_sync_channel
 from jobwire.errors import CallError
 
 _METHOD = "/grpc.health.v1.Health/Check"

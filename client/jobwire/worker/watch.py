@@ -20,8 +20,8 @@ from types import FrameType
 
 import grpc
 
+from jobwire._channels import open_sync_channel
 from jobwire._connection import ConnectionOptions
-from jobwire._timing import open_sync_channel
 from jobwire.v1.worker_service_pb2 import HeartbeatRequest, LeaseRef
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire.worker.held import Held

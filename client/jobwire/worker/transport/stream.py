@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import from_timestamp
 from jobwire._retry import Backoff
-from jobwire._timing import open_async_channel
 from jobwire.errors import CallError, ResourceExhausted
 from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress

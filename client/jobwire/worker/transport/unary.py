@@ -13,10 +13,10 @@ from typing import Any, NoReturn, cast
 import grpc
 from grpc import aio
 
+from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import to_duration
 from jobwire._retry import Backoff, worth_retrying
-from jobwire._timing import AsyncChannels
 from jobwire.errors import (
     CallError,
     DeadlineExceeded,
