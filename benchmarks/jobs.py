@@ -7,11 +7,13 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 
 from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.broker.new_jobs import NewJobs
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.model import NewJob
 from jobwire_server.domain.options import Limits
 from jobwire_server.domain.store_clock import StoreClock
-from jobwire_server.servicers.submission import Submissions
+from jobwire_server.servicers.records import JobSpecRecords
+from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.scripts import ScriptRunner
@@ -46,16 +48,16 @@ class JobMaker:
     """Makes jobs as the server does of requests, for benchmarks that begin at the store."""
 
     def __init__(self, operation: str = OPERATION) -> None:
-        now_ms = StoreClock().now_ms
-        self._submissions = Submissions(Limits(), now_ms, UlidFactory(now_ms))
+        clock = StoreClock()
+        new_jobs = NewJobs(JobSpecRecords(), clock, UlidFactory(clock.now_ms))
+        self._checks = JobChecks(Limits(), new_jobs, clock.now_ms)
         self._requests = [request(operation=operation) for _ in range(64)]
 
     def make(self, count: int) -> list[NewJob]:
         """Returns new jobs of the default queue."""
         requests = self._requests
-        return [
-            self._submissions.new_job(requests[number % len(requests)]) for number in range(count)
-        ]
+        made = [self._checks.check(requests[number % len(requests)]) for number in range(count)]
+        return [job for job in made if isinstance(job, NewJob)]
 
     def batches(self, count: int, size: int = SUBMIT_AT_ONCE) -> Iterator[list[NewJob]]:
         """Yields so many jobs in batches."""

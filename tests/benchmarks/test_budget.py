@@ -196,7 +196,7 @@ async def test_plain_jobs_are_dispatched_and_completed_within_their_budget(serve
 
 def test_what_goes_beyond_its_budget_is_named() -> None:
     costs = Costs(commands=Counter({"hset": 30}), to_store=100, from_store=100)
-    costs.calls[Router.submit.__code__] = 50
+    costs.calls[Router.start.__code__] = 50
     budget = Budget(commands=2, to_store=10, from_store=10, server_calls=9)
     with pytest.raises(AssertionError) as failed:
         within(budget, costs, 10)
@@ -204,7 +204,7 @@ def test_what_goes_beyond_its_budget_is_named() -> None:
     assert "GREW: store commands: 3.00 a job, budget 2" in report
     assert "  bytes to the store: 10.00 a job, budget 10" in report
     assert "hset 3.000" in report
-    assert "5.000  Router.submit  (router.py:" in report
+    assert "5.000  Router.start  (broker/router.py:" in report
     assert report.count("GREW") == 1
 
 

@@ -15,7 +15,7 @@ from jobwire_server.domain.model import BulkProgress, Failure, JobState
 
 from tests.support.brokers import Broker
 from tests.support.dump import dump_queue
-from tests.support.jobs import new_job, next_ulid, read_facts
+from tests.support.jobs import new_job, next_ulid
 
 S = JobState
 ALL = JobFilter("default")
@@ -42,22 +42,20 @@ def retry(
     rate: float = 0.0,
 ) -> AsyncIterator[BulkProgress]:
     return broker.router.bulk.retry(
-        wanted, "again", read_facts, dry_run=dry_run, max_jobs=most, per_second=rate
+        wanted, "again", dry_run=dry_run, max_jobs=most, per_second=rate
     )
 
 
 def cancel(
     broker: Broker, wanted: JobFilter = ALL, *, dry_run: bool = False, most: int = 0
 ) -> AsyncIterator[BulkProgress]:
-    return broker.router.bulk.cancel(
-        wanted, "not needed", read_facts, dry_run=dry_run, max_jobs=most
-    )
+    return broker.router.bulk.cancel(wanted, "not needed", dry_run=dry_run, max_jobs=most)
 
 
 def purge(
     broker: Broker, wanted: JobFilter = ALL, *, dry_run: bool = False, most: int = 0
 ) -> AsyncIterator[BulkProgress]:
-    return broker.router.bulk.purge(wanted, read_facts, dry_run=dry_run, max_jobs=most)
+    return broker.router.bulk.purge(wanted, dry_run=dry_run, max_jobs=most)
 
 
 async def fail_all(broker: Broker, count: int, type_: str = "Broken") -> None:
@@ -261,7 +259,7 @@ async def test_a_job_that_is_redriven_meanwhile_is_not_forgotten(broker: Broker)
     once = store.forget
 
     async def redrive_then_forget(queue: str, jobs: object) -> object:
-        await broker.router.retry_job(queue, ulids[0], "", 0, read_facts)
+        await broker.router.retry_job(queue, ulids[0], "", 0)
         await fail_all(broker, 1)
         return await once(queue, jobs)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ from jobwire_server.domain.errors import LeaseLost, OutputGap
 from jobwire_server.domain.model import Failure, JobState, Piece, RetryPolicy, Written
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import DAY_MS, new_job, read_facts
+from tests.support.jobs import DAY_MS, new_job
 
 S = JobState
 LEASE_MS = 30_000
@@ -75,7 +75,7 @@ async def test_a_claim_by_id_brings_the_checkpoint_also_when_it_is_repeated(
     ulid, token = await _saved(broker)
     await broker.router.release("default", ulid, "w1", token, True, "")
     for _ in range(2):
-        again, _ = await broker.router.claim_job("w1", "default", ulid, read_facts)
+        again, _ = await broker.router.claim_job("w1", "default", ulid)
         assert (again.attempt, again.checkpoint) == (2, SAVED)
 
 
@@ -86,7 +86,7 @@ async def test_a_redrive_begins_with_the_checkpoint(broker: Broker) -> None:
     await broker.router.fail("default", ulid, "w1", token, final)
     assert (await broker.job(ulid)).checkpoint == SAVED
     broker.check()
-    await broker.router.retry_job("default", ulid, "", 0, read_facts)
+    await broker.router.retry_job("default", ulid, "", 0)
     assert (await broker.claim_one()).checkpoint == SAVED
 
 

@@ -36,7 +36,7 @@ async def _drain(broker: Broker, worker_id: str, most: int, done: Counter[str]) 
 async def _fill(broker: Broker, count: int) -> set[str]:
     jobs = [new_job(priority=at % 3 * 5, operation="work") for at in range(count)]
     batches = [jobs[at : at + 500] for at in range(0, count, 500)]
-    await asyncio.gather(*(broker.router.submit("default", batch) for batch in batches))
+    await asyncio.gather(*(broker.router.submissions.submit("default", batch) for batch in batches))
     return {job.job_id for job in jobs}
 
 

@@ -8,7 +8,7 @@ from jobwire_server.domain.errors import LeaseLost, WrongState
 from jobwire_server.domain.model import DEADLINE_MISSED, Failure, JobState, Outcome, RetryPolicy
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import DAY_MS, new_job, read_facts
+from tests.support.jobs import DAY_MS, new_job
 from tests.support.waiting import eventually
 
 S = JobState
@@ -75,7 +75,7 @@ async def test_a_claim_does_not_hand_out_what_is_past_its_deadline(broker: Broke
     by_id = await _submit(broker)
     broker.shift(DEADLINE_MS + 1)  # and no look of the clock
     with pytest.raises(WrongState):
-        await broker.router.claim_job("w1", "default", by_id, read_facts)
+        await broker.router.claim_job("w1", "default", by_id)
     assert await broker.claim("w1", 9) == []
     for ulid in (*late, by_id):
         job = await broker.job(ulid)
@@ -176,7 +176,7 @@ async def test_a_redrive_takes_the_deadline_away(broker: Broker) -> None:
     await broker.register()
     ulid = await _submit(broker)
     await broker.after(DEADLINE_MS + 1)
-    await broker.router.retry_job("default", ulid, "", 0, read_facts)
+    await broker.router.retry_job("default", ulid, "", 0)
     await broker.after(DEADLINE_MS)
     token = (await broker.claim_one()).fencing_token
     final = Failure("Broken", "", non_retryable=True)

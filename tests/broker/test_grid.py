@@ -11,7 +11,7 @@ from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import Completed, Failure, JobState
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import DAY_MS, new_job, read_facts, worker_spec
+from tests.support.jobs import DAY_MS, new_job, worker_spec
 
 SOON_MS = 1_000
 """When what the event waits for is due; everything else is due in a day."""
@@ -73,7 +73,7 @@ class Case:
             case Event.CONFIRM_CANCEL:
                 return await router.confirm_cancel("default", self.ulid, "w1", self.token)
             case Event.REDRIVE:
-                await router.retry_job("default", self.ulid, "again", 0, read_facts)
+                await router.retry_job("default", self.ulid, "again", 0)
             case Event.CANCEL:
                 await router.cancel_job("default", self.ulid, "not needed")
             case _:
@@ -135,15 +135,15 @@ async def test_a_claim_by_id_takes_pending_jobs_only(broker: Broker) -> None:
         await case.bring_to(state)
         before = broker.dump()
         if state is S.PENDING:
-            await broker.router.claim_job("w1", "default", case.ulid, read_facts)
+            await broker.router.claim_job("w1", "default", case.ulid)
             assert await broker.state(case.ulid) is S.RUNNING
         elif state is S.RUNNING:
             # A repeated call of the holder gets its claim again.
-            again, _ = await broker.router.claim_job("w1", "default", case.ulid, read_facts)
+            again, _ = await broker.router.claim_job("w1", "default", case.ulid)
             assert again.fencing_token == case.token
             assert broker.dump() == before
         else:
             with pytest.raises(JobwireError, match="only a PENDING job"):
-                await broker.router.claim_job("w1", "default", case.ulid, read_facts)
+                await broker.router.claim_job("w1", "default", case.ulid)
             assert broker.dump() == before
         broker.check()

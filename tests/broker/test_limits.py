@@ -42,7 +42,7 @@ async def _kept_at_most(broker: Broker, most: int) -> None:
 
 async def test_a_limit_holds_on_the_server_that_set_it_at_once(broker: Broker) -> None:
     await _configured(broker, {"max_pending_jobs": 3})
-    answers = await broker.router.submit("default", [new_job() for _ in range(4)])
+    answers = await broker.router.submissions.submit("default", [new_job() for _ in range(4)])
     assert [type(answer) for answer in answers] == [Accepted, Accepted, QueueFull, QueueFull]
     await broker.router.operators.configure_queue("default", {"max_pending_jobs": 0})
     assert len(await broker.submit(*(new_job() for _ in range(9)))) == 9
@@ -60,7 +60,7 @@ async def test_a_queue_with_limits_keeps_within_them_under_steady_load(valkey_ur
         refused = done = 0
         for _ in range(30):
             batches = [
-                each.router.submit("default", [new_job() for _ in range(40)])
+                each.router.submissions.submit("default", [new_job() for _ in range(40)])
                 for each in (broker, other)
             ]
             for answers in await asyncio.gather(*batches):

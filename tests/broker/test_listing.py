@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
+from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import BadPageToken, QueueNotFound
 from jobwire_server.domain.model import Failure, Job, JobState
+from jobwire_server.servicers.records import JobSpecRecords
 
 from tests.support.brokers import Broker
 from tests.support.jobs import new_job
@@ -23,13 +24,10 @@ async def _all(
     token = ""
     while True:
         page, token = await broker.router.listing.page(
-            "default",
-            states,
+            JobFilter("default", states=tuple(states), operation=operation),
             page_size,
             token,
             full=False,
-            scope=operation,
-            keep=lambda job: not operation or json.loads(job.record)["o"] == operation,
         )
         assert len(page) <= page_size
         found += page
@@ -141,7 +139,9 @@ async def test_running_jobs_whose_leases_are_renewed_between_pages_are_listed_on
     seen: list[str] = []
     token = ""
     while True:
-        page, token = await broker.router.listing.page("default", [S.RUNNING], 3, token, full=False)
+        page, token = await broker.router.listing.page(
+            JobFilter("default", states=(S.RUNNING,)), 3, token, full=False
+        )
         seen += [job.job_id[-26:] for job in page]
         if not token:
             break
@@ -156,12 +156,12 @@ async def test_an_operation_filters_and_pages_still_end(valkey_broker: Broker) -
     await _one_in_each_state(valkey_broker, 9)
     listed = await _all(valkey_broker, [], 2, "op1")
     assert len(listed) == 2
-    assert {json.loads(job.record)["o"] for job in listed} == {"op1"}
+    assert {JobSpecRecords().facts(job.record).operation for job in listed} == {"op1"}
 
 
 async def test_a_queue_that_never_was_is_not_found(valkey_broker: Broker) -> None:
     with pytest.raises(QueueNotFound):
-        await valkey_broker.router.listing.page("none", [], 10, "", full=False)
+        await valkey_broker.router.listing.page(JobFilter("none"), 10, "", full=False)
     with pytest.raises(QueueNotFound):
         await valkey_broker.router.operators.get_queue("none")
     with pytest.raises(QueueNotFound):
@@ -171,24 +171,25 @@ async def test_a_queue_that_never_was_is_not_found(valkey_broker: Broker) -> Non
 async def test_a_token_holds_for_its_own_filter_only(valkey_broker: Broker) -> None:
     router = valkey_broker.router
     await valkey_broker.submit(*(new_job() for _ in range(5)))
-    _, token = await router.listing.page("default", [S.PENDING], 2, "", full=False)
+    _, token = await router.listing.page(
+        JobFilter("default", states=(S.PENDING,)), 2, "", full=False
+    )
     assert token
-    for states, full, scope in (
-        ([S.RUNNING], False, ""),
-        ([], False, ""),
-        ([S.PENDING], True, ""),
-        ([S.PENDING], False, "op"),
+    for wanted, full in (
+        (JobFilter("default", states=(S.RUNNING,)), False),
+        (JobFilter("default"), False),
+        (JobFilter("default", states=(S.PENDING,)), True),
+        (JobFilter("default", states=(S.PENDING,), operation="op"), False),
+        (JobFilter("other", states=(S.PENDING,)), False),
     ):
         with pytest.raises(BadPageToken):
-            await router.listing.page("default", states, 2, token, full=full, scope=scope)
-    with pytest.raises(BadPageToken):
-        await router.listing.page("other", [S.PENDING], 2, token, full=False)
+            await router.listing.page(wanted, 2, token, full=full)
 
 
 async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> None:
     router = valkey_broker.router
     for queue, count in (("b", 2), ("a", 1), ("c", 3)):
-        await router.submit(queue, [new_job(queue) for _ in range(count)])
+        await router.submissions.submit(queue, [new_job(queue) for _ in range(count)])
     first = await router.operators.list_queues("", 2)
     assert [(queue.name, dict(queue.depth)) for queue in first] == [
         ("a", {S.PENDING: 1}),

@@ -10,7 +10,7 @@ from jobwire_server.domain.errors import LeaseLost
 from jobwire_server.domain.model import Completed, Failure, JobState, RetryPolicy
 
 from tests.support.brokers import Broker
-from tests.support.jobs import new_job, read_facts
+from tests.support.jobs import new_job
 
 S = JobState
 FAILURE = Failure("Broken", "it broke")
@@ -68,7 +68,7 @@ async def _ended(broker: Broker, how: str) -> tuple[str, int, Completed]:
 async def _run_again(broker: Broker, ulid: str, state: JobState, worker_id: str) -> int:
     """Has the job claimed once more; returns the new token."""
     if state.terminal:
-        await broker.router.retry_job("default", ulid, "", 0, read_facts)
+        await broker.router.retry_job("default", ulid, "", 0)
     await broker.after(10_000)
     return (await broker.claim_one(worker_id)).fencing_token
 

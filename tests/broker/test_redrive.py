@@ -21,13 +21,13 @@ from jobwire_server.domain.model import (
 
 from tests.support.brokers import Broker, running_broker
 from tests.support.dump import dump_queue
-from tests.support.jobs import DAY_MS, new_job, next_ulid, read_facts
+from tests.support.jobs import DAY_MS, new_job, next_ulid
 
 S = JobState
 
 
 async def retry(broker: Broker, ulid: str, reason: str = "again", delay_ms: int = 0) -> Job:
-    return await broker.router.retry_job("default", ulid, reason, delay_ms, read_facts)
+    return await broker.router.retry_job("default", ulid, reason, delay_ms)
 
 
 async def fail(broker: Broker, ulid: str, token: int, *, final: bool = True) -> JobState:

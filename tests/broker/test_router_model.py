@@ -36,7 +36,7 @@ from tests.broker.model import (
     ModelJob,
 )
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import DAY_MS, new_job, read_facts, ulid_of, worker_spec
+from tests.support.jobs import DAY_MS, new_job, ulid_of, worker_spec
 from tests.support.stores import StoreProcess
 
 S = JobState
@@ -189,7 +189,7 @@ class Machine(RuleBasedStateMachine):
             retry=RetryPolicy(2, BACKOFF * STEP_MS, BACKOFF * STEP_MS, 1.0, 0.0),
         )
         holder = self.model.holder(key)
-        (answer,) = self.run(self._broker(data).router.submit("default", [job]))
+        (answer,) = self.run(self._broker(data).router.submissions.submit("default", [job]))
         if holder is not None and conflict is UniqueConflict.RETURN_EXISTING:
             assert answer == (f"default-{holder.ulid}", holder.state, b"")
             return
@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
             retention_ms=retention * STEP_MS,
             retry=RetryPolicy(2, BACKOFF * STEP_MS, BACKOFF * STEP_MS, 1.0, 0.0),
         )
-        (answer,) = self.run(self._broker(data).router.submit("default", [job]))
+        (answer,) = self.run(self._broker(data).router.submissions.submit("default", [job]))
         if request_id in self.model.requests:
             ulid, before = self.model.requests[request_id]
             if content != before:
@@ -282,7 +282,7 @@ class Machine(RuleBasedStateMachine):
         taken = key is not None and self.model.holder(key) is not None
         try:
             for _ in range(2):  # the second as if the answer had been lost
-                again = self.run(router.retry_job("default", job.ulid, "why", 0, read_facts))
+                again = self.run(router.retry_job("default", job.ulid, "why", 0))
                 assert again.state is S.PENDING
         except UniqueKeyTaken:
             assert taken
@@ -321,7 +321,7 @@ class Machine(RuleBasedStateMachine):
         mine = job.state is S.RUNNING and job.worker == worker
         router = self._broker(data).router
         try:
-            one, _ = self.run(router.claim_job(worker, "default", job.ulid, read_facts))
+            one, _ = self.run(router.claim_job(worker, "default", job.ulid))
         except WrongState:
             assert job not in self.model.ready()
             assert not mine

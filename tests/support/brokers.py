@@ -11,6 +11,7 @@ import redis
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.model import Accepted, Assignment, Job, JobState, NewJob
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.store.connection.connect import connect
 from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.watch.watched_job import OutputEvent
@@ -76,7 +77,7 @@ class Broker:
 
     async def submitted(self, *jobs: NewJob) -> list[Accepted]:
         """Submits jobs of one queue; returns the answers."""
-        answers = await self.router.submit(jobs[0].queue, jobs)
+        answers = await self.router.submissions.submit(jobs[0].queue, jobs)
         return [answer for answer in answers if isinstance(answer, Accepted)]
 
     async def register(self, worker_id: str = "w1", *, lease_ms: int = 0) -> None:
@@ -133,6 +134,7 @@ async def running_broker(
     router = Router(
         connection,
         replace(options, **changed),  # type: ignore[arg-type]
+        JobSpecRecords(),
         server_id,
         random_fraction=lambda: 0.5,
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobwire.v1 import job_pb2
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.model import (
     NewJob,
-    RecordFacts,
     RequestId,
     RetryPolicy,
     UniqueKey,
@@ -19,6 +20,7 @@ from jobwire_server.domain.model import (
 
 OPERATION = "work"
 DAY_MS = 86_400_000
+CREATED_AT = Timestamp(seconds=1_800_000_000)
 
 next_ulid = UlidFactory(lambda: time.time_ns() // 1_000_000)
 
@@ -41,15 +43,18 @@ def new_job(
     unique: UniqueKey | None = None,
     retention_ms: int | None = None,
 ) -> NewJob:
-    """Returns a job whose record tells what `read_facts` needs."""
+    """Returns a job with a record as the servers write it."""
     requirements = requirements or {}
-    facts = {"o": operation, "q": requirements, "p": priority, "payload": payload}
+    spec = job_pb2.JobSpec(
+        operation=operation, requirements=requirements, priority=priority, created_at=CREATED_AT
+    )
+    spec.payload.data = payload.encode()
     return NewJob(
         job_id=f"{queue}-{ulid or next_ulid()}",
         queue=queue,
         route=route_of(operation, requirements),
         priority=priority,
-        record=json.dumps(facts).encode(),
+        record=spec.SerializeToString(deterministic=True),
         run_at_ms=run_at_ms,
         delay_ms=delay_ms,
         expires_at_ms=expires_at_ms,
@@ -65,12 +70,6 @@ def new_job(
 def ulid_of(job: NewJob | str) -> str:
     """Returns the ULID of a job or of a job id."""
     return (job if isinstance(job, str) else job.job_id)[-26:]
-
-
-def read_facts(record: bytes) -> RecordFacts:
-    """Reads a record of `new_job`."""
-    facts = json.loads(record)
-    return RecordFacts(facts["o"], facts["q"], facts["p"])
 
 
 def worker_spec(

@@ -35,6 +35,7 @@ from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.server_info import ServerFacts, StoreInfo
 from jobwire_server.servicers import generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
+from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.store.connection.connect import connect
 from jobwire_server.telemetry.metrics import RpcMetrics
 
@@ -77,7 +78,7 @@ async def stream_server(
 ) -> AsyncIterator[StreamServer]:
     """Runs a server on the store."""
     connection = connect(url)
-    router = Router(connection, options, server_id)
+    router = Router(connection, options, JobSpecRecords(), server_id)
     facts = ServerFacts(server_id, "0", 0, StoreInfo("valkey", "0", ""), options.limits)
     server = grpc.aio.server(
         interceptors=(CallInterceptor(RpcMetrics()),),

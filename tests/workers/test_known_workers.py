@@ -10,7 +10,7 @@ from jobwire_server.domain.errors import JobNotFound, LeaseLost, WorkerNotFound,
 from jobwire_server.domain.model import JobState, LeaseRef, WorkerStatus
 
 from tests.support.brokers import QUIET, Broker, running_broker
-from tests.support.jobs import new_job, next_ulid, read_facts, worker_spec
+from tests.support.jobs import new_job, next_ulid, worker_spec
 
 S = JobState
 TIMEOUT_MS = 15_000
@@ -34,7 +34,7 @@ async def test_a_worker_gets_the_jobs_of_its_queues_operations_and_labels_only(
         new_job("b", operation="x", requirements={"gpu": "a100", "zone": "1"}),
     ]
     for job in [*mine, *others]:
-        await router.submit(job.queue, [job])
+        await router.submissions.submit(job.queue, [job])
     taken, _ = await router.claim("w1", (), 100, 0)
     if len(taken) < 3:  # jobs of several queues may come by several calls
         taken += (await router.claim("w1", (), 100, 0))[0]
@@ -47,7 +47,7 @@ async def test_a_worker_gets_the_jobs_of_its_queues_operations_and_labels_only(
 async def test_a_claim_may_be_narrowed_to_some_of_the_queues(broker: Broker) -> None:
     await broker.router.register_worker(worker_spec(queues=("a", "b")))
     for queue in ("a", "b"):
-        await broker.router.submit(queue, [new_job(queue)])
+        await broker.router.submissions.submit(queue, [new_job(queue)])
     taken, _ = await broker.router.claim("w1", ("b", "c"), 10, 0)
     assert [one.job_id[0] for one in taken] == ["b"]
     assert (await broker.router.claim("w1", ("c",), 10, 0))[0] == []
@@ -59,7 +59,7 @@ async def test_one_claim_never_brings_more_than_it_asked_for_from_several_queues
     queues = tuple("abcd")
     await broker.router.register_worker(worker_spec(queues=queues))
     for queue in queues:
-        await broker.router.submit(queue, [new_job(queue) for _ in range(5)])
+        await broker.router.submissions.submit(queue, [new_job(queue) for _ in range(5)])
     taken = 0
     while got := (await broker.router.claim("w1", (), 3, 0))[0]:
         assert len(got) <= 3
@@ -85,7 +85,7 @@ async def test_an_unknown_worker_gets_nothing(broker: Broker) -> None:
     before = broker.dump()
     for call in (
         broker.router.claim("nobody", (), 1, 0),
-        broker.router.claim_job("nobody", "default", ulid, read_facts),
+        broker.router.claim_job("nobody", "default", ulid),
         broker.router.heartbeat("nobody", []),
         broker.router.set_worker_status("nobody", WorkerStatus.PAUSED),
     ):
@@ -103,7 +103,7 @@ async def test_a_worker_that_is_paused_or_draining_gets_none(
     await broker.router.set_worker_status("w1", status)
     assert await broker.claim("w1", 5, wait_ms=50) == []
     with pytest.raises(WrongState):
-        await broker.router.claim_job("w1", "default", ulid, read_facts)
+        await broker.router.claim_job("w1", "default", ulid)
     assert (await broker.router.heartbeat("w1", []))[0] is status
     await broker.router.set_worker_status("w1", WorkerStatus.READY)
     assert len(await broker.claim("w1", 5)) == 1
@@ -117,7 +117,7 @@ async def test_a_paused_queue_delivers_nothing_until_it_is_resumed(broker: Broke
     await broker.submit()
     assert await broker.claim("w1", 5) == []
     with pytest.raises(WrongState, match="paused"):
-        await broker.router.claim_job("w1", "default", ulid, read_facts)
+        await broker.router.claim_job("w1", "default", ulid)
     await broker.router.operators.set_paused("default", False)
     assert len(await broker.claim("w1", 5)) == 2
     broker.check()
@@ -129,7 +129,7 @@ async def test_a_paused_queue_delivers_nothing_until_it_is_resumed(broker: Broke
 async def test_a_claim_by_id_brings_that_job_and_no_other(broker: Broker) -> None:
     await broker.register()
     first, wanted = await broker.submit(new_job(), new_job(priority=0))
-    claimed, _ = await broker.router.claim_job("w1", "default", wanted, read_facts)
+    claimed, _ = await broker.router.claim_job("w1", "default", wanted)
     assert claimed.job_id == f"default-{wanted}"
     assert await broker.state(first) is S.PENDING
     assert [one.job_id[-26:] for one in await broker.claim("w1", 9)] == [first]
@@ -148,10 +148,10 @@ async def test_a_claim_by_id_is_refused_to_a_worker_that_does_not_serve_the_job(
         await broker.router.register_worker(spec)
         before = broker.dump()
         with pytest.raises(WrongState):
-            await broker.router.claim_job(spec.worker_id, "default", ulid, read_facts)
+            await broker.router.claim_job(spec.worker_id, "default", ulid)
         assert broker.dump() == before
     with pytest.raises(JobNotFound):
-        await broker.router.claim_job("no-label", "default", next_ulid(), read_facts)
+        await broker.router.claim_job("no-label", "default", next_ulid())
 
 
 # Signs of life ---------------------------------------------------------------
@@ -161,7 +161,7 @@ async def test_a_heartbeat_answers_each_lease_in_its_place(broker: Broker) -> No
     await broker.router.register_worker(worker_spec(queues=("a", "b")))
     tokens = {}
     for queue in ("a", "b"):
-        await broker.router.submit(queue, [new_job(queue) for _ in range(2)])
+        await broker.router.submissions.submit(queue, [new_job(queue) for _ in range(2)])
         for _ in range(2):
             ((claimed,), _) = await broker.router.claim("w1", (queue,), 1, 0)
             tokens[claimed.job_id] = claimed.fencing_token

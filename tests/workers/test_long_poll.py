@@ -188,7 +188,7 @@ async def test_a_poll_over_several_queues_is_woken_by_any_of_them(broker: Broker
     for queue in ("c", "a", "b"):
         poll = asyncio.create_task(broker.router.claim("w1", (), 1, LONG_MS))
         await _waits(broker)
-        await broker.router.submit(queue, [new_job(queue)])
+        await broker.router.submissions.submit(queue, [new_job(queue)])
         ((claimed,), _) = await poll
         assert claimed.job_id.startswith(f"{queue}-")
         broker.check(queue)

@@ -19,12 +19,10 @@ from jobwire_server.domain.errors import JobNotFound, JobwireError, QueueNotFoun
 from jobwire_server.domain.ids import ULID_LENGTH
 from jobwire_server.domain.model import BulkProgress, Job, JobState, RecordFacts
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.bulk import BulkStore, RedriveItem, Redriven, not_redrivable
 from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.store.queues import QueueStore
-
-ReadFacts = Callable[[bytes], RecordFacts]
-"""Reads a record."""
 
 FIRST_PAGE = 50
 LONGEST_PAGE = 500
@@ -59,6 +57,12 @@ class _Action:
     apply: Callable[[Sequence[Job]], Awaitable[Sequence[bool]]]
     ended_by_ms: int = 0
 
+    def concerns(self, job: Job, records: RecordCodec) -> bool:
+        """Return whether a job is meant."""
+        if self.ended_by_ms and job.finished_at_ms > self.ended_by_ms:
+            return False
+        return self.wanted.keeps(job, records)
+
 
 class Bulk:
     """Acts on jobs on somebody's word.
@@ -69,6 +73,7 @@ class Bulk:
         registry: Which queues there are.
         queues: Told when something is due.
         options: Grace and retention.
+        records: Reads what jobs are about.
     """
 
     def __init__(
@@ -78,21 +83,21 @@ class Bulk:
         registry: QueueStore,
         queues: QueueSet,
         options: BrokerOptions,
+        records: RecordCodec,
     ) -> None:
         self._jobs = jobs
         self._store = store
         self._registry = registry
         self._queues = queues
         self._options = options
+        self._records = records
         self._draining = False
 
     def drain(self) -> None:
         """Ends every action behind the page that it is at, with ServerDraining."""
         self._draining = True
 
-    async def retry_one(
-        self, queue: str, ulid: str, reason: str, delay_ms: int, read_facts: ReadFacts
-    ) -> Job:
+    async def retry_one(self, queue: str, ulid: str, reason: str, delay_ms: int) -> Job:
         """Puts a job back after its end; returns it as it stands then.
 
         A job that is live because of an earlier redrive stays as it is.
@@ -102,7 +107,6 @@ class Bulk:
             ulid: The job.
             reason: For people.
             delay_ms: Not before this long from now; 0: at once.
-            read_facts: Reads a record.
 
         Raises:
             JobNotFound: There is none.
@@ -113,7 +117,7 @@ class Bulk:
             if job.redrive is None:
                 raise not_redrivable(job.job_id, job.state)
             return job
-        item = redrive_item(job, read_facts(job.record), reason, delay_ms=delay_ms)
+        item = redrive_item(job, self._records.facts(job.record), reason, delay_ms=delay_ms)
         (outcome,) = await self._store.retry(queue, [item])
         if isinstance(outcome, JobwireError):
             raise outcome
@@ -131,7 +135,6 @@ class Bulk:
         self,
         wanted: JobFilter,
         reason: str,
-        read_facts: ReadFacts,
         *,
         dry_run: bool,
         max_jobs: int,
@@ -145,7 +148,6 @@ class Bulk:
         Args:
             wanted: The jobs; without states the FAILED ones.
             reason: For people; kept with each job.
-            read_facts: Reads a record.
             dry_run: True: counts, and changes nothing.
             max_jobs: The most jobs to redrive; 0: all.
             per_second: The most jobs that become ready in a second: the others are SCHEDULED one
@@ -164,7 +166,9 @@ class Bulk:
             if pace is not None:
                 pace.catch_up(now_ms)
             items = [
-                redrive_item(job, read_facts(job.record), reason, due_ms=pace.take() if pace else 0)
+                redrive_item(
+                    job, self._records.facts(job.record), reason, due_ms=pace.take() if pace else 0
+                )
                 for job in jobs
             ]
             outcomes = await self._store.retry(queue, items)
@@ -174,14 +178,13 @@ class Bulk:
 
         action = _Action(wanted, REDRIVABLE, redrive, begun_ms)
         states = wanted.states or (JobState.FAILED,)
-        async for progress in self._act(action, states, read_facts, dry_run, max_jobs):
+        async for progress in self._act(action, states, dry_run, max_jobs):
             yield progress
 
     async def cancel(
         self,
         wanted: JobFilter,
         reason: str,
-        read_facts: ReadFacts,
         *,
         dry_run: bool,
         max_jobs: int,
@@ -207,13 +210,11 @@ class Bulk:
             return [isinstance(outcome, JobState) for outcome in outcomes]
 
         action = _Action(wanted, _CANCELLABLE, end)
-        async for progress in self._act(
-            action, wanted.states or LIVE, read_facts, dry_run, max_jobs
-        ):
+        async for progress in self._act(action, wanted.states or LIVE, dry_run, max_jobs):
             yield progress
 
     async def purge(
-        self, wanted: JobFilter, read_facts: ReadFacts, *, dry_run: bool, max_jobs: int
+        self, wanted: JobFilter, *, dry_run: bool, max_jobs: int
     ) -> AsyncIterator[BulkProgress]:
         """Forgets all jobs of a filter that have ended; yields how far it is.
 
@@ -227,9 +228,7 @@ class Bulk:
             return await self._store.forget(queue, seen)
 
         action = _Action(wanted, TERMINAL, forget)
-        async for progress in self._act(
-            action, wanted.states or TERMINAL, read_facts, dry_run, max_jobs
-        ):
+        async for progress in self._act(action, wanted.states or TERMINAL, dry_run, max_jobs):
             yield progress
 
     async def _begin(self, queue: str) -> int:
@@ -244,7 +243,6 @@ class Bulk:
         self,
         action: _Action,
         states: Sequence[JobState],
-        read_facts: ReadFacts,
         dry_run: bool,
         max_jobs: int,
     ) -> AsyncIterator[BulkProgress]:
@@ -255,7 +253,7 @@ class Bulk:
         # What can only be counted comes first, or jobs that are changed would be met there again.
         order = sorted(dict.fromkeys(states), key=lambda state: state in action.able)
         async for page in self._pages(action.wanted, order):
-            jobs = [job for job in page if _matches(action, job, read_facts)]
+            jobs = [job for job in page if action.concerns(job, self._records)]
             able = [job for job in jobs if job.state in action.able]
             # Where the most is reached, what lies behind it was not looked at.
             if max_jobs and len(able) > max_jobs - changed:
@@ -298,13 +296,6 @@ class Bulk:
                 page = [job for job in read if job is not None]
                 yield [job for job in page if job.state is state]
                 size = _next_size(size, page)
-
-
-def _matches(action: _Action, job: Job, read_facts: ReadFacts) -> bool:
-    if action.ended_by_ms and job.finished_at_ms > action.ended_by_ms:
-        return False
-    facts = read_facts(job.record) if action.wanted.reads_records else None
-    return action.wanted.match(job, facts)
 
 
 def _next_size(size: int, jobs: Sequence[Job]) -> int:

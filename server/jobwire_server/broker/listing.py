@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.decisions.paging import bad_token, decode_token, encode_token
 from jobwire_server.domain.errors import QueueNotFound
 from jobwire_server.domain.model import Job, JobState
+from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.store.queues import QueueStore
 
@@ -18,38 +20,34 @@ LOOK_AT = 2_000
 class JobListing:
     """Finds the jobs of a queue state by state. Raises StoreUnavailable."""
 
-    def __init__(self, jobs: JobStore, queues: QueueStore) -> None:
+    def __init__(self, jobs: JobStore, queues: QueueStore, records: RecordCodec) -> None:
         self._jobs = jobs
         self._queues = queues
+        self._records = records
 
     async def page(
         self,
-        queue: str,
-        states: Sequence[JobState],
+        wanted: JobFilter,
         page_size: int,
         page_token: str,
         *,
         full: bool,
-        scope: str = "",
-        keep: Callable[[Job], bool] = lambda job: True,
     ) -> tuple[list[Job], str]:
-        """Returns a page of a queue's jobs and the token of the next, '' at the end.
+        """Return a page of a queue's jobs and the token of the next, '' at the end.
 
         Args:
-            queue: Its name.
-            states: In the order in which they are listed; empty: all of them.
+            wanted: The jobs; its states in the order in which they are listed, empty: all of them.
             page_size: The most jobs, 1 or more.
             page_token: '' for the first page.
             full: With payloads, results and attempts.
-            scope: What `keep` depends on, as text; a token holds for one scope.
-            keep: Says whether a job is wanted.
 
         Raises:
             QueueNotFound: No job was ever submitted to it.
             BadPageToken: The token is of another listing.
         """
-        order = list(dict.fromkeys(states)) or list(JobState)
-        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{scope}"
+        queue = wanted.queue
+        order = list(dict.fromkeys(wanted.states)) or list(JobState)
+        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{_scope(wanted)}"
         index, token = 0, PageToken()
         if page_token:
             at, *place = decode_token(scope, page_token, 4)
@@ -70,7 +68,7 @@ class JobListing:
             # An entry that a job left behind may stand beside its present one.
             once = [*dict.fromkeys(ids)]
             for job in await self._jobs.read(queue, once, full=full) if once else []:
-                if job is not None and job.state is state and keep(job):
+                if job is not None and job.state is state and wanted.keeps(job, self._records):
                     found.append(job)
             if following is None:
                 index, token = index + 1, PageToken()
@@ -79,6 +77,13 @@ class JobListing:
         if index >= len(order):
             return found, ""
         return found, encode_token(scope, index, token.source, token.last, token.place)
+
+
+def _scope(wanted: JobFilter) -> str:
+    """Return what a page token depends on besides queue and states."""
+    if not wanted.labels and not wanted.failure_type:
+        return wanted.operation
+    return repr((wanted.operation, sorted(wanted.labels.items()), wanted.failure_type))
 
 
 _PLACE = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")

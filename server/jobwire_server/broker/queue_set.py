@@ -117,6 +117,10 @@ class QueueSet:
             )
         return lanes
 
+    def kept(self, queue: str) -> Lanes | None:
+        """Return the lanes of a queue that is known to exist, None for any other."""
+        return self._lanes.get(queue)
+
     async def open(self, queue: str) -> Lanes:
         """Returns the lanes of a queue that gets jobs now; creates the queue."""
         lanes = self._lanes.get(queue)

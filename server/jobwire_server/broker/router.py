@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 import structlog
 
@@ -17,21 +17,22 @@ from jobwire_server.broker.admin import Operators
 from jobwire_server.broker.attempts import Attempts
 from jobwire_server.broker.bulk import Bulk
 from jobwire_server.broker.listing import JobListing
+from jobwire_server.broker.new_jobs import NewJobs
 from jobwire_server.broker.queue_set import QueueSet
+from jobwire_server.broker.run_job import JobRuns
 from jobwire_server.broker.schedules import Schedules
+from jobwire_server.broker.submissions import Submission, Submissions
 from jobwire_server.domain.background import Chores
+from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import (
     JobNotFound,
     JobwireError,
     LeaseLost,
     QueueNotFound,
     ServerDraining,
-    StoreFull,
-    StoreUnfit,
 )
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.model import (
-    Accepted,
     Assignment,
     CancelNotice,
     Completed,
@@ -41,7 +42,6 @@ from jobwire_server.domain.model import (
     NewJob,
     OutputPlace,
     Queue,
-    RecordFacts,
     Renewal,
     Reported,
     Worker,
@@ -50,6 +50,7 @@ from jobwire_server.domain.model import (
     Written,
 )
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.domain.records import RecordCodec
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.store.activity import Activity
 from jobwire_server.store.bulk import BulkStore
@@ -96,6 +97,7 @@ class Router:
     Args:
         connection: The store.
         options: How jobs and workers are treated.
+        records: Reads and writes records.
         server_id: Unique among live servers.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
         moments_settled: Told how many moments of schedules were `submitted`, `skipped`, `missed`.
@@ -106,6 +108,7 @@ class Router:
         self,
         connection: Connection,
         options: BrokerOptions,
+        records: RecordCodec,
         server_id: str,
         *,
         random_fraction: Callable[[], float] = random.random,
@@ -164,15 +167,31 @@ class Router:
             self.new_ulid,
             moments_settled,
             self.condition,
+            records,
         )
-        self._bulk = Bulk(self._jobs, BulkStore(self._runner), self._queues, self._set, options)
-        self.listing = JobListing(self._jobs, self._queues)
+        self.submissions = Submissions(
+            records,
+            self._set,
+            self.condition,
+            backlog,
+            options.limits,
+            self.clock,
+        )
+        """How jobs get into the store."""
+        self.new_jobs = NewJobs(records, self.clock, self.new_ulid)
+        """Makes jobs of what was checked."""
+        self._records = records
+        self._bulk = Bulk(
+            self._jobs, BulkStore(self._runner), self._queues, self._set, options, records
+        )
+        self.listing = JobListing(self._jobs, self._queues, records)
         """Pages of a queue's jobs."""
         self.operators = Operators(self._jobs, self._queues, self._workers, self._settings)
         """Workers and queues, as operators see and set them."""
         self._directory = Directory(self._workers, backlog)
         self._hub = Hub(self._jobs, self._notices, options.bookmark_ms / 1000)
-        self._feed = QueueFeed(self._hub, self._jobs)
+        self._feed = QueueFeed(self._hub, self._jobs, records)
+        self._runs = JobRuns(self.submissions, self._set, self._hub, self._chores)
         self._overview = Overview(
             self._hub,
             self._notices,
@@ -242,6 +261,7 @@ class Router:
             deadline_s: When their streams are ended at the latest.
         """
         self._draining = True
+        self.submissions.drain()
         self._claims.drain()
         self._hub.drain()
         self._bulk.drain()
@@ -262,49 +282,6 @@ class Router:
 
     # ------------------------------------------------------------------ jobs
 
-    def check_room(self, count: int) -> None:
-        """Looks whether so many jobs could wait for the store, before they are made.
-
-        Raises:
-            ServerBusy: Not now.
-        """
-        self._backlog.check(count)
-
-    async def submit(self, queue: str, jobs: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
-        """Accepts jobs of one queue; answers each with what became of it or why it was refused:
-        AlreadyExists, UniqueKeyTaken, QueueFull; StoreFull or StoreUnfit where another of them was
-        accepted before.
-
-        Raises:
-            StoreFull: The store has no room; none of them was accepted, now or before.
-            StoreUnfit: It is not to be trusted with jobs; the same.
-        """
-        if self._draining:
-            raise ServerDraining
-        try:
-            self.condition.check_fit()
-            lanes = await self._set.open(queue)
-            accepted = await lanes.submit.submit(jobs)
-        except (StoreFull, StoreUnfit) as error:
-            known = await self.known(queue, jobs)
-            if not any(known):
-                raise
-            return [answer or error for answer in known]
-        for job in jobs:
-            if job.delay_ms or job.run_at_ms or job.expires_at_ms or job.deadline_ms:
-                self._poke_for(job)
-        return accepted
-
-    async def known(
-        self, queue: str, jobs: Sequence[NewJob]
-    ) -> Sequence[Accepted | JobwireError | None]:
-        """Answers jobs that were accepted before, by their ids or request ids, as their first
-        submission; None for each of the others. Nothing is written.
-
-        For what can't be accepted now: a repeat is answered whatever has changed meanwhile.
-        """
-        return await self._set.lanes(queue).known.submit(jobs)
-
     async def get_job(self, queue: str, ulid: str, *, full: bool = True) -> Job:
         """Returns a job as it stands.
 
@@ -323,33 +300,29 @@ class Router:
         """Yields the job and its output, as `Hub.watch`."""
         return self._hub.watch(queue, ulid, wish)
 
+    def run_job(
+        self, submission: Submission, wish: WatchWish, *, cancel_on_disconnect: bool = False
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+        """Submit a job and yield its course, as `JobRuns.run`."""
+        return self._runs.run(submission, wish, cancel_on_disconnect=cancel_on_disconnect)
+
     async def watch_jobs(
         self,
-        queue: str,
+        wanted: JobFilter,
         *,
-        keep: Callable[[Job], bool],
-        states: Sequence[JobState] = (),
-        ulids: Sequence[str] = (),
         full: bool = False,
         cursor: str = "",
         only_changes: bool = False,
     ) -> AsyncIterator[tuple[Job | CaughtUp | None, str]]:
-        """Yields the jobs of a queue that a filter lets through, as `QueueFeed.watch`.
+        """Yield the jobs of a queue that a filter lets through, as `QueueFeed.watch`.
 
         Raises:
             QueueNotFound: No job was ever submitted to it.
         """
-        if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        async for step in self._feed.watch(
-            queue,
-            keep=keep,
-            states=states,
-            ulids=ulids,
-            full=full,
-            cursor=cursor,
-            only_changes=only_changes,
-        ):
+        if not await self._queues.exists(wanted.queue):
+            raise QueueNotFound(wanted.queue)
+        steps = self._feed.watch(wanted, full=full, cursor=cursor, only_changes=only_changes)
+        async for step in steps:
             yield step
 
     def watch_workers(self) -> AsyncIterator[Worker | CaughtUp | str | None]:
@@ -375,34 +348,9 @@ class Router:
             self._set.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
 
-    def apart(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Has work done to its end, whatever becomes of the call that waits for it."""
-        return self._chores.begin(work)
-
-    def cancel_in_background(self, queue: str, own_ulid: Awaitable[str], reason: str) -> None:
-        """Asks for the end of a job whose caller is gone, once it is known; '' for none."""
-
-        async def cancel() -> None:
-            ulid = await own_ulid
-            if not ulid:
-                return
-            try:
-                await self._set.lanes(queue).cancel.one((ulid, reason))
-            except JobwireError as error:
-                log.warning("job not cancelled", job_id=f"{queue}-{ulid}", error=error.message)
-
-        self._chores.begin(cancel())
-
-    async def retry_job(
-        self,
-        queue: str,
-        ulid: str,
-        reason: str,
-        delay_ms: int,
-        read_facts: Callable[[bytes], RecordFacts],
-    ) -> Job:
-        """Puts a job back after its end (a redrive), as `Bulk.retry_one`."""
-        return await self._bulk.retry_one(queue, ulid, reason, delay_ms, read_facts)
+    async def retry_job(self, queue: str, ulid: str, reason: str, delay_ms: int) -> Job:
+        """Put a job back after its end (a redrive), as `Bulk.retry_one`."""
+        return await self._bulk.retry_one(queue, ulid, reason, delay_ms)
 
     @property
     def bulk(self) -> Bulk:
@@ -453,20 +401,13 @@ class Router:
         """Returns what a worker is to be told of, as `Polls.told`."""
         return await self._polls.told(worker_id)
 
-    async def claim_job(
-        self,
-        worker_id: str,
-        queue: str,
-        ulid: str,
-        read_facts: Callable[[bytes], RecordFacts],
-    ) -> tuple[Assignment, int]:
+    async def claim_job(self, worker_id: str, queue: str, ulid: str) -> tuple[Assignment, int]:
         """Leases one job by id to a worker that may run it.
 
         Args:
             worker_id: A registered worker.
             queue: The job's queue.
             ulid: The job.
-            read_facts: Reads a record.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
@@ -475,7 +416,7 @@ class Router:
                 it.
         """
         job = await self.get_job(queue, ulid, full=False)
-        return await self._claims.claim_job(worker_id, job, read_facts(job.record))
+        return await self._claims.claim_job(worker_id, job, self._records.facts(job.record))
 
     @property
     def stuck_handlers(self) -> int:
@@ -635,9 +576,3 @@ class Router:
         """
         self._directory.hear(worker_id)
         return await self._attempts.confirm_cancel(queue, ulid, worker_id, fencing_token)
-
-    def _poke_for(self, job: NewJob) -> None:
-        now = self.clock.now_ms()
-        waits = [job.delay_ms] if job.delay_ms else []
-        waits += [at - now for at in (job.run_at_ms, job.expires_at_ms, job.deadline_ms) if at]
-        self._set.due_in(job.queue, min(waits))

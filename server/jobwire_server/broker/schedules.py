@@ -11,10 +11,10 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 
 import structlog
 
+from jobwire_server.broker.new_jobs import digest_of
 from jobwire_server.broker.queue_clock import Fired
 from jobwire_server.broker.queue_set import QueueSet
 from jobwire_server.domain.decisions.paging import decode_token, encode_token
@@ -41,8 +41,8 @@ from jobwire_server.domain.errors import (
 from jobwire_server.domain.ids import ulid_from
 from jobwire_server.domain.model import NewJob, RequestId
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.connection.condition import StoreCondition
-from jobwire_server.store.records import scheduled_suffix
 from jobwire_server.store.schedules import (
     Firing,
     Schedule,
@@ -81,6 +81,7 @@ class Schedules:
         new_ulid: Makes ids for jobs that are triggered.
         condition: Of the store.
         settled: Told how many moments were `submitted`, `skipped` or `missed`.
+        records: Stamps the jobs.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class Schedules:
         new_ulid: Callable[[], str],
         settled: Callable[[str, int], None],
         condition: StoreCondition,
+        records: RecordCodec,
     ) -> None:
+        self._records = records
         self._store = store
         self._queues = queues
         self._settings = settings
@@ -270,7 +273,7 @@ class Schedules:
                 found,
                 ulid,
                 now,
-                scheduled_suffix(schedule_id, now, now),
+                self._records.scheduled_stamp(schedule_id, now, now),
                 request,
                 retain_ended_ms(settings, self._options),
                 settings,
@@ -341,7 +344,7 @@ class Schedules:
                 if len(batches[-1]) >= AT_ONCE or bytes_left <= 0:
                     batches.append([])
                     bytes_left = AT_ONCE_BYTES
-                batches[-1].append(_firing(queue, standing, step, now_ms))
+                batches[-1].append(self._firing(queue, standing, step, now_ms))
                 bytes_left -= standing.job_bytes
             steps_left -= len(steps)
             if now_ms - standing.due_ms > LATE_MS:
@@ -369,6 +372,21 @@ class Schedules:
             self._queues.due_in(queue, due_ms - now_ms)
         return written
 
+    def _firing(self, queue: str, standing: Standing, step: Step, now_ms: int) -> Firing:
+        schedule_id, creation_id, version, _, plan, _ = standing
+        if not step.run_ms:
+            return Firing(schedule_id, version, step)
+        identity = identity_of(queue, schedule_id, creation_id, step.run_ms)
+        ready = step.run_ms + jitter_of(plan, identity)
+        return Firing(
+            schedule_id,
+            version,
+            step,
+            ulid_from(step.run_ms, identity),
+            ready if ready > now_ms else 0,
+            self._records.scheduled_stamp(schedule_id, step.run_ms, now_ms),
+        )
+
     def _count(self, firings: Sequence[Firing], outcomes: Sequence[Settled]) -> None:
         submitted = skipped = missed = 0
         for firing, outcome in zip(firings, outcomes, strict=True):
@@ -387,22 +405,6 @@ class Schedules:
             log.warning(words, queue=queue, **facts)
 
 
-def _firing(queue: str, standing: Standing, step: Step, now_ms: int) -> Firing:
-    schedule_id, creation_id, version, _, plan, _ = standing
-    if not step.run_ms:
-        return Firing(schedule_id, version, step)
-    identity = identity_of(queue, schedule_id, creation_id, step.run_ms)
-    ready = step.run_ms + jitter_of(plan, identity)
-    return Firing(
-        schedule_id,
-        version,
-        step,
-        ulid_from(step.run_ms, identity),
-        ready if ready > now_ms else 0,
-        scheduled_suffix(schedule_id, step.run_ms, now_ms),
-    )
-
-
 def _anchored(plan: Plan, created_ms: int) -> Plan:
     return replace(plan, anchor_ms=created_ms) if plan.every_ms and not plan.anchor_ms else plan
 
@@ -412,8 +414,7 @@ def _says_the_same(one: Template, other: Template) -> bool:
 
 
 def _request(schedule_id: str, request_id: str) -> RequestId:
-    asked = f"trigger\n{schedule_id}".encode()
-    return RequestId(request_id, blake2b(asked, digest_size=16).hexdigest())
+    return RequestId(request_id, digest_of(f"trigger\n{schedule_id}".encode()))
 
 
 def _unsettled(queue: str, schedule_id: str) -> StoreUnavailable:

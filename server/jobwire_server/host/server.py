@@ -32,6 +32,7 @@ from jobwire_server.host.settings import Settings
 from jobwire_server.host.shared_port import refused
 from jobwire_server.servicers import SERVICE_NAMES, generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
+from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.store.connection.condition import StoreCondition
 from jobwire_server.store.connection.connect import Connection, connect
 from jobwire_server.store.connection.engine import EmbeddedValkey
@@ -152,6 +153,7 @@ class Application:
         self._router = Router(
             self._connection,
             options,
+            JobSpecRecords(),
             self.server_id,
             moments_settled=self._rpc.settled,
             condition=condition,

@@ -178,9 +178,7 @@ class AdminService:
                 checker.add(f"filter.states[{at}]", text)
         most = bulk.most_jobs(checker, request.max_jobs)
         checker.raise_if_any()
-        steps = self._router.bulk.purge(
-            wanted, convert.record_facts, dry_run=request.dry_run, max_jobs=most
-        )
+        steps = self._router.bulk.purge(wanted, dry_run=request.dry_run, max_jobs=most)
         async for answer in bulk.answers(steps, admin_service_pb2.PurgeJobsResponse):
             yield answer
 

@@ -19,12 +19,12 @@ from jobwire_server.domain.model import (
     Job,
     JobState,
     Queue,
-    RecordFacts,
     Worker,
     WorkerSpec,
 )
 from jobwire_server.servicers import wire
 from jobwire_server.servicers.queue_config import config_to_wire
+from jobwire_server.servicers.records import created_at_ms, without_payload
 from jobwire_server.servicers.status import refusal_of
 
 
@@ -43,32 +43,6 @@ def set_moment(field: Any, ms: int) -> None:
     if ms:
         field.seconds = ms // 1000
         field.nanos = ms % 1000 * 1_000_000
-
-
-def record_facts(record: bytes) -> RecordFacts:
-    """Reads what matching and filters need out of a record."""
-    spec = job_pb2.JobSpec.FromString(record)
-    at = spec.created_at
-    return RecordFacts(
-        operation=spec.operation,
-        requirements=dict(spec.requirements),
-        priority=spec.priority,
-        labels=dict(spec.labels),
-        created_at_ms=at.seconds * 1000 + at.nanos // 1_000_000,
-    )
-
-
-def created_at_ms(record: bytes) -> int:
-    """Reads when a record was accepted."""
-    at = job_pb2.JobSpec.FromString(record).created_at
-    return at.seconds * 1000 + at.nanos // 1_000_000
-
-
-def without_payload(record: bytes) -> bytes:
-    """Returns a record without its payload."""
-    spec = job_pb2.JobSpec.FromString(record)
-    spec.ClearField("payload")
-    return spec.SerializeToString()
 
 
 def job_to_wire(job: Job, *, full: bool) -> Any:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.decisions.filters import JobFilter
-from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.ids import ULID_LENGTH
-from jobwire_server.domain.model import Accepted, Job, NewJob
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import bulk, convert, wire
-from jobwire_server.servicers.batches import Batches, accepted, known_or_refused, response
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
-from jobwire_server.servicers.submission import NotNow, Submissions
-from jobwire_server.servicers.watching import answers, wish_of
+from jobwire_server.servicers.submission import JobChecks, check_batch
+from jobwire_server.servicers.submit_answers import submit_response, submit_results
+from jobwire_server.servicers.watching import answers, job_step, wish_of
 
 MAX_REASON_BYTES = 512
+MAX_BATCH_ID = 56
+"""With `:` and the index of an item behind it, it still is a request id."""
 _LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -29,24 +28,23 @@ class JobService:
 
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
-        self._limits = limits
-        self._submissions = Submissions(limits, router.clock.now_ms, router.new_ulid)
-        self._batches = Batches(router, self._submissions, limits)
+        self._jobs = JobChecks(limits, router.new_jobs, router.clock.now_ms)
 
     async def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: object) -> Any:
         """Accepts one job."""
-        try:
-            job = self._submissions.new_job(request)
-        except NotNow as late:
-            return response(await known_or_refused(self._router, late), late.job)
-        answer = (await self._router.submit(job.queue, (job,)))[0]
-        if type(answer) is Accepted and answer.existing_record is None and answer.state:
-            return wire.accepted(answer.job_id, answer.state, in_batch=False)
-        return response(answer, job)
+        job = self._jobs.check(request)
+        return submit_response(await self._router.submissions.submit_one(job))
 
     async def SubmitJobs(self, request: job_service_pb2.SubmitJobsRequest, context: object) -> Any:
-        """Accepts a batch, item by item."""
-        return wire.SubmitJobsResponse(results=await self._batches.submit(request))
+        """Accept a batch, item by item."""
+        submissions, requests = self._router.submissions, request.requests
+        checker = Checker()
+        if request.request_id:
+            checker.request_id("request_id", request.request_id, MAX_BATCH_ID)
+            checker.raise_if_any()
+        too_many = submissions.check_batch(len(requests), lambda: may_be_repeat(request))
+        answers = await submissions.submit_batch(check_batch(self._jobs, request), too_many)
+        return wire.SubmitJobsResponse(results=submit_results(answers))
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:
         """Returns one job."""
@@ -69,18 +67,13 @@ class JobService:
         full = request.view == job_pb2.JOB_VIEW_FULL
         wanted = JobFilter(
             queue,
+            states=tuple(states),
             operation=request.operation,
             labels=dict(request.labels),
             failure_type=request.failure_type,
         )
         jobs, token = await self._router.listing.page(
-            queue,
-            states,
-            page_size,
-            request.page_token,
-            full=full,
-            scope=_scope(wanted),
-            keep=_keep(wanted),
+            wanted, page_size, request.page_token, full=full
         )
         return wire.ListJobsResponse(
             jobs=[convert.job_to_wire(job, full=full) for job in jobs], next_page_token=token
@@ -96,8 +89,9 @@ class JobService:
         checker.raise_if_any()
         full = request.view != job_pb2.JOB_VIEW_BASIC
         events = self._router.watch_job(queue, ulid, wish)
-        async for answer in answers(events, self._router.clock, full=full):
-            yield answer
+        async with aclosing(answers(events, self._router.clock, full=full)) as stream:
+            async for answer in stream:
+                yield answer
 
     async def RunJob(
         self, request: job_service_pb2.RunJobRequest, context: object
@@ -106,31 +100,12 @@ class JobService:
         checker = Checker()
         wish = wish_of(checker, request)
         checker.raise_if_any()
-        submission: asyncio.Future[Accepted]
-        try:
-            job = self._submissions.new_job(request.submit)
-            # Apart from the call: a caller that goes while it is under way has a job all the same.
-            submission = self._router.apart(self._submit_one(job))
-        except NotNow as late:
-            job = late.job
-            submission = self._router.apart(self._known_one(late))
+        job = self._jobs.check(request.submit)
         full = request.view != job_pb2.JOB_VIEW_BASIC
-        try:
-            one = await asyncio.shield(submission)
-            events = self._router.watch_job(job.queue, one.job_id[-ULID_LENGTH:], wish)
-            async for answer in answers(events, self._router.clock, full=full):
+        events = self._router.run_job(job, wish, cancel_on_disconnect=request.cancel_on_disconnect)
+        async with aclosing(answers(events, self._router.clock, full=full)) as stream:
+            async for answer in stream:
                 yield answer
-        except (asyncio.CancelledError, GeneratorExit):
-            if request.cancel_on_disconnect:
-                own = _own_ulid(submission, job)
-                self._router.cancel_in_background(job.queue, own, "its caller broke off")
-            raise
-
-    async def _submit_one(self, job: NewJob) -> Accepted:
-        return accepted((await self._router.submit(job.queue, (job,)))[0], job)
-
-    async def _known_one(self, late: NotNow) -> Accepted:
-        return accepted(await known_or_refused(self._router, late), late.job)
 
     async def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: object
@@ -149,23 +124,18 @@ class JobService:
             checker.add("only_changes", "can't be combined with a cursor")
         checker.raise_if_any()
         full = request.view == job_pb2.JOB_VIEW_FULL
-        wanted = JobFilter(queue, operation=request.operation, labels=dict(request.labels))
-        async for job, cursor in self._router.watch_jobs(
+        wanted = JobFilter(
             queue,
-            keep=_keep(wanted),
-            states=states,
-            ulids=ulids,
-            full=full,
-            cursor=request.cursor,
-            only_changes=request.only_changes,
-        ):
-            answer = wire.WatchJobsResponse(cursor=cursor)
-            if isinstance(job, Job):
-                answer.job.MergeFrom(convert.job_to_wire(job, full=full))
-            else:
-                convert.set_moment(answer.bookmark.time, self._router.clock.now_ms())
-                answer.bookmark.caught_up = job is not None
-            yield answer
+            states=tuple(states),
+            operation=request.operation,
+            labels=dict(request.labels),
+            ulids=tuple(ulids),
+        )
+        steps = self._router.watch_jobs(
+            wanted, full=full, cursor=request.cursor, only_changes=request.only_changes
+        )
+        async for job, cursor in steps:
+            yield job_step(job, cursor, self._router.clock, full=full)
 
     async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: object) -> Any:
         """Asks for the end of a job."""
@@ -183,7 +153,7 @@ class JobService:
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
         delay_ms = checker.duration_ms("delay", request.delay, 0, TEN_YEARS_MS)
         checker.raise_if_any()
-        job = await self._router.retry_job(queue, ulid, reason, delay_ms, convert.record_facts)
+        job = await self._router.retry_job(queue, ulid, reason, delay_ms)
         return wire.RetryJobResponse(job=convert.job_to_wire(job, full=False))
 
     async def RetryJobs(
@@ -199,7 +169,6 @@ class JobService:
         steps = self._router.bulk.retry(
             wanted,
             reason,
-            convert.record_facts,
             dry_run=request.dry_run,
             max_jobs=most,
             per_second=per_second,
@@ -216,9 +185,7 @@ class JobService:
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
         most = bulk.most_jobs(checker, request.max_jobs)
         checker.raise_if_any()
-        steps = self._router.bulk.cancel(
-            wanted, reason, convert.record_facts, dry_run=request.dry_run, max_jobs=most
-        )
+        steps = self._router.bulk.cancel(wanted, reason, dry_run=request.dry_run, max_jobs=most)
         async for answer in bulk.answers(steps, job_service_pb2.CancelJobsResponse):
             yield answer
 
@@ -230,30 +197,8 @@ def _job_id(job_id: str) -> tuple[str, str]:
     return parts
 
 
-async def _own_ulid(submission: Awaitable[Accepted], job: NewJob) -> str:
-    """Returns the job that a submission made, '' where it made none."""
-    try:
-        accepted = await submission
-    except JobwireError:
-        return ""
-    # A job that holds the unique key in place of this one is not this caller's to end.
-    if job.unique and accepted.existing_record == b"":
-        return ""
-    return accepted.job_id[-ULID_LENGTH:]
-
-
-def _keep(wanted: JobFilter) -> Callable[[Job], bool]:
-    """Returns what says whether a job is wanted."""
-
-    def keep(job: Job) -> bool:
-        facts = convert.record_facts(job.record) if wanted.reads_records else None
-        return wanted.match(job, facts)
-
-    return keep
-
-
-def _scope(wanted: JobFilter) -> str:
-    """Returns what a page token of a listing depends on."""
-    if not wanted.labels and not wanted.failure_type:
-        return wanted.operation
-    return repr((wanted.operation, sorted(wanted.labels.items()), wanted.failure_type))
+def may_be_repeat(request: job_service_pb2.SubmitJobsRequest) -> bool:
+    """Return whether a job of a batch has an id, its own or the batch's."""
+    return bool(
+        request.request_id or any(item.request_id or item.job_id for item in request.requests)
+    )

@@ -11,7 +11,7 @@ from jobwire_server.domain.errors import InvalidRequest
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.schedule_spec import check_spec, to_wire
-from jobwire_server.servicers.submission import Submissions
+from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.schedules import Template
 
 MAX_REASON_BYTES = 512
@@ -24,7 +24,7 @@ class ScheduleService:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._schedules = router.schedules
-        self._submissions = Submissions(limits, router.clock.now_ms, router.new_ulid)
+        self._jobs = JobChecks(limits, router.new_jobs, router.clock.now_ms)
 
     async def CreateSchedule(
         self, request: schedule_service_pb2.CreateScheduleRequest, context: object
@@ -115,7 +115,7 @@ class ScheduleService:
         self, checker: Checker, queue: str, spec: schedule_service_pb2.ScheduleSpec
     ) -> Template:
         now = self._router.clock.now_ms()
-        return check_spec(checker, queue, spec, self._submissions, now)
+        return check_spec(checker, queue, spec, self._jobs, now)
 
 
 def _refusal(checker: Checker) -> InvalidRequest | None:

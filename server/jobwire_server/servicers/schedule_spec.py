@@ -13,9 +13,11 @@ from jobwire_server.domain.decisions.schedules import (
     shortest_distance,
 )
 from jobwire_server.domain.errors import InvalidRequest
+from jobwire_server.domain.model import NotNow
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
-from jobwire_server.servicers.submission import NotNow, Submissions
+from jobwire_server.servicers.records import drop_stamp
+from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.codec import encode_extra
 from jobwire_server.store.schedules import Schedule, Template
 
@@ -28,7 +30,7 @@ def check_spec(
     checker: Checker,
     queue: str,
     spec: schedule_service_pb2.ScheduleSpec,
-    submissions: Submissions,
+    jobs: JobChecks,
     now_ms: int,
 ) -> Template:
     """Returns what a schedule says, ready to be kept; notes what is wrong with it.
@@ -37,7 +39,7 @@ def check_spec(
         checker: Takes the violations.
         queue: That the jobs go to.
         spec: What the schedule says.
-        submissions: Checks its job.
+        jobs: Checks its job.
         now_ms: The store's clock.
     """
     before = len(checker.violations)
@@ -52,17 +54,17 @@ def check_spec(
             )
     job = job_pb2.JobSpec()
     job.CopyFrom(spec.job)
-    for name in (*_FIXED_BY_SCHEDULE, "created_at", "schema_version"):
+    for name in _FIXED_BY_SCHEDULE:
         job.ClearField(name)  # type: ignore[arg-type]
+    drop_stamp(job)
     request = job_service_pb2.SubmitJobRequest(queue=queue, spec=job)
-    try:
-        made = submissions.new_job(request)
-    except NotNow as late:
-        made = late.job
-        _take_over(checker, late.refusal, now=True)
-    except InvalidRequest as error:
-        _take_over(checker, error, now=False)
+    made = jobs.check(request)
+    if isinstance(made, InvalidRequest):
+        _take_over(checker, made, now=False)
         return Template(b"", b"", plan, "", b"", 0, "")
+    if isinstance(made, NotNow):
+        _take_over(checker, made.refusal, now=True)
+        made = made.job
     words = schedule_service_pb2.ScheduleSpec()
     words.CopyFrom(spec)
     words.ClearField("job")

@@ -1,20 +1,18 @@
-"""From a SubmitJobRequest to a job at the door."""
+"""From a SubmitJobRequest to a submission that the broker takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from hashlib import blake2b
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.broker.new_jobs import NewJobs
+from jobwire_server.broker.submissions import Submission
 from jobwire_server.domain.decisions.routing import route_of
-from jobwire_server.domain.errors import AlreadyExists, InvalidRequest
 from jobwire_server.domain.ids import is_job_id_of, is_queue, split_job_id
 from jobwire_server.domain.model import (
-    Accepted,
     NewJob,
+    NotNow,
     RequestId,
     Route,
     UniqueConflict,
@@ -31,9 +29,8 @@ from jobwire_server.servicers.checks import (
     is_operation,
     is_sound,
 )
-from jobwire_server.store.records import RESERVED_LABELS
+from jobwire_server.servicers.records import RESERVED_LABELS, drop_stamp
 
-SCHEMA_VERSION = 1
 MAX_PRIORITY = 255
 MAX_KEY_BYTES = 128
 MAX_PERIOD_MS = 365 * DAY_MS
@@ -42,55 +39,27 @@ _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
 _OPERATION, _PAYLOAD = _FIELDS["operation"], _FIELDS["payload"]
 
 
-class NotNow(InvalidRequest):
-    """A job that is refused for the time or a setting of the server alone: it was right before,
-    perhaps, and accepted then.
-
-    Args:
-        refusal: If it was not.
-        job: To ask for.
-        named: True if the caller gave it an id, so that it can be known.
-    """
-
-    def __init__(self, refusal: InvalidRequest, job: NewJob, named: bool) -> None:
-        super().__init__(refusal.violations)
-        self.refusal = refusal
-        self.job = job
-        self.named = named
-
-
-class Submissions:
-    """Checks submitted jobs and makes their records.
+class JobChecks:
+    """Checks the jobs that requests ask for.
 
     Args:
         limits: What they may hold.
+        new_jobs: Makes jobs of what was checked.
         now_ms: The store's clock.
-        new_ulid: Makes ids.
     """
 
-    def __init__(
-        self, limits: Limits, now_ms: Callable[[], int], new_ulid: Callable[[], str]
-    ) -> None:
+    def __init__(self, limits: Limits, new_jobs: NewJobs, now_ms: Callable[[], int]) -> None:
         self._limits = limits
+        self._new_jobs = new_jobs
         self._now_ms = now_ms
-        self._new_ulid = new_ulid
-        self._stamp_ms = -1
-        self._stamp = b""
 
-    def new_job(self, request: job_service_pb2.SubmitJobRequest, request_id: str = "") -> NewJob:
-        """Returns the job that a request asks for.
+    def check(self, request: job_service_pb2.SubmitJobRequest, request_id: str = "") -> Submission:
+        """Return the job that a request asks for, or what is wrong with it, field by field.
 
         Args:
             request: What to submit.
-            request_id: Its id if it has none of its own, for example by its place in a batch.
-
-        Raises:
-            InvalidRequest: With a violation for each field that is wrong; NotNow if each of them
-                may have been right before.
+            request_id: Its id if it has none of its own, for example by its index in a batch.
         """
-        now = self._now_ms()
-        if now != self._stamp_ms:
-            self._make_stamp(now)
         spec = request.spec
         queue, job_id = request.queue or DEFAULT_QUEUE, request.job_id
         fields = spec.ListFields()
@@ -103,18 +72,18 @@ class Submissions:
             and is_sound(fields[1][1])
             and not request_id
             and not request.request_id
-            and (route := _plain_route(queue, fields[0][1]))
+            # Before the cache, which must not keep megabytes of nonsense.
+            and len(queue) + len(operation := fields[0][1]) <= 256
+            and (route := _route_of_names(queue, operation))
             and (not job_id or is_job_id_of(queue, job_id))
-            and len(record := spec.SerializeToString()) <= self._limits.max_payload_bytes
+            and len(content := spec.SerializeToString()) <= self._limits.max_payload_bytes
         ):
-            return NewJob(
-                job_id or f"{queue}-{self._new_ulid()}", queue, route, 0, record + self._stamp
-            )
-        return self._unusual(request, Checker(), now, request.request_id or request_id)
+            return self._new_jobs.plain(queue, route, content, job_id)
+        return self._unusual(request, Checker(), self._now_ms(), request.request_id or request_id)
 
     def _unusual(
         self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int, request_id: str
-    ) -> NewJob:
+    ) -> Submission:
         spec = request.spec
         operation, priority = spec.operation, spec.priority
         if spec.HasField("payload"):
@@ -131,8 +100,6 @@ class Submissions:
                     "job_id",
                     f"must be {queue}-<26 lower-case ULID characters>, not {job_id[:120]!r}",
                 )
-        else:
-            job_id = f"{queue}-{self._new_ulid()}"
         run_at = delay = expires_at = deadline = timeout = max_output = 0
         trim_output = False
         retry = unique = retention = None
@@ -174,20 +141,18 @@ class Submissions:
             unique = _unique(checker, spec.unique)
         if spec.HasField("retention"):
             retention = checker.duration_ms("spec.retention", spec.retention, 0, TEN_YEARS_MS)
-        spec.ClearField("created_at")
-        spec.ClearField("schema_version")
-        request_key = None
+        drop_stamp(spec)
         if request_id:
             checker.request_id("request_id", request_id)
-            request_key = RequestId(request_id, _digest(spec), bool(request.job_id))
         if not checker.only_now:
-            raise checker.error()
-        job = NewJob(
+            return checker.error()
+        draft = NewJob(
             job_id,
             queue,
             route_of(operation, requirements),
             priority,
-            spec.SerializeToString() + self._stamp,
+            # In one form for one content, which its digest depends on.
+            spec.SerializeToString(deterministic=bool(request_id)),
             # A start in the past is now; the store's clock settles what is close.
             run_at if run_at > now else 0,
             delay,
@@ -197,12 +162,13 @@ class Submissions:
             max_output,
             trim_output,
             deadline,
-            request=request_key,
+            request=RequestId(request_id, "", bool(job_id)) if request_id else None,
             unique=unique,
             retention_ms=retention,
         )
+        job = self._new_jobs.make(draft)
         if checker.violations:
-            raise NotNow(checker.error(), job, bool(request.job_id or request_id))
+            return NotNow(job, checker.error(), bool(job_id or request_id))
         return job
 
     def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:
@@ -214,23 +180,10 @@ class Submissions:
             checker.add("spec.output.overflow", "must be REFUSE or TRIM")
         return policy.max_bytes, policy.overflow == job_pb2.OUTPUT_OVERFLOW_TRIM
 
-    def _make_stamp(self, now_ms: int) -> None:
-        """Serializes the fields that the broker adds to a record; one moment's jobs share them."""
-        moment = Timestamp(seconds=now_ms // 1000, nanos=now_ms % 1000 * 1_000_000)
-        self._stamp = job_pb2.JobSpec(
-            created_at=moment, schema_version=SCHEMA_VERSION
-        ).SerializeToString()
-        self._stamp_ms = now_ms
-
-
-def _plain_route(queue: str, operation: str) -> Route | None:
-    """Returns the route of a job without requirements; None if one of the names is malformed."""
-    # Before the cache, which must not keep megabytes of nonsense.
-    return _route_of_names(queue, operation) if len(queue) + len(operation) <= 256 else None
-
 
 @lru_cache(maxsize=4096)
 def _route_of_names(queue: str, operation: str) -> Route | None:
+    """Return the route of a job without requirements; None if one of the names is malformed."""
     return route_of(operation, {}) if is_queue(queue) and is_operation(operation) else None
 
 
@@ -260,29 +213,9 @@ def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
     )
 
 
-def _digest(spec: job_pb2.JobSpec) -> str:
-    """Returns 32 characters that tell one content from another; what the broker adds is not in
-    it.
-    """
-    return blake2b(spec.SerializeToString(deterministic=True), digest_size=16).hexdigest()
-
-
-def check_same(accepted: Accepted, job: NewJob) -> None:
-    """Checks a repeated submission against the record that its id has.
-
-    Raises:
-        AlreadyExists: The content is another.
-    """
-    if not accepted.existing_record:
-        return  # Written now, or another job's: by the request id or the unique key.
-    specs = [
-        job_pb2.JobSpec.FromString(record) for record in (accepted.existing_record, job.record)
-    ]
-    for spec in specs:
-        spec.ClearField("created_at")
-        spec.ClearField("schema_version")
-    if specs[0] != specs[1]:
-        raise AlreadyExists(
-            f"{job.job_id} was submitted with other content; give the new job an id of its own",
-            metadata={"job_id": job.job_id},
-        )
+def check_batch(jobs: JobChecks, request: job_service_pb2.SubmitJobsRequest) -> list[Submission]:
+    """Return what each request of a batch asks for; with a batch's id, each is named by it."""
+    batch_id = request.request_id
+    if not batch_id:
+        return [jobs.check(item) for item in request.requests]
+    return [jobs.check(item, f"{batch_id}:{at}") for at, item in enumerate(request.requests)]

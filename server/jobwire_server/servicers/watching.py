@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.domain.model import OutputPlace, Written
+from jobwire_server.domain.model import Job, OutputPlace, Written
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.watch.job_watch import WatchWish, decode_cursor, encode_cursor
+from jobwire_server.watch.queue_watch import CaughtUp
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 
 _ALL = job_service_pb2.WATCH_CONTENT_ALL
@@ -52,28 +54,39 @@ async def answers(
     clock: StoreClock,
     *,
     full: bool,
-) -> AsyncIterator[bytes]:
-    """Yields the events of a watch as serialized WatchJobResponses.
+) -> AsyncGenerator[bytes]:
+    """Yield the events of a watch as serialized WatchJobResponses.
 
     RunJobResponse has the same fields, so that these bytes serve both. Messages laid end to end
     are one message, which is how the cursor joins what all watchers share.
     """
-    async for event, revision, place in events:
-        if event is None:
-            body = bookmark(clock)
-        elif isinstance(event, JobEvent):
-            body = event.encoded.get(full) or _encode_job(event, full)
-        else:
-            body = event.encoded or _encode_output(event)
-        cursor = encode_cursor(revision, place).encode()
-        yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor
+    async with aclosing(events) as steps:  # type: ignore[type-var]
+        async for event, revision, place in steps:
+            if event is None:
+                body = _bookmark(clock)
+            elif isinstance(event, JobEvent):
+                body = event.encoded.get(full) or _encode_job(event, full)
+            else:
+                body = event.encoded or _encode_output(event)
+            cursor = encode_cursor(revision, place).encode()
+            yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor
 
 
-def bookmark(clock: StoreClock, *, caught_up: bool = False) -> bytes:
-    """Returns a sign of life."""
+def job_step(job: Job | CaughtUp | None, cursor: str, clock: StoreClock, *, full: bool) -> Any:
+    """Return one step of the watch of a queue."""
+    answer = wire.WatchJobsResponse(cursor=cursor)
+    if isinstance(job, Job):
+        answer.job.MergeFrom(convert.job_to_wire(job, full=full))
+    else:
+        convert.set_moment(answer.bookmark.time, clock.now_ms())
+        answer.bookmark.caught_up = job is not None
+    return answer
+
+
+def _bookmark(clock: StoreClock) -> bytes:
     answer = wire.WatchJobResponse()
     convert.set_moment(answer.bookmark.time, clock.now_ms())
-    answer.bookmark.caught_up = caught_up
+    answer.bookmark.caught_up = False
     serialized: bytes = answer.SerializeToString()
     return serialized
 

@@ -66,9 +66,7 @@ class WorkerService:
         queue, ulid = checker.job_id("job_id", request.job_id) if request.job_id else ("", "")
         checker.raise_if_any()
         if ulid:
-            assignment, lease_ms = await self._router.claim_job(
-                request.worker_id, queue, ulid, convert.record_facts
-            )
+            assignment, lease_ms = await self._router.claim_job(request.worker_id, queue, ulid)
             assignments = [assignment]
             told = await self._router.cancellations(request.worker_id)
         else:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
+from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import CursorCompacted, ServerDraining, WatchLagged
 from jobwire_server.domain.ids import ULID_LENGTH
 from jobwire_server.domain.model import Job, JobState
+from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.watch.job_watch import Hub
 
@@ -113,30 +116,26 @@ class QueueFeed:
     Args:
         hub: Where events come from.
         store: Where jobs are read.
+        records: Reads what jobs are about.
     """
 
-    def __init__(self, hub: Hub, store: JobStore) -> None:
+    def __init__(self, hub: Hub, store: JobStore, records: RecordCodec) -> None:
         self._hub = hub
         self._store = store
+        self._records = records
 
     async def watch(
         self,
-        queue: str,
+        wanted: JobFilter,
         *,
-        keep: Callable[[Job], bool],
-        states: Sequence[JobState],
-        ulids: Sequence[str],
-        full: bool,
-        cursor: str,
-        only_changes: bool,
+        full: bool = False,
+        cursor: str = "",
+        only_changes: bool = False,
     ) -> AsyncIterator[tuple[Job | CaughtUp | None, str]]:
-        """Yields jobs with the cursor behind each; None is a sign of life.
+        """Yield jobs with the cursor behind each; None is a sign of life.
 
         Args:
-            queue: Its name.
-            keep: Says whether a job is wanted, its state apart.
-            states: The states wanted; empty: all.
-            ulids: The jobs wanted; empty: all.
+            wanted: The jobs of one queue. One that leaves the states wanted is told once more.
             full: With payloads, results and attempts.
             cursor: The last one of a former watch; '' to begin.
             only_changes: True: without what is there at the beginning.
@@ -146,15 +145,21 @@ class QueueFeed:
             WatchLagged: Too many changes waited.
             ServerDraining: The server shuts down.
         """
+        queue, states, ulids = wanted.queue, wanted.states, wanted.ulids
         room = await self._hub.enter(queue)
         watcher = QueueWatcher()
         room.many.add(watcher)
-        wanted = set(ulids)
+        named = set(ulids)
         told = Told(states, resumed=bool(cursor))
+        whatever_state = replace(wanted, states=())
 
         def matches(job: Job) -> bool:
             ulid = job.job_id[-ULID_LENGTH:]
-            return (not wanted or ulid in wanted) and keep(job) and told.admits(job)
+            return (
+                (not named or ulid in named)
+                and whatever_state.keeps(job, self._records)
+                and told.admits(job)
+            )
 
         try:
             at = cursor
@@ -181,7 +186,7 @@ class QueueFeed:
                 if watcher.missed:
                     watcher.missed = False
                     since = at
-                    async for job, at in self._catch_up(queue, since, full, told.live | wanted):
+                    async for job, at in self._catch_up(queue, since, full, told.live | named):
                         if job is not None and matches(job):
                             yield job, at
                     continue

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jobwire_server.domain.model import Job, JobState, RecordFacts
+from jobwire_server.domain.records import RecordCodec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class JobFilter:
             self.operation or self.labels or self.submitted_after_ms or self.submitted_before_ms
         )
 
+    def keeps(self, job: Job, records: RecordCodec) -> bool:
+        """Return whether a job is meant; reads its record only where that decides."""
+        return self.match(job, records.facts(job.record) if self.reads_records else None)
+
     def match(self, job: Job, facts: RecordFacts | None) -> bool:
-        """Returns whether a job is meant.
+        """Return whether a job is meant.
 
         Args:
             job: As it stands, `states` and all.

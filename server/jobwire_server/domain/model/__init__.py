@@ -28,6 +28,7 @@ from jobwire_server.domain.model.states import JobState, Outcome, WorkerStatus
 from jobwire_server.domain.model.submissions import (
     Accepted,
     NewJob,
+    NotNow,
     RequestId,
     Route,
     UniqueConflict,
@@ -53,6 +54,7 @@ __all__ = [
     "JobState",
     "LeaseRef",
     "NewJob",
+    "NotNow",
     "Outcome",
     "OutputPlace",
     "Piece",

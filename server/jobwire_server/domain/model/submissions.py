@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from jobwire_server.domain.errors import InvalidRequest
 from jobwire_server.domain.model.attempts import RetryPolicy
 from jobwire_server.domain.model.states import JobState
 from jobwire_server.domain.model.workers import WorkerSpec
@@ -31,7 +32,7 @@ class Route:
 
 
 class UniqueScope(IntEnum):
-    """While which jobs hold a unique key; the numbers are those of the contract."""
+    """How long a job holds its key; the numbers are those of the contract."""
 
     PENDING = 1
     UNFINISHED = 2
@@ -97,6 +98,19 @@ class NewJob(NamedTuple):
     unique: UniqueKey | None = None
     retention_ms: int | None = None
     """How long it is kept after its end, 0 or more; None: as long as the queue says."""
+
+
+class NotNow(NamedTuple):
+    """A job that is refused for the time or a setting of the server alone: it was right before,
+    perhaps, and accepted then.
+    """
+
+    job: NewJob
+    """To look for."""
+    refusal: InvalidRequest
+    """If it was not accepted before."""
+    named: bool
+    """True if the caller gave it an id, so that it can be known."""
 
 
 class Accepted(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the broker adds to the records of scheduled jobs, read back by protobuf."""
+"""What the broker adds to records, read back by protobuf."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobwire.v1 import job_pb2
-from jobwire_server.store.records import due_text, scheduled_suffix
+from jobwire_server.servicers.records import JobSpecRecords, due_text
 
 
 @given(
@@ -15,13 +15,13 @@ from jobwire_server.store.records import due_text, scheduled_suffix
     st.integers(1, 4_000_000_000_000),
     st.binary(max_size=300),
 )
-def test_a_suffix_adds_labels_and_stamp_and_changes_nothing_else(
+def test_the_stamp_of_a_schedules_job_adds_labels_and_changes_nothing_else(
     schedule_id: str, due_ms: int, now_ms: int, data: bytes
 ) -> None:
     spec = job_pb2.JobSpec(operation="work", labels={"own": "1"}, priority=3)
     spec.payload.data = data
     joined = job_pb2.JobSpec.FromString(
-        spec.SerializeToString() + scheduled_suffix(schedule_id, due_ms, now_ms)
+        spec.SerializeToString() + JobSpecRecords().scheduled_stamp(schedule_id, due_ms, now_ms)
     )
     expected = job_pb2.JobSpec()
     expected.CopyFrom(spec)

@@ -1,0 +1,27 @@
+"""What the broker does with records, whose bytes it never reads itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jobwire_server.domain.model import RecordFacts
+
+
+class RecordCodec(Protocol):
+    """Turns fields into the bytes of a record and back.
+
+    A record is the content that a producer wrote, followed by a stamp. Both are in a form in which
+    parts joined end to end are one record, so that fields are added without reading what is there.
+    """
+
+    def stamp(self, created_at_ms: int) -> bytes:
+        """Return what makes content a record: when it was accepted, and the schema's version."""
+
+    def scheduled_stamp(self, schedule_id: str, due_ms: int, created_at_ms: int) -> bytes:
+        """Return the stamp of a schedule's job, which also names the schedule and its moment."""
+
+    def facts(self, record: bytes) -> RecordFacts:
+        """Return what matching and filters need to know."""
+
+    def same_content(self, one: bytes, other: bytes) -> bool:
+        """Return whether two records differ in their stamps alone."""
