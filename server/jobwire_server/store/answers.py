@@ -23,30 +23,30 @@ from jobwire_server.domain.model import (
     NewJob,
     Renewal,
 )
+from jobwire_server.store.codes import Code
 
-_LEASE_GONE = 2
 SUCCEEDED = Completed(JobState.SUCCEEDED)
 
 
 def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:
     """What a job is answered that submit.lua did not write."""
     code, *rest = answer
-    if code == 0:
+    if code == Code.SAME_ID:
         return Accepted(job.job_id, JobState(rest[0]), rest[1])
-    if code == 2:
+    if code == Code.REQUEST_ID_REUSED:
         request_id = job.request.request_id if job.request else ""
         return AlreadyExists(
             f"request_id {request_id} was used for other content within the last 24 hours; give"
             " the new request an id of its own",
             metadata={"job_request_id": request_id},
         )
-    if code == 5:
+    if code == Code.TOO_MANY_PENDING:
         return queue_full(job.queue, "max_pending_jobs", "jobs that wait", limits[0], rest[0])
-    if code == 6:
+    if code == Code.TOO_MANY_BYTES:
         return queue_full(job.queue, "max_live_bytes", "bytes of live jobs", limits[1], rest[0])
     state = JobState(rest[0]) if rest[0] else None
     job_id = f"{job.queue}-{rest[1].decode()}"
-    if code == 4:
+    if code == Code.KEY_TAKEN:
         return UniqueKeyTaken(
             job.unique.key if job.unique else "", job_id, state.name if state else "forgotten"
         )
@@ -88,22 +88,22 @@ def completed(
     if isinstance(answer, int):
         return SUCCEEDED
     code, *rest = answer
-    if code == 0:
+    if code == Code.DONE:
         return Completed(JobState(rest[0]), rest[1], repeated=len(rest) > 2)
     job_id = f"{queue}-{ulid}"
-    return LeaseLost(job_id, fencing_token) if code == _LEASE_GONE else JobNotFound(job_id)
+    return LeaseLost(job_id, fencing_token) if code == Code.LEASE_LOST else JobNotFound(job_id)
 
 
 def renewal(queue: str, ulid: str, fencing_token: int, answer: list[int | bytes]) -> Renewal:
     """What a report is answered."""
     job_id = f"{queue}-{ulid}"
     code = answer[0]
-    if code in (1, 2):
+    if code in (Code.NOT_FOUND, Code.LEASE_LOST):
         return Renewal(lost=True)
-    if code == 3:
+    if code == Code.OUTPUT_GAP:
         return Renewal(False, refusal=OutputGap(job_id, int(answer[1])))
-    if code:
-        whose = job_id if code == 4 else f"the queue {queue}"
+    if code != Code.DONE:
+        whose = job_id if code == Code.OUTPUT_FULL else f"the queue {queue}"
         text = f"the output of {whose} is full: it keeps at most {answer[1]!r} bytes"
         return Renewal(False, refusal=OutputFull(text))
     _, lease_end, cancel_deadline, reason = answer

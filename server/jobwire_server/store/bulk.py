@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
 from jobwire_server.domain.model import JobState
 from jobwire_server.store import keys
+from jobwire_server.store.codes import Code
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 
@@ -53,15 +54,15 @@ class BulkStore:
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):
             job_id = f"{queue}-{item.ulid}"
-            if code == 1:
+            if code == Code.NOT_FOUND:
                 results.append(JobNotFound(job_id))
-            elif code == 2:
+            elif code == Code.WRONG_STATE:
                 results.append(not_redrivable(job_id, JobState(rest[0])))
-            elif code == 4:
+            elif code == Code.KEY_TAKEN:
                 holder = JobState(rest[0]).name if rest[0] else "forgotten"
                 results.append(UniqueKeyTaken("", f"{queue}-{rest[1].decode()}", holder))
             else:
-                results.append(Redriven(JobState(rest[0]), code == 0))
+                results.append(Redriven(JobState(rest[0]), code == Code.DONE))
         return results
 
     async def forget(self, queue: str, jobs: Sequence[tuple[str, int]]) -> list[bool]:

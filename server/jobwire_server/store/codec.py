@@ -7,8 +7,9 @@ failures, `c` crashes, `i` interruptions, `l` lost deliveries, `rt` route, `p` p
 `g` progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
 execution timeout, `ex` expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry
 policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest redrive, `b`
-bytes of the record, `uk` unique key, `kp` retention of its own, `y` 1 where there may be one of
-`xt`, `dl`, `kp`, `uk` and `ck`. Times are Unix ms.
+bytes of the record, `uk` unique key, `kp` retention of its own, `oe` end of the output, `of` where
+what is left of it begins, `ob` its bytes, `ol` its limit, `ot` 1 where the oldest is dropped above
+that, `y` 1 where there may be one of `xt`, `dl`, `kp`, `uk` and `ck`. Times are Unix ms.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from jobwire_server.store.answers import (
     not_written,
     renewal,
 )
+from jobwire_server.store.codes import Code
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 _PLAIN = tuple(NewJob._field_defaults.values())
@@ -256,11 +257,11 @@ class JobStore:
         args: list[Argument] = [self._shift, ulid, worker_id, lease_ms, route_id, priority]
         code, *rest = await self._runner.run("claim_job", keys.queue_prefix(queue), args)
         job_id = f"{queue}-{ulid}"
-        if code == 0:
+        if code == Code.DONE:
             return Assignment(job_id, *rest)
-        if code == 1:
+        if code == Code.NOT_FOUND:
             raise JobNotFound(job_id)
-        if code == 2:
+        if code == Code.WRONG_STATE:
             state = JobState(rest[0])
             raise WrongState(
                 f"{job_id} is {state.name}; only a PENDING job can be claimed",
@@ -309,7 +310,7 @@ class JobStore:
         answers = await self._runner.run("end_attempt", keys.queue_prefix(queue), args)
         return [
             None
-            if answer[0] == 3
+            if answer[0] == Code.STATE_CHANGED
             else completed(queue, end.job.job_id[-26:], end.job.fencing_token, answer)
             for end, answer in zip(ends, answers, strict=True)
         ]
@@ -361,14 +362,14 @@ class JobStore:
         results: list[JobState | JobwireError] = []
         for (ulid, _), (code, *state) in zip(jobs, answers, strict=True):
             job_id = f"{queue}-{ulid}"
-            if code == 1:
+            if code == Code.NOT_FOUND:
                 results.append(JobNotFound(job_id))
-            elif code == 2:
+            elif code == Code.WRONG_STATE:
                 name = JobState(state[0]).name
                 results.append(
                     WrongState(f"{job_id} has finished: it is {name}", metadata={"state": name})
                 )
-            elif code == 3:
+            elif code == Code.STATE_CHANGED:
                 name = JobState(state[0]).name
                 results.append(
                     WrongState(f"{job_id} has moved on: it is {name}", metadata={"state": name})
@@ -424,12 +425,12 @@ class JobStore:
         code, last, *entries = await self._runner.run(
             "log", keys.queue_prefix(queue), [after, most]
         )
-        if code == 1:
+        if code == Code.LOG_COMPACTED:
             raise CursorCompacted(
                 f"the event log of {queue} does not reach back to the cursor; watch again"
                 " without one"
             )
-        if code == 2:
+        if code == Code.NO_LOG:
             return None
         ulids = [
             entry[at : at + ULID_LENGTH].decode()

@@ -21,6 +21,7 @@ from jobwire_server.domain.model import (
 )
 from jobwire_server.store import codec, keys
 from jobwire_server.store.answers import not_written
+from jobwire_server.store.codes import Code
 from jobwire_server.store.scripts import Argument, ScriptRunner
 
 LIST_BYTES = 4 << 20
@@ -110,13 +111,13 @@ class Firing(NamedTuple):
 
 
 class Settled(IntEnum):
-    """What became of a step; the numbers are those of fire.lua."""
+    """What became of a step."""
 
-    SUBMITTED = 0
-    PASSED = 1
-    SKIPPED = 2
-    CHANGED = 3
-    HELD_BACK = 4
+    SUBMITTED = Code.DONE
+    PASSED = Code.RUN_PASSED
+    SKIPPED = Code.RUN_SKIPPED
+    CHANGED = Code.SCHEDULE_CHANGED
+    HELD_BACK = Code.RUN_HELD_BACK
 
 
 _ACTIONS = {Overlap.SKIP: "skip", Overlap.ALLOW: "allow", Overlap.CANCEL_PREVIOUS: "cancel"}
@@ -194,7 +195,7 @@ class ScheduleStore:
         args: list[Argument] = [schedule_id, standing, due_ms or ""]
         for item in fields.items():
             args += item
-        return bool(await self._run("schedule_write", queue, args) == 0)
+        return bool(await self._run("schedule_write", queue, args) == Code.DONE)
 
     async def delete(self, queue: str, schedule_id: str) -> bool:
         """Removes a schedule; True if there was one."""
@@ -271,7 +272,7 @@ class ScheduleStore:
             *(ulid, moment_ms, suffix, extra),
         ]
         code, *answers = await self._run("trigger", queue, args)
-        if code:
+        if code == Code.SCHEDULE_CHANGED:
             return None
         job = NewJob(
             f"{queue}-{ulid}",

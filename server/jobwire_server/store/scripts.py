@@ -1,6 +1,9 @@
 """Loading and running the Lua scripts.
 
-A script is a file of lua/, its `--include` lines replaced by the files of lua/include/.
+A script is a file of lua/. The files of lua/include/ that its `--include` line lists follow that
+line; the names in the files of lua/constants/ that its `--constants` line lists are replaced by
+their values. As locals they would cost every call, which runs the whole file and hands each of its
+functions what that uses.
 It is called by its digest; a store that does not know it (restarted, failed over, flushed) gets the
 source once.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -88,17 +92,33 @@ class Script:
     """
 
 
+_LUA = files(__package__) / "lua"
+_CONSTANT = re.compile(r"\b[A-Z][A-Z_]+\b")
+
+
+@cache
+def constants(name: str) -> dict[str, str]:
+    """Return the constants of lua/constants/<name>.lua with their values, as Lua spells them."""
+    source = (_LUA / "constants" / f"{name}.lua").read_text("utf-8")
+    declared = re.findall(r"^local (.+) = (.+)$", source, re.MULTILINE)
+    pairs = [(left.split(", "), right.split(", ")) for left, right in declared]
+    return {key: value for keys, values in pairs for key, value in zip(keys, values, strict=True)}
+
+
 @cache
 def load(name: str) -> Script:
-    """Reads lua/<name>.lua and puts its includes in place."""
-    folder = files(__package__) / "lua"
-    lines = []
-    for line in (folder / f"{name}.lua").read_text("utf-8").splitlines():
+    """Read lua/<name>.lua and put its includes and constants in place."""
+    lines: list[str] = []
+    values: dict[str, str] = {}
+    for line in (_LUA / f"{name}.lua").read_text("utf-8").splitlines():
         lines.append(line)
+        if line.startswith("--constants "):
+            for part in line.split()[1:]:
+                values |= constants(part)
         if line.startswith("--include "):
             for part in line.split()[1:]:
-                lines.append((folder / "include" / f"{part}.lua").read_text("utf-8").rstrip())
-    source = "\n".join(lines) + "\n"
+                lines.append((_LUA / "include" / f"{part}.lua").read_text("utf-8").rstrip())
+    source = _CONSTANT.sub(lambda found: values.get(found[0], found[0]), "\n".join(lines) + "\n")
     digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, digest, "no-writes" not in lines[0] and name not in UNWAITED)
 
@@ -110,8 +130,7 @@ def _forms(script: Script, key: str, args: Sequence[Argument]) -> tuple[Words, W
 
 def names() -> list[str]:
     """Returns the names of all scripts, sorted."""
-    folder = files(__package__) / "lua"
-    return sorted(entry.name[:-4] for entry in folder.iterdir() if entry.name.endswith(".lua"))
+    return sorted(entry.name[:-4] for entry in _LUA.iterdir() if entry.name.endswith(".lua"))
 
 
 class ScriptRunner:

@@ -59,7 +59,7 @@ class UpkeepStore:
             leases_until_ms: The store's time after which the call comes too late to tell which
                 leases have ended; 0 to leave them alone.
         """
-        now, more, next_due, config, *overdue = await self._runner.run(
+        now, more, tidied, next_due, config, *overdue = await self._runner.run(
             "tick",
             keys.queue_prefix(queue),
             [self._shift, most, retention_ms, sample_ms, samples, leases_until_ms],
@@ -67,8 +67,8 @@ class UpkeepStore:
         parts = [part.decode() for part in overdue]
         named = list(zip(parts[::2], parts[1::2], strict=True))
         return Tick(
-            more == 1,
-            more != 0,
+            bool(more),
+            bool(more or tidied),
             now,
             next_due,
             [item for item in named if item[0] != "schedule"],

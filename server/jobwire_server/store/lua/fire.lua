@@ -11,22 +11,27 @@
 --   if it is over), moments before this one that were missed, what is to be done: 'pass' no job | 'allow' a job |
 --   'skip' a job unless an earlier one has not ended | 'cancel' a job, and earlier ones are cancelled,
 --   then of the job: ulid, the moment that it runs for, when it becomes ready ('' at once, Unix ms), what is appended to its record
--- Returns {now, the earliest moment of any schedule or 0, then for each a code}: 0 a job was submitted | 1 passed without a job |
---   2 left out because of an earlier job or the holder of its unique key | 3 the schedule is not what was decided on: nothing done |
---   4 the queue is at its limit: nothing done
---include clock ready tally chunks holder unique terminal identity enter cancel runs
+-- Returns {now, the earliest moment of any schedule or 0, then for each a code}: DONE a job was submitted | RUN_PASSED without a job |
+--   RUN_SKIPPED because of an earlier job or the holder of its unique key | SCHEDULE_CHANGED since the decision: nothing done |
+--   RUN_HELD_BACK the queue is at its limit: nothing done
+--constants states codes
+--include clock fields start ready tally signals chunks state holder unique terminal identity room admit enter cancel runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
 local codes, jobs, places = {}, {}, {}
 local known, stands = {}, {}
+local read_schedule = reader_of({
+  creation_id = 'cid', revision = 'rev', due = 'due', route = 'rt', priority = 'p', extra = 'x', descriptor = 'rd',
+})
 
--- The code of a moment whose job was entered. One that is there already is its own, and may have been noted.
+-- Returns the code of a moment whose job was entered. A job that exists already is its own, and may have been noted.
 local function settled(entry, id, ulid)
-  if type(entry) == 'number' then return 0 end
-  if entry[1] == 0 then return was_noted(P, id, ulid) and 1 or 0 end
-  return entry[1] >= 5 and 4 or 2
+  if type(entry) == 'number' then return DONE end
+  local code = entry[1]
+  if code == SAME_ID then return was_noted(P, id, ulid) and RUN_PASSED or DONE end
+  return (code == TOO_MANY_PENDING or code == TOO_MANY_BYTES) and RUN_HELD_BACK or RUN_SKIPPED
 end
 
 for at = 6, #ARGV, 10 do
@@ -34,27 +39,27 @@ for at = 6, #ARGV, 10 do
   local key = P .. 'schedule:' .. id
   local found = known[id]
   if not found then
-    found = redis.call('HMGET', key, 'cid', 'rev', 'due', 'rt', 'p', 'x', 'rd')
+    found = read_schedule(key)
     known[id] = found
     -- Where the schedule will stand when the items before this one are done.
-    stands[id] = found[3]
+    stands[id] = found.due
   end
-  if not found[1] or found[1] .. '.' .. found[2] ~= expected or stands[id] ~= due then
-    codes[at] = 3
+  if not found.creation_id or found.creation_id .. '.' .. found.revision ~= expected or stands[id] ~= due then
+    codes[at] = SCHEDULE_CHANGED
   else
     stands[id] = ARGV[at + 3]
     local earlier = (action == 'skip' or action == 'cancel') and unfinished_runs(P, id) or {}
     if action == 'pass' then
-      codes[at] = 1
+      codes[at] = RUN_PASSED
     elseif action == 'skip' and #earlier > 0 then
-      codes[at] = 2
+      codes[at] = RUN_SKIPPED
     else
       for _, ulid in ipairs(earlier) do cancel_job(P, ulid, 'the next run of its schedule is due', '', now, grace, retention) end
       local record = redis.call('HGET', key, 'job') .. ARGV[at + 9]
       local size = #jobs
-      jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found[4], found[5]
-      jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], found[6], record
-      redis.call('HSETNX', P .. 'routes', found[4], found[7])
+      jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found.route, found.priority
+      jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], found.extra, record
+      redis.call('HSETNX', P .. 'routes', found.route, found.descriptor)
       places[#places + 1] = at
     end
   end
@@ -69,14 +74,14 @@ for at = 6, #ARGV, 10 do
   local id, code = ARGV[at], codes[at]
   local key = P .. 'schedule:' .. id
   -- What follows a moment that is held back waits for it.
-  if held[id] and code ~= 3 then code = 4 end
-  if code == 4 then held[id] = true end
-  if code < 3 then
+  if held[id] and code ~= SCHEDULE_CHANGED then code = RUN_HELD_BACK end
+  if code == RUN_HELD_BACK then held[id] = true end
+  if code == DONE or code == RUN_PASSED or code == RUN_SKIPPED then
     if tonumber(ARGV[at + 4]) > 0 then redis.call('HINCRBY', key, 'm', ARGV[at + 4]) end
-    if code == 0 then
+    if code == DONE then
       note_run(P, id, ARGV[at + 7], now, ARGV[at + 6], false)
       redis.call('HSET', key, 'last', ARGV[at + 6])
-    elseif code == 2 then
+    elseif code == RUN_SKIPPED then
       redis.call('HINCRBY', key, 'k', 1)
     end
     if ARGV[at + 3] == '' then
@@ -90,7 +95,7 @@ for at = 6, #ARGV, 10 do
   answer[#answer + 1] = code
 end
 publish_tally(P)
-announce_ready(P)
+publish_ready(P)
 publish_signals(P)
 local head = redis.call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
 answer[2] = tonumber(head[2] or 0)

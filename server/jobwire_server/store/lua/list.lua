@@ -7,11 +7,11 @@
 -- ARGV[4] last id seen there ('' none)   ARGV[5] its place: a score, for a LIST its index, '' where the id is enough
 -- Returns {source, last, place, then the ids}: where to go on; source '' after the last page
 --   Ids of stale entries are among them; the reader compares the state.
+--constants states
 
 local P = KEYS[1]
 local state, most, source, last, place = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
-local PENDING = 2
-local KEY = { [1] = 'scheduled' }
+local KEY = { [SCHEDULED] = 'scheduled' }
 
 -- From a ZSET, in the order of (score, id), which is the order of the set itself.
 local function from_zset(key)
@@ -69,7 +69,7 @@ end
 
 if state ~= PENDING then
   local ids, at, score
-  if state == 3 or state == 4 then
+  if state == RUNNING or state == CANCELLING then
     ids, at, score = from_leases()
   else
     ids, at, score = from_zset(P .. (KEY[state] or 'done:' .. state))

@@ -13,9 +13,10 @@
 -- then for each item eight and its pieces: ulid, worker, fencing token, lease in ms, report ('' renews and records none),
 --   checkpoint ('' no change | '=' and the new one, which may be empty), offset of the output, number of its pieces, and as often:
 --   kind and channel, content
--- Returns for each item {code, lease end, cancel deadline, cancel reason}: code 0 done | 1 not found | 2 lease lost
---   | {3, expected offset} the output leaves a gap | {4, limit} the job's output is full | {5, limit} the queue's is;
+-- Returns for each item {DONE, lease end, cancel deadline, cancel reason} | {NOT_FOUND} | {LEASE_LOST}
+--   | {OUTPUT_GAP, expected offset} the output leaves a gap | {OUTPUT_FULL, limit} of the job | {QUEUE_OUTPUT_FULL, limit} of the queue;
 --   the cancel deadline is 0 unless the job is CANCELLING
+--constants states codes
 --include clock numbers tally chunks output
 
 local P = KEYS[1]
@@ -27,12 +28,11 @@ local at = 2 + 2
 while at <= #ARGV do
   local ulid, pieces = ARGV[at], tonumber(ARGV[at + 7])
   local key, first = P .. 'j:' .. ulid, at + 8
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'cd', 'ca')
-  local state = job[1]
+  local state, token, worker, revision, cancel_deadline, cancel_reason = unpack(redis.call('HMGET', key, 's', 't', 'w', 'v', 'cd', 'ca'))
   if not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
-    answer[#answer + 1] = { 1 }
-  elseif (state ~= '3' and state ~= '4') or job[2] ~= ARGV[at + 2] or job[3] ~= ARGV[at + 1] then
-    answer[#answer + 1] = { 2 }
+    answer[#answer + 1] = { NOT_FOUND }
+  elseif (state ~= RUNNING_TEXT and state ~= CANCELLING_TEXT) or token ~= ARGV[at + 2] or worker ~= ARGV[at + 1] then
+    answer[#answer + 1] = { LEASE_LOST }
   else
     local refused = pieces > 0
       and write_output(P, ulid, tonumber(ARGV[at + 6]), first, pieces, tonumber(ARGV[2]), tonumber(ARGV[3]), now)
@@ -41,7 +41,7 @@ while at <= #ARGV do
     else
       local lease_end = now + ARGV[at + 3]
       if ARGV[at + 4] ~= '' then
-        redis.call('HSET', key, 'v', successor(job[4]), 'g', ARGV[at + 4], 'u', now_text)
+        redis.call('HSET', key, 'v', successor(revision), 'g', ARGV[at + 4], 'u', now_text)
       end
       if ARGV[at + 4] ~= '' then tally.changed[#tally.changed + 1] = ulid end
       if ARGV[at + 5] == '=' then
@@ -54,12 +54,12 @@ while at <= #ARGV do
       if pieces > 0 then written[#written + 1] = ulid end
       leases[#leases + 1] = text_of(lease_end)
       leases[#leases + 1] = ulid
-      if state == '4' then
+      if state == CANCELLING_TEXT then
         -- This answer tells it.
-        redis.call('SREM', P .. 'cancels:' .. ARGV[at + 1], ulid)
-        answer[#answer + 1] = { 0, lease_end, tonumber(job[5] or now), job[6] or '' }
+        redis.call('SREM', P .. 'cancels:' .. worker, ulid)
+        answer[#answer + 1] = { DONE, lease_end, tonumber(cancel_deadline or now), cancel_reason or '' }
       else
-        answer[#answer + 1] = { 0, lease_end, 0, '' }
+        answer[#answer + 1] = { DONE, lease_end, 0, '' }
       end
     end
   end

@@ -5,6 +5,7 @@
 -- ARGV[2] detail 0|1: with 1 also the oldest ready job and the samples
 -- Returns {now, paused 0|1, counts as fields and values, totals as fields and values,
 --   since when the oldest ready job is ready in Unix ms or 0, its record where only that tells, samples, config as fields and values, usage as fields and values}
+--constants states
 --include clock
 
 local P = KEYS[1]
@@ -18,11 +19,11 @@ local LOOK = 32
 local function consider(ids)
   for _, ulid in ipairs(ids) do
     if oldest and ulid >= oldest then return end
-    local job = redis.call('HMGET', P .. 'j:' .. ulid, 's', 'ps')
-    if not job[1] or job[1] == '2' then
+    local state, ready_since = unpack(redis.call('HMGET', P .. 'j:' .. ulid, 's', 'ps'))
+    if not state or state == PENDING_TEXT then
       local found = redis.call('GET', P .. 'r:' .. ulid)
       if found then
-        oldest, since, record = ulid, tonumber(job[2] or 0), job[2] and '' or found
+        oldest, since, record = ulid, tonumber(ready_since or 0), ready_since and '' or found
         return
       end
     end

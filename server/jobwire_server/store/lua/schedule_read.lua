@@ -7,10 +7,11 @@
 -- Returns {now, the earliest moment of any schedule or 0, then for each: '' if there is none,
 --   with 0 {creation id, revision, moment that it is due at or '', plan, bytes of its job},
 --   with 1 {fields and values of its HASH, its latest runs}}
---include clock
+--include clock fields
 
 local P = KEYS[1]
 local head = redis.call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
+local read_schedule = reader_of({ creation_id = 'cid', revision = 'rev', due = 'due', plan = 'plan' })
 local answer = { clock_ms(ARGV[1]), tonumber(head[2] or 0) }
 
 for at = 3, #ARGV do
@@ -20,8 +21,10 @@ for at = 3, #ARGV do
     local fields = redis.call('HGETALL', key)
     if #fields > 0 then row = { fields, redis.call('LRANGE', P .. 'runs:' .. ARGV[at], 0, -1) } end
   else
-    local fields = redis.call('HMGET', key, 'cid', 'rev', 'due', 'plan')
-    if fields[1] then row = { fields[1], fields[2], fields[3] or '', fields[4], redis.call('HSTRLEN', key, 'job') } end
+    local found = read_schedule(key)
+    if found.creation_id then
+      row = { found.creation_id, found.revision, found.due or '', found.plan, redis.call('HSTRLEN', key, 'job') }
+    end
   end
   answer[#answer + 1] = row
 end

@@ -8,18 +8,22 @@
 -- ARGV[2] creation id, revision, and the moment that it must stand at ('' for none), with '.' between; '' if there must be no schedule
 -- ARGV[3] next moment, Unix ms; '' for none
 -- then fields of the HASH that change, each followed by its value
--- Returns 0 written | 1 there is none | 2 it is not what the change was made from
+-- Returns DONE | NOT_FOUND there is none | SCHEDULE_CHANGED it is not what the change was made from
+--constants codes
+--include fields
+
 local P = KEYS[1]
 local id, expected, due = ARGV[1], ARGV[2], ARGV[3]
 local key = P .. 'schedule:' .. id
-local found = redis.call('HMGET', key, 'cid', 'rev', 'due')
+local read_schedule = reader_of({ creation_id = 'cid', revision = 'rev', due = 'due' })
+local found = read_schedule(key)
 
 if expected == '' then
-  if found[1] then return 2 end
-elseif not found[1] then
-  return 1
-elseif found[1] .. '.' .. found[2] .. '.' .. (found[3] or '') ~= expected then
-  return 2
+  if found.creation_id then return SCHEDULE_CHANGED end
+elseif not found.creation_id then
+  return NOT_FOUND
+elseif found.creation_id .. '.' .. found.revision .. '.' .. (found.due or '') ~= expected then
+  return SCHEDULE_CHANGED
 end
 
 redis.call('HSET', key, unpack(ARGV, 4))
@@ -32,4 +36,4 @@ else
   redis.call('HSET', key, 'due', due)
   redis.call('ZADD', P .. 'due', due, id)
 end
-return 0
+return DONE

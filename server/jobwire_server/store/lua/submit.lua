@@ -25,10 +25,12 @@
 --     j 1 if the producer chose the ulid; u scope and name of the unique key, t its period in ms, c what happens on a conflict: 1 the
 --     holder is answered, 2 a refusal, 3 a holder that never started is replaced), record
 -- Returns {now in Unix ms, then for each job its state, or
---   {0, state, record} of the job that had its id before | {1, state, ulid} of the job that its request id stands for, state 0 if that
---   is forgotten | {2} its request id was used for other content | {3, state, ulid} of the holder of its unique key, which is answered |
---   {4, state, ulid} of the holder, which refuses it | {5, jobs that wait} | {6, live bytes} the queue is at its limit}
---include clock ready tally chunks holder unique terminal identity enter
+--   {SAME_ID, state, record} of the job that has its id | {SAME_REQUEST, state, ulid} of the job that its request id stands for, state
+--   0 if that is forgotten | {REQUEST_ID_REUSED} its request id was used for other content | {KEY_HOLDER, state, ulid} of the job that
+--   holds its unique key, which is the answer | {KEY_TAKEN, state, ulid} of the holder, for which it is refused |
+--   {TOO_MANY_PENDING, jobs that wait} | {TOO_MANY_BYTES, live bytes} the queue is at its limit}
+--constants states codes
+--include clock start ready tally chunks state holder unique terminal identity room admit enter
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -41,6 +43,6 @@ if tally.totals.submitted then
     redis.call('HSETNX', P .. 'routes', ARGV[at], ARGV[at + 1])
   end
   publish_tally(P)
-  announce_ready(P)
+  publish_ready(P)
 end
 return answer

@@ -10,12 +10,12 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] retention of jobs that have none of their own, ms
 -- then for each item four: ulid, worker, fencing token, result ('' for an empty one)
--- Returns for each item 0 done now, or {code, state, due, 1}: code 0 what the caller was answered before for the end of this attempt |
---   1 not found | 2 lease lost
---include clock numbers tally chunks holder unique recorded
+-- Returns for each item DONE now, or {code, state, due, 1}: DONE what the caller was answered before for the end of this attempt |
+--   NOT_FOUND | LEASE_LOST
+--constants states codes
+--include clock numbers tally chunks state holder unique recorded
 
 local P = KEYS[1]
-local SCHEDULED, RUNNING, CANCELLING, SUCCEEDED = 1, 3, 4, 5
 local now = clock_ms(ARGV[1])
 local now_text, usual_purge_at = text_of(now), text_of(now + ARGV[2])
 local changed = tally.changed
@@ -25,40 +25,42 @@ local SHORT = 64
 local answer = {}
 local done, leases, held, timers = {}, {}, {}, {}
 local live, ended = 0, 0
-local NOTHING = {}
 
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 't', 'w', 'v', 'b', 'y')
-  local state = tonumber(job[1])
+  local state, token, holder, revision, bytes, has_rare = unpack(redis.call('HMGET', key, 's', 't', 'w', 'v', 'b', 'y'))
+  state = tonumber(state)
   if not state then
-    answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and 2 or 1 }
-  elseif job[2] ~= ARGV[at + 2] or job[3] ~= worker then
-    answer[#answer + 1] = recorded_end(P, ulid, ARGV[at + 2], worker) or { 2 }
+    answer[#answer + 1] = { redis.call('EXISTS', P .. 'r:' .. ulid) == 1 and LEASE_LOST or NOT_FOUND }
+  elseif token ~= ARGV[at + 2] or holder ~= worker then
+    answer[#answer + 1] = recorded_end(P, ulid, ARGV[at + 2], worker) or { LEASE_LOST }
   elseif state ~= RUNNING and state ~= CANCELLING then
     answer[#answer + 1] = state ~= SUCCEEDED and recorded_end(P, ulid, ARGV[at + 2], worker)
-      or { 0, state, state == SCHEDULED and tonumber(redis.call('HGET', key, 'd')) or 0, 1 }
+      or { DONE, state, state == SCHEDULED and tonumber(redis.call('HGET', key, 'd')) or 0, 1 }
   else
     local result = ARGV[at + 3]
-    -- Most jobs have nothing of the kind, and every field that is looked for costs.
-    local rare = job[6] and redis.call('HMGET', key, 'xt', 'dl', 'kp', 'uk', 'ck') or NOTHING
-    local purge_at = rare[3] and text_of(now + rare[3]) or usual_purge_at
+    -- Most jobs have none of these, and every field that is looked for costs.
+    local timeout, deadline, own_retention, unique, checkpoint
+    if has_rare then
+      timeout, deadline, own_retention, unique, checkpoint = unpack(redis.call('HMGET', key, 'xt', 'dl', 'kp', 'uk', 'ck'))
+    end
+    local purge_at = own_retention and text_of(now + own_retention) or usual_purge_at
     -- A claim of a former release did not note the size of the record.
-    local size = job[5] or redis.call('STRLEN', P .. 'r:' .. ulid)
+    local size = bytes or redis.call('STRLEN', P .. 'r:' .. ulid)
     live, ended = live + size, ended + size + #result
     if #result > SHORT then
       redis.call('SET', P .. 'x:' .. ulid, result)
-      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at, 'x', '1')
+      redis.call('HSET', key, 's', SUCCEEDED_TEXT, 'v', successor(revision), 'e', now_text, 'pg', purge_at, 'x', '1')
     elseif result ~= '' then
-      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at, 'r', result)
+      redis.call('HSET', key, 's', SUCCEEDED_TEXT, 'v', successor(revision), 'e', now_text, 'pg', purge_at, 'r', result)
     else
-      redis.call('HSET', key, 's', '5', 'v', successor(job[4]), 'e', now_text, 'pg', purge_at)
+      redis.call('HSET', key, 's', SUCCEEDED_TEXT, 'v', successor(revision), 'e', now_text, 'pg', purge_at)
     end
-    if rare[4] then free_key(P, rare[4], ulid) end
-    if rare[1] then timers[#timers + 1] = 't' .. ulid end
-    if rare[2] then timers[#timers + 1] = 'd' .. ulid end
-    if rare[5] then
+    if unique then free_key(P, unique, ulid) end
+    if timeout then timers[#timers + 1] = 't' .. ulid end
+    if deadline then timers[#timers + 1] = 'd' .. ulid end
+    if checkpoint then
       redis.call('UNLINK', P .. 'c:' .. ulid)
       redis.call('HDEL', key, 'ck')
     end
@@ -77,7 +79,7 @@ for at = 3, #ARGV, 4 do
     mine[#mine + 1] = ulid
     changed[#changed + 1] = ulid
     counted[state] = counted[state] + 1
-    answer[#answer + 1] = 0
+    answer[#answer + 1] = DONE
   end
 end
 

@@ -1,26 +1,29 @@
 #!lua flags=allow-oom
 -- tick.lua: what the clock does to a queue: SCHEDULED -> PENDING when due, SCHEDULED or PENDING -> EXPIRED, or FAILED at
--- the job's deadline. Attempts that the clock ends are only named, because the decision about them is made outside and applied by end_attempt.lua. Entries of jobs that are no
--- longer PENDING are dropped from the fronts of some routes, for those that no worker serves.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: due (schedule_write.lua) r:<ulid> j:<ulid> scheduled timers leases l:<route> z:<route> ready counts totals config
---           done:6 done:8 (end_attempt.lua)
+-- the job's deadline. Attempts that the clock ends are only named, because the decision about them is made outside and applied by
+-- end_attempt.lua. Entries of jobs that are no longer PENDING are dropped from the fronts of some routes, because no claim drops those of
+-- routes that no worker serves.
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: due (schedule_write.lua) r:<ulid> j:<ulid> scheduled timers leases l:<route>
+--           z:<route> ready counts totals config done:6 done:8 (end_attempt.lua)
 --           samples  LIST  "<ms> submitted started succeeded failed", newest first
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs of each kind to handle in this call
 -- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
 -- ARGV[6] the moment after which the call comes too late to tell which leases have ended, Unix ms; 0: it is not to tell
--- Returns {now, more 0 | 1 at once | 2 at the next look, due of the next known moment or 0, config as fields and values, then for each attempt to end:
+-- Returns {now, more 0|1, tidied 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid; and for each schedule that is due: condition, its id};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
---include clock ready tally holder unique terminal
+--   more = 1: there is more to do at once; tidied = 1: stale entries were dropped, there may be more of them at the next look
+--constants states
+--include clock fields ready tally state holder unique terminal
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local most, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
-local SCHEDULED, PENDING, FAILED, EXPIRED = 1, 2, 6, 8
-local answer = { now, 0, 0, redis.call('HGETALL', P .. 'config') }
-local woken = {}
+local answer = { now, 0, 0, 0, redis.call('HGETALL', P .. 'config') }
+local read_waiting = reader_of({ state = 's', revision = 'v', attempts = 'n', bytes = 'b', unique = 'uk', retention = 'kp' })
+local read_due = reader_of({ route = 'rt', priority = 'p', revision = 'v' })
 
 local function due_in(name)
   local members = redis.call('ZRANGE', P .. name, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
@@ -31,16 +34,7 @@ end
 -- An entry that outlived its attempt is dropped, or every tick would name it again.
 local function leased(ulid)
   local state = redis.call('HGET', P .. 'j:' .. ulid, 's')
-  return state == '3' or state == '4'
-end
-
--- Ends a job that nobody holds. The entry of a PENDING one on its route goes stale.
-local function end_waiting(ulid, job, target, name)
-  local state = tonumber(job[1])
-  redis.call('ZREM', P .. 'scheduled', ulid)
-  enter_terminal(P, ulid, target, (job[2] or 0) + 1, now, retention, job[4], job[5], job[6])
-  moved(ulid, state, target)
-  total(name)
+  return state == RUNNING_TEXT or state == CANCELLING_TEXT
 end
 
 local OVERDUE = { t = 'timeout', d = 'deadline', c = 'grace' }
@@ -52,15 +46,15 @@ for _, member in ipairs(due_in('timers')) do
     answer[#answer + 1] = ulid
   else
     redis.call('ZREM', P .. 'timers', member)
-    local job = redis.call('HMGET', P .. 'j:' .. ulid, 's', 'v', 'n', 'b', 'uk', 'kp')
-    local state = tonumber(job[1])
+    local job = read_waiting(P .. 'j:' .. ulid)
+    local state = tonumber(job.state)
     if state == SCHEDULED or state == PENDING then
       if kind == 'd' then
         redis.call('HSET', P .. 'j:' .. ulid, 'de', 1)
-        end_waiting(ulid, job, FAILED, 'failed')
-      elseif kind == 'e' and (job[3] or '0') == '0' then
+        end_waiting(P, ulid, job, FAILED, now, retention)
+      elseif kind == 'e' and (job.attempts or '0') == '0' then
         -- A job that was started once is past the point that expires_at guards.
-        end_waiting(ulid, job, EXPIRED, 'expired')
+        end_waiting(P, ulid, job, EXPIRED, now, retention)
       end
     end
   end
@@ -69,10 +63,9 @@ end
 local due = due_in('scheduled')
 for _, ulid in ipairs(due) do
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 'rt', 'p', 'v')
-  redis.call('HSET', key, 's', PENDING, 'v', (job[3] or 0) + 1, 'ps', now)
-  push_ready(P, ulid, job[1], job[2], false)
-  woken[job[1]] = (woken[job[1]] or 0) + 1
+  local job = read_due(key)
+  redis.call('HSET', key, 's', PENDING, 'v', (job.revision or 0) + 1, 'ps', now)
+  push_ready(P, ulid, job.route, job.priority, false)
   moved(ulid, SCHEDULED, PENDING)
 end
 if #due > 0 then redis.call('ZREM', P .. 'scheduled', unpack(due)) end
@@ -92,9 +85,7 @@ end
 local ROUTES, FRONT = 8, 100
 
 local function stale(ulid)
-  local state = redis.call('HGET', P .. 'j:' .. ulid, 's')
-  -- Without a HASH it is PENDING, or forgotten.
-  return (state and state ~= '2') or (not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0)
+  return state_of(P, ulid, redis.call('HGET', P .. 'j:' .. ulid, 's')) ~= PENDING
 end
 
 local function stale_in_front(ids)
@@ -109,7 +100,7 @@ for _, route in ipairs(redis.call('HRANDFIELD', P .. 'ready', ROUTES)) do
   local high = stale_in_front(redis.call('ZRANGE', zset, 0, FRONT - 1))
   if low > 0 then redis.call('LPOP', list, low) end
   if high > 0 then redis.call('ZPOPMIN', zset, high) end
-  if low + high > 0 and answer[2] == 0 then answer[2] = 2 end
+  if low + high > 0 then answer[3] = 1 end
   if low + high > 0 and redis.call('HINCRBY', P .. 'ready', route, -(low + high)) <= 0 then
     redis.call('HDEL', P .. 'ready', route)
   end
@@ -132,14 +123,12 @@ for _, id in ipairs(redis.call('ZRANGE', P .. 'due', '-inf', now, 'BYSCORE', 'LI
 end
 
 publish_tally(P)
-local wake = {}
-for route, count in pairs(woken) do wake[#wake + 1] = route .. ':' .. count end
-if #wake > 0 then redis.pcall('SPUBLISH', P .. 'ready', table.concat(wake, ',')) end
+publish_ready(P)
 
 for _, name in ipairs({ 'scheduled', 'timers', 'leases', 'due' }) do
   -- What is due now stands in front until its end is decided, and must not hide what follows it.
   local head = redis.call('ZRANGE', P .. name, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   local at = head[2] and tonumber(head[2]) or 0
-  if at > 0 and (answer[3] == 0 or at < answer[3]) then answer[3] = at end
+  if at > 0 and (answer[4] == 0 or at < answer[4]) then answer[4] = at end
 end
 return answer

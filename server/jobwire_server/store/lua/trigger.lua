@@ -8,20 +8,24 @@
 -- ARGV[5] schedule id   ARGV[6] its creation id, '.' and its revision
 -- ARGV[7] ulid of the job   ARGV[8] the moment that is noted, Unix ms   ARGV[9] what is appended to its record
 -- ARGV[10] extra of the job, as for submit.lua
--- Returns {0, what submit.lua answers for the job} | {1} the schedule is not what the job was made of: nothing done
---include clock ready tally chunks holder unique terminal identity enter runs
+-- Returns {DONE, what submit.lua answers for the job} | {SCHEDULE_CHANGED} since the job was made of it: nothing done
+--constants states codes
+--include clock fields start ready tally chunks state holder unique terminal identity room admit enter runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local id, ulid = ARGV[5], ARGV[7]
-local found = redis.call('HMGET', P .. 'schedule:' .. id, 'cid', 'rev', 'rt', 'rd', 'p', 'job')
-if not found[1] or found[1] .. '.' .. found[2] ~= ARGV[6] then return { 1 } end
+local read_schedule = reader_of({
+  creation_id = 'cid', revision = 'rev', route = 'rt', descriptor = 'rd', priority = 'p', job = 'job',
+})
+local schedule = read_schedule(P .. 'schedule:' .. id)
+if not schedule.creation_id or schedule.creation_id .. '.' .. schedule.revision ~= ARGV[6] then return { SCHEDULE_CHANGED } end
 
-redis.call('HSETNX', P .. 'routes', found[3], found[4])
-local items = { ulid, found[3], found[5], '', ARGV[10], found[6] .. ARGV[9] }
+redis.call('HSETNX', P .. 'routes', schedule.route, schedule.descriptor)
+local items = { ulid, schedule.route, schedule.priority, '', ARGV[10], schedule.job .. ARGV[9] }
 local entered = {}
 enter_jobs(P, now, entered, items, 1, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
 if type(entered[1]) == 'number' then note_run(P, id, ARGV[8], now, ulid, true) end
 publish_tally(P)
-announce_ready(P)
-return { 0, entered[1] }
+publish_ready(P)
+return { DONE, entered[1] }

@@ -8,19 +8,21 @@
 -- ARGV[3] how long the output of an ended job is kept, ms, '' as long as the job
 -- ARGV[4] the age above which entries of the event log go, ms, '' none
 -- Returns how many jobs were looked at
---include clock numbers
+--constants states
+--include clock numbers fields
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local looked, dropped = 0, 0
 -- A shorter setting reaches what was there before it within the hour.
 local SOONEST, LATEST = 1000, 3600000
+local read_job = reader_of({ state = 's', ended_at = 'e', output_end = 'oe', output_bytes = 'ob' })
 
 local function look_at(ulid, retention)
   local key = P .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 's', 'e', 'oe', 'ob')
-  local state, kept = tonumber(job[1]), tonumber(job[4] or 0)
-  local due = state and state >= 5 and job[2] + retention or now + math.max(retention, SOONEST)
+  local job = read_job(key)
+  local state, kept = tonumber(job.state), tonumber(job.output_bytes or 0)
+  local due = state and state >= SUCCEEDED and job.ended_at + retention or now + math.max(retention, SOONEST)
   if not state or kept == 0 then
     redis.call('ZREM', P .. 'written', ulid)
   elseif due > now then
@@ -28,7 +30,7 @@ local function look_at(ulid, retention)
   else
     redis.call('UNLINK', P .. 'o:' .. ulid)
     -- Whoever reads on is told that it was trimmed up to its end.
-    redis.call('HSET', key, 'ob', '0', 'of', job[3])
+    redis.call('HSET', key, 'ob', '0', 'of', job.output_end)
     redis.call('ZREM', P .. 'written', ulid)
     dropped = dropped + kept
   end

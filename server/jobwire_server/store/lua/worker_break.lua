@@ -7,16 +7,18 @@
 -- ARGV[8] with 'gone': 'c' | 'u' its process seems to live (worker_register.lua, left)
 -- Returns now in Unix ms: done | 0 a newer stream counts by now, the worker is no longer known, or it was heard of since the break |
 --   -1 too late, nothing was done
---include clock
+--constants workers
+--include clock fields
 
 local P, id = KEYS[1], ARGV[2]
 local key = P .. 'w:' .. id
 local now = clock_ms(ARGV[1])
 -- A sign of life of the stream that broke may have been on its way.
 local UNDER_WAY_MS = 100
-local worker = redis.call('HMGET', key, 'session', 'since', 'spec')
+local read_worker = reader_of({ session = 'session', since = 'since', spec = 'spec' })
+local worker = read_worker(key)
 -- Another one that is older is what a new primary knows that never heard of this stream.
-if not worker[1] or (worker[1] ~= ARGV[3] and tonumber(worker[2]) >= tonumber(ARGV[4])) then return 0 end
+if not worker.session or (worker.session ~= ARGV[3] and tonumber(worker.since) >= tonumber(ARGV[4])) then return 0 end
 if ARGV[5] == 'broken' then
   redis.call('HSET', key, 'session', ARGV[3], 'since', ARGV[4], 'up', 0, 'broke', now)
 elseif now > tonumber(ARGV[7]) then
@@ -27,8 +29,8 @@ else
   -- end as well, the sweep finds it.
   local heard = tonumber(redis.call('ZSCORE', P .. 'seen', id) or ARGV[4])
   if heard > tonumber(redis.call('HGET', key, 'broke') or now) + UNDER_WAY_MS then return 0 end
-  redis.call('HSET', key, 'status', 4, 'lost', now, 'up', 0)
-  redis.call('HSET', P .. 'left', id, ARGV[8] .. ' ' .. heard .. ' ' .. worker[3])
+  redis.call('HSET', key, 'status', LOST, 'lost', now, 'up', 0)
+  redis.call('HSET', P .. 'left', id, ARGV[8] .. ' ' .. heard .. ' ' .. worker.spec)
   redis.call('ZREM', P .. 'seen', id)
   redis.call('ZADD', P .. 'lost', now, id)
   redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[6]), id)

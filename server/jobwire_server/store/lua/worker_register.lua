@@ -13,20 +13,21 @@
 --           changes  channel of the ids of workers that registered, changed, were lost or left
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] server   ARGV[5] instance ('' not said)
 -- Returns {now in Unix ms, 1 there is something to take back | 0}
---include clock
+--constants workers
+--include clock fields
 
 local P, id = KEYS[1], ARGV[2]
 local key = P .. 'w:' .. id
 local now = clock_ms(ARGV[1])
-local known = redis.call('HMGET', key, 'spec', 'status', 'instance')
-local LOST = '4'
-if known[1] and known[2] ~= LOST and ARGV[5] ~= '' and known[3] ~= ARGV[5] then
+local read_worker = reader_of({ spec = 'spec', status = 'status', instance = 'instance' })
+local known = read_worker(key)
+if known.spec and known.status ~= LOST_TEXT and ARGV[5] ~= '' and known.instance ~= ARGV[5] then
   -- Until the moment before: what is claimed from now on is the new one's.
   redis.call('ZADD', P .. 'lost', now - 1, id)
-  redis.call('HSET', P .. 'left', id, 'c ' .. now .. ' ' .. known[1])
+  redis.call('HSET', P .. 'left', id, 'c ' .. now .. ' ' .. known.spec)
 end
 redis.call('DEL', key)
-redis.call('HSET', key, 'spec', ARGV[3], 'status', 1, 'at', now, 'server', ARGV[4])
+redis.call('HSET', key, 'spec', ARGV[3], 'status', READY, 'at', now, 'server', ARGV[4])
 if ARGV[5] ~= '' then redis.call('HSET', key, 'instance', ARGV[5]) end
 redis.call('ZADD', P .. 'seen', now, id)
 redis.call('ZADD', P .. 'ids', 0, id)

@@ -5,12 +5,14 @@
 -- ARGV[4] the most workers of each kind to handle in this call   ARGV[5] server
 -- ARGV[6] the moment after which the call comes too late to tell who is silent, Unix ms; 0: it is not to tell
 -- Returns {now in Unix ms, then for each worker whose jobs are not back yet: id, when it was lost in Unix ms, its entry of left}
---include clock
+--constants workers
+--include clock fields
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local silence, most = tonumber(ARGV[2]), tonumber(ARGV[4])
 local SERVERS_KEPT_MS = 3600 * 1000
+local read_worker = reader_of({ server = 'server', spec = 'spec' })
 
 redis.call('ZADD', P .. 'servers', now, ARGV[5])
 redis.call('ZREMRANGEBYSCORE', P .. 'servers', '-inf', now - SERVERS_KEPT_MS)
@@ -23,12 +25,12 @@ if now <= tonumber(ARGV[6]) then
   local silent = redis.call('ZRANGE', P .. 'seen', '-inf', now - silence, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
   for i = 1, #silent, 2 do
     local id, heard = silent[i], tonumber(silent[i + 1])
-    local worker = redis.call('HMGET', P .. 'w:' .. id, 'server', 'spec')
-    local spoke = worker[1] and redis.call('ZSCORE', P .. 'servers', worker[1])
+    local worker = read_worker(P .. 'w:' .. id)
+    local spoke = worker.server and redis.call('ZSCORE', P .. 'servers', worker.server)
     -- A server that fell silent with its worker says nothing about it.
-    local unheard = worker[1] and tonumber(spoke or 0) < heard + silence / 2
-    redis.call('HSET', P .. 'w:' .. id, 'status', 4, 'lost', now, 'up', 0)
-    redis.call('HSET', P .. 'left', id, (unheard and 'u ' or 'c ') .. heard .. ' ' .. (worker[2] or ''))
+    local unheard = worker.server and tonumber(spoke or 0) < heard + silence / 2
+    redis.call('HSET', P .. 'w:' .. id, 'status', LOST, 'lost', now, 'up', 0)
+    redis.call('HSET', P .. 'left', id, (unheard and 'u ' or 'c ') .. heard .. ' ' .. (worker.spec or ''))
     redis.call('ZREM', P .. 'seen', id)
     redis.call('ZADD', P .. 'lost', now, id)
     redis.call('ZADD', P .. 'forget', now + tonumber(ARGV[3]), id)

@@ -28,27 +28,28 @@ local function whole_character(kind, content, skip)
 end
 
 -- Appends pieces ARGV[first], ARGV[first + 1], ... that begin at `offset` of the running attempt. What was written before is not written
--- again. Returns nil, or the refusal: {3, expected offset} | {4, limit of the job} | {5, limit of the queue}; nothing is written then.
+-- again. Returns nil, or the refusal: {OUTPUT_GAP, expected offset} | {OUTPUT_FULL, limit of the job} | {QUEUE_OUTPUT_FULL, limit of the
+-- queue}; nothing is written then.
 local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most, now)
   local key = prefix .. 'j:' .. ulid
-  local job = redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot')
-  local attempt, reached = job[1], 0
-  local last_attempt, last_end = string.match(job[2] or '', '^(%d+)-(%d+)$')
+  local attempt, end_place, kept, own_most, drops_oldest = unpack(redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot'))
+  local reached = 0
+  local last_attempt, last_end = string.match(end_place or '', '^(%d+)-(%d+)$')
   if last_attempt == attempt then reached = tonumber(last_end) end
-  if offset > reached then return { 3, reached } end
+  if offset > reached then return { OUTPUT_GAP, reached } end
   local size = 0
   for i = 1, pieces do size = size + #ARGV[first + 2 * i - 1] end
   local fresh = offset + size - reached
   if fresh <= 0 then return nil end
 
-  local kept = tonumber(job[3] or 0)
-  local most = job[4] and math.min(tonumber(job[4]), job_most) or job_most
-  if kept + fresh > most and job[5] ~= '1' then return { 4, most } end
+  kept = tonumber(kept or 0)
+  local most = own_most and math.min(tonumber(own_most), job_most) or job_most
+  if kept + fresh > most and drops_oldest ~= '1' then return { OUTPUT_FULL, most } end
   local queue_limit = redis.call('HGET', prefix .. 'config', 'max_output')
   queue_limit = queue_limit and tonumber(queue_limit) > 0 and tonumber(queue_limit) or queue_most
   -- A job that drops its oldest grows by no more than it still may keep.
   if tonumber(redis.call('HGET', prefix .. 'usage', 'output') or 0) + math.min(fresh, most - kept) > queue_limit then
-    return { 5, queue_limit }
+    return { QUEUE_OUTPUT_FULL, queue_limit }
   end
 
   local stream, at, first_kept = prefix .. 'o:' .. ulid, offset, nil

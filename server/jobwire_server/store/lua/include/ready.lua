@@ -1,11 +1,23 @@
 -- Ready jobs: priority 0 in the LIST l:<route>, above 0 in the ZSET z:<route> scored 255 - priority, so
 -- that the lowest score is delivered first. The HASH ready counts the entries of each route, stale ones included.
+-- The channel ready wakes the servers whose workers wait: <route>:<count>, by commas.
 
--- Older jobs stand in front; a job that comes back is nearly always older than all that wait, and a
--- bounded look settles the rest.
+-- A job that comes back is nearly always older than all that wait; a bounded look settles the rest.
 local RETURN_LOOK = 64
+local woken = {}
 
--- Returns 1, or 0 if the job stands there already: a job claimed by id left its entry behind.
+-- Notes jobs that became ready, for publish_ready.
+local function wake(route, count)
+  woken[route] = (woken[route] or 0) + count
+end
+
+local function publish_ready(prefix)
+  local routes = {}
+  for route, count in pairs(woken) do routes[#routes + 1] = route .. ':' .. count end
+  if #routes > 0 then redis.pcall('SPUBLISH', prefix .. 'ready', table.concat(routes, ',')) end
+end
+
+-- Returns 1, or 0 if the job is there already: a job claimed by id left its entry behind.
 local function insert_by_age(key, ulid)
   local at = 0
   local head = redis.call('LINDEX', key, at)
@@ -24,7 +36,7 @@ local function insert_by_age(key, ulid)
   return 1
 end
 
--- Puts one job where claims find it: at the end, or with by_age at its old place.
+-- Puts one job where claims find it, at the end or, with by_age, at its old place; and notes the wake-up.
 local function push_ready(prefix, ulid, route, priority, by_age)
   priority = tonumber(priority) or 0
   local added = 1
@@ -38,4 +50,5 @@ local function push_ready(prefix, ulid, route, priority, by_age)
   if added > 0 then
     redis.call('HINCRBY', prefix .. 'ready', route, added)
   end
+  wake(route, 1)
 end

@@ -1,5 +1,5 @@
 -- Runs of a schedule: the LIST runs:<id>, newest first, each '<moment> <submitted> <ulid> <1 if triggered, else 0>'. In the HASH of the
--- schedule: n jobs submitted, k moments left out because of an earlier job, m moments that were missed, last the ULID of the job of the
+-- schedule: n jobs submitted, k moments skipped because of an earlier job, m moments that were missed, last the ULID of the job of the
 -- latest moment.
 local RECENT = 10
 
@@ -17,7 +17,7 @@ local function was_noted(prefix, id, ulid)
   return false
 end
 
--- The jobs of earlier moments that have not ended, as far as the latest runs tell.
+-- Returns the jobs of earlier moments that have not ended, as far back as the latest runs reach.
 local function unfinished_runs(prefix, id)
   local last = redis.call('HGET', prefix .. 'schedule:' .. id, 'last')
   local ulids, seen, found = { last or nil }, {}, {}
@@ -28,11 +28,8 @@ local function unfinished_runs(prefix, id)
   for _, ulid in ipairs(ulids) do
     if not seen[ulid] then
       seen[ulid] = true
-      local state = tonumber(redis.call('HGET', prefix .. 'j:' .. ulid, 's'))
-      -- Without a HASH it is PENDING, or forgotten.
-      if (state and state < 5) or (not state and redis.call('EXISTS', prefix .. 'r:' .. ulid) == 1) then
-        found[#found + 1] = ulid
-      end
+      local state = state_of(prefix, ulid, redis.call('HGET', prefix .. 'j:' .. ulid, 's'))
+      if state ~= FORGOTTEN and state < SUCCEEDED then found[#found + 1] = ulid end
     end
   end
   return found

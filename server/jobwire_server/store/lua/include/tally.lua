@@ -1,6 +1,6 @@
--- Gathers what a batch changes in the counters and says it once: counts (state -> jobs, exact), totals
--- (name -> events since the queue began), and the events channel (the ULIDs of the jobs that changed, end to end). Where the queue keeps
--- an event log (config log = how many entries), the same goes into the STREAM log, and its id between two # before the event.
+-- Gathers what a batch changes in the counters, and writes it once: counts (state -> jobs, exact), totals
+-- (name -> events since the queue began), and the channel events (the ULIDs of the jobs that changed, end to end). Where the queue keeps
+-- an event log (config log = how many entries), the event also goes into the STREAM log, and carries the id of its entry between two #.
 -- Also the bytes of the queue (HASH usage): live -> records of jobs that have not ended, ended -> records and results of those that have.
 local tally = { counts = {}, totals = {}, changed = {}, live = 0, ended = 0 }
 

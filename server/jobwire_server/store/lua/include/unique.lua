@@ -1,6 +1,6 @@
--- Who takes and frees unique keys; holder.lua says what their entries are.
+-- Taking and freeing unique keys; include/holder.lua describes their entries.
 
--- Gives the key to a job; the caller has seen that it may have it. The period is in ms, for scope 't' alone.
+-- Gives the key to a job; the caller has checked that it may have it. The period is in ms, for scope 't' alone.
 local function take_key(prefix, unique, ulid, now, period)
   local scope, key = string.sub(unique, 1, 1), prefix .. 'u:' .. string.sub(unique, 2)
   if scope == 't' then
@@ -10,7 +10,7 @@ local function take_key(prefix, unique, ulid, now, period)
   end
 end
 
--- For a job that goes back from its end, with its field uk and n: returns nil if it has its key again or needs none, or the holder.
+-- For a job that is redriven, with its fields uk and n: returns nil if it has its key again or needs none, or else the holder.
 local function take_key_again(prefix, unique, ulid, attempts, now)
   if string.sub(unique, 1, 1) == 'p' and (attempts or '0') ~= '0' then return nil end
   local holder = key_holder(prefix, string.sub(unique, 2), now)

@@ -1,0 +1,14 @@
+-- Reads fields of a HASH by name. `fields` gives each a name: { state = 's', token = 't' }.
+-- Returns a function from a key to a table by those names, false where the HASH lacks the field. Scripts on the path of every job (claim, succeed,
+-- progress, submit) read into locals instead, because a table for each job costs as much as a command.
+local function reader_of(fields)
+  local names, wanted = {}, {}
+  for name, field in pairs(fields) do
+    names[#names + 1], wanted[#wanted + 1] = name, field
+  end
+  return function(key)
+    local values, found = redis.call('HMGET', key, unpack(wanted)), {}
+    for i, name in ipairs(names) do found[name] = values[i] end
+    return found
+  end
+end

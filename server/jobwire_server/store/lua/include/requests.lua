@@ -1,0 +1,22 @@
+-- What claim.lua is asked for: how much each worker wants off which routes.
+
+-- Reads the arguments from `at` on. Returns the sets, each a list of routes, and the requests: worker, most jobs, lease in ms, routes.
+local function read_requests(at, count)
+  local sets, requests = {}, {}
+  for s = 1, count do
+    local size = tonumber(ARGV[at])
+    local routes = {}
+    for i = 1, size do routes[i] = ARGV[at + i] end
+    sets[s] = routes
+    at = at + size + 1
+  end
+  for from = at, #ARGV, 4 do
+    requests[#requests + 1] = {
+      worker = ARGV[from],
+      most = tonumber(ARGV[from + 1]),
+      lease = tonumber(ARGV[from + 2]),
+      routes = sets[tonumber(ARGV[from + 3])],
+    }
+  end
+  return sets, requests
+end
