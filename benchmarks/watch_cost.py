@@ -42,7 +42,7 @@ class SilentRunner(ScriptRunner):
     async def run(self, name: str, key: str, args: Any) -> Any:
         """Runs one script on one key prefix."""
         script = silent(name)
-        given: list[Argument] = [*args]
+        given: list[Argument] = [self.clock_shift_ms, *args] if script.timed else [*args]
         return await self._repeat("script", key, lambda: self._once(script, key, given))
 
 

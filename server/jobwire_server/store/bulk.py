@@ -46,7 +46,7 @@ class BulkStore:
         self, queue: str, items: Sequence[RedriveItem]
     ) -> list[Redriven | JobwireError]:
         """Puts FAILED, CANCELLED and EXPIRED jobs back; the others answer with their error."""
-        args: list[Argument] = [self._runner.clock_shift_ms]
+        args: list[Argument] = []
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
@@ -78,7 +78,7 @@ class BulkStore:
 
     async def now_ms(self, queue: str) -> int:
         """Returns the store's time, Unix ms."""
-        args: list[Argument] = [self._runner.clock_shift_ms, 0]
+        args: list[Argument] = [0]
         (now,) = await self._runner.run("read", keys.queue_prefix(queue), args)
         return int(now)
 

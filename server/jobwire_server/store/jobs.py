@@ -155,7 +155,6 @@ class JobStore:
         """
         routes = {job.route.id: job.route.descriptor for job in jobs}
         args: list[Argument] = [
-            self._shift,
             retention_ms,
             max_pending,
             max_live_bytes,
@@ -190,7 +189,7 @@ class JobStore:
         """Answers each job that was accepted before as `submit` would, None for the others; writes
         nothing.
         """
-        args: list[Argument] = [self._shift]
+        args: list[Argument] = []
         for job in jobs:
             args += (job.job_id[-26:], codec.encode_extra(job))
         answers = await self._runner.run("known", keys.queue_prefix(queue), args)
@@ -225,7 +224,6 @@ class JobStore:
         self._claim_calls += 1
         number = self._claim_calls
         args: list[Argument] = [
-            self._shift,
             self._server_id,
             number,
             self._heard.get(queue, 0),
@@ -254,7 +252,7 @@ class JobStore:
             JobNotFound: There is none.
             WrongState: It is not PENDING, or its queue is paused.
         """
-        args: list[Argument] = [self._shift, ulid, worker_id, lease_ms, route_id, priority]
+        args: list[Argument] = [ulid, worker_id, lease_ms, route_id, priority]
         code, *rest = await self._runner.run("claim_job", keys.queue_prefix(queue), args)
         job_id = f"{queue}-{ulid}"
         if code == Code.DONE:
@@ -275,7 +273,7 @@ class JobStore:
         self, queue: str, items: Sequence[Success], retention_ms: int
     ) -> list[Completed | JobwireError]:
         """Completes each job whose lease the caller holds; the others answer with their error."""
-        args: list[Argument] = [self._shift, retention_ms]
+        args: list[Argument] = [retention_ms]
         for item in items:
             args += item
         answers = await self._runner.run("succeed", keys.queue_prefix(queue), args)
@@ -292,7 +290,7 @@ class JobStore:
         """Applies decided endings; None where the job changed meanwhile and has to be decided
         again.
         """
-        args: list[Argument] = [self._shift, retention_ms]
+        args: list[Argument] = [retention_ms]
         for end in ends:
             job, ending = end.job, end.ending
             args += (
@@ -322,7 +320,6 @@ class JobStore:
         as lost.
         """
         args: list[Argument] = [
-            self._shift,
             limits.max_output_bytes,
             limits.max_queue_output_bytes,
         ]
@@ -355,7 +352,7 @@ class JobStore:
             only: Leaves jobs alone that are in none of these states; empty: any will do.
         """
         states = "".join(str(int(state)) for state in only)
-        args: list[Argument] = [self._shift, grace_ms, retention_ms]
+        args: list[Argument] = [grace_ms, retention_ms]
         for job in jobs:
             args += (*job, states)
         answers = await self._runner.run("cancel", keys.queue_prefix(queue), args)
@@ -380,7 +377,7 @@ class JobStore:
 
     async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
         """Returns each job as it stands, None for one that is not there."""
-        args: list[Argument] = [self._shift, int(full), *ulids]
+        args: list[Argument] = [int(full), *ulids]
         now, *rows = await self._runner.run("read", keys.queue_prefix(queue), args)
         return [
             codec.decode_job(queue, ulid, row, now) if row else None
@@ -398,7 +395,7 @@ class JobStore:
                 none, otherwise as follow.lua reads it).
             most_bytes: How much output of each job is read, give or take a piece.
         """
-        args: list[Argument] = [self._shift, most_bytes]
+        args: list[Argument] = [most_bytes]
         for ulid, record, place in jobs:
             args += (ulid, 1 if record else 0, place)
         now, *rows = await self._runner.run("follow", keys.queue_prefix(queue), args)
@@ -463,7 +460,3 @@ class JobStore:
         reply = await self._runner.command("HGETALL", keys.routes_key(queue))
         flat = reply if isinstance(reply, dict) else codec.pairs(reply)
         return {name.decode(): parse_descriptor(text) for name, text in flat.items()}
-
-    @property
-    def _shift(self) -> int:
-        return self._runner.clock_shift_ms

@@ -37,9 +37,7 @@ class QueueStore:
             The store's time, and the queues that any server has announced since.
         """
         kept_ms = KEPT_MS if tidy else 0
-        now, *names = await self._runner.run(
-            "stir", keys.REGISTRY, [self._runner.clock_shift_ms, since_ms, kept_ms, *queues]
-        )
+        now, *names = await self._runner.run("stir", keys.REGISTRY, [since_ms, kept_ms, *queues])
         return now, [name.decode() for name in names]
 
     async def exists(self, queue: str) -> bool:
@@ -55,7 +53,7 @@ class QueueStore:
     async def read(self, queue: str, *, detail: bool) -> Queue:
         """Returns a queue as it stands; with `detail` also its oldest ready job and samples."""
         now, paused, counts, totals, since, record, samples, config, usage = await self._runner.run(
-            "queue", keys.queue_prefix(queue), [self._runner.clock_shift_ms, int(detail)]
+            "queue", keys.queue_prefix(queue), [int(detail)]
         )
         used = codec.pairs(usage)
         return Queue(

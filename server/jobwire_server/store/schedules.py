@@ -134,7 +134,7 @@ class ScheduleStore:
 
     async def read(self, queue: str, schedule_id: str) -> tuple[int, Schedule | None]:
         """Returns the store's time and a schedule as it stands, None if there is none."""
-        now, _, row = await self._run("schedule_read", queue, [self._shift, 1, schedule_id])
+        now, _, row = await self._run("schedule_read", queue, [1, schedule_id])
         if not row:
             return now, None
         flat, runs = row
@@ -146,7 +146,7 @@ class ScheduleStore:
         """Returns the store's time, the earliest moment of any schedule or 0, and where each stands
         that is due at all.
         """
-        now, head, *rows = await self._run("schedule_read", queue, [self._shift, 0, *ids])
+        now, head, *rows = await self._run("schedule_read", queue, [0, *ids])
         found: list[Standing | None] = []
         for schedule_id, row in zip(ids, rows, strict=True):
             if not row or not row[2]:
@@ -220,7 +220,6 @@ class ScheduleStore:
             settings: The queue's limits.
         """
         args: list[Argument] = [
-            self._shift,
             grace_ms,
             retention_ms,
             settings.max_pending_jobs,
@@ -268,7 +267,7 @@ class ScheduleStore:
         extra = codec.add_request(template.extra, request) if request else template.extra
         limits = settings.max_pending_jobs, settings.max_live_bytes
         args: list[Argument] = [
-            *(self._shift, retention_ms, *limits, schedule.schedule_id, schedule.version),
+            *(retention_ms, *limits, schedule.schedule_id, schedule.version),
             *(ulid, moment_ms, suffix, extra),
         ]
         code, *answers = await self._run("trigger", queue, args)
@@ -290,10 +289,6 @@ class ScheduleStore:
 
     async def _run(self, name: str, queue: str, args: Sequence[Argument]) -> Any:
         return await self._runner.run(name, keys.queue_prefix(queue), args)
-
-    @property
-    def _shift(self) -> int:
-        return self._runner.clock_shift_ms
 
 
 def template_fields(template: Template) -> dict[str, str | bytes | int]:

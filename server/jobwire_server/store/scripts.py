@@ -90,6 +90,8 @@ class Script:
     waits: bool
     """What it wrote has to be on the replicas before anybody is answered, if they are waited for.
     """
+    timed: bool
+    """It looks at the clock: its first argument is the shift of the clock, ms."""
 
 
 _LUA = files(__package__) / "lua"
@@ -109,6 +111,7 @@ def constants(name: str) -> dict[str, str]:
 def load(name: str) -> Script:
     """Read lua/<name>.lua and put its includes and constants in place."""
     lines: list[str] = []
+    includes: list[str] = []
     values: dict[str, str] = {}
     for line in (_LUA / f"{name}.lua").read_text("utf-8").splitlines():
         lines.append(line)
@@ -116,11 +119,18 @@ def load(name: str) -> Script:
             for part in line.split()[1:]:
                 values |= constants(part)
         if line.startswith("--include "):
-            for part in line.split()[1:]:
+            includes = line.split()[1:]
+            for part in includes:
                 lines.append((_LUA / "include" / f"{part}.lua").read_text("utf-8").rstrip())
     source = _CONSTANT.sub(lambda found: values.get(found[0], found[0]), "\n".join(lines) + "\n")
     digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, digest, "no-writes" not in lines[0] and name not in UNWAITED)
+    return Script(
+        name,
+        source,
+        digest,
+        waits="no-writes" not in lines[0] and name not in UNWAITED,
+        timed="clock" in includes,
+    )
 
 
 def _forms(script: Script, key: str, args: Sequence[Argument]) -> tuple[Words, Words]:
@@ -172,7 +182,12 @@ class ScriptRunner:
         """Moves the clock of every script; only tests set it."""
 
     async def run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
-        """Runs one script on one key prefix.
+        """Run one script on one key prefix.
+
+        Args:
+            name: The script.
+            key: The prefix.
+            args: Its arguments, but for the shift of the clock.
 
         Raises:
             StoreUnavailable: The store did not answer within the retry window, or too few replicas
@@ -180,6 +195,8 @@ class ScriptRunner:
             StoreFull: The store has no memory for the script's writes; nothing was written.
         """
         script = load(name)
+        if script.timed:
+            args = (self.clock_shift_ms, *args)
         # What is written by the clock is found by every server by itself.
         if script.waits and self._activity is not None and self._activity.write(key):
             await self._activity.announced()

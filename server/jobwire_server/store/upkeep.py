@@ -62,7 +62,7 @@ class UpkeepStore:
         now, more, tidied, next_due, config, *overdue = await self._runner.run(
             "tick",
             keys.queue_prefix(queue),
-            [self._shift, most, retention_ms, sample_ms, samples, leases_until_ms],
+            [most, retention_ms, sample_ms, samples, leases_until_ms],
         )
         parts = [part.decode() for part in overdue]
         named = list(zip(parts[::2], parts[1::2], strict=True))
@@ -84,7 +84,7 @@ class UpkeepStore:
         """
         limits = (settings.max_ended_jobs, settings.max_ended_bytes)
         forgotten, next_due = await self._runner.run(
-            "purge", keys.queue_prefix(queue), [self._shift, min(most, 1000), *limits]
+            "purge", keys.queue_prefix(queue), [min(most, 1000), *limits]
         )
         return forgotten, next_due
 
@@ -97,11 +97,7 @@ class UpkeepStore:
         ages = (settings.retain_output_ms, settings.retain_event_log_ms)
         if ages == (None, None):
             return 0
-        args: list[Argument] = [self._shift, most]
+        args: list[Argument] = [most]
         args += ("" if age is None else age for age in ages)
         looked: int = await self._runner.run("trim", keys.queue_prefix(queue), args)
         return looked
-
-    @property
-    def _shift(self) -> int:
-        return self._runner.clock_shift_ms

@@ -99,7 +99,6 @@ class WorkerStore:
         _, left = await self._run(
             "worker_register",
             [
-                self._shift,
                 spec.worker_id,
                 codec.encode_worker(spec),
                 self._server_id,
@@ -119,7 +118,6 @@ class WorkerStore:
         since, status, former, stats = await self._run(
             "worker_attach",
             [
-                self._shift,
                 spec.worker_id,
                 codec.encode_worker(spec),
                 session,
@@ -136,7 +134,7 @@ class WorkerStore:
     async def broken(self, worker_id: str, session: str, since_ms: int) -> int:
         """Notes that the stream broke; returns the store's time, 0 if a newer one counts by now."""
         now: int = await self._run(
-            "worker_break", [self._shift, worker_id, session, since_ms, "broken", 0, 0, ""]
+            "worker_break", [worker_id, session, since_ms, "broken", 0, 0, ""]
         )
         return now
 
@@ -167,7 +165,6 @@ class WorkerStore:
         now: int = await self._run(
             "worker_break",
             [
-                self._shift,
                 worker_id,
                 session,
                 since_ms,
@@ -186,7 +183,7 @@ class WorkerStore:
             For each the worker's status, None for one that is not known, and an error where a
             newer stream of the worker counts by now.
         """
-        args: list[Any] = [self._shift, self._server_id]
+        args: list[Any] = [self._server_id]
         for sign in signs:
             args += sign
         answers = await self._run("worker_touch", args)
@@ -229,7 +226,7 @@ class WorkerStore:
         """
         now, *lost = await self._run(
             "worker_sweep",
-            [self._shift, timeout_ms, retain_ms, most, self._server_id, not_after_ms],
+            [timeout_ms, retain_ms, most, self._server_id, not_after_ms],
         )
         found = zip(lost[::3], lost[1::3], lost[2::3], strict=True)
         return now, [_lost(name.decode(), int(float(at)), left) for name, at, left in found]
@@ -254,10 +251,6 @@ class WorkerStore:
 
     async def _run(self, script: str, args: list[Any]) -> Any:
         return await self._runner.run(script, keys.WORKERS, args)
-
-    @property
-    def _shift(self) -> int:
-        return self._runner.clock_shift_ms
 
 
 _COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck"})
