@@ -16,7 +16,7 @@ from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 
 from benchmarks.stores import Store
 

@@ -15,7 +15,8 @@ from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
-from jobwire_server.store.scripts import Argument, Script, ScriptRunner, load
+from jobwire_server.store.runner import Argument, ScriptRunner
+from jobwire_server.store.scripts import Script, load
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, compared, measured

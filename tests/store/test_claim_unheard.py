@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from jobwire_server.domain.model import Assignment, JobState
-from jobwire_server.store import scripts as runner_module
+from jobwire_server.store import runner as runner_module
 from jobwire_server.store.jobs import ClaimRequest
 
 from tests.support.brokers import running_broker

@@ -9,7 +9,8 @@ import pytest
 from redis import exceptions as redis_errors
 
 from jobwire_server.domain.errors import StoreUnavailable
-from jobwire_server.store.scripts import RETRY_WINDOW_S, load, names
+from jobwire_server.store.runner import RETRY_WINDOW_S
+from jobwire_server.store.scripts import load, names
 
 from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job

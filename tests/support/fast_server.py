@@ -15,7 +15,7 @@ from dataclasses import replace
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.host.command import serve
 from jobwire_server.host.settings import Settings
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 
 TICK_MS = 20
 """So that keepers look as often as they would, more or less."""

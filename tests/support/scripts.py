@@ -11,7 +11,7 @@ from jobwire_server.domain.model import Assignment, Job, JobState, NewJob, Outco
 from jobwire_server.store.connection.connect import Connection
 from jobwire_server.store.jobs import AttemptEnd, ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.connection.connect import connect
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.upkeep import WHENEVER_MS
 from jobwire_server.store.workers import LostWorker, WorkerStore
 from jobwire_server.workers.reaper import Reaper

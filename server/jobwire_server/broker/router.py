@@ -61,8 +61,8 @@ from jobwire_server.store.group_commit import Backlog
 from jobwire_server.store.jobs import JobStore, Report
 from jobwire_server.store.notices import Notices
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.schedules import ScheduleStore
-from jobwire_server.store.scripts import ScriptRunner
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore

@@ -9,7 +9,7 @@ from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTak
 from jobwire_server.domain.model import JobState
 from jobwire_server.store import keys
 from jobwire_server.store.codes import Code
-from jobwire_server.store.scripts import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, ScriptRunner
 
 
 class RedriveItem(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobwire_server.domain.model import CancelNotice
 from jobwire_server.store import keys
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 
 
 class CancelStore:

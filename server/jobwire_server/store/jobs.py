@@ -36,7 +36,7 @@ from jobwire_server.store.answers import (
     renewal,
 )
 from jobwire_server.store.codes import Code
-from jobwire_server.store.scripts import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, ScriptRunner
 
 _PLAIN = tuple(NewJob._field_defaults.values())
 """What follows the first five fields of a job that asks for nothing special."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from jobwire_server.domain.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 
 KEPT_MS = 60_000
 """For how long an announcement is told; a server that hears nothing for longer looks everywhere."""

@@ -22,7 +22,7 @@ from jobwire_server.domain.model import (
 from jobwire_server.store import codec, keys
 from jobwire_server.store.answers import not_written
 from jobwire_server.store.codes import Code
-from jobwire_server.store.scripts import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, ScriptRunner
 
 LIST_BYTES = 4 << 20
 """Jobs of so many bytes end a page early."""

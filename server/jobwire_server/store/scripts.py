@@ -1,83 +1,20 @@
-"""Loading and running the Lua scripts.
+"""The Lua scripts, as they are sent to the store.
 
 A script is a file of lua/. The files of lua/include/ that its `--include` line lists follow that
 line; the names in the files of lua/constants/ that its `--constants` line lists are replaced by
 their values. As locals they would cost every call, which runs the whole file and hands each of its
 functions what that uses.
-It is called by its digest; a store that does not know it (restarted, failed over, flushed) gets the
-source once.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from time import monotonic
-from typing import Any
 
-import structlog
-from redis import exceptions as redis_errors
-from redis.asyncio import RedisCluster
-from redis.crc import key_slot
-
-from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
-from jobwire_server.store.activity import Activity
-from jobwire_server.store.connection.connect import cause_of, denial_of
-from jobwire_server.store.connection.replicas import UNWAITED, ReplicaWait
-
-log = structlog.get_logger(__name__)
-
-Argument = str | bytes | int | float
-Words = Sequence[Argument]
-"""A command with all that belongs to it."""
-
-RETRY_WINDOW_S = 2.0
-"""How long a call is repeated against a store that does not answer.
-
-Within it a restart or a failover of the store is a delay; beyond it callers are better told.
-"""
-FIRST_PAUSE_S = 0.02
-LONGEST_PAUSE_S = 0.25
-
-# What may pass by itself: a lost connection, a failover, a slot of a cluster that is being moved, a
-# store that is still loading.
-PASSING = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.BusyLoadingError,
-    redis_errors.ReadOnlyError,
-    redis_errors.TryAgainError,
-    redis_errors.AskError,
-    redis_errors.ClusterDownError,
-    redis_errors.MasterDownError,
-    redis_errors.ClusterError,
-    redis_errors.RedisClusterException,
-    ConnectionError,
-    TimeoutError,
-)
-
-
-# The same, as replies that the client library does not tell apart, and a disk that is full or
-# failing.
-PASSING_REPLIES = (
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "READONLY",
-    "NOREPLICAS",
-    "BUSY",
-    "MISCONF",
-    # To a WAIT on a primary that was made a replica meanwhile.
-    "UNBLOCKED",
-    "ERR WAIT cannot be used with replica",
-)
+from jobwire_server.store.connection.replicas import UNWAITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,179 +70,6 @@ def load(name: str) -> Script:
     )
 
 
-def _forms(script: Script, key: str, args: Sequence[Argument]) -> tuple[Words, Words]:
-    """Returns the call by digest, and the one for a store that does not know the script."""
-    return ("EVALSHA", script.digest, 1, key, *args), ("EVAL", script.source, 1, key, *args)
-
-
 def names() -> list[str]:
     """Returns the names of all scripts, sorted."""
     return sorted(entry.name[:-4] for entry in _LUA.iterdir() if entry.name.endswith(".lua"))
-
-
-class ScriptRunner:
-    """Runs scripts, and repeats them while the store is away for a moment.
-
-    Repeating is safe because every script is idempotent: a call whose answer was lost changes
-    nothing the second time.
-
-    Args:
-        client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
-        wait_replicas: How many replicas must have a write before it counts; 0: none is asked.
-        wait_timeout_ms: How long they may take.
-        address: Where the store is, for people.
-        activity: Noted which queues are written to. None: nobody follows it.
-    """
-
-    def __init__(
-        self,
-        client: Any,
-        *,
-        wait_replicas: int = 0,
-        wait_timeout_ms: int = 1_000,
-        address: str = "the store",
-        activity: Activity | None = None,
-    ) -> None:
-        self._client = client
-        self._activity = activity
-        self._address = address
-        self._probing: set[tuple[str, int]] = set()
-        """Places that are long away and at which a call is under way to find out."""
-        self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
-        self._in_slots = isinstance(client, RedisCluster)
-        self._down_since: dict[tuple[str, int], float] = {}
-        """Scripts or commands, and the slot in a cluster -> since when they are not answered.
-
-        While a slot is moved, single keys may be readable where no script runs.
-        """
-        self.clock_shift_ms = 0
-        """Moves the clock of every script; only tests set it."""
-
-    async def run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
-        """Run one script on one key prefix.
-
-        Args:
-            name: The script.
-            key: The prefix.
-            args: Its arguments, but for the shift of the clock.
-
-        Raises:
-            StoreUnavailable: The store did not answer within the retry window, or too few replicas
-                have the write, which stands on the primary.
-            StoreFull: The store has no memory for the script's writes; nothing was written.
-        """
-        script = load(name)
-        if script.timed:
-            args = (self.clock_shift_ms, *args)
-        # What is written by the clock is found by every server by itself.
-        if script.waits and self._activity is not None and self._activity.write(key):
-            await self._activity.announced()
-        if self._wait is not None and script.waits:
-            return await self._on_replicas(self._wait, "script", key, *_forms(script, key, args))
-        return await self._repeat("script", key, lambda: self._once(script, key, args))
-
-    async def command(self, name: str, key: str, *args: Argument, waits: bool = False) -> Any:
-        """Runs one idempotent command on one key. Raises as `run` does.
-
-        Args:
-            name: The command.
-            key: Its key.
-            args: What comes behind the key.
-            waits: It writes what has to be on the replicas too, if they are waited for.
-        """
-        if self._wait is not None and waits:
-            words = (name, key, *args)
-            return await self._on_replicas(self._wait, "command", key, words, words)
-        return await self._repeat(
-            "command", key, lambda: self._client.execute_command(name, key, *args)
-        )
-
-    async def _once(self, script: Script, key: str, args: Sequence[Argument]) -> Any:
-        try:
-            return await self._client.evalsha(script.digest, 1, key, *args)
-        except redis_errors.NoScriptError:
-            return await self._client.eval(script.source, 1, key, *args)
-
-    async def _on_replicas(
-        self, wait: ReplicaWait, kind: str, key: str, write: Words, whole: Words
-    ) -> Any:
-        fence, whole_fence = _forms(load("fence"), key, ())
-
-        async def once() -> tuple[Any, int]:
-            try:
-                return await wait.send(write, fence)
-            except redis_errors.NoScriptError:
-                # Both again, though one may have run: the replicas are to be those of one primary.
-                return await wait.send(whole, whole_fence)
-
-        answer, have = await self._repeat(kind, key, once)
-        wait.check(have)
-        return answer
-
-    async def _repeat(self, kind: str, key: str, call: Any) -> Any:
-        began = monotonic()
-        if not self._down_since:
-            return await self._until_answered(kind, key, call, began)
-        place = self._place(kind, key)
-        since = self._down_since.get(place)
-        if since is None or began - since <= RETRY_WINDOW_S:
-            return await self._until_answered(kind, key, call, began)
-        # A store that hangs takes each call for as long as a read may last. One at a time finds out
-        # whether it is back; the others are told at once.
-        if place in self._probing:
-            raise self._unavailable(since, "it is being tried")
-        self._probing.add(place)
-        try:
-            return await self._until_answered(kind, key, call, began)
-        finally:
-            self._probing.discard(place)
-
-    async def _until_answered(self, kind: str, key: str, call: Any, began: float) -> Any:
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                answer = await call()
-            except redis_errors.OutOfMemoryError as error:
-                raise StoreFull from error
-            except (*PASSING, redis_errors.ResponseError) as error:
-                if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
-                    if denied := denial_of(error):
-                        raise StoreUnfit(
-                            f"{self._address} refuses a right to this server's user: {denied}; mend"
-                            " it with ACL SETUSER, as the server's log says"
-                        ) from error
-                    raise
-                place = self._place(kind, key)
-                if place not in self._down_since:
-                    self._down_since[place] = began
-                    log.warning("store unreachable", key=key, error=str(error))
-                # While the store is known to be away longer than the window, callers are told at
-                # once.
-                now = monotonic()
-                if (
-                    now + pause > began + RETRY_WINDOW_S
-                    or now - self._down_since[place] > RETRY_WINDOW_S
-                ):
-                    cause = str(cause_of(error)).rstrip(".") or type(error).__name__
-                    raise self._unavailable(self._down_since[place], cause) from error
-                await asyncio.sleep(pause * (0.5 + random.random()))
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            else:
-                if self._down_since:
-                    self._note_back(kind, key)
-                return answer
-
-    def _unavailable(self, since: float, cause: str) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"{self._address} has not answered for {monotonic() - since:.0f} s ({cause}); what was"
-            " asked of it may have been done: repeat it with the same ids"
-        )
-
-    def _note_back(self, kind: str, key: str) -> None:
-        since = self._down_since.pop(self._place(kind, key), None)
-        if since is not None:
-            log.info("store back", key=key, after_s=round(monotonic() - since, 2))
-
-    def _place(self, kind: str, key: str) -> tuple[str, int]:
-        # Whether one node of a cluster is away says nothing about the queues of the others.
-        return (kind, key_slot(key.encode())) if self._in_slots else ("", 0)

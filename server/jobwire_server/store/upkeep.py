@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jobwire_server.domain.model import NO_SETTINGS, QueueSettings
 from jobwire_server.store import codec, keys
-from jobwire_server.store.scripts import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, ScriptRunner
 
 WHENEVER_MS = 1 << 52
 """A moment that never comes."""

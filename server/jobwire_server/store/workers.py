@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jobwire_server.domain.errors import Superseded
 from jobwire_server.domain.model import Former, Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import codec, keys
-from jobwire_server.store.scripts import ScriptRunner
+from jobwire_server.store.runner import ScriptRunner
 
 SERVER_SILENT_MS = 3_000
 """A server says that it is there twice a second; one that has not for so long is silent."""
