@@ -14,6 +14,7 @@ from typing import IO
 
 from jobwire import CallError, Client, Tls
 
+from tests.support import warm
 from tests.support.stores import free_port
 
 JOBWIRE = [sys.executable, "-m", "jobwire.cli"]
@@ -30,12 +31,11 @@ def jobwire(
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    done = subprocess.run(
-        [*JOBWIRE, *arguments],
-        input=stdin if stdin is not None else b"",
-        capture_output=True,
-        timeout=timeout_s,
-        check=False,
+    done = warm.run(
+        "jobwire.cli",
+        arguments,
+        stdin=stdin if stdin is not None else b"",
+        timeout_s=timeout_s,
         env=os.environ | ({"JOBWIRE_TARGET": target} if target else {}) | dict(environment or {}),
     )
     return subprocess.CompletedProcess(
@@ -75,7 +75,7 @@ def read_until(stream: IO[str] | None, words: str) -> None:
     raise AssertionError(f"{words!r} is not in {''.join(read)!r}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: warm.Process) -> None:
     process.terminate()
     try:
         process.wait(END_DEADLINE_S)
@@ -91,13 +91,9 @@ def broker(*options: str, tls: bool | Tls = False) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="jobwire-", dir="/tmp") as folder:
         log = Path(folder) / "broker.log"
-        serve = [*JOBWIRE, "serve", "--listen", address]
+        serve = ["serve", "--listen", address, "--http-listen", "", "--data-dir", folder]
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*serve, "--http-listen", "", "--data-dir", folder, *options],
-                stdout=output,
-                stderr=output,
-            )
+            process = warm.start("jobwire.cli", [*serve, *options], output=output.fileno())
         try:
             _wait_until_served(address, process, log, tls)
             yield address
@@ -105,9 +101,7 @@ def broker(*options: str, tls: bool | Tls = False) -> Iterator[str]:
             _end(process)
 
 
-def _wait_until_served(
-    address: str, process: subprocess.Popen[bytes], log: Path, tls: bool | Tls
-) -> None:
+def _wait_until_served(address: str, process: warm.Process, log: Path, tls: bool | Tls) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     with Client(address, timeout_s=1, tls=tls) as client:
         while True:
@@ -120,11 +114,15 @@ def _wait_until_served(
 
 
 @contextmanager
-def worker(target: str, module: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(target: str, module: str, cwd: Path) -> Iterator[warm.Process]:
     """A worker of `MODULE:NAME`, found below a directory."""
-    process = subprocess.Popen(
-        [*JOBWIRE, "worker", module, "--target", target], cwd=cwd, stderr=subprocess.DEVNULL
-    )
+    with open(os.devnull, "wb") as nowhere:
+        process = warm.start(
+            "jobwire.cli",
+            ["worker", module, "--target", target],
+            output=nowhere.fileno(),
+            cwd=cwd,
+        )
     try:
         yield process
     finally:

@@ -17,16 +17,19 @@ _END_DEADLINE_S = 5.0
 
 kept: set[int] = set()
 """Processes that the whole run shares."""
+adopts = False
+"""This process is the parent of those whose own parent ends."""
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of those whose own parent ends. Linux only."""
+    """Make this process the parent of those whose own parent ends. Linux only."""
+    global adopts
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopts = ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 def children() -> dict[int, str]:
-    """The processes that this one has to answer for, with their command lines."""
+    """Return the processes that this one has to answer for, with their command lines."""
     found = {}
     with suppress(FileNotFoundError):  # not on Linux
         for task in Path("/proc/self/task").iterdir():
@@ -38,7 +41,7 @@ def children() -> dict[int, str]:
 
 
 def end_leftovers(before: dict[int, str]) -> list[str]:
-    """Waits a moment for what is about to end, then kills the rest.
+    """Wait a moment for what is about to end, then kill the rest.
 
     Args:
         before: What ran before the tests in question.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.stores import wait_until
+from tests.support.warm import Process, start
 
 START_DEADLINE_S = 60.0
 """For a start and for an end, on a machine that starts a dozen others meanwhile."""
@@ -27,6 +28,7 @@ class ServerProcess:
         env: Further environment variables.
         module: What Python is to run, with arguments that come before the flags.
         wrapper: What comes before the whole command.
+        cold: Start Python anew, for tests of what happens before all is imported.
     """
 
     def __init__(
@@ -36,19 +38,21 @@ class ServerProcess:
         env: dict[str, str] | None = None,
         module: tuple[str, ...] = ("jobwire_server",),
         wrapper: tuple[str, ...] = (),
+        cold: bool = False,
     ) -> None:
         self.flags = flags
         self.data_dir = data_dir
         self.env = env or {}
         self.module = module
         self.wrapper = wrapper
+        self._cold = cold or bool(wrapper) or module != ("jobwire_server",)
         self.address = ""
         """HOST:PORT of gRPC; the same again after a restart."""
         self.http = ""
         """HOST:PORT of /metrics; the same again after a restart."""
         self._directory = Path(tempfile.mkdtemp(prefix="jwt-"))
         self._directory.chmod(0o755)  # whichever user the wrapper makes of it
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     @property
     def log(self) -> str:
@@ -64,14 +68,22 @@ class ServerProcess:
             flags += ["--data-dir", str(self.data_dir)]
         (self._directory / "log").unlink(missing_ok=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
+        env = {**inherited, **self.env, "PYTHONUNBUFFERED": "1"}
+        flags += self.flags
         with (self._directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", *self.module, *flags, *self.flags],
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                env={**inherited, **self.env, "PYTHONUNBUFFERED": "1"},
-            )
+            if self._cold:
+                self.process = subprocess.Popen(
+                    [*self.wrapper, sys.executable, "-m", *self.module, *flags],
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._directory,
+                    env=env,
+                )
+            else:
+                output = log.fileno()
+                self.process = start(
+                    "jobwire_server", flags, output=output, cwd=self._directory, env=env
+                )
 
     def start(self) -> None:
         """Start it and wait until it serves."""

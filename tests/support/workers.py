@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from tests.support.warm import Process, start
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +27,7 @@ class WorkerProcess:
         self.worker = worker
         self.flags = flags
         self._log = Path(tempfile.mkdtemp(prefix="jwt-")) / "log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def log(self) -> str:
@@ -35,13 +36,12 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Starts it; it attaches by itself."""
-        command = [sys.executable, "-m", "jobwire.cli", "worker", self.worker, *self.flags]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--target", self.target],
-                stdout=log,
-                stderr=log,
+            self._process = start(
+                "jobwire.cli",
+                ["worker", self.worker, *self.flags, "--target", self.target],
+                output=log.fileno(),
                 cwd=ROOT,
                 env=inherited,
             )
