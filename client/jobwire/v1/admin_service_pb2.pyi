@@ -42,9 +42,9 @@ class Queue(message.Message):
     name: builtins.str
     """Its name."""
     paused: builtins.bool
-    """True: accepts and does not deliver."""
+    """True: accepts jobs and delivers none."""
     output_bytes: builtins.int
-    """How many bytes of output its jobs have kept."""
+    """How many bytes of output its jobs keep."""
     live_bytes: builtins.int
     """How many bytes the specs of its live jobs take."""
     ended_bytes: builtins.int
@@ -108,9 +108,9 @@ class QueueConfig(message.Message):
     RETAIN_EVENT_LOG_FIELD_NUMBER: builtins.int
     PRIORITY_AGEING_FIELD_NUMBER: builtins.int
     event_log_entries: builtins.int
-    """How many changes of jobs the event log keeps, which lets WatchJobs resume with a cursor: 1
-    to 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in
-    ConfigureQueue: no change.
+    """How many job changes the event log keeps, which lets WatchJobs resume from a cursor: 1 to
+    1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in ConfigureQueue: no
+    change.
     """
     max_output_bytes: builtins.int
     """The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
@@ -118,16 +118,16 @@ class QueueConfig(message.Message):
     """
     max_pending_jobs: builtins.int
     """The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
-    (`QUEUE_FULL`). Retries and redrives of what was accepted are not. 0: no limit. Unset in
+    (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. 0: no limit. Unset in
     ConfigureQueue: no change.
     """
     max_live_bytes: builtins.int
-    """The most bytes of specs that its live jobs may hold together, refused in the same way. 0: no
-    limit. Unset in ConfigureQueue: no change.
+    """The most bytes that the specs of its live jobs may take together; above it submissions are
+    refused in the same way. 0: no limit. Unset in ConfigureQueue: no change.
     """
     max_ended_jobs: builtins.int
-    """The most ended jobs that are kept; those that would be forgotten first go earlier. 0: no
-    limit. Unset in ConfigureQueue: no change.
+    """The most ended jobs that are kept; above it, those that would be forgotten first are
+    forgotten early. 0: no limit. Unset in ConfigureQueue: no change.
     """
     max_ended_bytes: builtins.int
     """The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
@@ -135,8 +135,8 @@ class QueueConfig(message.Message):
     """
     @builtins.property
     def retry(self) -> job_pb2.RetryPolicy:
-        """What the unset retry fields of its jobs mean; fields unset here take the server's default. The
-        message replaces the one before as a whole, an empty one takes it away. Holds for every
+        """The defaults for unset retry fields of its jobs; fields unset here take the server's default.
+        The message replaces the previous one as a whole; an empty one removes it. Applies to every
         attempt that ends after the change. Unset in ConfigureQueue: no change.
         """
 
@@ -229,7 +229,7 @@ class PurgeJobsRequest(message.Message):
     """The most jobs to forget. Unset: all."""
     @builtins.property
     def filter(self) -> job_service_pb2.JobFilter:
-        """Required. Unset states: all terminal ones."""
+        """Required. Unset states: all terminal states."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class ConfigureQueueRequest(message.Message):
     """Required."""
     @builtins.property
     def config(self) -> QueueConfig:
-        """The settings; what is unset stays."""
+        """The settings; unset fields stay as they are."""
 
     def __init__(
         self,
@@ -344,7 +344,7 @@ class WatchWorkersResponse(message.Message):
     LEFT_FIELD_NUMBER: builtins.int
     BOOKMARK_FIELD_NUMBER: builtins.int
     left: builtins.str
-    """The id of a worker that left, or that was forgotten."""
+    """The id of a worker that left or was forgotten."""
     @builtins.property
     def worker(self) -> Worker:
         """The worker as it stands now."""
@@ -382,7 +382,7 @@ class WatchQueuesRequest(message.Message):
 
     @builtins.property
     def interval(self) -> duration_pb2.Duration:
-        """How often to look: 200 milliseconds to 1 hour. Unset: 1 second."""
+        """How often to look for changes: 200 milliseconds to 1 hour. Unset: 1 second."""
 
     def __init__(
         self,
@@ -444,7 +444,7 @@ class StateCount(message.Message):
 
 @typing.final
 class QueueRates(message.Message):
-    """Jobs a second."""
+    """Jobs per second."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -463,7 +463,7 @@ class QueueRates(message.Message):
     """Ended in FAILED."""
     @builtins.property
     def window(self) -> duration_pb2.Duration:
-        """The span that was averaged over; 0: the queue has not been observed for long enough."""
+        """The time that was averaged over; 0: the queue has not been observed for long enough."""
 
     def __init__(
         self,
@@ -498,7 +498,7 @@ class QueueTotals(message.Message):
     submitted: builtins.int
     """Jobs accepted."""
     started: builtins.int
-    """Claims: first deliveries and later ones."""
+    """Claims, the first of a job and later ones."""
     succeeded: builtins.int
     """Jobs that ended in SUCCEEDED."""
     failed: builtins.int
@@ -543,7 +543,7 @@ class ListQueuesRequest(message.Message):
     page_size: builtins.int
     """1 to 1000; unset: 100."""
     page_token: builtins.str
-    """`next_page_token` of the answer before. Unset: the first page."""
+    """`next_page_token` of the previous answer. Unset: the first page."""
     def __init__(
         self,
         *,
@@ -632,7 +632,7 @@ class PauseQueueRequest(message.Message):
 
     QUEUE_FIELD_NUMBER: builtins.int
     queue: builtins.str
-    """Required: a pause is never meant by default."""
+    """Required: no queue is paused by default."""
     def __init__(
         self,
         *,
@@ -736,8 +736,8 @@ class Worker(message.Message):
     credits: builtins.int
     """How many jobs it may hold at once, if it holds a stream."""
     stuck: builtins.int
-    """How many of its handlers go on although they were told to stop, as the worker says. Where that
-    is `spec.concurrency`, it can take no job.
+    """How many of its handlers are still running although they were told to stop, as the worker
+    reports. When that equals `spec.concurrency`, it can take no job.
     """
     @builtins.property
     def spec(self) -> worker_service_pb2.WorkerSpec:
@@ -749,7 +749,7 @@ class Worker(message.Message):
 
     @builtins.property
     def last_seen_at(self) -> timestamp_pb2.Timestamp:
-        """When the broker last heard of it, to within a second or two."""
+        """When the broker last heard from it, to within a second or two."""
 
     @builtins.property
     def leases(self) -> containers.RepeatedCompositeFieldContainer[worker_service_pb2.LeaseRef]:
@@ -825,7 +825,7 @@ class ListWorkersRequest(message.Message):
     page_size: builtins.int
     """1 to 1000; unset: 100."""
     page_token: builtins.str
-    """`next_page_token` of the answer before, with the same filter. Unset: the first page."""
+    """`next_page_token` of the previous answer, with the same filter. Unset: the first page."""
     def __init__(
         self,
         *,
@@ -910,7 +910,7 @@ class GetWorkerResponse(message.Message):
 
 @typing.final
 class DrainWorkerRequest(message.Message):
-    """Which worker to let go."""
+    """Which worker to drain."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -952,7 +952,7 @@ class DrainWorkerResponse(message.Message):
 
 @typing.final
 class GetServerInfoRequest(message.Message):
-    """Nothing to say."""
+    """No fields."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -984,7 +984,7 @@ class GetServerInfoResponse(message.Message):
     PROCESS_INDEX_FIELD_NUMBER: builtins.int
     STORE_PROBLEM_FIELD_NUMBER: builtins.int
     server_id: builtins.str
-    """Of this process; another one after each start."""
+    """Id of this process; a new one after each start."""
     version: builtins.str
     """The release, for example `0.1.0`."""
     store_engine: builtins.str
@@ -994,16 +994,16 @@ class GetServerInfoResponse(message.Message):
     store_embedded: builtins.bool
     """True: the server runs the store itself."""
     store_durability: builtins.str
-    """What keeps accepted jobs over a crash of the store, for example `aof everysec`."""
+    """How accepted jobs survive a crash of the store, for example `aof everysec`."""
     processes: builtins.int
-    """How many processes share the server's port, on one store; at least 1. Each has a `server_id` of
-    its own, and this is the answer of one of them.
+    """How many processes share the server's port, on one store; at least 1. Each has its own
+    `server_id`, and this is the answer of one of them.
     """
     process_index: builtins.int
     """Which of them answers, from 0."""
     store_problem: builtins.str
-    """What is wrong with the store at this moment, for people: that it has not answered, and since
-    when, or why no new jobs are accepted. Empty: nothing is.
+    """What is wrong with the store at this moment, for people: since when it has not answered, or
+    why no new jobs are accepted. Empty: nothing is wrong.
     """
     @builtins.property
     def started_at(self) -> timestamp_pb2.Timestamp:
@@ -1011,7 +1011,7 @@ class GetServerInfoResponse(message.Message):
 
     @builtins.property
     def limits(self) -> ServerLimits:
-        """What requests may hold."""
+        """The limits of requests."""
 
     @builtins.property
     def store_time(self) -> timestamp_pb2.Timestamp:

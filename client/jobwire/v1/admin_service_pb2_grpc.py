@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     def __init__(self, channel):
@@ -99,8 +99,8 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     def ListQueues(self, request, context):
@@ -122,8 +122,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseQueue(self, request, context):
-        """Stops deliveries from a queue. It goes on accepting jobs, and those that
-        are running go on. Pausing a paused queue answers OK.
+        """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+        a paused queue answers OK.
 
         NOT_FOUND: no job was ever submitted to it.
         """
@@ -159,9 +159,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-        told at once, another one in the answer to its next heartbeat. Draining a worker twice
-        answers OK.
+        """Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+        at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 
         NOT_FOUND: no such live worker.
         """
@@ -180,8 +179,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchQueues(self, request, context):
-        """Streams queues with their depths and rates, once a second (or as asked) all that changed,
-        the first time all of them.
+        """Streams queues with their depths and rates: first all of them, then once a second (or at the
+        interval asked for) those that changed.
 
         INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
         """
@@ -190,7 +189,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureQueue(self, request, context):
-        """Changes the settings of a queue; what is unset stays as it is.
+        """Changes the settings of a queue; unset fields stay as they are.
 
         INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
         """
@@ -199,9 +198,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeJobs(self, request, context):
-        """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-        all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-        counts and changes nothing. Breaking off stops it.
+        """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+        everything that is kept of them. Live jobs are never purged; cancel them first. With
+        `dry_run` it counts and changes nothing. Ending the call stops it.
 
         INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
         """
@@ -210,7 +209,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Tells what this server is, what it is connected to, and its limits.
+        """Returns what this server is, what it is connected to, and its limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,8 +287,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     @_typing.overload
@@ -46,8 +46,8 @@ class AdminServiceStub:
     NOT_FOUND: no job was ever submitted to it.
     """
     PauseQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]
-    """Stops deliveries from a queue. It goes on accepting jobs, and those that
-    are running go on. Pausing a paused queue answers OK.
+    """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+    a paused queue answers OK.
 
     NOT_FOUND: no job was ever submitted to it.
     """
@@ -67,9 +67,8 @@ class AdminServiceStub:
     NOT_FOUND: no such worker.
     """
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DrainWorkerRequest, _admin_service_pb2.DrainWorkerResponse]
-    """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-    told at once, another one in the answer to its next heartbeat. Draining a worker twice
-    answers OK.
+    """Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+    at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 
     NOT_FOUND: no such live worker.
     """
@@ -80,30 +79,30 @@ class AdminServiceStub:
     INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
     """
     WatchQueues: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]
-    """Streams queues with their depths and rates, once a second (or as asked) all that changed,
-    the first time all of them.
+    """Streams queues with their depths and rates: first all of them, then once a second (or at the
+    interval asked for) those that changed.
 
     INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
     """
     ConfigureQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]
-    """Changes the settings of a queue; what is unset stays as it is.
+    """Changes the settings of a queue; unset fields stay as they are.
 
     INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
     """
     PurgeJobs: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]
-    """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-    all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-    counts and changes nothing. Breaking off stops it.
+    """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+    everything that is kept of them. Live jobs are never purged; cancel them first. With
+    `dry_run` it counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]
-    """Tells what this server is, what it is connected to, and its limits."""
+    """Returns what this server is, what it is connected to, and its limits."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -118,8 +117,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     NOT_FOUND: no job was ever submitted to it.
     """
     PauseQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]  # type: ignore[assignment]
-    """Stops deliveries from a queue. It goes on accepting jobs, and those that
-    are running go on. Pausing a paused queue answers OK.
+    """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+    a paused queue answers OK.
 
     NOT_FOUND: no job was ever submitted to it.
     """
@@ -139,9 +138,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     NOT_FOUND: no such worker.
     """
     DrainWorker: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DrainWorkerRequest, _admin_service_pb2.DrainWorkerResponse]  # type: ignore[assignment]
-    """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-    told at once, another one in the answer to its next heartbeat. Draining a worker twice
-    answers OK.
+    """Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+    at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 
     NOT_FOUND: no such live worker.
     """
@@ -152,29 +150,29 @@ class AdminServiceAsyncStub(AdminServiceStub):
     INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
     """
     WatchQueues: _aio.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]  # type: ignore[assignment]
-    """Streams queues with their depths and rates, once a second (or as asked) all that changed,
-    the first time all of them.
+    """Streams queues with their depths and rates: first all of them, then once a second (or at the
+    interval asked for) those that changed.
 
     INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
     """
     ConfigureQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]  # type: ignore[assignment]
-    """Changes the settings of a queue; what is unset stays as it is.
+    """Changes the settings of a queue; unset fields stay as they are.
 
     INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
     """
     PurgeJobs: _aio.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]  # type: ignore[assignment]
-    """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-    all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-    counts and changes nothing. Breaking off stops it.
+    """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+    everything that is kept of them. Live jobs are never purged; cancel them first. With
+    `dry_run` it counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerInfoRequest, _admin_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """Tells what this server is, what it is connected to, and its limits."""
+    """Returns what this server is, what it is connected to, and its limits."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For operators and dashboards. Every method may also return UNAVAILABLE
-    (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+    """For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+    `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
     """
 
     @_abc_1.abstractmethod
@@ -205,8 +203,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.PauseQueueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.PauseQueueResponse, _abc.Awaitable[_admin_service_pb2.PauseQueueResponse]]:
-        """Stops deliveries from a queue. It goes on accepting jobs, and those that
-        are running go on. Pausing a paused queue answers OK.
+        """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+        a paused queue answers OK.
 
         NOT_FOUND: no job was ever submitted to it.
         """
@@ -250,9 +248,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.DrainWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DrainWorkerResponse, _abc.Awaitable[_admin_service_pb2.DrainWorkerResponse]]:
-        """Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-        told at once, another one in the answer to its next heartbeat. Draining a worker twice
-        answers OK.
+        """Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+        at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 
         NOT_FOUND: no such live worker.
         """
@@ -275,8 +272,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.WatchQueuesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.WatchQueuesResponse], _abc.AsyncIterator[_admin_service_pb2.WatchQueuesResponse]]:
-        """Streams queues with their depths and rates, once a second (or as asked) all that changed,
-        the first time all of them.
+        """Streams queues with their depths and rates: first all of them, then once a second (or at the
+        interval asked for) those that changed.
 
         INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
         """
@@ -287,7 +284,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ConfigureQueueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ConfigureQueueResponse, _abc.Awaitable[_admin_service_pb2.ConfigureQueueResponse]]:
-        """Changes the settings of a queue; what is unset stays as it is.
+        """Changes the settings of a queue; unset fields stay as they are.
 
         INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
         """
@@ -298,9 +295,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.PurgeJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.PurgeJobsResponse], _abc.AsyncIterator[_admin_service_pb2.PurgeJobsResponse]]:
-        """Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-        all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-        counts and changes nothing. Breaking off stops it.
+        """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+        everything that is kept of them. Live jobs are never purged; cancel them first. With
+        `dry_run` it counts and changes nothing. Ending the call stops it.
 
         INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
         """
@@ -311,6 +308,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetServerInfoResponse, _abc.Awaitable[_admin_service_pb2.GetServerInfoResponse]]:
-        """Tells what this server is, what it is connected to, and its limits."""
+        """Returns what this server is, what it is connected to, and its limits."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

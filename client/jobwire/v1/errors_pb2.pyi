@@ -28,8 +28,8 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one
-    BadRequest violation for each field. Mend the request; do not retry it as it is.
+    """A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one BadRequest
+    violation for each field. Fix the request; do not repeat it unchanged.
     """
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 2
     """No job has this id: it never existed, or its retention has ended. NOT_FOUND."""
@@ -40,9 +40,9 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     registers again and must treat every lease that it held as lost.
     """
     ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 5
-    """The fencing token is not the job's current one, or the lease has ended: the job
-    is no longer this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the
-    handler; do not retry.
+    """The fencing token is not the job's current one, or the lease has ended: the job is no longer
+    this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the handler; do not repeat the
+    call.
     """
     ERROR_REASON_WRONG_STATE: _ErrorReason.ValueType  # 6
     """The job's state does not allow this. FAILED_PRECONDITION. The metadata names the
@@ -53,7 +53,7 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     for a field; RESOURCE_EXHAUSTED where the transport refused the whole message.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 8
-    """The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Retry
+    """The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Repeat the call
     with the same ids: nothing is doubled.
     """
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 9
@@ -69,34 +69,33 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     one after its restart, takes the call.
     """
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 13
-    """The id is in use for something else. ALREADY_EXISTS."""
+    """The id is already in use for something else. ALREADY_EXISTS."""
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 14
-    """The page token is not one that this method gave out for the same filter.
-    INVALID_ARGUMENT. Start again without a token.
+    """The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
+    Start again without a token.
     """
     ERROR_REASON_SUPERSEDED: _ErrorReason.ValueType  # 16
-    """Another stream attached with the same worker id. ABORTED. If it was not this worker's own
+    """Another stream attached with the same worker id. ABORTED. If that was not this worker's own
     new stream, two workers share an id: stop.
     """
     ERROR_REASON_CURSOR_COMPACTED: _ErrorReason.ValueType  # 17
-    """The output that was asked for has been trimmed, or the event log does not reach back so
-    far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
-    which is a cursor to go on from.
+    """The requested output has been trimmed, or the event log does not reach back that far.
+    OUT_OF_RANGE. The metadata names the oldest position that is left under `first_available`,
+    which is a cursor to resume from.
     """
     ERROR_REASON_OUTPUT_FULL: _ErrorReason.ValueType  # 18
-    """The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
-    chunk was written; the job may go on.
+    """The output limit of the job or its queue is reached. RESOURCE_EXHAUSTED. Nothing of the chunk
+    was written; the job may go on.
     """
     ERROR_REASON_OUTPUT_GAP: _ErrorReason.ValueType  # 19
-    """A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
-    names the offset to go on from under `expected_offset`.
+    """A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata names
+    the offset to resume from under `expected_offset`.
     """
     ERROR_REASON_WATCH_LAGGED: _ErrorReason.ValueType  # 20
     """The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
     ERROR_REASON_UNIQUE_KEY_TAKEN: _ErrorReason.ValueType  # 21
-    """Another job holds the unique key, and the submission asked for a refusal then, or for the
-    replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
-    `job_id`.
+    """Another job holds the unique key, and the submission asked to be refused in that case, or to
+    replace a job that has started. ALREADY_EXISTS. The metadata names the job under `job_id`.
     """
     ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 22
     """The queue has no schedule of this id. NOT_FOUND."""
@@ -105,9 +104,9 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     what it is now.
     """
     ERROR_REASON_STORE_UNFIT: _ErrorReason.ValueType  # 24
-    """The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
-    refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
-    which is the operator's; what was accepted before goes on.
+    """The store answers, but can't be trusted with new jobs: it would evict or lose them, or denies
+    a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
+    operator; what was accepted before goes on.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
@@ -124,8 +123,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one
-BadRequest violation for each field. Mend the request; do not retry it as it is.
+"""A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one BadRequest
+violation for each field. Fix the request; do not repeat it unchanged.
 """
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 2
 """No job has this id: it never existed, or its retention has ended. NOT_FOUND."""
@@ -136,9 +135,9 @@ ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 4
 registers again and must treat every lease that it held as lost.
 """
 ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 5
-"""The fencing token is not the job's current one, or the lease has ended: the job
-is no longer this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the
-handler; do not retry.
+"""The fencing token is not the job's current one, or the lease has ended: the job is no longer
+this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the handler; do not repeat the
+call.
 """
 ERROR_REASON_WRONG_STATE: ErrorReason.ValueType  # 6
 """The job's state does not allow this. FAILED_PRECONDITION. The metadata names the
@@ -149,7 +148,7 @@ ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 7
 for a field; RESOURCE_EXHAUSTED where the transport refused the whole message.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 8
-"""The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Retry
+"""The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Repeat the call
 with the same ids: nothing is doubled.
 """
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 9
@@ -165,34 +164,33 @@ ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 12
 one after its restart, takes the call.
 """
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 13
-"""The id is in use for something else. ALREADY_EXISTS."""
+"""The id is already in use for something else. ALREADY_EXISTS."""
 ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 14
-"""The page token is not one that this method gave out for the same filter.
-INVALID_ARGUMENT. Start again without a token.
+"""The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
+Start again without a token.
 """
 ERROR_REASON_SUPERSEDED: ErrorReason.ValueType  # 16
-"""Another stream attached with the same worker id. ABORTED. If it was not this worker's own
+"""Another stream attached with the same worker id. ABORTED. If that was not this worker's own
 new stream, two workers share an id: stop.
 """
 ERROR_REASON_CURSOR_COMPACTED: ErrorReason.ValueType  # 17
-"""The output that was asked for has been trimmed, or the event log does not reach back so
-far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
-which is a cursor to go on from.
+"""The requested output has been trimmed, or the event log does not reach back that far.
+OUT_OF_RANGE. The metadata names the oldest position that is left under `first_available`,
+which is a cursor to resume from.
 """
 ERROR_REASON_OUTPUT_FULL: ErrorReason.ValueType  # 18
-"""The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
-chunk was written; the job may go on.
+"""The output limit of the job or its queue is reached. RESOURCE_EXHAUSTED. Nothing of the chunk
+was written; the job may go on.
 """
 ERROR_REASON_OUTPUT_GAP: ErrorReason.ValueType  # 19
-"""A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
-names the offset to go on from under `expected_offset`.
+"""A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata names
+the offset to resume from under `expected_offset`.
 """
 ERROR_REASON_WATCH_LAGGED: ErrorReason.ValueType  # 20
 """The watcher fell too far behind. OUT_OF_RANGE. Watch again."""
 ERROR_REASON_UNIQUE_KEY_TAKEN: ErrorReason.ValueType  # 21
-"""Another job holds the unique key, and the submission asked for a refusal then, or for the
-replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
-`job_id`.
+"""Another job holds the unique key, and the submission asked to be refused in that case, or to
+replace a job that has started. ALREADY_EXISTS. The metadata names the job under `job_id`.
 """
 ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 22
 """The queue has no schedule of this id. NOT_FOUND."""
@@ -201,9 +199,9 @@ ERROR_REASON_CHANGED_MEANWHILE: ErrorReason.ValueType  # 23
 what it is now.
 """
 ERROR_REASON_STORE_UNFIT: ErrorReason.ValueType  # 24
-"""The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
-refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
-which is the operator's; what was accepted before goes on.
+"""The store answers, but can't be trusted with new jobs: it would evict or lose them, or denies
+a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
+operator; what was accepted before goes on.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.
@@ -212,8 +210,8 @@ INTERNAL.
 
 @typing.final
 class ItemError(message.Message):
-    """Why one item of a batch was refused: what the call would have failed with
-    if the item had been sent alone.
+    """Why one item of a batch was refused: the error that the call would have failed with if the item
+    had been sent alone.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -283,7 +281,7 @@ class FieldViolation(message.Message):
     field: builtins.str
     """The path from the request, for example `spec.retry.max_attempts`."""
     description: builtins.str
-    """What is wrong and what would be right."""
+    """What is wrong, and what would be right."""
     def __init__(
         self,
         *,

@@ -32,20 +32,20 @@ class _JobStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_JobState.Valu
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never stored; in a filter it means any state."""
     JOB_STATE_SCHEDULED: _JobState.ValueType  # 1
-    """Waits for its time: a `run_at` or `delay` of the producer's, or the backoff
-    before another attempt. The broker moves it to PENDING when it is due.
+    """Waits until it is due: at the producer's `run_at` or after its `delay`, or after the backoff
+    before another attempt. The broker then moves it to PENDING.
     """
     JOB_STATE_PENDING: _JobState.ValueType  # 2
     """Ready for any worker that serves its operation and satisfies its requirements.
     A claim moves it to RUNNING.
     """
     JOB_STATE_RUNNING: _JobState.ValueType  # 3
-    """A worker holds its lease. The worker completes it; if the lease ends first, the
-    broker takes it back.
+    """A worker holds its lease. The worker completes it; if the lease runs out first, the broker
+    takes the job back.
     """
     JOB_STATE_CANCELLING: _JobState.ValueType  # 4
-    """Somebody asked for its cancellation while it was running; the worker has been
-    told and has a period of grace to confirm or to finish.
+    """It was cancelled while it was running. The worker has been told, and has a grace period in
+    which to confirm or to finish.
     """
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 5
     """Terminal: completed with a result."""
@@ -64,20 +64,20 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never stored; in a filter it means any state."""
 JOB_STATE_SCHEDULED: JobState.ValueType  # 1
-"""Waits for its time: a `run_at` or `delay` of the producer's, or the backoff
-before another attempt. The broker moves it to PENDING when it is due.
+"""Waits until it is due: at the producer's `run_at` or after its `delay`, or after the backoff
+before another attempt. The broker then moves it to PENDING.
 """
 JOB_STATE_PENDING: JobState.ValueType  # 2
 """Ready for any worker that serves its operation and satisfies its requirements.
 A claim moves it to RUNNING.
 """
 JOB_STATE_RUNNING: JobState.ValueType  # 3
-"""A worker holds its lease. The worker completes it; if the lease ends first, the
-broker takes it back.
+"""A worker holds its lease. The worker completes it; if the lease runs out first, the broker
+takes the job back.
 """
 JOB_STATE_CANCELLING: JobState.ValueType  # 4
-"""Somebody asked for its cancellation while it was running; the worker has been
-told and has a period of grace to confirm or to finish.
+"""It was cancelled while it was running. The worker has been told, and has a grace period in
+which to confirm or to finish.
 """
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 5
 """Terminal: completed with a result."""
@@ -97,23 +97,23 @@ class _UniqueScopeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UniqueScop
     UNIQUE_SCOPE_UNSPECIFIED: _UniqueScope.ValueType  # 0
     """UNFINISHED."""
     UNIQUE_SCOPE_PENDING: _UniqueScope.ValueType  # 1
-    """Until the job is handed to a worker for the first time, or ends before."""
+    """Until the job is handed to a worker for the first time, or ends before that."""
     UNIQUE_SCOPE_UNFINISHED: _UniqueScope.ValueType  # 2
     """Until the job is in a terminal state; a redrive takes the key again if it is free."""
     UNIQUE_SCOPE_PERIOD: _UniqueScope.ValueType  # 3
-    """For `period` from the acceptance of the job, whatever becomes of it."""
+    """For `period` after the job was accepted, whatever becomes of it."""
 
 class UniqueScope(_UniqueScope, metaclass=_UniqueScopeEnumTypeWrapper):
-    """While which jobs hold a unique key."""
+    """How long a job holds its key."""
 
 UNIQUE_SCOPE_UNSPECIFIED: UniqueScope.ValueType  # 0
 """UNFINISHED."""
 UNIQUE_SCOPE_PENDING: UniqueScope.ValueType  # 1
-"""Until the job is handed to a worker for the first time, or ends before."""
+"""Until the job is handed to a worker for the first time, or ends before that."""
 UNIQUE_SCOPE_UNFINISHED: UniqueScope.ValueType  # 2
 """Until the job is in a terminal state; a redrive takes the key again if it is free."""
 UNIQUE_SCOPE_PERIOD: UniqueScope.ValueType  # 3
-"""For `period` from the acceptance of the job, whatever becomes of it."""
+"""For `period` after the job was accepted, whatever becomes of it."""
 
 class _UniqueConflict:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -124,9 +124,9 @@ class _UniqueConflictEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UniqueC
     UNIQUE_CONFLICT_UNSPECIFIED: _UniqueConflict.ValueType  # 0
     """RETURN_EXISTING."""
     UNIQUE_CONFLICT_RETURN_EXISTING: _UniqueConflict.ValueType  # 1
-    """Nothing is written, and the job that holds the key is answered, with `existed`."""
+    """Nothing is written. The answer is the job that holds the key, with `existed`."""
     UNIQUE_CONFLICT_REJECT: _UniqueConflict.ValueType  # 2
-    """ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
+    """The submission is refused with ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
     UNIQUE_CONFLICT_REPLACE_PENDING: _UniqueConflict.ValueType  # 3
     """A job that has never started is CANCELLED and the new one takes its key. One that has
     started is not replaced: the submission is refused as with REJECT.
@@ -138,9 +138,9 @@ class UniqueConflict(_UniqueConflict, metaclass=_UniqueConflictEnumTypeWrapper):
 UNIQUE_CONFLICT_UNSPECIFIED: UniqueConflict.ValueType  # 0
 """RETURN_EXISTING."""
 UNIQUE_CONFLICT_RETURN_EXISTING: UniqueConflict.ValueType  # 1
-"""Nothing is written, and the job that holds the key is answered, with `existed`."""
+"""Nothing is written. The answer is the job that holds the key, with `existed`."""
 UNIQUE_CONFLICT_REJECT: UniqueConflict.ValueType  # 2
-"""ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
+"""The submission is refused with ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`)."""
 UNIQUE_CONFLICT_REPLACE_PENDING: UniqueConflict.ValueType  # 3
 """A job that has never started is CANCELLED and the new one takes its key. One that has
 started is not replaced: the submission is refused as with REJECT.
@@ -157,17 +157,17 @@ class _OutputOverflowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_OutputO
     OUTPUT_OVERFLOW_REFUSE: _OutputOverflow.ValueType  # 1
     """The worker's chunk is refused (`OUTPUT_FULL`); what was written stays."""
     OUTPUT_OVERFLOW_TRIM: _OutputOverflow.ValueType  # 2
-    """The oldest output is dropped. A watcher that comes for it is told so."""
+    """The oldest output is dropped. A watcher that asks for it is told so."""
 
 class OutputOverflow(_OutputOverflow, metaclass=_OutputOverflowEnumTypeWrapper):
-    """What becomes of output above a limit."""
+    """What happens to output above the limit."""
 
 OUTPUT_OVERFLOW_UNSPECIFIED: OutputOverflow.ValueType  # 0
 """REFUSE."""
 OUTPUT_OVERFLOW_REFUSE: OutputOverflow.ValueType  # 1
 """The worker's chunk is refused (`OUTPUT_FULL`); what was written stays."""
 OUTPUT_OVERFLOW_TRIM: OutputOverflow.ValueType  # 2
-"""The oldest output is dropped. A watcher that comes for it is told so."""
+"""The oldest output is dropped. A watcher that asks for it is told so."""
 
 class _AttemptOutcome:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -190,9 +190,9 @@ class _AttemptOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Attempt
     ATTEMPT_OUTCOME_CANCELLED: _AttemptOutcome.ValueType  # 6
     """Cancelled."""
     ATTEMPT_OUTCOME_UNDELIVERED: _AttemptOutcome.ValueType  # 7
-    """It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
-    worker lives and did not name it, or fell silent together with its server. Counts as nothing;
-    but after three of them a further one is CRASHED, and counts as that.
+    """The worker never acknowledged the assignment, or it is not known whether the handler ran: the
+    worker is alive and did not name the job, or fell silent together with its server. Touches no
+    budget; but after three of them each further one is CRASHED, and counts as a crash.
     """
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
@@ -213,9 +213,9 @@ ATTEMPT_OUTCOME_TIMED_OUT: AttemptOutcome.ValueType  # 5
 ATTEMPT_OUTCOME_CANCELLED: AttemptOutcome.ValueType  # 6
 """Cancelled."""
 ATTEMPT_OUTCOME_UNDELIVERED: AttemptOutcome.ValueType  # 7
-"""It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
-worker lives and did not name it, or fell silent together with its server. Counts as nothing;
-but after three of them a further one is CRASHED, and counts as that.
+"""The worker never acknowledged the assignment, or it is not known whether the handler ran: the
+worker is alive and did not name the job, or fell silent together with its server. Touches no
+budget; but after three of them each further one is CRASHED, and counts as a crash.
 """
 
 class _JobView:
@@ -243,8 +243,8 @@ JOB_VIEW_FULL: JobView.ValueType  # 2
 
 @typing.final
 class Payload(message.Message):
-    """The content of a job, a result or a progress report. Exactly one kind is set, or
-    none for an empty payload. The broker hands the bytes on as they came.
+    """The content of a job, a result or a progress report. Exactly one kind is set, or none for an
+    empty payload. The broker passes the bytes on unchanged.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -254,17 +254,17 @@ class Payload(message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     STRUCT_FIELD_NUMBER: builtins.int
     json: builtins.str
-    """JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused
-    with its position) and never parsed again between producer and handler. Refused as
-    well: a number that no double can hold (1.8e308 and beyond), which readers would turn
-    into infinity; half of a surrogate pair; more than 200 levels. Integers are kept to the
-    digit, though many readers round those above 2^53; of two equal keys the last counts.
+    """JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused with its
+    position), and never parsed again between producer and handler. Also refused: a number that
+    no double can hold (1.8e308 and beyond), which readers would turn into infinity; half of a
+    surrogate pair; more than 200 levels. Integers are kept to the digit, though many readers
+    round those above 2^53; of two equal keys the last counts.
     """
     data: builtins.bytes
-    """Bytes of any kind, not looked at."""
+    """Any bytes; not inspected."""
     @builtins.property
     def message(self) -> any_pb2.Any:
-        """A protobuf message packed with its type URL, not looked at."""
+        """A protobuf message packed with its type URL; not inspected."""
 
     @builtins.property
     def struct(self) -> struct_pb2.Struct:
@@ -288,8 +288,8 @@ class Payload(message.Message):
 
 @typing.final
 class RetryPolicy(message.Message):
-    """How often and when a failing job is tried again. Unset fields take the queue's
-    default, and that the server's.
+    """How often and when a failing job is retried. Unset fields take the queue's default, and if that
+    is unset too, the server's.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -300,15 +300,15 @@ class RetryPolicy(message.Message):
     MULTIPLIER_FIELD_NUMBER: builtins.int
     JITTER_FIELD_NUMBER: builtins.int
     max_attempts: builtins.int
-    """The number of failures that ends the job, the first attempt included: 1 means no
+    """The number of failures that ends the job, including that of the first attempt: 1 means no
     retry. 1 to 1000; 0 or unset: the default, 3 unless configured otherwise. Crashes and
     interruptions do not count here.
     """
     multiplier: builtins.float
     """The factor from each wait to the next. 1 to 10; 0 or unset: 2."""
     jitter: builtins.float
-    """The share of each wait that is random, so that jobs which failed together do not
-    return together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
+    """The share of each wait that is random, so that jobs which failed together do not come back
+    together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
     """
     @builtins.property
     def initial_backoff(self) -> duration_pb2.Duration:
@@ -348,8 +348,8 @@ class UniqueKey(message.Message):
     PERIOD_FIELD_NUMBER: builtins.int
     ON_CONFLICT_FIELD_NUMBER: builtins.int
     key: builtins.str
-    """1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues have
-    nothing to do with each other.
+    """1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues are
+    independent.
     """
     scope: UniqueScope.ValueType
     """Unset: UNFINISHED."""
@@ -382,7 +382,9 @@ class OutputPolicy(message.Message):
     MAX_BYTES_FIELD_NUMBER: builtins.int
     OVERFLOW_FIELD_NUMBER: builtins.int
     max_bytes: builtins.int
-    """At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset: that."""
+    """At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset:
+    that limit.
+    """
     overflow: OutputOverflow.ValueType
     """What happens above it."""
     def __init__(
@@ -399,9 +401,9 @@ class OutputPolicy(message.Message):
 
 @typing.final
 class OutputChunk(message.Message):
-    """A piece of what a running job writes out: a log, a build's messages, a model's tokens. The
-    output of an attempt is one sequence of bytes over all its channels; where one chunk ends and
-    the next begins is not kept.
+    """A piece of a running job's output: of a log, a build's messages, a model's tokens. The output
+    of an attempt is one sequence of bytes over all its channels; the borders between chunks are
+    not kept.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -411,13 +413,13 @@ class OutputChunk(message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     channel: builtins.str
-    """Which of the job's outputs this is, for example `stdout`, `stderr` or `tokens`: 1 to 32
-    characters out of letters, digits and `. _ -`. Unset: `stdout`.
+    """Which of the job's output channels this belongs to, for example `stdout`, `stderr` or
+    `tokens`: 1 to 32 letters, digits and `. _ -`. Unset: `stdout`.
     """
     offset: builtins.int
-    """The number of bytes that the attempt wrote before this chunk, over all channels. A chunk
-    that was sent before is recognized by it and not written twice; one that would leave a gap
-    is refused.
+    """The number of bytes that the attempt wrote before this chunk, over all channels. A chunk that
+    was sent before is recognized by its offset and not written twice; a chunk that would leave a
+    gap is refused.
     """
     text: builtins.str
     """UTF-8."""
@@ -441,7 +443,7 @@ class OutputChunk(message.Message):
 
 @typing.final
 class OutputPosition(message.Message):
-    """A point in a job's output."""
+    """A position in a job's output."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -450,7 +452,7 @@ class OutputPosition(message.Message):
     attempt: builtins.int
     """The attempt that wrote it; 0: the latest."""
     offset: builtins.int
-    """Bytes of that attempt's output before this point."""
+    """Bytes of that attempt's output before this position."""
     def __init__(
         self,
         *,
@@ -528,9 +530,8 @@ class JobSpec(message.Message):
     CREATED_AT_FIELD_NUMBER: builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     operation: builtins.str
-    """The job's type, which picks the worker's handler, for example `image.thumbnail`.
-    Required; 1 to 128 characters out of letters, digits and `. _ / : -`, beginning with a
-    letter or a digit.
+    """The job's type, which picks the worker's handler, for example `image.thumbnail`. Required; 1
+    to 128 letters, digits and `. _ / : -`, beginning with a letter or a digit.
     """
     priority: builtins.int
     """0 to 255; higher is delivered first, and within one priority the job that became
@@ -552,8 +553,8 @@ class JobSpec(message.Message):
 
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """The producer's own words about the job, for filters and people. At most 16; keys 1 to 63
-        characters out of letters, digits and `. _ / -`, values at most 63 bytes.
+        """The producer's own labels, for filters and people. At most 16; keys are 1 to 63 letters,
+        digits and `. _ / -`, values at most 63 bytes.
         """
 
     @builtins.property
@@ -562,9 +563,9 @@ class JobSpec(message.Message):
 
     @builtins.property
     def execution_timeout(self) -> duration_pb2.Duration:
-        """How long one attempt may run before the broker takes the job back and counts a
-        failure. 100 milliseconds to 30 days; unset: no limit but the lease, which a live worker
-        renews for as long as it likes.
+        """How long one attempt may run before the broker takes the job back and counts a failure. 100
+        milliseconds to 30 days; unset: no limit except the lease, which a live worker renews for as
+        long as it likes.
         """
 
     @builtins.property
@@ -573,24 +574,25 @@ class JobSpec(message.Message):
 
     @builtins.property
     def delay(self) -> duration_pb2.Duration:
-        """Not before this long after the job was accepted. 0 to 10 years."""
+        """Not until this long after the job was accepted. 0 to 10 years."""
 
     @builtins.property
     def expires_at(self) -> timestamp_pb2.Timestamp:
-        """The job is not started after this moment: it becomes EXPIRED. It must lie after
-        the moment of submission and after `run_at`, and at most 10 years ahead. Unset: never.
+        """The job is not started after this moment: it becomes EXPIRED. Must be after the submission
+        and after `run_at`, and at most 10 years ahead. Unset: never.
         """
 
     @builtins.property
     def output(self) -> OutputPolicy:
-        """How much output is kept. Unset: the server's limit, and what is above it is refused."""
+        """How much output is kept. Unset: the server's limit, and output above it is refused."""
 
     @builtins.property
     def deadline(self) -> timestamp_pb2.Timestamp:
-        """The end of the job as a whole, attempts, waits and all: a job that is not finished at this
-        moment becomes FAILED with `DEADLINE_EXCEEDED`, and the worker that may be running it loses
-        the lease. A retry that could not start before it is not waited for. It must lie after the
-        moment of submission and after `run_at`, and at most 10 years ahead. Unset: none.
+        """The end of the job as a whole, with all attempts and waits. A job that is still live at this
+        moment becomes FAILED with `DEADLINE_EXCEEDED` (CANCELLED if it was CANCELLING), and a worker
+        that is running it loses the lease. A retry that could not start before the deadline does not
+        happen. Must be after the submission and after `run_at`, and at most 10 years ahead. Unset:
+        none.
         """
 
     @builtins.property
@@ -599,14 +601,14 @@ class JobSpec(message.Message):
 
     @builtins.property
     def retention(self) -> duration_pb2.Duration:
-        """How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as
-        the queue keeps jobs that ended so.
+        """How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as the
+        queue keeps jobs that ended in the same way.
         """
 
     @builtins.property
     def created_at(self) -> timestamp_pb2.Timestamp:
-        """Output only: when the broker took the job, by the store's clock as that server knew it: before
-        it was written, within milliseconds of it, or as much early as the store's answers were late,
+        """Output only: when the broker accepted the job, by the server's view of the store's clock. It
+        is earlier than the write: by milliseconds, or by as much as the store's answers were late,
         which is seconds while it hangs. Nothing is decided by it.
         """
 
@@ -698,8 +700,8 @@ class Failure(message.Message):
     stack: builtins.str
     """The handler's stack trace. At most 16 KiB; a longer one is cut."""
     non_retryable: builtins.bool
-    """True: another attempt would fail in the same way, so the job goes to the dead
-    letters at once, whatever attempts it has left.
+    """True: another attempt would fail in the same way, so the job becomes FAILED at once, however
+    many attempts it has left.
     """
     @builtins.property
     def details(self) -> Payload:
@@ -707,8 +709,8 @@ class Failure(message.Message):
 
     @builtins.property
     def retry_after(self) -> duration_pb2.Duration:
-        """Not before this long from now, in place of the computed backoff. 0 to 30 days. Unset:
-        the policy's backoff.
+        """The wait before the next attempt, in place of the computed backoff. 0 to 30 days. Unset: the
+        policy's backoff.
         """
 
     def __init__(
@@ -729,7 +731,7 @@ class Failure(message.Message):
 
 @typing.final
 class Attempt(message.Message):
-    """The record of one delivery of a job."""
+    """The record of one attempt."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -758,7 +760,7 @@ class Attempt(message.Message):
 
     @builtins.property
     def failure(self) -> Failure:
-        """Set for FAILED, CRASHED and TIMED_OUT, and where a reason was given."""
+        """Set for FAILED, CRASHED and TIMED_OUT, and if a reason was given."""
 
     def __init__(
         self,
@@ -779,7 +781,7 @@ class Attempt(message.Message):
 
 @typing.final
 class Redrive(message.Message):
-    """A job that was put back after its end."""
+    """An ended job was put back."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -850,7 +852,9 @@ class Job(message.Message):
     state: JobState.ValueType
     """Where it stands."""
     revision: builtins.int
-    """Grows with every change; of two views of one job the higher is the newer."""
+    """Grows with every change; of two views of one job, the one with the higher revision is the
+    newer.
+    """
     attempt: builtins.int
     """The number of the latest attempt; 0 before the first."""
     failures: builtins.int
@@ -897,7 +901,7 @@ class Job(message.Message):
 
     @builtins.property
     def lease_expires_at(self) -> timestamp_pb2.Timestamp:
-        """For RUNNING and CANCELLING: when the lease ends unless it is renewed."""
+        """For RUNNING and CANCELLING: when the lease runs out unless it is renewed."""
 
     @builtins.property
     def attempts(self) -> containers.RepeatedCompositeFieldContainer[Attempt]:
@@ -913,7 +917,7 @@ class Job(message.Message):
 
     @builtins.property
     def purge_at(self) -> timestamp_pb2.Timestamp:
-        """For terminal states: when the broker forgets the job at the latest."""
+        """For terminal states: the latest moment at which the broker forgets the job."""
 
     def __init__(
         self,

@@ -61,19 +61,19 @@ class SubmitJobRequest(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     queue: builtins.str
-    """Where to put it: `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`. Unset: `default`. The queue
+    """The queue to put it into: `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`. Unset: `default`. The queue
     is created by its first job.
     """
     job_id: builtins.str
-    """The id to give the job, which makes a retry safe: the same id with the same content is
-    answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the
-    server makes one.
+    """The id to give the job, which makes it safe to repeat the request: the same id with the same
+    content is answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`.
+    Unset: the server makes one.
     """
     request_id: builtins.str
-    """Makes a retry of this request safe: for 24 hours the same id with the same content is
-    answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-    out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset:
-    each request is a new job.
+    """Makes it safe to repeat this request: for 24 hours the same id with the same content is
+    answered with the same job (`existed`), and with other content refused. 1 to 64 letters,
+    digits and `. _ : -`; a UUID is a good choice. The id belongs to its queue. Unset: each
+    request is a new job.
     """
     @builtins.property
     def spec(self) -> job_pb2.JobSpec:
@@ -105,12 +105,12 @@ class SubmitJobResponse(message.Message):
     job_id: builtins.str
     """Its id."""
     state: job_pb2.JobState.ValueType
-    """PENDING or SCHEDULED; for a repeated submission, the state it has by now, unspecified if the
-    job of a `request_id` is forgotten already.
+    """PENDING or SCHEDULED; for a repeated submission the job's state by now, or unspecified if the
+    job of a `request_id` has been forgotten.
     """
     existed: builtins.bool
     """True if nothing was written now: `job_id` or `request_id` had been accepted before, or
-    another job holds the unique key and is answered in place of a new one.
+    another job holds the unique key and is the answer instead of a new one.
     """
     def __init__(
         self,
@@ -134,8 +134,8 @@ class SubmitJobsRequest(message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """As if each item had a `request_id` made of this one and its place in the list; for items
-    without one of their own. At most 56 characters.
+    """Gives each item that has no `request_id` of its own one that is made of this and its place in
+    the list. At most 56 characters.
     """
     @builtins.property
     def requests(self) -> containers.RepeatedCompositeFieldContainer[SubmitJobRequest]:
@@ -296,7 +296,7 @@ class ListJobsRequest(message.Message):
     empty, while there are more.
     """
     page_token: builtins.str
-    """`next_page_token` of the answer before, with the same filter. Unset: the first page."""
+    """`next_page_token` of the previous answer, with the same filter. Unset: the first page."""
     view: job_pb2.JobView.ValueType
     """Unset: BASIC."""
     @builtins.property
@@ -370,8 +370,8 @@ class WatchJobRequest(message.Message):
     content: WatchContent.ValueType
     """Unset: ALL."""
     cursor: builtins.str
-    """The `cursor` of the last answer of a former watch of this job: what came up to it does
-    not come again.
+    """The `cursor` of the last answer of an earlier watch of this job: nothing up to it is sent
+    again.
     """
     output_from_end: builtins.bool
     """True: only what is written from now on. Otherwise, and if none of these is set: at the
@@ -379,7 +379,7 @@ class WatchJobRequest(message.Message):
     """
     @builtins.property
     def output_from(self) -> job_pb2.OutputPosition:
-        """At a point of the output."""
+        """At a position in the output."""
 
     def __init__(
         self,
@@ -401,7 +401,7 @@ class WatchJobRequest(message.Message):
 
 @typing.final
 class Output(message.Message):
-    """A run of output, in the order in which it was written."""
+    """A stretch of output, in the order in which it was written."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -436,20 +436,20 @@ class WatchJobResponse(message.Message):
     OUTPUT_FIELD_NUMBER: builtins.int
     CURSOR_FIELD_NUMBER: builtins.int
     cursor: builtins.str
-    """Where this answer leaves the watcher; opaque."""
+    """The watcher's position after this answer; opaque."""
     @builtins.property
     def job(self) -> job_pb2.Job:
-        """The job as it stands now. For a live job the first answer is one, unless a cursor says that it
-        was seen; a finished job comes behind all of its output.
+        """The job as it stands now. For a live job the first answer is one of these, unless a cursor
+        says that it was seen. An ended job comes after all of its output.
         """
 
     @builtins.property
     def bookmark(self) -> Bookmark:
-        """Nothing happened for a while (60 seconds unless configured otherwise); the stream is alive."""
+        """Nothing happened for a while (15 seconds unless configured otherwise); the stream is alive."""
 
     @builtins.property
     def output(self) -> Output:
-        """What the job has written out."""
+        """What the job has written."""
 
     def __init__(
         self,
@@ -512,7 +512,7 @@ class RunJobResponse(message.Message):
     OUTPUT_FIELD_NUMBER: builtins.int
     CURSOR_FIELD_NUMBER: builtins.int
     cursor: builtins.str
-    """For WatchJob, if this call is cut off."""
+    """The position to resume from with WatchJob if this call is cut off."""
     @builtins.property
     def job(self) -> job_pb2.Job:
         """The job as it stands now: as soon as it is accepted, and then as in WatchJob."""
@@ -523,7 +523,7 @@ class RunJobResponse(message.Message):
 
     @builtins.property
     def output(self) -> Output:
-        """What the job has written out."""
+        """What the job has written."""
 
     def __init__(
         self,
@@ -543,7 +543,7 @@ class RunJobResponse(message.Message):
 
 @typing.final
 class WatchJobsRequest(message.Message):
-    """Which jobs to watch. What is unset does not narrow."""
+    """Which jobs to watch. Unset fields do not narrow the choice."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -582,11 +582,11 @@ class WatchJobsRequest(message.Message):
     view: job_pb2.JobView.ValueType
     """Unset: BASIC."""
     cursor: builtins.str
-    """The `cursor` of the last answer of a former watch with the same filter. Unset: begin with
+    """The `cursor` of the last answer of an earlier watch with the same filter. Unset: begin with
     the live jobs as they stand.
     """
     only_changes: builtins.bool
-    """True: leave out the live jobs as they stand, tell the changes from now on. Not with a cursor."""
+    """True: skip the live jobs as they stand, and send only changes from now on. Not with a cursor."""
     @builtins.property
     def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
         """Only jobs in these states."""
@@ -627,7 +627,7 @@ class WatchJobsResponse(message.Message):
     BOOKMARK_FIELD_NUMBER: builtins.int
     CURSOR_FIELD_NUMBER: builtins.int
     cursor: builtins.str
-    """Where this answer leaves the watcher; opaque. Empty if the queue keeps no event log."""
+    """The watcher's position after this answer; opaque. Empty if the queue keeps no event log."""
     @builtins.property
     def job(self) -> job_pb2.Job:
         """A job as it stands now."""
@@ -653,14 +653,14 @@ class WatchJobsResponse(message.Message):
 
 @typing.final
 class Bookmark(message.Message):
-    """Tells a quiet stream from a dead one."""
+    """Distinguishes a quiet stream from a dead one."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     TIME_FIELD_NUMBER: builtins.int
     CAUGHT_UP_FIELD_NUMBER: builtins.int
     caught_up: builtins.bool
-    """In WatchJobs: true once, when the jobs that were there at the beginning have all been told."""
+    """In WatchJobs: true once, when the jobs that were there at the beginning have all been sent."""
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
         """The store's time."""
@@ -679,7 +679,7 @@ class Bookmark(message.Message):
 
 @typing.final
 class CancelJobRequest(message.Message):
-    """Which job to end, and why."""
+    """Which job to cancel, and why."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -725,7 +725,7 @@ class CancelJobResponse(message.Message):
 
 @typing.final
 class JobFilter(message.Message):
-    """Which jobs of a queue to act on. What is unset does not narrow."""
+    """Which jobs of a queue to act on. Unset fields do not narrow the choice."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -791,7 +791,7 @@ class JobFilter(message.Message):
 
     @builtins.property
     def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these jobs, at most 1000; they are of `queue`."""
+        """Only these jobs, at most 1000; all of them in `queue`."""
 
     def __init__(
         self,
@@ -829,12 +829,12 @@ class BulkProgress(message.Message):
     changed: builtins.int
     """Of those, how many were changed; with `dry_run`, how many could be."""
     skipped: builtins.int
-    """Of those, how many could not be: they had moved on, or are held back by a unique key."""
+    """Of those, how many could not be changed: they had moved on, or a unique key holds them back."""
     done: builtins.bool
     """True in the last answer."""
     @builtins.property
     def sample_job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Some of the jobs that were changed since the answer before, at most 100; ids."""
+        """Ids of some of the jobs that were changed since the previous answer, at most 100."""
 
     def __init__(
         self,
@@ -866,7 +866,7 @@ class RetryJobRequest(message.Message):
     """For people; kept with the job. At most 512 bytes."""
     @builtins.property
     def delay(self) -> duration_pb2.Duration:
-        """Not before this long from now. 0 to 10 years."""
+        """Not until this long from now. 0 to 10 years."""
 
     def __init__(
         self,
@@ -921,8 +921,8 @@ class RetryJobsRequest(message.Message):
     max_jobs: builtins.int
     """The most jobs to redrive. Unset: all."""
     max_per_second: builtins.float
-    """The most jobs that become ready in a second, so that whatever made them fail is not hit by all
-    at once: the others are SCHEDULED one behind the other. 0.01 to 100000; unset: no cap.
+    """The most jobs that become ready in a second, so that whatever made them fail is not hit by
+    all at once: the others are SCHEDULED one after the other. 0.01 to 100000; unset: no limit.
     """
     @builtins.property
     def filter(self) -> JobFilter:

@@ -53,10 +53,11 @@ class JobServiceStub:
     """Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
     one refused item does not stop the others.
 
-    INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
-    itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
-    batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+    INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is in its
+    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`), or UNAVAILABLE with `STORE_UNFIT`, as the status
+    of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
+    repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
+    `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -64,41 +65,42 @@ class JobServiceStub:
     NOT_FOUND: no such job, or its retention has ended. Retry: safe.
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists the jobs of one queue, page by page, in the BASIC view unless asked
-    otherwise. State by state, in the order of the filter; within a state
-    oldest first for live jobs and soonest forgotten first for terminal ones. A job that changes
-    its state while you page may be seen twice or not at all; one that stays is seen once.
+    """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
+    state, in the order of the filter; within a state oldest first for live jobs and soonest
+    forgotten first for ended ones. A job that changes its state while you page may be seen twice
+    or not at all; one that stays is seen once.
 
     INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Answers at once with the job as it stands, then again after every change, interleaved with
-    what the job writes out, and ends with OK after the terminal state. Nothing falls between
-    the first answer and the changes. All output comes before the terminal state. A watcher
-    slower than the changes sees the newest state, not each in between, and every byte of
-    output at its own pace. A finished job may be watched as well: its output is replayed.
+    the job's output, and ends with OK after the terminal state. Nothing falls between the first
+    answer and the changes. All output comes before the terminal state. A watcher slower than the
+    changes sees the newest state, not each one in between, and every byte of output at its own
+    pace. An ended job may be watched as well: its output is replayed.
 
-    Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
-    server: no byte is missed and none comes twice, and no state older than one that was seen.
+    Every answer carries a `cursor`. A watcher that is cut off watches again with the last one,
+    at any server: it misses no byte, gets none twice, and sees no state older than one that it
+    has seen.
 
     NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
     oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
     the cursor. Retry: safe.
     """
     RunJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]
-    """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
-    WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+    """Submits a job and watches it in one call. If the caller ends the call early, the job goes on,
+    and WatchJob resumes from the last `cursor`; or the job is cancelled, if the request says so.
 
     Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
     job is created once.
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
-    """Watches many jobs of a queue: those that match a filter, each with every change as one
-    event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
-    bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
-    with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-    resumes with the last cursor and misses no job. Without a log, a job that both came and
-    ended while the watcher was cut off, or the server from the store, is not told.
+    """Watches many jobs of a queue: those that match a filter, each with every change as one event.
+    Begins with the matching live jobs as they stand (unless a cursor is given), then a bookmark
+    with `caught_up`, then the changes. A job that stops matching is sent once more, in its new
+    state. If the queue keeps an event log, a watcher that is cut off resumes from the last
+    cursor and misses no job. Without a log it misses jobs that both came and ended while it was
+    cut off, or while the server was cut off from the store.
 
     INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
     `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
@@ -106,35 +108,35 @@ class JobServiceStub:
     UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
-    """Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
-    CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
-    loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
-    CANCELLED already answers OK.
+    """Cancels a job. A job that is not running is CANCELLED at once. A running one becomes
+    CANCELLING, its worker is told, and it is CANCELLED when the worker confirms or loses the
+    lease, or when the grace period is over. Cancelling a job that is already CANCELLING or
+    CANCELLED answers OK.
 
-    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
-    Retry: safe.
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has ended otherwise. Retry:
+    safe.
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]
-    """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+    """Redrives a FAILED, CANCELLED or EXPIRED job: puts it back to PENDING, with fresh budgets. Its
     failures, crashes and interruptions count from 0 again. Its attempts, its output and its
-    checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
-    is live because of an earlier redrive answers OK and changes nothing.
+    checkpoint stay. Its `expires_at` and `deadline` no longer count. Redriving a job that is
+    live because of an earlier redrive answers OK and changes nothing.
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
     key by now. Retry: safe.
     """
     RetryJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]
-    """Redrives all jobs of a queue that match a filter, in the order in which they were
-    submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
-    left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+    """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+    or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
+    With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
     redriven stays so.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
     CancelJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]
     """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
-    counts and changes nothing. Breaking off stops it.
+    counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
@@ -164,10 +166,11 @@ class JobServiceAsyncStub(JobServiceStub):
     """Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
     one refused item does not stop the others.
 
-    INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
-    itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
-    batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+    INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is in its
+    result. RESOURCE_EXHAUSTED (`SERVER_BUSY`), or UNAVAILABLE with `STORE_UNFIT`, as the status
+    of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
+    repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
+    `request_id`, or if every item has a `request_id` or a `job_id`.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -175,41 +178,42 @@ class JobServiceAsyncStub(JobServiceStub):
     NOT_FOUND: no such job, or its retention has ended. Retry: safe.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists the jobs of one queue, page by page, in the BASIC view unless asked
-    otherwise. State by state, in the order of the filter; within a state
-    oldest first for live jobs and soonest forgotten first for terminal ones. A job that changes
-    its state while you page may be seen twice or not at all; one that stays is seen once.
+    """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
+    state, in the order of the filter; within a state oldest first for live jobs and soonest
+    forgotten first for ended ones. A job that changes its state while you page may be seen twice
+    or not at all; one that stays is seen once.
 
     INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Answers at once with the job as it stands, then again after every change, interleaved with
-    what the job writes out, and ends with OK after the terminal state. Nothing falls between
-    the first answer and the changes. All output comes before the terminal state. A watcher
-    slower than the changes sees the newest state, not each in between, and every byte of
-    output at its own pace. A finished job may be watched as well: its output is replayed.
+    the job's output, and ends with OK after the terminal state. Nothing falls between the first
+    answer and the changes. All output comes before the terminal state. A watcher slower than the
+    changes sees the newest state, not each one in between, and every byte of output at its own
+    pace. An ended job may be watched as well: its output is replayed.
 
-    Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
-    server: no byte is missed and none comes twice, and no state older than one that was seen.
+    Every answer carries a `cursor`. A watcher that is cut off watches again with the last one,
+    at any server: it misses no byte, gets none twice, and sees no state older than one that it
+    has seen.
 
     NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
     oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
     the cursor. Retry: safe.
     """
     RunJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]  # type: ignore[assignment]
-    """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
-    WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+    """Submits a job and watches it in one call. If the caller ends the call early, the job goes on,
+    and WatchJob resumes from the last `cursor`; or the job is cancelled, if the request says so.
 
     Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
     job is created once.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
-    """Watches many jobs of a queue: those that match a filter, each with every change as one
-    event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
-    bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
-    with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-    resumes with the last cursor and misses no job. Without a log, a job that both came and
-    ended while the watcher was cut off, or the server from the store, is not told.
+    """Watches many jobs of a queue: those that match a filter, each with every change as one event.
+    Begins with the matching live jobs as they stand (unless a cursor is given), then a bookmark
+    with `caught_up`, then the changes. A job that stops matching is sent once more, in its new
+    state. If the queue keeps an event log, a watcher that is cut off resumes from the last
+    cursor and misses no job. Without a log it misses jobs that both came and ended while it was
+    cut off, or while the server was cut off from the store.
 
     INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
     `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
@@ -217,35 +221,35 @@ class JobServiceAsyncStub(JobServiceStub):
     UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
-    CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
-    loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
-    CANCELLED already answers OK.
+    """Cancels a job. A job that is not running is CANCELLED at once. A running one becomes
+    CANCELLING, its worker is told, and it is CANCELLED when the worker confirms or loses the
+    lease, or when the grace period is over. Cancelling a job that is already CANCELLING or
+    CANCELLED answers OK.
 
-    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
-    Retry: safe.
+    NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has ended otherwise. Retry:
+    safe.
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]  # type: ignore[assignment]
-    """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+    """Redrives a FAILED, CANCELLED or EXPIRED job: puts it back to PENDING, with fresh budgets. Its
     failures, crashes and interruptions count from 0 again. Its attempts, its output and its
-    checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
-    is live because of an earlier redrive answers OK and changes nothing.
+    checkpoint stay. Its `expires_at` and `deadline` no longer count. Redriving a job that is
+    live because of an earlier redrive answers OK and changes nothing.
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
     key by now. Retry: safe.
     """
     RetryJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
-    """Redrives all jobs of a queue that match a filter, in the order in which they were
-    submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
-    left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+    """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+    or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
+    With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
     redriven stays so.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
     CancelJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]  # type: ignore[assignment]
     """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
-    counts and changes nothing. Breaking off stops it.
+    counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
@@ -284,10 +288,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
         one refused item does not stop the others.
 
-        INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-        result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
-        itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
-        batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+        INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is in its
+        result. RESOURCE_EXHAUSTED (`SERVER_BUSY`), or UNAVAILABLE with `STORE_UNFIT`, as the status
+        of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
+        repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
+        `request_id`, or if every item has a `request_id` or a `job_id`.
         """
 
     @_abc_1.abstractmethod
@@ -307,10 +312,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists the jobs of one queue, page by page, in the BASIC view unless asked
-        otherwise. State by state, in the order of the filter; within a state
-        oldest first for live jobs and soonest forgotten first for terminal ones. A job that changes
-        its state while you page may be seen twice or not at all; one that stays is seen once.
+        """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
+        state, in the order of the filter; within a state oldest first for live jobs and soonest
+        forgotten first for ended ones. A job that changes its state while you page may be seen twice
+        or not at all; one that stays is seen once.
 
         INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
         """
@@ -322,13 +327,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
         """Answers at once with the job as it stands, then again after every change, interleaved with
-        what the job writes out, and ends with OK after the terminal state. Nothing falls between
-        the first answer and the changes. All output comes before the terminal state. A watcher
-        slower than the changes sees the newest state, not each in between, and every byte of
-        output at its own pace. A finished job may be watched as well: its output is replayed.
+        the job's output, and ends with OK after the terminal state. Nothing falls between the first
+        answer and the changes. All output comes before the terminal state. A watcher slower than the
+        changes sees the newest state, not each one in between, and every byte of output at its own
+        pace. An ended job may be watched as well: its output is replayed.
 
-        Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
-        server: no byte is missed and none comes twice, and no state older than one that was seen.
+        Every answer carries a `cursor`. A watcher that is cut off watches again with the last one,
+        at any server: it misses no byte, gets none twice, and sees no state older than one that it
+        has seen.
 
         NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
         oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
@@ -341,8 +347,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RunJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RunJobResponse], _abc.AsyncIterator[_job_service_pb2.RunJobResponse]]:
-        """Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
-        WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+        """Submits a job and watches it in one call. If the caller ends the call early, the job goes on,
+        and WatchJob resumes from the last `cursor`; or the job is cancelled, if the request says so.
 
         Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
         job is created once.
@@ -354,12 +360,12 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
-        """Watches many jobs of a queue: those that match a filter, each with every change as one
-        event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
-        bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
-        with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-        resumes with the last cursor and misses no job. Without a log, a job that both came and
-        ended while the watcher was cut off, or the server from the store, is not told.
+        """Watches many jobs of a queue: those that match a filter, each with every change as one event.
+        Begins with the matching live jobs as they stand (unless a cursor is given), then a bookmark
+        with `caught_up`, then the changes. A job that stops matching is sent once more, in its new
+        state. If the queue keeps an event log, a watcher that is cut off resumes from the last
+        cursor and misses no job. Without a log it misses jobs that both came and ended while it was
+        cut off, or while the server was cut off from the store.
 
         INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
         `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
@@ -373,13 +379,13 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
-        """Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
-        CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
-        loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
-        CANCELLED already answers OK.
+        """Cancels a job. A job that is not running is CANCELLED at once. A running one becomes
+        CANCELLING, its worker is told, and it is CANCELLED when the worker confirms or loses the
+        lease, or when the grace period is over. Cancelling a job that is already CANCELLING or
+        CANCELLED answers OK.
 
-        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
-        Retry: safe.
+        NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has ended otherwise. Retry:
+        safe.
         """
 
     @_abc_1.abstractmethod
@@ -388,10 +394,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.RetryJobResponse, _abc.Awaitable[_job_service_pb2.RetryJobResponse]]:
-        """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+        """Redrives a FAILED, CANCELLED or EXPIRED job: puts it back to PENDING, with fresh budgets. Its
         failures, crashes and interruptions count from 0 again. Its attempts, its output and its
-        checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
-        is live because of an earlier redrive answers OK and changes nothing.
+        checkpoint stay. Its `expires_at` and `deadline` no longer count. Redriving a job that is
+        live because of an earlier redrive answers OK and changes nothing.
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
         and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
@@ -404,9 +410,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RetryJobsResponse], _abc.AsyncIterator[_job_service_pb2.RetryJobsResponse]]:
-        """Redrives all jobs of a queue that match a filter, in the order in which they were
-        submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
-        left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+        """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+        or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
+        With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
         redriven stays so.
 
         INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
@@ -419,7 +425,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.CancelJobsResponse], _abc.AsyncIterator[_job_service_pb2.CancelJobsResponse]]:
         """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
-        counts and changes nothing. Breaking off stops it.
+        counts and changes nothing. Ending the call stops it.
 
         INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
         """

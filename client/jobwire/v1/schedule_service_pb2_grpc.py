@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class ScheduleServiceStub:
-    """For whoever plans recurring work. A schedule belongs to a queue and is named by an id that is
-    unique in it. The broker keeps it and submits its jobs, once for each due moment, however many
-    servers run and whichever of them die; no client needs to be connected.
+    """For recurring work. A schedule belongs to a queue, and has an id that is unique in it. The
+    broker keeps the schedule and submits its jobs, once for each due moment, however many servers
+    run and whichever of them die. No client needs to be connected.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and every method but CreateSchedule and ListSchedules NOT_FOUND
+    RetryInfo, and every method except CreateSchedule and ListSchedules NOT_FOUND
     (`SCHEDULE_NOT_FOUND`).
     """
 
@@ -84,21 +84,21 @@ class ScheduleServiceStub:
 
 
 class ScheduleServiceServicer:
-    """For whoever plans recurring work. A schedule belongs to a queue and is named by an id that is
-    unique in it. The broker keeps it and submits its jobs, once for each due moment, however many
-    servers run and whichever of them die; no client needs to be connected.
+    """For recurring work. A schedule belongs to a queue, and has an id that is unique in it. The
+    broker keeps the schedule and submits its jobs, once for each due moment, however many servers
+    run and whichever of them die. No client needs to be connected.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and every method but CreateSchedule and ListSchedules NOT_FOUND
+    RetryInfo, and every method except CreateSchedule and ListSchedules NOT_FOUND
     (`SCHEDULE_NOT_FOUND`).
     """
 
     def CreateSchedule(self, request, context):
-        """Makes a schedule. The first due moment is the first one after now (and after `start_at`).
+        """Creates a schedule. The first due moment is the first one after now (and after `start_at`).
 
         INVALID_ARGUMENT: a field is out of its range; an expression that is never due is refused.
         ALREADY_EXISTS: the queue has another schedule of this id. Retry: safe; the same schedule
-        made twice is answered as it stands.
+        created twice is answered as it stands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +122,7 @@ class ScheduleServiceServicer:
 
     def UpdateSchedule(self, request, context):
         """Replaces what a schedule says; its history and whether it is paused stay. Due moments are
-        counted anew from now.
+        counted afresh from now.
 
         INVALID_ARGUMENT: a field is out of its range. ABORTED: `CHANGED_MEANWHILE`, `revision` is
         not the current one. Retry: safe.
@@ -132,15 +132,15 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseSchedule(self, request, context):
-        """Stops a schedule: moments that pass meanwhile are not missed runs, they do not count. Pausing a
-        paused schedule answers OK. Retry: safe.
+        """Stops a schedule. Moments that pass meanwhile do not count, not even as missed runs. Pausing
+        a paused schedule answers OK. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSchedule(self, request, context):
-        """Lets a paused schedule go on, with the first due moment after now. Retry: safe.
+        """Resumes a paused schedule, with the first due moment after now. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +150,8 @@ class ScheduleServiceServicer:
         """Submits a job of the schedule now, due or not, paused or not, whatever its overlap policy
         says. The due moments stay as they are.
 
-        Retry: safe with `request_id`; without it, a retry after a lost answer may submit two jobs.
+        Retry: safe with `request_id`; without it, repeating the call after a lost answer may submit
+        two jobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,12 +217,12 @@ def add_ScheduleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScheduleService:
-    """For whoever plans recurring work. A schedule belongs to a queue and is named by an id that is
-    unique in it. The broker keeps it and submits its jobs, once for each due moment, however many
-    servers run and whichever of them die; no client needs to be connected.
+    """For recurring work. A schedule belongs to a queue, and has an id that is unique in it. The
+    broker keeps the schedule and submits its jobs, once for each due moment, however many servers
+    run and whichever of them die. No client needs to be connected.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and every method but CreateSchedule and ListSchedules NOT_FOUND
+    RetryInfo, and every method except CreateSchedule and ListSchedules NOT_FOUND
     (`SCHEDULE_NOT_FOUND`).
     """
 

@@ -26,21 +26,21 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """For workers. Work is one stream that does everything; the other methods do the same a call at
-    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
-    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    """For workers. Work is one stream that does everything; the other methods do the same one call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each job
+    UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
     `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
-    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job.
-    A repeated write with the valid token gets the first answer again, so that each of
-    these may be retried after UNAVAILABLE or a lost answer.
+    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job. A repeated
+    write with the valid token gets the first answer again, so each of these calls may be repeated
+    after UNAVAILABLE or a lost answer.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method except
     RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
-    again and treat all leases as lost.
+    again, and treat all leases as lost.
     """
 
     def __init__(self, channel):
@@ -92,28 +92,28 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """For workers. Work is one stream that does everything; the other methods do the same a call at
-    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
-    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    """For workers. Work is one stream that does everything; the other methods do the same one call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each job
+    UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
     `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
-    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job.
-    A repeated write with the valid token gets the first answer again, so that each of
-    these may be retried after UNAVAILABLE or a lost answer.
+    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job. A repeated
+    write with the valid token gets the first answer again, so each of these calls may be repeated
+    after UNAVAILABLE or a lost answer.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method except
     RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
-    again and treat all leases as lost.
+    again, and treat all leases as lost.
     """
 
     def RegisterWorker(self, request, context):
         """Makes a worker known, or changes what it serves. Registering an id again replaces its
-        description. With another `instance_id` than before it is another process: what the former
-        one held goes back to its queues at once, as crashed. With the same one, or with none, its
-        leases are left alone.
+        description. A different `instance_id` than before means a different process: what the
+        earlier process held goes back to its queues at once, as crashed. With the same
+        `instance_id`, or with none, the worker's leases are left alone.
 
         INVALID_ARGUMENT: a field is out of its range. Retry: safe.
         """
@@ -130,14 +130,14 @@ class WorkerServiceServicer:
         INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: `job_id` names no job.
         FAILED_PRECONDITION: `WRONG_STATE`, the job named is not PENDING, its queue is paused, or
         this worker does not satisfy its requirements. Retry: safe; jobs of a lost answer come back
-        when their leases end.
+        when their leases run out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProgress(self, request, context):
-        """Records how far a job is and what it writes out, and renews its lease.
+        """Records a job's progress and output, and renews its lease.
 
         FAILED_PRECONDITION: `LEASE_LOST`; `OUTPUT_GAP`, the output does not continue what was
         written. RESOURCE_EXHAUSTED: `OUTPUT_FULL`, nothing of the call was recorded.
@@ -153,23 +153,23 @@ class WorkerServiceServicer:
         brings the next jobs and saves a round trip.
 
         FAILED_PRECONDITION: `LEASE_LOST`. INVALID_ARGUMENT: a field is out of its range; the job
-        goes on and may be completed with a mended request. Retry: safe, and answered as the first
-        time (`repeated`) for as long as the job is kept and the attempt is among the latest 100 in
-        its history, also after another worker has claimed the job.
+        goes on, and may be completed with a corrected request. Retry: safe, and answered as the
+        first time (`repeated`) for as long as the job is kept and the attempt is among the latest
+        100 in its history, also after another worker has claimed the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Says that the worker is alive and renews the leases that it names. A lease that is not
-        named is not renewed. Answers with the leases that are lost, the jobs to cancel, and
-        whether to drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to
-        their queues at once. Give the call a deadline of a second or two; where it passes, call
-        again on a new connection: a server may hang. A worker that got no answer for
-        `contact_timeout` stops its handlers, for from then on others may have its jobs. A worker
-        that holds a stream may send it as well, where the part of it that holds the stream can't
-        speak: it counts as a sign of life of the stream.
+        """Says that the worker is alive, and renews the leases that it names. A lease that is not named
+        is not renewed. Answers with the leases that are lost, the jobs to cancel, and whether to
+        drain. A worker that is silent for `worker_timeout` is lost: its jobs go back to their queues
+        at once. Give the call a deadline of a second or two; if it passes, call again on a new
+        connection: the server may hang. A worker that got no answer for `contact_timeout` stops its
+        handlers, for from then on others may have its jobs. A worker on a stream may make this call
+        too, when the part of it that holds the stream is blocked: it counts as a sign of life of the
+        stream.
 
         INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
         """
@@ -195,64 +195,66 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Work(self, request_iterator, context):
-        """One session that does all of the above: the way most workers hold their connection.
+        """One stream that does all of the above, and the one that most workers use.
 
-        Order. The first request carries `attach` and only the first does; the server answers
-        `attached` before anything else. After that both sides send frames as they have something
-        to say; a frame may fill several of its fields, and its lists are batches.
+        Order. The first request, and only the first, carries `attach`; the server answers `attached`
+        before anything else. After that both sides send frames whenever they have something to send.
+        A frame may fill several of its fields, and its lists are batches.
 
-        Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns as many as
-        are free, and a completion frees its place at once. Every assignment is acknowledged, with
-        `acks` or `received`, before its handler starts, or by a report or a completion; one that is not within `attached.claim_timeout`, or
-        whose stream breaks before, goes back to its place in the queue. The former touches no budget.
-        The latter touches none the first three times; then it counts as a crash, for a job that kills
-        its worker at once looks the same. After the acknowledgement its lease is renewed by the server for as long as the
-        worker is heard of.
+        Jobs. `attach.credits` is how many jobs the worker may hold. The server assigns up to the
+        free credits, and a completion frees its credit at once. Every assignment is acknowledged:
+        with `acks` or `received` before its handler starts, or by a report or a completion. One that
+        is not acknowledged within `attached.claim_timeout`, or whose stream breaks before that, goes
+        back to its place in the queue. The former touches no budget. The latter touches none the
+        first three times; then it counts as a crash, because a job that kills its worker at once
+        looks the same. After the acknowledgement the server renews the lease for as long as it hears
+        from the worker.
 
-        Receipts. What a worker sends is recorded in its order: reports before completions, within
-        a frame and from frame to frame. Each frame with `reports` or `completions` carries a
+        Receipts. What a worker sends is recorded in its order: reports before completions, within a
+        frame and from frame to frame. Each frame with `reports` or `completions` carries a
         `sequence`, and is answered by one receipt with that number: all of them are durably
-        recorded, but for those that it lists with the reason. Until the receipt comes the worker
-        keeps them; after a break it sends them again. Repeating is safe.
+        recorded, except for those that the receipt lists with the reason. Until the receipt comes
+        the worker keeps them; after a break it sends them again. Repeating is safe.
 
-        Life. The server says something at least every `attached.heartbeat_interval`, a `heartbeat`
-        where there is nothing else; the worker at least every `attached.worker_heartbeat_interval`.
-        A worker that hears nothing for two heartbeat intervals drops the stream and attaches
-        again, at another address first if it knows several, and always on a new connection: the
-        server may hang, and what hangs can't say so. The server ends a stream on
-        which it hears nothing for three of the worker's intervals. The worker should ping at the
-        HTTP/2 level every 20 s or so.
+        Life. The server sends something at least every `attached.heartbeat_interval`, a `heartbeat`
+        if there is nothing else; the worker at least every `attached.worker_heartbeat_interval`. A
+        worker that hears nothing for two heartbeat intervals drops the stream and attaches again, at
+        another address first if it knows several, and always on a new connection: the server may
+        hang, and a server that hangs can't say so. The server ends a stream on which it hears
+        nothing for three of the worker's intervals. The worker should ping at the HTTP/2 level every
+        20 s or so.
 
         Breaks. A lost stream is not a lost worker. Within `attached.reconnect_window` it attaches
         again, to any server, with the same `worker_id` and `instance_id`, names the leases that it
         holds (which acknowledges them), and goes on; `attached.lost_leases` says which of them are
-        gone. If it does not come back in time, its jobs return to their queues. So a worker that
-        heard from no server for `attached.contact_timeout` stops the handlers of what it holds and
-        forgets the leases, for from then on another worker may run them; then it tries on, and
-        attaches without them. What returns because the server fell silent with its worker counts
-        as a delivery that was never acknowledged, not as a crash.
+        gone. If it does not come back in time, its jobs return to their queues. So a worker that has
+        heard from no server for `attached.contact_timeout` stops the handlers of the jobs that it
+        holds and forgets the leases, because from then on another worker may run these jobs. It
+        keeps trying, and attaches without them. A job that returns because the server fell silent
+        together with its worker counts as a delivery that was never acknowledged, not as a crash.
 
-        The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`).
-        Each attempt to attach carries an `attempt` above the one before, so that a server which
-        gets to an abandoned one late refuses it and disturbs no newer stream.
+        The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`). Each
+        attach carries a higher `attempt` than the one before. So a server that receives an abandoned
+        attach late refuses it, and disturbs no newer stream.
 
-        Drain. On `drain` the worker opens another stream (the server goes down, or the stream has
-        reached its age), or, with `leave`, takes no more jobs, finishes those that it has, and
-        detaches. Until then the old stream goes on but brings no jobs. To leave, it completes or
-        releases its jobs, waits for the receipts, sends `detach` and waits for the end of the
-        stream, which is OK. A worker that is told to end while no server answers tries on for the
-        grace of its jobs and a few seconds more; then it ends, and its jobs return as if it had died.
+        Drain. On `drain` the worker opens another stream (the server is shutting down, or the stream
+        has reached its maximum age). With `leave` it takes no more jobs, finishes those that it has,
+        and detaches. Until then the old stream goes on, but brings no jobs. To leave, it completes
+        or releases its jobs, waits for the receipts, sends `detach` and waits for the end of the
+        stream, which is OK. A worker that is told to stop while no server answers keeps trying for
+        its jobs' grace period and a few seconds more. Then it exits, and its jobs return as if it
+        had died.
 
-        The stream ends with INVALID_ARGUMENT where a frame breaks these rules (a first frame
-        without `attach`, a second `attach`, a field out of its range, a frame with nothing in it
-        that the server knows); the message says which. What is wrong with one completion or one
-        report is said in its receipt and ends nothing. ABORTED (`SUPERSEDED`): another stream
-        attached with this `worker_id`. Its ErrorInfo says in `same_process` whether that was one of
-        this `instance_id`. If so, and the worker has no newer stream, it attaches again after a
-        second or so; if it says `false`, another process uses the id: stop. UNAVAILABLE: attach to
-        another server. PERMISSION_DENIED, UNAUTHENTICATED and UNIMPLEMENTED may come from a proxy
-        that is being switched: a worker that was attached before attaches again, waiting longer
-        each time.
+        The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+        `attach`, a second `attach`, a field out of its range, a frame without any field that the
+        server knows); the message says which. What is wrong with a single completion or report is in
+        its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
+        `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
+        `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or
+        so. If it says `false`, another process uses the id: stop. UNAVAILABLE: attach to another
+        server. PERMISSION_DENIED, UNAUTHENTICATED and UNIMPLEMENTED may come from a proxy that is
+        being switched over: a worker that was attached before attaches again, waiting longer each
+        time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -310,21 +312,21 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """For workers. Work is one stream that does everything; the other methods do the same a call at
-    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each
-    job UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
+    """For workers. Work is one stream that does everything; the other methods do the same one call at
+    a time. The life of a worker that makes calls: RegisterWorker; then ClaimJob, and for each job
+    UpdateProgress as often as there is news and CompleteJob once; Heartbeat every
     `heartbeat_interval` all the while; DeregisterWorker at the end.
 
     Every write about a job names `job_id`, `worker_id` and `fencing_token` as they came with the
     assignment. If the job is no longer this worker's, nothing is changed and the call fails with
-    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job.
-    A repeated write with the valid token gets the first answer again, so that each of
-    these may be retried after UNAVAILABLE or a lost answer.
+    FAILED_PRECONDITION and reason `LEASE_LOST`: stop the handler and forget the job. A repeated
+    write with the valid token gets the first answer again, so each of these calls may be repeated
+    after UNAVAILABLE or a lost answer.
 
     Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with
-    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method but
+    RetryInfo, and RESOURCE_EXHAUSTED (`SERVER_BUSY`) with RetryInfo; and every method except
     RegisterWorker NOT_FOUND (`WORKER_NOT_FOUND`): the worker was lost or deregistered; register
-    again and treat all leases as lost.
+    again, and treat all leases as lost.
     """
 
     @staticmethod
