@@ -88,6 +88,13 @@ def _answers(server: ServerProcess) -> bool:
         return False
 
 
+def _answers_well(server: ServerProcess) -> bool:
+    try:
+        return _get(server, "/readyz") == (200, "2 of 2 processes serve\n")
+    except OSError:
+        return False
+
+
 def _metric(server: ServerProcess, name: str, **labels: str) -> float:
     """The sum of the samples with these labels."""
     _, text = _get(server, "/metrics")
@@ -103,6 +110,11 @@ def _pids(server: ServerProcess) -> dict[int, int]:
     """The newest process of each index, as the log has it."""
     found = re.findall(r"serving +pid=(\d+) process=(\d+)", server.log)
     return {int(index): int(pid) for pid, index in found}
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _gone(pid: int) -> bool:
@@ -318,6 +330,22 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, new_server: N
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert "Traceback" not in server.log
+
+
+def test_a_process_that_is_killed_in_the_start_is_started_again(
+    own_store: StoreProcess, new_server: NewServer
+) -> None:
+    own_store.kill()
+    server = new_server("--processes", "2", "--redis-url", own_store.url, "--store-wait", "10m")
+    server.http = f"127.0.0.1:{free_port()}"
+    server.spawn()
+    # Both wait for the store in their start.
+    wait_until(lambda: server.log.count("waiting for the store") >= 2, "both have begun")
+    assert server.process is not None
+    os.kill(_children(server.process.pid)[0], signal.SIGKILL)
+    wait_until(lambda: "was killed in its start" in server.log, "the parent has seen it")
+    own_store.start()
+    wait_until(lambda: _answers_well(server), "both serve")
 
 
 @pytest.mark.parametrize("owner", ["somebody", "one process", "two processes"])

@@ -42,12 +42,19 @@ SLACK_S = 10.0
 """For the end of a process after the grace of its calls; then it is killed."""
 KILL_AFTER_S = 5.0
 """For the end of a process that was told to hurry."""
+KILLED_STARTS = 3
+"""Processes of one slot that may be killed in the server's start before it gives up."""
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.supervisor")
 
 
 class ProcessDied(ConfigurationError):
     """A process ended in its start without a reason that it could tell."""
+
+    def __init__(self, index: int, status: int) -> None:
+        super().__init__(f"process {index} ended in its start ({_ending(status)})")
+        self.killed = status < 0
+        """A signal ended it: of somebody, or of a system without memory."""
 
 
 class Slot:
@@ -188,7 +195,7 @@ class Supervisor:
             self._engine = EmbeddedValkey(settings.data_dir, settings.durability)
             await self._engine.start()
         self._serve_http()
-        starts = [asyncio.ensure_future(self._start_slot(slot)) for slot in self._slots]
+        starts = [asyncio.ensure_future(self._start_first(slot)) for slot in self._slots]
         try:
             for each in asyncio.as_completed(starts):
                 self.served = await each
@@ -263,11 +270,25 @@ class Supervisor:
             log_format=self._log_format,
         )
 
+    async def _start_first(self, slot: Slot) -> Served:
+        """Start a process; try again where somebody killed it on its way."""
+        for _ in range(KILLED_STARTS):
+            try:
+                return await self._start_slot(slot)
+            except ProcessDied as died:
+                if not died.killed or self._stopping.is_set():
+                    raise
+                log.error(
+                    "a process was killed in its start and is started again", error=died.message
+                )
+                await asyncio.sleep(RESTART_BACKOFF_S[0])
+        return await self._start_slot(slot)
+
     async def _start_slot(self, slot: Slot) -> Served:
         word = await slot.start(self._orders(slot))
         if word is None:
             status = await slot.ended()
-            raise ProcessDied(f"process {slot.index} ended in its start ({_ending(status)})")
+            raise ProcessDied(slot.index, status)
         if isinstance(word, Failed):
             raise word.error
         return word
