@@ -128,7 +128,7 @@ def test_the_wheel_holds_every_file_of_a_package(unpacked: Path, source: str) ->
         "jobwire/v1/*_pb2.pyi",
         "jobwire/v1/*_pb2_grpc.py",
         "jobwire/v1/*_pb2_grpc.pyi",
-        "jobwire_server/store/lua/*.lua",
+        "jobwire_server/store/lua/*/*.lua",
     ],
 )
 def test_the_wheel_holds_what_is_read_beside_the_code(unpacked: Path, pattern: str) -> None:

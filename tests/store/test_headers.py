@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 
 from jobwire_server.store.codes import Code
-from jobwire_server.store.scripts import names
+from jobwire_server.store.scripts import modules, names, written
 
 FOLDER = files("jobwire_server.store") / "lua"
 SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write"}
@@ -30,7 +30,7 @@ WRITES = re.compile(
 
 def _split(name: str, leave_out: Collection[str] = ()) -> tuple[str, str]:
     """Returns the header and the body, the included files but some in the body."""
-    lines = (FOLDER / name).read_text("utf-8").splitlines()
+    lines = written(name).splitlines()
     header: list[str] = []
     for line in lines:
         if not line.startswith(("--", "#!")):
@@ -61,10 +61,10 @@ def _suffixes(body: str) -> set[str]:
 def _documented(header: str, seen: frozenset[str] = frozenset()) -> str:
     """Returns the header with those that it refers to for its keys."""
     text = header
-    for name in re.findall(r"\(((?:include/)?\w+\.lua)\)", header):
+    for name in re.findall(r"\(((?:include/)?\w+)\.lua\)", header):
         if name not in seen:
             if name.startswith("include/"):
-                text += (FOLDER / name).read_text("utf-8")
+                text += (FOLDER / f"{name}.lua").read_text("utf-8")
             else:
                 text += _documented(_split(name)[0], seen | {name})
     return text
@@ -82,7 +82,7 @@ def test_there_are_scripts() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_the_arguments_of_the_header_are_those_that_the_script_reads(name: str) -> None:
-    header, body = _split(f"{name}.lua")
+    header, body = _split(name)
     for kind in ("KEYS", "ARGV"):
         documented = set(re.findall(rf"{kind}\[(\d+)\]", header))
         used = set(re.findall(rf"{kind}\[(\d+)\]", body))
@@ -93,7 +93,7 @@ def test_the_arguments_of_the_header_are_those_that_the_script_reads(name: str) 
 
 @pytest.mark.parametrize("name", names())
 def test_the_step_of_a_batch_is_the_number_of_values_that_the_header_names(name: str) -> None:
-    header, body = _split(f"{name}.lua")
+    header, body = _split(name)
     words = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "ten": 10}
     documented = re.search(r"then for each \w+ (one|two|three|four|five|six|ten):", header)
     if documented is None:
@@ -106,7 +106,7 @@ def test_the_step_of_a_batch_is_the_number_of_values_that_the_header_names(name:
 
 @pytest.mark.parametrize("name", names())
 def test_each_key_that_the_script_makes_is_named_in_its_header(name: str) -> None:
-    header, body = _split(f"{name}.lua")
+    header, body = _split(name)
     suffixes = _suffixes(body)
     assert suffixes, "the script touches no key"
     text = _documented(header)
@@ -116,7 +116,7 @@ def test_each_key_that_the_script_makes_is_named_in_its_header(name: str) -> Non
 @pytest.mark.parametrize("name", names())
 def test_each_code_that_the_script_answers_is_told_in_its_header(name: str) -> None:
     others = {part for part, owner in ANSWERS_OF.items() if owner != name}
-    header, body = _split(f"{name}.lua", others)
+    header, body = _split(name, others)
     returns = header.split("-- Returns", 1)[1]
     any_code = rf"\b(?:{'|'.join(code.name for code in Code)})\b"
     # What is compared with a code is an answer of an included file, not of the script.
@@ -128,7 +128,7 @@ def test_each_code_that_the_script_answers_is_told_in_its_header(name: str) -> N
 
 @pytest.mark.parametrize("name", names())
 def test_only_what_brings_new_data_is_refused_by_a_full_store(name: str) -> None:
-    header, body = _split(f"{name}.lua")
+    header, body = _split(name)
     flags = header.splitlines()[0]
     writes = WRITES.search(body) is not None
     if not writes:
@@ -137,3 +137,9 @@ def test_only_what_brings_new_data_is_refused_by_a_full_store(name: str) -> None
         assert flags == "#!lua"
     else:
         assert flags == "#!lua flags=allow-oom"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_script_stands_in_the_folder_of_the_module_that_runs_it(name: str) -> None:
+    module = files("jobwire_server.store") / f"{modules()[name]}.py"
+    assert f'"{name}"' in module.read_text("utf-8")

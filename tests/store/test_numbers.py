@@ -11,7 +11,7 @@ import pytest
 from jobwire_server.domain.model import Former, JobState, WorkerStatus
 from jobwire_server.store import codec
 from jobwire_server.store.codes import Code
-from jobwire_server.store.scripts import constants, load, names
+from jobwire_server.store.scripts import constants, load, names, written
 
 LUA = files("jobwire_server.store") / "lua"
 SHARED: dict[str, tuple[type[IntEnum], ...]] = {
@@ -27,7 +27,7 @@ def _sources() -> dict[str, str]:
     """Returns the scripts and their includes as they are written, by file name."""
     includes = [entry for entry in (LUA / "include").iterdir() if entry.name.endswith(".lua")]
     return {entry.name: entry.read_text("utf-8") for entry in includes} | {
-        f"{name}.lua": (LUA / f"{name}.lua").read_text("utf-8") for name in names()
+        f"{name}.lua": written(name) for name in names()
     }
 
 

@@ -18,8 +18,8 @@ from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
 from jobwire_server.servicers.records import drop_stamp
 from jobwire_server.servicers.submission import JobChecks
-from jobwire_server.store.codec import encode_extra
 from jobwire_server.store.schedules import Schedule, Template
+from jobwire_server.store.submissions import encode_extra
 
 HOUR_MS = 3_600_000
 MAX_DESCRIPTION_BYTES = 1024

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
 from jobwire_server.domain.model import JobState
-from jobwire_server.store import keys
 from jobwire_server.store.codes import Code
-from jobwire_server.store.runner import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, QueueScripts
 
 
 class RedriveItem(NamedTuple):
@@ -36,11 +35,8 @@ class Redriven(NamedTuple):
     """False: it had been redriven before, and nothing was changed."""
 
 
-class BulkStore:
+class BulkStore(QueueScripts):
     """Scripts that act on jobs by their ids. Methods raise StoreUnavailable."""
-
-    def __init__(self, runner: ScriptRunner) -> None:
-        self._runner = runner
 
     async def retry(
         self, queue: str, items: Sequence[RedriveItem]
@@ -50,7 +46,7 @@ class BulkStore:
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
-        answers = await self._runner.run("retry", keys.queue_prefix(queue), args)
+        answers = await self._run("retry", queue, args)
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):
             job_id = f"{queue}-{item.ulid}"
@@ -73,13 +69,13 @@ class BulkStore:
         args: list[Argument] = []
         for job in jobs:
             args += job
-        answers = await self._runner.run("forget", keys.queue_prefix(queue), args)
+        answers = await self._run("forget", queue, args)
         return [answer == 1 for answer in answers]
 
     async def now_ms(self, queue: str) -> int:
         """Returns the store's time, Unix ms."""
         args: list[Argument] = [0]
-        (now,) = await self._runner.run("read", keys.queue_prefix(queue), args)
+        (now,) = await self._run("read", queue, args)
         return int(now)
 
 

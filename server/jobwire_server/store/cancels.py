@@ -1,23 +1,64 @@
-"""Cancellations that wait for their workers, in the store."""
+"""Cancellations in the store: cancel.lua and cancels.lua."""
 
 from __future__ import annotations
 
-from jobwire_server.domain.model import CancelNotice
-from jobwire_server.store import keys
-from jobwire_server.store.runner import ScriptRunner
+from collections.abc import Sequence
+
+from jobwire_server.domain.errors import JobNotFound, JobwireError, WrongState
+from jobwire_server.domain.model import CancelNotice, JobState
+from jobwire_server.store.codes import Code
+from jobwire_server.store.runner import Argument, QueueScripts
 
 
-class CancelStore:
-    """What workers are to be told of. Methods raise StoreUnavailable."""
+class CancelStore(QueueScripts):
+    """How jobs are cancelled, and what workers are to be told of it."""
 
-    def __init__(self, runner: ScriptRunner) -> None:
-        self._runner = runner
+    async def cancel(
+        self,
+        queue: str,
+        jobs: Sequence[tuple[str, str]],
+        grace_ms: int,
+        retention_ms: int,
+        only: Sequence[JobState] = (),
+    ) -> list[JobState | JobwireError]:
+        """Cancels jobs given as (ULID, reason).
+
+        Args:
+            queue: Of all of them.
+            jobs: Which, and why.
+            grace_ms: Of those that run.
+            retention_ms: Of those that do not.
+            only: Leaves jobs alone that are in none of these states; empty: any will do.
+        """
+        states = "".join(str(int(state)) for state in only)
+        args: list[Argument] = [grace_ms, retention_ms]
+        for job in jobs:
+            args += (*job, states)
+        answers = await self._run("cancel", queue, args)
+        results: list[JobState | JobwireError] = []
+        for (ulid, _), (code, *state) in zip(jobs, answers, strict=True):
+            job_id = f"{queue}-{ulid}"
+            if code == Code.NOT_FOUND:
+                results.append(JobNotFound(job_id))
+            elif code == Code.WRONG_STATE:
+                name = JobState(state[0]).name
+                results.append(
+                    WrongState(f"{job_id} has finished: it is {name}", metadata={"state": name})
+                )
+            elif code == Code.STATE_CHANGED:
+                name = JobState(state[0]).name
+                results.append(
+                    WrongState(f"{job_id} has moved on: it is {name}", metadata={"state": name})
+                )
+            else:
+                results.append(JobState(state[0]))
+        return results
 
     async def take(self, queue: str, worker_id: str) -> list[CancelNotice]:
         """Returns the jobs of a queue that the worker is to stop and was not told of; from now on
         it was.
         """
-        (flat,) = await self._runner.run("cancels", keys.queue_prefix(queue), [worker_id])
+        (flat,) = await self._run("cancels", queue, [worker_id])
         parts = iter(flat)
         return [
             CancelNotice(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from dataclasses import asdict
-from hashlib import blake2b
 from typing import Any
 
 from jobwire_server.domain.model import (
@@ -27,93 +26,19 @@ from jobwire_server.domain.model import (
     Failure,
     Job,
     JobState,
-    NewJob,
     Outcome,
     OutputPlace,
     Piece,
     QueueChanges,
     QueueSettings,
     Redrive,
-    RequestId,
     RetryPolicy,
-    UniqueScope,
     WorkerSpec,
     Written,
 )
 
 HISTORY = 100
 """The latest attempts that a job tells of; end_attempt.lua keeps as many."""
-
-
-def encode_start(job: NewJob) -> str:
-    """Returns when the job becomes ready, as submit.lua reads it."""
-    if job.delay_ms:
-        return f"+{job.delay_ms}"
-    return str(job.run_at_ms) if job.run_at_ms else ""
-
-
-def encode_extra(job: NewJob) -> str:
-    """Returns the HASH fields that a new job needs beyond the defaults, '' for none."""
-    fields: list[str] = []
-    if job.execution_timeout_ms or job.deadline_ms or job.retention_ms is not None or job.unique:
-        fields += ["y", "1"]
-    if job.execution_timeout_ms:
-        fields += ["xt", str(job.execution_timeout_ms)]
-    if job.expires_at_ms:
-        fields += ["ex", str(job.expires_at_ms)]
-    if job.deadline_ms:
-        fields += ["dl", str(job.deadline_ms)]
-    if job.retry is not None:
-        fields += ["o", _encode_policy(job.retry)]
-    if job.max_output_bytes:
-        fields += ["ol", str(job.max_output_bytes)]
-    if job.trim_output:
-        fields += ["ot", "1"]
-    if job.retention_ms is not None:
-        fields += ["kp", str(job.retention_ms)]
-    if job.request or job.unique:
-        return _encode_identity(job, fields)
-    return json.dumps(fields) if fields else ""
-
-
-_SCOPES = {UniqueScope.PENDING: "p", UniqueScope.UNFINISHED: "u", UniqueScope.PERIOD: "t"}
-_LONGEST_NAME = 40
-
-
-def _encode_identity(job: NewJob, fields: list[str]) -> str:
-    """Returns the HASH fields with what decides whether the job is written at all."""
-    item: dict[str, Any] = {"f": fields}
-    if job.request is not None:
-        item |= {"q": job.request.request_id, "d": job.request.digest}
-        if job.request.chosen:
-            item["j"] = 1
-    if job.unique is not None:
-        unique = _SCOPES[job.unique.scope] + _unique_name(job.unique.key)
-        item |= {"u": unique, "c": int(job.unique.conflict)}
-        if job.unique.scope is UniqueScope.PERIOD:
-            # Ends by itself, whatever becomes of the job.
-            item["t"] = job.unique.period_ms
-        else:
-            item["f"] = [*fields, "uk", unique]
-    return json.dumps(item)
-
-
-def add_request(extra: str, request: RequestId) -> str:
-    """Returns what submit.lua is told of a job, with the id of the request added."""
-    item = json.loads(extra) if extra else []
-    if isinstance(item, list):
-        item = {"f": item}
-    return json.dumps(item | {"q": request.request_id, "d": request.digest})
-
-
-def _unique_name(key: str) -> str:
-    """Returns a unique key as it is stored.
-
-    A long one as its digest of 48 characters, so that the HASH of its job stays in its compact
-    encoding; no short one has as many.
-    """
-    raw = key.encode()
-    return key if len(raw) <= _LONGEST_NAME else blake2b(raw, digest_size=24).hexdigest()
 
 
 # Settings of a queue -> fields of its HASH `config`.
@@ -140,7 +65,7 @@ def encode_settings(changes: QueueChanges) -> list[str]:
         if value == getattr(NO_SETTINGS, name):
             text = ""
         elif isinstance(value, RetryPolicy):
-            text = _encode_policy(value)
+            text = encode_policy(value)
         else:
             text = str(value)
         args += (_SETTINGS[name], text)
@@ -160,7 +85,8 @@ def decode_settings(reply: list[Any] | dict[bytes, bytes]) -> QueueSettings:
     return QueueSettings(**found)
 
 
-def _encode_policy(policy: RetryPolicy) -> str:
+def encode_policy(policy: RetryPolicy) -> str:
+    """Return a retry policy as it is kept."""
     fields = {key: value for key, value in asdict(policy).items() if value is not None}
     return json.dumps(fields, separators=(",", ":"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -18,6 +18,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
+from jobwire_server.store import keys
 from jobwire_server.store.activity import Activity
 from jobwire_server.store.connection.connect import cause_of, denial_of
 from jobwire_server.store.connection.replicas import ReplicaWait
@@ -243,3 +244,13 @@ class ScriptRunner:
     def _place(self, kind: str, key: str) -> tuple[str, int]:
         # Whether one node of a cluster is away says nothing about the queues of the others.
         return (kind, key_slot(key.encode())) if self._in_slots else ("", 0)
+
+
+class QueueScripts:
+    """What stores have in common whose scripts act on one queue."""
+
+    def __init__(self, runner: ScriptRunner) -> None:
+        self._runner = runner
+
+    def _run(self, name: str, queue: str, args: Sequence[Argument]) -> Awaitable[Any]:
+        return self._runner.run(name, keys.queue_prefix(queue), args)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobwire_server.domain.decisions.routing import parse_descriptor
 from jobwire_server.domain.decisions.schedules import MissedRuns, Overlap, Plan, Step
@@ -19,10 +19,10 @@ from jobwire_server.domain.model import (
     RequestId,
     UniqueKey,
 )
-from jobwire_server.store import codec, keys
-from jobwire_server.store.answers import not_written
+from jobwire_server.store import codec
 from jobwire_server.store.codes import Code
-from jobwire_server.store.runner import Argument, ScriptRunner
+from jobwire_server.store.runner import Argument, QueueScripts
+from jobwire_server.store.submissions import add_request, not_written
 
 LIST_BYTES = 4 << 20
 """Jobs of so many bytes end a page early."""
@@ -123,14 +123,11 @@ class Settled(IntEnum):
 _ACTIONS = {Overlap.SKIP: "skip", Overlap.ALLOW: "allow", Overlap.CANCEL_PREVIOUS: "cancel"}
 
 
-class ScheduleStore:
+class ScheduleStore(QueueScripts):
     """The schedules of all queues.
 
     Every method raises StoreUnavailable, and `write`, `fire` and `trigger` StoreFull.
     """
-
-    def __init__(self, runner: ScriptRunner) -> None:
-        self._runner = runner
 
     async def read(self, queue: str, schedule_id: str) -> tuple[int, Schedule | None]:
         """Returns the store's time and a schedule as it stands, None if there is none."""
@@ -264,7 +261,7 @@ class ScheduleStore:
             settings: The queue's limits.
         """
         template, queue = schedule.template, schedule.queue
-        extra = codec.add_request(template.extra, request) if request else template.extra
+        extra = add_request(template.extra, request) if request else template.extra
         limits = settings.max_pending_jobs, settings.max_live_bytes
         args: list[Argument] = [
             *(retention_ms, *limits, schedule.schedule_id, schedule.version),
@@ -286,9 +283,6 @@ class ScheduleStore:
         if isinstance(answer, int):
             return Accepted(job.job_id, JobState(answer))
         return not_written(job, answer, limits)
-
-    async def _run(self, name: str, queue: str, args: Sequence[Argument]) -> Any:
-        return await self._runner.run(name, keys.queue_prefix(queue), args)
 
 
 def template_fields(template: Template) -> dict[str, str | bytes | int]:

@@ -1,9 +1,9 @@
 """The Lua scripts, as they are sent to the store.
 
-A script is a file of lua/. The files of lua/include/ that its `--include` line lists follow that
-line; the names in the files of lua/constants/ that its `--constants` line lists are replaced by
-their values. As locals they would cost every call, which runs the whole file and hands each of its
-functions what that uses.
+A script is a file of lua/<module>/, where <module> is the module beside this one that runs it. The
+files of lua/include/ that its `--include` line lists follow that line; the names in the files of
+lua/constants/ that its `--constants` line lists are replaced by their values. As locals they would
+cost every call, which runs the whole file and hands each of its functions what that uses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,30 @@ class Script:
 
 
 _LUA = files(__package__) / "lua"
+_PARTS = ("constants", "include")
 _CONSTANT = re.compile(r"\b[A-Z][A-Z_]+\b")
+
+
+@cache
+def modules() -> dict[str, str]:
+    """Return the module that runs each script, by the script's name."""
+    return {
+        entry.name.removesuffix(".lua"): folder.name
+        for folder in _LUA.iterdir()
+        if folder.is_dir() and folder.name not in _PARTS
+        for entry in folder.iterdir()
+        if entry.name.endswith(".lua")
+    }
+
+
+def names() -> list[str]:
+    """Return the names of all scripts, sorted."""
+    return sorted(modules())
+
+
+def written(name: str) -> str:
+    """Return a script as it is written."""
+    return (_LUA / modules()[name] / f"{name}.lua").read_text("utf-8")
 
 
 @cache
@@ -46,11 +69,11 @@ def constants(name: str) -> dict[str, str]:
 
 @cache
 def load(name: str) -> Script:
-    """Read lua/<name>.lua and put its includes and constants in place."""
+    """Read a script and put its includes and constants in place."""
     lines: list[str] = []
     includes: list[str] = []
     values: dict[str, str] = {}
-    for line in (_LUA / f"{name}.lua").read_text("utf-8").splitlines():
+    for line in written(name).splitlines():
         lines.append(line)
         if line.startswith("--constants "):
             for part in line.split()[1:]:
@@ -68,8 +91,3 @@ def load(name: str) -> Script:
         waits="no-writes" not in lines[0] and name not in UNWAITED,
         timed="clock" in includes,
     )
-
-
-def names() -> list[str]:
-    """Returns the names of all scripts, sorted."""
-    return sorted(entry.name[:-4] for entry in _LUA.iterdir() if entry.name.endswith(".lua"))

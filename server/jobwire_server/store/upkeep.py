@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobwire_server.domain.model import NO_SETTINGS, QueueSettings
-from jobwire_server.store import codec, keys
-from jobwire_server.store.runner import Argument, ScriptRunner
+from jobwire_server.store import codec
+from jobwire_server.store.runner import Argument, QueueScripts
 
 WHENEVER_MS = 1 << 52
 """A moment that never comes."""
@@ -30,13 +30,10 @@ class Tick:
     """Ids of schedules that are due, the earliest first."""
 
 
-class UpkeepStore:
+class UpkeepStore(QueueScripts):
     """The queues' looks at the clock. Every method raises StoreUnavailable if the store does not
     answer.
     """
-
-    def __init__(self, runner: ScriptRunner) -> None:
-        self._runner = runner
 
     async def tick(
         self,
@@ -59,9 +56,9 @@ class UpkeepStore:
             leases_until_ms: The store's time after which the call comes too late to tell which
                 leases have ended; 0 to leave them alone.
         """
-        now, more, tidied, next_due, config, *overdue = await self._runner.run(
+        now, more, tidied, next_due, config, *overdue = await self._run(
             "tick",
-            keys.queue_prefix(queue),
+            queue,
             [most, retention_ms, sample_ms, samples, leases_until_ms],
         )
         parts = [part.decode() for part in overdue]
@@ -83,9 +80,7 @@ class UpkeepStore:
         many, and the next due moment or 0.
         """
         limits = (settings.max_ended_jobs, settings.max_ended_bytes)
-        forgotten, next_due = await self._runner.run(
-            "purge", keys.queue_prefix(queue), [min(most, 1000), *limits]
-        )
+        forgotten, next_due = await self._run("purge", queue, [min(most, 1000), *limits])
         return forgotten, next_due
 
     async def trim(self, queue: str, most: int, settings: QueueSettings) -> int:
@@ -99,5 +94,5 @@ class UpkeepStore:
             return 0
         args: list[Argument] = [most]
         args += ("" if age is None else age for age in ages)
-        looked: int = await self._runner.run("trim", keys.queue_prefix(queue), args)
+        looked: int = await self._run("trim", queue, args)
         return looked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable
-from importlib.resources import files
 
 import pytest
 import redis
@@ -12,6 +11,7 @@ import redis
 from jobwire_server.store.connection.connect import Connection, StoreRefused, connect
 from jobwire_server.store.connection.preflight import Inspection, check_store
 from jobwire_server.store.connection.rights import COMMANDS
+from jobwire_server.store.scripts import load, names
 
 from tests.support.stores import StoreProcess
 
@@ -38,13 +38,7 @@ async def as_user(own_store: StoreProcess) -> AsyncIterator[As]:
 
 
 def test_every_command_of_a_script_is_tried() -> None:
-    folder = files("jobwire_server.store") / "lua"
-    texts = [
-        entry.read_text("utf-8")
-        for place in (folder, folder / "include")
-        for entry in place.iterdir()
-        if entry.name.endswith(".lua")
-    ]
+    texts = [load(name).source for name in names()]
     called = re.compile(r"(?:p?call|each_slice)\('([A-Z]+)'")
     used = {name for text in texts for name in called.findall(text)}
     assert used == {name for name, *_ in COMMANDS}

@@ -1,0 +1,128 @@
+"""Claims in the store: claim.lua and claim_job.lua."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jobwire_server.domain.errors import JobNotFound, WrongState
+from jobwire_server.domain.model import Assignment, JobState
+from jobwire_server.store.codes import Code
+from jobwire_server.store.runner import Argument, QueueScripts, ScriptRunner
+
+
+class ClaimRequest(NamedTuple):
+    """How many jobs a worker wants off which routes."""
+
+    worker_id: str
+    max_jobs: int
+    lease_ms: int
+    route_ids: tuple[str, ...]
+
+
+class Claimed(NamedTuple):
+    """What a claim brought."""
+
+    assignments: list[Assignment]
+    more: bool
+    """True: the call stopped at its bound on stale entries; ask again."""
+
+
+class ClaimStore(QueueScripts):
+    """How jobs are leased to workers.
+
+    Args:
+        runner: Runs the scripts.
+        server_id: Whose claims are remembered, so that a lost answer loses no job.
+    """
+
+    def __init__(self, runner: ScriptRunner, server_id: str) -> None:
+        super().__init__(runner)
+        self._server_id = server_id
+        self._claim_calls = 0
+        self._heard: dict[str, int] = {}
+        """Queue -> number of the last claim that brought something and whose answer was heard."""
+
+    async def claim(
+        self,
+        queue: str,
+        requests: Sequence[ClaimRequest],
+        retention_ms: int,
+        on_unheard: Callable[[str, list[Assignment]], None] | None = None,
+    ) -> list[Claimed]:
+        """Leases jobs to each request in turn, at most what it asks for.
+
+        Not to be called twice at once for a queue.
+
+        Args:
+            queue: Its name.
+            requests: Who wants how much.
+            retention_ms: For jobs that turn out to be expired.
+            on_unheard: Told of each job that an earlier call leased to a worker and whose answer
+                never came; without its record. Unset: their leases end.
+        """
+        sets: dict[tuple[str, ...], int] = {}
+        tail: list[Argument] = []
+        for request in requests:
+            number = sets.setdefault(request.route_ids, len(sets) + 1)
+            tail += (request.worker_id, request.max_jobs, request.lease_ms, number)
+        self._claim_calls += 1
+        number = self._claim_calls
+        args: list[Argument] = [
+            self._server_id,
+            number,
+            self._heard.get(queue, 0),
+            retention_ms,
+            len(sets),
+        ]
+        for routes in sets:
+            args += (len(routes), *routes)
+        args += tail
+        _, _, unheard, *answers = await self._run("claim", queue, args)
+        if unheard or any(len(answer) > 1 for answer in answers):
+            self._heard[queue] = number
+        if unheard and on_unheard is not None:
+            for at in range(0, len(unheard), 3):
+                worker_id, ulid, token = unheard[at : at + 3]
+                job_id = f"{queue}-{ulid.decode()}"
+                on_unheard(worker_id.decode(), [Assignment(job_id, int(token), 0, b"")])
+        return [Claimed(assignments(queue, answer), bool(answer[0])) for answer in answers]
+
+    async def claim_job(
+        self, queue: str, ulid: str, worker_id: str, lease_ms: int, route_id: str, priority: int
+    ) -> Assignment:
+        """Leases one job by id.
+
+        Raises:
+            JobNotFound: There is none.
+            WrongState: It is not PENDING, or its queue is paused.
+        """
+        args: list[Argument] = [ulid, worker_id, lease_ms, route_id, priority]
+        code, *rest = await self._run("claim_job", queue, args)
+        job_id = f"{queue}-{ulid}"
+        if code == Code.DONE:
+            return Assignment(job_id, *rest)
+        if code == Code.NOT_FOUND:
+            raise JobNotFound(job_id)
+        if code == Code.WRONG_STATE:
+            state = JobState(rest[0])
+            raise WrongState(
+                f"{job_id} is {state.name}; only a PENDING job can be claimed",
+                metadata={"state": state.name},
+            )
+        raise WrongState(
+            f"the queue {queue} is paused; resume it first", metadata={"state": "PAUSED"}
+        )
+
+
+def assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
+    """What a claim brought, from the reply for one request."""
+    prefix = queue + "-"
+    jobs = iter(answer)
+    next(jobs)
+    return [
+        Assignment(prefix + ulid.decode(), int(token), int(attempt), record)  # type: ignore[union-attr, arg-type]
+        if type(attempt) is bytes
+        else Assignment(prefix + ulid.decode(), int(token), int(attempt[0]), record, attempt[1])  # type: ignore[union-attr, arg-type, index]
+        for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
+    ]

@@ -1,0 +1,123 @@
+"""Jobs as they stand in the store: read.lua, follow.lua, list.lua and log.lua."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobwire_server.domain.decisions.routing import parse_descriptor
+from jobwire_server.domain.errors import CursorCompacted
+from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.model import Job, JobState, Route, Written
+from jobwire_server.store import codec, keys
+from jobwire_server.store.codes import Code
+from jobwire_server.store.runner import Argument, QueueScripts
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A watched job as it stands, with output behind the place that was asked for."""
+
+    job: Job
+    more: bool
+    """True: there is more output than was read."""
+    output: list[Written]
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A page of a queue's event log."""
+
+    last_id: str
+    """Of the last entry, for the next page."""
+    ulids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PageToken:
+    """Where a listing goes on within a state; the empty one starts it."""
+
+    source: str = ""
+    last: str = ""
+    place: str = ""
+
+
+class ReadStore(QueueScripts):
+    """What is told of jobs. Nothing here writes."""
+
+    async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
+        """Returns each job as it stands, None for one that is not there."""
+        args: list[Argument] = [int(full), *ulids]
+        now, *rows = await self._run("read", queue, args)
+        return [
+            codec.decode_job(queue, ulid, row, now) if row else None
+            for ulid, row in zip(ulids, rows, strict=True)
+        ]
+
+    async def follow(
+        self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
+    ) -> list[Followed | None]:
+        """Returns watched jobs as they stand, None for one that is not there.
+
+        Args:
+            queue: Of all of them.
+            jobs: (ULID, its record if it is known already, where its output is wanted from: '' for
+                none, otherwise as follow.lua reads it).
+            most_bytes: How much output of each job is read, give or take a piece.
+        """
+        args: list[Argument] = [most_bytes]
+        for ulid, record, place in jobs:
+            args += (ulid, 1 if record else 0, place)
+        now, *rows = await self._run("follow", queue, args)
+        followed: list[Followed | None] = []
+        for (ulid, record, _), row in zip(jobs, rows, strict=True):
+            if not row:
+                followed.append(None)
+                continue
+            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:6]], now)
+            followed.append(Followed(job, bool(row[6]), codec.decode_written(row[7:])))
+        return followed
+
+    async def log_page(self, queue: str, after: str, most: int) -> LogPage | None:
+        """Returns what the event log holds behind an entry; None if the queue keeps no log.
+
+        Args:
+            queue: Its name.
+            after: Id of the last entry that was seen; '' only tells the end of the log.
+            most: Entries of the page.
+
+        Raises:
+            CursorCompacted: The log does not reach back so far.
+        """
+        code, last, *entries = await self._run("log", queue, [after, most])
+        if code == Code.LOG_COMPACTED:
+            raise CursorCompacted(
+                f"the event log of {queue} does not reach back to the cursor; watch again"
+                " without one"
+            )
+        if code == Code.NO_LOG:
+            return None
+        ulids = [
+            entry[at : at + ULID_LENGTH].decode()
+            for entry in entries
+            for at in range(0, len(entry), ULID_LENGTH)
+        ]
+        return LogPage(last.decode(), ulids)
+
+    async def list_ids(
+        self, queue: str, state: JobState, most: int, token: PageToken
+    ) -> tuple[list[str], PageToken | None]:
+        """Returns a page of ULIDs that may be in the state, and where to go on, None at the end."""
+        source, last, place, *ids = await self._run(
+            "list",
+            queue,
+            [int(state), most, token.source, token.last, token.place],
+        )
+        following = PageToken(source.decode(), last.decode(), place.decode()) if source else None
+        return [ulid.decode() for ulid in ids], following
+
+    async def routes(self, queue: str) -> dict[str, Route]:
+        """Returns the routes that the queue has ever had, by id."""
+        reply = await self._runner.command("HGETALL", keys.routes_key(queue))
+        flat = reply if isinstance(reply, dict) else codec.pairs(reply)
+        return {name.decode(): parse_descriptor(text) for name, text in flat.items()}
