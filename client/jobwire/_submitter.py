@@ -42,7 +42,7 @@ class AsyncSubmitter:
     ) -> None:
         self._one = one
         self._many = many
-        self._lines: dict[tuple[str, asyncio.AbstractEventLoop], _Line] = {}
+        self._by_queue: dict[tuple[str, asyncio.AbstractEventLoop], _QueueCalls] = {}
 
     async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
         """Submits one job.
@@ -50,26 +50,26 @@ class AsyncSubmitter:
         Raises:
             CallError: It was refused, or no server answered.
         """
-        place = request.queue, asyncio.get_running_loop()
-        line = self._lines.get(place)
-        if line is None:
+        key = request.queue, asyncio.get_running_loop()
+        calls = self._by_queue.get(key)
+        if calls is None:
             self._drop_ended_loops()
-            line = self._lines[place] = _Line(self._one, self._many)
+            calls = self._by_queue[key] = _QueueCalls(self._one, self._many)
         try:
-            return await line.submit(request)
+            return await calls.submit(request)
         finally:
-            # A later line may have its place by now.
-            if line.idle and self._lines.get(place) is line:
-                del self._lines[place]
+            # A later one may have taken its place by now.
+            if calls.idle and self._by_queue.get(key) is calls:
+                del self._by_queue[key]
 
     def _drop_ended_loops(self) -> None:
         # What was under way when its loop ended is never finished, nor found idle.
-        for place in [*self._lines]:
-            if place[1].is_closed():
-                self._lines.pop(place, None)
+        for key in [*self._by_queue]:
+            if key[1].is_closed():
+                self._by_queue.pop(key, None)
 
 
-class _Line:
+class _QueueCalls:
     """The calls of one queue."""
 
     def __init__(
@@ -132,7 +132,7 @@ class _Line:
         try:
             await self._deliver(items)
         finally:
-            # Before those wake up that waited for it, who may find that the line is idle.
+            # Before those wake up that waited for it, who may find that nothing is under way.
             if (call := asyncio.current_task()) is not None:
                 self._call_is_over(call)
 

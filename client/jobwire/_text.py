@@ -53,3 +53,12 @@ class Lines:
             line = "".join(parts)
             if line:
                 yield line
+
+
+def cut(text: str, limit_bytes: int) -> str:
+    """Shortens text to a number of UTF-8 bytes, at a character's boundary.
+
+    Halves of characters, as in names of files that are no UTF-8, become question marks: no message
+    can carry them.
+    """
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")

@@ -1,138 +1,33 @@
-"""What a handler gets: its input, and its line to the broker."""
+"""What a handler gets: its input, and its link to the broker."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from jobwire._capture import OutputHandler, capture
 from jobwire._convert import Timeout, seconds_or_none
+from jobwire._link import AssembledLink, Link, Report
+from jobwire._stop import StopReason, StopSignal
 from jobwire.output import OutputLog, check_channel, raise_full
 from jobwire.payloads import from_payload, to_payload
 from jobwire.signals import Stopped
 from jobwire.v1 import job_pb2, worker_service_pb2
 
-M = TypeVar("M", bound=Message)
-StopReason = Literal["", "cancelled", "lease_lost", "shutdown", "timeout", "deadline"]
+__all__ = ["Context", "Report", "StopReason", "TestContext"]
 
-_MAX_MESSAGE_BYTES = 1024
-MAX_DETAILS_BYTES = 16 << 10
+M = TypeVar("M", bound=Message)
+
 MAX_CHECKPOINT_BYTES = 64 << 10
 _DRAIN_LOOK_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One progress report, as the handler made it."""
-
-    fraction: float | None
-    message: str = ""
-    details: Any = None
-
-    def to_proto(self) -> job_pb2.Progress:
-        """Returns the wire's form.
-
-        Raises:
-            TypeError: The details have no form on the wire.
-            ValueError: They have, but a larger one than the contract allows.
-        """
-        progress = job_pb2.Progress(
-            fraction=self.fraction, message=cut(self.message, _MAX_MESSAGE_BYTES)
-        )
-        if self.details is not None:
-            progress.details.CopyFrom(to_payload(self.details))
-            size = progress.details.ByteSize()
-            if size > MAX_DETAILS_BYTES:
-                raise ValueError(f"the details are {size} bytes; at most {MAX_DETAILS_BYTES}")
-        return progress
-
-
-class StopSignal:
-    """Tells a handler to stop, and why; given from any thread.
-
-    Attributes:
-        reason: Why; empty before.
-        message: In the words of whoever asked.
-        on_set: Called with every signal, in the thread that gives it.
-    """
-
-    # Every job has one and few are given: until then these of the class are enough.
-    reason: StopReason = ""
-    message: str = ""
-    on_set: Callable[[], None] | None = None
-    # Made by the first who waits: most handlers never do, and an event costs more than
-    # the rest of a job's bookkeeping.
-    _event: threading.Event | None = None
-    _making = threading.Lock()
-
-    @property
-    def is_set(self) -> bool:
-        """True once it was given."""
-        return self.reason != ""
-
-    def set(self, reason: StopReason, message: str = "") -> None:
-        """Gives the signal; a later one does not replace the first, but for a lost lease."""
-        # A lost lease overrides: nothing that the handler does counts any more.
-        if not self.reason or reason == "lease_lost":
-            self.message = message
-            self.reason = reason
-        if self._event is not None:
-            self._event.set()
-        if self.on_set is not None:
-            self.on_set()
-
-    def wait(self, timeout_s: float | None) -> bool:
-        """Blocks until it is given; returns False if the time is over first."""
-        with self._making:
-            if self._event is None:
-                self._event = threading.Event()
-        # `set` writes the reason before it looks for an event: one of the two sees the other.
-        return self.is_set or self._event.wait(timeout_s)
-
-
-class Line(Protocol):
-    """What stands behind a handler's context; each may be called from any thread."""
-
-    @property
-    def signal(self) -> StopSignal:
-        """Tells the handler to stop."""
-
-    @property
-    def ends_at(self) -> float | None:
-        """When it is stopped at the latest, in Unix seconds; None: at no time."""
-
-    @property
-    def report(self) -> Callable[[Report], None]:
-        """Takes progress."""
-
-    @property
-    def open_log(self) -> Callable[[], OutputLog]:
-        """Gives the log of the job's output, always the same one."""
-
-    @property
-    def save(self) -> Callable[[job_pb2.Payload], Future[None]]:
-        """Has a checkpoint saved; what it returns is done when it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wires:
-    """A line that is put together from its parts."""
-
-    signal: StopSignal
-    report: Callable[[Report], None]
-    open_log: Callable[[], OutputLog]
-    save: Callable[[job_pb2.Payload], Future[None]]
-    ends_at: float | None = None
 
 
 class Context:
@@ -149,11 +44,11 @@ class Context:
 
     _log: OutputLog | None = None
 
-    def __init__(self, assignment: worker_service_pb2.Assignment, line: Line) -> None:
+    def __init__(self, assignment: worker_service_pb2.Assignment, link: Link) -> None:
         self.job_id = assignment.job_id
         self.fencing_token = assignment.fencing_token
         self._assignment = assignment
-        self._line = line
+        self._link = link
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id} attempt {self.attempt}>"
@@ -198,7 +93,7 @@ class Context:
         The earlier of the end of the attempt's execution timeout and the job's deadline, by this
         machine's clock.
         """
-        ends_at = self._line.ends_at
+        ends_at = self._link.ends_at
         return None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
 
     @property
@@ -233,7 +128,7 @@ class Context:
         size = payload.ByteSize()
         if size > MAX_CHECKPOINT_BYTES:
             raise ValueError(f"the checkpoint is {size} bytes; at most {MAX_CHECKPOINT_BYTES}")
-        saved = self._line.save(payload)
+        saved = self._link.save(payload)
         if _on_event_loop():
             return asyncio.wrap_future(saved)
         saved.result()
@@ -259,7 +154,7 @@ class Context:
         if fraction is not None:
             # NaN compares false with everything and would pass min and max.
             fraction = min(1.0, max(0.0, fraction)) if fraction == fraction else None
-        self._line.report(Report(fraction, message or "", details))
+        self._link.report(Report(fraction, message or "", details))
 
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
@@ -321,13 +216,13 @@ class Context:
 
     def _output_log(self) -> OutputLog:
         if self._log is None:
-            self._log = self._line.open_log()
+            self._log = self._link.open_log()
         return self._log
 
     @property
     def cancelled(self) -> bool:
         """True once the handler should stop, for whatever reason; see `stop_reason`."""
-        return self._line.signal.is_set
+        return self._link.signal.is_set
 
     @property
     def stop_reason(self) -> StopReason:
@@ -337,12 +232,12 @@ class Context:
         `timeout`, the attempt ran past its execution timeout; `deadline`, the job past its
         deadline.
         """
-        return self._line.signal.reason
+        return self._link.signal.reason
 
     @property
     def stop_message(self) -> str:
         """In the words of whoever cancelled the job; may be empty."""
-        return self._line.signal.message
+        return self._link.signal.message
 
     def raise_if_cancelled(self) -> None:
         """Leaves the handler if it should stop.
@@ -351,7 +246,7 @@ class Context:
             Stopped: It should.
         """
         if self.cancelled:
-            raise Stopped(self._line.signal.message or self._line.signal.reason)
+            raise Stopped(self._link.signal.message or self._link.signal.reason)
 
     def wait_cancelled(self, timeout_s: Timeout = None) -> bool:
         """Blocks a sync handler until it should stop: a sleep that a cancellation ends.
@@ -368,7 +263,7 @@ class Context:
             RuntimeError: Called on an event loop, which it would block.
         """
         if not _on_event_loop():
-            return self._line.signal.wait(seconds_or_none("timeout_s", timeout_s))
+            return self._link.signal.wait(seconds_or_none("timeout_s", timeout_s))
         raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
 
     @classmethod
@@ -422,7 +317,7 @@ class TestContext(Context):
         self.outputs: list[tuple[str, str | bytes]] = []
         super().__init__(
             assignment,
-            Wires(
+            AssembledLink(
                 signal=StopSignal(),
                 report=self.reports.append,
                 open_log=lambda: OutputLog(lambda urgent: None, lambda: True),
@@ -459,7 +354,7 @@ class TestContext(Context):
 
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
         """Gives the signal to stop."""
-        self._line.signal.set(reason, message)
+        self._link.signal.set(reason, message)
 
 
 class _Done:
@@ -476,12 +371,3 @@ def _on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def cut(text: str, limit_bytes: int) -> str:
-    """Shortens text to a number of UTF-8 bytes, at a character's boundary.
-
-    Halves of characters, as in names of files that are no UTF-8, become question marks: no message
-    can carry them.
-    """
-    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")

@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jobwire.context import Context, StopReason
+from jobwire._stop import StopReason
+from jobwire.context import Context
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.signals import Stopped
 from jobwire.v1.job_pb2 import Failure

@@ -10,7 +10,8 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
-from jobwire.context import Report, StopSignal
+from jobwire._link import Report
+from jobwire._stop import StopSignal
 from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import Assignment, Completion, LeaseRef
@@ -49,7 +50,7 @@ class Listener(Protocol):
 
 
 class Held:
-    """A job from its assignment until its completion is recorded, and its handler's `Line`."""
+    """A job from its assignment until its completion is recorded, and its handler's `Link`."""
 
     # What only some jobs have is the class's until it is set: to set each in each job is a good
     # part of what a short one costs.

@@ -7,7 +7,7 @@ much as the clock is right, of an execution timeout it counts from the arrival o
 
 from __future__ import annotations
 
-from jobwire.context import StopReason
+from jobwire._stop import StopReason
 from jobwire.v1.job_pb2 import JobSpec
 
 

@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from jobwire._convert import Seconds, to_duration
-from jobwire.context import MAX_DETAILS_BYTES, StopReason, cut
+from jobwire._link import MAX_DETAILS_BYTES
+from jobwire._stop import StopReason
+from jobwire._text import cut
 from jobwire.payloads import fill_payload, to_payload
 from jobwire.signals import Fatal, Retry
 from jobwire.v1.job_pb2 import Failure, Payload

@@ -11,14 +11,15 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from jobwire._capture import current_context
-from jobwire.context import Context, StopReason
+from jobwire._stop import StopReason
+from jobwire.context import Context
 from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import Completion
 from jobwire.worker import forks
-from jobwire.worker.handlers import Operation, Raised, call
+from jobwire.worker.handlers import Raised, call
 from jobwire.worker.held import Held
 from jobwire.worker.outcomes import success
-from jobwire.worker.processes import Line, ProcessPool
+from jobwire.worker.processes import ProcessPool
 from jobwire.worker.tasks import TaskPool
 from jobwire.worker.threads import ThreadPool
 
@@ -139,7 +140,7 @@ class Runner:
                 if forks.is_child:
                     end_of_child(held, None)
                 return success(result)
-            return success(await self._in_process(held, operation))
+            return success(await self._processes.run(operation.function, held.assignment, held))
         except KeyboardInterrupt as error:
             # Where nobody handles SIGINT, it is the program's and not the handler's.
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -153,12 +154,6 @@ class Runner:
             if forks.is_child:
                 end_of_child(held, error)
             return Raised(error)
-
-    async def _in_process(self, held: Held, operation: Operation) -> Any:
-        line = Line(
-            report=held.take_progress, stop=held.signal, output=held.open_log, save=held.save
-        )
-        return await self._processes.run(operation.function, held.assignment, held.ends_at, line)
 
 
 def held_in(frame: FrameType | None) -> Held | None:

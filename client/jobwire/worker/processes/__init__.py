@@ -9,6 +9,6 @@ outcome the other.
 from __future__ import annotations
 
 from jobwire.worker.processes.options import ProcessOptions
-from jobwire.worker.processes.pool import Line, ProcessPool
+from jobwire.worker.processes.pool import ProcessPool
 
-__all__ = ["Line", "ProcessOptions", "ProcessPool"]
+__all__ = ["ProcessOptions", "ProcessPool"]

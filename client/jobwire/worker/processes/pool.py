@@ -7,13 +7,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from jobwire.context import StopSignal
+from jobwire._stop import StopSignal
 from jobwire.errors import CallError
 from jobwire.output import OutputLog
 from jobwire.signals import Stopped
@@ -40,14 +39,25 @@ class ProcessDied(RuntimeError):
     """The process of a handler ended under it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A handler's line to the worker's core; each may be called from any thread."""
+class ParentLink(Protocol):
+    """A handler's `Link` as its worker's own process sees it: progress has its form already."""
 
-    report: Callable[[Progress], None]
-    stop: StopSignal
-    output: Callable[[], OutputLog]
-    save: Callable[[Payload], Future[None]]
+    @property
+    def signal(self) -> StopSignal:
+        """Tells the handler to stop."""
+
+    @property
+    def ends_at(self) -> float | None:
+        """When it is stopped at the latest, in Unix seconds; None: never."""
+
+    def take_progress(self, progress: Progress) -> None:
+        """Take progress; on the event loop."""
+
+    def open_log(self) -> OutputLog:
+        """Return the log of the job's output, always the same one."""
+
+    def save(self, payload: Payload) -> Future[None]:
+        """Save a checkpoint; the future is done when the broker has it."""
 
 
 class ProcessPool:
@@ -79,16 +89,14 @@ class ProcessPool:
         self,
         function: Handler,
         assignment: Assignment,
-        ends_at: float | None,
-        line: Line,
+        link: ParentLink,
     ) -> Payload:
         """Runs a handler and returns its result.
 
         Args:
             function: The handler.
             assignment: Its job.
-            ends_at: When it is stopped at the latest, Unix seconds.
-            line: To the worker's core.
+            link: To the worker's core.
 
         Raises:
             HandlerFailure: It failed.
@@ -96,10 +104,10 @@ class ProcessPool:
             ProcessDied: Its process ended by itself.
             ProcessStartFailed: There is no process for it.
         """
-        stop, named = line.stop, pickled(function)
+        stop, named = link.signal, pickled(function)
         child = await self._take(stop)
         outcome: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        child.on_message = partial(self._hear, child, assignment, line, outcome)
+        child.on_message = partial(self._hear, child, assignment, link, outcome)
         if child.dead:
             # Perhaps before on_message was set: the news may have gone to the last handler's.
             _set(outcome, ("died", child.ended.result()))
@@ -116,7 +124,7 @@ class ProcessPool:
         if child.jobs == self._options.max_jobs:
             self._start_ahead()
         try:
-            job = (named, assignment.SerializeToString(), ends_at)
+            job = (named, assignment.SerializeToString(), link.ends_at)
             await asyncio.to_thread(child.send, ("run", job))
             stop.on_set = pass_on
             if stop.is_set:
@@ -145,7 +153,7 @@ class ProcessPool:
         self,
         child: HandlerProcess,
         assignment: Assignment,
-        line: Line,
+        link: ParentLink,
         outcome: asyncio.Future[Message],
         message: Message,
     ) -> None:
@@ -153,20 +161,20 @@ class ProcessPool:
         kind, content = message
         if kind == "output":
             # Waits for room: then the pipe fills, and with it the handler's own buffer.
-            output = line.output()
+            output = link.open_log()
             output.on_full = partial(child.send, ("full", None))
             for data, channel, is_text in content:
                 output.write(data, channel, is_text=is_text, wait=True)
         elif kind == "checkpoint":
             number, payload = content
-            saved = line.save(Payload.FromString(payload))
+            saved = link.save(Payload.FromString(payload))
             saved.add_done_callback(
                 lambda saved: child.send(("saved", (number, _refusal(saved.exception()))))
             )
         elif kind == "log":
             log_here(content, assignment)
         elif kind == "report":
-            _on_loop(outcome, line.report, Progress.FromString(content))
+            _on_loop(outcome, link.take_progress, Progress.FromString(content))
         else:
             _on_loop(outcome, _set, outcome, message)
 

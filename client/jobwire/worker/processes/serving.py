@@ -21,7 +21,9 @@ from multiprocessing.connection import Connection
 
 from jobwire import _children
 from jobwire._capture import current_context
-from jobwire.context import Context, Report, StopSignal, Wires
+from jobwire._link import AssembledLink, Report
+from jobwire._stop import StopSignal
+from jobwire.context import Context
 from jobwire.errors import call_error
 from jobwire.output import OutputLog
 from jobwire.signals import Fatal, Retry, Stopped
@@ -154,7 +156,7 @@ class _HandlerProcess:
     ) -> tuple[EndKind, bytes | str]:
         context = Context(
             Assignment.FromString(assignment),
-            Wires(
+            AssembledLink(
                 signal=self._stop,
                 report=self._keep_newest,
                 open_log=lambda: self._output,
