@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import grpc
@@ -85,34 +86,47 @@ class Repeat(Enum):
     NO = "no"
 
 
-# What a status means depends on who gave it. A Jobwire server says its reason (ErrorInfo); an
-# answer without one comes from a proxy or from gRPC itself, and there "forbidden" or "not found"
-# is how a proxy looks while it is being switched over. To repeat is safe in either case: ids are
-# made before the call, and each write is idempotent.
-_BY_JOBWIRE: dict[grpc.StatusCode, Repeat] = {
-    # Its store is away, or it drains.
-    grpc.StatusCode.UNAVAILABLE: Repeat.YES,
-    # A server that was stopped in the middle. A caller who cancels gets no CallError.
-    grpc.StatusCode.CANCELLED: Repeat.YES,
-    # A limit that may have room again, if a server thinks so.
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Repeat.IF_TOLD_WHEN,
+class Doubt(Enum):
+    """Why a worker, which lives on, does not take a refusal for the last word."""
+
+    NONE = "it is the last word"
+    DEFECT = "a defect of one server, or a proxy's way to break a connection off"
+    PROXY = "a proxy says it too while it is being switched over"
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What a status means, by who gave it."""
+
+    from_broker: Repeat
+    from_others: Repeat
+    doubt: Doubt = Doubt.NONE
+
+
+# A Jobwire server says its reason (ErrorInfo). An answer without one comes from a proxy or from
+# gRPC itself, where "forbidden" or "not found" is how a proxy looks while it is being switched
+# over. Repeating is safe in either case: ids are made before the call, and writes are idempotent.
+# A status that is not here is the last word.
+_MEANINGS = {
+    # The broker: its store is away, or it drains. Others: no connection, one that broke, HTTP 429,
+    # 502, 503, 504.
+    grpc.StatusCode.UNAVAILABLE: _Meaning(Repeat.YES, Repeat.YES),
+    # A server or proxy that was stopped in the middle, or has more calls at its door than it can
+    # look at. A caller who cancels gets no CallError.
+    grpc.StatusCode.CANCELLED: _Meaning(Repeat.YES, Repeat.YES),
+    # The broker: a limit that may have room again, if it thinks so. Others: gRPC's memory quota, a
+    # proxy's limit.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _Meaning(Repeat.IF_TOLD_WHEN, Repeat.YES),
+    # Others: RST_STREAM of a proxy that takes a quiet stream for a dead one; HTTP 400.
+    grpc.StatusCode.INTERNAL: _Meaning(Repeat.NO, Repeat.YES, Doubt.DEFECT),
+    # Others: HTTP statuses without a gRPC status of their own, such as 500.
+    grpc.StatusCode.UNKNOWN: _Meaning(Repeat.NO, Repeat.YES, Doubt.DEFECT),
+    # Others: HTTP 404, 403, 401.
+    grpc.StatusCode.UNIMPLEMENTED: _Meaning(Repeat.NO, Repeat.YES, Doubt.PROXY),
+    grpc.StatusCode.PERMISSION_DENIED: _Meaning(Repeat.NO, Repeat.YES, Doubt.PROXY),
+    grpc.StatusCode.UNAUTHENTICATED: _Meaning(Repeat.NO, Repeat.YES, Doubt.PROXY),
 }
-_BY_OTHERS: dict[grpc.StatusCode, Repeat] = {
-    # No connection, one that broke, HTTP 429, 502, 503, 504.
-    grpc.StatusCode.UNAVAILABLE: Repeat.YES,
-    # A server or proxy that was stopped, or has more calls at its door than it can look at.
-    grpc.StatusCode.CANCELLED: Repeat.YES,
-    # gRPC's memory quota, a proxy's limit.
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Repeat.YES,
-    # RST_STREAM of a proxy that takes a quiet stream for a dead one; HTTP 400.
-    grpc.StatusCode.INTERNAL: Repeat.YES,
-    # HTTP statuses without a gRPC status of their own, such as 500.
-    grpc.StatusCode.UNKNOWN: Repeat.YES,
-    # HTTP 404, 403, 401.
-    grpc.StatusCode.UNIMPLEMENTED: Repeat.YES,
-    grpc.StatusCode.PERMISSION_DENIED: Repeat.YES,
-    grpc.StatusCode.UNAUTHENTICATED: Repeat.YES,
-}
+_LAST_WORD = _Meaning(Repeat.NO, Repeat.NO)
 _TOO_LARGE = "larger than max"
 # What gRPC says of itself, in which a repetition changes nothing.
 _FOR_GOOD_WORDS = (
@@ -132,15 +146,21 @@ def worth_retrying(error: CallError) -> bool:
     """Tells whether the same call may succeed soon."""
     if isinstance(error, ClientClosed):
         return False
+    meaning = _MEANINGS.get(error.code, _LAST_WORD)
     if is_from_broker(error):
-        repeat = _BY_JOBWIRE.get(error.code, Repeat.NO)
+        repeat = meaning.from_broker
     else:
-        repeat = _BY_OTHERS.get(error.code, Repeat.NO)
+        repeat = meaning.from_others
         if any(words in error.message for words in _FOR_GOOD_WORDS):
             repeat = Repeat.NO
     if repeat is Repeat.IF_TOLD_WHEN:
         return error.retry_after_s is not None
     return repeat is Repeat.YES
+
+
+def doubt_of(error: CallError) -> Doubt:
+    """Return why a worker keeps trying although it was refused."""
+    return _MEANINGS.get(error.code, _LAST_WORD).doubt
 
 
 def is_too_large(error: CallError) -> bool:

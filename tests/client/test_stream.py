@@ -124,7 +124,7 @@ async def test_a_completion_waits_for_the_receipt_of_the_last_report(peer: Peer)
 async def test_a_completion_that_could_not_be_stored_for_now_is_said_again(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobwire.worker.transport.outbox.RESEND_S", 0.01)
+    monkeypatch.setattr("jobwire.worker.transport.report_queue.RESEND_S", 0.01)
     async with streaming(peer, ok=lambda context: 1) as worker:
         stream = await peer.stream()
         assignment = peer.new_job("ok")
@@ -219,7 +219,7 @@ async def test_a_frame_holds_as_many_completions_as_it_may() -> None:
 async def test_progress_that_could_not_be_stored_for_now_does_not_replace_newer(
     monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
-    monkeypatch.setattr("jobwire.worker.transport.outbox.RESEND_S", 0.01)
+    monkeypatch.setattr("jobwire.worker.transport.report_queue.RESEND_S", 0.01)
     host = SimpleNamespace(capacity=0, stuck=0, recorded=list, saved=lambda lease, error: None)
     outbox = Outbox(host)  # type: ignore[arg-type]  # all that it asks for
     lease = pb.LeaseRef(job_id="j", fencing_token=1)
@@ -232,7 +232,7 @@ async def test_progress_that_could_not_be_stored_for_now_does_not_replace_newer(
     second = outbox.next_frame()
     assert second is not None
     outbox.receive(pb.Receipt(sequence=second.sequence))
-    await eventually(lambda: not outbox._resends, "it is said again, if at all")
+    await eventually(lambda: not outbox.will_resend, "it is said again, if at all")
     third = outbox.next_frame()
     reports = list(third.reports) if third is not None else []
     assert not any(report.HasField("progress") for report in reports)

@@ -69,7 +69,7 @@ class Life:
             lambda: core.stuck,
             options,
             growth,
-            lambda at: setattr(transport, "heard_beside_at", at),
+            transport.heard_beside,
         )
         try:
             terms = await transport.open(core)

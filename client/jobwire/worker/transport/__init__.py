@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jobwire.worker.transport.base import Host, Terms, Transport
-from jobwire.worker.transport.doubt import START_PATIENCE_S
+from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms, Transport
 from jobwire.worker.transport.stream import StreamTransport
 from jobwire.worker.transport.unary import UnaryTransport
 

@@ -16,6 +16,10 @@ from jobwire.errors import CallError
 from jobwire.output import OutputLog
 from jobwire.v1 import job_pb2, worker_service_pb2
 
+# How long a worker that no server ever took keeps trying after a refusal that may be a proxy's
+# word. One that was taken before keeps trying for as long as it lives.
+START_PATIENCE_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -78,10 +82,6 @@ class Host(Protocol):
 class Transport(Protocol):
     """One way to talk to the broker. Used by one worker, on one event loop."""
 
-    heard_beside_at: float
-    """When a call beside the transport was begun that the broker answered, by the loop's clock; set
-    from another thread, while the loop stands still."""
-
     async def open(self, host: Host) -> Terms:
         """Registers the worker, trying on while no server answers.
 
@@ -98,6 +98,15 @@ class Transport(Protocol):
 
     async def stop_claiming(self) -> None:
         """Takes no more jobs; the host gives back what is on its way still."""
+
+    def heard_beside(self, at: float) -> None:
+        """Note a call beside the transport that the broker answered.
+
+        Called from another thread, while the loop stands still.
+
+        Args:
+            at: When the call began, by the loop's clock.
+        """
 
     def capacity_changed(self) -> None:
         """Tells of a new `Host.capacity`."""

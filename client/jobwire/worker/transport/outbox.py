@@ -8,47 +8,38 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 
 from jobwire.errors import (
-    CallError,
     InvalidRequest,
-    LeaseLost,
-    NotFound,
-    OutputFull,
     ResourceExhausted,
     Unavailable,
     from_item_error,
 )
-from jobwire.output import MAX_REPORT_BYTES, OutputLog
+from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
     Completion,
     LeaseRef,
     Receipt,
-    Report,
     WorkerStatus,
     WorkRequest,
 )
 from jobwire.worker.transport.base import Host
+from jobwire.worker.transport.report_queue import ReportQueue, Resends
 
 log = logging.getLogger("jobwire.worker")
 
-log_warning = log.warning
-
 # The contract's.
 MAX_ACKS = 10_000
-MAX_REPORTS = 1_000
 MAX_COMPLETIONS = 1_000
 # A frame holds so much, unless one item is larger; servers take messages of 16 MiB.
 FRAME_BYTES = 4 << 20
 # What a server or a proxy that takes less is given; a report may have as much.
 LEAST_FRAME_BYTES = 1 << 20
-# What the broker could not record for now is said again after this long.
-RESEND_S = 0.5
 
 
 class Outbox:
@@ -69,14 +60,11 @@ class Outbox:
         self._received = 0
         """So many frames with assignments have arrived, if that is news."""
         self._acks_wanted: asyncio.Future[None] | None = None
-        self._reports: dict[str, Report] = {}
+        self._resends = Resends(self.ready)
+        self._reports = ReportQueue(host, self.ready, self._resends)
         self._completions: deque[Completion] = deque()
         self._held_back: dict[str, Completion] = {}
         """Completions of jobs whose last report has no receipt yet."""
-        self._logs: dict[tuple[str, int], OutputLog] = {}
-        """What leases write out, until their completions are on their way."""
-        self._reported: dict[str, int] = {}
-        """Jobs with a report under way, and the frame that carries it."""
         self._sent: dict[int, WorkRequest] = {}
         """Frames without a receipt."""
         self._frame_bytes = FRAME_BYTES
@@ -87,7 +75,6 @@ class Outbox:
         self._stuck_told = 0
         self._status: WorkerStatus.ValueType | None = None
         self._beat = self._detach = False
-        self._resends: set[asyncio.TimerHandle] = set()
 
     # In.
 
@@ -101,6 +88,11 @@ class Outbox:
         """Says that so many frames with assignments have arrived on this stream."""
         self._received = count
         self.ready.set()
+
+    @property
+    def will_resend(self) -> bool:
+        """True while something that the broker could not record waits to be said again."""
+        return bool(self._resends)
 
     @property
     def owes_acks(self) -> bool:
@@ -121,27 +113,18 @@ class Outbox:
         checkpoint: Payload | None = None,
     ) -> None:
         """Says how far a job is, what it writes out, and what its next attempt is to get."""
-        if output is not None:
-            self._logs[lease.job_id, lease.fencing_token] = output
-        report = self._reports.get(lease.job_id)
-        if report is None or report.fencing_token != lease.fencing_token:
-            report = Report(job_id=lease.job_id, fencing_token=lease.fencing_token)
-            self._reports[lease.job_id] = report
-        if progress is not None:
-            report.progress.CopyFrom(progress)
-        if checkpoint is not None:
-            report.checkpoint.CopyFrom(checkpoint)
-        self.ready.set()
+        self._reports.add(lease, progress, output, checkpoint)
 
     def complete(self, completions: Sequence[Completion]) -> None:
         """Says how jobs ended."""
+        waiting, under_way = self._reports.waiting, self._reports.under_way
         for completion in completions:
             job_id = completion.job_id
-            if job_id in self._reports or job_id in self._reported:
+            if job_id in waiting or job_id in under_way:
                 self._held_back[job_id] = completion
                 continue
-            if self._logs:
-                self._logs.pop((job_id, completion.fencing_token), None)
+            if self._reports.logs:
+                self._reports.logs.pop((job_id, completion.fencing_token), None)
             self._completions.append(completion)
         self.ready.set()
 
@@ -173,7 +156,12 @@ class Outbox:
         if self._received or self._acks:
             self._take_acks(frame)
             said = True
-        self._take_completions(frame, 0 if self._late else self._take_reports(frame))
+        size = 0
+        if not self._late and self._reports.waiting:
+            size, silent = self._reports.fill(frame, self._sequence + 1, self._frame_bytes)
+            for job_id in silent:
+                self._release_completion(job_id)
+        self._take_completions(frame, size)
         if frame.reports or frame.completions:
             self._sequence += 1
             frame.sequence = self._sequence
@@ -209,32 +197,6 @@ class Outbox:
                 self._acks_wanted.set_result(None)
             self._acks_wanted = None
 
-    def _take_reports(self, frame: WorkRequest) -> int:
-        """Returns the size of those that it took, give or take a few bytes."""
-        size = 0
-        for job_id in list(islice(self._reports, MAX_REPORTS)):
-            report = self._reports[job_id]
-            log = self._log_of(report)
-            saves = report.HasField("checkpoint")
-            # Output and checkpoints go out in order, so one report at a time.
-            if (log is not None or saves) and job_id in self._reported:
-                continue
-            more = report.ByteSize()
-            if log is not None:
-                more += min(log.waiting_bytes, MAX_REPORT_BYTES)
-            if frame.reports and size + more > self._frame_bytes:
-                break
-            size += more
-            if log is not None:
-                report.output.extend(log.take())
-            del self._reports[job_id]
-            if not (report.output or saves or report.HasField("progress")):
-                self._release_completion(job_id)
-                continue
-            frame.reports.append(report)
-            self._reported[job_id] = self._sequence + 1
-        return size
-
     def _take_completions(self, frame: WorkRequest, size: int) -> None:
         taken: list[Completion] = []
         while self._completions and len(taken) < MAX_COMPLETIONS:
@@ -255,20 +217,8 @@ class Outbox:
         refused = {(r.job_id, r.fencing_token): from_item_error(r.error) for r in receipt.refused}
         for report in frame.reports:
             error = refused.get((report.job_id, report.fencing_token))
-            if isinstance(error, OutputFull) or (error and error.reason == "OUTPUT_GAP"):
-                self._mend_output(report, error)
-                continue
-            if isinstance(error, Unavailable | ResourceExhausted):
-                self._later(partial(self._report_later, report, receipt.sequence))
-                continue
-            self._settle_output(report, error)
-            if report.HasField("checkpoint"):
-                self._host.saved(_lease(report), error)
-            if isinstance(error, LeaseLost | NotFound):
-                self._host.lose([_lease(report)])
-            elif error is not None:
-                log.warning("a progress report of %s was refused: %s", report.job_id, error)
-            self._report_is_answered(report.job_id, receipt.sequence)
+            if self._reports.answered(report, error, receipt.sequence):
+                self._release_completion(report.job_id)
         if not refused:
             self._host.recorded(frame.completions)
             return
@@ -278,78 +228,15 @@ class Outbox:
             if error is None:
                 recorded.append(completion)
             elif isinstance(error, Unavailable | ResourceExhausted):
-                self._later(partial(self._completions.append, completion))
+                self._resends.later(partial(self._completions.append, completion))
             else:
                 self._host.refused(completion, error)
         self._host.recorded(recorded)
 
-    def _report_is_answered(self, job_id: str, sequence: int) -> None:
-        if self._reported.get(job_id) == sequence:
-            del self._reported[job_id]
-            if job_id in self._reports:
-                self.ready.set()
-            self._release_completion(job_id)
-
     def _release_completion(self, job_id: str) -> None:
-        waits = job_id in self._reports or job_id in self._reported
+        waits = job_id in self._reports.waiting or job_id in self._reports.under_way
         if not waits and job_id in self._held_back:
             self.complete([self._held_back.pop(job_id)])
-
-    def _report_later(self, report: Report, sequence: int) -> None:
-        if self._reported.get(report.job_id) != sequence:
-            # A newer one has gone out since; beside it only the checkpoint counts.
-            report.ClearField("progress")
-            if not report.HasField("checkpoint"):
-                return
-        self._report_again(report)
-
-    def _report_again(self, report: Report) -> None:
-        self._reported.pop(report.job_id, None)
-        log = self._log_of(report)
-        if log is not None:
-            log.again()
-        del report.output[:]
-        waiting = self._reports.get(report.job_id)
-        if waiting is None:
-            self._reports[report.job_id] = report
-        elif waiting.fencing_token == report.fencing_token:
-            # What waits is newer, but may lack what this one has.
-            if report.HasField("progress") and not waiting.HasField("progress"):
-                waiting.progress.CopyFrom(report.progress)
-            if report.HasField("checkpoint") and not waiting.HasField("checkpoint"):
-                waiting.checkpoint.CopyFrom(report.checkpoint)
-
-    # Output.
-
-    def _log_of(self, report: Report) -> OutputLog | None:
-        return self._logs.get((report.job_id, report.fencing_token))
-
-    def _settle_output(self, report: Report, error: CallError | None) -> None:
-        log = self._log_of(report)
-        if log is None or not report.output:
-            return
-        if error is not None:
-            log.close()
-            return
-        log.recorded()
-        if log.is_due:
-            self.report(_lease(report), None)
-
-    def _mend_output(self, report: Report, error: CallError | None) -> None:
-        log = self._log_of(report)
-        if log is not None and error is not None:
-            mend_output(log, report.job_id, error)
-        self._report_again(report)
-        self.ready.set()
-
-    def _later(self, say_again: Callable[[], None]) -> None:
-        def resend() -> None:
-            self._resends.discard(timer)
-            say_again()
-            self.ready.set()
-
-        timer = self._loop.call_later(RESEND_S, resend)
-        self._resends.add(timer)
 
     # Streams.
 
@@ -360,17 +247,13 @@ class Outbox:
         """
         self._credits_told = told_credits
         self._stuck_told = 0
-        self._logs = {lease: log for lease, log in self._logs.items() if not log.closed}
         # The attachment named every lease.
         self._acks.clear()
         self._received = 0
         frames, self._sent = self._sent, {}
         unanswered = [c for frame in frames.values() for c in frame.completions]
         self._completions.extendleft(reversed(unanswered))
-        # The newest first: beside it an older one adds only what it lacks.
-        for frame in reversed(frames.values()):
-            for report in frame.reports:
-                self._report_again(report)
+        self._reports.attach(reversed(frames.values()))
         self._beat = False
         self.ready.set()
 
@@ -392,20 +275,4 @@ class Outbox:
 
     def close(self) -> None:
         """Stops its timers."""
-        for timer in self._resends:
-            timer.cancel()
-        self._resends.clear()
-
-
-def mend_output(log: OutputLog, job_id: str, error: CallError) -> None:
-    """Fits what a job writes out to a refusal: a limit, or a store that lost some of it."""
-    if isinstance(error, OutputFull):
-        if not log.refused():
-            log_warning("%s: the limit of output is reached; more is dropped", job_id)
-        return
-    log.continue_at(int(error.metadata.get("expected_offset", "0")))
-    log_warning("%s: the broker lost some output", job_id)
-
-
-def _lease(of: Report) -> LeaseRef:
-    return LeaseRef(job_id=of.job_id, fencing_token=of.fencing_token)
+        self._resends.close()

@@ -17,7 +17,7 @@ from grpc import aio
 from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import from_timestamp
-from jobwire._retry import Backoff
+from jobwire._retry import Backoff, Doubt, doubt_of
 from jobwire.errors import CallError, ResourceExhausted
 from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress
@@ -29,8 +29,8 @@ from jobwire.v1.worker_service_pb2 import (
     LeaseRef,
 )
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
-from jobwire.worker.transport.base import Host, Terms
-from jobwire.worker.transport.doubt import DOUBTFUL, START_PATIENCE_S
+from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms
+from jobwire.worker.transport.fence import Fence
 from jobwire.worker.transport.outbox import Outbox
 from jobwire.worker.transport.session import Session
 
@@ -72,7 +72,6 @@ class StreamTransport:
         self._options = options
         self._channel = channel
         self._credit_bytes = credit_bytes
-        self.heard_beside_at = float("-inf")
         self._metadata = tuple(options.metadata.items())
         self._instance_id = secrets.token_hex(8)
         addresses = [part.strip() for part in options.address.split(",") if part.strip()]
@@ -81,15 +80,14 @@ class StreamTransport:
         self._session: Session | None = None
         self._ending: asyncio.Task[None] | None = None
         self._attempts = 0
-        self._leases_end: asyncio.TimerHandle | None = None
-        self._fences = 0
-        """How often all leases were given up."""
         self._leaving = False
 
     async def open(self, host: Host) -> Terms:
         """Attaches for the first time, trying on while no server answers."""
         self._host = host
         self._outbox = Outbox(host)
+        # Where an attachment names the leases, the broker takes back what it does not name.
+        self._fence = Fence(host, lambda leases: None)
         session = await self._attach()
         self._go_on_with(session)
         return Terms(
@@ -151,39 +149,22 @@ class StreamTransport:
             raise error
         log.warning("the stream is lost, attaching again: %s", error or "the server ended it")
 
-    def _fence(self, session: Session) -> None:
+    def _fence_after(self, session: Session) -> None:
         """Has the leases given up when others may have them, unless another stream comes first."""
-        if self._session is session and self._leases_end is None and not self._leaving:
-            self._leases_end = asyncio.get_running_loop().call_at(
-                session.heard_at + session.contact_s, self._give_up_leases, session.contact_s
-            )
+        if self._session is session and not self._fence.is_set and not self._leaving:
+            self._fence.set(session.heard_at, session.contact_s)
 
-    def _give_up_leases(self, after_s: float) -> None:
-        left_s = self.heard_beside_at + after_s - asyncio.get_running_loop().time()
-        if left_s > 0:
-            # This loop stood still, and was spoken for.
-            self._leases_end = asyncio.get_running_loop().call_later(
-                left_s, self._give_up_leases, after_s
-            )
-            return
-        self._fences += 1
-        if self._host.leases():
-            log.warning(
-                "no server was heard for %g s: its jobs may run elsewhere by now, so their handlers"
-                " are stopped",
-                after_s,
-            )
-        self._host.lose_all()
+    def heard_beside(self, at: float) -> None:
+        """Note a call beside the transport that the broker answered; called from any thread."""
+        self._fence.heard_beside(at)
 
     def _go_on_with(self, session: Session) -> None:
-        if self._leases_end is not None:
-            self._leases_end.cancel()
-            self._leases_end = None
+        self._fence.lift()
         self._session = session
         self._ending = asyncio.create_task(
             session.run(self._host, self._outbox), name="work-stream"
         )
-        self._ending.add_done_callback(lambda ending: self._fence(session))
+        self._ending.add_done_callback(lambda ending: self._fence_after(session))
 
     async def _attach(self, beside: Session | None = None) -> Session:
         """Attaches to any server, trying on; takes the outbox over from the stream before.
@@ -197,10 +178,10 @@ class StreamTransport:
         while True:
             retry_after_s: float | None = None
             for _ in range(len(self._addresses)):
-                address, fences = self._addresses[0], self._fences
+                address, fallen = self._addresses[0], self._fence.fallen
                 try:
                     session = await self._attach_to(address, patience_s, beside)
-                    if fences == self._fences:
+                    if fallen == self._fence.fallen:
                         return session
                     # It has just named leases that were given up meanwhile.
                     await session.close()
@@ -217,7 +198,7 @@ class StreamTransport:
             await asyncio.sleep(backoff.next_s(retry_after_s))
 
     def _gives_up(self, error: CallError, tried_s: float) -> bool:
-        if error.code in DOUBTFUL and self._session is None:
+        if doubt_of(error) is Doubt.PROXY and self._session is None:
             # Whoever chose this transport may know another one.
             return error.code is grpc.StatusCode.UNIMPLEMENTED or tried_s > START_PATIENCE_S
         return _is_final(error)
@@ -281,11 +262,10 @@ class StreamTransport:
     async def close(self) -> None:
         """Says goodbye if there is a stream, and closes the connection."""
         self._leaving = True
-        if self._leases_end is not None:
-            self._leases_end.cancel()
         ending = self._ending
         if ending is None:
             return
+        self._fence.lift()
         if not ending.done():
             self._outbox.detach()
             await asyncio.wait({ending}, timeout=GOODBYE_S)

@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, cast
+from typing import Any
 
 import grpc
 from grpc import aio
 
-from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import to_duration
-from jobwire._retry import Backoff, worth_retrying
-from jobwire.errors import (
-    CallError,
-    DeadlineExceeded,
-    LeaseLost,
-    NotFound,
-    OutputFull,
-    Unavailable,
-    from_rpc_error,
-)
+from jobwire._retry import Backoff, Doubt, doubt_of
+from jobwire.errors import CallError, DeadlineExceeded, NotFound
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb
-from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
 from jobwire.v1.job_pb2 import Payload, Progress
-from jobwire.worker.transport.base import Host, Terms
-from jobwire.worker.transport.doubt import DOUBTFUL, START_PATIENCE_S
-from jobwire.worker.transport.outbox import mend_output
+from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms
+from jobwire.worker.transport.calls import CALL_TIMEOUT_S, WorkerCalls, is_passing
+from jobwire.worker.transport.fence import Fence
+from jobwire.worker.transport.unary_reports import UnaryReports
 
 log = logging.getLogger("jobwire.worker")
 
-# A server's bug, or a proxy's way to break a connection off.
-_DEFECTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
-MAX_DEFECTS = 5
-
 CLAIM_WAIT_S = 25.0
-CALL_TIMEOUT_S = 10.0
 # A server that answers no heartbeat for so long may hang; another connection may lead to another.
 HEARTBEAT_TIMEOUT_S = 1.5
 LEAST_HEARTBEAT_TIMEOUT_S = 0.5
 # Doubled for each one in a row without an answer: it may be slow rather than dead.
 MOST_HEARTBEAT_TIMEOUT_S = 6.0
-REPORT_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 2.0
 # How long a claim under way may go on once the broker knows that the worker drains: what was
 # handed out before that arrives now, and nothing after it.
@@ -69,47 +55,39 @@ class UnaryTransport:
         channel: aio.Channel | None = None,
         patience_s: float = START_PATIENCE_S,
     ) -> None:
+        self._calls = WorkerCalls(options, channel)
         self._patience_s = patience_s
-        self._own_channel = channel is None
-        self._options = options
-        self._channel = AsyncChannels(options, channel)
-        self._left: set[asyncio.Task[None]] = set()
-        """Connections that were left, while they are closed."""
-        self._address = options.address
-        self.heard_beside_at = float("-inf")
-        self._metadata = tuple(options.metadata.items())
         self._instance_id = secrets.token_hex(8)
-        self._stub = _stub(self._channel)
-        self._leases_end: asyncio.TimerHandle | None = None
         self._registering = asyncio.Lock()
         self._registration = 0
         self._terms = Terms(heartbeat_interval_s=5.0, lease_s=30.0, server_id="")
         self._contact_s = 30.0
         self._given_up: list[pb.LeaseRef] = []
+        """Leases that were given up while no server could hear of it."""
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
-        self._reachable = True
-        self._newest: dict[str, pb.UpdateProgressRequest] = {}
-        self._logs: dict[str, OutputLog] = {}
-        self._reporters: dict[str, asyncio.Task[None]] = {}
         self._completing: set[asyncio.Task[None]] = set()
 
     async def open(self, host: Host) -> Terms:
         """Registers the worker, trying on while no server answers."""
         self._host = host
+        self._fence = Fence(host, self._given_up.extend)
+        self._reports = UnaryReports(self._calls, host)
         async with self._registering:
             await self._register()
         return self._terms
 
     async def _register(self) -> None:
         request = pb.RegisterWorkerRequest(worker=self._host.spec, instance_id=self._instance_id)
-        answer = await self._persist("RegisterWorker", request, first=not self._registration)
+        # A broker that took the worker before is waited for, whatever a proxy says.
+        patience_s = math.inf if self._registration else self._patience_s
+        answer = await self._calls.persist("RegisterWorker", request, patience_s)
         self._registration += 1
         self._contact_s = (
             answer.contact_timeout.ToTimedelta().total_seconds()
             or answer.lease_duration.ToTimedelta().total_seconds()
         )
-        self._hears(asyncio.get_running_loop().time())
+        self._fence.set(asyncio.get_running_loop().time(), self._contact_s)
         self._terms = Terms(
             heartbeat_interval_s=answer.heartbeat_interval.ToTimedelta().total_seconds() or 5.0,
             lease_s=answer.lease_duration.ToTimedelta().total_seconds(),
@@ -128,49 +106,26 @@ class UnaryTransport:
 
     async def run(self) -> None:
         """Brings jobs and keeps leases until cancelled; outlives servers."""
-        self._hears(asyncio.get_running_loop().time())
+        self._fence.set(asyncio.get_running_loop().time(), self._contact_s)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._claim_loop())
                 group.create_task(self._heartbeat_loop())
         finally:
-            if self._leases_end is not None:
-                self._leases_end.cancel()
+            self._fence.lift()
 
-    def _hears(self, asked_at: float) -> None:
-        """Takes note of an answer: until a while after it was asked for the leases are this
-        worker's.
-        """
-        if self._leases_end is not None:
-            self._leases_end.cancel()
-        self._leases_end = asyncio.get_running_loop().call_at(
-            asked_at + self._contact_s, self._give_up_leases
-        )
-
-    def _give_up_leases(self) -> None:
-        left_s = self.heard_beside_at + self._contact_s - asyncio.get_running_loop().time()
-        if left_s > 0:
-            # This loop stood still, and was spoken for.
-            self._leases_end = asyncio.get_running_loop().call_later(left_s, self._give_up_leases)
-            return
-        if self._host.leases():
-            log.warning(
-                "no server answered for %g s: its jobs may run elsewhere by now, so their handlers"
-                " are stopped",
-                self._contact_s,
-            )
-        self._given_up += self._host.leases()
-        self._host.lose_all()
+    def heard_beside(self, at: float) -> None:
+        """Note a call beside the transport that the broker answered; called from any thread."""
+        self._fence.heard_beside(at)
 
     def _return_given_up(self) -> None:
         """Gives back what was given up while no server could hear of it; nobody need wait for the
         leases to end.
         """
-        leases, self._given_up = self._given_up, []
+        leases = [*self._given_up]
+        self._given_up.clear()
         for lease in leases:
-            task = asyncio.create_task(self._return(lease))
-            self._completing.add(task)
-            task.add_done_callback(self._completing.discard)
+            self._complete_later(self._return(lease))
 
     async def _return(self, lease: pb.LeaseRef) -> None:
         released = pb.Released(not_started=True, reason="no server answered its worker")
@@ -181,17 +136,7 @@ class UnaryTransport:
         request = pb.CompleteJobRequest(worker_id=worker_id, completion=completion)
         # Where it is somebody else's by now there is nothing to return.
         with suppress(CallError):
-            await self._persist("CompleteJob", request)
-
-    def _leave_connection(self) -> None:
-        """Goes on over another connection: what hangs at the end of this one answers nothing."""
-        if not self._own_channel:
-            return
-        left, self._channel = self._channel, AsyncChannels(self._options)
-        self._stub = _stub(self._channel)
-        closing = asyncio.create_task(left.close())
-        self._left.add(closing)
-        closing.add_done_callback(self._left.discard)
+            await self._calls.persist("CompleteJob", request)
 
     async def _claim_loop(self) -> None:
         backoff = Backoff()
@@ -204,7 +149,7 @@ class UnaryTransport:
                 wait=to_duration(CLAIM_WAIT_S),
             )
             self._claim = asyncio.ensure_future(
-                self._call("ClaimJob", request, CLAIM_WAIT_S + CALL_TIMEOUT_S)
+                self._calls.call("ClaimJob", request, CLAIM_WAIT_S + CALL_TIMEOUT_S)
             )
             try:
                 answer = await self._claim
@@ -247,14 +192,17 @@ class UnaryTransport:
         )
         asked_at = asyncio.get_running_loop().time()
         try:
-            answer = await self._call("Heartbeat", request, timeout_s)
+            answer = await self._calls.call("Heartbeat", request, timeout_s)
         except CallError as error:
             if isinstance(error, DeadlineExceeded):
-                log.warning("%s answers no heartbeat, trying another connection", self._address)
-                self._leave_connection()
+                log.warning(
+                    "%s answers no heartbeat, trying another connection", self._calls.address
+                )
+                self._calls.leave_connection()
             await self._after_failure(error, registration, backoff)
             return False
-        self._hears(asked_at)
+        # Until a while after it was asked for the leases are this worker's.
+        self._fence.set(asked_at, self._contact_s)
         self._return_given_up()
         self._host.lose(answer.lost_leases)
         for notice in answer.cancellations:
@@ -274,7 +222,7 @@ class UnaryTransport:
             return
         if error.code is grpc.StatusCode.INVALID_ARGUMENT:
             raise error
-        if not _passing(error) and error.code not in DOUBTFUL:
+        if not is_passing(error) and doubt_of(error) is not Doubt.PROXY:
             log.error("the broker failed, trying on: %s", error)
         await asyncio.sleep(backoff.next_s(error.retry_after_s))
 
@@ -285,7 +233,7 @@ class UnaryTransport:
             worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
         )
         try:
-            await self._call("UpdateWorkerStatus", request, LEAVE_TIMEOUT_S)
+            await self._calls.call("UpdateWorkerStatus", request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the broker could not be told of the drain: %s", error)
         claim = self._claim
@@ -304,90 +252,20 @@ class UnaryTransport:
         checkpoint: Payload | None = None,
     ) -> None:
         """Has what a job says recorded, one call at a time for each job."""
-        request = self._newest.get(lease.job_id)
-        if request is None or request.fencing_token != lease.fencing_token:
-            request = pb.UpdateProgressRequest(
-                worker_id=self._host.spec.worker_id,
-                job_id=lease.job_id,
-                fencing_token=lease.fencing_token,
-            )
-            self._newest[lease.job_id] = request
-        if progress is not None:
-            request.progress.CopyFrom(progress)
-        if checkpoint is not None:
-            request.checkpoint.CopyFrom(checkpoint)
-        if output is not None:
-            self._logs[lease.job_id] = output
-        if lease.job_id not in self._reporters:
-            task = asyncio.create_task(self._send_reports(lease.job_id))
-            self._reporters[lease.job_id] = task
-
-    async def _send_reports(self, job_id: str) -> None:
-        try:
-            while job_id in self._newest:
-                await self._send_report(self._newest.pop(job_id), self._logs.pop(job_id, None))
-        finally:
-            del self._reporters[job_id]
-
-    async def _send_report(
-        self, request: pb.UpdateProgressRequest, output: OutputLog | None
-    ) -> None:
-        """Sends a report; output and a checkpoint until they are recorded or refused for good."""
-        lease = pb.LeaseRef(job_id=request.job_id, fencing_token=request.fencing_token)
-        backoff = Backoff()
-        while True:
-            saves = request.HasField("checkpoint")
-            if output is not None:
-                del request.output[:]
-                request.output.extend(output.take())
-            if not (request.output or saves or request.HasField("progress")):
-                return
-            try:
-                answer = await self._call("UpdateProgress", request, REPORT_TIMEOUT_S)
-            except CallError as error:
-                if output is not None:
-                    if isinstance(error, OutputFull) or error.reason == "OUTPUT_GAP":
-                        mend_output(output, lease.job_id, error)
-                        continue
-                    output.again()
-                if _passing(error) and (output is not None or saves):
-                    await asyncio.sleep(backoff.next_s(error.retry_after_s))
-                    continue
-                if output is not None:
-                    output.close()
-                if saves:
-                    self._host.saved(lease, error)
-                self._report_failed(lease, error)
-                return
-            backoff.reset()
-            if output is not None:
-                output.recorded()
-            if saves:
-                self._host.saved(lease, None)
-            if answer.HasField("cancel"):
-                self._host.cancel(answer.cancel)
-            if output is None or not output.is_due:
-                return
-            request.ClearField("progress")
-            request.ClearField("checkpoint")
-
-    def _report_failed(self, lease: pb.LeaseRef, error: CallError) -> None:
-        if _lease_is_gone(error):
-            self._host.lose([lease])
-        elif not _passing(error):
-            log.warning("a progress report of %s was refused: %s", lease.job_id, error)
+        self._reports.report(lease, progress, output, checkpoint)
 
     def complete(self, completions: Sequence[pb.Completion]) -> None:
         """Has the ends of attempts recorded, and takes the next job with each answer."""
         for completion in completions:
-            task = asyncio.create_task(self._complete(completion))
-            self._completing.add(task)
-            task.add_done_callback(self._completing.discard)
+            self._complete_later(self._complete(completion))
+
+    def _complete_later(self, completing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(completing)
+        self._completing.add(task)
+        task.add_done_callback(self._completing.discard)
 
     async def _complete(self, completion: pb.Completion) -> None:
-        reporter = self._reporters.get(completion.job_id)
-        if reporter is not None:
-            await asyncio.wait({reporter})
+        await self._reports.wait_for(completion.job_id)
         registration = self._registration
         request = pb.CompleteJobRequest(worker_id=self._host.spec.worker_id, completion=completion)
         # While a claim is under way the queue was empty a moment ago, and the claim will bring
@@ -395,7 +273,7 @@ class UnaryTransport:
         if self._claims and self._claim is None:
             request.claim_next.max_jobs = 1
         try:
-            answer = await self._persist("CompleteJob", request)
+            answer = await self._calls.persist("CompleteJob", request)
         except CallError as error:
             self._host.refused(completion, error)
             if _is_unknown_worker(error):
@@ -413,92 +291,18 @@ class UnaryTransport:
         try:
             if self._registration:
                 request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)
-                await self._call("DeregisterWorker", request, LEAVE_TIMEOUT_S)
+                await self._calls.call("DeregisterWorker", request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
         finally:
-            left = [*self._completing, *self._reporters.values()]
-            for task in left:
+            completing = list(self._completing)
+            for task in completing:
                 task.cancel()
-            await asyncio.gather(*left, *self._left, return_exceptions=True)
-            if self._leases_end is not None:
-                self._leases_end.cancel()
-            if self._own_channel:
-                await self._channel.close()
-
-    async def _persist(self, method: str, request: Any, *, first: bool = False) -> Any:
-        """Calls until it is answered: by success, or by a refusal that would only be repeated.
-
-        Args:
-            method: Of the service.
-            request: Its request.
-            first: The worker was never registered before, so that what may be a proxy's word is
-                not waited out for ever.
-        """
-        backoff = Backoff(max_s=2.0)
-        defects = 0
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while True:
-            try:
-                return await self._call(method, request, CALL_TIMEOUT_S)
-            except CallError as error:
-                defects += error.code in _DEFECTS
-                if error.code in DOUBTFUL:
-                    if first and loop.time() - began >= self._patience_s:
-                        raise
-                    if not defects:
-                        log.warning("%s refuses, trying on: %s", self._address, error)
-                        defects = 1
-                elif not _passing(error) and not 0 < defects < MAX_DEFECTS:
-                    raise
-                await asyncio.sleep(backoff.next_s(error.retry_after_s))
-
-    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
-        call = getattr(self._stub, method)
-        try:
-            await self._channel.ready()
-            answer = await call(request, timeout=timeout_s, metadata=self._metadata)
-        except Unavailable as unresolved:
-            self._note_and_raise(unresolved)
-        except grpc.RpcError as raised:
-            error = from_rpc_error(raised)
-            self._channel.suspect(error)
-            self._note_and_raise(error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # The call was under way on a connection that was left.
-            raise Unavailable("the connection was left") from None
-        if not self._reachable:
-            self._reachable = True
-            log.info("%s answers again", self._address)
-        return answer
-
-    def _note_and_raise(self, error: CallError) -> NoReturn:
-        # Said once for each outage, not for each attempt.
-        if isinstance(error, Unavailable) and self._reachable:
-            self._reachable = False
-            log.warning("%s does not answer, trying on: %s", self._address, error)
-        raise error
-
-
-def _passing(error: CallError) -> bool:
-    return isinstance(error, DeadlineExceeded) or worth_retrying(error)
+            await asyncio.gather(*completing, return_exceptions=True)
+            await self._reports.close()
+            self._fence.lift()
+            await self._calls.close()
 
 
 def _is_unknown_worker(error: CallError) -> bool:
     return isinstance(error, NotFound) and error.reason == "WORKER_NOT_FOUND"
-
-
-def _lease_is_gone(error: CallError) -> bool:
-    return isinstance(error, LeaseLost | NotFound)
-
-
-def _stub(channels: AsyncChannels) -> worker_grpc.WorkerServiceAsyncStub:
-    # To the stub, the channels of several addresses are one.
-    stub: worker_grpc.WorkerServiceAsyncStub = worker_grpc.WorkerServiceStub(
-        cast("aio.Channel", channels)
-    )
-    return stub
