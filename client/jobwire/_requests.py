@@ -27,23 +27,28 @@ MAX_CHUNK_BYTES = 4 << 20
 LIGHT_BYTES = 4 << 10
 
 
-class SubmitOptions(TypedDict, total=False):
-    """What `submit` takes beside operation and payload."""
+class JobOptions(TypedDict, total=False):
+    """What a submission and a schedule may say of a job; `NewJob` describes each."""
 
-    queue: str
     priority: int
     requirements: Mapping[str, str] | None
     labels: Mapping[str, str] | None
     retry: RetryPolicy | None
     execution_timeout: Seconds | None
+    output: OutputPolicy | None
+    unique_key: str | UniqueKey | None
+    retention: Seconds | None
+
+
+class SubmitOptions(JobOptions, total=False):
+    """What a submission may say besides operation and payload; `NewJob` describes each."""
+
+    queue: str
     run_at: datetime | None
     delay: Seconds | None
     expires_at: datetime | None
-    output: OutputPolicy | None
     job_id: str | None
     deadline: datetime | timedelta | None
-    unique_key: str | UniqueKey | None
-    retention: Seconds | None
     request_id: str | None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 from jobwire._convert import (
@@ -17,8 +17,8 @@ from jobwire._convert import (
     to_duration,
     to_timestamp,
 )
-from jobwire._requests import job_spec
-from jobwire.models import NewJob, OutputPolicy, RetryPolicy
+from jobwire._requests import JobOptions, job_spec
+from jobwire.models import NewJob, RetryPolicy
 from jobwire.payloads import from_payload, to_payload
 from jobwire.unique import UniqueKey
 from jobwire.v1 import job_pb2, schedule_service_pb2
@@ -27,7 +27,7 @@ Missed = Literal["skip", "run_latest", "run_all"]
 Overlap = Literal["skip", "allow", "cancel_previous"]
 
 
-class ScheduleOptions(TypedDict, total=False):
+class ScheduleOptions(JobOptions, total=False):
     """What a schedule says; `Client.create_schedule` describes each.
 
     In a change, what is left out stays, and None takes away.
@@ -44,14 +44,6 @@ class ScheduleOptions(TypedDict, total=False):
     overlap: Overlap | None
     jitter: Seconds | None
     description: str | None
-    priority: int
-    requirements: Mapping[str, str] | None
-    labels: Mapping[str, str] | None
-    retry: RetryPolicy | None
-    execution_timeout: Seconds | None
-    output: OutputPolicy | None
-    unique_key: str | UniqueKey | None
-    retention: Seconds | None
 
 
 class ScheduleChanges(ScheduleOptions, total=False):
@@ -61,18 +53,7 @@ class ScheduleChanges(ScheduleOptions, total=False):
     payload: Any
 
 
-_JOB_OPTIONS = (
-    "operation",
-    "payload",
-    "priority",
-    "requirements",
-    "labels",
-    "retry",
-    "execution_timeout",
-    "output",
-    "unique_key",
-    "retention",
-)
+_JOB_OPTIONS = {"operation", "payload", *JobOptions.__annotations__}
 _JOB_FIELDS = {"unique_key": "unique"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -27,8 +26,7 @@ from jobwire._requests import (
 from jobwire._retry import is_too_large
 from jobwire._submitter import AsyncSubmitter
 from jobwire.errors import CallError, ResourceExhausted, from_item_error
-from jobwire.models import Job, JobState, NewJob, OutputPolicy, RetryPolicy
-from jobwire.unique import UniqueKey
+from jobwire.models import Job, JobState, NewJob
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
 from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL, WATCH_CONTENT_STATES
@@ -96,22 +94,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         self,
         operation: str,
         payload: Any = None,
-        *,
-        queue: str = "default",
-        priority: int = 0,
-        requirements: Mapping[str, str] | None = None,
-        labels: Mapping[str, str] | None = None,
-        retry: RetryPolicy | None = None,
-        execution_timeout: Seconds | None = None,
-        run_at: datetime | None = None,
-        delay: Seconds | None = None,
-        expires_at: datetime | None = None,
-        output: OutputPolicy | None = None,
-        job_id: str | None = None,
-        deadline: datetime | timedelta | None = None,
-        unique_key: str | UniqueKey | None = None,
-        retention: Seconds | None = None,
-        request_id: str | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> AsyncJobHandle:
         """Submits one job; when it returns, the job is in the store.
 
@@ -121,30 +104,8 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         Args:
             operation: The job's type, which picks the worker's handler.
             payload: The handler's input: a JSON value, bytes or a protobuf message.
-            queue: Where to put it; its first job creates it.
-            priority: 0 to 255, higher first.
-            requirements: Labels that a worker must have, each with this value.
-            labels: Your own words about the job, for filters and people.
-            retry: How often and when to try again; None: the queue's defaults.
-            execution_timeout: How long one attempt may run, as seconds or timedelta. 0.1 s to
-                30 days; None: no limit.
-            run_at: Not before this moment, which must have a time zone.
-            delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
-            expires_at: Not started after this moment, which must have a time zone.
-            output: How much of its output is kept; None: the server's limit, 16 MiB unless
-                configured otherwise, and what is above it is refused.
-            job_id: The id to give it, `<queue>-<26 lower-case ULID characters>`; None: a new one.
-            deadline: The end of the job as a whole, attempts, waits and all: a moment, which must
-                have a time zone, or a timedelta from now. A job that is not finished then is
-                FAILED with `DEADLINE_EXCEEDED`. At most 10 years ahead; None: none.
-            unique_key: At most one job of the queue holds this key at a time. A text: until the
-                job has ended, and while another job holds it, that one is answered (`existed`).
-                For all else a `UniqueKey`.
-            retention: How long the job is kept after its end, as seconds or timedelta. 0 to 10
-                years; None: as long as the queue keeps jobs.
-            request_id: Makes it safe to submit the same job again: for 24 hours the same id with
-                the same content is answered with the same job (`existed`). Moments are content:
-                give a `deadline` as a moment then. 1 to 64 letters, digits and `. _ : -`.
+            options: `queue`, `priority`, `labels`, `retry`, `delay` and whatever else a job may
+                say: the fields of `NewJob`, which describes each.
 
         Raises:
             TypeError, ValueError: The payload or a time can't be carried.
@@ -152,26 +113,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             UniqueKeyTaken: `unique_key` refuses the job.
             QueueFull: The queue is at its limit, and stayed so.
         """
-        job = NewJob(
-            operation=operation,
-            payload=payload,
-            queue=queue,
-            priority=priority,
-            requirements=requirements,
-            labels=labels,
-            retry=retry,
-            execution_timeout=execution_timeout,
-            run_at=run_at,
-            delay=delay,
-            expires_at=expires_at,
-            output=output,
-            job_id=job_id,
-            deadline=deadline,
-            unique_key=unique_key,
-            retention=retention,
-            request_id=request_id,
-        )
-        request = submit_request(job)
+        request = submit_request(NewJob(operation=operation, payload=payload, **options))
         answer = await self._submitter.submit(request)
         return self._accepted(answer, light=is_light(request))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
-from jobwire._requests import SubmitOptions
+from jobwire._requests import JobOptions, SubmitOptions
 from jobwire.cli.parameters import duration, key_value, size, time, time_or_span
 from jobwire.models import OutputPolicy, RetryPolicy
 from jobwire.unique import OnConflict, Scope, UniqueKey
@@ -93,19 +93,6 @@ def job_options(function: F) -> F:
     for decorate in reversed(_JOB_OPTIONS):
         function = decorate(function)
     return function
-
-
-class JobOptions(TypedDict, total=False):
-    """What a submission and a schedule have in common."""
-
-    priority: int
-    requirements: dict[str, str]
-    labels: dict[str, str]
-    retry: RetryPolicy | None
-    execution_timeout: float | None
-    output: OutputPolicy | None
-    unique_key: UniqueKey | None
-    retention: float | None
 
 
 def given_options(

@@ -10,14 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from jobwire._stop import StopReason
-from jobwire.context import Context
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
-from jobwire.signals import Stopped
-from jobwire.v1.job_pb2 import Failure
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
     Cancelled,
@@ -27,16 +23,16 @@ from jobwire.v1.worker_service_pb2 import (
     Released,
     WorkerSpec,
 )
-from jobwire.worker.handlers import Operation
+from jobwire.worker.endings import Endings
 from jobwire.worker.held import Held, Stage, WorkerStats
+from jobwire.worker.held_jobs import HeldJobs
 from jobwire.worker.limits import end_of, words_for
-from jobwire.worker.logs import Journal
-from jobwire.worker.memory import Growth
-from jobwire.worker.outcomes import failure, overran, refused_result
+from jobwire.worker.outcomes import refused_result
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
 from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
+from jobwire.worker.settings import WorkerSettings
 from jobwire.worker.stuck import STUCK_AFTER_S, Stuck
 from jobwire.worker.transport.base import Transport
 
@@ -51,54 +47,39 @@ MAX_LEASES = 10_000
 
 
 class Core:
-    """Runs what is assigned, at most `spec.concurrency` jobs at once.
+    """Runs what is assigned.
 
     Args:
-        spec: What the worker is and serves.
-        operations: The handlers by the operations that they take.
+        settings: What the worker is and serves.
         transport: Carries reports and completions.
         processes: For handlers in processes; ended with the core.
-        prefetch: How many jobs it keeps ready beside those that run; None: as its speed asks.
-        growth: Looks after the memory.
-        max_abandoned: So many handlers that do not stop give their places to others.
-        on_error: Called on the loop with what handlers raise.
+
+    Attributes:
+        draining: Set once it takes no more jobs.
+        drain_reason: Why, in the words of whoever asked.
+        drain_within_s: How long it may take, in seconds; None: no limit.
     """
 
     def __init__(
-        self,
-        spec: WorkerSpec,
-        operations: Mapping[str, Operation],
-        transport: Transport,
-        processes: ProcessPool,
-        prefetch: int | None = 0,
-        growth: Growth | None = None,
-        max_abandoned: int = 0,
-        on_error: Callable[[Context, BaseException], None] | None = None,
+        self, settings: WorkerSettings, transport: Transport, processes: ProcessPool
     ) -> None:
-        self._spec = spec
-        self._concurrency = spec.concurrency
-        self._operations = operations
+        self._spec = settings.spec
+        self._concurrency = settings.spec.concurrency
+        self._operations = settings.operations
         self._transport = transport
-        self._growth = growth
+        self._growth = settings.growth
         self._loop = asyncio.get_running_loop()
-        self._prefetch = Prefetch(prefetch, MAX_LEASES - self._concurrency)
+        self._jobs = HeldJobs()
+        self._prefetch = Prefetch(settings.prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._runner = Runner(self._concurrency + max_abandoned, self._end_all, processes)
-        self._stuck = Stuck(self._concurrency, max_abandoned)
-        self._on_error = on_error
-        self._journal = Journal()
-        self._held: dict[str, Held] = {}
-        self._waiting: deque[Held] = deque()
-        self._running: set[Held] = set()
-        """Handlers at work, those of lost leases included."""
-        self._void = 0
-        """How many of them are at work in vain."""
-        self._unrecorded = 0
+        self._endings = Endings(settings.on_error)
+        most_running = self._concurrency + settings.max_abandoned
+        self._runner = Runner(most_running, self._end_all, processes)
+        self._stuck = Stuck(self._concurrency, settings.max_abandoned)
         self._most_unrecorded = max(1_000, MAX_LEASES - self._concurrency)
         self._changed = asyncio.Event()
         self._ticker: asyncio.TimerHandle | None = None
         self._ended = self._ended_before = 0
-        self._assigned = self._succeeded = self._failed = self._released = self._lost = 0
         self.draining = asyncio.Event()
         self.drain_reason = ""
         self.drain_within_s: float | None = None
@@ -106,15 +87,7 @@ class Core:
     @property
     def stats(self) -> WorkerStats:
         """Its counters."""
-        return WorkerStats(
-            assigned=self._assigned,
-            succeeded=self._succeeded,
-            failed=self._failed,
-            released=self._released,
-            lost=self._lost,
-            running=len(self._running) - self._void,
-            waiting=sum(held.stage is Stage.WAITING for held in self._held.values()),
-        )
+        return self._jobs.stats
 
     @property
     def stuck(self) -> int:
@@ -133,11 +106,11 @@ class Core:
         """How many jobs it may hold at once now; none while it drains."""
         if self.draining.is_set():
             return 0
-        return max(0, self._concurrency - self._void) + self._prefetch.jobs
+        return max(0, self._concurrency - self._jobs.void) + self._prefetch.jobs
 
     def free_slots(self) -> int:
         """How many more jobs it can take now; one counts until its completion is recorded."""
-        return max(0, self.capacity - len(self._held))
+        return max(0, self.capacity - len(self._jobs.by_id))
 
     async def wait_for_free_slots(self) -> int:
         """Waits until it can take jobs, and returns how many."""
@@ -146,37 +119,36 @@ class Core:
 
     def leases(self) -> Sequence[LeaseRef]:
         """The leases that it holds; those of running jobs first."""
-        by_stage = sorted(self._held.values(), key=lambda held: held.stage is not Stage.RUNNING)
-        return [held.lease for held in by_stage]
+        return self._jobs.leases()
 
     def assign(self, assignments: Iterable[Assignment]) -> None:
         """Takes jobs, and starts as many as there are free handlers."""
-        now = self._loop.time()
+        jobs, now = self._jobs, self._loop.time()
         for assignment in assignments:
             spec = assignment.spec
             held = Held(assignment, self._operations.get(spec.operation), now, self._reports)
-            known = self._held.get(held.job_id)
+            known = jobs.by_id.get(held.job_id)
             if known is not None:
                 if known.fencing_token >= held.fencing_token:
                     continue
                 # The broker took the job back and hands it out anew: the old lease is lost.
                 self._lose(known)
-            self._held[held.job_id] = held
-            self._assigned += 1
+            jobs.by_id[held.job_id] = held
+            jobs.assigned += 1
             # Most jobs have neither, and at thousands a second every call counts.
             if spec.HasField("execution_timeout") or spec.HasField("deadline"):
                 self._limit(held)
             if self.draining.is_set():
                 self._release_unstarted(held)
             else:
-                self._waiting.append(held)
+                jobs.waiting.append(held)
         self._fill()
         if self._ticker is None and self._prefetch.follows_speed:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def cancel(self, notice: CancelNotice) -> None:
         """Stops a handler whose job was cancelled; a job that waits for one never starts."""
-        held = self._find(notice.job_id, notice.fencing_token)
+        held = self._jobs.find(notice.job_id, notice.fencing_token)
         if held is None or held.stage is Stage.ENDED or held.signal.is_set:
             return
         log.info("%s is cancelled%s", held.job_id, _why(notice.reason))
@@ -188,7 +160,7 @@ class Core:
     def lose(self, leases: Iterable[LeaseRef]) -> None:
         """Stops the handlers of leases that are known to be lost."""
         for lease in leases:
-            held = self._find(lease.job_id, lease.fencing_token)
+            held = self._jobs.find(lease.job_id, lease.fencing_token)
             # Of one that has ended, the answer to its completion tells.
             if held is not None and held.stage is not Stage.ENDED:
                 log.warning("the lease on %s is lost", lease.job_id)
@@ -201,30 +173,19 @@ class Core:
 
     def saved(self, lease: LeaseRef, error: CallError | None) -> None:
         """The broker has a checkpoint, or does not take it."""
-        held = self._find(lease.job_id, lease.fencing_token)
+        held = self._jobs.find(lease.job_id, lease.fencing_token)
         if held is not None:
             self._reports.saved(held, error)
 
     def recorded(self, completions: Iterable[Completion]) -> None:
         """The broker has these in its store."""
-        for completion in completions:
-            held = self._find(completion.job_id, completion.fencing_token)
-            if held is None:
-                continue
-            self._forget(held)
-            outcome = completion.WhichOneof("outcome")
-            if outcome == "success":
-                self._succeeded += 1
-            elif outcome == "released":
-                self._released += 1
-            else:
-                self._failed += 1
+        self._jobs.recorded(completions)
         self._fill()
         self._changed.set()
 
     def refused(self, completion: Completion, error: CallError) -> None:
         """The broker does not take a completion; a wrong result is mended into a failure."""
-        held = self._find(completion.job_id, completion.fencing_token)
+        held = self._jobs.find(completion.job_id, completion.fencing_token)
         if held is None:
             return
         job_id = completion.job_id
@@ -233,12 +194,12 @@ class Core:
             self._transport.complete([held.completion(failure=refused_result(str(error)))])
             return
         if isinstance(error, LeaseLost | NotFound):
-            self._lost += 1
+            self._jobs.lost += 1
             log.warning("%s ended after its lease was lost; the outcome is dropped", job_id)
         else:
             # Its lease is renewed no longer, so the broker takes the job back in time.
             log.error("the outcome of %s could not be recorded: %s", job_id, error)
-        self._forget(held)
+        self._jobs.forget(held)
         self._fill()
         self._changed.set()
 
@@ -249,37 +210,26 @@ class Core:
         self.drain_reason, self.drain_within_s = why, until_s
         self.draining.set()
         self._transport.capacity_changed()
-        for held in [h for h in self._held.values() if h.stage is Stage.WAITING]:
+        for held in self._jobs.unstarted():
             self._release_unstarted(held)
         self._changed.set()
 
     # One job.
 
-    def _find(self, job_id: str, fencing_token: int) -> Held | None:
-        held = self._held.get(job_id)
-        return held if held is not None and held.fencing_token == fencing_token else None
-
-    def _forget(self, held: Held) -> None:
-        del self._held[held.job_id]
-        if held.end_timer is not None:
-            held.end_timer.cancel()
-        if held.stage is Stage.ENDED:
-            self._unrecorded -= 1
-
     def _fill(self) -> None:
         """Starts waiting jobs as far as there are free handlers."""
-        starting: list[Held] = []
+        jobs, starting = self._jobs, list[Held]()
         while (
-            self._waiting
-            and len(self._running) < self._concurrency
+            jobs.waiting
+            and len(jobs.running) < self._concurrency
             # A broker that records nothing gets no further work done.
-            and self._unrecorded < self._most_unrecorded
+            and jobs.unrecorded < self._most_unrecorded
         ):
-            held = self._waiting.popleft()
+            held = jobs.waiting.popleft()
             if held.void or held.stage is not Stage.WAITING:
                 continue
             held.stage = Stage.RUNNING
-            self._running.add(held)
+            jobs.running.add(held)
             starting.append(held)
         if starting:
             now = self._loop.time()
@@ -289,20 +239,20 @@ class Core:
 
     def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
         """Takes what handlers made of their jobs."""
-        completions: list[Completion] = []
-        self._journal.ended(ended)
+        jobs, completions = self._jobs, list[Completion]()
+        self._endings.note(ended)
         for held, outcome in ended:
             if held.stop_timer is not None and self._stuck.ended(held):
                 continue  # its place went to another long ago
-            self._running.discard(held)
+            jobs.running.discard(held)
             if held.void:
-                self._void -= 1
+                jobs.void -= 1
                 self._transport.capacity_changed()
                 continue
             if held.has_spoken:
                 self._reports.finish(held)
             held.stage = Stage.ENDED
-            completions.append(self._completion(held, outcome))
+            completions.append(self._endings.completion(held, outcome))
         self._ended += len(ended)
         if self._growth is not None:
             self._growth.jobs_ended(len(ended))
@@ -314,52 +264,21 @@ class Core:
         self._complete([completion])
 
     def _complete(self, completions: Sequence[Completion]) -> None:
-        self._unrecorded += len(completions)
+        self._jobs.unrecorded += len(completions)
         self._transport.complete(completions)
         self._changed.set()
 
-    def _completion(self, held: Held, outcome: Outcome) -> Completion:
-        if isinstance(outcome, Completion):
-            outcome.job_id, outcome.fencing_token = held.job_id, held.fencing_token
-            return outcome
-        if isinstance(outcome, Failure):
-            return held.completion(failure=outcome)
-        reason, error = held.signal.reason, outcome.error
-        if reason == "shutdown":
-            # Even another error than the expected one is most likely the interruption's work,
-            # and a deploy must not fail a job.
-            return held.completion(released=Released(reason="the worker shut down"))
-        if reason == "cancelled" and isinstance(error, Stopped | asyncio.CancelledError):
-            return held.completion(cancelled=Cancelled())
-        if reason in ("timeout", "deadline") and isinstance(
-            error, Stopped | asyncio.CancelledError
-        ):
-            return held.completion(failure=overran(reason, held.signal.message, error))
-        described = failure(error)
-        self._journal.failed(held, described, error)
-        if self._on_error is not None:
-            self._tell_error(self._on_error, held, error)
-        return held.completion(failure=described)
-
     def _lose(self, held: Held) -> None:
-        self._lost += 1
-        self._forget(held)
+        self._jobs.lost += 1
+        self._jobs.forget(held)
         held.void = True
         self._reports.forsake(held)
         if held.stage is Stage.RUNNING:
             # Until it heeds the signal it occupies a place that the broker counts as free.
-            self._void += 1
+            self._jobs.void += 1
             self._transport.capacity_changed()
             self._stop(held, "lease_lost")
         self._changed.set()
-
-    def _tell_error(
-        self, on_error: Callable[[Context, BaseException], None], held: Held, error: BaseException
-    ) -> None:
-        try:
-            on_error(Context(held.assignment, held), error)
-        except Exception:
-            log.exception("the worker's on_error failed")
 
     def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
         """Tells a handler to stop, and looks after a while whether it did."""
@@ -368,14 +287,14 @@ class Core:
             held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
 
     def _look_if_stuck(self, held: Held) -> None:
-        if held not in self._running:
+        if held not in self._jobs.running:
             return
         may_abandon = self._stuck.found(held)
         if held.void and may_abandon:
             # Another handler gets its place; it itself is left to whatever it does.
             self._stuck.abandon(held)
-            self._running.discard(held)
-            self._void -= 1
+            self._jobs.running.discard(held)
+            self._jobs.void -= 1
             self._fill()
         else:
             held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
@@ -414,14 +333,14 @@ class Core:
             return
         changed = self._prefetch.follow(ended)
         late = self._loop.time() - LONGEST_WAIT_S
-        stale = [h for h in self._waiting if h.stage is Stage.WAITING and h.came_at < late]
+        stale = [h for h in self._jobs.waiting if h.stage is Stage.WAITING and h.came_at < late]
         if stale:
             self._prefetch.stop()
             for held in stale:
                 self._release_unstarted(held)
         if changed or stale:
             self._transport.capacity_changed()
-        if self._held or self._prefetch.jobs:
+        if self._jobs.by_id or self._prefetch.jobs:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
@@ -433,7 +352,7 @@ class Core:
 
     async def wait_until_idle(self) -> None:
         """Waits until no handler runs and every completion is answered."""
-        await self._until(lambda: not self._running and not self._held)
+        await self._until(lambda: not self._jobs.running and not self._jobs.by_id)
 
     async def finish(self, grace_s: float | None, hurry: asyncio.Event, *, answers: bool) -> None:
         """Lets handlers finish, then stops those that have not and gives their jobs back.
@@ -448,24 +367,24 @@ class Core:
         hurried = self._loop.create_task(hurry.wait())
         hurried.add_done_callback(lambda _: self._changed.set())
         try:
-            await self._wait(lambda: not self._running or hurry.is_set(), grace_s)
-            for held in list(self._running):
+            await self._wait(lambda: not self._jobs.running or hurry.is_set(), grace_s)
+            for held in list(self._jobs.running):
                 self._runner.stop(held, "shutdown")
-            await self._wait(lambda: not self._running, UNWIND_S)
+            await self._wait(lambda: not self._jobs.running, UNWIND_S)
             self._give_back_stuck()
             if answers:
-                await self._wait(lambda: not self._held, SETTLE_S)
+                await self._wait(lambda: not self._jobs.by_id, SETTLE_S)
         finally:
             hurried.cancel()
             await asyncio.wait({hurried})
             if self._ticker is not None:
                 self._ticker.cancel()
-            self._stuck.close(self._running)
-            self._journal.close()
+            self._stuck.close(self._jobs.running)
+            self._endings.close()
             await self._runner.close()
 
     def _give_back_stuck(self) -> None:
-        stuck = [held for held in self._running if not held.void]
+        stuck = [held for held in self._jobs.running if not held.void]
         if not stuck:
             return
         log.warning("%d handlers did not stop; their jobs are given back", len(stuck))
@@ -473,7 +392,7 @@ class Core:
         for held in stuck:
             held.void = True
             self._reports.forsake(held)
-            self._void += 1
+            self._jobs.void += 1
             self._say(held, held.completion(released=released))
 
     async def _wait(self, holds: Callable[[], bool], timeout_s: float | None) -> None:

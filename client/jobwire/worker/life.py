@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from jobwire._connection import ConnectionOptions
-from jobwire.context import Context
-from jobwire.v1.worker_service_pb2 import WorkerSpec
 from jobwire.worker.core import Core
-from jobwire.worker.handlers import Operation
 from jobwire.worker.held import WorkerStats
-from jobwire.worker.memory import Growth
 from jobwire.worker.processes import ProcessPool
+from jobwire.worker.settings import WorkerSettings
 from jobwire.worker.transport import Transport
 from jobwire.worker.watch import Watch
 
@@ -34,42 +29,23 @@ class Life:
     @classmethod
     async def open(
         cls,
-        spec: WorkerSpec,
-        operations: Mapping[str, Operation],
+        settings: WorkerSettings,
         transport: Transport,
         processes: ProcessPool,
-        prefetch: int | None,
-        options: ConnectionOptions | None,
-        growth: Growth | None,
-        max_abandoned: int,
-        on_error: Callable[[Context, BaseException], None] | None,
     ) -> Life:
         """Registers the worker.
 
         Args:
-            spec: What it is.
-            operations: Its handlers.
+            settings: What it is and serves.
             transport: How it talks to the broker.
-            prefetch: How many jobs it keeps ready.
-            options: How the watch of its loop finds the broker; None: not at all.
-            growth: Looks after its memory.
-            max_abandoned: So many handlers that do not stop give their places to others.
-            on_error: Called with what handlers raise.
+            processes: For handlers in processes.
 
         Raises:
             CallError: The broker refused it.
         """
-        core = Core(
-            spec, operations, transport, processes, prefetch, growth, max_abandoned, on_error
-        )
+        core = Core(settings, transport, processes)
         watch = Watch(
-            spec.worker_id,
-            spec.concurrency,
-            core.leases,
-            lambda: core.stuck,
-            options,
-            growth,
-            transport.heard_beside,
+            settings, leases=core.leases, stuck=lambda: core.stuck, heard=transport.heard_beside
         )
         try:
             terms = await transport.open(core)
@@ -78,6 +54,11 @@ class Life:
             raise
         watch.start(terms.heartbeat_interval_s)
         return cls(core, transport, watch)
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's id."""
+        return self._core.spec.worker_id
 
     @property
     def stats(self) -> WorkerStats:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -109,15 +109,10 @@ def set_up_logging(
 
 
 class Journal:
-    """Tells of the jobs that end, one by one or, where they are many, by the second.
+    """Tells of the jobs that end, one by one or, where they are many, by the second."""
 
-    Args:
-        failed: Called with each failure of a handler: its job and what it raised.
-    """
-
-    def __init__(self, failed: Callable[[Held, BaseException], None] | None = None) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._failed = failed
         self._second = 0.0
         self._lines = self._tracebacks = LINES_A_SECOND
         self._unsaid = self._unsaid_failures = 0
@@ -148,8 +143,6 @@ class Journal:
 
     def failed(self, held: Held, described: Failure, error: BaseException) -> None:
         """Notes that a handler raised something."""
-        if self._failed is not None:
-            self._failed(held, error)
         now = self._loop.time()
         self._turn(now)
         self._tracebacks -= 1

@@ -21,12 +21,11 @@ from types import FrameType
 import grpc
 
 from jobwire._channels import open_sync_channel
-from jobwire._connection import ConnectionOptions
 from jobwire.v1.worker_service_pb2 import HeartbeatRequest, LeaseRef
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire.worker.held import Held
-from jobwire.worker.memory import Growth
 from jobwire.worker.runner import held_in, where
+from jobwire.worker.settings import WorkerSettings
 
 log = logging.getLogger("jobwire.worker")
 
@@ -47,31 +46,26 @@ class Watch:
     """Watches the loop that it is made on. `start` and `stop` are idempotent.
 
     Args:
-        worker_id: Speaks in its name.
-        concurrency: Its places.
-        leases: What it holds; called from the thread, while the loop stands still.
+        settings: Of the worker: in whose name it speaks, and where the broker is.
+        leases: What the worker holds; called from the thread, while the loop stands still.
         stuck: How many of its handlers do not stop; as for `leases`.
-        options: Where the broker is; None: it can't be told there.
-        growth: Looks after the memory, which the thread has it do, whatever the loop does.
         heard: Told, in the thread, when a call was begun that the broker answered.
     """
 
     def __init__(
         self,
-        worker_id: str,
-        concurrency: int,
+        settings: WorkerSettings,
+        *,
         leases: Callable[[], Sequence[LeaseRef]],
         stuck: Callable[[], int],
-        options: ConnectionOptions | None,
-        growth: Growth | None = None,
-        heard: Callable[[float], None] = lambda at: None,
+        heard: Callable[[float], None],
     ) -> None:
-        self._worker_id = worker_id
-        self._concurrency = concurrency
+        self._worker_id = settings.spec.worker_id
+        self._concurrency = settings.spec.concurrency
+        self._connection = settings.connection
+        self._growth = settings.growth
         self._leases = leases
         self._stuck = stuck
-        self._options = options
-        self._growth = growth
         self._heard = heard
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -133,7 +127,7 @@ class Watch:
 
     def _speak(self, now: float, still_s: float) -> None:
         """Sends a heartbeat when one is due."""
-        if self._options is None or now - self._said_at < self._interval_s / 2:
+        if self._connection is None or now - self._said_at < self._interval_s / 2:
             return
         self._said_at = now
         self._told_stuck = self._told_stuck or still_s > STUCK_AFTER_S
@@ -146,12 +140,12 @@ class Watch:
                 worker_id=self._worker_id, leases=self._leases(), stuck=stuck
             )
             if self._channel is None:
-                assert self._options is not None
-                self._channel = open_sync_channel(self._options)
+                assert self._connection is not None
+                self._channel = open_sync_channel(self._connection)
             WorkerServiceStub(self._channel).Heartbeat(
                 request,
                 timeout=CALL_TIMEOUT_S,
-                metadata=tuple(self._options.metadata.items()) if self._options else None,
+                metadata=tuple(self._connection.metadata.items()) if self._connection else None,
             )
             self._heard(began)
         except (grpc.RpcError, ValueError) as error:

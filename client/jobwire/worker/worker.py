@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import grpc
 from grpc import aio
@@ -15,11 +15,8 @@ from grpc import aio
 from jobwire._children import refuse_second_worker
 from jobwire._connection import ConnectionOptions, Tls, __version__
 from jobwire._convert import Timeout, seconds_or_none, to_duration
-from jobwire._retry import Backoff
 from jobwire.context import Context
-from jobwire.errors import CallError
 from jobwire.v1.worker_service_pb2 import WorkerSpec
-from jobwire.worker import forks
 from jobwire.worker.handlers import Handler, Operation, RunMode
 from jobwire.worker.held import WorkerStats
 from jobwire.worker.host import (
@@ -31,9 +28,11 @@ from jobwire.worker.host import (
 from jobwire.worker.life import Life
 from jobwire.worker.logs import LogFormat, set_up_logging
 from jobwire.worker.memory import Growth, calm_the_collector
+from jobwire.worker.opening import Way, open_life
 from jobwire.worker.processes import ProcessOptions, ProcessPool
-from jobwire.worker.stopping import Leaving, Signals
-from jobwire.worker.transport import START_PATIENCE_S, StreamTransport, Transport, UnaryTransport
+from jobwire.worker.running import Running
+from jobwire.worker.settings import WorkerSettings
+from jobwire.worker.stopping import Leaving
 
 log = logging.getLogger("jobwire.worker")
 
@@ -146,18 +145,9 @@ class Worker:
         )
         self._channel = channel
         self._operations: dict[str, Operation] = {}
-        self._life: Life | None = None
         self._grows = False
         """Its memory is looked after, for Python's collector was told to look seldom."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """The one that it runs on, from the beginning of its start to its end."""
-        self._opening: asyncio.Task[Life] | None = None
-        self._wanted: asyncio.Event | None = None
-        """Set to end `serve`, while it runs."""
-        self._leavings: list[Leaving] = []
-        """Those who wait for its end."""
-        self._chores: set[asyncio.Future[Any]] = set()
-        self._last_stats = WorkerStats()
+        self._running = Running(self._prepare, lambda: self.shutdown_grace_s)
 
     def operation(self, name: str, *, run: RunMode = "auto") -> Callable[[F], F]:
         """Registers the decorated function as a handler; the function itself stays as it is.
@@ -194,7 +184,7 @@ class Worker:
     @property
     def stats(self) -> WorkerStats:
         """What it has done since its last start."""
-        return self._life.stats if self._life is not None else self._last_stats
+        return self._running.stats
 
     def connect_to(self, target: str | None = None, *, tls: bool | Tls | None = None) -> None:
         """Replaces what is given of the way to the servers; takes effect with the next start."""
@@ -236,36 +226,7 @@ class Worker:
             CallError: The broker refused the worker.
             RuntimeError: It has no handlers.
         """
-        self._enter()
-        wanted = self._wanted = asyncio.Event()
-        hurry = self._hurry
-
-        def on_signal() -> None:
-            if wanted.is_set():
-                log.warning("told to stop again: running jobs are given back now")
-                hurry.set()
-            else:
-                log.info("told to stop: finishing running jobs")
-                wanted.set()
-
-        starting = asyncio.create_task(self.start())
-        stopping = asyncio.create_task(wanted.wait())
-        try:
-            with Signals(on_signal):
-                tasks: set[asyncio.Task[Any]] = {starting, stopping}
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if not starting.done():
-                    return
-                await starting
-                assert self._life is not None
-                await self._life.wait_for_end(stopping)
-                await self._close()
-        finally:
-            for task in (starting, stopping):
-                task.cancel()
-            await asyncio.gather(starting, stopping, return_exceptions=True)
-            self._wanted = None
-            await self._close()
+        await self._running.serve(self.start)
 
     async def start(self) -> None:
         """Registers the worker and begins to take jobs. Starting a started worker does nothing.
@@ -280,27 +241,12 @@ class Worker:
                 one, or a child of multiprocessing, and imports the script that runs the worker: put
                 `worker.run()` under `if __name__ == "__main__":`.
         """
-        if self._life is not None:
+        if self._running.is_started:
             return
         refuse_second_worker()
         if not self._operations:
             raise RuntimeError("the worker has no handlers: decorate one with @worker.operation")
-        self._enter()
-        self._last_stats = WorkerStats()
-        opening = self._opening = asyncio.create_task(self._prepare(), name="worker-start")
-        try:
-            self._life = await opening
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            raise RuntimeError("the worker was stopped before it had started") from None
-        finally:
-            self._opening = None
-            if self._life is None:
-                opening.cancel()
-                await asyncio.wait({opening})
-                if self._wanted is None:
-                    self._left(None)
+        await self._running.start()
         log.info("%s", self._introduction())
 
     def stop(self, *, hurry: asyncio.Event | None = None) -> Leaving:
@@ -316,69 +262,7 @@ class Worker:
         Returns:
             The end under way: `await worker.stop()`, or `worker.stop().wait()` in a thread.
         """
-        leaving, loop = Leaving(), self._loop
-        try:
-            if loop is None or forks.is_child:
-                leaving.end()
-            else:
-                loop.call_soon_threadsafe(self._begin_to_stop, leaving, hurry)
-        except RuntimeError:  # the loop was closed under the worker
-            leaving.end()
-        return leaving
-
-    def _enter(self) -> None:
-        """Takes the running loop for the worker's own."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise RuntimeError("the worker runs already, on another event loop")
-        if self._loop is None:
-            self._loop, self._hurry = loop, asyncio.Event()
-
-    def _begin_to_stop(self, leaving: Leaving, hurry: asyncio.Event | None) -> None:
-        if self._loop is None:
-            leaving.end()  # it has ended meanwhile
-            return
-        self._leavings.append(leaving)
-        if hurry is not None:
-            passing_on = asyncio.ensure_future(_pass_on(hurry, self._hurry))
-            self._chores.add(passing_on)
-        if self._wanted is not None:
-            self._wanted.set()  # serve() does the rest
-        elif self._opening is not None:
-            self._opening.cancel()
-        else:
-            self._chores.add(asyncio.ensure_future(self._close()))
-
-    async def _close(self) -> None:
-        """Ends the life that there is, and waits for it."""
-        life = self._life
-        if life is None or life.closing:
-            if life is None and self._opening is None and self._wanted is None:
-                self._left(None)
-            return
-        error: BaseException | None = None
-        try:
-            await life.close(self.shutdown_grace_s, self._hurry)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._last_stats, self._life = life.stats, None
-            log.info("worker %s has left", self.id)
-            if self._wanted is None:
-                self._left(error)
-
-    def _left(self, error: BaseException | None) -> None:
-        """Lets go of the loop, and tells those who wait for the end."""
-        self._loop = None
-        chores, self._chores = self._chores, set()
-        current = asyncio.current_task()
-        for chore in chores:
-            if chore is not current:
-                chore.cancel()
-        leavings, self._leavings = self._leavings, []
-        for leaving in leavings:
-            leaving.end(error)
+        return self._running.stop(hurry)
 
     def _introduction(self) -> str:
         """What it is, serves and talks to, in a line."""
@@ -398,56 +282,29 @@ class Worker:
                 for operation in self._operations.values()
                 if operation.mode == "process"
             )
-            return await self._open(processes)
+            return await open_life(self._way(), self._settings(), processes)
         except BaseException:
             await processes.close()
             raise
 
-    async def _open(self, processes: ProcessPool) -> Life:
-        if self.transport == "unary":
-            return await self._open_unary(processes)
-        backoff = Backoff(max_s=2.0)
-        doubtful_until = asyncio.get_running_loop().time() + START_PATIENCE_S
-        while True:
-            stream = StreamTransport(self._options, self._channel, self.credit_bytes)
-            try:
-                return await self._live(stream, processes, self.prefetch)
-            except CallError as error:
-                if error.code is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise
-            try:
-                life = await self._open_unary(processes, patience_s=0)
-            except CallError as neither:
-                # This is no word of a broker, and may pass.
-                late = asyncio.get_running_loop().time() > doubtful_until
-                if neither.code is not grpc.StatusCode.UNIMPLEMENTED or late:
-                    raise
-                log.warning("%s does not seem to be a broker: %s", self._options.address, neither)
-                await asyncio.sleep(backoff.next_s(neither.retry_after_s))
-            else:
-                log.warning("the broker has no worker streams; making single calls in their place")
-                return life
+    def _way(self) -> Way:
+        return Way(
+            connection=self._options,
+            channel=self._channel,
+            transport=self.transport,
+            credit_bytes=self.credit_bytes,
+        )
 
-    async def _open_unary(
-        self, processes: ProcessPool, patience_s: float = START_PATIENCE_S
-    ) -> Life:
-        unary = UnaryTransport(self._options, self._channel, patience_s)
-        return await self._live(unary, processes, 0)
-
-    async def _live(
-        self, transport: Transport, processes: ProcessPool, prefetch: int | None
-    ) -> Life:
-        return await Life.open(
-            self._spec(),
-            self._operations,
-            transport,
-            processes,
-            prefetch,
+    def _settings(self) -> WorkerSettings:
+        return WorkerSettings(
+            spec=self._spec(),
+            operations=self._operations,
+            prefetch=self.prefetch,
+            max_abandoned=(self.concurrency if self.max_abandoned is None else self.max_abandoned),
+            growth=Growth() if self._grows else None,
+            on_error=self._on_error,
             # A channel of the caller's says nothing of where it leads.
-            self._options if self._channel is None else None,
-            Growth() if self._grows else None,
-            self.concurrency if self.max_abandoned is None else self.max_abandoned,
-            self._on_error,
+            connection=self._options if self._channel is None else None,
         )
 
     async def __aenter__(self) -> Worker:
@@ -472,14 +329,3 @@ class Worker:
             lease_duration=None if self.lease_s is None else to_duration(self.lease_s),
             client=f"jobwire-python/{__version__}",
         )
-
-
-async def _pass_on(one: asyncio.Event, other: asyncio.Event) -> None:
-    await one.wait()
-    other.set()
-
-
-def _is_cancelled() -> bool:
-    """Tells the cancellation of this task from that of what it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
