@@ -76,7 +76,7 @@ def follow(client: Client, ids: set[str], before: int, older: int, bars: Progres
             if len(finished) == len(ids):
                 show_running(bars, rows, {})
                 return finished
-        now = client.list(QUEUE, states=[JobState.RUNNING], page_size=50)
+        now = client.list_jobs(QUEUE, states=[JobState.RUNNING], page_size=50)
         show_running(bars, rows, {job.id: job for job in now})
         time.sleep(0.05)
 
@@ -120,7 +120,7 @@ def left_over(client: Client) -> int:
 def ended_jobs(client: Client, ids: set[str]) -> list[Job]:
     """The jobs of this run that have ended, with their results."""
     states = [state for state in JobState if state.is_terminal]
-    found = client.list(QUEUE, states=states, page_size=500, full=True)
+    found = client.list_jobs(QUEUE, states=states, page_size=500, full=True)
     return [job for job in found if job.id in ids]
 
 

@@ -145,7 +145,7 @@ async def test_submit_many_tells_the_accepted_from_the_refused(
 async def test_list_reads_page_after_page(broker: Broker, client: AsyncClient) -> None:
     for _ in range(5):
         await broker.add("work")
-    found = [job.id async for job in client.list(page_size=2)]
+    found = [job.id async for job in client.list_jobs(page_size=2)]
     assert found == list(broker.jobs)
     assert len(broker.calls["ListJobs"]) == 3
 

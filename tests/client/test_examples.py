@@ -67,7 +67,7 @@ def test_the_demo_stays_up_at_a_terminal_and_suggests_what_works_anywhere(
         address = re.search(r"broker on (127\.0\.0\.1:\d+)", terminal.text)
         assert address, terminal.text
         with Client(address[1]) as client:
-            found = list(client.list("files"))
+            found = list(client.list_jobs("files"))
             assert [job.state for job in found] == [JobState.SUCCEEDED] * 2
         suggested = re.findall(rf"^  (.*{address[1]}.*)$", terminal.text, re.MULTILINE)
         assert len(suggested) >= 4

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from google.protobuf import struct_pb2, timestamp_pb2
 
 from jobwire import NewJob, from_payload, to_payload
-from jobwire._requests import MAX_CHUNK_BYTES, MAX_CHUNK_JOBS, submit_batches, submit_request
+from jobwire._requests import (
+    MAX_CHUNK_BYTES,
+    MAX_CHUNK_JOBS,
+    SubmitOptions,
+    submit_batches,
+    submit_request,
+)
 from jobwire._retry import Backoff
 from jobwire.ids import UlidFactory, new_job_id
 from jobwire.v1.job_pb2 import Payload
+
+
+def test_a_submission_takes_the_fields_of_a_new_job() -> None:
+    fields = get_type_hints(NewJob)
+    del fields["operation"], fields["payload"]
+    assert get_type_hints(SubmitOptions) == fields
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
                 os.kill(pid, signal.SIGKILL)
         server.start()
     with Client(server.address) as client:
-        listed = [job.id for job in client.list(states=[JobState.PENDING])]
+        listed = [job.id for job in client.list_jobs(states=[JobState.PENDING])]
     assert sorted(listed) == sorted(accepted)
 
 

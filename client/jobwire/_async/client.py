@@ -229,8 +229,6 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             if not request.page_token:
                 return
 
-    list = list_jobs
-
     async def run(
         self,
         operation: str,

@@ -226,8 +226,6 @@ class Client(BulkMethods, ScheduleMethods, OperatorMethods):
             if not request.page_token:
                 return
 
-    list = list_jobs
-
     def run(
         self,
         operation: str,

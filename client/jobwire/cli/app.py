@@ -14,13 +14,15 @@ from jobwire.cli import (
     bench,  # noqa: F401
     bulk,  # noqa: F401
     completion,  # noqa: F401
+    info,  # noqa: F401
     jobs,  # noqa: F401
-    operators,  # noqa: F401
+    queues,  # noqa: F401
     run_job,  # noqa: F401
     schedules,  # noqa: F401
     top,  # noqa: F401
     watch,  # noqa: F401
     worker,  # noqa: F401
+    workers,  # noqa: F401
 )
 from jobwire.cli.failures import (
     Exit,

@@ -10,9 +10,9 @@ from datetime import timedelta
 import click
 
 from jobwire._async.client import AsyncClient
-from jobwire._bench import QUEUE_PREFIX, BenchFailed, BenchResult, Latency, Load, measure
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.group import Settings, cli, common, pass_settings
+from jobwire.cli.measurement import QUEUE_PREFIX, BenchFailed, BenchResult, Latency, Load, measure
 from jobwire.cli.output import print_json, print_rows
 from jobwire.cli.parameters import size
 from jobwire.cli.terminal import put

@@ -129,6 +129,11 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
+def words(values: tuple[str, ...]) -> click.Choice[str]:
+    """Return a choice among the words of the contract, with dashes as the command line has them."""
+    return click.Choice([value.replace("_", "-") for value in values])
+
+
 def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
     """Reads the PAYLOAD argument: text, `@FILE`, or `-` for standard input.
 

@@ -9,16 +9,12 @@ from typing import Any, TypeVar, get_args
 import click
 
 from jobwire._requests import JobOptions, SubmitOptions
-from jobwire.cli.parameters import duration, key_value, size, time, time_or_span
+from jobwire.cli.parameters import duration, key_value, size, time, time_or_span, words
 from jobwire.models import OutputPolicy, RetryPolicy
 from jobwire.unique import OnConflict, Scope, UniqueKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 Pairs = tuple[tuple[str, str], ...]
-
-
-def _words(values: tuple[str, ...]) -> click.Choice[str]:
-    return click.Choice([value.replace("_", "-") for value in values])
 
 
 _JOB_OPTIONS = (
@@ -50,11 +46,11 @@ _JOB_OPTIONS = (
     click.option(
         "--unique-key", metavar="KEY", help="At most one job of the queue holds it at a time."
     ),
-    click.option("--unique-scope", type=_words(get_args(Scope)), help="While a job holds it."),
+    click.option("--unique-scope", type=words(get_args(Scope)), help="While a job holds it."),
     click.option("--unique-period", type=duration, help="From its acceptance, whatever comes."),
     click.option(
         "--on-conflict",
-        type=_words(get_args(OnConflict)),
+        type=words(get_args(OnConflict)),
         help="If another job holds it. Default: return-existing.",
     ),
     click.option("--retention", type=duration, help="How long it is kept after its end."),

@@ -195,7 +195,7 @@ class _Bench:
     async def _ended(self, count: int) -> list[Job]:
         """Returns the jobs that have succeeded; there must be so many, each with one attempt."""
         states = [JobState.SUCCEEDED]
-        found = self._client.list(self._load.queue, states=states, page_size=PAGE_JOBS)
+        found = self._client.list_jobs(self._load.queue, states=states, page_size=PAGE_JOBS)
         jobs = [job async for job in found]
         if len(jobs) != count or any(job.attempt != 1 for job in jobs):
             raise BenchFailed(f"{len(jobs):,} of {count:,} jobs are done, or some ran twice")

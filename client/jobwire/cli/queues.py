@@ -1,4 +1,4 @@
-"""Commands for operators: queues, workers, info."""
+"""Commands for queues."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from typing import Any, Literal, TypeAlias
 import click
 
 from jobwire.cli.group import Settings, cli, common, pass_settings
-from jobwire.cli.health import Health
-from jobwire.cli.output import pairs, print_facts, print_json, print_rows, retry_text, span, when
+from jobwire.cli.output import print_facts, print_json, print_rows, retry_text, span
 from jobwire.cli.output import size as shown_size
 from jobwire.cli.parameters import count, duration, size, span_or_default
-from jobwire.cli.terminal import put
 from jobwire.models import JobState, RetryPolicy
-from jobwire.operators import QueueConfig, QueueInfo, ServerInfo, WorkerInfo, WorkerStatus
+from jobwire.operators import QueueConfig, QueueInfo
 
 _STATES = (
     *(JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING),
     *(JobState.SUCCEEDED, JobState.FAILED),
 )
 Span: TypeAlias = float | Literal["default"] | None
-STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sensitive=False)
 
 
 @cli.group(invoke_without_command=True)
@@ -251,154 +248,3 @@ def configure_queue(
             priority_ageing=priority_ageing,
         )
         _print_queue(found, settings)
-
-
-@cli.group(invoke_without_command=True)
-@click.option("--queue", "-q", default="", help="Only workers that serve it.")
-@click.option("--status", "-s", type=STATUSES, help="Only workers of this status.")
-@common
-@click.pass_context
-def workers(context: click.Context, queue: str, status: str | None) -> None:
-    """List the workers; show one, or let it go."""
-    if context.invoked_subcommand is not None:
-        return
-    settings = context.ensure_object(Settings)
-    wanted = WorkerStatus(status) if status else WorkerStatus.UNSPECIFIED
-    with settings.client() as client:
-        found = list(client.workers(queue=queue, status=wanted))
-    if settings.json:
-        for worker in found:
-            print_json(worker)
-        return
-    print_rows(
-        [
-            *("WORKER", "STATUS", "ATTACHED", "HELD", "CREDITS", "ASSIGNED", "SUCCEEDED", "FAILED"),
-            *("QUEUES", "OPERATIONS", "LABELS", "LAST SEEN"),
-        ],
-        [_worker_row(worker) for worker in found],
-        empty="no workers",
-    )
-
-
-def _worker_row(worker: WorkerInfo) -> list[Any]:
-    return [
-        worker.id,
-        _status(worker),
-        "yes" if worker.attached else "no",
-        worker.held_jobs,
-        # A worker that makes single calls has no credits.
-        worker.credits if worker.attached else worker.concurrency or None,
-        worker.totals.assigned,
-        worker.totals.succeeded,
-        worker.totals.failed,
-        " ".join(worker.queues),
-        " ".join(worker.operations),
-        pairs(worker.labels),
-        when(worker.last_seen_at),
-    ]
-
-
-def _status(worker: WorkerInfo) -> str:
-    """Its status, and how many of its places are taken by handlers that do not stop."""
-    if not worker.stuck:
-        return str(worker.status.value)
-    return f"{worker.status.value}, STUCK {worker.stuck}/{worker.concurrency or '?'}"
-
-
-@workers.command("show")
-@click.argument("worker_id")
-@common
-@pass_settings
-def show_worker(settings: Settings, worker_id: str) -> None:
-    """Show one worker with the jobs that it holds."""
-    with settings.client() as client:
-        worker = client.worker(worker_id)
-    if settings.json:
-        print_json(worker)
-        return
-    print_facts(
-        [
-            ("worker", worker.id),
-            ("status", _status(worker)),
-            ("queues", " ".join(worker.queues)),
-            ("operations", " ".join(worker.operations)),
-            ("labels", pairs(worker.labels)),
-            ("concurrency", worker.concurrency or None),
-            ("client", worker.client),
-            ("registered", when(worker.registered_at)),
-            ("last seen", when(worker.last_seen_at)),
-            ("attached", f"to {worker.server_id}" if worker.attached else "no"),
-            ("credits", worker.credits or None),
-            ("holds", f"{worker.held_jobs} jobs"),
-            (
-                "totals",
-                f"{worker.totals.assigned} assigned, {worker.totals.succeeded} succeeded,"
-                f" {worker.totals.failed} failed",
-            ),
-        ]
-    )
-    if worker.leases:
-        put()
-        print_rows(
-            ["JOB", "TOKEN"],
-            [[lease.job_id, lease.fencing_token] for lease in worker.leases],
-            empty="",
-        )
-
-
-@workers.command("drain")
-@click.argument("worker_id")
-@common
-@pass_settings
-def drain_worker(settings: Settings, worker_id: str) -> None:
-    """Let one worker finish its jobs and leave; it gets no new ones."""
-    with settings.client() as client:
-        worker = client.drain_worker(worker_id)
-    if settings.json:
-        print_json(worker)
-    else:
-        put(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
-
-
-def _processes(server: ServerInfo) -> str:
-    if server.processes == 1:
-        return "1"
-    return f"{server.processes} on one port; number {server.process_index} answered"
-
-
-_READY = {
-    Health.READY: "yes",
-    Health.NOT_READY: "no: its store does not answer, or it is about to end",
-    Health.SILENT: "no: it has fallen silent",
-}
-
-
-@cli.command()
-@common
-@pass_settings
-def info(settings: Settings) -> None:
-    """Show the server, its store, and its limits."""
-    with settings.client() as client:
-        found = client.server_info()
-    health = settings.health()
-    if settings.json:
-        print_json(found)
-        return
-    embedded = ", run by the server" if found.store_embedded else ""
-    print_facts(
-        [
-            ("server", found.server_id),
-            ("processes", _processes(found)),
-            ("version", found.version),
-            ("started", when(found.started_at)),
-            ("ready", _READY[health]),
-            ("store", f"{found.store_engine} {found.store_version}{embedded}"),
-            *([("problem", found.store_problem)] if found.store_problem else []),
-            ("durability", found.store_durability),
-            ("store time", when(found.store_time)),
-            ("payload", f"at most {found.max_payload_bytes} bytes"),
-            ("result", f"at most {found.max_result_bytes} bytes"),
-            ("batch", f"at most {found.max_batch_jobs} jobs"),
-            ("message", f"at most {found.max_message_bytes} bytes"),
-        ]
-    )

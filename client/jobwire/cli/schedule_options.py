@@ -1,0 +1,79 @@
+"""The options that say what a schedule is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar, get_args
+
+import click
+
+from jobwire.cli.parameters import duration, time, words
+from jobwire.cli.submission import given_options, job_options
+from jobwire.schedules import Missed, Overlap
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CADENCE = (
+    click.option("--cron", metavar="EXPRESSION", help="Such as '30 6 * * MON-FRI', or @daily."),
+    click.option("--time-zone", "-z", help="For --cron, such as Europe/Berlin. Default: UTC."),
+    click.option("--every", type=duration, help="In place of --cron, such as 5m."),
+    click.option("--anchor", type=time, help="For --every: a moment to count from."),
+    click.option("--start-at", type=time, help="Not due before."),
+    click.option("--end-at", type=time, help="Not due after."),
+    click.option(
+        "--missed",
+        type=words(get_args(Missed)),
+        help="Moments while no server was up. Default: run-latest.",
+    ),
+    click.option("--catch-up-window", type=duration, help="For --missed run-all. Default: 1d."),
+    click.option(
+        "--overlap",
+        type=words(get_args(Overlap)),
+        help="While the job before is not finished. Default: skip.",
+    ),
+    click.option("--spread", type=duration, help="Up to so long behind each moment."),
+    click.option("--description", help="For people."),
+    click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON."),
+)
+
+
+def schedule_options(function: F) -> F:
+    """Adds the options that say what a schedule is."""
+    function = job_options(function)
+    for decorate in reversed(_CADENCE):
+        function = decorate(function)
+    return function
+
+
+def given_schedule_options(
+    *,
+    cron: str | None,
+    time_zone: str | None,
+    every: float | None,
+    anchor: datetime | None,
+    start_at: datetime | None,
+    end_at: datetime | None,
+    missed: str | None,
+    catch_up_window: float | None,
+    overlap: str | None,
+    spread: float | None,
+    description: str | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Turns what was given into what the client takes; what was not given is left out."""
+    named: dict[str, Any] = {
+        "cron": cron,
+        "time_zone": time_zone,
+        "every": every,
+        "anchor": anchor,
+        "start_at": start_at,
+        "end_at": end_at,
+        "missed": missed and missed.replace("-", "_"),
+        "catch_up_window": catch_up_window,
+        "overlap": overlap and overlap.replace("-", "_"),
+        "jitter": spread,
+        "description": description,
+    }
+    named.update(given_options(**options))
+    return {name: value for name, value in named.items() if value is not None}
