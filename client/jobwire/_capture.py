@@ -32,7 +32,7 @@ class RunningJob(Protocol):
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
     ) -> None:
-        """Writes out a piece of text or bytes."""
+        """Write out a piece of text or bytes."""
 
 
 current_context: ContextVar[RunningJob | None] = ContextVar("jobwire_context", default=None)
@@ -55,7 +55,7 @@ class OutputHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record; what goes wrong with that is told as `logging` does."""
+        """Write a record; what goes wrong with that is told as `logging` does."""
         context = self._context or current_context.get()
         if context is None:
             return
@@ -128,7 +128,7 @@ _redirects = _Redirects()
 
 @contextmanager
 def capture(context: RunningJob) -> Iterator[None]:
-    """Sends what this thread or task prints to the job's channels `stdout` and `stderr`."""
+    """Send what this thread or task prints to the job's channels `stdout` and `stderr`."""
     _redirects.place()
     token = _captured.set(context)
     try:

@@ -23,7 +23,7 @@ class StartedTwice(RuntimeError):
 
 
 def refuse_second_worker() -> None:
-    """Lets nobody start a worker where a process only imports what it is to run.
+    """Let nobody start a worker where a process only imports what it is to run.
 
     Raises:
         StartedTwice: This is such a process.
@@ -33,7 +33,7 @@ def refuse_second_worker() -> None:
 
 
 def refuse_second_call() -> None:
-    """Lets no client make calls while a process imports the script that started it.
+    """Let no client make calls while a process imports the script that started it.
 
     Raises:
         StartedTwice: It does.
@@ -56,12 +56,12 @@ def _refuse(what: str, remedy: str) -> None:
 
 
 def _is_importing() -> bool:
-    """Tells of a child of multiprocessing that is not ready yet."""
+    """Tell of a child of multiprocessing that is not ready yet."""
     return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def _top_level_of_main() -> FrameType | None:
-    """Finds the top level of a script that is imported again, among the callers."""
+    """Find the top level of a script that is imported again, among the callers."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":

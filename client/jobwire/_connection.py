@@ -32,7 +32,7 @@ class Tls:
     key_file: str | Path | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files."""
+        """Read the files."""
 
         def read(path: str | Path | None) -> bytes | None:
             return None if path is None else Path(path).read_bytes()
@@ -73,7 +73,7 @@ class ConnectionOptions:
         return grpc.ssl_channel_credentials() if self.tls else None
 
     def route(self) -> Route:
-        """Returns the way to the servers.
+        """Return the way to the servers.
 
         Raises:
             ValueError: An address is malformed.

@@ -11,14 +11,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 Seconds: TypeAlias = float | timedelta
 """A span of time: a number of seconds or a timedelta."""
 Timeout: TypeAlias = Seconds | None
-"""How long to wait at most; None and infinity: without end."""
+"""How long to wait at most; None and infinity: no limit."""
 
-# What is longer is without end: clocks and timers of 64-bit nanoseconds overflow at 292 years.
+# Longer means no limit: clocks and timers of 64-bit nanoseconds overflow at 292 years.
 _WITHOUT_END_S = 100 * 365 * 86_400.0
 
 
 def seconds_or_none(name: str, timeout: Timeout) -> float | None:
-    """Returns a timeout in seconds, None for one without end.
+    """Return a timeout in seconds; None for no limit.
 
     Args:
         name: What the argument is called, for the error.
@@ -45,7 +45,7 @@ def _seconds(name: str, span: object) -> float:
 
 
 def to_duration(span: Seconds, name: str = "the span of time") -> Duration:
-    """Makes a Duration, exact to the microsecond.
+    """Make a Duration, exact to the microsecond.
 
     Args:
         span: Seconds or a timedelta.
@@ -66,7 +66,7 @@ def to_duration(span: Seconds, name: str = "the span of time") -> Duration:
 
 
 def to_timestamp(moment: datetime) -> Timestamp:
-    """Makes a Timestamp.
+    """Make a Timestamp.
 
     Raises:
         ValueError: The moment has no time zone, so that it means another one on each machine.
@@ -79,12 +79,12 @@ def to_timestamp(moment: datetime) -> Timestamp:
 
 
 def from_duration(duration: Duration) -> timedelta:
-    """Returns the span, exact to the microsecond."""
+    """Return the span, exact to the microsecond."""
     return duration.ToTimedelta()
 
 
 def from_timestamp(timestamp: Timestamp) -> datetime:
-    """Returns the moment in UTC, exact to the microsecond."""
+    """Return the moment in UTC, exact to the microsecond."""
     return timestamp.ToDatetime(tzinfo=UTC)
 
 

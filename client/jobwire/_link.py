@@ -19,14 +19,14 @@ MAX_DETAILS_BYTES = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One progress report, as the handler made it."""
+    """A progress report as the handler made it."""
 
     fraction: float | None
     message: str = ""
     details: Any = None
 
     def to_proto(self) -> job_pb2.Progress:
-        """Returns the wire's form.
+        """Return the wire's form.
 
         Raises:
             TypeError: The details have no form on the wire.
@@ -48,23 +48,23 @@ class Link(Protocol):
 
     @property
     def signal(self) -> StopSignal:
-        """Tells the handler to stop."""
+        """Tell the handler to stop."""
 
     @property
     def ends_at(self) -> float | None:
-        """When it is stopped at the latest, in Unix seconds; None: at no time."""
+        """When it is stopped at the latest, in Unix seconds; None: never."""
 
     @property
     def report(self) -> Callable[[Report], None]:
-        """Takes progress."""
+        """Take progress."""
 
     @property
     def open_log(self) -> Callable[[], OutputLog]:
-        """Gives the log of the job's output, always the same one."""
+        """Return the log of the job's output, always the same one."""
 
     @property
     def save(self) -> Callable[[job_pb2.Payload], Future[None]]:
-        """Has a checkpoint saved; what it returns is done when it is."""
+        """Save a checkpoint; the future is done once the broker has it."""
 
 
 @dataclass(frozen=True, slots=True)

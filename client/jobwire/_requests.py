@@ -76,12 +76,12 @@ class FilterOptions(TypedDict, total=False):
 
 
 def is_light(request: SubmitJobRequest) -> bool:
-    """Tells whether it costs little to watch the job in full."""
+    """Tell whether watching the job in full costs little."""
     return request.ByteSize() <= LIGHT_BYTES
 
 
 def submit_request(job: NewJob) -> SubmitJobRequest:
-    """Builds the request for one job.
+    """Build the request for one job.
 
     Raises:
         TypeError, ValueError: The payload or a time can't be carried, or both `run_at` and
@@ -102,7 +102,7 @@ def _fill_request(request: SubmitJobRequest, job: NewJob) -> None:
 
 
 def job_spec(job: NewJob) -> JobSpec:
-    """Builds what a job says.
+    """Build the spec of a job.
 
     Raises:
         TypeError, ValueError: As for `submit_request`.
@@ -150,7 +150,7 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
 
 
 def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[SubmitJobsRequest]:
-    """Builds the calls for a batch, each of at most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES.
+    """Build the calls for a batch, each of at most MAX_CHUNK_JOBS and about MAX_CHUNK_BYTES.
 
     Args:
         jobs: In their order.
@@ -182,7 +182,7 @@ def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[Submi
 
 
 def job_filter(queue: str, which: FilterOptions) -> JobFilter:
-    """Builds a filter.
+    """Build a filter.
 
     Raises:
         ValueError: A moment has no time zone.

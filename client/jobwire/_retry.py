@@ -63,7 +63,7 @@ class Backoff:
         self._failures = 0
 
     def next_s(self, retry_after_s: float | None = None) -> float:
-        """Counts a failure and returns the seconds to wait, no less than `retry_after_s`."""
+        """Count a failure and return the seconds to wait, at least `retry_after_s`."""
         # 2.0**1024 overflows; the cap is reached long before.
         grown = min(self._max_s, self._initial_s * 2.0 ** min(self._failures, 60))
         self._failures += 1
@@ -74,7 +74,7 @@ class Backoff:
         return max(wait, retry_after_s * (1 + 0.2 * self._draw()))
 
     def reset(self) -> None:
-        """Forgets the failures, after a success."""
+        """Forget the failures, after a success."""
         self._failures = 0
 
 
@@ -138,12 +138,12 @@ _FOR_GOOD_WORDS = (
 
 
 def is_from_broker(error: CallError) -> bool:
-    """Tells a Jobwire server, which says its reason, from whatever stands before it."""
+    """Tell whether a Jobwire server gave the answer, rather than a proxy or gRPC itself."""
     return bool(error.reason or error.violations)
 
 
 def worth_retrying(error: CallError) -> bool:
-    """Tells whether the same call may succeed soon."""
+    """Tell whether the same call may succeed soon."""
     if isinstance(error, ClientClosed):
         return False
     meaning = _MEANINGS.get(error.code, _LAST_WORD)
@@ -164,15 +164,15 @@ def doubt_of(error: CallError) -> Doubt:
 
 
 def is_too_large(error: CallError) -> bool:
-    """Tells whether gRPC refused a message for its size, on either side."""
+    """Tell whether gRPC refused a message for its size, on either side."""
     return not is_from_broker(error) and _TOO_LARGE in error.message
 
 
 async def async_sleep(seconds: float) -> None:
-    """Waits without blocking the loop."""
+    """Wait without blocking the loop."""
     await asyncio.sleep(seconds)
 
 
 def sync_sleep(seconds: float) -> None:
-    """Waits, blocking the thread."""
+    """Wait, blocking the thread."""
     time.sleep(seconds)

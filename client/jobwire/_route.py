@@ -68,7 +68,7 @@ class Route:
             self.look()
 
     def look(self) -> None:
-        """Looks the names up; may block for as long as the resolver does.
+        """Look the names up; may block for as long as the resolver does.
 
         A name that can't be resolved is left out, or keeps the numbers that it had.
 
@@ -105,11 +105,11 @@ class Route:
         self.target = target
 
     def suspect(self) -> None:
-        """Has names looked up again, soon, because a call found no server."""
+        """Have names looked up again, soon, because a call found no server."""
         self._look_in_passing(LOOK_AGAIN_S)
 
     def refresh(self) -> None:
-        """Has names looked up again if that was long ago."""
+        """Have names looked up again if that was long ago."""
         self._look_in_passing(LOOK_ANYWAY_S)
 
     def _look_in_passing(self, at_most_every_s: float) -> None:
@@ -133,7 +133,7 @@ class Route:
 
 
 def _proxy_options(addresses: list[str]) -> Options:
-    """Says whether an HTTP proxy of the environment is used.
+    """Say whether an HTTP proxy of the environment is used.
 
     Brokers are as a rule inside, and a proxy that is set for the web does not reach them: neither
     `http_proxy` nor `https_proxy` is heeded. gRPC's own `grpc_proxy` is, save for loopback.
@@ -173,7 +173,7 @@ def _number(host: str) -> str | None:
 
 
 def _literal_target(pairs: list[tuple[str, int]], numbers: dict[str, list[str]]) -> str | None:
-    """Spells several addresses as one target; gRPC takes lists of numbers of one family only."""
+    """Spell several addresses as one target; gRPC takes lists of numbers of one family only."""
     families: dict[int, list[str]] = {4: [], 6: []}
     for host, port in pairs:
         for number in numbers.get(host, ()):

@@ -20,17 +20,17 @@ _UNSAFE_IN_LINE = re.compile(f"[\t\n{_CONTROLS}]")
 
 
 def shown(text: str) -> str:
-    """Returns a text with its control characters spelt, such as `\\x1b`; newlines and tabs stay."""
+    """Return a text with its control characters spelt, such as `\\x1b`; newlines and tabs stay."""
     return _UNSAFE.sub(_spelt, text.replace("\r\n", "\n"))
 
 
 def in_line(text: str) -> str:
-    """Returns a text for one cell of a table: newlines and tabs are spelt as well."""
+    """Return a text for one cell of a table: newlines and tabs are spelt as well."""
     return _UNSAFE_IN_LINE.sub(_spelt, text)
 
 
 def in_json(text: str) -> str:
-    """Returns JSON text, compact or not, that means the same and can be shown."""
+    """Return JSON text, compact or not, that means the same and can be shown."""
     # Inside of a string the spelling is JSON's own, and outside of one there are none.
     return _UNSAFE.sub(lambda found: _json_spelt(found[0]), text)
 

@@ -10,20 +10,20 @@ StopReason = Literal["", "cancelled", "lease_lost", "shutdown", "timeout", "dead
 
 
 class StopSignal:
-    """Tells a handler to stop, and why; given from any thread.
+    """Tells a handler to stop, and why; may be given from any thread.
 
     Attributes:
-        reason: Why; empty before.
+        reason: Why; empty until it is given.
         message: In the words of whoever asked.
         on_set: Called with every signal, in the thread that gives it.
     """
 
-    # Every job has one and few are given: until then these of the class are enough.
+    # Every job has one and few are given; until then these defaults of the class serve.
     reason: StopReason = ""
     message: str = ""
     on_set: Callable[[], None] | None = None
-    # Made by the first who waits: most handlers never do, and an event costs more than
-    # the rest of a job's bookkeeping.
+    # Made by the first waiter: most handlers never wait, and an event costs more than the rest of
+    # a job's bookkeeping.
     _event: threading.Event | None = None
     _making = threading.Lock()
 
@@ -33,7 +33,7 @@ class StopSignal:
         return self.reason != ""
 
     def set(self, reason: StopReason, message: str = "") -> None:
-        """Gives the signal; a later one does not replace the first, but for a lost lease."""
+        """Give the signal; a second one replaces the first only if the lease is lost."""
         # A lost lease overrides: nothing that the handler does counts any more.
         if not self.reason or reason == "lease_lost":
             self.message = message
@@ -44,7 +44,7 @@ class StopSignal:
             self.on_set()
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Blocks until it is given; returns False if the time is over first."""
+        """Block until it is given; return False if `timeout_s` passes first."""
         with self._making:
             if self._event is None:
                 self._event = threading.Event()

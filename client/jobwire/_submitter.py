@@ -44,8 +44,13 @@ class AsyncSubmitter:
         self._many = many
         self._by_queue: dict[tuple[str, asyncio.AbstractEventLoop], _QueueCalls] = {}
 
+    @property
+    def queues(self) -> set[str]:
+        """The queues with calls under way."""
+        return {queue for queue, _ in self._by_queue}
+
     async def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
-        """Submits one job.
+        """Submit one job.
 
         Raises:
             CallError: It was refused, or no server answered.
@@ -110,7 +115,7 @@ class _QueueCalls:
             call.add_done_callback(self._call_is_over)
 
     def _next_items(self) -> list[_Item]:
-        """Takes what goes into one call."""
+        """Take what goes into one call."""
         items: list[_Item] = []
         size = 0
         while self._waiting and len(items) < MAX_CHUNK_JOBS:
@@ -175,7 +180,7 @@ class Submitter:
         self._one = one
 
     def submit(self, request: SubmitJobRequest) -> SubmitJobResponse:
-        """Submits one job.
+        """Submit one job.
 
         Raises:
             CallError: It was refused, or no server answered.

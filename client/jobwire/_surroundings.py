@@ -23,12 +23,12 @@ _aio_since: int | None = None
 
 
 def forks() -> int:
-    """Returns how many forks lie between this process and the one that imported the package."""
+    """Return how many forks lie between this process and the one that imported the package."""
     return _forks
 
 
 def leave_behind(*things: object) -> None:
-    """Keeps what a forked child has of its parent's connections alive, and untouched.
+    """Keep what a forked child has of its parent's connections alive, and untouched.
 
     To close them, or let them be collected, would have the child act on threads that it does not
     have and on sockets that it shares with its parent.
@@ -37,7 +37,7 @@ def leave_behind(*things: object) -> None:
 
 
 def note_stream(stream: object) -> None:
-    """Takes note of a stream that threads read, for as long as it is held."""
+    """Take note of a stream that threads read, for as long as it is held."""
     _streams.add(stream)
 
 
@@ -64,7 +64,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def suit_threads() -> None:
-    """Has gRPC get along with gevent, if that took the place of threads. Before channels open.
+    """Make gRPC work with gevent if that replaces threads; call it before channels open.
 
     Raises:
         RuntimeError: eventlet did.
@@ -79,7 +79,7 @@ def suit_threads() -> None:
 
 
 def check_asyncio() -> None:
-    """Refuses what gRPC's asyncio can't do; before a channel is opened.
+    """Refuse surroundings in which gRPC's asyncio does not work; call it before channels open.
 
     Its one thread must be a real one, and a forked child has none, nor a way to start another.
 
@@ -138,5 +138,5 @@ _late_news = _LateNews()
 
 
 def expect_several_loops() -> None:
-    """Keeps out of the log what is no fault where loops follow, or stand beside, one another."""
+    """Silence messages of gRPC that are harmless where several loops are used."""
     logging.getLogger("asyncio").addFilter(_late_news)

@@ -16,7 +16,7 @@ class Decoders:
         self._of: dict[str, codecs.IncrementalDecoder] = {}
 
     def decode(self, chunk: OutputChunk) -> str:
-        """Returns the whole characters that there are so far."""
+        """Return the characters that are complete so far."""
         if chunk.attempt != self._attempt:
             self._attempt = chunk.attempt
             self._of.clear()
@@ -35,7 +35,7 @@ class Lines:
         self._begun: dict[str, list[str]] = {}
 
     def add(self, chunk: OutputChunk) -> Iterator[str]:
-        """Yields the lines that this piece completes, without their line ends."""
+        """Yield the lines that this piece completes, without their line ends."""
         if chunk.attempt != self._attempt:
             self._attempt = chunk.attempt
             yield from self.finish()
@@ -47,7 +47,7 @@ class Lines:
             begun[:] = [tail]
 
     def finish(self) -> Iterator[str]:
-        """Yields what was begun and not finished."""
+        """Yield the lines that were begun and never ended."""
         begun, self._begun = self._begun, {}
         for parts in begun.values():
             line = "".join(parts)
@@ -56,7 +56,7 @@ class Lines:
 
 
 def cut(text: str, limit_bytes: int) -> str:
-    """Shortens text to a number of UTF-8 bytes, at a character's boundary.
+    """Shorten text to a number of UTF-8 bytes, at a character's boundary.
 
     Halves of characters, as in names of files that are no UTF-8, become question marks: no message
     can carry them.

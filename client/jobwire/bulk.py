@@ -26,7 +26,7 @@ class BulkProgress:
     def from_proto(
         cls, proto: job_service_pb2.BulkProgress, changed_before: int = 0
     ) -> BulkProgress:
-        """Reads the wire's form; `changed_before` were changed by calls that were cut off."""
+        """Read the wire's form; `changed_before` were changed by calls that were cut off."""
         return cls(
             matched=changed_before + proto.matched,
             changed=changed_before + proto.changed,

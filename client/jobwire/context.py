@@ -79,7 +79,7 @@ class Context:
         return from_payload(self.raw_payload)
 
     def payload_as(self, message_type: type[M]) -> M:
-        """Returns the input as a protobuf message.
+        """Return the input as a protobuf message.
 
         Raises:
             TypeError: The input is another message, or bytes.
@@ -107,7 +107,7 @@ class Context:
         return from_payload(self.raw_checkpoint)
 
     def save_checkpoint(self, value: Any) -> Awaitable[None]:
-        """Keeps something for the next attempt, should this one not finish.
+        """Keep something for the next attempt, should this one not finish.
 
         An async handler awaits it: `await context.save_checkpoint(...)`. A handler in a thread or
         process calls it, and it returns when it is done. Either way what was given is then in the
@@ -137,7 +137,7 @@ class Context:
     def progress(
         self, fraction: float | None, message: str | None = None, details: Any = None
     ) -> None:
-        """Tells how far the job is, and returns at once.
+        """Tell how far the job is, and return at once.
 
         Reports go out in the background, the newest at most every 100 ms; each replaces
         the one before.
@@ -159,7 +159,7 @@ class Context:
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
     ) -> None:
-        """Writes out a piece of text or bytes, which watchers of the job see at once.
+        """Write out a piece of text or bytes, which watchers of the job see at once.
 
         Output goes out in the background: the first piece at once, then every 50 ms or 16 KiB,
         and all of it before the end of the job is recorded. While 1 MiB waits for the broker, a
@@ -192,7 +192,7 @@ class Context:
         return self._log is not None and self._log.full
 
     async def drain(self) -> None:
-        """Waits until less than 1 MiB of output waits for the broker."""
+        """Wait until less than 1 MiB of output waits for the broker."""
         # Room is made by the worker's loop, which need not be this one.
         while self._log is not None and not self._log.has_room:  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_LOOK_S)
@@ -207,7 +207,7 @@ class Context:
         return logger
 
     def capture_stdout(self) -> AbstractContextManager[None]:
-        """Sends what the handler prints to the job's channels `stdout` and `stderr`.
+        """Send what the handler prints to the job's channels `stdout` and `stderr`.
 
         It holds for this thread or task and for tasks started from it; handlers beside this one
         print where they did. What is above a limit is dropped.
@@ -240,7 +240,7 @@ class Context:
         return self._link.signal.message
 
     def raise_if_cancelled(self) -> None:
-        """Leaves the handler if it should stop.
+        """Leave the handler if it should stop.
 
         Raises:
             Stopped: It should.
@@ -249,7 +249,7 @@ class Context:
             raise Stopped(self._link.signal.message or self._link.signal.reason)
 
     def wait_cancelled(self, timeout_s: Timeout = None) -> bool:
-        """Blocks a sync handler until it should stop: a sleep that a cancellation ends.
+        """Block a sync handler until it should stop: a sleep that a cancellation ends.
 
         An async handler needs none of it: it is cancelled at its `await`.
 
@@ -279,7 +279,7 @@ class Context:
         checkpoint: Any = None,
         deadline: datetime | None = None,
     ) -> TestContext:
-        """Makes a context that needs no server, to call a handler in a test.
+        """Make a context that needs no server, to call a handler in a test.
 
         Its `reports` collects the progress, its `outputs` the output, its `checkpoints` what is
         saved; its `cancel` gives the signal to stop.
@@ -335,7 +335,7 @@ class TestContext(Context):
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
     ) -> None:
-        """Notes a piece; `fill_output` lets it raise as a broker's limit does."""
+        """Note a piece; `fill_output` lets it raise as a broker's limit does."""
         check_channel(channel)
         if not self.output_full:
             self.outputs.append((channel, content))
@@ -343,17 +343,17 @@ class TestContext(Context):
             raise_full()
 
     def output_text(self, channel: str = "stdout") -> str:
-        """Returns all text of a channel."""
+        """Return all text of a channel."""
         return "".join(
             said for where, said in self.outputs if where == channel and isinstance(said, str)
         )
 
     def fill_output(self) -> None:
-        """Lets the limit of output be reached."""
+        """Let the limit of output be reached."""
         self._output_log().fill()
 
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
-        """Gives the signal to stop."""
+        """Give the signal to stop."""
         self._link.signal.set(reason, message)
 
 

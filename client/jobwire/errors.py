@@ -266,7 +266,7 @@ def call_error(
     violations: Iterable[Violation] = (),
     retry_after_s: float | None = None,
 ) -> CallError:
-    """Makes the exception of the most fitting class for a status."""
+    """Make the exception of the most fitting class for a status."""
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, CallError)
     return kind(
         message,
@@ -279,7 +279,7 @@ def call_error(
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """Translates what gRPC raised, with the `google.rpc` details that came with it."""
+    """Translate what gRPC raised, with the `google.rpc` details that came with it."""
     # grpc raises objects that are an RpcError and a Call in one; the types do not say so.
     call = cast("grpc.Call", error)
     code, message = call.code(), call.details() or ""
@@ -312,7 +312,7 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
 
 
 def from_item_error(error: errors_pb2.ItemError) -> CallError:
-    """Translates the refusal of one item of a batch."""
+    """Translate the refusal of one item of a batch."""
     return call_error(
         _CODES.get(error.code, grpc.StatusCode.UNKNOWN),
         error.message,

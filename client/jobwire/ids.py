@@ -43,7 +43,7 @@ class UlidFactory:
         _factories.add(self)
 
     def begin_anew(self) -> None:
-        """Forgets what was made: in a forked child, whose parent goes on counting from there.
+        """Forget what was made: in a forked child, whose parent goes on counting from there.
 
         The lock may be held by a thread of the parent that the child does not have.
         """
@@ -51,7 +51,7 @@ class UlidFactory:
         self._last_ms = -1
 
     def make(self) -> str:
-        """Returns the next one: 26 lower-case Crockford base32 characters."""
+        """Return the next one: 26 lower-case Crockford base32 characters."""
         with self._lock:
             now = self._clock_ms()
             if now > self._last_ms:
@@ -82,5 +82,5 @@ _ulids = UlidFactory()
 
 
 def new_job_id(queue: str) -> str:
-    """Makes an id for a job of `queue`."""
+    """Make an id for a job of `queue`."""
     return f"{queue}-{_ulids.make()}"

@@ -23,7 +23,7 @@ class WorkerStatus(StrEnum):
     LOST = "LOST"
 
     def to_proto(self) -> worker_service_pb2.WorkerStatus.ValueType:
-        """Returns the wire's number."""
+        """Return the wire's number."""
         return worker_service_pb2.WorkerStatus.Value(f"WORKER_STATUS_{self.value}")
 
 
@@ -87,7 +87,7 @@ class QueueConfig:
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.QueueConfig) -> QueueConfig:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             event_log_entries=proto.event_log_entries,
             max_output_bytes=proto.max_output_bytes,
@@ -132,7 +132,7 @@ class QueueInfo:
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Queue) -> QueueInfo:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         rates, totals = proto.rates, proto.totals
         return cls(
             name=proto.name,
@@ -214,7 +214,7 @@ class WorkerInfo:
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         spec = proto.spec
         return cls(
             id=spec.worker_id,
@@ -275,7 +275,7 @@ class ServerInfo:
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         limits = proto.limits
         return cls(
             server_id=proto.server_id,

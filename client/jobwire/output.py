@@ -80,7 +80,7 @@ class OutputLog:
         return self._waiting >= FLUSH_BYTES or (self._ending and self._waiting > 0)
 
     def write(self, data: bytes, channel: str, *, is_text: bool, wait: bool = False) -> None:
-        """Appends output.
+        """Append output.
 
         Args:
             data: Any number of bytes.
@@ -126,7 +126,7 @@ class OutputLog:
             at = end
 
     def take(self) -> list[OutputChunk]:
-        """Returns the front for the wire; it is under way until it is answered."""
+        """Return the front for the wire; it is under way until it is answered."""
         with self._changed:
             self._told = self._told_urgent = False
             chunks: list[OutputChunk] = []
@@ -172,14 +172,14 @@ class OutputLog:
         return False
 
     def fill(self) -> None:
-        """Takes nothing more: a limit is reached."""
+        """Take nothing more: a limit is reached."""
         self.full = True
         self._drop()
         if self.on_full is not None:
             self.on_full()
 
     def continue_at(self, offset: int) -> None:
-        """Goes on where the broker says that it is: its store lost what came after."""
+        """Go on where the broker says that it is: its store lost what came after."""
         with self._changed:
             self._offset = offset
             self._under_way = 0
@@ -189,7 +189,7 @@ class OutputLog:
         self._ending = True
 
     def close(self) -> None:
-        """Drops everything: the lease is lost."""
+        """Drop everything: the lease is lost."""
         self._closed = True
         self._drop()
 
@@ -201,7 +201,7 @@ class OutputLog:
 
 
 def check_channel(channel: str) -> str:
-    """Returns the name of a channel.
+    """Return the name of a channel.
 
     Raises:
         ValueError: It is none.
@@ -212,7 +212,7 @@ def check_channel(channel: str) -> str:
 
 
 def raise_full() -> None:
-    """Says that nothing more is taken.
+    """Say that nothing more is taken.
 
     Raises:
         OutputFull: Always.

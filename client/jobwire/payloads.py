@@ -22,7 +22,7 @@ _BEYOND = 2**1024 - 2**970
 
 
 def to_payload(value: Any) -> Payload:
-    """Wraps a value for the wire.
+    """Wrap a value for the wire.
 
     Args:
         value: None becomes the empty payload; a dict, list, tuple, str, int, float or bool
@@ -42,7 +42,7 @@ def to_payload(value: Any) -> Payload:
 
 
 def fill_payload(payload: Payload, value: Any) -> None:
-    """Puts a value into an empty payload that is part of another message.
+    """Put a value into an empty payload that is part of another message.
 
     To make it in its place saves a copy of it.
 
@@ -70,7 +70,7 @@ def fill_payload(payload: Payload, value: Any) -> None:
 
 
 def _json(value: Any) -> str:
-    """Returns compact JSON."""
+    """Return compact JSON."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         # Halves of surrogate pairs are in the text as they are.
@@ -85,7 +85,7 @@ def _json(value: Any) -> str:
 
 
 def _unfit(value: Any, path: str, inside: set[int]) -> str:
-    """Says what JSON can't carry, and where it is; empty if there is nothing, or a circle."""
+    """Say what JSON can't carry, and where it is; empty if there is nothing, or a circle."""
     where = f" at {path}" if path else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"{value} is no JSON number{where}: leave it out"
@@ -111,7 +111,7 @@ def from_payload(payload: Payload) -> Any: ...
 @overload
 def from_payload(payload: Payload, message_type: type[M]) -> M: ...
 def from_payload(payload: Payload, message_type: type[M] | None = None) -> Any:
-    """Unwraps a payload.
+    """Unwrap a payload.
 
     Args:
         payload: From the wire. An empty one gives None, JSON the parsed value, data bytes, a

@@ -60,7 +60,7 @@ _JOB_FIELDS = {"unique_key": "unique"}
 def new_spec(
     operation: str, payload: Any, options: ScheduleOptions
 ) -> schedule_service_pb2.ScheduleSpec:
-    """Builds what a schedule says.
+    """Build what a schedule says.
 
     Raises:
         TypeError, ValueError: The payload or a time can't be carried, or not exactly one of
@@ -75,7 +75,7 @@ def new_spec(
 
 
 def change_spec(spec: schedule_service_pb2.ScheduleSpec, changes: ScheduleChanges) -> None:
-    """Applies changes to what a schedule says; what is left out stays, None takes away.
+    """Apply changes to what a schedule says; what is left out stays, None takes away.
 
     Raises:
         TypeError, ValueError: As for `new_spec`.
@@ -231,7 +231,7 @@ class Schedule:
 
     @classmethod
     def from_proto(cls, proto: schedule_service_pb2.Schedule) -> Schedule:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         spec, job = proto.spec, proto.spec.job
         by_cron = spec.WhichOneof("cadence") == "cron"
         return cls(

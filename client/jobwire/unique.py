@@ -49,7 +49,7 @@ class UniqueKey:
             raise ValueError(f"the scope {self.scope!r} takes no period")
 
     def to_proto(self) -> job_pb2.UniqueKey:
-        """Returns the wire's form."""
+        """Return the wire's form."""
         scope = self.scope or ("unfinished" if self.period is None else "period")
         return job_pb2.UniqueKey(
             key=self.key,
@@ -60,7 +60,7 @@ class UniqueKey:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.UniqueKey) -> UniqueKey:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             key=proto.key,
             scope=_SCOPES.get(proto.scope, "unfinished"),

@@ -20,9 +20,9 @@ from jobwire.v1.job_service_pb2 import CancelJobsRequest, RetryJobsRequest
 class AsyncBulkAction:
     """An action on many jobs, which begins when it is iterated over or waited for.
 
-    Iterating tells about once a second how far it is. Leaving it before its end stops it; what was
-    changed stays so. If it is cut off it goes on with another call: what was changed matches no
-    more, and is added to the counts.
+    Iterating yields progress about once a second. Leaving the iteration early stops the action;
+    what was changed stays changed. If a call is cut off, another one continues: jobs that were
+    changed no longer match, and are added to the counts.
 
     Args:
         calls: The way to the servers.
@@ -47,7 +47,7 @@ class AsyncBulkAction:
         self._reconnect_s = reconnect_s
 
     async def wait(self) -> BulkProgress:
-        """Goes through with it and returns the last word."""
+        """Run the action to its end and return the final progress."""
         events = self._follow()
         async with aclosing(events):
             async for progress in events:
@@ -93,11 +93,11 @@ class AsyncBulkAction:
 
 
 class _Enough(Exception):
-    """All that may be changed was, when the call was cut off."""
+    """As many jobs as allowed were changed before the call was cut off."""
 
 
 class AsyncBulkMethods:
-    """What is done to many jobs; see `AsyncClient`."""
+    """Actions on many jobs; see `AsyncClient`."""
 
     _calls: AsyncCalls
     _timeout_s: float | None
@@ -113,7 +113,7 @@ class AsyncBulkMethods:
         max_per_second: float = 0.0,
         **which: Unpack[FilterOptions],
     ) -> AsyncBulkAction:
-        """Redrives the jobs of a queue that match, in the order in which they were submitted.
+        """Redrive the jobs of a queue that match, in the order in which they were submitted.
 
             client.retry_jobs("images", failure_type="Timeout", max_per_second=50).wait()
 
@@ -150,7 +150,7 @@ class AsyncBulkMethods:
         max_jobs: int = 0,
         **which: Unpack[FilterOptions],
     ) -> AsyncBulkAction:
-        """Cancels the jobs of a queue that match, each as `cancel` does.
+        """Cancel the jobs of a queue that match, each as `cancel` does.
 
         Args:
             queue: The queue.
@@ -176,7 +176,7 @@ class AsyncBulkMethods:
         max_jobs: int = 0,
         **which: Unpack[FilterOptions],
     ) -> AsyncBulkAction:
-        """Forgets the ended jobs of a queue that match, with all that is kept of them.
+        """Forget the ended jobs of a queue that match, with all that is kept of them.
 
         Args:
             queue: The queue.

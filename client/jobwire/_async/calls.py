@@ -1,4 +1,4 @@
-"""One channel, and the two ways to use it: a call that retries, a watch that reconnects."""
+"""The two ways to use a channel: a call that retries, and a stream that reconnects."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Response = TypeVar("Response")
 NextCall: TypeAlias = tuple[Callable[..., Any], Any, float]
 """A method that streams, the request for it, and the longest that one stream may last, seconds."""
 
-# A stream that went deaf without its connection breaking is left after so long; opening it
-# again costs one read.
+# A stream may go silent although its connection does not break, so each is replaced after this
+# long; opening another costs one read.
 STREAM_LIMIT_S = 300.0
-# How long one attempt of a call may take that has no end of its own.
+# How long one attempt may take where the call has no limit of its own.
 LONE_ATTEMPT_S = 60.0
 
 
@@ -52,7 +52,7 @@ class AsyncCalls:
         """The stub for recurring jobs."""
 
     async def close(self) -> None:
-        """Closes what was opened here; a channel that was given stays open."""
+        """Close what was opened here; a channel that was given stays open."""
         await self._channels.close()
 
     async def unary(
@@ -61,18 +61,18 @@ class AsyncCalls:
         request: Request,
         timeout_s: float | None,
     ) -> Response:
-        """Calls, and calls again while that may help and the time lasts.
+        """Call, and repeat the call while that may help and there is time.
 
         Args:
             method: Of one of the stubs.
             request: For it.
-            timeout_s: For all attempts together; None: without end.
+            timeout_s: For all attempts together, in seconds; None: no limit.
 
         Raises:
             CallError: The last refusal, or the first one that a repetition would not change.
         """
         deadline, backoff = Deadline(timeout_s), Backoff()
-        # Without an end, an attempt that was lost without a word must have one all the same.
+        # A call without a limit still needs one for each attempt, which may be lost silently.
         limit_s = LONE_ATTEMPT_S if timeout_s is None else math.inf
         told: CallError | None = None
         while True:
@@ -88,7 +88,7 @@ class AsyncCalls:
                     raise
             self._channels.suspect(error)
             if told is not None and timeout_s is not None and isinstance(error, DeadlineExceeded):
-                # The last repetition ran out of time; why it was one says more.
+                # The last repetition ran out of time; the error before it says more.
                 raise told from None
             told = error
             wait_s = backoff.next_s(error.retry_after_s)
@@ -106,16 +106,17 @@ class AsyncCalls:
         first_s: float | None,
         reconnect_s: float | None,
     ) -> AsyncGenerator[Any]:
-        """Yields the answers of a stream, and of another one whenever it breaks or ends.
+        """Yield the answers of a stream, opening another one whenever it breaks or ends.
 
-        It goes on until the caller leaves it.
+        It continues until the caller leaves it.
 
         Args:
-            next_call: Says what to call; asked anew for each stream.
-            deadline: For the whole.
-            late: What to say when that is over.
-            first_s: How long to try until the first answer comes; None: without end.
-            reconnect_s: How long to go on trying later while no server answers; None: without end.
+            next_call: Returns the call to make; called once for each stream.
+            deadline: For all streams together.
+            late: The error message once `deadline` is over.
+            first_s: How long to try until the first answer comes, in seconds; None: forever.
+            reconnect_s: How long to keep trying later while no server answers, in seconds; None:
+                forever.
 
         Raises:
             DeadlineExceeded: `deadline` is over.

@@ -87,7 +87,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; the next call opens another."""
+        """Close the connection; the next call opens another."""
         await self._calls.close()
 
     async def submit(
@@ -96,7 +96,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         payload: Any = None,
         **options: Unpack[SubmitOptions],
     ) -> AsyncJobHandle:
-        """Submits one job; when it returns, the job is in the store.
+        """Submit one job; when it returns, the job is in the store.
 
         The call is repeated after a lost answer, and the job is accepted once all the same: its id
         is made here. To repeat a submission from another process, give it a `request_id`.
@@ -120,7 +120,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     async def submit_many(
         self, jobs: Iterable[NewJob], *, request_id: str | None = None
     ) -> Sequence[AsyncJobHandle]:
-        """Submits many jobs in few calls and returns their handles in the same order.
+        """Submit many jobs in few calls and return their handles in the same order.
 
         Args:
             jobs: Any number of them, of any queues.
@@ -166,11 +166,11 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         return AsyncJobHandle(self, answer.job_id, state, existed=answer.existed, light=light)
 
     def job(self, job_id: str) -> AsyncJobHandle:
-        """Returns a handle for a job by its id, without a call."""
+        """Return a handle for a job by its id, without a call."""
         return AsyncJobHandle(self, job_id)
 
     async def get(self, job_id: str, *, full: bool = True) -> Job:
-        """Returns a job as it stands.
+        """Return a job as it stands.
 
         Args:
             job_id: Of any queue.
@@ -191,7 +191,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         page_size: int = 100,
         full: bool = False,
     ) -> AsyncIterator[Job]:
-        """Yields the jobs of a queue, page after page as they are asked for.
+        """Yield the jobs of a queue, page after page as they are asked for.
 
         Args:
             queue: The queue.
@@ -238,7 +238,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         timeout: Timeout = None,
         **options: Unpack[SubmitOptions],
     ) -> AsyncJobWatch[JobEvent]:
-        """Submits a job and watches it in one call; returns once the job is in the store.
+        """Submit a job and watch it in one call; return once the job is in the store.
 
         The job is created once, however often the connection breaks. Where `unique_key` or
         `request_id` stand for a job that exists, that one is watched.
@@ -277,7 +277,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     def watch(
         self, job_id: str, *, timeout: Timeout = None, full: bool = True
     ) -> AsyncJobWatch[Job]:
-        """Yields a job as it stands and again after every change, until it has ended.
+        """Yield a job as it stands and again after every change, until it has ended.
 
         It reconnects by itself and shows no state twice. `AsyncJobHandle.watch` brings its output
         as well.
@@ -322,7 +322,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         full: bool = False,
         only_changes: bool = False,
     ) -> AsyncGenerator[Job]:
-        """Yields the jobs of a queue that match, as they stand, and each again when it changes.
+        """Yield the jobs of a queue that match, as they stand, and each again when it changes.
 
         A job that leaves `states` is told once more. It goes on until the caller leaves it, or
         until all of `job_ids` have ended. It reconnects by itself. If the queue keeps an event log
@@ -352,7 +352,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         return watch.events()
 
     async def cancel(self, job_id: str, reason: str = "") -> Job:
-        """Asks for the end of a job and returns it: CANCELLED, or CANCELLING if it runs.
+        """Cancel a job and return it: CANCELLED, or CANCELLING while it still runs.
 
         Args:
             job_id: Of any queue.
@@ -368,7 +368,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     async def retry_job(
         self, job_id: str, reason: str = "", *, delay: Seconds | None = None
     ) -> Job:
-        """Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and returns it.
+        """Put a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and return it.
 
         Its failures, crashes and interruptions count from 0 again; its attempts, output and
         checkpoint stay. Its `expires_at` and `deadline` do not count any more.

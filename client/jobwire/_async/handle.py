@@ -33,15 +33,15 @@ class Owner(Protocol):
     """What a handle asks of the client that made it."""
 
     async def get(self, job_id: str) -> Job:
-        """Returns the job as it stands."""
+        """Return the job as it stands."""
 
     async def cancel(self, job_id: str, reason: str = "") -> Job:
-        """Asks for the end of the job."""
+        """Cancel the job."""
 
     async def retry_job(
         self, job_id: str, reason: str = "", *, delay: Seconds | None = None
     ) -> Job:
-        """Puts the job back after its end."""
+        """Put the job back after its end."""
 
     def _watch_job(
         self,
@@ -85,7 +85,7 @@ class AsyncJobHandle:
         return f"<{type(self).__name__} {self.id}>"
 
     async def get(self) -> Job:
-        """Returns the job as it stands."""
+        """Return the job as it stands."""
         return await self._client.get(self.id)
 
     @overload
@@ -111,7 +111,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncJobWatch[Any]:
-        """Yields the job as it stands and again after every change, until it has ended.
+        """Yield the job as it stands and again after every change, until it has ended.
 
         It reconnects by itself: no state comes twice, no byte of output is missed or comes twice.
 
@@ -137,7 +137,7 @@ class AsyncJobHandle:
         )
 
     def __aiter__(self) -> AsyncJobWatch[JobEvent]:
-        """Yields states and output, as `watch(output=True)` does."""
+        """Yield states and output, as `watch(output=True)` does."""
         return self.watch(output=True)
 
     def chunks(
@@ -149,7 +149,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncGenerator[OutputChunk]:
-        """Yields what the job writes out as it comes, with its place, until the job has ended.
+        """Yield what the job writes out as it comes, with its place, until the job has ended.
 
         The arguments and errors are those of `output`.
         """
@@ -171,7 +171,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncGenerator[str]:
-        """Yields what the job writes out as lines of text, until the job has ended.
+        """Yield what the job writes out as lines of text, until the job has ended.
 
         The lines of different channels are kept apart. Lines are without their line ends. What an
         attempt leaves unfinished is a line too.
@@ -207,7 +207,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncGenerator[str]:
-        """Yields text as it comes, whole characters but not whole lines: tokens, for instance.
+        """Yield text as it comes, whole characters but not whole lines: tokens, for instance.
 
         The arguments and errors are those of `output`.
         """
@@ -230,7 +230,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncGenerator[bytes]:
-        """Yields bytes as they come.
+        """Yield bytes as they come.
 
         The arguments and errors are those of `output`.
         """
@@ -247,7 +247,7 @@ class AsyncJobHandle:
         return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
     async def wait(self, *, timeout: Timeout = None) -> Job:
-        """Waits for the end of the job, whatever it is, and returns the job.
+        """Wait for the end of the job, whatever it is, and return the job.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
@@ -272,7 +272,7 @@ class AsyncJobHandle:
                 return last
 
     async def result(self, *, timeout: Timeout = None) -> Any:
-        """Waits for the end of the job and returns its result as a Python value.
+        """Wait for the end of the job and return its result as a Python value.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
@@ -291,11 +291,11 @@ class AsyncJobHandle:
         return job.result
 
     async def cancel(self, reason: str = "") -> Job:
-        """Asks for the end of the job and returns it: CANCELLED, or CANCELLING if it runs."""
+        """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
         return await self._client.cancel(self.id, reason)
 
     async def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
-        """Puts the job back after its end and returns it; see `AsyncClient.retry_job`."""
+        """Put the job back after its end and return it; see `AsyncClient.retry_job`."""
         return await self._client.retry_job(self.id, reason, delay=delay)
 
 

@@ -27,7 +27,7 @@ class AsyncOperatorMethods:
     _reconnect_s: float | None
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
-        """Yields all queues by name, without rates."""
+        """Yield all queues by name, without rates."""
         request = admin_pb2.ListQueuesRequest()
         while True:
             answer = await self._calls.unary(self._calls.admin.ListQueues, request, self._timeout_s)
@@ -38,19 +38,19 @@ class AsyncOperatorMethods:
                 return
 
     async def queue(self, name: str = "default") -> QueueInfo:
-        """Returns one queue with depths, rates and totals."""
+        """Return one queue with depths, rates and totals."""
         request = admin_pb2.GetQueueRequest(queue=name)
         answer = await self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
     async def pause(self, queue: str) -> QueueInfo:
-        """Stops deliveries from a queue, which goes on accepting jobs."""
+        """Stop handing out the jobs of a queue, which still accepts new ones."""
         request = admin_pb2.PauseQueueRequest(queue=queue)
         answer = await self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
     async def resume(self, queue: str) -> QueueInfo:
-        """Starts deliveries from a queue again."""
+        """Hand out the jobs of a queue again."""
         request = admin_pb2.ResumeQueueRequest(queue=queue)
         answer = await self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
@@ -58,7 +58,7 @@ class AsyncOperatorMethods:
     async def workers(
         self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
     ) -> AsyncIterator[WorkerInfo]:
-        """Yields the workers by id, without their leases.
+        """Yield the workers by id, without their leases.
 
         Args:
             queue: Only workers that serve it; empty: all.
@@ -76,19 +76,19 @@ class AsyncOperatorMethods:
                 return
 
     async def worker(self, worker_id: str) -> WorkerInfo:
-        """Returns one worker with the jobs that it holds."""
+        """Return one worker with the jobs that it holds."""
         request = admin_pb2.GetWorkerRequest(worker_id=worker_id)
         answer = await self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
         return WorkerInfo.from_proto(answer.worker)
 
     async def drain_worker(self, worker_id: str) -> WorkerInfo:
-        """Lets one worker finish its jobs and leave; it gets no new ones."""
+        """Let one worker finish its jobs and leave; it gets no new ones."""
         request = admin_pb2.DrainWorkerRequest(worker_id=worker_id)
         answer = await self._calls.unary(self._calls.admin.DrainWorker, request, self._timeout_s)
         return WorkerInfo.from_proto(answer.worker)
 
     async def server_info(self) -> ServerInfo:
-        """Returns what the answering server is, its store, and its limits."""
+        """Return what the answering server is, its store, and its limits."""
         answer = await self._calls.unary(
             self._calls.admin.GetServerInfo, admin_pb2.GetServerInfoRequest(), self._timeout_s
         )
@@ -111,7 +111,7 @@ class AsyncOperatorMethods:
         retain_event_log: Span = None,
         priority_ageing: Span = None,
     ) -> QueueInfo:
-        """Changes the settings of a queue; what is None stays as it is.
+        """Change the settings of a queue; what is None stays as it is.
 
         Spans are seconds or timedeltas, or `"default"`, which takes the setting away.
 
@@ -162,7 +162,7 @@ class AsyncOperatorMethods:
     async def watch_queues(
         self, queues: Iterable[str] = (), *, interval: Seconds = 1.0
     ) -> AsyncGenerator[QueueInfo]:
-        """Yields every queue with its depths and rates, then each again when they have changed.
+        """Yield every queue with its depths and rates, then each again when they have changed.
 
         It reconnects by itself, and goes on until the caller leaves it.
 
@@ -183,7 +183,7 @@ class AsyncOperatorMethods:
                     yield QueueInfo.from_proto(proto)
 
     async def watch_workers(self, queue: str = "") -> AsyncGenerator[WorkerChange]:
-        """Yields every worker, then news: of one that came, changed, was lost, or left.
+        """Yield every worker, then each one that comes, changes, is lost or leaves.
 
         It reconnects by itself and then tells each worker as it stands again, and which have
         left meanwhile. It goes on until the caller leaves it.

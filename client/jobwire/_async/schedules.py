@@ -16,7 +16,7 @@ MAX_CHANGES = 10
 
 
 class AsyncScheduleMethods:
-    """What is done with schedules; see `AsyncClient`."""
+    """Methods for schedules; see `AsyncClient`."""
 
     _calls: AsyncCalls
     _timeout_s: float | None
@@ -31,14 +31,14 @@ class AsyncScheduleMethods:
         paused: bool = False,
         **options: Unpack[ScheduleOptions],
     ) -> Schedule:
-        """Makes a schedule: the broker submits its job at each due moment.
+        """Create a schedule: the broker submits its job whenever it is due.
 
             client.create_schedule(
                 "nightly", "report.build", cron="30 6 * * *", time_zone="Europe/Berlin"
             )
             client.create_schedule("ping", "site.check", every=timedelta(minutes=5))
 
-        The same schedule made twice is answered as it stands.
+        Creating the same schedule twice returns it as it stands.
 
         Args:
             schedule_id: Unique in the queue: 1 to 64 letters, digits and `. _ -`.
@@ -78,7 +78,7 @@ class AsyncScheduleMethods:
         return Schedule.from_proto(answer.schedule)
 
     async def get_schedule(self, schedule_id: str, *, queue: str = "default") -> Schedule:
-        """Returns a schedule with its next due moments and latest runs.
+        """Return a schedule with its next due moments and latest runs.
 
         Raises:
             ScheduleNotFound: The queue has none of this id.
@@ -93,7 +93,7 @@ class AsyncScheduleMethods:
         return answer.schedule
 
     async def list_schedules(self, queue: str = "default") -> AsyncIterator[Schedule]:
-        """Yields the schedules of a queue by id, without their latest runs."""
+        """Yield the schedules of a queue by id, without their latest runs."""
         request = schedules_pb2.ListSchedulesRequest(queue=queue)
         while True:
             answer = await self._calls.unary(
@@ -112,7 +112,7 @@ class AsyncScheduleMethods:
         queue: str = "default",
         **changes: Unpack[ScheduleChanges],
     ) -> Schedule:
-        """Changes what a schedule says; what is not named stays, and None takes away.
+        """Change what a schedule says; what is not named stays, and None takes away.
 
         Its history and whether it is paused stay; its due moments are counted anew from now. What
         somebody else changes at the same time is not undone.
@@ -146,7 +146,7 @@ class AsyncScheduleMethods:
     async def pause_schedule(
         self, schedule_id: str, reason: str = "", *, queue: str = "default"
     ) -> Schedule:
-        """Stops a schedule: moments that pass meanwhile are not made up for.
+        """Pause a schedule; what it misses meanwhile is not made up for.
 
         Args:
             schedule_id: The schedule.
@@ -162,7 +162,7 @@ class AsyncScheduleMethods:
         return Schedule.from_proto(answer.schedule)
 
     async def resume_schedule(self, schedule_id: str, *, queue: str = "default") -> Schedule:
-        """Lets a paused schedule go on, with the first due moment after now."""
+        """Resume a paused schedule with the first due moment after now."""
         request = schedules_pb2.ResumeScheduleRequest(queue=queue, schedule_id=schedule_id)
         answer = await self._calls.unary(
             self._calls.schedules.ResumeSchedule, request, self._timeout_s
@@ -172,7 +172,7 @@ class AsyncScheduleMethods:
     async def trigger_schedule(
         self, schedule_id: str, *, queue: str = "default", request_id: str | None = None
     ) -> str:
-        """Submits a job of a schedule now, due or not, and returns its id.
+        """Submit a job of a schedule now, due or not, and return its id.
 
         Args:
             schedule_id: The schedule.
@@ -189,6 +189,6 @@ class AsyncScheduleMethods:
         return answer.job_id
 
     async def delete_schedule(self, schedule_id: str, *, queue: str = "default") -> None:
-        """Removes a schedule, if it exists; jobs that it submitted stay."""
+        """Delete a schedule if it exists; the jobs that it submitted stay."""
         request = schedules_pb2.DeleteScheduleRequest(queue=queue, schedule_id=schedule_id)
         await self._calls.unary(self._calls.schedules.DeleteSchedule, request, self._timeout_s)

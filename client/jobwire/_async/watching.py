@@ -53,7 +53,7 @@ class Wish:
     reconnect_s: float | None = 60.0
 
     def request(self) -> WatchJobRequest:
-        """Returns the wire's form."""
+        """Return the wire's form."""
         request = WatchJobRequest(job_id=self.job_id, view=self.view, content=self.content)
         if isinstance(self.start, OutputPosition):
             request.output_from.attempt = self.start.attempt
@@ -107,7 +107,7 @@ class AsyncJobWatch(Generic[E]):
         self._events = self._follow()
 
     async def begin(self) -> None:
-        """Waits for the first event, which the iteration brings all the same."""
+        """Wait for the first event; the iteration still yields it."""
         if self._first is None:
             self._first = await anext(self._events)
 
@@ -120,7 +120,7 @@ class AsyncJobWatch(Generic[E]):
         return event or await anext(self._events)  # type: ignore[return-value]
 
     async def aclose(self) -> None:
-        """Leaves the job alone; after `run` with `cancel_on_disconnect` that cancels it."""
+        """Leave the job alone; after `run` with `cancel_on_disconnect` that cancels it."""
         await self._events.aclose()
 
     def _next_call(self) -> NextCall:
@@ -190,7 +190,7 @@ class AsyncJobWatch(Generic[E]):
             self._request.cursor = self.cursor = cursor
 
     async def _cancel_if_left(self) -> None:
-        """Does what the server does at the end of RunJob, once WatchJob has taken its place."""
+        """Do what the server does at the end of RunJob, once WatchJob has taken its place."""
         if not self._fell_back or self._run is None or not self._run.cancel_on_disconnect:
             return
         if self.job is not None and self.job.state.is_terminal:

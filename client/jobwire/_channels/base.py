@@ -85,32 +85,32 @@ class ChannelsOf(Generic[C]):
         self.closings = 0
 
     def unary_unary(self, *positional: Any, **named: Any) -> Method:
-        """Stands for a method that answers once."""
+        """Stand for a method that answers once."""
         return Method(self, "unary_unary", (positional, named))
 
     def unary_stream(self, *positional: Any, **named: Any) -> Method:
-        """Stands for a method that answers with a stream."""
+        """Stand for a method that answers with a stream."""
         return Method(self, "unary_stream", (positional, named))
 
     def stream_stream(self, *positional: Any, **named: Any) -> Method:
-        """Stands for a method with streams both ways."""
+        """Stand for a method with streams both ways."""
         return Method(self, "stream_stream", (positional, named))
 
     def opened(self) -> Opened[C]:
-        """Returns the channel for the caller's loop and process, opened if need be."""
+        """Return the channel for the caller's loop and process, opened if need be."""
         raise NotImplementedError
 
     def note(self, opened: Opened[C], stream: Any) -> None:
-        """Takes note of a stream."""
+        """Take note of a stream."""
         raise NotImplementedError
 
     def suspect(self, error: CallError) -> None:
-        """Has names looked up again if a call found no server."""
+        """Have names looked up again if a call found no server."""
         if self._route is not None and not error.reason:
             self._route.suspect()
 
     def _in_this_process(self) -> None:
-        """Leaves the parent's channels alone after a fork. No other thread runs yet."""
+        """Leave the parent's channels alone after a fork. No other thread runs yet."""
         if self._forks == forks():
             return
         self._forks = forks()
@@ -128,7 +128,7 @@ class ChannelsOf(Generic[C]):
         raise NotImplementedError
 
     def _retire(self, channel: C) -> list[C]:
-        """Puts a channel aside; returns those that were put aside long ago."""
+        """Put a channel aside; return those that were put aside long ago."""
         now = time.monotonic()
         late = [each for since, each in self._retired if now - since > RETIREMENT_S]
         self._retired = [kept for kept in self._retired if now - kept[0] <= RETIREMENT_S]

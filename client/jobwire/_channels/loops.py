@@ -17,7 +17,7 @@ from jobwire.errors import CallError, ClientClosed, from_rpc_error
 
 
 def open_async_channel(options: ConnectionOptions) -> aio.Channel:
-    """Opens an asyncio channel for one address; call it where the loop runs.
+    """Open an asyncio channel for one address; call it where the loop runs.
 
     Raises:
         ValueError: The address is malformed.
@@ -49,7 +49,7 @@ class AsyncChannels(ChannelsOf[aio.Channel]):
         self._by_loop: dict[asyncio.AbstractEventLoop, Opened[aio.Channel]] = {}
 
     async def ready(self) -> None:
-        """Waits until names are looked up; returns at once where they were.
+        """Wait until names are looked up; return at once where they were.
 
         Raises:
             Unavailable: None can be resolved.
@@ -85,7 +85,7 @@ class AsyncChannels(ChannelsOf[aio.Channel]):
         opened.streams.add(stream)
 
     async def close(self) -> None:
-        """Closes what was opened here; calls under way end with `ClientClosed`."""
+        """Close what was opened here; calls under way end with `ClientClosed`."""
         self._in_this_process()
         if self._given is not None:
             return
@@ -102,7 +102,7 @@ class AsyncChannels(ChannelsOf[aio.Channel]):
         del retired
 
     def error_of(self, raised: BaseException, closings: int) -> CallError | None:
-        """Translates what a call raised; None for what is not about the call.
+        """Translate what a call raised; None for what is not about the call.
 
         Args:
             raised: By the call, or by `ready`.

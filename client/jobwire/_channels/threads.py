@@ -17,7 +17,7 @@ _CANCELLED = grpc.StatusCode.CANCELLED
 
 
 def open_sync_channel(options: ConnectionOptions) -> grpc.Channel:
-    """Opens a channel for threads.
+    """Open a channel for threads.
 
     Raises:
         ValueError: The address is malformed.
@@ -49,7 +49,7 @@ class Channels(ChannelsOf[grpc.Channel]):
         self._mine: Opened[grpc.Channel] | None = None
 
     def ready(self) -> None:
-        """Waits until names are looked up; returns at once where they were.
+        """Wait until names are looked up; return at once where they were.
 
         Raises:
             Unavailable: None can be resolved.
@@ -82,7 +82,7 @@ class Channels(ChannelsOf[grpc.Channel]):
         note_stream(stream)
 
     def close(self) -> None:
-        """Closes what was opened here; calls under way end with `ClientClosed`."""
+        """Close what was opened here; calls under way end with `ClientClosed`."""
         self._in_this_process()
         if self._given is not None:
             return
@@ -94,7 +94,7 @@ class Channels(ChannelsOf[grpc.Channel]):
             channel.close()
 
     def error_of(self, raised: BaseException, closings: int) -> CallError | None:
-        """Translates what a call raised; None for what is not about the call.
+        """Translate what a call raised; None for what is not about the call.
 
         Args:
             raised: By the call, or by `ready`.

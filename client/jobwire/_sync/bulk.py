@@ -21,9 +21,9 @@ from jobwire.v1.job_service_pb2 import CancelJobsRequest, RetryJobsRequest
 class BulkAction:
     """An action on many jobs, which begins when it is iterated over or waited for.
 
-    Iterating tells about once a second how far it is. Leaving it before its end stops it; what was
-    changed stays so. If it is cut off it goes on with another call: what was changed matches no
-    more, and is added to the counts.
+    Iterating yields progress about once a second. Leaving the iteration early stops the action;
+    what was changed stays changed. If a call is cut off, another one continues: jobs that were
+    changed no longer match, and are added to the counts.
 
     Args:
         calls: The way to the servers.
@@ -48,7 +48,7 @@ class BulkAction:
         self._reconnect_s = reconnect_s
 
     def wait(self) -> BulkProgress:
-        """Goes through with it and returns the last word."""
+        """Run the action to its end and return the final progress."""
         events = self._follow()
         with closing(events):
             for progress in events:
@@ -94,11 +94,11 @@ class BulkAction:
 
 
 class _Enough(Exception):
-    """All that may be changed was, when the call was cut off."""
+    """As many jobs as allowed were changed before the call was cut off."""
 
 
 class BulkMethods:
-    """What is done to many jobs; see `Client`."""
+    """Actions on many jobs; see `Client`."""
 
     _calls: Calls
     _timeout_s: float | None
@@ -114,7 +114,7 @@ class BulkMethods:
         max_per_second: float = 0.0,
         **which: Unpack[FilterOptions],
     ) -> BulkAction:
-        """Redrives the jobs of a queue that match, in the order in which they were submitted.
+        """Redrive the jobs of a queue that match, in the order in which they were submitted.
 
             client.retry_jobs("images", failure_type="Timeout", max_per_second=50).wait()
 
@@ -151,7 +151,7 @@ class BulkMethods:
         max_jobs: int = 0,
         **which: Unpack[FilterOptions],
     ) -> BulkAction:
-        """Cancels the jobs of a queue that match, each as `cancel` does.
+        """Cancel the jobs of a queue that match, each as `cancel` does.
 
         Args:
             queue: The queue.
@@ -177,7 +177,7 @@ class BulkMethods:
         max_jobs: int = 0,
         **which: Unpack[FilterOptions],
     ) -> BulkAction:
-        """Forgets the ended jobs of a queue that match, with all that is kept of them.
+        """Forget the ended jobs of a queue that match, with all that is kept of them.
 
         Args:
             queue: The queue.

@@ -34,13 +34,13 @@ class Owner(Protocol):
     """What a handle asks of the client that made it."""
 
     def get(self, job_id: str) -> Job:
-        """Returns the job as it stands."""
+        """Return the job as it stands."""
 
     def cancel(self, job_id: str, reason: str = "") -> Job:
-        """Asks for the end of the job."""
+        """Cancel the job."""
 
     def retry_job(self, job_id: str, reason: str = "", *, delay: Seconds | None = None) -> Job:
-        """Puts the job back after its end."""
+        """Put the job back after its end."""
 
     def _watch_job(
         self,
@@ -84,7 +84,7 @@ class JobHandle:
         return f"<{type(self).__name__} {self.id}>"
 
     def get(self) -> Job:
-        """Returns the job as it stands."""
+        """Return the job as it stands."""
         return self._client.get(self.id)
 
     @overload
@@ -110,7 +110,7 @@ class JobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> JobWatch[Any]:
-        """Yields the job as it stands and again after every change, until it has ended.
+        """Yield the job as it stands and again after every change, until it has ended.
 
         It reconnects by itself: no state comes twice, no byte of output is missed or comes twice.
 
@@ -136,7 +136,7 @@ class JobHandle:
         )
 
     def __iter__(self) -> JobWatch[JobEvent]:
-        """Yields states and output, as `watch(output=True)` does."""
+        """Yield states and output, as `watch(output=True)` does."""
         return self.watch(output=True)
 
     def chunks(
@@ -148,7 +148,7 @@ class JobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> Generator[OutputChunk]:
-        """Yields what the job writes out as it comes, with its place, until the job has ended.
+        """Yield what the job writes out as it comes, with its place, until the job has ended.
 
         The arguments and errors are those of `output`.
         """
@@ -170,7 +170,7 @@ class JobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> Generator[str]:
-        """Yields what the job writes out as lines of text, until the job has ended.
+        """Yield what the job writes out as lines of text, until the job has ended.
 
         The lines of different channels are kept apart. Lines are without their line ends. What an
         attempt leaves unfinished is a line too.
@@ -206,7 +206,7 @@ class JobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> Generator[str]:
-        """Yields text as it comes, whole characters but not whole lines: tokens, for instance.
+        """Yield text as it comes, whole characters but not whole lines: tokens, for instance.
 
         The arguments and errors are those of `output`.
         """
@@ -229,7 +229,7 @@ class JobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> Generator[bytes]:
-        """Yields bytes as they come.
+        """Yield bytes as they come.
 
         The arguments and errors are those of `output`.
         """
@@ -246,7 +246,7 @@ class JobHandle:
         return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
     def wait(self, *, timeout: Timeout = None) -> Job:
-        """Waits for the end of the job, whatever it is, and returns the job.
+        """Wait for the end of the job, whatever it is, and return the job.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
@@ -271,7 +271,7 @@ class JobHandle:
                 return last
 
     def result(self, *, timeout: Timeout = None) -> Any:
-        """Waits for the end of the job and returns its result as a Python value.
+        """Wait for the end of the job and return its result as a Python value.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
@@ -290,11 +290,11 @@ class JobHandle:
         return job.result
 
     def cancel(self, reason: str = "") -> Job:
-        """Asks for the end of the job and returns it: CANCELLED, or CANCELLING if it runs."""
+        """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
         return self._client.cancel(self.id, reason)
 
     def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
-        """Puts the job back after its end and returns it; see `Client.retry_job`."""
+        """Put the job back after its end and return it; see `Client.retry_job`."""
         return self._client.retry_job(self.id, reason, delay=delay)
 
 

@@ -42,7 +42,7 @@ class QueueWatch:
         """Jobs that this stream has listed so far; None for one that resumed."""
 
     def events(self) -> Generator[Job]:
-        """Yields jobs; ends once all of those named have ended."""
+        """Yield jobs until all of those named have ended."""
         backoff = Backoff()
         while True:
             answers = self._calls.stream(
@@ -92,7 +92,7 @@ class QueueWatch:
         return True
 
     def _gone_meanwhile(self) -> list[Job]:
-        """Reads the jobs that were told before and that a new list lacks: most have ended."""
+        """Read the jobs that were told before and that a new list lacks: most have ended."""
         present, self._present = self._present, None
         self._began = True
         if present is None:

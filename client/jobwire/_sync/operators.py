@@ -28,7 +28,7 @@ class OperatorMethods:
     _reconnect_s: float | None
 
     def queues(self) -> Iterator[QueueInfo]:
-        """Yields all queues by name, without rates."""
+        """Yield all queues by name, without rates."""
         request = admin_pb2.ListQueuesRequest()
         while True:
             answer = self._calls.unary(self._calls.admin.ListQueues, request, self._timeout_s)
@@ -39,19 +39,19 @@ class OperatorMethods:
                 return
 
     def queue(self, name: str = "default") -> QueueInfo:
-        """Returns one queue with depths, rates and totals."""
+        """Return one queue with depths, rates and totals."""
         request = admin_pb2.GetQueueRequest(queue=name)
         answer = self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
     def pause(self, queue: str) -> QueueInfo:
-        """Stops deliveries from a queue, which goes on accepting jobs."""
+        """Stop handing out the jobs of a queue, which still accepts new ones."""
         request = admin_pb2.PauseQueueRequest(queue=queue)
         answer = self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
     def resume(self, queue: str) -> QueueInfo:
-        """Starts deliveries from a queue again."""
+        """Hand out the jobs of a queue again."""
         request = admin_pb2.ResumeQueueRequest(queue=queue)
         answer = self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
@@ -59,7 +59,7 @@ class OperatorMethods:
     def workers(
         self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
     ) -> Iterator[WorkerInfo]:
-        """Yields the workers by id, without their leases.
+        """Yield the workers by id, without their leases.
 
         Args:
             queue: Only workers that serve it; empty: all.
@@ -75,19 +75,19 @@ class OperatorMethods:
                 return
 
     def worker(self, worker_id: str) -> WorkerInfo:
-        """Returns one worker with the jobs that it holds."""
+        """Return one worker with the jobs that it holds."""
         request = admin_pb2.GetWorkerRequest(worker_id=worker_id)
         answer = self._calls.unary(self._calls.admin.GetWorker, request, self._timeout_s)
         return WorkerInfo.from_proto(answer.worker)
 
     def drain_worker(self, worker_id: str) -> WorkerInfo:
-        """Lets one worker finish its jobs and leave; it gets no new ones."""
+        """Let one worker finish its jobs and leave; it gets no new ones."""
         request = admin_pb2.DrainWorkerRequest(worker_id=worker_id)
         answer = self._calls.unary(self._calls.admin.DrainWorker, request, self._timeout_s)
         return WorkerInfo.from_proto(answer.worker)
 
     def server_info(self) -> ServerInfo:
-        """Returns what the answering server is, its store, and its limits."""
+        """Return what the answering server is, its store, and its limits."""
         answer = self._calls.unary(
             self._calls.admin.GetServerInfo, admin_pb2.GetServerInfoRequest(), self._timeout_s
         )
@@ -110,7 +110,7 @@ class OperatorMethods:
         retain_event_log: Span = None,
         priority_ageing: Span = None,
     ) -> QueueInfo:
-        """Changes the settings of a queue; what is None stays as it is.
+        """Change the settings of a queue; what is None stays as it is.
 
         Spans are seconds or timedeltas, or `"default"`, which takes the setting away.
 
@@ -161,7 +161,7 @@ class OperatorMethods:
     def watch_queues(
         self, queues: Iterable[str] = (), *, interval: Seconds = 1.0
     ) -> Generator[QueueInfo]:
-        """Yields every queue with its depths and rates, then each again when they have changed.
+        """Yield every queue with its depths and rates, then each again when they have changed.
 
         It reconnects by itself, and goes on until the caller leaves it.
 
@@ -182,7 +182,7 @@ class OperatorMethods:
                     yield QueueInfo.from_proto(proto)
 
     def watch_workers(self, queue: str = "") -> Generator[WorkerChange]:
-        """Yields every worker, then news: of one that came, changed, was lost, or left.
+        """Yield every worker, then each one that comes, changes, is lost or leaves.
 
         It reconnects by itself and then tells each worker as it stands again, and which have
         left meanwhile. It goes on until the caller leaves it.

@@ -40,7 +40,7 @@ _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBAD
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code."""
+    """Run a command line and return its exit code."""
     settings = Settings()
     try:
         code = cli.main(
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _decoded(argument: str) -> str:
-    """Reads UTF-8 in an argument where the locale has no such characters."""
+    """Read UTF-8 in an argument where the locale has no such characters."""
     try:
         return os.fsencode(argument).decode() if not is_text(argument) else argument
     except UnicodeError:

@@ -21,29 +21,46 @@ from jobwire.worker.host import loop_factory
 
 
 @cli.command()
-@click.option("--jobs", "-n", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True)
-@click.option("--payload", type=size, default="256", show_default=True, help="Bytes of a job.")
+@click.option(
+    "--jobs",
+    "-n",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=10_000,
+    show_default=True,
+    help="How many jobs to send through.",
+)
+@click.option(
+    "--payload", type=size, default="256", show_default=True, help="The size of each payload."
+)
 @click.option(
     "--batch",
     type=click.IntRange(1, 500),
+    metavar="N",
     default=100,
     show_default=True,
-    help="Jobs submitted together; 1: each by itself.",
+    help="How many jobs a call submits; 1: each by itself.",
 )
 @click.option(
-    "--in-flight", type=click.IntRange(1, 1_000), default=8, show_default=True, help="Calls."
+    "--in-flight",
+    type=click.IntRange(1, 1_000),
+    metavar="N",
+    default=8,
+    show_default=True,
+    help="How many calls are under way at once.",
 )
 @click.option(
     "--concurrency",
     "-c",
     type=click.IntRange(1, 5_000),
+    metavar="N",
     default=500,
     show_default=True,
-    help="Jobs that its worker runs at once.",
+    help="How many jobs the worker runs at once.",
 )
 @click.option(
     "--name",
-    help=f"Of its queue, after {QUEUE_PREFIX!r}. Default: this machine's name.",
+    help=f"The name of its queue after {QUEUE_PREFIX!r}. Default: this machine's name.",
 )
 @common
 @pass_settings
@@ -56,11 +73,11 @@ def bench(
     concurrency: int,
     name: str | None,
 ) -> None:
-    """Measure how fast the servers take jobs and have them done.
+    """Measure how fast the servers accept and finish jobs.
 
-    Jobs that do nothing go through a queue of this benchmark's own, worked by a worker in this
-    process; no other queue is touched, and the jobs are forgotten at the end. The servers, their
-    store and whoever uses them feel the load.
+    Sends jobs that do nothing through a queue of its own, to a worker in this process. No other
+    queue is touched, and the jobs are purged at the end. The servers, their store and everybody who
+    uses them feel the load.
     """
     load = Load(
         queue=QUEUE_PREFIX + (name or _machine()),
@@ -120,6 +137,6 @@ def _row(name: str, latency: Latency) -> tuple[str, ...]:
 
 
 def _machine() -> str:
-    """Returns this machine's name as a queue's name can hold it."""
+    """Return this machine's name as a queue's name can hold it."""
     name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")
     return name[:40].rstrip("-") or "here"

@@ -18,10 +18,10 @@ from jobwire.cli.parameters import count, duration
 from jobwire.cli.terminal import console, has_screen, put
 from jobwire.models import Job, JobState
 
-_REASON = click.option("--reason", "-m", default="", help="For people; kept with the job.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
-_YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-_MOST = click.option("--max-jobs", "-n", type=count, default=0, help="At most so many. 0: all.")
+_REASON = click.option("--reason", "-m", default="", help="A text for people, kept with the job.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Count the jobs, and change nothing.")
+_YES = click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
+_MOST = click.option("--max-jobs", "-n", type=count, default=0, help="At most this many. 0: all.")
 # Of characters that every encoding has.
 _SPINNER = "line"
 _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
@@ -30,14 +30,14 @@ _REDRIVEN = [state for state in TERMINAL if state != JobState.SUCCEEDED]
 @cli.command()
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @_REASON
-@click.option("--delay", type=duration, help="Not before so long from now.")
+@click.option("--delay", type=duration, help="Start it no sooner than this long from now.")
 @common
 @pass_settings
 def retry(settings: Settings, job_ids: tuple[str, ...], reason: str, delay: float | None) -> None:
-    """Put back jobs that failed or were ended.
+    """Put jobs back that failed, expired or were cancelled.
 
-    They are FAILED, CANCELLED or EXPIRED. Their budgets begin anew; attempts, output and
-    checkpoint stay. `jobwire redrive` does it to all jobs of a queue that match.
+    Their failures are counted from 0 again; attempts, output and checkpoint stay. `jobwire redrive`
+    does this for all jobs of a queue that match.
     """
     with settings.client() as client:
         for job_id in job_ids:
@@ -45,11 +45,14 @@ def retry(settings: Settings, job_ids: tuple[str, ...], reason: str, delay: floa
 
 
 @cli.command()
-@click.option("--queue", "-q", required=True, help="Nothing is done to many jobs by default.")
+@click.option("--queue", "-q", required=True, help="The queue whose jobs are meant.")
 @states_option(_REDRIVEN, "FAILED, the dead letters")
 @filter_options("ended")
 @click.option(
-    "--rate", type=click.FloatRange(0.01, 100_000), help="At most so many become ready a second."
+    "--rate",
+    type=click.FloatRange(0.01, 100_000),
+    metavar="X",
+    help="At most this many become ready a second.",
 )
 @_MOST
 @_REASON
@@ -68,9 +71,10 @@ def redrive(
     yes: bool,
     **which: Any,
 ) -> int:
-    """Put back all jobs that match.
+    """Put back all jobs of a queue that match.
 
-    The dead letters of a queue, unless told otherwise. On a terminal it counts them first and asks.
+    These are its dead letters, unless --state says otherwise. On a terminal it counts them first
+    and asks.
 
     \b
     Example:
@@ -94,7 +98,9 @@ def redrive(
 
 @cli.command()
 @click.argument("job_ids", metavar="[JOB_ID...]", nargs=-1)
-@click.option("--queue", "-q", default="", help="In place of ids: all live jobs that match.")
+@click.option(
+    "--queue", "-q", default="", help="Instead of ids: all live jobs of this queue that match."
+)
 @states_option(LIVE, "all live ones")
 @filter_options("were submitted")
 @_MOST
@@ -114,10 +120,11 @@ def cancel(
     yes: bool,
     **which: Any,
 ) -> int:
-    """Ask for the end of jobs.
+    """Cancel jobs.
 
-    They end at once, or by their worker if they run. Name them by their ids, or with --queue all
-    live jobs of it that match; on a terminal it then counts them first and asks.
+    Jobs that wait end at once; those that run end when their worker has stopped them. Name jobs by
+    their ids, or with --queue all live jobs that match. On a terminal it counts those first and
+    asks.
     """
     chosen = filter_of(**which, by_submission=True)
     narrows = dry_run or max_jobs or any(chosen.values())
@@ -140,7 +147,7 @@ def cancel(
 
 
 @cli.command()
-@click.option("--queue", "-q", required=True, help="Nothing is done to many jobs by default.")
+@click.option("--queue", "-q", required=True, help="The queue whose jobs are meant.")
 @states_option(TERMINAL, "all terminal ones")
 @filter_options("ended")
 @_MOST
@@ -153,8 +160,8 @@ def purge(
 ) -> int:
     """Forget jobs that have ended.
 
-    All that is kept of them goes, for good. On a terminal it counts them first and asks; elsewhere
-    it wants --yes. Live jobs are never purged: cancel them first.
+    All that is kept of them is deleted for good. On a terminal it counts them first and asks;
+    elsewhere it needs --yes. Live jobs are never purged: cancel them first.
     """
     if not yes and not dry_run and not sys.stdin.isatty():
         raise click.UsageError("what is purged does not come back: say --yes, or try --dry-run")
@@ -182,7 +189,7 @@ def _act(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    """Counts, asks where there is somebody to ask, acts, and tells."""
+    """Count the jobs, ask if somebody is there to ask, act, and print what was done."""
     verb, done = words
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     if dry_run or asks:

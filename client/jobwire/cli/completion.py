@@ -12,7 +12,7 @@ from jobwire.cli.terminal import put
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes `jobwire` in a shell.
+    """Print a shell script that completes `jobwire` commands.
 
     \b
     bash:  eval "$(jobwire completion bash)"      in ~/.bashrc

@@ -38,10 +38,10 @@ Exit codes:
   2    the command line or the request is wrong
   3    no such job, queue, worker or schedule
   4    no server answered in time, or it is full
-  5    the state of things does not allow it
-  70   a defect; JOBWIRE_DEBUG=1 shows the traceback
+  5    it is not allowed, or not in this state
+  70   a bug in Jobwire; JOBWIRE_DEBUG=1 shows the traceback
   74   the output can't be written: the disk is full, the terminal gone
-  130  interrupted by Ctrl-C, or told not to
+  130  interrupted by Ctrl-C, or answered with no
   143  ended by SIGTERM"""
 
 _BY_CODE = {
@@ -60,20 +60,20 @@ _BY_CODE = {
 
 
 _SUSPECTS = {
-    Health.READY: "it is well but slow, or overloaded; --timeout gives it longer",
-    Health.NOT_READY: "the server runs, and its store does not answer (or it is about to end);"
-    " look after the store, and at the server's log",
+    Health.READY: "the server is ready but slow, or overloaded; --timeout gives it longer",
+    Health.NOT_READY: "the server runs, but its store does not answer (or it is about to end);"
+    " check the store and the server's log",
     Health.SILENT: "the server hangs, or something between here and there does",
 }
 
 
 def exit_code_of(error: CallError) -> Exit:
-    """Returns the exit code for a failed call."""
+    """Return the exit code for a failed call."""
     return _BY_CODE.get(error.code, Exit.INTERNAL)
 
 
 def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -> None:
-    """Prints what failed, with a line for each violation.
+    """Print what failed, with a line for each violation.
 
     Args:
         error: What was raised.
@@ -103,7 +103,7 @@ def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -
 
 
 def show_defect(error: BaseException) -> None:
-    """Prints an error that nobody expected."""
+    """Print an error that nobody expected."""
     if os.environ.get("JOBWIRE_DEBUG"):
         put("".join(traceback.format_exception(error)), err=True, nl=False)
         say(f"internal error: {type(error).__name__}: {error}")
@@ -115,12 +115,12 @@ def show_defect(error: BaseException) -> None:
 
 
 def show_usage_error(error: click.ClickException) -> None:
-    """Prints what is wrong with the command line, as click would."""
+    """Print what is wrong with the command line, as click would."""
     text = io.StringIO()
     error.show(text)
     put(text.getvalue(), err=True, nl=False)
 
 
 def say(text: str) -> None:
-    """Prints a line to standard error under the program's name."""
+    """Print a line to standard error under the program's name."""
     put(f"jobwire: {text}", err=True)

@@ -19,25 +19,30 @@ LIVE = [state.value for state in JobState if not state.is_terminal][1:]
 
 
 def states_option(states: list[str], default: str) -> Callable[[F], F]:
-    """Makes the option that narrows by state."""
+    """Make the option that narrows by state."""
     return click.option(
         "--state",
         "-s",
         type=click.Choice(states, case_sensitive=False),
         multiple=True,
-        help=f"May be repeated. Default: {default}.",
+        help=f"Only jobs in this state. Repeatable. Default: {default}.",
     )
 
 
 def filter_options(what: str) -> Callable[[F], F]:
-    """Makes the decorator that adds the options.
+    """Make the decorator that adds the options.
 
     Args:
         what: What happened to the jobs at the moments that `--since` and `--before` name.
     """
     options = (
-        click.option("--operation", "-o", default="", help="Only jobs of it."),
-        click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT."),
+        click.option("--operation", "-o", default="", help="Only jobs of this operation."),
+        click.option(
+            "--failure-type",
+            "-f",
+            default="",
+            help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
+        ),
         click.option(
             "--label",
             "-l",
@@ -50,10 +55,13 @@ def filter_options(what: str) -> Callable[[F], F]:
             "--since",
             type=past,
             metavar="TIME|DURATION",
-            help=f"Only jobs that {what} since: a moment, or 2h for two hours ago.",
+            help=f"Only jobs that {what} since then; 2h is two hours ago.",
         ),
         click.option(
-            "--before", type=past, metavar="TIME|DURATION", help=f"Only jobs that {what} before."
+            "--before",
+            type=past,
+            metavar="TIME|DURATION",
+            help=f"Only jobs that {what} before then.",
         ),
     )
 
@@ -75,7 +83,7 @@ def filter_of(
     state: tuple[str, ...] = (),
     by_submission: bool = False,
 ) -> FilterOptions:
-    """Turns them into what the client takes.
+    """Turn the options into arguments of the client.
 
     Args:
         by_submission: True: the moments are those of the submission, False: of the end.

@@ -52,11 +52,11 @@ class Settings:
         return ConnectionOptions(target=self.target).address
 
     def health(self) -> Health:
-        """Asks the server how it is."""
+        """Ask the server how it is."""
         return health_of(self.target, self.tls)
 
     def client(self) -> Client:
-        """Opens a client.
+        """Open a client.
 
         Raises:
             click.UsageError: An address is malformed.
@@ -71,7 +71,7 @@ pass_settings = click.make_pass_decorator(Settings, ensure=True)
 
 
 def common(function: F) -> F:
-    """Adds the options that every command takes, before or after its name."""
+    """Add the options that every command takes, before or after its name."""
 
     def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
         def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -86,9 +86,10 @@ def common(function: F) -> F:
         click.option(
             "--timeout",
             type=positive_duration,
+            metavar="DURATION",
             expose_value=False,
             callback=keep("timeout_s"),
-            help=f"For each call, such as 500ms or 1m. Default: {DEFAULT_TIMEOUT_S:g}s.",
+            help=f"How long a call may take, such as 500ms. Default: {DEFAULT_TIMEOUT_S:g}s.",
         ),
         click.option(
             "--json",
@@ -102,7 +103,7 @@ def common(function: F) -> F:
             metavar="HOST:PORT",
             expose_value=False,
             callback=keep("target"),
-            help="The servers, separated by commas. Default: JOBWIRE_TARGET, or 127.0.0.1:50051.",
+            help="Servers, separated by commas. Default: JOBWIRE_TARGET, or 127.0.0.1:50051.",
         ),
     ):
         function = decorate(function)
@@ -158,7 +159,7 @@ class CommandFamily(_Suggesting, _Checked):
 
 
 def _check_text(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Refuses bytes of the command line that are no text of the locale, nor UTF-8.
+    """Refuse bytes of the command line that are no text of the locale, nor UTF-8.
 
     Raises:
         click.BadParameter: With the option's name. Paths and payloads may hold any bytes.
@@ -178,7 +179,7 @@ def is_text(value: str) -> bool:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end a command through its own clean-up."""
+    """Let SIGTERM and SIGHUP end a command through its own clean-up."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -237,7 +238,7 @@ def _load(found: EntryPoint) -> click.Command:
 
 
 def _missing(name: str, error: ImportError) -> click.Command:
-    """Stands in for a command whose packages are not installed."""
+    """Stand in for a command whose packages are not installed."""
 
     @click.command(
         name,

@@ -26,7 +26,7 @@ class Health(Enum):
 
 
 def health_of(target: str | None, tls: bool | Tls) -> Health:
-    """Asks a server, and waits two seconds for its answer."""
+    """Ask a server how it is; wait two seconds for its answer."""
     try:
         with open_sync_channel(ConnectionOptions(target=target, tls=tls)) as channel:
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)

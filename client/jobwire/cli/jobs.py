@@ -32,8 +32,10 @@ from jobwire.models import Attempt, Failure, Job, JobState, Redrive
 from jobwire.unique import UniqueKey
 
 STATES = click.Choice([state.value for state in JobState][1:], case_sensitive=False)
-_QUEUE = click.option("--queue", "-q", default="default", show_default=True)
-_OPERATION = click.option("--operation", "-o", default="", help="Only jobs of it.")
+_QUEUE = click.option(
+    "--queue", "-q", default="default", show_default=True, help="The queue to look in."
+)
+_OPERATION = click.option("--operation", "-o", default="", help="Only jobs of this operation.")
 _LABEL = click.option(
     "--label",
     "-l",
@@ -42,15 +44,27 @@ _LABEL = click.option(
     multiple=True,
     help="Only jobs with this label.",
 )
-_FAILURE_TYPE = click.option("--failure-type", "-f", default="", help="Such as EXECUTION_TIMEOUT.")
-_LIMIT = click.option("--limit", "-n", type=count, default=50, show_default=True, help="0: all.")
+_FAILURE_TYPE = click.option(
+    "--failure-type",
+    "-f",
+    default="",
+    help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
+)
+_LIMIT = click.option(
+    "--limit",
+    "-n",
+    type=count,
+    default=50,
+    show_default=True,
+    help="Show at most this many; 0: all.",
+)
 
 
 @cli.command()
 @click.argument("operation")
 @click.argument("payload", required=False)
 @submission_options
-@click.option("--wait", "-w", is_flag=True, help="Watch it to its end and print its result.")
+@click.option("--wait", "-w", is_flag=True, help="Follow the job to its end and print its result.")
 @common
 @pass_settings
 def submit(
@@ -64,8 +78,8 @@ def submit(
 ) -> int:
     """Submit a job and print its id.
 
-    PAYLOAD is JSON text, @FILE, or - for standard input. Durations are 250ms, 10s, 5m, 1h30m or
-    2d; moments are like 2030-01-31T08:00:00Z.
+    PAYLOAD is JSON text, @FILE, or - for standard input. Write durations as 250ms, 10s, 5m, 1h30m
+    or 2d, and times as 2030-01-31T08:00:00Z.
 
     \b
     Example:
@@ -156,7 +170,7 @@ def _print_job(job: Job) -> None:
 
 
 def _print_stacks(attempts: Iterable[Attempt]) -> None:
-    """Prints what each attempt was doing when it failed; what repeats itself once."""
+    """Print what each attempt was doing when it failed; what repeats itself once."""
     told: dict[str, int] = {}
     for attempt in attempts:
         stack = attempt.failure.stack if attempt.failure else ""
@@ -208,7 +222,13 @@ def _attempt_row(attempt: Attempt) -> list[str | int | None]:
 
 @cli.command("list")
 @_QUEUE
-@click.option("--state", "-s", type=STATES, multiple=True, help="May be repeated. Default: all.")
+@click.option(
+    "--state",
+    "-s",
+    type=STATES,
+    multiple=True,
+    help="Only jobs in this state. Repeatable. Default: all.",
+)
 @_OPERATION
 @_LABEL
 @_FAILURE_TYPE

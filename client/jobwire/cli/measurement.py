@@ -1,4 +1,4 @@
-"""How fast a deployment is: jobs that do nothing, through a queue of their own."""
+"""Measures a deployment with jobs that do nothing, in a queue of their own."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class BenchResult:
 async def measure(
     client: AsyncClient, worker: Worker, load: Load, say: Callable[[str], None]
 ) -> BenchResult:
-    """Measures, and forgets its jobs at the end, however it ends.
+    """Measure, and forget its jobs at the end, however it ends.
 
     Args:
         client: To submit with.
@@ -147,7 +147,7 @@ class _Bench:
         )
 
     async def _through(self, count: int) -> float:
-        """Submits jobs and waits until they are done; returns how long the submission took."""
+        """Submit jobs and wait until they are done; return how long the submission took."""
         load, self._done = self._load, self._done + count
         sizes = iter([min(load.batch, count - at) for at in range(0, count, load.batch)])
         began = perf_counter()
@@ -193,7 +193,7 @@ class _Bench:
             await asyncio.sleep(LOOK_S)
 
     async def _ended(self, count: int) -> list[Job]:
-        """Returns the jobs that have succeeded; there must be so many, each with one attempt."""
+        """Return the jobs that have succeeded; there must be so many, each with one attempt."""
         states = [JobState.SUCCEEDED]
         found = self._client.list_jobs(self._load.queue, states=states, page_size=PAGE_JOBS)
         jobs = [job async for job in found]
@@ -216,7 +216,7 @@ async def _check_unused(client: AsyncClient, queue: str) -> None:
 
 
 async def _forget(client: AsyncClient, queue: str) -> None:
-    """Cancels and purges what the queue holds."""
+    """Cancel and purge what the queue holds."""
     try:
         depth = (await client.queue(queue)).depth
         if any(not state.is_terminal for state in depth):

@@ -34,7 +34,7 @@ STATE_STYLES = {
 
 
 def to_json(value: Any) -> Any:
-    """Turns models and payloads into what JSON can say."""
+    """Turn models and payloads into what JSON can say."""
     if is_dataclass(value) and not isinstance(value, type):
         made: dict[str, Any] = {}
         for field in fields(value):
@@ -65,17 +65,17 @@ def to_json(value: Any) -> Any:
 
 
 def _is_span(field: Field[Any]) -> bool:
-    """Tells whether a field holds a span of time; in JSON its unit is in the name."""
+    """Tell whether a field holds a span of time; in JSON its unit is in the name."""
     return isinstance(field.type, str) and ("timedelta" in field.type or "Seconds" in field.type)
 
 
 def print_json(value: Any) -> None:
-    """Prints one line."""
+    """Print one line."""
     put(json_text(value, compact=True))
 
 
 def json_text(value: Any, *, compact: bool = False) -> str:
-    """Returns JSON in characters that standard output has, with no control character among them."""
+    """Return JSON in characters that standard output has, with no control character among them."""
     separators = (",", ":") if compact else None
     made = to_json(value)
     text = in_json(json.dumps(made, ensure_ascii=False, allow_nan=False, separators=separators))
@@ -85,7 +85,7 @@ def json_text(value: Any, *, compact: bool = False) -> str:
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Prints a table on a terminal, and lines of tab-separated fields into a pipe.
+    """Print a table on a terminal, and lines of tab-separated fields into a pipe.
 
     Args:
         columns: Their headings.
@@ -119,7 +119,7 @@ def _cell(value: Any) -> Text:
 
 
 def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
-    """Prints names and values, one pair a line; leaves out what is None or empty."""
+    """Print names and values, one pair a line; leave out what is None or empty."""
     given = [(name, value) for name, value in facts if value is not None and value != ""]
     width = max((len(name) for name, _ in given), default=0)
     screen = console()
@@ -131,7 +131,7 @@ def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
 
 
 def short_payload(value: Any, limit: int = 400) -> str:
-    """Shows a payload in one line, cut after `limit` characters."""
+    """Show a payload in one line, cut after `limit` characters."""
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     text = json_text(value)
@@ -139,13 +139,13 @@ def short_payload(value: Any, limit: int = 400) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """Shows the first line of a text, cut after `most` characters."""
+    """Show the first line of a text, cut after `most` characters."""
     line = text.strip().partition("\n")[0]
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def when(moment: datetime | None, zone: ZoneInfo | None = None) -> str | None:
-    """Shows a moment with its distance from now, in local time or in the zone named."""
+    """Show a moment with its distance from now, in local time or in the zone named."""
     if moment is None:
         return None
     distance = (datetime.now(UTC) - moment).total_seconds()
@@ -156,7 +156,7 @@ def when(moment: datetime | None, zone: ZoneInfo | None = None) -> str | None:
 
 
 def span(seconds: float | timedelta | None) -> str | None:
-    """Shows a span with its two largest units."""
+    """Show a span with its two largest units."""
     if seconds is None:
         return None
     if isinstance(seconds, timedelta):
@@ -174,7 +174,7 @@ def span(seconds: float | timedelta | None) -> str | None:
 
 
 def retry_text(policy: RetryPolicy) -> str:
-    """Shows a retry policy in a few words; empty if it says nothing."""
+    """Show a retry policy in a few words; empty if it says nothing."""
     parts = (
         None if policy.max_attempts is None else plural(policy.max_attempts, "attempt"),
         None if policy.initial_backoff is None else f"backoff from {span(policy.initial_backoff)}",
@@ -186,12 +186,12 @@ def retry_text(policy: RetryPolicy) -> str:
 
 
 def plural(count: int, what: str) -> str:
-    """Shows a count with its noun."""
+    """Show a count with its noun."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def size(count: int) -> str:
-    """Shows a number of bytes."""
+    """Show a number of bytes."""
     if count < 1 << 10:
         return plural(count, "byte")
     for unit, bits in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
@@ -201,7 +201,7 @@ def size(count: int) -> str:
 
 
 def progress_text(job: Job) -> str:
-    """Shows the progress of a job in a few words."""
+    """Show the progress of a job in a few words."""
     if job.progress is None:
         return ""
     fraction = "" if job.progress.fraction is None else f"{job.progress.fraction:.0%}"
@@ -209,5 +209,5 @@ def progress_text(job: Job) -> str:
 
 
 def pairs(mapping: Mapping[str, str]) -> str:
-    """Shows labels as `key=value` words."""
+    """Show labels as `key=value` words."""
     return " ".join(f"{key}={value}" for key, value in sorted(mapping.items()))

@@ -27,7 +27,7 @@ class TooLong(ValueError):
 
 
 def parse_duration(text: str) -> float:
-    """Reads `1h30m`, `250ms` or a bare number of seconds, and returns seconds.
+    """Read `1h30m`, `250ms` or a bare number of seconds, and return seconds.
 
     Raises:
         TooLong: It is more than 36500 days.
@@ -135,7 +135,7 @@ def words(values: tuple[str, ...]) -> click.Choice[str]:
 
 
 def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
-    """Reads the PAYLOAD argument: text, `@FILE`, or `-` for standard input.
+    """Read the PAYLOAD argument: text, `@FILE`, or `-` for standard input.
 
     Args:
         argument: None gives an empty payload.

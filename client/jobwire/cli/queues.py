@@ -92,7 +92,7 @@ def _of(used: str, limit: int) -> str:
 
 
 def _settings(config: QueueConfig) -> list[tuple[str, str | None]]:
-    """Tells what a queue was told that differs from the server's defaults."""
+    """Return the settings of a queue that differ from the server's defaults."""
     log = f"{config.event_log_entries} changes"
     if config.retain_event_log is not None:
         log += f", at most {span(config.retain_event_log)} old"
@@ -121,7 +121,7 @@ def _for(so_long: timedelta | None) -> str | None:
 @common
 @pass_settings
 def show_queue(settings: Settings, name: str) -> None:
-    """Show one queue with its depths, rates and totals."""
+    """Show a queue with its depths, rates and totals."""
     with settings.client() as client:
         _print_queue(client.queue(name), settings)
 
@@ -131,7 +131,7 @@ def show_queue(settings: Settings, name: str) -> None:
 @common
 @pass_settings
 def pause_queue(settings: Settings, name: str) -> None:
-    """Stop deliveries; the queue goes on accepting jobs."""
+    """Stop handing out jobs; the queue still accepts new ones."""
     with settings.client() as client:
         _print_queue(client.pause(name), settings)
 
@@ -141,7 +141,7 @@ def pause_queue(settings: Settings, name: str) -> None:
 @common
 @pass_settings
 def resume_queue(settings: Settings, name: str) -> None:
-    """Start deliveries again."""
+    """Hand out jobs again."""
     with settings.client() as client:
         _print_queue(client.resume(name), settings)
 
@@ -151,47 +151,78 @@ def resume_queue(settings: Settings, name: str) -> None:
 @click.option(
     "--event-log",
     type=click.IntRange(0, 1_000_000),
-    help="How many changes of jobs to keep, for watchers that come back. 0: none.",
+    metavar="N",
+    help="How many changes of jobs to keep for watchers that reconnect. 0: none.",
 )
 @click.option(
     "--retain-event-log",
     type=span_or_default,
     metavar="DURATION|default",
-    help="How long to keep them.",
+    help="How long to keep those changes.",
 )
 @click.option(
-    "--max-output", type=size, help="For all its jobs together, such as 1GiB. 0: the server's."
+    "--max-output",
+    type=size,
+    help="Output to keep for all its jobs, such as 1GiB. 0: the server's limit.",
 )
 @click.option(
-    "--retain-output", type=span_or_default, metavar="DURATION|default", help="Of ended jobs."
+    "--retain-output",
+    type=span_or_default,
+    metavar="DURATION|default",
+    help="How long to keep the output of ended jobs.",
 )
-@click.option("--max-attempts", type=click.IntRange(1, 1000), help="Of jobs that do not say.")
-@click.option("--initial-backoff", type=duration, help="Of jobs that do not say.")
-@click.option("--max-backoff", type=duration, help="Of jobs that do not say.")
-@click.option("--multiplier", type=click.FloatRange(1, 10), help="Of jobs that do not say.")
-@click.option("--jitter", type=click.FloatRange(0, 1), help="Of jobs that do not say.")
-@click.option("--no-retry", is_flag=True, help="Take away what it says about retries.")
-@click.option("--max-pending", type=count, help="Jobs that may wait; above it, none are taken.")
-@click.option("--max-live-bytes", type=size, help="Their bytes, and those of running ones.")
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="For jobs that do not set it: how many failures end one.",
+)
+@click.option(
+    "--initial-backoff", type=duration, help="For them: the wait before the second attempt."
+)
+@click.option("--max-backoff", type=duration, help="For them: the longest wait.")
+@click.option(
+    "--multiplier",
+    type=click.FloatRange(1, 10),
+    metavar="X",
+    help="For them: how much longer each wait is than the one before.",
+)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="For them: the share of each wait that is random.",
+)
+@click.option("--no-retry", is_flag=True, help="Remove its retry settings.")
+@click.option(
+    "--max-pending", type=count, help="Refuse new jobs while this many wait. 0: no limit."
+)
+@click.option(
+    "--max-live-bytes",
+    type=size,
+    help="Refuse new jobs above this many bytes of live ones. 0: no limit.",
+)
 @click.option(
     "--retain-succeeded",
     type=span_or_default,
     metavar="DURATION|default",
-    help="How long to keep these jobs.",
+    help="How long to keep jobs that succeeded.",
 )
 @click.option(
     "--retain-ended",
     type=span_or_default,
     metavar="DURATION|default",
-    help="Those that failed, expired or were cancelled.",
+    help="How long to keep jobs that failed, expired or were cancelled.",
 )
-@click.option("--max-ended", type=count, help="Ended jobs to keep. 0: no limit.")
-@click.option("--max-ended-bytes", type=size, help="Their bytes. 0: no limit.")
+@click.option("--max-ended", type=count, help="How many ended jobs to keep. 0: no limit.")
+@click.option(
+    "--max-ended-bytes", type=size, help="How many bytes of ended jobs to keep. 0: no limit."
+)
 @click.option(
     "--priority-ageing",
     type=span_or_default,
     metavar="DURATION|default",
-    help="The wait that counts as one priority higher.",
+    help="Raise a job's priority by one each time it has waited this long.",
 )
 @common
 @pass_settings
@@ -218,8 +249,8 @@ def configure_queue(
 ) -> None:
     """Change the settings of a queue; what is not named stays.
 
-    Where a duration is asked for that is not about retries, `default` takes the setting away. What
-    is said about retries replaces all that was said about them.
+    Where an option takes DURATION|default, `default` removes the setting. The retry options replace
+    all retry settings of the queue.
     """
     retry = RetryPolicy(
         max_attempts=max_attempts,

@@ -33,9 +33,11 @@ class Detached(Exception):
 @click.argument("operation")
 @click.argument("payload", required=False)
 @submission_options
-@click.option("--result", is_flag=True, help="Print the result behind the output.")
-@click.option("--raw", is_flag=True, help="Escape sequences of the output reach a terminal.")
-@click.option("--cancel-on-exit", is_flag=True, help="Cancel the job if this command ends first.")
+@click.option("--result", is_flag=True, help="Print the result after the output.")
+@click.option("--raw", is_flag=True, help="Let escape sequences of the output reach the terminal.")
+@click.option(
+    "--cancel-on-exit", is_flag=True, help="Cancel the job if this command ends before it."
+)
 @common
 @pass_settings
 def run(
@@ -51,12 +53,14 @@ def run(
 ) -> int:
     """Run a job like a local command.
 
-    PAYLOAD is JSON text, @FILE, or - for standard input. The job's output on channel stdout goes
-    to standard output, every other channel and all messages to standard error; on a terminal its
-    control characters are spelt. Exit codes: 0 the
-    job succeeded, 1 it failed or expired, 130 it was cancelled or left to itself. Ctrl-C asks
-    whether to cancel the job or to leave it; without a terminal it leaves the job, or cancels it
-    with --cancel-on-exit.
+    PAYLOAD is JSON text, @FILE, or - for standard input. What the job writes to its channel stdout
+    goes to standard output; other channels and all messages go to standard error. A terminal shows
+    control characters spelt out.
+
+    Ctrl-C asks whether to cancel the job or to leave it running. Without a terminal it leaves the
+    job, or cancels it with --cancel-on-exit.
+
+    Exit codes: 0 the job succeeded, 1 it failed or expired, 130 it was cancelled or left running.
     """
     content = read_payload(payload, as_bytes=as_bytes)
     chosen = submit_options(**options)
@@ -90,7 +94,7 @@ def run(
 
 
 def _tell(before: Job | None, job: Job) -> None:
-    """Says what a local command would have no words for."""
+    """Say what a local command would have no words for."""
     if before is None:
         say(f"job {job.id}")
     elif job.state is JobState.SCHEDULED and job.failure is not None:
@@ -102,7 +106,7 @@ def _tell(before: Job | None, job: Job) -> None:
 
 @contextmanager
 def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[None]:
-    """Lets Ctrl-C ask; a second one leaves the job."""
+    """Let Ctrl-C ask; a second one leaves the job."""
     asked = False
 
     def cancel() -> None:

@@ -15,31 +15,41 @@ from jobwire.schedules import Missed, Overlap
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CADENCE = (
-    click.option("--cron", metavar="EXPRESSION", help="Such as '30 6 * * MON-FRI', or @daily."),
-    click.option("--time-zone", "-z", help="For --cron, such as Europe/Berlin. Default: UTC."),
-    click.option("--every", type=duration, help="In place of --cron, such as 5m."),
-    click.option("--anchor", type=time, help="For --every: a moment to count from."),
-    click.option("--start-at", type=time, help="Not due before."),
-    click.option("--end-at", type=time, help="Not due after."),
+    click.option(
+        "--cron", metavar="EXPRESSION", help="When it is due, such as '30 6 * * MON-FRI' or @daily."
+    ),
+    click.option(
+        "--time-zone", "-z", help="The time zone of --cron, such as Europe/Berlin. Default: UTC."
+    ),
+    click.option(
+        "--every", type=duration, help="How often it is due, such as 5m; instead of --cron."
+    ),
+    click.option(
+        "--anchor", type=time, help="The moment from which --every counts. Default: its creation."
+    ),
+    click.option("--start-at", type=time, help="It is not due before this."),
+    click.option("--end-at", type=time, help="It is not due after this."),
     click.option(
         "--missed",
         type=words(get_args(Missed)),
-        help="Moments while no server was up. Default: run-latest.",
+        help="What to do about moments when no server was up. Default: run-latest.",
     ),
-    click.option("--catch-up-window", type=duration, help="For --missed run-all. Default: 1d."),
+    click.option(
+        "--catch-up-window", type=duration, help="How far back --missed run-all goes. Default: 1d."
+    ),
     click.option(
         "--overlap",
         type=words(get_args(Overlap)),
-        help="While the job before is not finished. Default: skip.",
+        help="What to do while the previous job is unfinished. Default: skip.",
     ),
-    click.option("--spread", type=duration, help="Up to so long behind each moment."),
-    click.option("--description", help="For people."),
+    click.option("--spread", type=duration, help="Delay each job at random, by up to this long."),
+    click.option("--description", help="A text for people."),
     click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON."),
 )
 
 
 def schedule_options(function: F) -> F:
-    """Adds the options that say what a schedule is."""
+    """Add the options that say what a schedule is."""
     function = job_options(function)
     for decorate in reversed(_CADENCE):
         function = decorate(function)
@@ -61,7 +71,7 @@ def given_schedule_options(
     description: str | None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Turns what was given into what the client takes; what was not given is left out."""
+    """Turn the options into arguments of the client; options that were not given are left out."""
     named: dict[str, Any] = {
         "cron": cron,
         "time_zone": time_zone,

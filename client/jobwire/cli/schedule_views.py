@@ -80,7 +80,7 @@ def print_schedule(schedule: Schedule, settings: Settings) -> None:
 
 
 def zone_of(schedule: Schedule) -> ZoneInfo | None:
-    """Returns the zone in which a schedule's moments are shown; None: the local one."""
+    """Return the zone in which a schedule's moments are shown; None: the local one."""
     if schedule.cron is None:
         return None
     try:
@@ -90,14 +90,14 @@ def zone_of(schedule: Schedule) -> ZoneInfo | None:
 
 
 def cadence_text(schedule: Schedule) -> str:
-    """Shows when a schedule is due."""
+    """Show when a schedule is due."""
     if schedule.cron is None:
         return f"every {span(schedule.every or timedelta())}"
     return f"{schedule.cron} {schedule.time_zone}"
 
 
 def next_text(schedule: Schedule) -> str | None:
-    """Shows the next moment of a schedule, or why there is none."""
+    """Show the next moment of a schedule, or why there is none."""
     if schedule.paused:
         return "paused"
     return when(schedule.next_runs[0], zone_of(schedule)) if schedule.next_runs else "never"

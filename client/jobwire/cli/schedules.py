@@ -16,8 +16,12 @@ from jobwire.cli.schedule_options import given_schedule_options, schedule_option
 from jobwire.cli.schedule_views import cadence_text, next_text, print_schedule
 from jobwire.cli.terminal import put
 
-_QUEUE = click.option("--queue", "-q", default="default", show_default=True)
-_REASON = click.option("--reason", "-m", default="", help="For people; kept with the schedule.")
+_QUEUE = click.option(
+    "--queue", "-q", default="default", show_default=True, help="The queue of the schedule."
+)
+_REASON = click.option(
+    "--reason", "-m", default="", help="A text for people, kept with the schedule."
+)
 
 
 @cli.group(invoke_without_command=True)
@@ -25,7 +29,7 @@ _REASON = click.option("--reason", "-m", default="", help="For people; kept with
 @common
 @click.pass_context
 def schedules(context: click.Context, queue: str) -> None:
-    """List, make and change recurring jobs."""
+    """List, create and change recurring jobs."""
     if context.invoked_subcommand is None:
         _list(context.ensure_object(Settings), queue)
 
@@ -70,7 +74,7 @@ def _list(settings: Settings, queue: str) -> None:
 @common
 @pass_settings
 def get_schedule(settings: Settings, schedule_id: str, queue: str) -> None:
-    """Show a schedule with its next moments and its latest jobs."""
+    """Show a schedule, when it is due next, and its latest jobs."""
     with settings.client() as client:
         print_schedule(client.get_schedule(schedule_id, queue=queue), settings)
 
@@ -81,7 +85,7 @@ def get_schedule(settings: Settings, schedule_id: str, queue: str) -> None:
 @click.argument("payload", required=False)
 @_QUEUE
 @schedule_options
-@click.option("--paused", is_flag=True, help="It begins paused.")
+@click.option("--paused", is_flag=True, help="Create it paused.")
 @common
 @pass_settings
 def create_schedule(
@@ -95,7 +99,7 @@ def create_schedule(
     paused: bool,
     **options: Any,
 ) -> None:
-    """Make a schedule: its job is submitted at each due moment.
+    """Create a schedule, whose job is submitted whenever it is due.
 
     PAYLOAD is JSON text, @FILE, or - for standard input.
 
@@ -119,7 +123,7 @@ def create_schedule(
 @schedules.command("update")
 @click.argument("schedule_id")
 @_QUEUE
-@click.option("--operation", "-o", help="What its jobs run.")
+@click.option("--operation", "-o", help="The operation of its jobs.")
 @click.option("--payload", help="Their input: JSON text, @FILE, or - for standard input.")
 @schedule_options
 @click.option(
@@ -131,7 +135,7 @@ def create_schedule(
         ]
     ),
     multiple=True,
-    help="Take this away. May be repeated.",
+    help="Remove this setting. Repeatable.",
 )
 @common
 @pass_settings
@@ -146,7 +150,7 @@ def update_schedule(
     remove: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Change what a schedule says; what is not named stays."""
+    """Change a schedule; what is not named stays."""
     changes = given_schedule_options(**options)
     for name in remove:
         changes["jitter" if name == "spread" else name.replace("-", "_")] = None
@@ -171,7 +175,7 @@ def update_schedule(
 @common
 @pass_settings
 def pause_schedule(settings: Settings, schedule_id: str, queue: str, reason: str) -> None:
-    """Stop a schedule; moments that pass meanwhile are not made up for."""
+    """Pause a schedule; what it misses meanwhile is not made up for."""
     with settings.client() as client:
         print_schedule(client.pause_schedule(schedule_id, reason, queue=queue), settings)
 
@@ -182,7 +186,7 @@ def pause_schedule(settings: Settings, schedule_id: str, queue: str, reason: str
 @common
 @pass_settings
 def resume_schedule(settings: Settings, schedule_id: str, queue: str) -> None:
-    """Let a paused schedule go on."""
+    """Resume a paused schedule."""
     with settings.client() as client:
         print_schedule(client.resume_schedule(schedule_id, queue=queue), settings)
 
@@ -190,13 +194,13 @@ def resume_schedule(settings: Settings, schedule_id: str, queue: str) -> None:
 @schedules.command("trigger")
 @click.argument("schedule_id")
 @_QUEUE
-@click.option("--request-id", help="The same one twice within a day is one job.")
+@click.option("--request-id", help="Submit one job, however often this id is sent within a day.")
 @common
 @pass_settings
 def trigger_schedule(
     settings: Settings, schedule_id: str, queue: str, request_id: str | None
 ) -> None:
-    """Submit a job of a schedule now, and print its id."""
+    """Submit a schedule's job now, and print its id."""
     with settings.client() as client:
         job_id = client.trigger_schedule(schedule_id, queue=queue, request_id=request_id)
     if settings.json:
@@ -211,7 +215,7 @@ def trigger_schedule(
 @common
 @pass_settings
 def delete_schedule(settings: Settings, schedule_ids: tuple[str, ...], queue: str) -> None:
-    """Remove schedules; jobs that they submitted stay."""
+    """Delete schedules; the jobs that they submitted stay."""
     with settings.client() as client:
         for schedule_id in schedule_ids:
             client.delete_schedule(schedule_id, queue=queue)
@@ -226,5 +230,5 @@ _IN_OPTIONS = {
 
 
 def _as_options(text: str) -> str:
-    """Says an error of the client's in the words of the command line."""
+    """Put an error of the client into the words of the command line."""
     return _IN_OPTIONS.get(text, text)

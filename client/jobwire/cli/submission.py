@@ -1,4 +1,4 @@
-"""The options that say how a job is to run, for every command that submits one or plans some."""
+"""The options of a job, for every command that submits or schedules one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 _JOB_OPTIONS = (
-    click.option("--priority", "-p", type=click.IntRange(0, 255), help="0 unless given."),
+    click.option(
+        "--priority",
+        "-p",
+        type=click.IntRange(0, 255),
+        metavar="N",
+        help="Higher goes first. Default: 0.",
+    ),
     click.option(
         "--require",
         "-r",
         type=key_value,
         metavar="KEY=VALUE",
         multiple=True,
-        help="A label of the worker.",
+        help="A label that the worker must have. Repeatable.",
     ),
     click.option(
         "--label",
@@ -33,59 +39,81 @@ _JOB_OPTIONS = (
         type=key_value,
         metavar="KEY=VALUE",
         multiple=True,
-        help="A label of the job.",
+        help="A label for the job. Repeatable.",
     ),
-    click.option("--max-attempts", type=click.IntRange(1, 1000), help="1: no retry."),
-    click.option("--initial-backoff", type=duration, help="Before the second attempt."),
+    click.option(
+        "--max-attempts",
+        type=click.IntRange(1, 1000),
+        metavar="N",
+        help="How many failures end it; 1: no retry.",
+    ),
+    click.option("--initial-backoff", type=duration, help="The wait before the second attempt."),
     click.option("--max-backoff", type=duration, help="The longest wait between attempts."),
-    click.option("--multiplier", type=click.FloatRange(1, 10), help="From each wait to the next."),
     click.option(
-        "--jitter", type=click.FloatRange(0, 1), help="The share of each wait that is random."
+        "--multiplier",
+        type=click.FloatRange(1, 10),
+        metavar="X",
+        help="How much longer each wait is than the one before.",
     ),
-    click.option("--execution-timeout", type=duration, help="For one attempt."),
     click.option(
-        "--unique-key", metavar="KEY", help="At most one job of the queue holds it at a time."
+        "--jitter",
+        type=click.FloatRange(0, 1),
+        metavar="X",
+        help="The share of each wait that is random.",
     ),
-    click.option("--unique-scope", type=words(get_args(Scope)), help="While a job holds it."),
-    click.option("--unique-period", type=duration, help="From its acceptance, whatever comes."),
+    click.option("--execution-timeout", type=duration, help="How long one attempt may run."),
+    click.option(
+        "--unique-key", metavar="KEY", help="A key that only one job of the queue holds at a time."
+    ),
+    click.option(
+        "--unique-scope",
+        type=words(get_args(Scope)),
+        help="How long the job holds the key. Default: until it has ended.",
+    ),
+    click.option(
+        "--unique-period", type=duration, help="Hold the key for this long, whatever happens."
+    ),
     click.option(
         "--on-conflict",
         type=words(get_args(OnConflict)),
-        help="If another job holds it. Default: return-existing.",
+        help="What to do if another job holds the key. Default: return-existing.",
     ),
-    click.option("--retention", type=duration, help="How long it is kept after its end."),
-    click.option("--max-output", type=size, help="How much output is kept, such as 4MiB."),
-    click.option("--trim-output", is_flag=True, help="Above it, drop the oldest output."),
+    click.option("--retention", type=duration, help="How long to keep the job after it has ended."),
+    click.option("--max-output", type=size, help="How much output to keep, such as 4MiB."),
+    click.option("--trim-output", is_flag=True, help="Above --max-output, drop the oldest output."),
 )
 _SUBMIT_OPTIONS = (
-    click.option("--queue", "-q", default="default", show_default=True),
+    click.option(
+        "--queue", "-q", default="default", show_default=True, help="The queue to put it in."
+    ),
     *_JOB_OPTIONS,
-    click.option("--delay", type=duration, help="Not before so long from now."),
-    click.option("--run-at", type=time, help="Not before this moment."),
-    click.option("--expires-at", type=time, help="Not started after this moment."),
+    click.option("--delay", type=duration, help="Start it no sooner than this long from now."),
+    click.option("--run-at", type=time, help="Start it no sooner than this."),
+    click.option("--expires-at", type=time, help="Do not start it after this."),
     click.option(
         "--deadline",
         type=time_or_span,
         metavar="TIME|DURATION",
-        help="It has failed if it is not finished by then.",
+        help="Fail it unless it is finished by then.",
     ),
-    click.option("--job-id", help="The id to give it; the same id twice is the same job."),
+    click.option("--job-id", help="The id to give it. The same id twice is the same job."),
     click.option(
-        "--request-id", help="The same one twice within a day, with the same job, is one job."
+        "--request-id",
+        help="Submit the job once, however often this id and job are sent within a day.",
     ),
     click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON."),
 )
 
 
 def submission_options(function: F) -> F:
-    """Adds the options of a submission; the command gets them by name."""
+    """Add the options of a submission; the command gets them by name."""
     for decorate in reversed(_SUBMIT_OPTIONS):
         function = decorate(function)
     return function
 
 
 def job_options(function: F) -> F:
-    """Adds those of them that a schedule takes as well."""
+    """Add those options that a schedule takes as well."""
     for decorate in reversed(_JOB_OPTIONS):
         function = decorate(function)
     return function
@@ -110,7 +138,7 @@ def given_options(
     max_output: int | None,
     trim_output: bool,
 ) -> JobOptions:
-    """Turns what was given into what the client takes; what was not given is left out.
+    """Turn the options into arguments of the client; options that were not given are left out.
 
     Raises:
         click.UsageError: Two of them exclude each other.
@@ -172,7 +200,7 @@ def submit_options(
     request_id: str | None,
     **options: Any,
 ) -> SubmitOptions:
-    """Turns them into what `Client.submit` takes.
+    """Turn the options into arguments of `Client.submit`.
 
     Raises:
         click.UsageError: Two of them exclude each other.

@@ -29,12 +29,12 @@ closed_at_start: set[str] = set()
 
 
 def put(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Prints a text that may hold anything."""
+    """Print a text that may hold anything."""
     click.echo(shown(text), err=err, nl=nl)
 
 
 def can_show(text: str) -> bool:
-    """Tells whether standard output has every character of a text."""
+    """Tell whether standard output has every character of a text."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -43,12 +43,12 @@ def can_show(text: str) -> bool:
 
 
 def has_screen(stream: TextIO) -> bool:
-    """Tells whether a stream goes to a terminal that can move its cursor."""
+    """Tell whether a stream goes to a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in _NO_SCREEN
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Returns what draws on a terminal; texts are taken literally, with no markup in them."""
+    """Return what draws on a terminal; texts are taken literally, with no markup in them."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr,
@@ -74,7 +74,7 @@ class OutputWriter:
         self._held: dict[str, str] = {}
 
     def write(self, attempt: int, channel: str, data: bytes) -> None:
-        """Writes a piece: channel stdout to standard output, others to standard error."""
+        """Write a piece: channel stdout to standard output, others to standard error."""
         stream = sys.stdout if channel == "stdout" else sys.stderr
         stream.flush()
         if self._raw or not stream.isatty():
@@ -91,7 +91,7 @@ class OutputWriter:
         self._show(stream, channel, decoder.decode(data))
 
     def finish(self) -> None:
-        """Writes what was cut in the middle of a character and never completed."""
+        """Write what was cut in the middle of a character and never completed."""
         begun, self._begun = self._begun, {}
         for channel, decoder in begun.items():
             stream = sys.stdout if channel == "stdout" else sys.stderr
@@ -108,7 +108,7 @@ class OutputWriter:
 
 
 def prepare() -> None:
-    """Makes the standard streams usable: open, and able to write every character.
+    """Make the standard streams usable: open, and able to write every character.
 
     A closed one leads nowhere from here on. Otherwise the next file or socket would get its number,
     and libuv ends a process that finds such a one.
@@ -133,7 +133,7 @@ def prepare() -> None:
 
 
 def _degrade(error: UnicodeError) -> tuple[str, int]:
-    """Spells what an encoding lacks; drawn characters become similar ones of the same width."""
+    """Spell out what an encoding lacks; line drawing becomes similar characters."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -142,7 +142,7 @@ def _degrade(error: UnicodeError) -> tuple[str, int]:
 
 
 def _check_size() -> None:
-    """Forgets a size of the terminal that nothing could be drawn in."""
+    """Ignore a terminal size in which nothing can be drawn."""
     for name, least in (("COLUMNS", 20), ("LINES", 5)):
         value = os.environ.get(name)
         if value is not None and not (
@@ -152,7 +152,7 @@ def _check_size() -> None:
 
 
 def silence_broken() -> None:
-    """Sends nowhere what a stream still holds whose reader is gone."""
+    """Discard what a stream still holds after its reader has gone."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -69,7 +69,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, client: Client, *, averages: bool) -> Snapshot:
-        """Asks the broker.
+        """Ask the broker.
 
         Args:
             client: The way to it.
@@ -93,7 +93,7 @@ class History:
         self._snapshots: list[Snapshot] = []
 
     def add(self, snapshot: Snapshot) -> None:
-        """Takes the newest one."""
+        """Take the newest one."""
         self._snapshots = [*self._snapshots[-SAMPLES:], snapshot]
 
     @property
@@ -102,7 +102,7 @@ class History:
         return self._snapshots[-1] if self._snapshots else None
 
     def of_queue(self, queue: QueueInfo) -> Rates:
-        """Returns a queue's rates; over the last minute if there is nothing to compare with."""
+        """Return a queue's rates; over the last minute if there is nothing to compare with."""
         for oldest in self._older():
             for before in oldest.queues:
                 if before.name == queue.name:
@@ -119,7 +119,7 @@ class History:
         return Rates(rates.submitted, rates.started, rates.succeeded, rates.failed)
 
     def of_worker(self, worker: WorkerInfo) -> Rates:
-        """Returns a worker's rates."""
+        """Return a worker's rates."""
         for oldest in self._older():
             for before in oldest.workers:
                 if before.id == worker.id and before.registered_at == worker.registered_at:
@@ -177,7 +177,7 @@ class Poller:
             self._stop.wait(self._interval_s)
 
     def screen(self, console: Console, address: str) -> RenderableType:
-        """Draws what is known."""
+        """Draw what is known."""
         with self._lock:
             newest, error = self._history.newest, self._error
             silent_s = monotonic() - (newest.at if newest else self._asked_at)
@@ -200,7 +200,7 @@ def _trouble(error: CallError | None, silent_s: float, never: bool) -> str:
 
 
 def draw(history: History, *, address: str, trouble: str, height: int) -> RenderableType:
-    """Draws one screen.
+    """Draw one screen.
 
     Args:
         history: What to show.
@@ -256,7 +256,7 @@ def _queue_row(history: History, queue: QueueInfo) -> list[Any]:
 
 
 def _whole(age: timedelta | None) -> timedelta | None:
-    """Drops the fraction of longer ages, which would only flicker."""
+    """Drop the fraction of longer ages, which would only flicker."""
     return (
         age
         if age is None or age.total_seconds() < 10
@@ -319,19 +319,19 @@ def _cell(value: Any) -> Text:
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="Print it once and end, as in a pipe.")
+@click.option("--once", is_flag=True, help="Print one snapshot and end, as in a pipe.")
 @click.option(
-    "--interval", type=duration, default="1s", show_default=True, help="Between two looks."
+    "--interval", type=duration, default="1s", show_default=True, help="How often to refresh."
 )
 @common
 @pass_settings
 def top(settings: Settings, once: bool, interval: float) -> None:
     """Show queues and workers live until Ctrl-C.
 
-    Queues come with their depths, the age of the oldest pending job and jobs a second; workers
-    with what they hold, their credits, totals and jobs a second. It outlives restarts of the
-    broker. In a pipe, with --once or with --json it prints one look, with the rates of the last
-    minute.
+    For queues it shows depths, the age of the oldest pending job, and jobs a second; for workers
+    the jobs that they hold, credits, totals, and jobs a second. It keeps running while the broker
+    restarts. In a pipe, with --once or with --json it prints one snapshot, with the rates of the
+    last minute.
     """
     screen = console()
     with settings.client() as client:

@@ -26,7 +26,7 @@ from jobwire.models import AttemptOutcome, Job, JobState, OutputChunk
 
 
 def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
-    """Shows a job until it has ended, then its result, and returns the exit code."""
+    """Show a job until it has ended, then its result, and return the exit code."""
     last: Job | None = None
     if as_json:
         for event in events:
@@ -49,7 +49,7 @@ def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
 
 
 def print_result(job: Job) -> None:
-    """Prints what a job returned, if it returned anything."""
+    """Print what a job returned, if it returned anything."""
     if job.raw_result.WhichOneof("kind") is None:
         return
     result = job.result
@@ -63,7 +63,7 @@ def print_result(job: Job) -> None:
 
 
 def output_line(chunk: OutputChunk) -> dict[str, object]:
-    """Turns output into an object for a JSON line."""
+    """Turn output into an object for a JSON line."""
     content: str | bytes = chunk.data
     if chunk.kind == "text":
         content = chunk.text
@@ -150,7 +150,7 @@ def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
 
 
 def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
-    """Yields a line for each attempt that another one follows or may follow."""
+    """Yield a line for each attempt that another one follows or may follow."""
     for attempt in job.attempts:
         ended = attempt.ended_at is not None and attempt.outcome is not AttemptOutcome.SUCCEEDED
         if not ended or attempt.number in told:
@@ -165,7 +165,7 @@ def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
 
 
 def ended_why(job: Job) -> str:
-    """Says why a job ended without a result."""
+    """Say why a job ended without a result."""
     if job.state is JobState.FAILED and job.failure is not None:
         return f"job {job.id} failed: {job.failure.type}: {job.failure.message}"
     if job.state is JobState.CANCELLED:

@@ -14,19 +14,25 @@ from jobwire.models import JobState
 
 @cli.command()
 @click.argument("job_id")
-@click.option("--output-only", is_flag=True, help="Print what the job writes out, and no more.")
-@click.option("--raw", is_flag=True, help="With --output-only: escape sequences reach a terminal.")
-@click.option("--from-end", is_flag=True, help="Leave out the output written so far.")
+@click.option(
+    "--output-only", is_flag=True, help="Print what the job writes out, and nothing else."
+)
+@click.option(
+    "--raw", is_flag=True, help="With --output-only: let escape sequences reach the terminal."
+)
+@click.option("--from-end", is_flag=True, help="Leave out what was written before now.")
 @common
 @pass_settings
 def watch(settings: Settings, job_id: str, output_only: bool, raw: bool, from_end: bool) -> int:
     """Follow a job to its end, then print its result.
 
-    Standard output gets the result alone, standard error the course of things and the job's
-    output. With --output-only standard output gets the output on channel stdout, standard error
-    that on other channels: as it is in a file or a pipe, with control characters spelt on a
-    terminal. With --json standard output gets the job at each change, and the
-    output as objects under "output".
+    The result goes to standard output; progress and the job's output go to standard error.
+
+    With --output-only the channel stdout goes to standard output and other channels go to standard
+    error: unchanged into a file or a pipe, with control characters spelt out on a terminal.
+
+    With --json, standard output gets the job at each change, and its output as objects under
+    "output".
     """
     with settings.client() as client:
         # A wrong id, or no server, is told at once; a watch would wait for the server.

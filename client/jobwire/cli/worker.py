@@ -25,45 +25,57 @@ from jobwire.worker.logs import LogFormat, TextFormatter, set_up_logging
 
 @cli.command()
 @click.argument("worker", metavar="MODULE[:NAME]")
-@click.option("--queue", "-q", multiple=True, help="In place of the worker's own; repeatable.")
-@click.option("--concurrency", "-c", type=click.IntRange(1, 10_000), help="Jobs at once.")
+@click.option(
+    "--queue", "-q", multiple=True, help="Serve this queue instead of the worker's own. Repeatable."
+)
+@click.option(
+    "--concurrency",
+    "-c",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="How many jobs it runs at once.",
+)
 @click.option(
     "--label",
     "-l",
     type=key_value,
     metavar="KEY=VALUE",
     multiple=True,
-    help="Added to the worker's own.",
+    help="A label to add to the worker's own. Repeatable.",
 )
-@click.option("--id", "worker_id", help="In place of host name, process id and a random part.")
-@click.option("--grace", type=duration, help="For running jobs once it is told to stop.")
+@click.option("--id", "worker_id", help="Its id. Default: host name, process id and a random part.")
+@click.option(
+    "--grace", type=duration, help="How long running jobs may go on once it is told to stop."
+)
 @click.option(
     "--transport",
     type=click.Choice(["stream", "unary"]),
-    help="How to talk to the broker, in place of the worker's own way.",
+    help="How it talks to the broker, instead of the worker's own way.",
 )
 @click.option(
     "--process-max-jobs",
     type=click.IntRange(1),
-    help="Replace a process of handlers after so many jobs.",
+    metavar="N",
+    help="Replace a process of handlers after this many jobs.",
 )
 @click.option(
     "--process-max-memory",
     type=size,
-    help="Replace a process of handlers that holds more after a job.",
+    help="Replace a process of handlers that holds more memory after a job.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="The least severe messages to log.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Lines for people, or a JSON object in each line.",
+    help="Lines for people, or one JSON object per line.",
 )
 @common
 @pass_settings
@@ -83,9 +95,9 @@ def worker(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
-    MODULE[:NAME] names a jobwire.Worker in an importable module; the current directory is
-    searched first, and NAME is `worker` unless given. The first signal lets running jobs
-    finish, a second one gives them back at once.
+    MODULE[:NAME] names a jobwire.Worker in an importable module. The current directory is searched
+    first; NAME is `worker` unless given. The first signal lets running jobs finish, a second one
+    gives them back at once.
     """
     _without_grpc_in_forks()
     found = load_worker(worker)
@@ -113,14 +125,14 @@ def worker(
 
 
 def _without_grpc_in_forks() -> None:
-    """Starts this command anew where handlers could not fork the process."""
+    """Start this command anew where handlers could not fork the process."""
     if not forks_are_safe() and FORK_VARIABLE not in os.environ:
         os.environ[FORK_VARIABLE] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def load_worker(path: str) -> Worker:
-    """Imports the worker that `MODULE[:NAME]` names.
+    """Import the worker that `MODULE[:NAME]` names.
 
     Raises:
         click.UsageError: There is none.

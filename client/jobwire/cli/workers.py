@@ -15,12 +15,12 @@ STATUSES = click.Choice([status.value for status in WorkerStatus][1:], case_sens
 
 
 @cli.group(invoke_without_command=True)
-@click.option("--queue", "-q", default="", help="Only workers that serve it.")
-@click.option("--status", "-s", type=STATUSES, help="Only workers of this status.")
+@click.option("--queue", "-q", default="", help="Only workers that serve this queue.")
+@click.option("--status", "-s", type=STATUSES, help="Only workers with this status.")
 @common
 @click.pass_context
 def workers(context: click.Context, queue: str, status: str | None) -> None:
-    """List the workers; show one, or let it go."""
+    """List the workers; show or drain one."""
     if context.invoked_subcommand is not None:
         return
     settings = context.ensure_object(Settings)
@@ -71,7 +71,7 @@ def _status(worker: WorkerInfo) -> str:
 @common
 @pass_settings
 def show_worker(settings: Settings, worker_id: str) -> None:
-    """Show one worker with the jobs that it holds."""
+    """Show a worker and the jobs that it holds."""
     with settings.client() as client:
         worker = client.worker(worker_id)
     if settings.json:
@@ -112,7 +112,7 @@ def show_worker(settings: Settings, worker_id: str) -> None:
 @common
 @pass_settings
 def drain_worker(settings: Settings, worker_id: str) -> None:
-    """Let one worker finish its jobs and leave; it gets no new ones."""
+    """Let a worker finish its jobs and leave; it gets no new ones."""
     with settings.client() as client:
         worker = client.drain_worker(worker_id)
     if settings.json:

@@ -43,7 +43,7 @@ class Progress:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Progress) -> Progress:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             fraction=proto.fraction if proto.HasField("fraction") else None,
             message=proto.message,
@@ -65,7 +65,7 @@ class Failure:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Failure) -> Failure:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             type=proto.type,
             message=proto.message,
@@ -90,7 +90,7 @@ class Attempt:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Attempt) -> Attempt:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             number=proto.number,
             worker_id=proto.worker_id,

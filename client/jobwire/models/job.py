@@ -37,11 +37,11 @@ class JobState(StrEnum):
 
     @classmethod
     def from_proto(cls, value: job_pb2.JobState.ValueType) -> JobState:
-        """Reads the wire's number; one from a later release gives UNSPECIFIED."""
+        """Read the wire's number; one from a later release gives UNSPECIFIED."""
         return _STATES.get(value, cls.UNSPECIFIED)
 
     def to_proto(self) -> job_pb2.JobState.ValueType:
-        """Returns the wire's number."""
+        """Return the wire's number."""
         return job_pb2.JobState.Value(f"JOB_STATE_{self.value}")
 
 
@@ -63,7 +63,7 @@ class Redrive:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Redrive) -> Redrive:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             redriven_at=moment_of(proto, "redriven_at"),
             reason=proto.reason,
@@ -138,7 +138,7 @@ class Job:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Job) -> Job:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         spec = proto.spec
         return cls(
             id=proto.id,

@@ -43,7 +43,7 @@ class OutputChunk:
 
     @classmethod
     def from_proto(cls, attempt: int, proto: job_pb2.OutputChunk) -> OutputChunk:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         channel = proto.channel or "stdout"
         if proto.WhichOneof("content") == "data":
             return cls(attempt, proto.offset, channel, proto.data, "bytes")

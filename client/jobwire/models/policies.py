@@ -27,7 +27,7 @@ class RetryPolicy:
     """The share of each wait that is random. 0 to 1."""
 
     def to_proto(self) -> job_pb2.RetryPolicy:
-        """Returns the wire's form."""
+        """Return the wire's form."""
         return job_pb2.RetryPolicy(
             max_attempts=self.max_attempts or 0,
             initial_backoff=(
@@ -44,7 +44,7 @@ class RetryPolicy:
 
     @classmethod
     def from_proto(cls, proto: job_pb2.RetryPolicy) -> RetryPolicy:
-        """Reads the wire's form."""
+        """Read the wire's form."""
         return cls(
             max_attempts=proto.max_attempts or None,
             initial_backoff=span_of(proto, "initial_backoff"),
@@ -65,6 +65,6 @@ class OutputPolicy:
     handler told."""
 
     def to_proto(self) -> job_pb2.OutputPolicy:
-        """Returns the wire's form."""
+        """Return the wire's form."""
         overflow = job_pb2.OUTPUT_OVERFLOW_TRIM if self.trim else job_pb2.OUTPUT_OVERFLOW_REFUSE
         return job_pb2.OutputPolicy(max_bytes=self.max_bytes or 0, overflow=overflow)

@@ -1,8 +1,8 @@
 """The worker's core: handlers, jobs, leases. It knows no wire; a transport feeds it.
 
-At thousands of short jobs a second what counts is the bookkeeping of each, so there is no task, no
-timer and no log line for a job that needs none: sync handlers pass through a pool in batches, and
-only async handlers and those in processes have a task.
+At thousands of short jobs a second the bookkeeping of each job dominates. So a job gets no task, no
+timer and no log line unless it needs one: sync handlers pass through a pool in batches, and only
+async handlers and those in processes have a task.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger("jobwire.worker")
 UNWIND_S = 5.0
 # How long the end of the worker waits for the receipts of its last completions.
 SETTLE_S = 5.0
-# A worker names all its leases when it attaches, and may name so many.
+# A worker names all its leases when it attaches; the contract allows this many.
 MAX_LEASES = 10_000
 
 
@@ -91,7 +91,7 @@ class Core:
 
     @property
     def stuck(self) -> int:
-        """Handlers that go on although they were told to stop, and take places."""
+        """How many handlers keep running, and their slots, although they were told to stop."""
         return self._stuck.count
 
     # What a transport sees.
@@ -109,20 +109,20 @@ class Core:
         return max(0, self._concurrency - self._jobs.void) + self._prefetch.jobs
 
     def free_slots(self) -> int:
-        """How many more jobs it can take now; one counts until its completion is recorded."""
+        """Return how many more jobs it can take; one counts until its completion is recorded."""
         return max(0, self.capacity - len(self._jobs.by_id))
 
     async def wait_for_free_slots(self) -> int:
-        """Waits until it can take jobs, and returns how many."""
+        """Wait until it can take jobs, and return how many."""
         await self._until(lambda: self.free_slots() > 0)
         return self.free_slots()
 
     def leases(self) -> Sequence[LeaseRef]:
-        """The leases that it holds; those of running jobs first."""
+        """Return the leases that it holds; those of running jobs first."""
         return self._jobs.leases()
 
     def assign(self, assignments: Iterable[Assignment]) -> None:
-        """Takes jobs, and starts as many as there are free handlers."""
+        """Take jobs, and start as many as there are free handlers."""
         jobs, now = self._jobs, self._loop.time()
         for assignment in assignments:
             spec = assignment.spec
@@ -147,7 +147,7 @@ class Core:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def cancel(self, notice: CancelNotice) -> None:
-        """Stops a handler whose job was cancelled; a job that waits for one never starts."""
+        """Stop a handler whose job was cancelled; a job that waits for one never starts."""
         held = self._jobs.find(notice.job_id, notice.fencing_token)
         if held is None or held.stage is Stage.ENDED or held.signal.is_set:
             return
@@ -158,33 +158,33 @@ class Core:
             self._stop(held, "cancelled", notice.reason)
 
     def lose(self, leases: Iterable[LeaseRef]) -> None:
-        """Stops the handlers of leases that are known to be lost."""
+        """Stop the handlers of leases that are known to be lost."""
         for lease in leases:
             held = self._jobs.find(lease.job_id, lease.fencing_token)
-            # Of one that has ended, the answer to its completion tells.
+            # For one that has ended, the answer to its completion says it.
             if held is not None and held.stage is not Stage.ENDED:
                 log.warning("the lease on %s is lost", lease.job_id)
                 self._lose(held)
         self._fill()
 
     def lose_all(self) -> None:
-        """Stops all handlers: the leases of this worker are gone."""
+        """Stop all handlers: the leases of this worker are gone."""
         self.lose(self.leases())
 
     def saved(self, lease: LeaseRef, error: CallError | None) -> None:
-        """The broker has a checkpoint, or does not take it."""
+        """Note that the broker has a checkpoint, or refused it."""
         held = self._jobs.find(lease.job_id, lease.fencing_token)
         if held is not None:
             self._reports.saved(held, error)
 
     def recorded(self, completions: Iterable[Completion]) -> None:
-        """The broker has these in its store."""
+        """Let go of jobs whose completions are in the broker's store."""
         self._jobs.recorded(completions)
         self._fill()
         self._changed.set()
 
     def refused(self, completion: Completion, error: CallError) -> None:
-        """The broker does not take a completion; a wrong result is mended into a failure."""
+        """Drop a completion that the broker refused; a wrong result becomes a failure instead."""
         held = self._jobs.find(completion.job_id, completion.fencing_token)
         if held is None:
             return
@@ -197,14 +197,14 @@ class Core:
             self._jobs.lost += 1
             log.warning("%s ended after its lease was lost; the outcome is dropped", job_id)
         else:
-            # Its lease is renewed no longer, so the broker takes the job back in time.
+            # Its lease is no longer renewed, so the broker takes the job back.
             log.error("the outcome of %s could not be recorded: %s", job_id, error)
         self._jobs.forget(held)
         self._fill()
         self._changed.set()
 
     def drain(self, why: str, until_s: float | None = None) -> None:
-        """Takes no more jobs and gives back those not begun; `draining` tells the owner to stop."""
+        """Take no more jobs and give back those not begun; `draining` tells the owner to stop."""
         if self.draining.is_set():
             return
         self.drain_reason, self.drain_within_s = why, until_s
@@ -217,12 +217,12 @@ class Core:
     # One job.
 
     def _fill(self) -> None:
-        """Starts waiting jobs as far as there are free handlers."""
+        """Start waiting jobs as far as there are free handlers."""
         jobs, starting = self._jobs, list[Held]()
         while (
             jobs.waiting
             and len(jobs.running) < self._concurrency
-            # A broker that records nothing gets no further work done.
+            # Starts nothing more while the broker records nothing.
             and jobs.unrecorded < self._most_unrecorded
         ):
             held = jobs.waiting.popleft()
@@ -238,12 +238,12 @@ class Core:
             self._runner.start(starting)
 
     def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
-        """Takes what handlers made of their jobs."""
+        """Take what handlers made of their jobs."""
         jobs, completions = self._jobs, list[Completion]()
         self._endings.note(ended)
         for held, outcome in ended:
             if held.stop_timer is not None and self._stuck.ended(held):
-                continue  # its place went to another long ago
+                continue  # its slot went to another long ago
             jobs.running.discard(held)
             if held.void:
                 jobs.void -= 1
@@ -274,14 +274,14 @@ class Core:
         held.void = True
         self._reports.forsake(held)
         if held.stage is Stage.RUNNING:
-            # Until it heeds the signal it occupies a place that the broker counts as free.
+            # Until it heeds the signal it occupies a slot that the broker counts as free.
             self._jobs.void += 1
             self._transport.capacity_changed()
             self._stop(held, "lease_lost")
         self._changed.set()
 
     def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
-        """Tells a handler to stop, and looks after a while whether it did."""
+        """Tell a handler to stop, and check later whether it did."""
         self._runner.stop(held, reason, message)
         if held.stop_timer is None and reason != "shutdown":
             held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
@@ -291,7 +291,7 @@ class Core:
             return
         may_abandon = self._stuck.found(held)
         if held.void and may_abandon:
-            # Another handler gets its place; it itself is left to whatever it does.
+            # Another handler gets its slot; this one is left alone.
             self._stuck.abandon(held)
             self._jobs.running.discard(held)
             self._jobs.void -= 1
@@ -307,7 +307,7 @@ class Core:
     # Time.
 
     def _limit(self, held: Held) -> None:
-        """Sets the clock for a job that may not take as long as it likes."""
+        """Start the timer of a job that has an execution timeout or a deadline."""
         end = end_of(held.assignment.spec, time.time())
         if end is not None:
             held.ends_at, reason = end
@@ -315,7 +315,7 @@ class Core:
             held.end_timer = self._loop.call_later(wait_s, self._overrun, held, reason)
 
     def _overrun(self, held: Held, reason: StopReason) -> None:
-        """Stops a handler whose time is over; the broker takes the job back by itself."""
+        """Stop a handler whose time is over; the broker takes the job back by itself."""
         if held.void or held.stage is Stage.ENDED or held.signal.is_set:
             return
         if held.stage is Stage.WAITING:
@@ -326,7 +326,7 @@ class Core:
         self._stop(held, reason, words)
 
     def _tick(self) -> None:
-        """Fits the number of jobs kept ready to the speed, and returns those that wait too long."""
+        """Adjust the prefetch to the speed, and give back jobs that wait too long."""
         self._ticker = None
         ended, self._ended_before = self._ended - self._ended_before, self._ended
         if self.draining.is_set():
@@ -351,17 +351,16 @@ class Core:
     # The end.
 
     async def wait_until_idle(self) -> None:
-        """Waits until no handler runs and every completion is answered."""
+        """Wait until no handler runs and every completion is answered."""
         await self._until(lambda: not self._jobs.running and not self._jobs.by_id)
 
     async def finish(self, grace_s: float | None, hurry: asyncio.Event, *, answers: bool) -> None:
-        """Lets handlers finish, then stops those that have not and gives their jobs back.
+        """Let handlers finish, then stop those that have not and give their jobs back.
 
         Args:
             grace_s: How long they may go on; None: until they end.
             hurry: Ends the grace when set.
-            answers: False: the broker will say nothing any more, so there are no receipts to
-                wait for.
+            answers: False: the conversation is over, so no receipts will come.
         """
         self.drain("the worker stops")
         hurried = self._loop.create_task(hurry.wait())
@@ -396,7 +395,7 @@ class Core:
             self._say(held, held.completion(released=released))
 
     async def _wait(self, holds: Callable[[], bool], timeout_s: float | None) -> None:
-        """Waits for a condition for at most so long."""
+        """Wait for a condition, for at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._until(holds)

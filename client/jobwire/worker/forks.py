@@ -29,7 +29,7 @@ _warned = False
 
 
 def watch(part: Any) -> None:
-    """Has `part.forget_in_child()` called in each child that is forked while the part lives."""
+    """Call `part.forget_in_child()` in each child that is forked while the part lives."""
     global _hooked
     _parts.add(part)
     if not _hooked and hasattr(os, "register_at_fork"):
@@ -61,7 +61,7 @@ def _in_child() -> None:
 
 
 def end_child(name: str, error: BaseException | None) -> NoReturn:
-    """Ends a child that comes back from a handler: the rest of the worker is its parent's.
+    """End a child that comes back from a handler: the rest of the worker is its parent's.
 
     Args:
         name: Of the operation.

@@ -23,7 +23,7 @@ class Operation:
 
     @classmethod
     def of(cls, name: str, function: Handler, run: RunMode) -> Operation:
-        """Picks how to run a function.
+        """Pick how to run a function.
 
         Raises:
             TypeError: The function can't be run that way.
@@ -76,7 +76,7 @@ class Raised:
 
 
 def call(function: Handler, context: Context) -> Any:
-    """Calls a sync handler; returns its result or `Raised`."""
+    """Call a sync handler; return its result or `Raised`."""
     try:
         return function(context)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""A job in a worker's hands, and how many there were."""
+"""A job in a worker's hands, and what it counts."""
 
 from __future__ import annotations
 
@@ -40,20 +40,19 @@ class Listener(Protocol):
     """Hears what handlers say before their end; from any thread."""
 
     def take_progress(self, held: Held, progress: Progress) -> None:
-        """Keeps the newest report."""
+        """Keep the newest report."""
 
     def take_output(self, held: Held, urgent: bool) -> None:
-        """Is told of output."""
+        """Note that there is output."""
 
     def take_checkpoint(self, held: Held, payload: Payload) -> Future[None]:
-        """Has a checkpoint saved; what it returns is done when it is."""
+        """Save a checkpoint; the future is done once the broker has it."""
 
 
 class Held:
     """A job from its assignment until its completion is recorded, and its handler's `Link`."""
 
-    # What only some jobs have is the class's until it is set: to set each in each job is a good
-    # part of what a short one costs.
+    # Defaults on the class: setting each in every job is a good part of what a short job costs.
     stage = Stage.WAITING
     started_at = 0.0
     """When its handler began, by the loop's clock."""
@@ -96,16 +95,16 @@ class Held:
         self._listener = listener
 
     def report(self, made: Report) -> None:
-        """Takes progress from the handler."""
+        """Take progress from the handler."""
         self.take_progress(made.to_proto())
 
     def take_progress(self, progress: Progress) -> None:
-        """Takes progress that is in its form already."""
+        """Take progress in its wire form."""
         self.has_spoken = True
         self._listener.take_progress(self, progress)
 
     def open_log(self) -> OutputLog:
-        """Gives the log of the job's output, from the first call on the same one."""
+        """Return the log of the job's output, always the same one."""
         # Several threads of a handler may write their first piece at once.
         with self._opening:
             if self.output is None:
@@ -119,7 +118,7 @@ class Held:
             return self.output
 
     def save(self, payload: Payload) -> Future[None]:
-        """Has a checkpoint saved; what it returns is done when it is."""
+        """Save a checkpoint; the future is done once the broker has it."""
         self.has_spoken = True
         return self._listener.take_checkpoint(self, payload)
 

@@ -27,12 +27,12 @@ _FORK_SUPPORT = os.environ.get(FORK_VARIABLE, "")
 
 
 def forks_are_safe() -> bool:
-    """Tells whether this process may be forked while a worker runs in it."""
+    """Tell whether this process may be forked while a worker runs in it."""
     return sys.platform != "linux" or _FORK_SUPPORT.lower() in ("0", "false", "no")
 
 
 def let_pools_start_afresh() -> None:
-    """Has the pools of handlers start their processes without a fork of this one, unless the
+    """Make the pools of handlers start their processes without forking this one, unless the
     application has chosen a way.
     """
     if forks_are_safe() or multiprocessing.get_start_method(allow_none=True) is not None:
@@ -41,7 +41,7 @@ def let_pools_start_afresh() -> None:
 
 
 def warn_of_fork() -> None:
-    """Says what a fork of this process does."""
+    """Say what a fork of this process does."""
     log.error(
         "this process was forked while gRPC's threads run in it, and the child may die of SIGSEGV:"
         " start the children of handlers by 'spawn' or 'forkserver', or set %s=false in the"
@@ -52,7 +52,7 @@ def warn_of_fork() -> None:
 
 @contextmanager
 def naming_what_runs_on() -> Iterator[None]:
-    """Names the processes that were started meanwhile and go on afterwards.
+    """Name the processes that were started meanwhile and go on afterwards.
 
     Those of handlers in threads and on the event loop are nobody's but the handlers'.
     """
@@ -70,7 +70,7 @@ def naming_what_runs_on() -> Iterator[None]:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Picks uvloop where it is installed, the faster loop under gRPC."""
+    """Pick uvloop where it is installed, the faster loop under gRPC."""
     try:
         import uvloop
     except ImportError:

@@ -1,4 +1,4 @@
-"""One life of a worker, from its registration to its leave."""
+"""One life of a worker, from its registration to its departure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Life:
         transport: Transport,
         processes: ProcessPool,
     ) -> Life:
-        """Registers the worker.
+        """Register the worker.
 
         Args:
             settings: What it is and serves.
@@ -66,9 +66,9 @@ class Life:
         return self._core.stats
 
     async def wait_for_end(self, stopping: asyncio.Task[Literal[True]]) -> None:
-        """Waits for the wish to stop, here or at the broker, or the end of the conversation.
+        """Wait until it is to stop, by our wish or the broker's, or the conversation ends.
 
-        Where the broker wishes it, the jobs are finished first.
+        If the broker asked for it, jobs are finished first.
 
         Raises:
             CallError: The broker refused the worker.
@@ -89,7 +89,7 @@ class Life:
                 raise error
 
     async def close(self, grace_s: float | None, hurry: asyncio.Event) -> None:
-        """Lets running jobs finish, gives back the rest, and leaves."""
+        """Let running jobs finish, give back the rest, and leave."""
         self.closing = True
         try:
             self._core.drain("the worker stops")
@@ -107,7 +107,7 @@ class Life:
 async def _first_of(
     tasks: set[asyncio.Task[Any]], timeout_s: float | None, own: asyncio.Task[Any]
 ) -> None:
-    """Waits for the first of some tasks, and ends the one that is only for this wait."""
+    """Wait for the first of some tasks, and cancel the one that only serves this wait."""
     try:
         await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -35,7 +35,7 @@ class JobFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Adds the attributes; never drops a record."""
+        """Add the attributes; never drop a record."""
         context = current_context.get()
         if not hasattr(record, "job_id"):
             record.job_id = context.job_id if context is not None else ""
@@ -69,7 +69,7 @@ class JsonFormatter(logging.Formatter):
     """A line of JSON for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Writes what is known of it."""
+        """Write what is known of it."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -89,7 +89,7 @@ def set_up_logging(
     log_format: LogFormat = "text",
     handler: logging.Handler | None = None,
 ) -> None:
-    """Sends the log of the whole process to standard error, unless it has a way already.
+    """Send the log of the whole process to standard error, unless it has a way already.
 
     Args:
         level: The least that is written: `debug`, `info`, `warning` or `error`.
@@ -109,7 +109,7 @@ def set_up_logging(
 
 
 class Journal:
-    """Tells of the jobs that end, one by one or, where they are many, by the second."""
+    """Logs the jobs that end, each one or, where they are many, a summary every second."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -119,7 +119,7 @@ class Journal:
         self._timer: asyncio.TimerHandle | None = None
 
     def ended(self, ended: Sequence[tuple[Held, object]]) -> None:
-        """Notes the ends of handlers."""
+        """Note the ends of handlers."""
         if not log.isEnabledFor(logging.INFO):
             return
         now = self._loop.time()
@@ -142,7 +142,7 @@ class Journal:
                 )
 
     def failed(self, held: Held, described: Failure, error: BaseException) -> None:
-        """Notes that a handler raised something."""
+        """Note that a handler raised something."""
         now = self._loop.time()
         self._turn(now)
         self._tracebacks -= 1
@@ -175,7 +175,7 @@ class Journal:
         )
 
     def close(self) -> None:
-        """Says what is unsaid."""
+        """Log what was left out."""
         if self._timer is not None:
             self._timer.cancel()
         self._summarize()

@@ -1,9 +1,9 @@
-"""When Python's collector looks for garbage: by memory, beside the number of objects.
+"""Triggers Python's garbage collector by memory used, besides its own count of objects.
 
-The jobs in hand are thousands of objects without cycles, and at Python's own thresholds looking
-through them again and again takes a third of a busy worker's time. So it is told to look less
-often. But it counts objects, not bytes: jobs that leave a few large ones in cycles would fill the
-memory first. Here the process's size is looked at as well.
+The jobs in hand are thousands of objects without cycles, and at Python's own thresholds scanning
+them again and again takes a third of a busy worker's time. So the collector is told to run rarely.
+But it counts objects, not bytes: jobs that leave a few large ones in cycles would fill the memory
+first. So the size of the process is checked as well.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ time, and by `LEAST_GROWTH_BYTES`: where it is no garbage, the looking stays rar
 
 
 def calm_the_collector() -> bool:
-    """Has the collector look after 20,000 new objects rather than 700.
+    """Make the collector run after 20,000 new objects rather than 700.
 
     Returns:
-        False, and nothing done, where the application has set thresholds of its own.
+        False, doing nothing, if the application has set thresholds of its own.
     """
     if gc.get_threshold() not in _PYTHONS_OWN:
         return False
@@ -47,14 +47,14 @@ class Growth:
         self._set_limit(resident_bytes())
 
     def jobs_ended(self, count: int) -> None:
-        """Notes that jobs ended, and looks now and then."""
+        """Note that jobs ended, and check the memory now and then."""
         self._left -= count
         if self._left <= 0:
             self._left = JOBS_BETWEEN
             self.look()
 
     def look(self) -> None:
-        """Collects if the process has grown."""
+        """Collect if the process has grown."""
         size = resident_bytes()
         if size > self._limit:
             # Before, so that no other thread collects as well.
@@ -70,7 +70,7 @@ if sys.platform == "linux":
     _PAGE = os.sysconf("SC_PAGE_SIZE")
 
     def resident_bytes() -> int:
-        """Returns how much memory the process has; 0 where that can't be told."""
+        """Return how much memory the process has; 0 where that can't be told."""
         try:
             with open("/proc/self/statm", "rb", buffering=0) as file:
                 return int(file.read(64).split()[1]) * _PAGE
@@ -80,7 +80,7 @@ if sys.platform == "linux":
 else:
 
     def resident_bytes() -> int:
-        """Returns the most memory that the process had; 0 where that can't be told."""
+        """Return the most memory that the process had; 0 where that can't be told."""
         try:
             import resource
         except ImportError:

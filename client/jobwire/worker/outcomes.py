@@ -23,10 +23,10 @@ _MAX_WAIT_S = 30 * 86_400.0
 
 
 class HandlerFailure(Exception):
-    """A failure that is put into its form already, as by another process.
+    """A failure in its wire form, from another process.
 
     Args:
-        failure: It.
+        failure: The failure.
         deliberate: The handler raised `Retry` or `Fatal`.
     """
 
@@ -37,7 +37,7 @@ class HandlerFailure(Exception):
 
 
 def success(result: Any) -> Completion | Failure:
-    """Wraps a result; one that can't be carried is a failure, which a retry would repeat."""
+    """Wrap a result; one that can't be sent becomes a failure that is not retried."""
     completion = Completion()
     try:
         fill_payload(completion.success.result, result)
@@ -52,7 +52,7 @@ def success(result: Any) -> Completion | Failure:
 
 
 def refused_result(message: str) -> Failure:
-    """Says that the broker did not take the result, which a retry would repeat."""
+    """Describe a result that the broker refused; a retry would not help."""
     return Failure(
         type="InvalidResult",
         message=cut(f"the broker refused the result: {message}", _MAX_MESSAGE_BYTES),
@@ -61,7 +61,7 @@ def refused_result(message: str) -> Failure:
 
 
 def failure(error: BaseException) -> Failure:
-    """Describes what a handler raised."""
+    """Describe what a handler raised."""
     if isinstance(error, HandlerFailure):
         return error.failure
     stack = "".join(traceback.format_exception(error)).encode("utf-8", "replace")
@@ -90,9 +90,9 @@ def _words(error: BaseException) -> str:
 
 
 def overran(reason: StopReason, message: str, error: BaseException) -> Failure:
-    """Describes a handler that was stopped by the clock, in the broker's own words for it.
+    """Describe a handler that was stopped by the clock, with the broker's own failure types.
 
-    It may be retried: whether there is time for that is for the broker to say.
+    It may be retried; the broker decides whether there is time for that.
     """
     described = failure(error)
     described.type = "DEADLINE_EXCEEDED" if reason == "deadline" else "EXECUTION_TIMEOUT"
@@ -120,7 +120,7 @@ def _to_some_payload(value: Any) -> Payload:
 
 
 def _set_wait(described: Failure, after: Seconds) -> None:
-    """Asks for a wait, within what the contract allows; what is no span of time asks for none."""
+    """Ask for a wait within the contract's range; ignore what is no span of time."""
     try:
         wait_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""How many jobs a worker keeps ready beside those that it runs.
+"""How many jobs a worker keeps ready besides those that it runs.
 
-Without any, each handler idles for a round trip between two jobs; with many, jobs wait in one
-worker while others are free. So the number follows the speed: what the worker ran in the last
+With none, each handler idles for a round trip between two jobs; with many, jobs wait in one worker
+while others are free. So the number follows the speed: as many as the worker ran in the last
 twentieth of a second. Workers whose jobs take seconds keep none.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 TICK_S = 0.1
 HORIZON_S = 0.05
-# A job that waits longer in a worker than this goes back: the worker was quick and is no more.
+# A job that waits longer than this goes back to its queue: the worker is no longer quick.
 LONGEST_WAIT_S = 1.0
-# After that it keeps none for so many ticks, lest a mix of quick and slow jobs send the same ones
-# to and fro.
+# After that it keeps none for this many ticks, so that a mix of quick and slow jobs does not send
+# the same ones back and forth.
 REST_TICKS = 20
 
 
@@ -31,7 +31,7 @@ class Prefetch:
         self.jobs = min(fixed or 0, most)
 
     def follow(self, ended: int) -> bool:
-        """Adjusts to the number of jobs that ended within the last `TICK_S`; True if it changed."""
+        """Adjust to how many jobs ended in the last `TICK_S`; return True if it changed."""
         if self._rest:
             self._rest -= 1
             return False
@@ -44,6 +44,6 @@ class Prefetch:
         return changed
 
     def stop(self) -> None:
-        """Keeps none for a while: those that there were had to wait."""
+        """Keep none for a while: the last ones had to wait."""
         self.jobs = 0
         self._rest = REST_TICKS

@@ -16,9 +16,9 @@ REPORT_INTERVAL_S = 0.1
 
 
 class Reports:
-    """Gathers what handlers say and passes it to the transport, not too often.
+    """Gathers progress, output and checkpoints, and passes them to the transport, not too often.
 
-    What is said at the same time goes out together, and of two words of one kind the newer.
+    What comes at the same time goes out together; newer progress replaces older.
 
     Args:
         transport: Carries it.
@@ -36,7 +36,7 @@ class Reports:
     # Progress.
 
     def take_progress(self, held: Held, progress: Progress) -> None:
-        """Keeps the newest report; called from any thread."""
+        """Keep the newest report; called from any thread."""
         waiting, held.newest = held.newest is not None, progress
         if not waiting:
             try:
@@ -56,7 +56,7 @@ class Reports:
     # Output.
 
     def take_output(self, held: Held, urgent: bool) -> None:
-        """Has output sent, now or soon; called from any thread."""
+        """Send output, now or soon; called from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._send_output, held, urgent)
         except RuntimeError:
@@ -78,7 +78,7 @@ class Reports:
     # Checkpoints.
 
     def take_checkpoint(self, held: Held, payload: Payload) -> Future[None]:
-        """Has a checkpoint saved; what it returns is done once the broker has it."""
+        """Save a checkpoint; the future is done once the broker has it."""
         if forks.is_child:
             raise RuntimeError(
                 "this process was forked by a handler: the job's checkpoints are saved by the"
@@ -111,7 +111,7 @@ class Reports:
             held.next_saving.waiters.append(waiter)
 
     def saved(self, held: Held, error: CallError | None) -> None:
-        """The broker has the checkpoint that was under way, or does not take it."""
+        """Note that the broker has the checkpoint that was under way, or refused it."""
         saving, held.saving, held.next_saving = held.saving, held.next_saving, None
         if saving is not None:
             _settle(saving, error)
@@ -122,7 +122,7 @@ class Reports:
     # Ends.
 
     def finish(self, held: Held) -> None:
-        """Sends what there is still to say of a job whose handler has ended."""
+        """Send what there is still to say of a job whose handler has ended."""
         self._stop_timers(held)
         output = held.output
         if output is not None:
@@ -134,7 +134,7 @@ class Reports:
             self._transport.report(held.lease, held.newest, output, checkpoint)
 
     def forsake(self, held: Held) -> None:
-        """Drops what there was to say: the lease is lost."""
+        """Drop what there was to say: the lease is lost."""
         self._stop_timers(held)
         if held.output is not None:
             held.output.close()
@@ -159,7 +159,7 @@ class _ClosedLoop:
     """The loop of a worker in a child of its process."""
 
     def call_soon_threadsafe(self, *_: object) -> None:
-        """Refuses, as a loop that is closed."""
+        """Refuse, as a closed loop does."""
         raise RuntimeError("this is a forked child of the worker")
 
 
@@ -176,7 +176,7 @@ def _lost(held: Held) -> LeaseLost:
 
 
 def _runs(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tells whether this is the thread of a loop."""
+    """Tell whether this is the thread of a loop."""
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Runs handlers, each in the way that it asks for, and tells what they made of their jobs."""
+"""Runs handlers in threads, processes or tasks, and passes on their outcomes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobwire.worker.threads import ThreadPool
 Outcome: TypeAlias = Completion | Failure | Raised
 """A result comes as the job's completion, but for the names of job and lease."""
 
-# Cancelled tasks get so long for their last words; what does not heed them is left behind.
+# Cancelled tasks get this long to end; those that do not are left behind.
 LAST_WORDS_S = 1.0
 
 
@@ -59,7 +59,7 @@ class Runner:
         self._tasks.forget()
 
     def start(self, jobs: Iterable[Held]) -> None:
-        """Starts the handlers of jobs."""
+        """Start the handlers of jobs."""
         for_threads: list[Held] = []
         for_tasks: list[Held] = []
         for held in jobs:
@@ -72,7 +72,7 @@ class Runner:
             self._tasks.submit(for_tasks)
 
     def stop(self, held: Held, reason: StopReason, message: str = "") -> None:
-        """Tells a handler to stop."""
+        """Tell a handler to stop."""
         held.signal.set(reason, message)
         is_async = held.operation is not None and held.operation.mode == "async"
         # One that has not begun looks at the signal when it does.
@@ -80,7 +80,7 @@ class Runner:
             held.task.cancel()
 
     async def close(self) -> None:
-        """Ends what runs, as far as it can be ended."""
+        """End what runs, as far as it can be ended."""
         await self._tasks.close(LAST_WORDS_S)
         self._threads.close()
         await self._processes.close()
@@ -101,7 +101,7 @@ class Runner:
         return outcome
 
     def _await_in_thread(self, held: Held, result: Awaitable[Any]) -> Outcome:
-        """Has the loop run what a handler returned, while its thread waits."""
+        """Run what a handler returned on the loop, while its thread waits."""
 
         async def run() -> Any:
             try:
@@ -157,7 +157,7 @@ class Runner:
 
 
 def held_in(frame: FrameType | None) -> Held | None:
-    """Finds the job whose handler a thread's frame belongs to; from any thread."""
+    """Find the job whose handler a thread's frame belongs to; from any thread."""
     while frame is not None:
         if frame.f_code in _HANDLERS:
             held = frame.f_locals.get("held")
@@ -167,7 +167,7 @@ def held_in(frame: FrameType | None) -> Held | None:
 
 
 def where(frame: FrameType) -> str:
-    """Says where a handler stands: in its own code, and where that leads."""
+    """Return where a handler stands: in its own code, and in what that calls."""
     inner, own = frame, frame
     at: FrameType | None = frame
     while at is not None and at.f_code not in _HANDLERS:
@@ -185,7 +185,7 @@ _HANDLERS = frozenset({Runner._run_in_thread.__code__, Runner._run_as_task.__cod
 
 
 def end_of_child(held: Held, error: BaseException | None) -> None:
-    """Ends a forked child that comes back from a handler."""
+    """End a forked child that comes back from a handler."""
     forks.end_child(held.assignment.spec.operation, error)
 
 

@@ -29,7 +29,7 @@ class Leaving(Coroutine[Any, Any, None]):
         self._steps: Generator[Any, Any, None] | None = None
 
     def end(self, error: BaseException | None = None) -> None:
-        """The worker has left."""
+        """Note that the worker has left."""
         if self._future.done():
             return
         if error is None or isinstance(error, asyncio.CancelledError):
@@ -38,13 +38,13 @@ class Leaving(Coroutine[Any, Any, None]):
             self._future.set_exception(error)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Blocks until the worker has left; not on its own event loop, which it would block.
+        """Block until the worker has left; do not call it on the worker's event loop.
 
         Args:
-            timeout_s: At most so long, in seconds; None: until then.
+            timeout_s: How long to wait, in seconds; None: no limit.
 
         Returns:
-            False if the time is over first.
+            False if `timeout_s` passes first.
         """
         try:
             self._future.result(timeout_s)

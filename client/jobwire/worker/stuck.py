@@ -1,4 +1,4 @@
-"""Handlers that do not stop when they are told to, and the places that they take."""
+"""Handlers that do not stop when they are told to, and the slots that they take."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jobwire.worker.runner import held_in, where
 log = logging.getLogger("jobwire.worker")
 
 STUCK_AFTER_S = 5.0
-"""A handler that goes on so long after it was told to stop does not heed it."""
+"""A handler that keeps running this long after it was told to stop is stuck."""
 
 
 class Stuck:
-    """Keeps count of them, and says in the log what they are about.
+    """Counts them, and logs where they stand.
 
     Args:
-        concurrency: The places that there are.
-        max_abandoned: So many at the most give their places to others and go on beside them.
+        concurrency: How many slots there are.
+        max_abandoned: How many at most may give their slots to others and run beside them.
     """
 
     def __init__(self, concurrency: int, max_abandoned: int) -> None:
@@ -33,11 +33,11 @@ class Stuck:
 
     @property
     def count(self) -> int:
-        """How many take places."""
+        """How many take slots."""
         return len(self._stuck)
 
     def found(self, held: Held) -> bool:
-        """Notes one; True if there is room to abandon it."""
+        """Note a stuck handler; return True if it may be abandoned."""
         if held not in self._stuck:
             self._stuck.add(held)
             log.warning(
@@ -60,7 +60,7 @@ class Stuck:
         return len(self._abandoned) < self._max_abandoned
 
     def abandon(self, held: Held) -> None:
-        """Lets one go: its place is free, and what it still does is nobody's."""
+        """Give its slot to others; what it still does counts no more."""
         self._stuck.discard(held)
         self._said_full = False
         self._abandoned.add(held)
@@ -72,7 +72,7 @@ class Stuck:
         )
 
     def ended(self, held: Held) -> bool:
-        """Notes that a handler which was told to stop has; True if it had been abandoned."""
+        """Note that a handler has stopped at last; return True if it had been abandoned."""
         if held.stop_timer is not None:
             held.stop_timer.cancel()
         if held in self._stuck:
@@ -86,14 +86,14 @@ class Stuck:
         return False
 
     def close(self, running: Iterable[Held]) -> None:
-        """Looks no more."""
+        """Stop the timers."""
         for held in running:
             if held.stop_timer is not None:
                 held.stop_timer.cancel()
 
 
 def _place(held: Held) -> str:
-    """Where the handler stands, if it has a thread."""
+    """Return where the handler stands, if it has a thread or a task."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         if ident in names and held_in(frame) is held:

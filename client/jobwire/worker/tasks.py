@@ -53,16 +53,16 @@ class TaskPool(Generic[Job, Outcome]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, jobs: Iterable[Job]) -> None:
-        """Starts jobs in the loop's next turn, in their order."""
+        """Start jobs in the loop's next turn, in their order."""
         self._ready.extend(jobs)
         self._go_on()
 
     def forget(self) -> None:
-        """Drops what waits, in a forked child."""
+        """Drop what waits, in a forked child."""
         self._ready.clear()
 
     async def close(self, patience_s: float) -> None:
-        """Cancels what runs, and waits for its last words."""
+        """Cancel what runs, and wait a moment for it to end."""
         self._ready.clear()
         tasks = set(self._tasks)
         for task in tasks:
@@ -79,7 +79,7 @@ class TaskPool(Generic[Job, Outcome]):
             turn.task.add_done_callback(self._tasks.discard)
 
     def _leave(self, turn: _Turn[Job, Outcome], *, waits: bool) -> None:
-        """Has other tasks take the jobs behind this one's."""
+        """Let other tasks take the jobs behind this one's."""
         if turn in self._turns:
             self._turns.discard(turn)
             # Where jobs wait, each needs a task, and it would take as many turns of the loop to
@@ -138,7 +138,7 @@ class _Turn(Generic[Job, Outcome]):
 def _steps(
     coroutine: Coroutine[Any, Any, Any], context: Context, waits: Callable[[], None]
 ) -> Generator[Any, Any, Any]:
-    """Drives a coroutine in a context of its own, as a task would, inside another task.
+    """Drive a coroutine in a context of its own, as a task would, inside another task.
 
     Args:
         coroutine: Not begun.

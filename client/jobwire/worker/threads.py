@@ -56,13 +56,13 @@ class ThreadPool(Generic[J, R]):
         self._closed = False
 
     def submit(self, jobs: Sequence[J]) -> None:
-        """Queues jobs; called on the event loop."""
+        """Queue jobs; called on the event loop."""
         for job in jobs:
             self._jobs.append((job, contextvars.copy_context()))
         self._wake_one()
 
     def close(self) -> None:
-        """Ends the threads as they become free; jobs that wait are dropped."""
+        """End the threads as they become free; jobs that wait are dropped."""
         self._jobs.clear()
         with self._lock:
             self._closed = True
@@ -71,7 +71,7 @@ class ThreadPool(Generic[J, R]):
             self._parked.clear()
 
     def forget(self) -> None:
-        """Drops what waits, in a forked child, where the other threads do not exist."""
+        """Drop what waits, in a forked child, where the other threads do not exist."""
         self._jobs.clear()
         self._outcomes.clear()
         # It may have been taken by a thread that is not there.

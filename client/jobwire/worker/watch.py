@@ -1,9 +1,9 @@
-"""Watches the event loop from a thread: says what blocks it, and speaks for it meanwhile.
+"""Watches the event loop from a thread: logs what blocks it, and sends heartbeats meanwhile.
 
-A handler that sleeps or computes on the loop keeps the stream from being read and written, and
-the broker would take the worker for dead. As long as other threads run (`time.sleep`, most I/O,
-Python code), this one sends heartbeats in calls beside the stream. While a call into C holds
-Python's lock no thread runs: that the broker bears for as long as its `worker_timeout`.
+A handler that sleeps or computes on the loop keeps the stream from being read and written, and the
+broker would declare the worker dead. As long as other threads run (`time.sleep`, most I/O, Python
+code), this one sends heartbeats in calls beside the stream. While a call into C holds Python's lock
+no thread runs; the broker tolerates that for its `worker_timeout`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from jobwire.worker.settings import WorkerSettings
 log = logging.getLogger("jobwire.worker")
 
 TICK_S = 0.25
-# A loop that has not run for so long is spoken for.
+# The watch sends heartbeats for a loop that has not run for this long.
 SPEAK_AFTER_S = 1.0
-# ... and named in the log, again whenever it has stood still twice as long.
+# ... and logs what blocks it, again whenever the time has doubled.
 NAME_AFTER_S = 2.0
-# Blocks that follow one another are named so often at the most.
+# Blocks that follow one another are logged at most this often.
 NAME_EVERY_S = 10.0
-# Nothing can be taken on by a loop that stands still for so long: all places count as stuck.
+# A loop that stands still for this long can take no jobs: all slots count as stuck.
 STUCK_AFTER_S = 10.0
 CALL_TIMEOUT_S = 5.0
 STACK_FRAMES = 12
@@ -81,7 +81,7 @@ class Watch:
         self._told_stuck = False
 
     def start(self, interval_s: float) -> None:
-        """Begins.
+        """Start watching.
 
         Args:
             interval_s: How often the broker wants to hear of the worker, seconds.
@@ -93,7 +93,7 @@ class Watch:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends."""
+        """Stop watching."""
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -126,7 +126,7 @@ class Watch:
         self._close()
 
     def _speak(self, now: float, still_s: float) -> None:
-        """Sends a heartbeat when one is due."""
+        """Send a heartbeat when one is due."""
         if self._connection is None or now - self._said_at < self._interval_s / 2:
             return
         self._said_at = now
@@ -170,7 +170,7 @@ class Watch:
             channel.close()
 
     def _name(self, now: float, still_s: float, *, everybody: bool) -> None:
-        """Says in the log what blocks, not too often."""
+        """Log what blocks the loop, not too often."""
         if now - self._named_at < NAME_EVERY_S:
             self._unnamed += 1
             return

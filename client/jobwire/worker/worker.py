@@ -146,11 +146,11 @@ class Worker:
         self._channel = channel
         self._operations: dict[str, Operation] = {}
         self._grows = False
-        """Its memory is looked after, for Python's collector was told to look seldom."""
+        """True: its memory is watched, because Python's collector was told to run rarely."""
         self._running = Running(self._prepare, lambda: self.shutdown_grace_s)
 
     def operation(self, name: str, *, run: RunMode = "auto") -> Callable[[F], F]:
-        """Registers the decorated function as a handler; the function itself stays as it is.
+        """Register the decorated function as a handler; the function itself stays as it is.
 
         The handler gets a `Context` and returns the job's result: a JSON value, bytes, a
         protobuf message or None. It may raise `Retry` or `Fatal`; any other exception is a
@@ -187,14 +187,14 @@ class Worker:
         return self._running.stats
 
     def connect_to(self, target: str | None = None, *, tls: bool | Tls | None = None) -> None:
-        """Replaces what is given of the way to the servers; takes effect with the next start."""
+        """Replace the target or TLS settings; takes effect with the next start."""
         if target is not None:
             self._options = replace(self._options, target=target)
         if tls is not None:
             self._options = replace(self._options, tls=tls)
 
     def run(self, *, log_level: str = "info", log_format: LogFormat = "text") -> None:
-        """Works until SIGTERM, SIGINT or `stop()`; blocks.
+        """Work until SIGTERM, SIGINT or `stop()`. Blocks.
 
         In the main thread it takes the process over: beside the signals, it has Python's garbage
         collector look less often, and by the memory used, unless `gc.set_threshold` was called
@@ -217,7 +217,7 @@ class Worker:
             runner.run(self.serve())
 
     async def serve(self) -> None:
-        """Works until SIGTERM, SIGINT, `stop()`, the broker's wish, or the task's cancellation.
+        """Work until SIGTERM, SIGINT, `stop()`, a drain by the broker, or the task is cancelled.
 
         A second signal ends the grace of running jobs. Where signals can't be had, as in a thread
         or on a loop without them, `stop()` is the way to end it.
@@ -229,7 +229,7 @@ class Worker:
         await self._running.serve(self.start)
 
     async def start(self) -> None:
-        """Registers the worker and begins to take jobs. Starting a started worker does nothing.
+        """Register the worker and begin to take jobs. Starting a started worker does nothing.
 
         It waits as long as no server answers. Before, it starts a process for handlers if it has
         such, and has it import them.
@@ -250,7 +250,7 @@ class Worker:
         log.info("%s", self._introduction())
 
     def stop(self, *, hurry: asyncio.Event | None = None) -> Leaving:
-        """Takes no more jobs, lets those that run finish, gives back the rest, and leaves.
+        """Take no more jobs, let running ones finish, give back the rest, and leave.
 
         It begins at once, whether it is awaited or not, and may be called from any thread, any
         event loop and signal handlers, as often as you like. A worker that does not run is left as
@@ -265,7 +265,7 @@ class Worker:
         return self._running.stop(hurry)
 
     def _introduction(self) -> str:
-        """What it is, serves and talks to, in a line."""
+        """Return in one line what it is, serves and talks to."""
         operations, queues = ", ".join(self._operations), ", ".join(self.queues)
         kind = "operation" if len(self._operations) == 1 else "operations"
         many = "queue" if len(self.queues) == 1 else "queues"

@@ -32,14 +32,14 @@ class Running:
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Sends a signal to a process group, if it is there."""
+    """Send a signal to a process group, if it is there."""
     # macOS answers EPERM for a group of zombies.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
 def end_others(group: int, grace_s: float) -> None:
-    """Ends a group whose leader has ended and was not waited for yet: SIGTERM, then SIGKILL.
+    """End a group whose leader has ended and was not waited for yet: SIGTERM, then SIGKILL.
 
     Args:
         group: Its id cannot be given to another one meanwhile, as its leader is a zombie.
@@ -55,12 +55,12 @@ def end_others(group: int, grace_s: float) -> None:
 
 
 def members(group: int) -> list[Running]:
-    """Returns those of a group that have not ended."""
+    """Return those of a group that have not ended."""
     return [one for one in processes() if one.group == group and not one.is_zombie]
 
 
 def children() -> list[Running]:
-    """Returns the children of this process that have not ended, but for multiprocessing's own."""
+    """Return the children of this process that have not ended, but for multiprocessing's own."""
     me, own = os.getpid(), helpers()
     return [
         one for one in processes() if one.parent == me and not one.is_zombie and one.pid not in own
@@ -68,14 +68,14 @@ def children() -> list[Running]:
 
 
 def helpers() -> set[int | None]:
-    """Returns the processes that multiprocessing keeps for itself."""
+    """Return the processes that multiprocessing keeps for itself."""
     tracker = getattr(resource_tracker, "_resource_tracker", None)
     server = getattr(forkserver, "_forkserver", None)
     return {getattr(tracker, "_pid", None), getattr(server, "_forkserver_pid", None)}
 
 
 def processes() -> Iterator[Running]:
-    """Yields the processes that this one may see."""
+    """Yield the processes that this one may see."""
     if sys.platform == "linux":
         yield from _from_proc()
     else:
@@ -123,7 +123,7 @@ class Memory:
             self._file = os.open("/proc/self/statm", os.O_RDONLY)
 
     def resident_bytes(self) -> int:
-        """Looks; where the system does not tell, or a handler has closed the file, the peak."""
+        """Look; where the system does not tell, or a handler has closed the file, the peak."""
         if self._file is not None:
             try:
                 return int(os.pread(self._file, 256, 0).split()[1]) * self._page_size

@@ -18,7 +18,7 @@ _LOOK_S = 1.0
 
 
 def keep(worker: int) -> None:
-    """Waits for the end of the worker, and ends the groups that are left.
+    """Wait for the end of the worker, and end the groups that are left.
 
     Args:
         worker: Its process id.

@@ -27,7 +27,7 @@ class Keeper:
         self._groups: set[int] = set()
 
     def keep(self, group: int) -> None:
-        """Has a group ended should the worker go."""
+        """Make the keeper end a group if the worker dies."""
         with self._lock:
             self._groups.add(group)
             if self._process is not None and self._write(f"+{group}\n"):
@@ -53,13 +53,13 @@ class Keeper:
             self._write("".join(f"+{kept}\n" for kept in self._groups))
 
     def forget(self, group: int) -> None:
-        """Has it look after a group no longer: its id may become another's."""
+        """Make the keeper forget a group, whose id may be reused."""
         with self._lock:
             self._groups.discard(group)
             self._write(f"-{group}\n")
 
     def close(self) -> None:
-        """Ends the keeper; blocks until it has ended."""
+        """End the keeper; block until it has ended."""
         with self._lock:
             self._leave()
 
@@ -91,7 +91,7 @@ _OURS: weakref.WeakSet[Connection | IO[bytes]] = weakref.WeakSet()
 
 
 def not_for_children(end: Connection | IO[bytes]) -> None:
-    """Has forked children of this process close an end of a pipe, so that its other side sees
+    """Have forked children of this process close an end of a pipe, so that its other side sees
     the end of this process and not theirs."""
     _OURS.add(end)
 

@@ -24,7 +24,7 @@ class LogLevels:
 
     @classmethod
     def of_this_process(cls) -> LogLevels:
-        """Looks them up."""
+        """Look them up."""
         return cls(
             root=logging.root.level,
             disabled=logging.root.manager.disable,
@@ -36,7 +36,7 @@ class LogLevels:
         )
 
     def apply(self) -> None:
-        """Sets them here."""
+        """Set them here."""
         logging.root.setLevel(self.root)
         logging.disable(self.disabled)
         for name, level in self.by_logger.items():
@@ -58,7 +58,7 @@ class ToWorker(logging.handlers.QueueHandler):
         self._send = send
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Sends a record that is put into words already."""
+        """Send a record that is put into words already."""
         attributes = vars(record)
         try:
             data = pickle.dumps(attributes)
@@ -74,7 +74,7 @@ class ToWorker(logging.handlers.QueueHandler):
 
 
 def log_here(data: bytes, job: Assignment) -> None:
-    """Gives a record from the process of a handler to this process's log.
+    """Give a record from the process of a handler to this process's log.
 
     Args:
         data: The attributes of the record, pickled.

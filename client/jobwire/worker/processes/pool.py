@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
@@ -44,7 +44,7 @@ class ParentLink(Protocol):
 
     @property
     def signal(self) -> StopSignal:
-        """Tells the handler to stop."""
+        """Tell the handler to stop."""
 
     @property
     def ends_at(self) -> float | None:
@@ -72,8 +72,13 @@ class ProcessPool:
         self._ahead: deque[asyncio.Task[HandlerProcess]] = deque()
         """Started before they are needed."""
 
+    @property
+    def processes(self) -> Collection[HandlerProcess]:
+        """Its processes, those that are starting included."""
+        return self._all
+
     async def prepare(self, functions: Iterable[Handler]) -> None:
-        """Starts a process, so that what keeps one from running handlers is known at once.
+        """Start a process, so that what keeps one from running handlers is known at once.
 
         Args:
             functions: The handlers; none: nothing is started.
@@ -91,7 +96,7 @@ class ProcessPool:
         assignment: Assignment,
         link: ParentLink,
     ) -> Payload:
-        """Runs a handler and returns its result.
+        """Run a handler and return its result.
 
         Args:
             function: The handler.
@@ -157,7 +162,7 @@ class ProcessPool:
         outcome: asyncio.Future[Message],
         message: Message,
     ) -> None:
-        """Takes what a process says, in its thread."""
+        """Take what a process says, in its thread."""
         kind, content = message
         if kind == "output":
             # Waits for room: then the pipe fills, and with it the handler's own buffer.
@@ -181,7 +186,7 @@ class ProcessPool:
     # Which process.
 
     async def _take(self, stop: StopSignal) -> HandlerProcess:
-        """Takes a process that waits and lives, or starts one.
+        """Take a live idle process, or start one.
 
         One that died meanwhile, for want of memory for instance, is not the next job's failure.
 
@@ -244,7 +249,7 @@ class ProcessPool:
         return child
 
     def _put_back(self, child: HandlerProcess, job_id: str, ended: Ended) -> None:
-        """Keeps a process for the next job, unless it is to be renewed."""
+        """Keep a process for the next job, unless it is to be renewed."""
         options = self._options
         if ended.left:
             log.warning(
@@ -268,14 +273,14 @@ class ProcessPool:
             self._idle.append(child)
 
     def _retire(self, child: HandlerProcess) -> None:
-        """Lets a process go, and has another one ready for the next job."""
+        """Let a process go, and have another one ready for the next job."""
         if child.jobs != self._options.max_jobs:
             self._start_ahead()  # else it was with the process's last job
         child.send(("end", None))
         asyncio.get_running_loop().call_later(LEAVE_S, child.kill)
 
     async def close(self) -> None:
-        """Ends all processes, and what is in their groups."""
+        """End all processes, and what is in their groups."""
         for starting in self._ahead:
             starting.cancel()
         await asyncio.gather(*self._ahead, return_exceptions=True)

@@ -31,7 +31,7 @@ _LOOK_S = 0.02
 
 # It can import nothing of ours until it knows where this process looks. Where it hears nothing, the
 # worker was killed meanwhile, and there is nothing to say about it.
-_BEGIN = """\
+BEGIN = """\
 import sys
 from multiprocessing.connection import Connection
 pipe = Connection(int(sys.argv[1]))
@@ -83,17 +83,17 @@ class HandlerProcess:
         return self._terminated
 
     def send(self, message: Message) -> None:
-        """Sends a message; to a dead process it is lost."""
+        """Send a message; to a dead process it is lost."""
         with suppress(OSError), self._send_lock:
             if self._pipe is not None:
                 self._pipe.send(message)
 
     def terminate(self) -> None:
-        """Sends SIGTERM to its group: to what handlers have started; they themselves go on."""
+        """Send SIGTERM to its group: to what handlers have started; they themselves go on."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kills its group."""
+        """Kill its group."""
         self._wanted = False
         self._signal(signal.SIGKILL)
 
@@ -133,7 +133,7 @@ class HandlerProcess:
             # script of this process in each. Without a fork function that would run here, as gRPC's
             # threads would not survive it.
             self._process = subprocess.Popen(
-                [sys.executable, *flags, "-c", _BEGIN, str(number), "jobwire-handler"],
+                [sys.executable, *flags, "-c", BEGIN, str(number), "jobwire-handler"],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number,),
                 start_new_session=True,
@@ -151,7 +151,7 @@ class HandlerProcess:
             ours.send(self._setup)
 
     def _listen(self) -> None:
-        """Hands on what it says, until it has ended or closed its end."""
+        """Hand on what it says, until it has ended or closed its end."""
         if self._pipe is None:
             return
         assert self._process is not None
@@ -195,7 +195,7 @@ class HandlerProcess:
             )
 
     def _bury(self) -> str:
-        """Ends what is left of the group; returns how the process ended."""
+        """End what is left of the group; return how the process ended."""
         process = self._process
         assert process is not None
         closed_its_end = not _leaves(process.pid, _LEAVE_S)
@@ -219,7 +219,7 @@ class HandlerProcess:
 
 
 def _words_for(code: int) -> str:
-    """Says how a process ended."""
+    """Say how a process ended."""
     if code >= 0:
         return f"ended by itself with exit code {code}"
     try:
@@ -231,7 +231,7 @@ def _words_for(code: int) -> str:
 
 
 def _end_of(pid: int) -> int | None:
-    """Opens a descriptor that is readable once a process has ended, where the system has such."""
+    """Open a descriptor that is readable once a process has ended, where the system has such."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.pidfd_open(pid)
@@ -239,7 +239,7 @@ def _end_of(pid: int) -> int | None:
 
 
 def _leaves(pid: int, within_s: float | None) -> bool:
-    """Waits for the end of a child without taking its id off the books; tells if it has ended."""
+    """Wait for the end of a child without taking its id off the books; tell if it has ended."""
     end_s = None if within_s is None else time.monotonic() + within_s
     while not _has_ended(pid):
         if end_s is not None and time.monotonic() > end_s:

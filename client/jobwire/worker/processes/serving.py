@@ -44,7 +44,7 @@ _LOOK_S = 0.02
 
 
 def serve(pipe: Connection) -> None:
-    """Runs handlers until the worker wants no more; a process begins here."""
+    """Run handlers until the worker wants no more; a process begins here."""
     _fill_standard_streams()
     _take_signals()
     try:
@@ -74,7 +74,7 @@ class _HandlerProcess:
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def prepare(self) -> None:
-        """Imports the handlers, and tells whether that worked."""
+        """Import the handlers, and tell whether that worked."""
         threading.Thread(target=self._listen, name="jobwire-listener", daemon=True).start()
         _children.told_of_refusals = lambda words: self._send(("unfit", words))
         with suppress(Exception):
@@ -97,7 +97,7 @@ class _HandlerProcess:
         self._send(("ready", None))
 
     def serve(self) -> None:
-        """Runs one handler after the other."""
+        """Run one handler after the other."""
         while (job := self._jobs.get()) is not None:
             kind, content = self._run(*job)
             if os.getpid() != self._pid:
@@ -224,7 +224,7 @@ class _HandlerProcess:
             _end_group()
 
     def _left_running(self) -> tuple[str, ...]:
-        """Names the processes that the handler started and that go on after it."""
+        """Name the processes that the handler started and that go on after it."""
         if not _has_children():
             return ()
         group, me = os.getpgrp(), os.getpid()
@@ -258,7 +258,7 @@ class _HandlerProcess:
 
 
 def _end_group() -> None:
-    """Ends this process and what it has started: the worker is gone, and with it the lease."""
+    """End this process and what it has started: the worker is gone, and with it the lease."""
     os.killpg(0, signal.SIGKILL)
 
 
@@ -271,7 +271,7 @@ def _described(error: BaseException) -> Failure:
 
 
 def _not_now(number: int, frame: object) -> None:
-    """Takes SIGTERM and SIGINT, as a service manager sends them to all processes of a service:
+    """Take SIGTERM and SIGINT, as a service manager sends them to all processes of a service:
     the worker decides how long a handler may go on.
 
     They are not ignored, as programs that a handler starts would ignore them too.
@@ -279,7 +279,7 @@ def _not_now(number: int, frame: object) -> None:
 
 
 def _take_signals() -> None:
-    """Gives every signal the meaning that programs expect, whatever the worker was started with."""
+    """Give every signal the meaning that programs expect, whatever the worker was started with."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals():
         # Python ignores these two, and `subprocess` undoes that for programs.
@@ -292,7 +292,7 @@ def _take_signals() -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Opens those of the three descriptors that are closed, before a file or socket gets them."""
+    """Open those of the three descriptors that are closed, before a file or socket gets them."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -305,14 +305,14 @@ def _fill_standard_streams() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Makes what a handler's child leaves behind a child of this process, so that it is seen."""
+    """Make what a handler's child leaves behind a child of this process, so that it is seen."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _has_children() -> bool:
-    """Tells whether this process has any child, living or not waited for; cheaply, where it can."""
+    """Tell whether this process has any child, living or not waited for; cheaply, where it can."""
     if not hasattr(os, "waitid"):
         return True
     try:

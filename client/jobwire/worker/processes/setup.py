@@ -33,7 +33,7 @@ class MainModule:
 
     @classmethod
     def of_this_process(cls) -> MainModule | None:
-        """Looks it up; None: it was typed in."""
+        """Look it up; None: it was typed in."""
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
         # Of a directory or a zip archive the name is only `__main__`.
@@ -45,7 +45,7 @@ class MainModule:
         return cls(path=os.path.normpath(os.path.join(_original_directory(), path)))
 
     def import_again(self) -> None:
-        """Runs it as `__mp_main__`, which is also what `__main__` means from then on.
+        """Run it as `__mp_main__`, which is also what `__main__` means from then on.
 
         Source: multiprocessing.spawn; there the functions see another copy of the module's
         variables than its importers.
@@ -84,7 +84,7 @@ class Setup:
 
     @classmethod
     def of_this_process(cls, functions: Iterable[Handler], *, end_children: bool) -> Setup:
-        """Describes this process, the worker's.
+        """Describe this process, the worker's.
 
         Raises:
             ProcessStartFailed: Another process can't import one of the functions.
@@ -109,12 +109,12 @@ class Setup:
 
 
 def search_path() -> list[str]:
-    """Returns where this process looks for modules, as it is from any directory."""
+    """Return where this process looks for modules, as it is from any directory."""
     return [os.path.join(_original_directory(), entry) for entry in sys.path]
 
 
 def pickled(function: Handler) -> bytes:
-    """Names a function by module and name, as pickles do.
+    """Name a function by module and name, as pickles do.
 
     Raises:
         ProcessStartFailed: It can't be found there.

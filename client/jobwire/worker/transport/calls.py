@@ -45,7 +45,7 @@ class WorkerCalls:
         self._reachable = True
 
     async def persist(self, method: str, request: Any, patience_s: float = math.inf) -> Any:
-        """Calls until it is answered: by success, or by a refusal that would only be repeated.
+        """Repeat a call until it succeeds, or is refused as any repetition would be.
 
         Args:
             method: Of the service.
@@ -102,7 +102,7 @@ class WorkerCalls:
         raise error
 
     def leave_connection(self) -> None:
-        """Goes on over another connection: what hangs at the end of this one answers nothing."""
+        """Continue over another connection: the server of this one hangs."""
         if not self._owns_channel:
             return
         left, self._channels = self._channels, AsyncChannels(self._options)

@@ -36,9 +36,9 @@ log = logging.getLogger("jobwire.worker")
 # The contract's.
 MAX_ACKS = 10_000
 MAX_COMPLETIONS = 1_000
-# A frame holds so much, unless one item is larger; servers take messages of 16 MiB.
+# A frame holds this much, unless one item is larger; servers take messages of 16 MiB.
 FRAME_BYTES = 4 << 20
-# What a server or a proxy that takes less is given; a report may have as much.
+# Frames shrink no further for a server or proxy that takes less; a report may be as large.
 LEAST_FRAME_BYTES = 1 << 20
 
 
@@ -58,7 +58,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._acks: dict[str, int] = {}
         self._received = 0
-        """So many frames with assignments have arrived, if that is news."""
+        """How many frames with assignments have arrived; 0: already acknowledged."""
         self._acks_wanted: asyncio.Future[None] | None = None
         self._resends = Resends(self.ready)
         self._reports = ReportQueue(host, self.ready, self._resends)
@@ -69,7 +69,7 @@ class Outbox:
         """Frames without a receipt."""
         self._frame_bytes = FRAME_BYTES
         self._late = False
-        """Completions had no room beside reports: now it is their turn."""
+        """Completions did not fit beside reports; now it is their turn."""
         self._sequence = 0
         self._credits_told: int | None = None
         self._stuck_told = 0
@@ -79,13 +79,13 @@ class Outbox:
     # In.
 
     def acknowledge(self, assignments: Iterable[Assignment]) -> None:
-        """Says that these have arrived."""
+        """Acknowledge assignments one by one."""
         for assignment in assignments:
             self._acks[assignment.job_id] = assignment.fencing_token
         self.ready.set()
 
     def acknowledge_frames(self, count: int) -> None:
-        """Says that so many frames with assignments have arrived on this stream."""
+        """Acknowledge the first `count` frames with assignments of this stream."""
         self._received = count
         self.ready.set()
 
@@ -100,7 +100,7 @@ class Outbox:
         return bool(self._received or self._acks)
 
     async def acks_taken(self) -> None:
-        """Waits until a frame has taken what was acknowledged."""
+        """Wait until a frame has taken what was acknowledged."""
         if self._acks_wanted is None:
             self._acks_wanted = self._loop.create_future()
         await self._acks_wanted
@@ -112,11 +112,11 @@ class Outbox:
         output: OutputLog | None = None,
         checkpoint: Payload | None = None,
     ) -> None:
-        """Says how far a job is, what it writes out, and what its next attempt is to get."""
+        """Report a job's progress, output and checkpoint."""
         self._reports.add(lease, progress, output, checkpoint)
 
     def complete(self, completions: Sequence[Completion]) -> None:
-        """Says how jobs ended."""
+        """Report how jobs ended."""
         waiting, under_way = self._reports.waiting, self._reports.under_way
         for completion in completions:
             job_id = completion.job_id
@@ -129,28 +129,28 @@ class Outbox:
         self.ready.set()
 
     def tell_credits(self) -> None:
-        """Says how many jobs the worker may hold, if that changed."""
+        """Announce how many jobs the worker may hold, if that changed."""
         self.ready.set()
 
     def tell_status(self, status: WorkerStatus.ValueType) -> None:
-        """Says whether the worker takes jobs."""
+        """Announce whether the worker takes jobs."""
         self._status = status
         self.ready.set()
 
     def beat(self) -> None:
-        """Says that the worker lives."""
+        """Send a heartbeat, unless something else goes out."""
         self._beat = True
         self.ready.set()
 
     def detach(self) -> None:
-        """Says goodbye, once there is nothing else to say."""
+        """Say goodbye, once there is nothing else to say."""
         self._detach = True
         self.ready.set()
 
     # Out.
 
     def next_frame(self) -> WorkRequest | None:
-        """Takes the next frame; None if there is nothing to say."""
+        """Take the next frame; None if there is nothing to say."""
         frame = WorkRequest()
         said = False
         if self._received or self._acks:
@@ -210,7 +210,7 @@ class Outbox:
     # Answers.
 
     def receive(self, receipt: Receipt) -> None:
-        """Takes the answer to a frame."""
+        """Take the answer to a frame."""
         frame = self._sent.pop(receipt.sequence, None)
         if frame is None:
             return
@@ -241,7 +241,7 @@ class Outbox:
     # Streams.
 
     def attach(self, told_credits: int) -> None:
-        """Goes on with another stream, which was attached with so many credits.
+        """Continue on another stream, which was attached with `told_credits`.
 
         Whatever the last stream carried without an answer goes first on this one.
         """
@@ -258,9 +258,7 @@ class Outbox:
         self.ready.set()
 
     def refuse_oversized(self) -> None:
-        """Makes smaller frames, and gives up what is too large for any, after the transport refused
-        one.
-        """
+        """Make frames smaller after one was refused, and give up what is too large for any."""
         limit, self._frame_bytes = (
             self._frame_bytes,
             max(self._frame_bytes // 2, LEAST_FRAME_BYTES),
@@ -274,5 +272,5 @@ class Outbox:
                 self._host.refused(completion, why)
 
     def close(self) -> None:
-        """Stops its timers."""
+        """Stop its timers."""
         self._resends.close()

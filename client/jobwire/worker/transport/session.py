@@ -1,4 +1,4 @@
-"""One stream: a reader, a writer, and an ear for silence."""
+"""One stream: a reader, a writer, and a timer that notices silence."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jobwire.v1.worker_service_pb2 import Attach, Drain, WorkRequest, WorkRespon
 from jobwire.worker.transport.base import Host
 from jobwire.worker.transport.outbox import Outbox
 
-# After so many of the server's heartbeat intervals without a word the stream is taken for dead, and
-# left while there is time to attach elsewhere.
+# After this many of the server's heartbeat intervals without a word the stream is declared dead,
+# while there is time to attach elsewhere.
 SILENT_INTERVALS = 2
 DEFAULT_INTERVAL_S = 5.0
-# Jobs wait so long at the most for their acknowledgement to be written before they start.
+# How long jobs may wait for their acknowledgement to be written before they start.
 LONGEST_ACK_S = 1.0
-# A look that comes so late says that this loop stood still, and not that the server was silent.
+# A check that comes this late means that this loop stood still, not that the server was silent.
 LATE_S = 0.5
 
 
@@ -67,7 +67,7 @@ class Session:
         channel: aio.Channel,
         own_channel: bool,
     ) -> Session:
-        """Opens a stream and waits for the server's answer.
+        """Open a stream and wait for the server's answer.
 
         Raises:
             CallError: There was none in time, or it was a refusal.
@@ -108,15 +108,15 @@ class Session:
         return bool(self._dead)
 
     def refuse_jobs(self) -> None:
-        """Leaves alone what is assigned from now on: another stream has said what is held."""
+        """Ignore what is assigned from now on: another stream has named the leases."""
         self._takes_jobs = False
 
     def hush(self) -> None:
-        """Says nothing more: another stream speaks for the worker now."""
+        """Say nothing more: another stream speaks for the worker now."""
         self._hushed = True
 
     async def run(self, host: Host, outbox: Outbox) -> None:
-        """Reads and writes until the stream ends; returns if the server ended it well.
+        """Read and write until the stream ends; return if the server ended it normally.
 
         Raises:
             CallError: Anything else.
@@ -139,7 +139,7 @@ class Session:
             await self.close()
 
     async def close(self) -> None:
-        """Lets go of the stream and its connection."""
+        """Let go of the stream and its connection."""
         self._call.cancel()
         if self._own_channel:
             await self._channel.close()
@@ -178,7 +178,7 @@ class Session:
             self.drain.set_result(frame.drain)
 
     async def _have_said(self, outbox: Outbox) -> None:
-        """Waits until the acknowledgements are in gRPC's hands, which need no Python any more."""
+        """Wait until gRPC has the acknowledgements and can send them without Python."""
         # The writer comes first where it only waits for something to say.
         await asyncio.sleep(0)
         if outbox.owes_acks:
@@ -204,7 +204,7 @@ class Session:
             return  # the stream has ended, and the reader learns how
 
     def _look(self, outbox: Outbox) -> None:
-        """Breaks the silence of this side, and takes note of the other's."""
+        """Send a heartbeat if one is due, and check when the server was last heard."""
         now = self._loop.time()
         if self._said_at + self._beat_s <= now:
             self._said_at = now
@@ -250,6 +250,6 @@ async def _first_answer(call: Any, request: WorkRequest) -> WorkResponse:
 
 
 def _is_cancelled() -> bool:
-    """Tells the cancellation of this task from that of the call, which looks the same."""
+    """Tell the cancellation of this task from that of the call, which looks the same."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

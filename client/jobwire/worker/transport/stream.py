@@ -36,15 +36,15 @@ from jobwire.worker.transport.session import Session
 
 log = logging.getLogger("jobwire.worker")
 
-# How long one server may take to answer an attachment; a dead one must not use up the window
-# within which the worker keeps its leases. Doubled with every round over the servers, for those
-# that are slow rather than dead.
+# How long one server may take to answer an attachment; a dead one must not use up the window within
+# which the worker keeps its leases. Doubled after each round over the servers, in case they are
+# slow rather than dead.
 FIRST_PATIENCE_S = 1.0
 MOST_PATIENCE_S = 6.0
 # The longest wait between two rounds over the servers. Shorter than what a server that has just
 # come back gives its workers before it takes their jobs.
 MOST_BACKOFF_S = 2.0
-# How often it is said that a worker which was attached before is refused still.
+# How often the log repeats that no server takes the worker.
 SAY_AGAIN_S = 30.0
 # How long the worker waits for the server to end the stream after its goodbye.
 GOODBYE_S = 5.0
@@ -83,7 +83,7 @@ class StreamTransport:
         self._leaving = False
 
     async def open(self, host: Host) -> Terms:
-        """Attaches for the first time, trying on while no server answers."""
+        """Attach for the first time, and keep trying while no server answers."""
         self._host = host
         self._outbox = Outbox(host)
         # Where an attachment names the leases, the broker takes back what it does not name.
@@ -97,7 +97,7 @@ class StreamTransport:
         )
 
     async def run(self) -> None:
-        """Keeps a stream until cancelled, whatever becomes of servers.
+        """Keep a stream until cancelled, over restarts of servers.
 
         Raises:
             CallError: The broker refused the worker for good.
@@ -129,7 +129,7 @@ class StreamTransport:
             await asyncio.gather(ending, return_exceptions=True)
 
     def _after_end(self, session: Session, ending: asyncio.Task[None]) -> None:
-        """Says why a stream ended.
+        """Log why a stream ended.
 
         Raises:
             CallError: It must not be followed by another one.
@@ -150,7 +150,7 @@ class StreamTransport:
         log.warning("the stream is lost, attaching again: %s", error or "the server ended it")
 
     def _fence_after(self, session: Session) -> None:
-        """Has the leases given up when others may have them, unless another stream comes first."""
+        """Set the fence when a stream has ended, unless another one follows it already."""
         if self._session is session and not self._fence.is_set and not self._leaving:
             self._fence.set(session.heard_at, session.contact_s)
 
@@ -167,7 +167,7 @@ class StreamTransport:
         self._ending.add_done_callback(lambda ending: self._fence_after(session))
 
     async def _attach(self, beside: Session | None = None) -> Session:
-        """Attaches to any server, trying on; takes the outbox over from the stream before.
+        """Attach to any server, however long it takes; take over the outbox of the last stream.
 
         Raises:
             CallError: The broker refuses the worker for good.
@@ -238,11 +238,11 @@ class StreamTransport:
         return session
 
     async def stop_claiming(self) -> None:
-        """Takes no more jobs; the host gives back what still arrives."""
+        """Take no more jobs; the host gives back those that still arrive."""
         self._outbox.tell_status(WORKER_STATUS_DRAINING)
 
     def capacity_changed(self) -> None:
-        """Tells of a new `Host.capacity`."""
+        """Note that `Host.capacity` has changed."""
         self._outbox.tell_credits()
 
     def report(
@@ -252,15 +252,15 @@ class StreamTransport:
         output: OutputLog | None = None,
         checkpoint: Payload | None = None,
     ) -> None:
-        """Has a job's progress, output and checkpoint recorded."""
+        """Report a job's progress, output and checkpoint."""
         self._outbox.report(lease, progress, output, checkpoint)
 
     def complete(self, completions: Sequence[Completion]) -> None:
-        """Has the ends of attempts recorded."""
+        """Report the ends of attempts."""
         self._outbox.complete(completions)
 
     async def close(self) -> None:
-        """Says goodbye if there is a stream, and closes the connection."""
+        """Say goodbye if there is a stream, and close the connection."""
         self._leaving = True
         ending = self._ending
         if ending is None:
@@ -279,7 +279,7 @@ class StreamTransport:
 
 
 def _is_final(error: CallError) -> bool:
-    """Tells what no further attachment would change."""
+    """Tell whether another attachment would be refused as well."""
     if error.reason == "SUPERSEDED":
         # By a stream of this very process it can only be a misunderstanding.
         return error.metadata.get("same_process") == "false"
@@ -287,7 +287,7 @@ def _is_final(error: CallError) -> bool:
 
 
 def _left_s(drain: Drain) -> float | None:
-    """Returns the seconds until the drain's deadline, None if it has none."""
+    """Return the seconds until the drain's deadline, None if it has none."""
     if not drain.HasField("deadline"):
         return None
     left = from_timestamp(drain.deadline) - datetime.now(UTC)

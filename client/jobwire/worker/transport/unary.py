@@ -69,7 +69,7 @@ class UnaryTransport:
         self._completing: set[asyncio.Task[None]] = set()
 
     async def open(self, host: Host) -> Terms:
-        """Registers the worker, trying on while no server answers."""
+        """Register the worker, and keep trying while no server answers."""
         self._host = host
         self._fence = Fence(host, self._given_up.extend)
         self._reports = UnaryReports(self._calls, host)
@@ -95,7 +95,7 @@ class UnaryTransport:
         )
 
     async def _register_again(self, registration: int) -> None:
-        """After WORKER_NOT_FOUND to a call made under `registration`."""
+        """Register again after a call made under `registration` got WORKER_NOT_FOUND."""
         async with self._registering:
             # Several calls may learn of it at once; the first one acts.
             if registration != self._registration:
@@ -105,7 +105,7 @@ class UnaryTransport:
             await self._register()
 
     async def run(self) -> None:
-        """Brings jobs and keeps leases until cancelled; outlives servers."""
+        """Bring jobs and keep leases until cancelled, over restarts of servers."""
         self._fence.set(asyncio.get_running_loop().time(), self._contact_s)
         try:
             async with asyncio.TaskGroup() as group:
@@ -119,8 +119,8 @@ class UnaryTransport:
         self._fence.heard_beside(at)
 
     def _return_given_up(self) -> None:
-        """Gives back what was given up while no server could hear of it; nobody need wait for the
-        leases to end.
+        """Give back the leases given up while no server could be told, so that nobody has to wait
+        until they end.
         """
         leases = [*self._given_up]
         self._given_up.clear()
@@ -212,7 +212,7 @@ class UnaryTransport:
         return True
 
     async def _after_failure(self, error: CallError, registration: int, backoff: Backoff) -> None:
-        """Waits or registers again, so that the loop may go on.
+        """Wait or register again before the loop tries once more.
 
         Raises:
             CallError: The broker refuses for good.
@@ -227,7 +227,7 @@ class UnaryTransport:
         await asyncio.sleep(backoff.next_s(error.retry_after_s))
 
     async def stop_claiming(self) -> None:
-        """Takes no more jobs; returns when none can arrive any more."""
+        """Take no more jobs; return when none can arrive any more."""
         self._claims = False
         request = pb.UpdateWorkerStatusRequest(
             worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
@@ -242,7 +242,7 @@ class UnaryTransport:
             claim.cancel()
 
     def capacity_changed(self) -> None:
-        """Does nothing: the claims ask for what is free."""
+        """Do nothing: the claims ask for what is free."""
 
     def report(
         self,
@@ -251,11 +251,11 @@ class UnaryTransport:
         output: OutputLog | None = None,
         checkpoint: Payload | None = None,
     ) -> None:
-        """Has what a job says recorded, one call at a time for each job."""
+        """Report a job's progress, output and checkpoint, one call at a time for each job."""
         self._reports.report(lease, progress, output, checkpoint)
 
     def complete(self, completions: Sequence[pb.Completion]) -> None:
-        """Has the ends of attempts recorded, and takes the next job with each answer."""
+        """Report the ends of attempts, and take the next job with each answer."""
         for completion in completions:
             self._complete_later(self._complete(completion))
 
@@ -287,7 +287,7 @@ class UnaryTransport:
         self._host.assign(answer.assignments)
 
     async def close(self) -> None:
-        """Deregisters the worker if a server can be reached, and closes the connection."""
+        """Deregister the worker if a server can be reached, and close the connection."""
         try:
             if self._registration:
                 request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)

@@ -55,7 +55,7 @@ class UnaryReports:
         output: OutputLog | None = None,
         checkpoint: Payload | None = None,
     ) -> None:
-        """Has what a job says recorded, one call at a time for each job."""
+        """Report a job's progress, output and checkpoint."""
         request = self._newest.get(lease.job_id)
         if request is None or request.fencing_token != lease.fencing_token:
             request = pb.UpdateProgressRequest(
@@ -84,7 +84,7 @@ class UnaryReports:
     async def _send_report(
         self, request: pb.UpdateProgressRequest, output: OutputLog | None
     ) -> None:
-        """Sends a report; output and a checkpoint until they are recorded or refused for good."""
+        """Send a report; output and a checkpoint until they are recorded or refused for good."""
         lease = pb.LeaseRef(job_id=request.job_id, fencing_token=request.fencing_token)
         backoff = Backoff()
         while True:
