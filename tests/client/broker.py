@@ -134,7 +134,7 @@ class Broker(
         async with self.changed:
             self.changed.notify_all()
 
-    async def _enter(self, method: str, request: Any, context: Any) -> None:
+    async def enter(self, method: str, request: Any, context: Any) -> None:
         self.calls[method].append(request)
         self.metadata[method].extend(context.invocation_metadata() or ())
         await self.touch()
@@ -160,13 +160,13 @@ class Broker(
         )
 
     async def SubmitJob(self, request: Any, context: Any) -> Any:
-        await self._enter("SubmitJob", request, context)
+        await self.enter("SubmitJob", request, context)
         answer = self._accept(request)
         await self.touch()
         return answer
 
     async def SubmitJobs(self, request: Any, context: Any) -> Any:
-        await self._enter("SubmitJobs", request, context)
+        await self.enter("SubmitJobs", request, context)
         answer = jobs.SubmitJobsResponse()
         for one in request.requests:
             if one.spec.operation == "":
@@ -186,7 +186,7 @@ class Broker(
         return answer
 
     async def GetJob(self, request: Any, context: Any) -> Any:
-        await self._enter("GetJob", request, context)
+        await self.enter("GetJob", request, context)
         if request.job_id not in self.jobs:
             await context.abort(
                 *rich_status(
@@ -196,7 +196,7 @@ class Broker(
         return jobs.GetJobResponse(job=self.jobs[request.job_id])
 
     async def ListJobs(self, request: Any, context: Any) -> Any:
-        await self._enter("ListJobs", request, context)
+        await self.enter("ListJobs", request, context)
         first = int(request.page_token or 0)
         found = [job for job in self.jobs.values() if job.queue == request.queue]
         end = first + request.page_size
@@ -205,7 +205,7 @@ class Broker(
         )
 
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self._enter("WatchJob", request, context)
+        await self.enter("WatchJob", request, context)
         seen = 0
         while True:
             job = self.jobs[request.job_id]
@@ -222,7 +222,7 @@ class Broker(
             await self.changed.wait_for(lambda: job.revision > seen)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:
-        await self._enter("CancelJob", request, context)
+        await self.enter("CancelJob", request, context)
         job = self.jobs[request.job_id]
         job.cancel_reason = request.reason
         if job.state == job_pb2.JOB_STATE_RUNNING:
@@ -258,7 +258,7 @@ class Broker(
         return job
 
     async def RegisterWorker(self, request: Any, context: Any) -> Any:
-        await self._enter("RegisterWorker", request, context)
+        await self.enter("RegisterWorker", request, context)
         self.workers[request.worker.worker_id] = request.worker
         return workers.RegisterWorkerResponse(
             heartbeat_interval=to_duration(self.heartbeat_s),
@@ -287,7 +287,7 @@ class Broker(
         return assignments
 
     async def ClaimJob(self, request: Any, context: Any) -> Any:
-        await self._enter("ClaimJob", request, context)
+        await self.enter("ClaimJob", request, context)
         await self._check_worker(request.worker_id, context)
 
         async with self.changed:
@@ -311,18 +311,18 @@ class Broker(
         return any(call.worker_id == worker_id for call in self.calls["UpdateWorkerStatus"])
 
     async def UpdateWorkerStatus(self, request: Any, context: Any) -> Any:
-        await self._enter("UpdateWorkerStatus", request, context)
+        await self.enter("UpdateWorkerStatus", request, context)
         return workers.UpdateWorkerStatusResponse(status=request.status)
 
     async def UpdateProgress(self, request: Any, context: Any) -> Any:
-        await self._enter("UpdateProgress", request, context)
+        await self.enter("UpdateProgress", request, context)
         job = await self._check_lease(request, context)
         job.progress.CopyFrom(request.progress)
         await self.touch(job)
         return workers.UpdateProgressResponse()
 
     async def CompleteJob(self, request: Any, context: Any) -> Any:
-        await self._enter("CompleteJob", request, context)
+        await self.enter("CompleteJob", request, context)
         completion = request.completion
         job = await self._check_lease(completion, context)
         match completion.WhichOneof("outcome"):
@@ -347,7 +347,7 @@ class Broker(
         return answer
 
     async def Heartbeat(self, request: Any, context: Any) -> Any:
-        await self._enter("Heartbeat", request, context)
+        await self.enter("Heartbeat", request, context)
         await self._check_worker(request.worker_id, context)
         held = {lease.job_id for lease in request.leases}
         return workers.HeartbeatResponse(
@@ -357,14 +357,14 @@ class Broker(
         )
 
     async def DeregisterWorker(self, request: Any, context: Any) -> Any:
-        await self._enter("DeregisterWorker", request, context)
+        await self.enter("DeregisterWorker", request, context)
         self.workers.pop(request.worker_id, None)
         return workers.DeregisterWorkerResponse()
 
     # AdminService.
 
     async def ListQueues(self, request: Any, context: Any) -> Any:
-        await self._enter("ListQueues", request, context)
+        await self.enter("ListQueues", request, context)
         queue = admin.Queue(
             name="default",
             depth=[admin.StateCount(state=job_pb2.JOB_STATE_PENDING, count=len(self.pending))],
@@ -372,9 +372,9 @@ class Broker(
         return admin.ListQueuesResponse(queues=[queue])
 
     async def PauseQueue(self, request: Any, context: Any) -> Any:
-        await self._enter("PauseQueue", request, context)
+        await self.enter("PauseQueue", request, context)
         return admin.PauseQueueResponse(queue=admin.Queue(name=request.queue, paused=True))
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
-        await self._enter("GetServerInfo", request, context)
+        await self.enter("GetServerInfo", request, context)
         return admin.GetServerInfoResponse(server_id="test", version="0.1.0", store_engine="valkey")

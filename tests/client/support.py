@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from jobwire import Context, Worker
+from jobwire import Context, ProcessOptions, Worker, to_payload
 from jobwire.v1 import job_pb2, worker_service_pb2
 
 from tests.client.broker import Broker
 
 
-def worker_of(broker: Broker, **handlers: Callable[[Context], Any]) -> Worker:
-    """A worker with a handler for each operation named."""
-    worker = Worker(broker.target, concurrency=4, shutdown_grace_s=10)
+def worker_at(
+    address: str, transport: Literal["stream", "unary"], **handlers: Callable[[Context], Any]
+) -> Worker:
+    """Make a worker with a handler for each operation named."""
+    worker = Worker(address, concurrency=4, shutdown_grace_s=10, transport=transport)
     for name, handler in handlers.items():
         worker.operation(name)(handler)
     return worker
 
 
+def worker_of(broker: Broker, **handlers: Callable[[Context], Any]) -> Worker:
+    """Make a worker of that broker, on a stream where it has one."""
+    return worker_at(broker.target, "stream", **handlers)
+
+
+def process_worker(
+    broker: Broker,
+    *handlers: Callable[[Context], Any],
+    options: ProcessOptions | None = None,
+    grace_s: float = 10,
+) -> Worker:
+    """Make a worker that runs handlers in processes, under their own names."""
+    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=grace_s, processes=options)
+    for handler in handlers:
+        worker.operation(handler.__name__, run="process")(handler)
+    return worker
+
+
 async def completion(broker: Broker, job: job_pb2.Job) -> worker_service_pb2.Completion:
-    """Waits for the worker's word about a job."""
+    """Return a job's completion, once the worker has sent it."""
 
     def said() -> list[worker_service_pb2.Completion]:
         calls = broker.calls["CompleteJob"]
@@ -31,8 +52,22 @@ async def completion(broker: Broker, job: job_pb2.Job) -> worker_service_pb2.Com
     return said()[-1]
 
 
+async def result(broker: Broker, operation: str, payload: object = None) -> Any:
+    """Submit a job and return its result."""
+    said = await completion(broker, await broker.add(operation, to_payload(payload)))
+    assert said.HasField("success"), said
+    return json.loads(said.success.result.json)
+
+
+async def failure(broker: Broker, operation: str, payload: object = None) -> job_pb2.Failure:
+    """Submit a job and return its failure."""
+    said = await completion(broker, await broker.add(operation, to_payload(payload)))
+    assert said.HasField("failure"), said
+    return said.failure
+
+
 async def cancel(broker: Broker, job: job_pb2.Job) -> None:
-    """Lets the next heartbeat bring a cancellation."""
+    """Cancel a job with the next heartbeat."""
     broker.notices.append(
         worker_service_pb2.CancelNotice(
             job_id=job.id, fencing_token=job.fencing_token, reason="changed my mind"
@@ -41,7 +76,7 @@ async def cancel(broker: Broker, job: job_pb2.Job) -> None:
 
 
 def waiting_for(gate: asyncio.Event) -> Callable[[Context], Any]:
-    """A handler that says that it has started and waits for the gate."""
+    """Make a handler that reports that it has started and waits for the gate."""
 
     async def wait(context: Context) -> str:
         context.progress(None, "started")
@@ -52,5 +87,5 @@ def waiting_for(gate: asyncio.Event) -> Callable[[Context], Any]:
 
 
 async def started(broker: Broker, job: job_pb2.Job) -> None:
-    """Waits until the handler of a job has said so."""
+    """Wait until the handler of a job has reported that."""
     await broker.until(lambda: job.progress.message == "started")

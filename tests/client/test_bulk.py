@@ -37,7 +37,7 @@ class BulkBroker(Broker):
         self.words: deque[list[jobs.BulkProgress]] = deque()
 
     async def _act(self, name: str, answer: Any, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self._enter(name, request, context)
+        await self.enter(name, request, context)
         for word in self.words.popleft():
             yield answer(progress=word)
             if word.done:

@@ -15,7 +15,7 @@ from jobwire.v1 import worker_service_pb2 as pb
 from tests.client import handlers
 from tests.client.broker import Broker, reason, rich_status
 from tests.client.peer import Peer, Stream, peer, streaming
-from tests.client.support import completion
+from tests.client.support import completion, worker_at
 
 __all__ = ["peer"]
 
@@ -23,10 +23,7 @@ AWAY = rich_status(grpc.StatusCode.UNAVAILABLE, "away", reason("STORE_UNAVAILABL
 
 
 def unary(broker: Broker, **functions: Any) -> Worker:
-    worker = Worker(broker.target, transport="unary", shutdown_grace_s=10)
-    for name, function in functions.items():
-        worker.operation(name)(function)
-    return worker
+    return worker_at(broker.target, "unary", **functions)
 
 
 def reports_of(stream: Stream, job: str) -> list[pb.Report]:

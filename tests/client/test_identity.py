@@ -128,7 +128,7 @@ async def test_run_watches_the_job_that_holds_the_key(
     job.state = job_pb2.JOB_STATE_SUCCEEDED
 
     async def run_job(self: Broker, request: object, context: object) -> AsyncIterator[object]:
-        await self._enter("RunJob", request, context)
+        await self.enter("RunJob", request, context)
         begun = job_pb2.Job(id=job.id, state=job_pb2.JOB_STATE_RUNNING, revision=2)
         yield RunJobResponse(job=begun, cursor="c1")
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,16 +31,10 @@ from jobwire.output import OutputLog
 
 from tests.cli.support import JOBWIRE
 from tests.client import handlers
+from tests.client.support import worker_at
 from tests.support.stores import free_port
 
 Transport = Literal["stream", "unary"]
-
-
-def worker_at(address: str, transport: Transport, **named: Callable[[Context], Any]) -> Worker:
-    worker = Worker(address, concurrency=4, shutdown_grace_s=10, transport=transport)
-    for name, handler in named.items():
-        worker.operation(name)(handler)
-    return worker
 
 
 @pytest.mark.parametrize("transport", ["stream", "unary"])

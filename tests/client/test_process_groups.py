@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
-from jobwire import Context, ProcessOptions, Worker, from_payload, to_payload
+from jobwire import ProcessOptions, from_payload, to_payload
 from jobwire.v1 import job_pb2
 from jobwire.worker.processes import pool
 
 from tests.client import process_handlers as handlers
 from tests.client.broker import Broker
-from tests.client.support import cancel, completion, started
+from tests.client.support import cancel, completion, process_worker, result, started
 from tests.support.processes import lives
 from tests.support.waiting import eventually
-
-
-def process_worker(
-    broker: Broker,
-    *functions: Callable[[Context], Any],
-    options: ProcessOptions | None = None,
-    grace_s: float = 10,
-) -> Worker:
-    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=grace_s, processes=options)
-    for function in functions:
-        worker.operation(function.__name__, run="process")(function)
-    return worker
-
-
-async def result(broker: Broker, operation: str, payload: object = None) -> Any:
-    """The result of a new job."""
-    job = await broker.add(operation, to_payload(payload))
-    said = await completion(broker, job)
-    assert said.HasField("success"), said
-    return json.loads(said.success.result.json)
 
 
 async def gone(pids: Sequence[int]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from multiprocessing import Pipe
 from pathlib import Path
@@ -15,42 +13,16 @@ from typing import Any
 
 import pytest
 
-from jobwire import Context, ProcessOptions, Worker, to_payload
-from jobwire.v1.job_pb2 import Failure
+from jobwire import ProcessOptions
 from jobwire.worker.processes.pool import ProcessPool
-from jobwire.worker.processes.process import _BEGIN
+from jobwire.worker.processes.process import BEGIN
 from jobwire.worker.processes.setup import search_path
 
 from tests.client import process_handlers as handlers
 from tests.client.broker import Broker
-from tests.client.support import cancel, completion
+from tests.client.support import cancel, completion, failure, process_worker, result
 from tests.support.processes import lives
 from tests.support.waiting import eventually
-
-
-def process_worker(
-    broker: Broker,
-    *functions: Callable[[Context], Any],
-    options: ProcessOptions | None = None,
-) -> Worker:
-    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10, processes=options)
-    for function in functions:
-        worker.operation(function.__name__, run="process")(function)
-    return worker
-
-
-async def result(broker: Broker, operation: str, payload: object = None) -> Any:
-    """The result of a new job."""
-    said = await completion(broker, await broker.add(operation, to_payload(payload)))
-    assert said.HasField("success"), said
-    return json.loads(said.success.result.json)
-
-
-async def failure(broker: Broker, operation: str, payload: object = None) -> Failure:
-    """The failure of a new job."""
-    said = await completion(broker, await broker.add(operation, to_payload(payload)))
-    assert said.HasField("failure"), said
-    return said.failure
 
 
 async def test_a_process_that_ends_under_its_handler_fails_the_job_in_words(
@@ -166,8 +138,8 @@ async def test_a_worker_that_ends_while_its_first_process_starts_leaves_no_error
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     pool = ProcessPool()
     starting = asyncio.create_task(pool.prepare([never_imported.handler]))
-    await eventually(lambda: bool(pool._all), "its process is there")
-    (child,) = pool._all
+    await eventually(lambda: bool(pool.processes), "its process is there")
+    (child,) = pool.processes
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -185,7 +157,7 @@ async def test_a_process_whose_worker_is_killed_while_it_starts_ends_without_a_w
 ) -> None:
     ours, theirs = Pipe()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _BEGIN, str(theirs.fileno())),
+        *(sys.executable, "-c", BEGIN, str(theirs.fileno())),
         pass_fds=(theirs.fileno(),),
         stderr=asyncio.subprocess.PIPE,
     )

@@ -39,7 +39,7 @@ class ScheduleBroker(Broker, schedule_service_pb2_grpc.ScheduleServiceServicer):
         return self.schedules[request.schedule_id]
 
     async def CreateSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("CreateSchedule", request, context)
+        await self.enter("CreateSchedule", request, context)
         made = pb.Schedule(
             queue=request.queue,
             schedule_id=request.schedule_id,
@@ -51,11 +51,11 @@ class ScheduleBroker(Broker, schedule_service_pb2_grpc.ScheduleServiceServicer):
         return pb.CreateScheduleResponse(schedule=made)
 
     async def GetSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("GetSchedule", request, context)
+        await self.enter("GetSchedule", request, context)
         return pb.GetScheduleResponse(schedule=await self._found(request, context))
 
     async def ListSchedules(self, request: Any, context: Any) -> Any:
-        await self._enter("ListSchedules", request, context)
+        await self.enter("ListSchedules", request, context)
         names = sorted(self.schedules)
         at = int(request.page_token or 0)
         more = str(at + 1) if at + 1 < len(names) else ""
@@ -63,31 +63,31 @@ class ScheduleBroker(Broker, schedule_service_pb2_grpc.ScheduleServiceServicer):
         return pb.ListSchedulesResponse(schedules=page, next_page_token=more)
 
     async def UpdateSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("UpdateSchedule", request, context)
+        await self.enter("UpdateSchedule", request, context)
         found = await self._found(request, context)
         found.spec.CopyFrom(request.spec)
         found.revision += 1
         return pb.UpdateScheduleResponse(schedule=found)
 
     async def PauseSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("PauseSchedule", request, context)
+        await self.enter("PauseSchedule", request, context)
         found = await self._found(request, context)
         found.paused, found.pause_reason = True, request.reason
         return pb.PauseScheduleResponse(schedule=found)
 
     async def ResumeSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("ResumeSchedule", request, context)
+        await self.enter("ResumeSchedule", request, context)
         found = await self._found(request, context)
         found.paused = False
         return pb.ResumeScheduleResponse(schedule=found)
 
     async def TriggerSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("TriggerSchedule", request, context)
+        await self.enter("TriggerSchedule", request, context)
         await self._found(request, context)
         return pb.TriggerScheduleResponse(job_id="default-1")
 
     async def DeleteSchedule(self, request: Any, context: Any) -> Any:
-        await self._enter("DeleteSchedule", request, context)
+        await self.enter("DeleteSchedule", request, context)
         self.schedules.pop(request.schedule_id, None)
         return pb.DeleteScheduleResponse()
 

@@ -92,7 +92,7 @@ async def test_a_queue_that_gets_no_answer_holds_up_no_other() -> None:
     await eventually(lambda: "x" in server.alone, "the job of the other queue is sent")
     server.gate.set()
     await asyncio.gather(other, *tasks)
-    assert not submitter._lines, "nothing is kept of queues that are done"
+    assert not submitter.queues, "nothing is kept of queues that are done"
 
 
 async def test_a_batch_is_cut_where_a_call_is_full() -> None:

@@ -100,6 +100,7 @@ async def test_a_client_serves_one_loop_after_the_other(broker: Broker) -> None:
 
         for _ in range(4):
             print(asyncio.run(submit()))
+        # Private: nothing that a caller can see tells how many channels are kept.
         print(len(client._calls._channels._by_loop), "kept")
         """,
         broker.target,

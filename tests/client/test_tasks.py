@@ -22,7 +22,7 @@ class Pool:
     def __init__(self) -> None:
         self.ended: list[Any] = []
         self.tells = 0
-        self.waiting: list[Job] = []
+        self.waiting: dict[asyncio.Task[None], Job] = {}
         self.tasks: list[asyncio.Task[Any] | None] = []
         self.pool: TaskPool[Job, Any] = TaskPool(self._run, self._waits, self._end)
 
@@ -34,7 +34,7 @@ class Pool:
             return error
 
     def _waits(self, job: Job, task: asyncio.Task[None]) -> None:
-        self.waiting.append(job)
+        self.waiting[task] = job
 
     def _end(self, ended: Sequence[tuple[Job, Any]]) -> None:
         self.tells += 1
@@ -60,7 +60,7 @@ async def test_jobs_that_do_not_wait_share_a_task_and_are_told_together() -> Non
         await made.until(MOST_AT_ONCE + 1)
     assert len(set(made.tasks)) == 1
     assert made.tells == 2
-    assert made.waiting == []
+    assert not made.waiting
 
 
 async def test_a_job_that_waits_keeps_its_task_and_others_go_on_in_another() -> None:
@@ -80,7 +80,7 @@ async def test_a_job_that_waits_keeps_its_task_and_others_go_on_in_another() -> 
         made.pool.submit([quick, slow, quick, slow, quick])
         await made.until(3)
         assert made.ended == ["quick"] * 3
-        assert made.waiting == [slow, slow]
+        assert list(made.waiting.values()) == [slow, slow]
         gate.set()
         await made.until(5)
     assert seen == [True, True]
@@ -148,14 +148,13 @@ async def test_a_job_that_waits_can_be_cancelled_alone() -> None:
         await asyncio.Event().wait()
 
     async with pool() as made:
-        tasks: list[asyncio.Task[None]] = []
-        made.pool._waits = lambda job, task: tasks.append(task)
         made.pool.submit([hang, hang])
-        await eventually(lambda: len(tasks) == 2, "both wait")
-        tasks[0].cancel()
+        await eventually(lambda: len(made.waiting) == 2, "both wait")
+        first, second = made.waiting
+        first.cancel()
         await made.until(1)
         assert isinstance(made.ended[0], asyncio.CancelledError)
-        assert not tasks[1].done()
+        assert not second.done()
 
 
 async def test_many_that_wait_are_all_started() -> None:

@@ -60,7 +60,7 @@ async def test_a_call_without_an_end_is_made_again_when_an_attempt_is_lost_witho
 ) -> None:
     monkeypatch.setattr("jobwire._async.calls.LONE_ATTEMPT_S", 0.2)
     silent = asyncio.Event()
-    enter, entered = broker._enter, 0
+    enter, entered = broker.enter, 0
 
     async def be_silent_once(method: str, request: Any, context: Any) -> None:
         nonlocal entered
@@ -69,7 +69,7 @@ async def test_a_call_without_an_end_is_made_again_when_an_attempt_is_lost_witho
             await silent.wait()
         await enter(method, request, context)
 
-    monkeypatch.setattr(broker, "_enter", be_silent_once)
+    monkeypatch.setattr(broker, "enter", be_silent_once)
     async with AsyncClient(broker.target, timeout_s=None) as client:
         await client.submit("work")
     assert entered == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jobwire import AsyncClient, Context, JobState, Worker
 
-from tests.client.test_output import Server, server, worker_at
+from tests.client.support import worker_at
+from tests.client.test_output import Server, server
 
 __all__ = ["server"]
 TOKENS = Path(__file__).resolve().parents[2] / "examples" / "tokens"

@@ -6,25 +6,20 @@ import json
 import os
 import signal
 
-from jobwire import Worker, to_payload
+from jobwire import to_payload
 
 from tests.client import handlers
 from tests.client.broker import Broker
-from tests.client.support import cancel, completion
+from tests.client.support import cancel, completion, process_worker
 from tests.support.waiting import eventually
 
-
-def process_worker(broker: Broker) -> Worker:
-    worker = Worker(broker.target, concurrency=2, shutdown_grace_s=10)
-    for handler in (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die):
-        worker.operation(handler.__name__, run="process")(handler)
-    return worker
+HANDLERS = (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die)
 
 
 async def test_handlers_run_in_processes_with_progress_results_and_failures(
     broker: Broker,
 ) -> None:
-    async with process_worker(broker):
+    async with process_worker(broker, *HANDLERS):
         job = await broker.add("double", to_payload(21))
         result = (await completion(broker, job)).success.result.json
         assert '"twice":42' in result
@@ -39,7 +34,7 @@ async def test_handlers_run_in_processes_with_progress_results_and_failures(
 
 
 async def test_a_cancellation_reaches_a_handler_in_a_process(broker: Broker) -> None:
-    async with process_worker(broker):
+    async with process_worker(broker, *HANDLERS):
         job = await broker.add("wait_for_the_signal")
         await broker.until(lambda: job.HasField("progress"))
         await cancel(broker, job)
@@ -49,7 +44,7 @@ async def test_a_cancellation_reaches_a_handler_in_a_process(broker: Broker) -> 
 async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
     broker: Broker,
 ) -> None:
-    async with process_worker(broker):
+    async with process_worker(broker, *HANDLERS):
         failure = (await completion(broker, await broker.add("die"))).failure
         assert (failure.type, failure.non_retryable) == ("ProcessDied", False)
         assert "SIGKILL (exit code -9)" in failure.message
@@ -58,7 +53,7 @@ async def test_the_death_of_a_process_fails_its_job_and_the_next_gets_another(
 
 
 async def test_a_process_that_died_while_it_waited_fails_no_job(broker: Broker) -> None:
-    async with process_worker(broker):
+    async with process_worker(broker, *HANDLERS):
         said = await completion(broker, await broker.add("double", to_payload(1)))
         pid = json.loads(said.success.result.json)["pid"]
         os.kill(pid, signal.SIGKILL)
