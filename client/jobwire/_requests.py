@@ -154,8 +154,8 @@ def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[Submi
 
     Args:
         jobs: In their order.
-        request_id: Makes that of each job without an id of its own, by its place in the batch.
-            Not left to the server, for whom the place is that within one call.
+        request_id: Makes the id of each job without one, with its position in the batch. The server
+            could not do this, as it sees positions within one call.
 
     Raises:
         TypeError, ValueError: As for `submit_request`.
@@ -163,9 +163,9 @@ def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[Submi
     batches: list[SubmitJobsRequest] = []
     batch = SubmitJobsRequest()
     count = size = 0
-    for place, job in enumerate(jobs):
+    for position, job in enumerate(jobs):
         if request_id is not None and not (job.job_id or job.request_id):
-            job = replace(job, request_id=f"{request_id}:{place}")
+            job = replace(job, request_id=f"{request_id}:{position}")
         request = batch.requests.add()
         _fill_request(request, job)
         request_bytes = request.ByteSize()

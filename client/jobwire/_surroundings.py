@@ -84,7 +84,7 @@ def check_asyncio() -> None:
     Its one thread must be a real one, and a forked child has none, nor a way to start another.
 
     Raises:
-        RuntimeError: gevent or eventlet took the place of threads, or the process was forked off
+        RuntimeError: gevent or eventlet replaced threads, or the process was forked off
             from one that used gRPC's asyncio.
     """
     global _aio_since

@@ -1,4 +1,4 @@
-"""Handlers that do not stop, and the places that they take."""
+"""Handlers that do not stop, and the slots that they take."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_a_worker_whose_places_are_all_taken_by_hung_handlers_says_so(
         await shown(client, worker, 0)
 
 
-async def test_hung_handlers_give_their_places_to_others_within_a_bound(
+async def test_hung_handlers_give_their_slots_to_others_within_a_bound(
     address: str, client: AsyncClient, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jobwire.worker")
@@ -96,7 +96,7 @@ async def test_hung_handlers_give_their_places_to_others_within_a_bound(
         await eventually(lambda: caplog.text.count("left to itself") == 2, "they are let go")
         for _ in range(5):
             assert await (await client.submit("ok")).result(timeout=30) == 1
-        # The bound is their number again; then places stay taken.
+        # The bound is their number again; then slots stay taken.
         for _ in range(2):
             await client.submit("hang", execution_timeout=0.2, retry=ONCE)
         await eventually(lambda: "STUCK 2/2" in caplog.text, "no more are let go")

@@ -470,7 +470,7 @@ async def test_the_answer_to_a_completion_brings_cancellations(broker: Broker) -
     worker.operation("wait")(waiting_for(gate))
     worker.operation("end")(waiting_for(asyncio.Event()))
     async with worker:
-        # With both places taken there is no claim under way, and a completion asks for more.
+        # With both slots taken there is no claim under way, and a completion asks for more.
         cancelled, ended = await broker.add("end"), await broker.add("wait")
         await started(broker, cancelled)
         await started(broker, ended)

@@ -119,14 +119,14 @@ class AsyncJobHandle:
             output: True: also what the job writes out, as `OutputChunk`s between the states. All
                 of it comes before the last state.
             timeout: For the whole watch, as seconds or timedelta; None: as long as the job takes.
-            start: Where the output begins: the `cursor` of a former watch, or an
-                `OutputPosition`; None: at the beginning of what is kept.
-            from_end: True: only the output of the time to come.
-            skip_trimmed: True: passes over output that is kept no longer.
+            start: Where the output begins: the `cursor` of an earlier watch, or an
+                `OutputPosition`; None: the beginning of what is kept.
+            from_end: True: only output that is written from now on.
+            skip_trimmed: True: skip output that is no longer kept.
 
         Raises:
             DeadlineExceeded: The job did not end within `timeout`.
-            OutputTrimmed: Output between `start`, or the last break, and now is kept no longer.
+            OutputTrimmed: Output between `start`, or the last break, and now is no longer kept.
         """
         return self._watch(
             WATCH_CONTENT_ALL if output else WATCH_CONTENT_STATES,
@@ -149,7 +149,7 @@ class AsyncJobHandle:
         from_end: bool = False,
         skip_trimmed: bool = False,
     ) -> AsyncGenerator[OutputChunk]:
-        """Yield what the job writes out as it comes, with its place, until the job has ended.
+        """Yield what the job writes out as it comes, with its position, until the job has ended.
 
         The arguments and errors are those of `output`.
         """
@@ -173,19 +173,19 @@ class AsyncJobHandle:
     ) -> AsyncGenerator[str]:
         """Yield what the job writes out as lines of text, until the job has ended.
 
-        The lines of different channels are kept apart. Lines are without their line ends. What an
+        Lines of different channels are kept apart, and come without their line ends. What an
         attempt leaves unfinished is a line too.
 
         Args:
             channel: Only this one, such as `stdout`; None: all.
             timeout: For the whole, as seconds or timedelta; None: as long as the job takes.
-            start: The `cursor` of a former watch, or an `OutputPosition`; None: the beginning.
+            start: The `cursor` of an earlier watch, or an `OutputPosition`; None: the beginning.
             from_end: True: only what is written from now on.
-            skip_trimmed: True: passes over output that is kept no longer.
+            skip_trimmed: True: skip output that is no longer kept.
 
         Raises:
             DeadlineExceeded: The job did not end within `timeout`.
-            OutputTrimmed: Output between `start`, or the last break, and now is kept no longer.
+            OutputTrimmed: Output between `start`, or the last break, and now is no longer kept.
         """
         lines = Lines()
         chunks = self.chunks(
@@ -247,13 +247,13 @@ class AsyncJobHandle:
         return self._client._watch_job(self.id, content, full=True, timeout=timeout, **wishes)
 
     async def wait(self, *, timeout: Timeout = None) -> Job:
-        """Wait for the end of the job, whatever it is, and return the job.
+        """Wait until the job has ended, however it ended, and return it.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
-            DeadlineExceeded: The job did not end within `timeout`; it goes on.
+            DeadlineExceeded: The job did not end within `timeout`; it keeps running.
         """
         deadline = Deadline(seconds_or_none("timeout", timeout))
         while True:
@@ -267,19 +267,19 @@ class AsyncJobHandle:
                 last: Job = job
             if not self._light:
                 last = await self.get()
-            # Between the end of the watch and the call it may have been redriven.
+            # It may have been redriven between the end of the watch and the call.
             if last.state.is_terminal:
                 return last
 
     async def result(self, *, timeout: Timeout = None) -> Any:
-        """Wait for the end of the job and return its result as a Python value.
+        """Wait until the job has ended and return its result as a Python value.
 
         Args:
             timeout: Seconds or timedelta; None: as long as it takes.
 
         Raises:
             JobFailed, JobCancelled, JobExpired: The job ended without a result.
-            DeadlineExceeded: The job did not end within `timeout`; it goes on.
+            DeadlineExceeded: The job did not end within `timeout`; it keeps running.
         """
         job = await self.wait(timeout=timeout)
         if job.state is JobState.FAILED:
@@ -305,7 +305,7 @@ class AsyncBatchError(JobwireError):
     Attributes:
         outcomes: A handle or a `CallError` for each job, in their order.
         job_ids: The id of each job, in the same order: what was refused can be submitted again
-            under the same id without danger of doubling it. Empty for jobs that were given a
+            under the same id without doubling it. Empty for jobs that were given a
             `request_id`, which serves the same end.
     """
 

@@ -20,7 +20,7 @@ Span: TypeAlias = Seconds | Literal["default"] | None
 
 
 class AsyncOperatorMethods:
-    """What operators do; see `AsyncClient`."""
+    """Methods for operators; see `AsyncClient`."""
 
     _calls: AsyncCalls
     _timeout_s: float | None
@@ -113,7 +113,7 @@ class AsyncOperatorMethods:
     ) -> QueueInfo:
         """Change the settings of a queue; what is None stays as it is.
 
-        Spans are seconds or timedeltas, or `"default"`, which takes the setting away.
+        Spans are seconds or timedeltas, or `"default"`, which removes the setting.
 
         Args:
             queue: Its name.
@@ -121,7 +121,7 @@ class AsyncOperatorMethods:
                 `watch_jobs` resume without a gap. 0 to 1000000; 0: none.
             max_output_bytes: The most output that its jobs keep together; 0: the server's limit.
             retry: What the unset retry fields of its jobs mean. It replaces the former one as a
-                whole, and an empty one takes it away.
+                whole, and an empty one removes it.
             max_pending_jobs: The most jobs that may be SCHEDULED or PENDING together; above it
                 submissions are refused with `QueueFull`. 0: no limit.
             max_live_bytes: The most bytes of specs that its live jobs may hold together, refused
@@ -135,8 +135,8 @@ class AsyncOperatorMethods:
             retain_output: How long the output of an ended job is kept; by default as long as it.
             retain_event_log: The age above which entries of the event log are dropped; by default
                 none.
-            priority_ageing: A job that has waited so long counts as one priority higher, twice as
-                long two higher, and so on. 100 ms to 30 days; by default none.
+            priority_ageing: A job that has waited this long counts as one priority higher, twice as
+                long as two higher, and so on. 100 ms to 30 days; by default none.
 
         Raises:
             QueueNotFound: No job was ever submitted to it.
@@ -164,11 +164,11 @@ class AsyncOperatorMethods:
     ) -> AsyncGenerator[QueueInfo]:
         """Yield every queue with its depths and rates, then each again when they have changed.
 
-        It reconnects by itself, and goes on until the caller leaves it.
+        It reconnects by itself, and continues until the caller leaves it.
 
         Args:
             queues: These, at most 1000; empty: all.
-            interval: How often the server looks, as seconds or timedelta. 200 ms to 1 hour.
+            interval: How often the server checks, as seconds or timedelta. 200 ms to 1 hour.
         """
         request = admin_pb2.WatchQueuesRequest(
             queues=queues, interval=to_duration(interval, "interval")
@@ -185,8 +185,8 @@ class AsyncOperatorMethods:
     async def watch_workers(self, queue: str = "") -> AsyncGenerator[WorkerChange]:
         """Yield every worker, then each one that comes, changes, is lost or leaves.
 
-        It reconnects by itself and then tells each worker as it stands again, and which have
-        left meanwhile. It goes on until the caller leaves it.
+        It reconnects by itself, and then yields each worker as it stands, and those that left
+        meanwhile. It continues until the caller leaves it.
 
         Args:
             queue: Only workers that serve it; empty: all.

@@ -1,4 +1,4 @@
-"""Following one job: its states and its output, through whatever breaks on the way."""
+"""Follows one job, its states and its output, over breaks of connections."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ CANCEL_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What of a job to follow, and for how long.
+    """What to follow of a job, and for how long.
 
     Args:
         job_id: The job.
         view: How much of it.
         content: States, output, or both.
-        start: Where the output begins: a watch's cursor, a place, or None for what is kept.
-        from_end: True: only the output of the time to come.
-        skip_trimmed: True: output that is kept no longer is passed over.
+        start: Where the output begins: a watch's cursor, a position, or None for all that is kept.
+        from_end: True: only output that is written from now on.
+        skip_trimmed: True: skip output that is no longer kept.
         timeout_s: For the whole; None: as long as the job takes.
         reconnect_s: How long to go on trying while no server answers; None: without end.
     """
@@ -68,12 +68,12 @@ class Wish:
 class AsyncJobWatch(Generic[E]):
     """The events of a job, as they come; ends with the job. Iterate over it once.
 
-    It outlives servers and connections: it watches on from where it was, and no output is missed
-    or comes twice.
+    It survives servers and connections: it continues from where it was, and no output is missed or
+    comes twice.
 
     Attributes:
         job_id: The job.
-        job: The job as it was last seen; None before.
+        job: The job as it was last seen; None before the first event.
         cursor: Behind the last answer that was taken whole: another watch begins there. In the
             middle of an answer, `OutputChunk.after` is more exact.
     """

@@ -22,7 +22,7 @@ def open_sync_channel(options: ConnectionOptions) -> grpc.Channel:
     Raises:
         ValueError: The address is malformed.
         Unavailable: None of several names can be resolved.
-        RuntimeError: eventlet took the place of threads.
+        RuntimeError: eventlet replaced threads.
     """
     route = options.route()
     if route.target is None:

@@ -1,5 +1,5 @@
 # Made from jobwire/_async by tools/unasync.py; edit that one.
-"""Following the jobs of a queue."""
+"""Follows the jobs of a queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobwire.v1.job_service_pb2 import GetJobRequest, WatchJobsRequest
 
 
 class QueueWatch:
-    """Reads WatchJobs again and again, and remembers what it told.
+    """Reads WatchJobs, over breaks of connections, and remembers what it yielded.
 
     Args:
         calls: The way to the servers.
@@ -35,7 +35,7 @@ class QueueWatch:
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
         self._told: dict[str, int] = {}
-        """Revisions of the jobs that were told and go on."""
+        """Revisions of the live jobs that were yielded."""
         self._awaited = set(request.job_ids)
         self._began = False
         self._present: set[str] | None = None
@@ -92,13 +92,13 @@ class QueueWatch:
         return True
 
     def _gone_meanwhile(self) -> list[Job]:
-        """Read the jobs that were told before and that a new list lacks: most have ended."""
+        """Read the jobs that were yielded before and that a new list lacks: most have ended."""
         present, self._present = self._present, None
         self._began = True
         if present is None:
             return []
         if not (self._request.states or self._request.operation or self._request.labels):
-            # A job that is named and not there is not known any more.
+            # A job that is named but not listed is no longer known.
             self._awaited &= present | self._told.keys()
         jobs = []
         for job_id in sorted(self._told.keys() - present):

@@ -60,7 +60,7 @@ def _worker_row(worker: WorkerInfo) -> list[Any]:
 
 
 def _status(worker: WorkerInfo) -> str:
-    """Its status, and how many of its places are taken by handlers that do not stop."""
+    """Return its status, and how many of its slots are taken by handlers that do not stop."""
     if not worker.stuck:
         return str(worker.status.value)
     return f"{worker.status.value}, STUCK {worker.stuck}/{worker.concurrency or '?'}"

@@ -60,7 +60,7 @@ async def open_life(way: Way, settings: WorkerSettings, processes: ProcessPool) 
             log.warning("%s does not seem to be a broker: %s", way.connection.address, neither)
             await asyncio.sleep(backoff.next_s(neither.retry_after_s))
         else:
-            log.warning("the broker has no worker streams; making single calls in their place")
+            log.warning("the broker has no worker streams; making single calls instead")
             return life
 
 

@@ -41,8 +41,8 @@ class Stuck:
         if held not in self._stuck:
             self._stuck.add(held)
             log.warning(
-                "the handler of %r, job %s, goes on although it was told to stop (%s)%s; it takes"
-                " one of %d places",
+                "the handler of %r, job %s, keeps running although it was told to stop (%s)%s; it"
+                " takes one of %d slots",
                 held.assignment.spec.operation,
                 held.job_id,
                 held.signal.reason,
@@ -52,7 +52,7 @@ class Stuck:
         if len(self._stuck) >= self._concurrency and not self._said_full:
             self._said_full = True
             log.error(
-                "STUCK %d/%d: all places are taken by handlers that do not stop; the worker takes"
+                "STUCK %d/%d: all slots are taken by handlers that do not stop; the worker takes"
                 " no jobs until one of them ends",
                 len(self._stuck),
                 self._concurrency,
@@ -65,7 +65,7 @@ class Stuck:
         self._said_full = False
         self._abandoned.add(held)
         log.warning(
-            "%s is left to itself, and its place is given to others (%d of at most %d)",
+            "%s is left alone, and its slot is given to others (%d of at most %d)",
             held.job_id,
             len(self._abandoned),
             self._max_abandoned,

@@ -211,7 +211,7 @@ def _named(held: Held) -> str:
 
 def _who_and_where(frame: FrameType | None) -> tuple[Held | None, str]:
     if frame is None:
-        return None, "a place that is not known"
+        return None, "an unknown place"
     held = held_in(frame)
     if held is None:
         return None, f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"

@@ -80,8 +80,8 @@ class Worker:
         credentials: gRPC channel credentials, in place of `tls`.
         metadata: Sent with every call, such as an `authorization` header.
         max_abandoned: How many handlers that go on 5 s after their job was taken from them, as
-            after a timeout, give their places to others; they are left to themselves. 0 to 10000;
-            None: as many as `concurrency`. Further ones keep their places: the worker is then
+            after a timeout, give their slots to others and are left alone. 0 to 10000;
+            None: as many as `concurrency`. Further ones keep their slots, and the worker is then
             shown as STUCK.
         on_error: Called with the context and what the handler raised, for an error tracker; on
             the event loop, so it should be quick.
