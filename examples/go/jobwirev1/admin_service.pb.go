@@ -30,7 +30,7 @@ type Queue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// True: accepts and does not deliver.
+	// True: accepts jobs and delivers none.
 	Paused bool `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
 	// How many jobs stand in each state; states without jobs are left out.
 	Depth []*StateCount `protobuf:"bytes,3,rep,name=depth,proto3" json:"depth,omitempty"`
@@ -42,7 +42,7 @@ type Queue struct {
 	Totals *QueueTotals `protobuf:"bytes,6,opt,name=totals,proto3" json:"totals,omitempty"`
 	// Its settings.
 	Config *QueueConfig `protobuf:"bytes,7,opt,name=config,proto3" json:"config,omitempty"`
-	// How many bytes of output its jobs have kept.
+	// How many bytes of output its jobs keep.
 	OutputBytes uint64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
 	// How many bytes the specs of its live jobs take.
 	LiveBytes uint64 `protobuf:"varint,9,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
@@ -155,31 +155,31 @@ func (x *Queue) GetEndedBytes() uint64 {
 // The settings of a queue.
 type QueueConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many changes of jobs the event log keeps, which lets WatchJobs resume with a cursor: 1
-	// to 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in
-	// ConfigureQueue: no change.
+	// How many job changes the event log keeps, which lets WatchJobs resume from a cursor: 1 to
+	// 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in ConfigureQueue: no
+	// change.
 	EventLogEntries *uint32 `protobuf:"varint,1,opt,name=event_log_entries,json=eventLogEntries,proto3,oneof" json:"event_log_entries,omitempty"`
 	// The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
 	// GiB unless configured otherwise. Unset in ConfigureQueue: no change.
 	MaxOutputBytes *uint64 `protobuf:"varint,2,opt,name=max_output_bytes,json=maxOutputBytes,proto3,oneof" json:"max_output_bytes,omitempty"`
-	// What the unset retry fields of its jobs mean; fields unset here take the server's default. The
-	// message replaces the one before as a whole, an empty one takes it away. Holds for every
+	// The defaults for unset retry fields of its jobs; fields unset here take the server's default.
+	// The message replaces the previous one as a whole; an empty one removes it. Applies to every
 	// attempt that ends after the change. Unset in ConfigureQueue: no change.
 	Retry *RetryPolicy `protobuf:"bytes,3,opt,name=retry,proto3" json:"retry,omitempty"`
 	// The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
-	// (`QUEUE_FULL`). Retries and redrives of what was accepted are not. 0: no limit. Unset in
+	// (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. 0: no limit. Unset in
 	// ConfigureQueue: no change.
 	MaxPendingJobs *uint64 `protobuf:"varint,4,opt,name=max_pending_jobs,json=maxPendingJobs,proto3,oneof" json:"max_pending_jobs,omitempty"`
-	// The most bytes of specs that its live jobs may hold together, refused in the same way. 0: no
-	// limit. Unset in ConfigureQueue: no change.
+	// The most bytes that the specs of its live jobs may take together; above it submissions are
+	// refused in the same way. 0: no limit. Unset in ConfigureQueue: no change.
 	MaxLiveBytes *uint64 `protobuf:"varint,5,opt,name=max_live_bytes,json=maxLiveBytes,proto3,oneof" json:"max_live_bytes,omitempty"`
 	// How long SUCCEEDED jobs are kept: 0 to 10 years. Unset in ConfigureQueue: no change; a
 	// negative duration: the server's default, 1 day unless configured otherwise.
 	RetainSucceeded *durationpb.Duration `protobuf:"bytes,6,opt,name=retain_succeeded,json=retainSucceeded,proto3" json:"retain_succeeded,omitempty"`
 	// How long FAILED, CANCELLED and EXPIRED jobs are kept; as above, 14 days by default.
 	RetainEnded *durationpb.Duration `protobuf:"bytes,7,opt,name=retain_ended,json=retainEnded,proto3" json:"retain_ended,omitempty"`
-	// The most ended jobs that are kept; those that would be forgotten first go earlier. 0: no
-	// limit. Unset in ConfigureQueue: no change.
+	// The most ended jobs that are kept; above it, those that would be forgotten first are
+	// forgotten early. 0: no limit. Unset in ConfigureQueue: no change.
 	MaxEndedJobs *uint64 `protobuf:"varint,8,opt,name=max_ended_jobs,json=maxEndedJobs,proto3,oneof" json:"max_ended_jobs,omitempty"`
 	// The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
 	// in ConfigureQueue: no change.
@@ -315,7 +315,7 @@ func (x *QueueConfig) GetPriorityAgeing() *durationpb.Duration {
 // Which jobs to forget.
 type PurgeJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Unset states: all terminal ones.
+	// Required. Unset states: all terminal states.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// True: count, and change nothing.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
@@ -427,7 +427,7 @@ type ConfigureQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// The settings; what is unset stays.
+	// The settings; unset fields stay as they are.
 	Config        *QueueConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -658,7 +658,7 @@ type WatchWorkersResponse_Worker struct {
 }
 
 type WatchWorkersResponse_Left struct {
-	// The id of a worker that left, or that was forgotten.
+	// The id of a worker that left or was forgotten.
 	Left string `protobuf:"bytes,2,opt,name=left,proto3,oneof"`
 }
 
@@ -678,7 +678,7 @@ type WatchQueuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// These queues; at most 1000. Empty: all.
 	Queues []string `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
-	// How often to look: 200 milliseconds to 1 hour. Unset: 1 second.
+	// How often to look for changes: 200 milliseconds to 1 hour. Unset: 1 second.
 	Interval      *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -829,7 +829,7 @@ func (x *StateCount) GetCount() uint64 {
 	return 0
 }
 
-// Jobs a second.
+// Jobs per second.
 type QueueRates struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Accepted.
@@ -840,7 +840,7 @@ type QueueRates struct {
 	Succeeded float64 `protobuf:"fixed64,3,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
 	// Ended in FAILED.
 	Failed float64 `protobuf:"fixed64,4,opt,name=failed,proto3" json:"failed,omitempty"`
-	// The span that was averaged over; 0: the queue has not been observed for long enough.
+	// The time that was averaged over; 0: the queue has not been observed for long enough.
 	Window        *durationpb.Duration `protobuf:"bytes,5,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -916,7 +916,7 @@ type QueueTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Jobs accepted.
 	Submitted uint64 `protobuf:"varint,1,opt,name=submitted,proto3" json:"submitted,omitempty"`
-	// Claims: first deliveries and later ones.
+	// Claims, the first of a job and later ones.
 	Started uint64 `protobuf:"varint,2,opt,name=started,proto3" json:"started,omitempty"`
 	// Jobs that ended in SUCCEEDED.
 	Succeeded uint64 `protobuf:"varint,3,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
@@ -1034,7 +1034,7 @@ type ListQueuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000; unset: 100.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the answer before. Unset: the first page.
+	// `next_page_token` of the previous answer. Unset: the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1234,7 +1234,7 @@ func (x *GetQueueResponse) GetQueue() *Queue {
 // Which queue to pause.
 type PauseQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required: a pause is never meant by default.
+	// Required: no queue is paused by default.
 	Queue         string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1424,7 +1424,7 @@ type Worker struct {
 	Status WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
 	// When it registered.
 	RegisteredAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
-	// When the broker last heard of it, to within a second or two.
+	// When the broker last heard from it, to within a second or two.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	// How many jobs it holds.
 	HeldJobs uint32 `protobuf:"varint,5,opt,name=held_jobs,json=heldJobs,proto3" json:"held_jobs,omitempty"`
@@ -1438,8 +1438,8 @@ type Worker struct {
 	Credits uint32 `protobuf:"varint,9,opt,name=credits,proto3" json:"credits,omitempty"`
 	// Counts since it registered.
 	Totals *WorkerTotals `protobuf:"bytes,10,opt,name=totals,proto3" json:"totals,omitempty"`
-	// How many of its handlers go on although they were told to stop, as the worker says. Where that
-	// is `spec.concurrency`, it can take no job.
+	// How many of its handlers are still running although they were told to stop, as the worker
+	// reports. When that equals `spec.concurrency`, it can take no job.
 	Stuck         uint32 `protobuf:"varint,11,opt,name=stuck,proto3" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1625,7 +1625,7 @@ type ListWorkersRequest struct {
 	Status WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
 	// 1 to 1000; unset: 100.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the answer before, with the same filter. Unset: the first page.
+	// `next_page_token` of the previous answer, with the same filter. Unset: the first page.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1836,7 +1836,7 @@ func (x *GetWorkerResponse) GetWorker() *Worker {
 	return nil
 }
 
-// Which worker to let go.
+// Which worker to drain.
 type DrainWorkerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -1928,7 +1928,7 @@ func (x *DrainWorkerResponse) GetWorker() *Worker {
 	return nil
 }
 
-// Nothing to say.
+// No fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1968,7 +1968,7 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 // What the server is.
 type GetServerInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of this process; another one after each start.
+	// Id of this process; a new one after each start.
 	ServerId string `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	// The release, for example `0.1.0`.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
@@ -1980,19 +1980,19 @@ type GetServerInfoResponse struct {
 	StoreVersion string `protobuf:"bytes,5,opt,name=store_version,json=storeVersion,proto3" json:"store_version,omitempty"`
 	// True: the server runs the store itself.
 	StoreEmbedded bool `protobuf:"varint,6,opt,name=store_embedded,json=storeEmbedded,proto3" json:"store_embedded,omitempty"`
-	// What keeps accepted jobs over a crash of the store, for example `aof everysec`.
+	// How accepted jobs survive a crash of the store, for example `aof everysec`.
 	StoreDurability string `protobuf:"bytes,7,opt,name=store_durability,json=storeDurability,proto3" json:"store_durability,omitempty"`
-	// What requests may hold.
+	// The limits of requests.
 	Limits *ServerLimits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
 	// The store's time.
 	StoreTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=store_time,json=storeTime,proto3" json:"store_time,omitempty"`
-	// How many processes share the server's port, on one store; at least 1. Each has a `server_id` of
-	// its own, and this is the answer of one of them.
+	// How many processes share the server's port, on one store; at least 1. Each has its own
+	// `server_id`, and this is the answer of one of them.
 	Processes uint32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
 	// Which of them answers, from 0.
 	ProcessIndex uint32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
-	// What is wrong with the store at this moment, for people: that it has not answered, and since
-	// when, or why no new jobs are accepted. Empty: nothing is.
+	// What is wrong with the store at this moment, for people: since when it has not answered, or
+	// why no new jobs are accepted. Empty: nothing is wrong.
 	StoreProblem  string `protobuf:"bytes,12,opt,name=store_problem,json=storeProblem,proto3" json:"store_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -39,8 +39,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// For operators and dashboards. Every method may also return UNAVAILABLE
-// (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+// For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+// `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
 type AdminServiceClient interface {
 	// Lists the queues by name, page by page.
 	//
@@ -50,8 +50,8 @@ type AdminServiceClient interface {
 	//
 	// NOT_FOUND: no job was ever submitted to it.
 	GetQueue(ctx context.Context, in *GetQueueRequest, opts ...grpc.CallOption) (*GetQueueResponse, error)
-	// Stops deliveries from a queue. It goes on accepting jobs, and those that
-	// are running go on. Pausing a paused queue answers OK.
+	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+	// a paused queue answers OK.
 	//
 	// NOT_FOUND: no job was ever submitted to it.
 	PauseQueue(ctx context.Context, in *PauseQueueRequest, opts ...grpc.CallOption) (*PauseQueueResponse, error)
@@ -67,9 +67,8 @@ type AdminServiceClient interface {
 	//
 	// NOT_FOUND: no such worker.
 	GetWorker(ctx context.Context, in *GetWorkerRequest, opts ...grpc.CallOption) (*GetWorkerResponse, error)
-	// Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-	// told at once, another one in the answer to its next heartbeat. Draining a worker twice
-	// answers OK.
+	// Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+	// at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 	//
 	// NOT_FOUND: no such live worker.
 	DrainWorker(ctx context.Context, in *DrainWorkerRequest, opts ...grpc.CallOption) (*DrainWorkerResponse, error)
@@ -78,22 +77,22 @@ type AdminServiceClient interface {
 	//
 	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
 	WatchWorkers(ctx context.Context, in *WatchWorkersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkersResponse], error)
-	// Streams queues with their depths and rates, once a second (or as asked) all that changed,
-	// the first time all of them.
+	// Streams queues with their depths and rates: first all of them, then once a second (or at the
+	// interval asked for) those that changed.
 	//
 	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
 	WatchQueues(ctx context.Context, in *WatchQueuesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchQueuesResponse], error)
-	// Changes the settings of a queue; what is unset stays as it is.
+	// Changes the settings of a queue; unset fields stay as they are.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
 	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
-	// Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-	// all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-	// counts and changes nothing. Breaking off stops it.
+	// Forgets ended jobs of a queue that match a filter, before their retention ends, with
+	// everything that is kept of them. Live jobs are never purged; cancel them first. With
+	// `dry_run` it counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
 	PurgeJobs(ctx context.Context, in *PurgeJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeJobsResponse], error)
-	// Tells what this server is, what it is connected to, and its limits.
+	// Returns what this server is, what it is connected to, and its limits.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
 
@@ -256,8 +255,8 @@ func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInf
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
 //
-// For operators and dashboards. Every method may also return UNAVAILABLE
-// (`STORE_UNAVAILABLE`, `SERVER_DRAINING`) with RetryInfo. All of them may be retried.
+// For operators and dashboards. Every method may also return UNAVAILABLE (`STORE_UNAVAILABLE`,
+// `SERVER_DRAINING`) with RetryInfo. All of them may be repeated.
 type AdminServiceServer interface {
 	// Lists the queues by name, page by page.
 	//
@@ -267,8 +266,8 @@ type AdminServiceServer interface {
 	//
 	// NOT_FOUND: no job was ever submitted to it.
 	GetQueue(context.Context, *GetQueueRequest) (*GetQueueResponse, error)
-	// Stops deliveries from a queue. It goes on accepting jobs, and those that
-	// are running go on. Pausing a paused queue answers OK.
+	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
+	// a paused queue answers OK.
 	//
 	// NOT_FOUND: no job was ever submitted to it.
 	PauseQueue(context.Context, *PauseQueueRequest) (*PauseQueueResponse, error)
@@ -284,9 +283,8 @@ type AdminServiceServer interface {
 	//
 	// NOT_FOUND: no such worker.
 	GetWorker(context.Context, *GetWorkerRequest) (*GetWorkerResponse, error)
-	// Lets one worker finish its jobs and leave. It gets no new ones; a worker on a stream is
-	// told at once, another one in the answer to its next heartbeat. Draining a worker twice
-	// answers OK.
+	// Has one worker finish its jobs and leave. It gets no new ones. A worker on a stream is told
+	// at once, any other in the answer to its next heartbeat. Draining a worker twice answers OK.
 	//
 	// NOT_FOUND: no such live worker.
 	DrainWorker(context.Context, *DrainWorkerRequest) (*DrainWorkerResponse, error)
@@ -295,22 +293,22 @@ type AdminServiceServer interface {
 	//
 	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
 	WatchWorkers(*WatchWorkersRequest, grpc.ServerStreamingServer[WatchWorkersResponse]) error
-	// Streams queues with their depths and rates, once a second (or as asked) all that changed,
-	// the first time all of them.
+	// Streams queues with their depths and rates: first all of them, then once a second (or at the
+	// interval asked for) those that changed.
 	//
 	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
 	WatchQueues(*WatchQueuesRequest, grpc.ServerStreamingServer[WatchQueuesResponse]) error
-	// Changes the settings of a queue; what is unset stays as it is.
+	// Changes the settings of a queue; unset fields stay as they are.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
 	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
-	// Forgets jobs of a queue that have ended and match a filter, before their retention ends, with
-	// all that is kept of them. Live jobs are never purged; cancel them first. With `dry_run` it
-	// counts and changes nothing. Breaking off stops it.
+	// Forgets ended jobs of a queue that match a filter, before their retention ends, with
+	// everything that is kept of them. Live jobs are never purged; cancel them first. With
+	// `dry_run` it counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter, or a live state in it. NOT_FOUND: no such queue.
 	PurgeJobs(*PurgeJobsRequest, grpc.ServerStreamingServer[PurgeJobsResponse]) error
-	// Tells what this server is, what it is connected to, and its limits.
+	// Returns what this server is, what it is connected to, and its limits.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

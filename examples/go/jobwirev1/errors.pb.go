@@ -32,8 +32,8 @@ type ErrorReason int32
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one
-	// BadRequest violation for each field. Mend the request; do not retry it as it is.
+	// A field is missing, malformed or out of its range. INVALID_ARGUMENT, with one BadRequest
+	// violation for each field. Fix the request; do not repeat it unchanged.
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 1
 	// No job has this id: it never existed, or its retention has ended. NOT_FOUND.
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 2
@@ -42,9 +42,9 @@ const (
 	// No worker has this id, or it was lost or deregistered. NOT_FOUND. The worker
 	// registers again and must treat every lease that it held as lost.
 	ErrorReason_ERROR_REASON_WORKER_NOT_FOUND ErrorReason = 4
-	// The fencing token is not the job's current one, or the lease has ended: the job
-	// is no longer this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the
-	// handler; do not retry.
+	// The fencing token is not the job's current one, or the lease has ended: the job is no longer
+	// this worker's. Nothing was changed. FAILED_PRECONDITION. Stop the handler; do not repeat the
+	// call.
 	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 5
 	// The job's state does not allow this. FAILED_PRECONDITION. The metadata names the
 	// state under `state`.
@@ -52,7 +52,7 @@ const (
 	// The payload, result or message is larger than the server takes. INVALID_ARGUMENT
 	// for a field; RESOURCE_EXHAUSTED where the transport refused the whole message.
 	ErrorReason_ERROR_REASON_TOO_LARGE ErrorReason = 7
-	// The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Retry
+	// The store can't be reached or is failing over. UNAVAILABLE with RetryInfo. Repeat the call
 	// with the same ids: nothing is doubled.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 8
 	// The store has no memory left for new jobs. RESOURCE_EXHAUSTED with RetryInfo.
@@ -65,38 +65,37 @@ const (
 	// The server is shutting down. UNAVAILABLE with RetryInfo; another server, or this
 	// one after its restart, takes the call.
 	ErrorReason_ERROR_REASON_SERVER_DRAINING ErrorReason = 12
-	// The id is in use for something else. ALREADY_EXISTS.
+	// The id is already in use for something else. ALREADY_EXISTS.
 	ErrorReason_ERROR_REASON_ALREADY_EXISTS ErrorReason = 13
-	// The page token is not one that this method gave out for the same filter.
-	// INVALID_ARGUMENT. Start again without a token.
+	// The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
+	// Start again without a token.
 	ErrorReason_ERROR_REASON_BAD_PAGE_TOKEN ErrorReason = 14
-	// Another stream attached with the same worker id. ABORTED. If it was not this worker's own
+	// Another stream attached with the same worker id. ABORTED. If that was not this worker's own
 	// new stream, two workers share an id: stop.
 	ErrorReason_ERROR_REASON_SUPERSEDED ErrorReason = 16
-	// The output that was asked for has been trimmed, or the event log does not reach back so
-	// far. OUT_OF_RANGE. The metadata names the oldest that there is under `first_available`,
-	// which is a cursor to go on from.
+	// The requested output has been trimmed, or the event log does not reach back that far.
+	// OUT_OF_RANGE. The metadata names the oldest position that is left under `first_available`,
+	// which is a cursor to resume from.
 	ErrorReason_ERROR_REASON_CURSOR_COMPACTED ErrorReason = 17
-	// The job's, or its queue's, limit of output is reached. RESOURCE_EXHAUSTED. Nothing of the
-	// chunk was written; the job may go on.
+	// The output limit of the job or its queue is reached. RESOURCE_EXHAUSTED. Nothing of the chunk
+	// was written; the job may go on.
 	ErrorReason_ERROR_REASON_OUTPUT_FULL ErrorReason = 18
-	// A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata
-	// names the offset to go on from under `expected_offset`.
+	// A chunk of output does not continue what was written. FAILED_PRECONDITION. The metadata names
+	// the offset to resume from under `expected_offset`.
 	ErrorReason_ERROR_REASON_OUTPUT_GAP ErrorReason = 19
 	// The watcher fell too far behind. OUT_OF_RANGE. Watch again.
 	ErrorReason_ERROR_REASON_WATCH_LAGGED ErrorReason = 20
-	// Another job holds the unique key, and the submission asked for a refusal then, or for the
-	// replacement of a job that has started. ALREADY_EXISTS. The metadata names the job under
-	// `job_id`.
+	// Another job holds the unique key, and the submission asked to be refused in that case, or to
+	// replace a job that has started. ALREADY_EXISTS. The metadata names the job under `job_id`.
 	ErrorReason_ERROR_REASON_UNIQUE_KEY_TAKEN ErrorReason = 21
 	// The queue has no schedule of this id. NOT_FOUND.
 	ErrorReason_ERROR_REASON_SCHEDULE_NOT_FOUND ErrorReason = 22
 	// The resource was changed since it was read. ABORTED. Read it again, and apply the change to
 	// what it is now.
 	ErrorReason_ERROR_REASON_CHANGED_MEANWHILE ErrorReason = 23
-	// The store answers, and new jobs are not to be trusted to it: it would evict or lose them, or
-	// refuses a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy,
-	// which is the operator's; what was accepted before goes on.
+	// The store answers, but can't be trusted with new jobs: it would evict or lose them, or denies
+	// a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
+	// operator; what was accepted before goes on.
 	ErrorReason_ERROR_REASON_STORE_UNFIT ErrorReason = 24
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
@@ -188,8 +187,8 @@ func (ErrorReason) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_errors_proto_rawDescGZIP(), []int{0}
 }
 
-// Why one item of a batch was refused: what the call would have failed with
-// if the item had been sent alone.
+// Why one item of a batch was refused: the error that the call would have failed with if the item
+// had been sent alone.
 type ItemError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The canonical status code, as in google.rpc.Code: 3 is INVALID_ARGUMENT.
@@ -276,7 +275,7 @@ type FieldViolation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The path from the request, for example `spec.retry.max_attempts`.
 	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
-	// What is wrong and what would be right.
+	// What is wrong, and what would be right.
 	Description   string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -34,17 +34,17 @@ type JobState int32
 const (
 	// Never stored; in a filter it means any state.
 	JobState_JOB_STATE_UNSPECIFIED JobState = 0
-	// Waits for its time: a `run_at` or `delay` of the producer's, or the backoff
-	// before another attempt. The broker moves it to PENDING when it is due.
+	// Waits until it is due: at the producer's `run_at` or after its `delay`, or after the backoff
+	// before another attempt. The broker then moves it to PENDING.
 	JobState_JOB_STATE_SCHEDULED JobState = 1
 	// Ready for any worker that serves its operation and satisfies its requirements.
 	// A claim moves it to RUNNING.
 	JobState_JOB_STATE_PENDING JobState = 2
-	// A worker holds its lease. The worker completes it; if the lease ends first, the
-	// broker takes it back.
+	// A worker holds its lease. The worker completes it; if the lease runs out first, the broker
+	// takes the job back.
 	JobState_JOB_STATE_RUNNING JobState = 3
-	// Somebody asked for its cancellation while it was running; the worker has been
-	// told and has a period of grace to confirm or to finish.
+	// It was cancelled while it was running. The worker has been told, and has a grace period in
+	// which to confirm or to finish.
 	JobState_JOB_STATE_CANCELLING JobState = 4
 	// Terminal: completed with a result.
 	JobState_JOB_STATE_SUCCEEDED JobState = 5
@@ -109,17 +109,17 @@ func (JobState) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{0}
 }
 
-// While which jobs hold a unique key.
+// How long a job holds its key.
 type UniqueScope int32
 
 const (
 	// UNFINISHED.
 	UniqueScope_UNIQUE_SCOPE_UNSPECIFIED UniqueScope = 0
-	// Until the job is handed to a worker for the first time, or ends before.
+	// Until the job is handed to a worker for the first time, or ends before that.
 	UniqueScope_UNIQUE_SCOPE_PENDING UniqueScope = 1
 	// Until the job is in a terminal state; a redrive takes the key again if it is free.
 	UniqueScope_UNIQUE_SCOPE_UNFINISHED UniqueScope = 2
-	// For `period` from the acceptance of the job, whatever becomes of it.
+	// For `period` after the job was accepted, whatever becomes of it.
 	UniqueScope_UNIQUE_SCOPE_PERIOD UniqueScope = 3
 )
 
@@ -172,9 +172,9 @@ type UniqueConflict int32
 const (
 	// RETURN_EXISTING.
 	UniqueConflict_UNIQUE_CONFLICT_UNSPECIFIED UniqueConflict = 0
-	// Nothing is written, and the job that holds the key is answered, with `existed`.
+	// Nothing is written. The answer is the job that holds the key, with `existed`.
 	UniqueConflict_UNIQUE_CONFLICT_RETURN_EXISTING UniqueConflict = 1
-	// ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`).
+	// The submission is refused with ALREADY_EXISTS (`UNIQUE_KEY_TAKEN`).
 	UniqueConflict_UNIQUE_CONFLICT_REJECT UniqueConflict = 2
 	// A job that has never started is CANCELLED and the new one takes its key. One that has
 	// started is not replaced: the submission is refused as with REJECT.
@@ -224,7 +224,7 @@ func (UniqueConflict) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{2}
 }
 
-// What becomes of output above a limit.
+// What happens to output above the limit.
 type OutputOverflow int32
 
 const (
@@ -232,7 +232,7 @@ const (
 	OutputOverflow_OUTPUT_OVERFLOW_UNSPECIFIED OutputOverflow = 0
 	// The worker's chunk is refused (`OUTPUT_FULL`); what was written stays.
 	OutputOverflow_OUTPUT_OVERFLOW_REFUSE OutputOverflow = 1
-	// The oldest output is dropped. A watcher that comes for it is told so.
+	// The oldest output is dropped. A watcher that asks for it is told so.
 	OutputOverflow_OUTPUT_OVERFLOW_TRIM OutputOverflow = 2
 )
 
@@ -295,9 +295,9 @@ const (
 	AttemptOutcome_ATTEMPT_OUTCOME_TIMED_OUT AttemptOutcome = 5
 	// Cancelled.
 	AttemptOutcome_ATTEMPT_OUTCOME_CANCELLED AttemptOutcome = 6
-	// It was assigned but the worker never acknowledged it, or nobody knows whether it ran: its
-	// worker lives and did not name it, or fell silent together with its server. Counts as nothing;
-	// but after three of them a further one is CRASHED, and counts as that.
+	// The worker never acknowledged the assignment, or it is not known whether the handler ran: the
+	// worker is alive and did not name the job, or fell silent together with its server. Touches no
+	// budget; but after three of them each further one is CRASHED, and counts as a crash.
 	AttemptOutcome_ATTEMPT_OUTCOME_UNDELIVERED AttemptOutcome = 7
 )
 
@@ -405,8 +405,8 @@ func (JobView) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
-// The content of a job, a result or a progress report. Exactly one kind is set, or
-// none for an empty payload. The broker hands the bytes on as they came.
+// The content of a job, a result or a progress report. Exactly one kind is set, or none for an
+// empty payload. The broker passes the bytes on unchanged.
 type Payload struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How the content is carried.
@@ -500,21 +500,21 @@ type isPayload_Kind interface {
 }
 
 type Payload_Json struct {
-	// JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused
-	// with its position) and never parsed again between producer and handler. Refused as
-	// well: a number that no double can hold (1.8e308 and beyond), which readers would turn
-	// into infinity; half of a surrogate pair; more than 200 levels. Integers are kept to the
-	// digit, though many readers round those above 2^53; of two equal keys the last counts.
+	// JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused with its
+	// position), and never parsed again between producer and handler. Also refused: a number that
+	// no double can hold (1.8e308 and beyond), which readers would turn into infinity; half of a
+	// surrogate pair; more than 200 levels. Integers are kept to the digit, though many readers
+	// round those above 2^53; of two equal keys the last counts.
 	Json string `protobuf:"bytes,1,opt,name=json,proto3,oneof"`
 }
 
 type Payload_Data struct {
-	// Bytes of any kind, not looked at.
+	// Any bytes; not inspected.
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
 }
 
 type Payload_Message struct {
-	// A protobuf message packed with its type URL, not looked at.
+	// A protobuf message packed with its type URL; not inspected.
 	Message *anypb.Any `protobuf:"bytes,3,opt,name=message,proto3,oneof"`
 }
 
@@ -531,11 +531,11 @@ func (*Payload_Message) isPayload_Kind() {}
 
 func (*Payload_Struct) isPayload_Kind() {}
 
-// How often and when a failing job is tried again. Unset fields take the queue's
-// default, and that the server's.
+// How often and when a failing job is retried. Unset fields take the queue's default, and if that
+// is unset too, the server's.
 type RetryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The number of failures that ends the job, the first attempt included: 1 means no
+	// The number of failures that ends the job, including that of the first attempt: 1 means no
 	// retry. 1 to 1000; 0 or unset: the default, 3 unless configured otherwise. Crashes and
 	// interruptions do not count here.
 	MaxAttempts uint32 `protobuf:"varint,1,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
@@ -546,8 +546,8 @@ type RetryPolicy struct {
 	MaxBackoff *durationpb.Duration `protobuf:"bytes,3,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
 	// The factor from each wait to the next. 1 to 10; 0 or unset: 2.
 	Multiplier float64 `protobuf:"fixed64,4,opt,name=multiplier,proto3" json:"multiplier,omitempty"`
-	// The share of each wait that is random, so that jobs which failed together do not
-	// return together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
+	// The share of each wait that is random, so that jobs which failed together do not come back
+	// together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
 	Jitter        *float64 `protobuf:"fixed64,5,opt,name=jitter,proto3,oneof" json:"jitter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -621,8 +621,8 @@ func (x *RetryPolicy) GetJitter() float64 {
 // A key that at most one job of a queue holds at a time.
 type UniqueKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues have
-	// nothing to do with each other.
+	// 1 to 128 bytes, in the producer's own words: `invoice-4711`. Keys of different queues are
+	// independent.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Unset: UNFINISHED.
 	Scope UniqueScope `protobuf:"varint,2,opt,name=scope,proto3,enum=jobwire.v1.UniqueScope" json:"scope,omitempty"`
@@ -695,7 +695,8 @@ func (x *UniqueKey) GetOnConflict() UniqueConflict {
 // How much of a job's output is kept, over all attempts.
 type OutputPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset: that.
+	// At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset:
+	// that limit.
 	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	// What happens above it.
 	Overflow      OutputOverflow `protobuf:"varint,2,opt,name=overflow,proto3,enum=jobwire.v1.OutputOverflow" json:"overflow,omitempty"`
@@ -747,17 +748,17 @@ func (x *OutputPolicy) GetOverflow() OutputOverflow {
 	return OutputOverflow_OUTPUT_OVERFLOW_UNSPECIFIED
 }
 
-// A piece of what a running job writes out: a log, a build's messages, a model's tokens. The
-// output of an attempt is one sequence of bytes over all its channels; where one chunk ends and
-// the next begins is not kept.
+// A piece of a running job's output: of a log, a build's messages, a model's tokens. The output
+// of an attempt is one sequence of bytes over all its channels; the borders between chunks are
+// not kept.
 type OutputChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which of the job's outputs this is, for example `stdout`, `stderr` or `tokens`: 1 to 32
-	// characters out of letters, digits and `. _ -`. Unset: `stdout`.
+	// Which of the job's output channels this belongs to, for example `stdout`, `stderr` or
+	// `tokens`: 1 to 32 letters, digits and `. _ -`. Unset: `stdout`.
 	Channel string `protobuf:"bytes,1,opt,name=channel,proto3" json:"channel,omitempty"`
-	// The number of bytes that the attempt wrote before this chunk, over all channels. A chunk
-	// that was sent before is recognized by it and not written twice; one that would leave a gap
-	// is refused.
+	// The number of bytes that the attempt wrote before this chunk, over all channels. A chunk that
+	// was sent before is recognized by its offset and not written twice; a chunk that would leave a
+	// gap is refused.
 	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	// 1 byte to 64 KiB.
 	//
@@ -857,12 +858,12 @@ func (*OutputChunk_Text) isOutputChunk_Content() {}
 
 func (*OutputChunk_Data) isOutputChunk_Content() {}
 
-// A point in a job's output.
+// A position in a job's output.
 type OutputPosition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attempt that wrote it; 0: the latest.
 	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	// Bytes of that attempt's output before this point.
+	// Bytes of that attempt's output before this position.
 	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -916,9 +917,8 @@ func (x *OutputPosition) GetOffset() uint64 {
 // it was accepted.
 type JobSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job's type, which picks the worker's handler, for example `image.thumbnail`.
-	// Required; 1 to 128 characters out of letters, digits and `. _ / : -`, beginning with a
-	// letter or a digit.
+	// The job's type, which picks the worker's handler, for example `image.thumbnail`. Required; 1
+	// to 128 letters, digits and `. _ / : -`, beginning with a letter or a digit.
 	Operation string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
 	// The handler's input. At most the server's `max_payload_bytes` (1 MiB unless
 	// configured otherwise). Unset: empty.
@@ -929,14 +929,14 @@ type JobSpec struct {
 	// Labels that a worker must have, each with this value, to receive the job, for
 	// example `gpu` = `a100`. At most 16; keys as for `labels`. Unset: any worker.
 	Requirements map[string]string `protobuf:"bytes,4,rep,name=requirements,proto3" json:"requirements,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The producer's own words about the job, for filters and people. At most 16; keys 1 to 63
-	// characters out of letters, digits and `. _ / -`, values at most 63 bytes.
+	// The producer's own labels, for filters and people. At most 16; keys are 1 to 63 letters,
+	// digits and `. _ / -`, values at most 63 bytes.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Unset: the queue's default.
 	Retry *RetryPolicy `protobuf:"bytes,6,opt,name=retry,proto3" json:"retry,omitempty"`
-	// How long one attempt may run before the broker takes the job back and counts a
-	// failure. 100 milliseconds to 30 days; unset: no limit but the lease, which a live worker
-	// renews for as long as it likes.
+	// How long one attempt may run before the broker takes the job back and counts a failure. 100
+	// milliseconds to 30 days; unset: no limit except the lease, which a live worker renews for as
+	// long as it likes.
 	ExecutionTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=execution_timeout,json=executionTimeout,proto3" json:"execution_timeout,omitempty"`
 	// When the job becomes ready. Neither: at once.
 	//
@@ -945,23 +945,24 @@ type JobSpec struct {
 	//	*JobSpec_RunAt
 	//	*JobSpec_Delay
 	Start isJobSpec_Start `protobuf_oneof:"start"`
-	// The job is not started after this moment: it becomes EXPIRED. It must lie after
-	// the moment of submission and after `run_at`, and at most 10 years ahead. Unset: never.
+	// The job is not started after this moment: it becomes EXPIRED. Must be after the submission
+	// and after `run_at`, and at most 10 years ahead. Unset: never.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// How much output is kept. Unset: the server's limit, and what is above it is refused.
+	// How much output is kept. Unset: the server's limit, and output above it is refused.
 	Output *OutputPolicy `protobuf:"bytes,11,opt,name=output,proto3" json:"output,omitempty"`
-	// The end of the job as a whole, attempts, waits and all: a job that is not finished at this
-	// moment becomes FAILED with `DEADLINE_EXCEEDED`, and the worker that may be running it loses
-	// the lease. A retry that could not start before it is not waited for. It must lie after the
-	// moment of submission and after `run_at`, and at most 10 years ahead. Unset: none.
+	// The end of the job as a whole, with all attempts and waits. A job that is still live at this
+	// moment becomes FAILED with `DEADLINE_EXCEEDED` (CANCELLED if it was CANCELLING), and a worker
+	// that is running it loses the lease. A retry that could not start before the deadline does not
+	// happen. Must be after the submission and after `run_at`, and at most 10 years ahead. Unset:
+	// none.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// At most one job of the queue holds this key at a time. Unset: none.
 	Unique *UniqueKey `protobuf:"bytes,13,opt,name=unique,proto3" json:"unique,omitempty"`
-	// How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as
-	// the queue keeps jobs that ended so.
+	// How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as the
+	// queue keeps jobs that ended in the same way.
 	Retention *durationpb.Duration `protobuf:"bytes,16,opt,name=retention,proto3" json:"retention,omitempty"`
-	// Output only: when the broker took the job, by the store's clock as that server knew it: before
-	// it was written, within milliseconds of it, or as much early as the store's answers were late,
+	// Output only: when the broker accepted the job, by the server's view of the store's clock. It
+	// is earlier than the write: by milliseconds, or by as much as the store's answers were late,
 	// which is seconds while it hangs. Nothing is decided by it.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Output only: the layout version of the stored record, currently 1.
@@ -1133,7 +1134,7 @@ type JobSpec_RunAt struct {
 }
 
 type JobSpec_Delay struct {
-	// Not before this long after the job was accepted. 0 to 10 years.
+	// Not until this long after the job was accepted. 0 to 10 years.
 	Delay *durationpb.Duration `protobuf:"bytes,9,opt,name=delay,proto3,oneof"`
 }
 
@@ -1227,11 +1228,11 @@ type Failure struct {
 	Stack string `protobuf:"bytes,3,opt,name=stack,proto3" json:"stack,omitempty"`
 	// Anything for programs, at most 16 KiB.
 	Details *Payload `protobuf:"bytes,4,opt,name=details,proto3" json:"details,omitempty"`
-	// True: another attempt would fail in the same way, so the job goes to the dead
-	// letters at once, whatever attempts it has left.
+	// True: another attempt would fail in the same way, so the job becomes FAILED at once, however
+	// many attempts it has left.
 	NonRetryable bool `protobuf:"varint,5,opt,name=non_retryable,json=nonRetryable,proto3" json:"non_retryable,omitempty"`
-	// Not before this long from now, in place of the computed backoff. 0 to 30 days. Unset:
-	// the policy's backoff.
+	// The wait before the next attempt, in place of the computed backoff. 0 to 30 days. Unset: the
+	// policy's backoff.
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1309,7 +1310,7 @@ func (x *Failure) GetRetryAfter() *durationpb.Duration {
 	return nil
 }
 
-// The record of one delivery of a job.
+// The record of one attempt.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first.
@@ -1324,7 +1325,7 @@ type Attempt struct {
 	EndedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	// How it ended.
 	Outcome AttemptOutcome `protobuf:"varint,6,opt,name=outcome,proto3,enum=jobwire.v1.AttemptOutcome" json:"outcome,omitempty"`
-	// Set for FAILED, CRASHED and TIMED_OUT, and where a reason was given.
+	// Set for FAILED, CRASHED and TIMED_OUT, and if a reason was given.
 	Failure       *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1409,7 +1410,7 @@ func (x *Attempt) GetFailure() *Failure {
 	return nil
 }
 
-// A job that was put back after its end.
+// An ended job was put back.
 type Redrive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When.
@@ -1494,7 +1495,8 @@ type Job struct {
 	Spec *JobSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Where it stands.
 	State JobState `protobuf:"varint,4,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
-	// Grows with every change; of two views of one job the higher is the newer.
+	// Grows with every change; of two views of one job, the one with the higher revision is the
+	// newer.
 	Revision uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// For SCHEDULED: when it becomes PENDING.
 	RunAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=run_at,json=runAt,proto3" json:"run_at,omitempty"`
@@ -1520,7 +1522,7 @@ type Job struct {
 	WorkerId string `protobuf:"bytes,16,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The latest fencing token; 0 before the first claim.
 	FencingToken uint64 `protobuf:"varint,17,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	// For RUNNING and CANCELLING: when the lease ends unless it is renewed.
+	// For RUNNING and CANCELLING: when the lease runs out unless it is renewed.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
 	// Why it was cancelled, in the words of whoever asked.
 	CancelReason string `protobuf:"bytes,19,opt,name=cancel_reason,json=cancelReason,proto3" json:"cancel_reason,omitempty"`
@@ -1532,7 +1534,7 @@ type Job struct {
 	Checkpoint *Payload `protobuf:"bytes,22,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// The latest redrive; unset if there was none.
 	LastRedrive *Redrive `protobuf:"bytes,24,opt,name=last_redrive,json=lastRedrive,proto3" json:"last_redrive,omitempty"`
-	// For terminal states: when the broker forgets the job at the latest.
+	// For terminal states: the latest moment at which the broker forgets the job.
 	PurgeAt       *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=purge_at,json=purgeAt,proto3" json:"purge_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

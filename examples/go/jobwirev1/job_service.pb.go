@@ -85,19 +85,19 @@ func (WatchContent) EnumDescriptor() ([]byte, []int) {
 // A job to accept.
 type SubmitJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where to put it: `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`. Unset: `default`. The queue
+	// The queue to put it into: `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`. Unset: `default`. The queue
 	// is created by its first job.
 	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
 	// What to run.
 	Spec *JobSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	// The id to give the job, which makes a retry safe: the same id with the same content is
-	// answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`. Unset: the
-	// server makes one.
+	// The id to give the job, which makes it safe to repeat the request: the same id with the same
+	// content is answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`.
+	// Unset: the server makes one.
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Makes a retry of this request safe: for 24 hours the same id with the same content is
-	// answered with the same job (`existed`), and with other content refused. 1 to 64 characters
-	// out of letters, digits and `. _ : -`; a UUID is a good one. It belongs to its queue. Unset:
-	// each request is a new job.
+	// Makes it safe to repeat this request: for 24 hours the same id with the same content is
+	// answered with the same job (`existed`), and with other content refused. 1 to 64 letters,
+	// digits and `. _ : -`; a UUID is a good choice. The id belongs to its queue. Unset: each
+	// request is a new job.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -166,11 +166,11 @@ type SubmitJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// PENDING or SCHEDULED; for a repeated submission, the state it has by now, unspecified if the
-	// job of a `request_id` is forgotten already.
+	// PENDING or SCHEDULED; for a repeated submission the job's state by now, or unspecified if the
+	// job of a `request_id` has been forgotten.
 	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// True if nothing was written now: `job_id` or `request_id` had been accepted before, or
-	// another job holds the unique key and is answered in place of a new one.
+	// another job holds the unique key and is the answer instead of a new one.
 	Existed       bool `protobuf:"varint,3,opt,name=existed,proto3" json:"existed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -232,8 +232,8 @@ type SubmitJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000.
 	Requests []*SubmitJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
-	// As if each item had a `request_id` made of this one and its place in the list; for items
-	// without one of their own. At most 56 characters.
+	// Gives each item that has no `request_id` of its own one that is made of this and its place in
+	// the list. At most 56 characters.
 	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -533,7 +533,7 @@ type ListJobsRequest struct {
 	// At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
 	// empty, while there are more.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the answer before, with the same filter. Unset: the first page.
+	// `next_page_token` of the previous answer, with the same filter. Unset: the first page.
 	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Unset: BASIC.
 	View          JobView `protobuf:"varint,6,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
@@ -793,13 +793,13 @@ type isWatchJobRequest_Start interface {
 }
 
 type WatchJobRequest_Cursor struct {
-	// The `cursor` of the last answer of a former watch of this job: what came up to it does
-	// not come again.
+	// The `cursor` of the last answer of an earlier watch of this job: nothing up to it is sent
+	// again.
 	Cursor string `protobuf:"bytes,4,opt,name=cursor,proto3,oneof"`
 }
 
 type WatchJobRequest_OutputFrom struct {
-	// At a point of the output.
+	// At a position in the output.
 	OutputFrom *OutputPosition `protobuf:"bytes,5,opt,name=output_from,json=outputFrom,proto3,oneof"`
 }
 
@@ -815,7 +815,7 @@ func (*WatchJobRequest_OutputFrom) isWatchJobRequest_Start() {}
 
 func (*WatchJobRequest_OutputFromEnd) isWatchJobRequest_Start() {}
 
-// A run of output, in the order in which it was written.
+// A stretch of output, in the order in which it was written.
 type Output struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attempt that wrote it. A new attempt begins at offset 0.
@@ -881,7 +881,7 @@ type WatchJobResponse struct {
 	//	*WatchJobResponse_Bookmark
 	//	*WatchJobResponse_Output
 	Event isWatchJobResponse_Event `protobuf_oneof:"event"`
-	// Where this answer leaves the watcher; opaque.
+	// The watcher's position after this answer; opaque.
 	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -963,18 +963,18 @@ type isWatchJobResponse_Event interface {
 }
 
 type WatchJobResponse_Job struct {
-	// The job as it stands now. For a live job the first answer is one, unless a cursor says that it
-	// was seen; a finished job comes behind all of its output.
+	// The job as it stands now. For a live job the first answer is one of these, unless a cursor
+	// says that it was seen. An ended job comes after all of its output.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3,oneof"`
 }
 
 type WatchJobResponse_Bookmark struct {
-	// Nothing happened for a while (60 seconds unless configured otherwise); the stream is alive.
+	// Nothing happened for a while (15 seconds unless configured otherwise); the stream is alive.
 	Bookmark *Bookmark `protobuf:"bytes,2,opt,name=bookmark,proto3,oneof"`
 }
 
 type WatchJobResponse_Output struct {
-	// What the job has written out.
+	// What the job has written.
 	Output *Output `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
 }
 
@@ -1068,7 +1068,7 @@ type RunJobResponse struct {
 	//	*RunJobResponse_Bookmark
 	//	*RunJobResponse_Output
 	Event isRunJobResponse_Event `protobuf_oneof:"event"`
-	// For WatchJob, if this call is cut off.
+	// The position to resume from with WatchJob if this call is cut off.
 	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1160,7 +1160,7 @@ type RunJobResponse_Bookmark struct {
 }
 
 type RunJobResponse_Output struct {
-	// What the job has written out.
+	// What the job has written.
 	Output *Output `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
 }
 
@@ -1170,7 +1170,7 @@ func (*RunJobResponse_Bookmark) isRunJobResponse_Event() {}
 
 func (*RunJobResponse_Output) isRunJobResponse_Event() {}
 
-// Which jobs to watch. What is unset does not narrow.
+// Which jobs to watch. Unset fields do not narrow the choice.
 type WatchJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unset: `default`.
@@ -1185,10 +1185,10 @@ type WatchJobsRequest struct {
 	JobIds []string `protobuf:"bytes,5,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
 	// Unset: BASIC.
 	View JobView `protobuf:"varint,6,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
-	// The `cursor` of the last answer of a former watch with the same filter. Unset: begin with
+	// The `cursor` of the last answer of an earlier watch with the same filter. Unset: begin with
 	// the live jobs as they stand.
 	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// True: leave out the live jobs as they stand, tell the changes from now on. Not with a cursor.
+	// True: skip the live jobs as they stand, and send only changes from now on. Not with a cursor.
 	OnlyChanges   bool `protobuf:"varint,8,opt,name=only_changes,json=onlyChanges,proto3" json:"only_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1290,7 +1290,7 @@ type WatchJobsResponse struct {
 	//	*WatchJobsResponse_Job
 	//	*WatchJobsResponse_Bookmark
 	Event isWatchJobsResponse_Event `protobuf_oneof:"event"`
-	// Where this answer leaves the watcher; opaque. Empty if the queue keeps no event log.
+	// The watcher's position after this answer; opaque. Empty if the queue keeps no event log.
 	Cursor        string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1376,12 +1376,12 @@ func (*WatchJobsResponse_Job) isWatchJobsResponse_Event() {}
 
 func (*WatchJobsResponse_Bookmark) isWatchJobsResponse_Event() {}
 
-// Tells a quiet stream from a dead one.
+// Distinguishes a quiet stream from a dead one.
 type Bookmark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The store's time.
 	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	// In WatchJobs: true once, when the jobs that were there at the beginning have all been told.
+	// In WatchJobs: true once, when the jobs that were there at the beginning have all been sent.
 	CaughtUp      bool `protobuf:"varint,2,opt,name=caught_up,json=caughtUp,proto3" json:"caught_up,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1431,7 +1431,7 @@ func (x *Bookmark) GetCaughtUp() bool {
 	return false
 }
 
-// Which job to end, and why.
+// Which job to cancel, and why.
 type CancelJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -1532,7 +1532,7 @@ func (x *CancelJobResponse) GetJob() *Job {
 	return nil
 }
 
-// Which jobs of a queue to act on. What is unset does not narrow.
+// Which jobs of a queue to act on. Unset fields do not narrow the choice.
 type JobFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required: nothing is done to many jobs by default.
@@ -1553,7 +1553,7 @@ type JobFilter struct {
 	FinishedAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_after,json=finishedAfter,proto3" json:"finished_after,omitempty"`
 	// Only jobs that ended before this moment.
 	FinishedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_before,json=finishedBefore,proto3" json:"finished_before,omitempty"`
-	// Only these jobs, at most 1000; they are of `queue`.
+	// Only these jobs, at most 1000; all of them in `queue`.
 	JobIds        []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1666,9 +1666,9 @@ type BulkProgress struct {
 	Matched uint64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Of those, how many were changed; with `dry_run`, how many could be.
 	Changed uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// Of those, how many could not be: they had moved on, or are held back by a unique key.
+	// Of those, how many could not be changed: they had moved on, or a unique key holds them back.
 	Skipped uint64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
-	// Some of the jobs that were changed since the answer before, at most 100; ids.
+	// Ids of some of the jobs that were changed since the previous answer, at most 100.
 	SampleJobIds []string `protobuf:"bytes,4,rep,name=sample_job_ids,json=sampleJobIds,proto3" json:"sample_job_ids,omitempty"`
 	// True in the last answer.
 	Done          bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
@@ -1748,7 +1748,7 @@ type RetryJobRequest struct {
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// For people; kept with the job. At most 512 bytes.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Not before this long from now. 0 to 10 years.
+	// Not until this long from now. 0 to 10 years.
 	Delay         *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1862,8 +1862,8 @@ type RetryJobsRequest struct {
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// The most jobs to redrive. Unset: all.
 	MaxJobs uint64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
-	// The most jobs that become ready in a second, so that whatever made them fail is not hit by all
-	// at once: the others are SCHEDULED one behind the other. 0.01 to 100000; unset: no cap.
+	// The most jobs that become ready in a second, so that whatever made them fail is not hit by
+	// all at once: the others are SCHEDULED one after the other. 0.01 to 100000; unset: no limit.
 	MaxPerSecond  float64 `protobuf:"fixed64,5,opt,name=max_per_second,json=maxPerSecond,proto3" json:"max_per_second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -57,79 +57,81 @@ type JobServiceClient interface {
 	// Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
 	// one refused item does not stop the others.
 	//
-	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
-	// itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
-	// batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is in its
+	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`), or UNAVAILABLE with `STORE_UNFIT`, as the status
+	// of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
+	// repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
+	// `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(ctx context.Context, in *SubmitJobsRequest, opts ...grpc.CallOption) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
-	// Lists the jobs of one queue, page by page, in the BASIC view unless asked
-	// otherwise. State by state, in the order of the filter; within a state
-	// oldest first for live jobs and soonest forgotten first for terminal ones. A job that changes
-	// its state while you page may be seen twice or not at all; one that stays is seen once.
+	// Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
+	// state, in the order of the filter; within a state oldest first for live jobs and soonest
+	// forgotten first for ended ones. A job that changes its state while you page may be seen twice
+	// or not at all; one that stays is seen once.
 	//
 	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
-	// what the job writes out, and ends with OK after the terminal state. Nothing falls between
-	// the first answer and the changes. All output comes before the terminal state. A watcher
-	// slower than the changes sees the newest state, not each in between, and every byte of
-	// output at its own pace. A finished job may be watched as well: its output is replayed.
+	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
+	// answer and the changes. All output comes before the terminal state. A watcher slower than the
+	// changes sees the newest state, not each one in between, and every byte of output at its own
+	// pace. An ended job may be watched as well: its output is replayed.
 	//
-	// Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
-	// server: no byte is missed and none comes twice, and no state older than one that was seen.
+	// Every answer carries a `cursor`. A watcher that is cut off watches again with the last one,
+	// at any server: it misses no byte, gets none twice, and sees no state older than one that it
+	// has seen.
 	//
 	// NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
 	// oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
 	// the cursor. Retry: safe.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
-	// Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
-	// WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+	// Submits a job and watches it in one call. If the caller ends the call early, the job goes on,
+	// and WatchJob resumes from the last `cursor`; or the job is cancelled, if the request says so.
 	//
 	// Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
 	// job is created once.
 	RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunJobResponse], error)
-	// Watches many jobs of a queue: those that match a filter, each with every change as one
-	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
-	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
-	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-	// resumes with the last cursor and misses no job. Without a log, a job that both came and
-	// ended while the watcher was cut off, or the server from the store, is not told.
+	// Watches many jobs of a queue: those that match a filter, each with every change as one event.
+	// Begins with the matching live jobs as they stand (unless a cursor is given), then a bookmark
+	// with `caught_up`, then the changes. A job that stops matching is sent once more, in its new
+	// state. If the queue keeps an event log, a watcher that is cut off resumes from the last
+	// cursor and misses no job. Without a log it misses jobs that both came and ended while it was
+	// cut off, or while the server was cut off from the store.
 	//
 	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
 	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
 	// `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
 	// UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
 	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
-	// Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
-	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
-	// loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
-	// CANCELLED already answers OK.
+	// Cancels a job. A job that is not running is CANCELLED at once. A running one becomes
+	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms or loses the
+	// lease, or when the grace period is over. Cancelling a job that is already CANCELLING or
+	// CANCELLED answers OK.
 	//
-	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
-	// Retry: safe.
+	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has ended otherwise. Retry:
+	// safe.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
-	// Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+	// Redrives a FAILED, CANCELLED or EXPIRED job: puts it back to PENDING, with fresh budgets. Its
 	// failures, crashes and interruptions count from 0 again. Its attempts, its output and its
-	// checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
-	// is live because of an earlier redrive answers OK and changes nothing.
+	// checkpoint stay. Its `expires_at` and `deadline` no longer count. Redriving a job that is
+	// live because of an earlier redrive answers OK and changes nothing.
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
 	// key by now. Retry: safe.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
-	// Redrives all jobs of a queue that match a filter, in the order in which they were
-	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
-	// left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+	// Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+	// or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
+	// With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
 	// redriven stays so.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RetryJobsResponse], error)
 	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
-	// counts and changes nothing. Breaking off stops it.
+	// counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CancelJobsResponse], error)
@@ -321,79 +323,81 @@ type JobServiceServer interface {
 	// Accepts up to 1000 jobs (the server's `max_batch_jobs`) and answers each by itself:
 	// one refused item does not stop the others.
 	//
-	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is said in its
-	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`) and UNAVAILABLE with `STORE_UNFIT` of the call
-	// itself: none was accepted by it. UNAVAILABLE otherwise: any of them may have been; repeat the
-	// batch under the same ids, and each is answered as it was. Retry: safe with `request_id`, or if every item has a `request_id` or a `job_id`.
+	// INVALID_ARGUMENT: the batch is empty or too long. What is wrong with an item is in its
+	// result. RESOURCE_EXHAUSTED (`SERVER_BUSY`), or UNAVAILABLE with `STORE_UNFIT`, as the status
+	// of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
+	// repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
+	// `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
-	// Lists the jobs of one queue, page by page, in the BASIC view unless asked
-	// otherwise. State by state, in the order of the filter; within a state
-	// oldest first for live jobs and soonest forgotten first for terminal ones. A job that changes
-	// its state while you page may be seen twice or not at all; one that stays is seen once.
+	// Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
+	// state, in the order of the filter; within a state oldest first for live jobs and soonest
+	// forgotten first for ended ones. A job that changes its state while you page may be seen twice
+	// or not at all; one that stays is seen once.
 	//
 	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
-	// what the job writes out, and ends with OK after the terminal state. Nothing falls between
-	// the first answer and the changes. All output comes before the terminal state. A watcher
-	// slower than the changes sees the newest state, not each in between, and every byte of
-	// output at its own pace. A finished job may be watched as well: its output is replayed.
+	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
+	// answer and the changes. All output comes before the terminal state. A watcher slower than the
+	// changes sees the newest state, not each one in between, and every byte of output at its own
+	// pace. An ended job may be watched as well: its output is replayed.
 	//
-	// Every answer carries a `cursor`. Whoever is cut off watches again with the last one, at any
-	// server: no byte is missed and none comes twice, and no state older than one that was seen.
+	// Every answer carries a `cursor`. A watcher that is cut off watches again with the last one,
+	// at any server: it misses no byte, gets none twice, and sees no state older than one that it
+	// has seen.
 	//
 	// NOT_FOUND: no such job. OUT_OF_RANGE: `CURSOR_COMPACTED`, output between the cursor and the
 	// oldest kept was trimmed. UNAVAILABLE: the store or the server went away; watch again with
 	// the cursor. Retry: safe.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
-	// Submits a job and watches it in one call. If the caller breaks off, the job goes on, and
-	// WatchJob picks up with the last `cursor`; or it is cancelled, where the request says so.
+	// Submits a job and watches it in one call. If the caller ends the call early, the job goes on,
+	// and WatchJob resumes from the last `cursor`; or the job is cancelled, if the request says so.
 	//
 	// Fails as SubmitJob and WatchJob do. Retry: safe with `job_id` set in the submission; the
 	// job is created once.
 	RunJob(*RunJobRequest, grpc.ServerStreamingServer[RunJobResponse]) error
-	// Watches many jobs of a queue: those that match a filter, each with every change as one
-	// event. Begins with the matching live jobs as they stand (unless a cursor is given), then a
-	// bookmark with `caught_up`, then the changes. A job that stops matching is told once more,
-	// with the state that it left for. With a queue that keeps an event log, a cut-off watcher
-	// resumes with the last cursor and misses no job. Without a log, a job that both came and
-	// ended while the watcher was cut off, or the server from the store, is not told.
+	// Watches many jobs of a queue: those that match a filter, each with every change as one event.
+	// Begins with the matching live jobs as they stand (unless a cursor is given), then a bookmark
+	// with `caught_up`, then the changes. A job that stops matching is sent once more, in its new
+	// state. If the queue keeps an event log, a watcher that is cut off resumes from the last
+	// cursor and misses no job. Without a log it misses jobs that both came and ended while it was
+	// cut off, or while the server was cut off from the store.
 	//
 	// INVALID_ARGUMENT: a bad filter or cursor. NOT_FOUND: no such queue. OUT_OF_RANGE:
 	// `CURSOR_COMPACTED`, the log does not reach back to the cursor, or the queue keeps none;
 	// `WATCH_LAGGED`, too many changes waited for this watcher. Watch again without a cursor.
 	// UNAVAILABLE: the store or the server went away; watch again with the cursor. Retry: safe.
 	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
-	// Asks for the end of a job. One that has not started is CANCELLED at once; a running one becomes
-	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms,
-	// loses the lease, or the grace is over. Cancelling a job that is CANCELLING or
-	// CANCELLED already answers OK.
+	// Cancels a job. A job that is not running is CANCELLED at once. A running one becomes
+	// CANCELLING, its worker is told, and it is CANCELLED when the worker confirms or loses the
+	// lease, or when the grace period is over. Cancelling a job that is already CANCELLING or
+	// CANCELLED answers OK.
 	//
-	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has finished otherwise.
-	// Retry: safe.
+	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has ended otherwise. Retry:
+	// safe.
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
-	// Puts a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive), with fresh budgets: its
+	// Redrives a FAILED, CANCELLED or EXPIRED job: puts it back to PENDING, with fresh budgets. Its
 	// failures, crashes and interruptions count from 0 again. Its attempts, its output and its
-	// checkpoint stay. Its `expires_at` and `deadline` do not count any more. Redriving a job that
-	// is live because of an earlier redrive answers OK and changes nothing.
+	// checkpoint stay. Its `expires_at` and `deadline` no longer count. Redriving a job that is
+	// live because of an earlier redrive answers OK and changes nothing.
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
 	// key by now. Retry: safe.
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
-	// Redrives all jobs of a queue that match a filter, in the order in which they were
-	// submitted or ended, and tells how far it is. Jobs that can't be redriven are counted and
-	// left alone. With `dry_run` it counts and changes nothing. Breaking off stops it; what was
+	// Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+	// or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
+	// With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
 	// redriven stays so.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	RetryJobs(*RetryJobsRequest, grpc.ServerStreamingServer[RetryJobsResponse]) error
 	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
-	// counts and changes nothing. Breaking off stops it.
+	// counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	CancelJobs(*CancelJobsRequest, grpc.ServerStreamingServer[CancelJobsResponse]) error
