@@ -2,10 +2,10 @@
 
     python examples/files/demo.py [DIRECTORY]
 
-Starts a broker on its embedded store, with its data in ./demo-data, and a worker; submits one
-job per file for its checksum, line count and compressed size; shows them run; sums up. Then
-broker and worker stay up until Ctrl-C. JOBWIRE_DEMO_EXIT=1, or a standard input that is no
-terminal, ends the demo after the summary.
+Start a broker on its bundled store, with its data in ./demo-data, and a worker; submit one
+job per file for its checksum, line count and compressed size; show them run; sum up. Then
+broker and worker stay up until Ctrl-C. With JOBWIRE_DEMO_EXIT=1, or if standard input is not a
+terminal, the demo ends after the summary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # Nothing runs yet: until the demo takes them over, signals end it without a word.
+    # Nothing runs yet: until the demo takes over the signals, they end it silently.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda number, _: os._exit(128 + number))
     # Before the imports, which take a moment.

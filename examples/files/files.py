@@ -1,4 +1,4 @@
-"""What the demo does: submits a job per file, shows them run, sums up."""
+"""What the demo does: submit a job per file, show them run, sum up."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ console = open_console()
 
 
 def find_files(directory: Path) -> list[Path]:
-    """Lists the files below a directory, but for hidden ones, links and build products."""
+    """List the files below a directory, except hidden ones, links and build products."""
     found: list[Path] = []
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(
@@ -59,11 +59,11 @@ def find_files(directory: Path) -> list[Path]:
 
 
 def follow(client: Client, ids: set[str], before: int, older: int, bars: Progress) -> list[Job]:
-    """Shows the jobs run until all have ended, and returns them.
+    """Show the jobs run until all have ended, and return them.
 
     Args:
         before: How many jobs of the queue had ended before these were submitted.
-        older: How many jobs of the queue come first.
+        older: How many jobs of the queue go first.
     """
     total = bars.add_task("[bold]all files", total=len(ids) + older)
     rows: dict[str, TaskID] = {}
@@ -82,11 +82,11 @@ def follow(client: Client, ids: set[str], before: int, older: int, bars: Progres
 
 
 def show_running(bars: Progress, rows: dict[str, TaskID], now: dict[str, Job]) -> None:
-    """Keeps one bar for each of the first running jobs."""
+    """Keep one bar for each of the first running jobs."""
     for job_id in [job_id for job_id in rows if job_id not in now]:
         bars.remove_task(rows.pop(job_id))
     for job_id, job in now.items():
-        # Most files are done before they say anything; only the others are worth a line.
+        # Most files are done before they report progress; only the others are worth a line.
         if job.progress is None:
             continue
         if job_id not in rows and len(rows) < MAX_SHOWN:
@@ -100,7 +100,7 @@ def show_running(bars: Progress, rows: dict[str, TaskID], now: dict[str, Job]) -
 
 
 def ended(client: Client) -> int:
-    """How many jobs of the queue have ended since it exists."""
+    """Return how many jobs of the queue have ended since it exists."""
     try:
         totals = client.queue(QUEUE).totals
     except NotFound:
@@ -109,7 +109,7 @@ def ended(client: Client) -> int:
 
 
 def left_over(client: Client) -> int:
-    """How many jobs an earlier run of the demo has left waiting."""
+    """Return how many jobs an earlier run of the demo left waiting."""
     try:
         depth = client.queue(QUEUE).depth
     except NotFound:
@@ -118,19 +118,19 @@ def left_over(client: Client) -> int:
 
 
 def ended_jobs(client: Client, ids: set[str]) -> list[Job]:
-    """The jobs of this run that have ended, with their results."""
+    """Return the jobs of this run that have ended, with their results."""
     states = [state for state in JobState if state.is_terminal]
     found = client.list_jobs(QUEUE, states=states, page_size=500, full=True)
     return [job for job in found if job.id in ids]
 
 
 def summarize(jobs: Sequence[Job]) -> None:
-    """Prints the sums of all results."""
+    """Print the sums of all results."""
     good = [job for job in jobs if job.state is JobState.SUCCEEDED]
     results = [job.result for job in good]
     size = sum(result["bytes"] for result in results)
     compressed = sum(result["compressed_bytes"] for result in results)
-    # Jobs of an earlier run may have gone first: their time is not that of these.
+    # Jobs of an earlier run may have gone first; their time does not count.
     began = min(job.started_at or job.created_at for job in jobs if job.created_at)
     finished = max(job.finished_at for job in jobs if job.finished_at)
     seconds = max((finished - began).total_seconds(), 0.001)
@@ -157,14 +157,14 @@ def summarize(jobs: Sequence[Job]) -> None:
 
 
 def duration_s(job: Job) -> float:
-    """How long the latest attempt took."""
+    """Return how long the latest attempt took."""
     if job.started_at is None or job.finished_at is None:
         return 0.0
     return (job.finished_at - job.started_at).total_seconds()
 
 
 def show_what_to_try(address: str, job: Job) -> None:
-    """Prints commands that work in another terminal, wherever it stands."""
+    """Print commands that work in another terminal, in any directory."""
     script = Path(sys.executable).with_name("jobwire")
     program = [str(script)] if script.exists() else [sys.executable, "-m", "jobwire.cli"]
     jobwire = f"{shlex.join(program)} --target {address}"
@@ -188,12 +188,12 @@ def show_what_to_try(address: str, job: Job) -> None:
 
 
 def demo(directory: Path, signals: Signals) -> None:
-    """Runs the whole of it."""
+    """Run the whole demo."""
     files = find_files(directory)
     if not files:
         raise DemoError(f"there are no files in {directory}")
     with console.status("", spinner="line") as status:
-        # Kept open beyond the first lines, so that the screen is never still without a reason.
+        # Kept open beyond the first lines, so that the screen never stands still without a reason.
         up = running(Path.cwd() / "demo-data", signals, lambda text: say(status, text))
         with up as (address, info, worker), Client(address) as client:
             status.stop()
@@ -209,7 +209,7 @@ def demo(directory: Path, signals: Signals) -> None:
             show_what_to_try(address, finished[0])
             try:
                 console.print("\nCtrl-C ends it.")
-                while True:  # a signal right before a longer sleep would not end that
+                while True:  # a signal right before a longer sleep would not end it
                     time.sleep(0.5)
             except Stopped as stopped:
                 if stopped.number != signal.SIGINT:
@@ -218,7 +218,7 @@ def demo(directory: Path, signals: Signals) -> None:
 
 
 def measure(client: Client, files: Sequence[Path], directory: Path) -> list[Job]:
-    """Has every file measured, and returns the jobs as they ended."""
+    """Have every file measured, and return the jobs as they ended."""
     older, before = left_over(client), ended(client)
     if older:
         tick(f"{older} jobs of an earlier run were waiting and go first")
@@ -245,7 +245,7 @@ def measure(client: Client, files: Sequence[Path], directory: Path) -> list[Job]
 
 
 def say(status: Status, text: str) -> None:
-    """Tells what is waited for: on a terminal beside the spinner, elsewhere as a line."""
+    """Say what the demo is waiting for: on a terminal beside the spinner, elsewhere as a line."""
     if console.is_terminal:
         status.update(text)
     else:
@@ -253,7 +253,7 @@ def say(status: Status, text: str) -> None:
 
 
 def tick(text: str) -> None:
-    """Tells what is done."""
+    """Say what is done."""
     console.print(Text.assemble(("● ", "green"), shown(text)), soft_wrap=True)
 
 

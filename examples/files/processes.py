@@ -25,7 +25,7 @@ FIRST_PORT = 50051
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 ADDRESS_IN_USE = 4
-"""The exit code of a broker that says so."""
+"""The exit code of a broker whose address is in use."""
 
 
 T = TypeVar("T")
@@ -44,10 +44,10 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Turns the first of SIGINT, SIGTERM and SIGHUP into `Stopped`.
+    """Turn the first of SIGINT, SIGTERM and SIGHUP into `Stopped`.
 
-    Not while a process is started, which would be forgotten; and the next ones change nothing, so
-    that what the first one began is brought to its end.
+    Not while a process is being started, which would be forgotten. Later signals change nothing, so
+    that the shutdown that the first one began can finish.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class Signals:
         self._came: int | None = None
 
     def listen(self) -> None:
-        """Takes the signals over."""
+        """Take over the signals."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            # The terminal is gone, and the next word to it would be an error.
+            # The terminal is gone, and the next write to it would be an error.
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in range(3):
                 os.dup2(nowhere, stream)
@@ -72,7 +72,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the first one back for as long as the block takes."""
+        """Hold the first signal back for as long as the block takes."""
         before = self._came
         self._held = True
         try:
@@ -83,7 +83,7 @@ class Signals:
             raise Stopped(self._came)
 
     def ending(self) -> None:
-        """From now on they change nothing: what runs is being ended."""
+        """Ignore signals from now on: everything is being stopped."""
         self._held = True
 
 
@@ -96,14 +96,14 @@ class Process:
     log: Path
 
     def check(self) -> None:
-        """Raises a DemoError with the end of its log if it has ended."""
+        """Raise a DemoError with the end of its log if it has ended."""
         if self.popen.poll() is not None:
             last = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
             code = self.popen.returncode
             raise DemoError(f"the {self.name} ended with exit code {code}:\n{last}")
 
     def stop(self) -> None:
-        """Asks it to end, and sees to it."""
+        """Ask it to end, and kill it if it does not."""
         if self.popen.poll() is None:
             self.popen.terminate()
             try:
@@ -114,7 +114,7 @@ class Process:
 
 
 def start(name: str, arguments: Sequence[str], data: Path, cwd: Path) -> Process:
-    """Starts a `jobwire` command with its output in a log file."""
+    """Start a `jobwire` command with its output in a log file."""
     log = data / f"{name}.log"
     command = [sys.executable, "-m", "jobwire.cli", *arguments]
     with log.open("wb") as output:
@@ -131,7 +131,7 @@ def start(name: str, arguments: Sequence[str], data: Path, cwd: Path) -> Process
 
 
 def free_port(wanted: int) -> int:
-    """Returns this port if it is free, otherwise another one."""
+    """Return this port if it is free, otherwise another one."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,12 +145,12 @@ def free_port(wanted: int) -> int:
 def running(
     data: Path, signals: Signals, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, ServerInfo, WorkerInfo]]:
-    """A broker and a worker that is attached to it, for as long as the block takes.
+    """Run a broker and a worker attached to it, for as long as the block takes.
 
     Args:
         data: The folder for the store, the logs, and a note of what runs.
-        signals: What may end it.
-        tell: Is told what is waited for.
+        signals: The signals that may end it.
+        tell: Called with what the demo is waiting for.
     """
     data.mkdir(parents=True, exist_ok=True)
     note = data / "running.json"
@@ -172,7 +172,7 @@ def running(
             store = str(data / "store")
             serve = ["serve", "--listen", address, "--http-listen", "", "--data-dir", store]
             broker = launch("broker", serve, Path.cwd())
-            # Beside the broker: it finds the broker as soon as there is one.
+            # Started together with the broker, which it finds as soon as there is one.
             name = f"demo-{os.getpid()}-{attempt}"
             work = ["worker", "tasks", "--target", address, "--id", name]
             worker = launch("worker", work, HERE)
@@ -191,14 +191,14 @@ def running(
         yield address, info, first
     finally:
         signals.ending()
-        # The worker first, so that it can still give back what it has in hand.
+        # The worker first, so that it can still give its jobs back.
         for process in reversed(processes):
             process.stop()
         note.unlink(missing_ok=True)
 
 
 def wait_for(look: Callable[[], T], *processes: Process) -> T:
-    """Asks until there is an answer; whoever is waited for has to live."""
+    """Ask until there is an answer, as long as the processes live."""
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         for process in processes:
@@ -212,10 +212,10 @@ def wait_for(look: Callable[[], T], *processes: Process) -> T:
 
 
 def end_former(note: Path, tell: Callable[[str], None]) -> None:
-    """Ends what a demo that was killed left behind in this folder.
+    """End what a demo that was killed left behind in this folder.
 
     Raises:
-        DemoError: Another demo runs in it.
+        DemoError: Another demo is running in it.
     """
     try:
         former = json.loads(note.read_text())
@@ -227,7 +227,7 @@ def end_former(note: Path, tell: Callable[[str], None]) -> None:
             " another directory"
         )
     for pid in former["children"]:
-        # The number may be another process's by now.
+        # The process id may belong to another process by now.
         while "jobwire.cli" in command_of(pid):
             tell("ending what a former demo left behind")
             with contextlib.suppress(ProcessLookupError):
@@ -236,7 +236,7 @@ def end_former(note: Path, tell: Callable[[str], None]) -> None:
 
 
 def command_of(pid: int) -> str:
-    """Returns the command line of a process; empty if there is none."""
+    """Return the command line of a process; empty if there is none."""
     done = subprocess.run(
         ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

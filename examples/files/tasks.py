@@ -14,7 +14,7 @@ CHUNK_BYTES = 256 << 10
 worker = Worker(queues=["files"], concurrency=max(2, os.cpu_count() or 2))
 
 
-# A thread will do for this CPU work: hashlib and zlib let other threads run meanwhile.
+# A thread is enough for this CPU work: hashlib and zlib let other threads run meanwhile.
 @worker.operation("file.measure", run="thread")
 def measure(context: Context) -> dict[str, str | int]:
     path = Path(context.payload["path"])
@@ -31,7 +31,7 @@ def measure(context: Context) -> dict[str, str | int]:
                 size += len(chunk)
                 context.progress(size / expected, path.name)
     except OSError as error:
-        # It will not get better by itself.
+        # A retry would not help.
         raise Fatal(f"{path}: {error.strerror}", type=type(error).__name__) from error
     compressed += len(deflate.flush())
     return {

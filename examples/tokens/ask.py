@@ -1,4 +1,4 @@
-"""Reads an answer as it is written, loses its connection on the way, and goes on from there.
+"""Read an answer as it is written, lose the connection on the way, and resume from there.
 
 Run it with: python ask.py "What is a job broker?"
 """
@@ -23,8 +23,8 @@ def main(question: str) -> None:
             if number == CUT_OFF_AFTER:
                 break
 
-    # All that a reader has to remember is the job and the place; another process, days later,
-    # would do as well. It reads on behind the last piece that it has seen.
+    # All that a reader has to remember is the job and the position. Another process could do this,
+    # even days later: it resumes after the last piece that was seen.
     print("| ", end="", flush=True)
     with Client() as client:
         handle = client.job(job_id)

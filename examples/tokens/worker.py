@@ -1,6 +1,6 @@
 """A model that writes token by token. Run it with: jobwire worker worker
 
-The words stand in for those of a language model; put the stream of a real one in their place.
+The words stand in for those of a language model; replace them with the stream of a real one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def answer(context: Context) -> dict[str, int]:
     for number, token in enumerate(tokens):
         context.output(token + " ", "tokens")
         context.progress(number / len(tokens))
-        # An async handler never waits in output(); here it does, should the broker be away.
+        # output() never blocks an async handler; this waits if the broker is away.
         await context.drain()
         await asyncio.sleep(context.payload.get("pause_s", 0.05))
     return {"tokens": len(tokens)}

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// Doubled from attempt to attempt: a server may hang, or be slow.
+	// Doubles with each attempt: a server may hang, or be slow.
 	attachTimeout     = time.Second
 	mostAttachTimeout = 6 * time.Second
 	mostWait          = 2 * time.Second
@@ -38,15 +38,15 @@ type stream struct {
 	attached *pb.Attached
 	interval time.Duration // of the server's heartbeats
 	beat     time.Duration // of the worker's
-	contact  time.Duration // after so long without a word others may have the jobs
-	heard    atomic.Int64  // when the server last said something, Unix ns
-	refuses  atomic.Bool   // leaves assignments alone: its follower has named the leases
+	contact  time.Duration // after this long without hearing from a server others may have the jobs
+	heard    atomic.Int64  // when the server was last heard from, Unix ns
+	refuses  atomic.Bool   // ignores assignments: its successor has named the leases
 	moving   chan outcome  // not nil: another stream is being attached in its place
 	over     chan struct{}
 	once     sync.Once
 }
 
-// outcome is what became of an attachment.
+// outcome is the result of an attach.
 type outcome struct {
 	stream *stream
 	err    error
@@ -60,7 +60,7 @@ func (s *stream) close() {
 	})
 }
 
-// converse keeps a stream for as long as the worker lives.
+// converse keeps a stream open for as long as the worker lives.
 func (w *Worker) converse(stopped <-chan struct{}) error {
 	s, err := w.attach(nil, stopped)
 	for err == nil {
@@ -70,7 +70,7 @@ func (w *Worker) converse(stopped <-chan struct{}) error {
 		case err == nil:
 			return nil // the goodbye was answered
 		case s.moving != nil:
-			// However it ended; as superseded by its follower, most likely.
+			// However it ended; most likely superseded by its successor.
 			moved := <-s.moving
 			s, err = moved.stream, moved.err
 		case !final(err, true):
@@ -81,8 +81,8 @@ func (w *Worker) converse(stopped <-chan struct{}) error {
 	return err
 }
 
-// final tells what no other stream would change. What a proxy may say while it is switched over is
-// final only for a worker that was never attached.
+// final tells whether another stream would end in the same way. Statuses that a proxy may send while
+// it is switched over are final only for a worker that was never attached.
 func final(err error, attachedBefore bool) bool {
 	switch status.Code(err) {
 	case codes.InvalidArgument:
@@ -92,7 +92,7 @@ func final(err error, attachedBefore bool) bool {
 	case codes.Aborted:
 		for _, detail := range status.Convert(err).Details() {
 			if info, ok := detail.(*errdetails.ErrorInfo); ok {
-				// A stream of this very process is no reason to stop.
+				// Superseded by a stream of this same process: no reason to stop.
 				return info.Metadata["same_process"] == "false"
 			}
 		}
@@ -101,15 +101,15 @@ func final(err error, attachedBefore bool) bool {
 	return false
 }
 
-// attach opens a stream, trying on until a server takes the worker. Each attempt makes a new
-// connection, so that a worker which is asked to move can get to another server behind the same
+// attach opens a stream, and keeps trying until a server takes the worker. Each attempt makes a new
+// connection, so that a worker that is asked to move can reach another server behind the same
 // address.
 func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error) {
 	var fence *time.Timer
 	var fenced atomic.Bool
 	if before != nil {
 		select {
-		case <-before.over: // not while it is only to be left
+		case <-before.over: // not while the worker is only asked to leave it
 			fence = time.AfterFunc(time.Until(before.lastWord().Add(before.contact)), func() {
 				log.Printf("no server was heard for %v: the jobs may run elsewhere", before.contact)
 				fenced.Store(true)
@@ -127,7 +127,7 @@ func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error
 		named := fenced.Load()
 		s, err := w.attachOnce(before, patience)
 		if err == nil && fenced.Load() != named {
-			// It has just named leases that were given up meanwhile.
+			// It has just named leases that were given up in the meantime.
 			s.close()
 			continue
 		}
@@ -144,7 +144,7 @@ func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error
 	}
 }
 
-// lastWord is when the server last said something.
+// lastWord is when the server was last heard from.
 func (s *stream) lastWord() time.Time { return time.Unix(0, s.heard.Load()) }
 
 func (w *Worker) attachOnce(before *stream, wait time.Duration) (*stream, error) {
@@ -178,7 +178,7 @@ func (w *Worker) attachOnce(before *stream, wait time.Duration) (*stream, error)
 	s.heard.Store(time.Now().UnixNano())
 	w.mu.Lock()
 	w.current = s
-	w.acks = nil // the attachment named them
+	w.acks = nil // the attach named them
 	w.sayAgain()
 	w.mu.Unlock()
 	w.lose(s.attached.LostLeases)
@@ -199,12 +199,12 @@ func (w *Worker) greet(ctx context.Context, s, before *stream) (*pb.WorkResponse
 		Attempt: w.attempts,
 	}
 	if before != nil {
-		// What it brings from here on is not among the leases just named, so the server takes
-		// it back.
+		// Assignments that it brings from here on are not among the leases just named, so the
+		// server takes them back.
 		before.refuses.Store(true)
 	}
 	w.mu.Unlock()
-	// A failed Send says nothing; the status comes with Recv.
+	// A failed Send has no status; Recv has it.
 	_ = s.work.Send(&pb.WorkRequest{Attach: attach})
 	return s.work.Recv()
 }
@@ -216,7 +216,7 @@ func (w *Worker) credits() uint32 {
 	return uint32(w.Concurrency)
 }
 
-// sayAgain queues what the stream before carried and no receipt answered; the lock is held.
+// sayAgain queues what the previous stream carried and no receipt answered; the lock is held.
 func (w *Worker) sayAgain() {
 	for _, frame := range w.sent {
 		w.completions = append(frame.Completions, w.completions...)
@@ -233,7 +233,7 @@ func (w *Worker) sayAgain() {
 // hold reads and writes until the stream ends: nil after the goodbye, otherwise why.
 func (w *Worker) hold(s *stream, stopped <-chan struct{}) error {
 	go w.write(s)
-	// The server may hang, and what hangs can't say so.
+	// The server may hang, and a server that hangs can't say so.
 	silence := time.AfterFunc(silentIntervals*s.interval, s.cancel)
 	defer silence.Stop()
 	for {
@@ -278,7 +278,7 @@ func (w *Worker) receive(s *stream, frame *pb.WorkResponse) {
 	w.cancel(frame.Cancellations)
 }
 
-// settle takes the answer to a frame: what it does not list is recorded.
+// settle handles the receipt of a frame: what it does not list is recorded.
 func (w *Worker) settle(receipt *pb.Receipt) {
 	w.mu.Lock()
 	frame := w.sent[receipt.Sequence]
@@ -312,7 +312,7 @@ func (w *Worker) settle(receipt *pb.Receipt) {
 			w.forget(lease)
 		}
 	}
-	// What is left was said of reports. They are not repeated: the next one replaces them.
+	// The rest concerns reports. They are not repeated: the next one replaces them.
 	gone := []*pb.LeaseRef{}
 	for _, r := range frame.GetReports() {
 		if err := refused[r.JobId]; err.GetReason() == pb.ErrorReason_ERROR_REASON_LEASE_LOST {
@@ -323,7 +323,7 @@ func (w *Worker) settle(receipt *pb.Receipt) {
 	w.lose(gone)
 }
 
-// write sends one frame at a time. What comes up meanwhile goes into the next one.
+// write sends one frame at a time. Whatever comes up meanwhile goes into the next one.
 func (w *Worker) write(s *stream) {
 	beat := time.NewTicker(s.beat)
 	defer beat.Stop()
@@ -344,13 +344,13 @@ func (w *Worker) write(s *stream) {
 		case <-w.wake:
 		case <-beat.C:
 		case <-s.over:
-			w.hasNews() // for the stream that follows, if this one took the word
+			w.hasNews() // for the next stream, in case this one took the signal
 			return
 		}
 	}
 }
 
-// nextFrame returns what there is to say on the current stream; nil if there is nothing.
+// nextFrame returns what there is to send on the current stream; nil if there is nothing.
 func (w *Worker) nextFrame(s *stream) *pb.WorkRequest {
 	w.mu.Lock()
 	defer w.mu.Unlock()

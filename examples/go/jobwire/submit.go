@@ -23,7 +23,7 @@ func DefaultTarget() string {
 	return "127.0.0.1:50051"
 }
 
-// NewJobID makes an id. Made before the first call, it lets a submission be repeated without
+// NewJobID makes an id. With an id made before the first call, a submission can be repeated without
 // making a second job.
 func NewJobID(queue string) string {
 	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -39,7 +39,7 @@ func NewJobID(queue string) string {
 }
 
 // SubmitAndWatch submits a job and calls seen with it at every change, until it has ended. It
-// outlives restarts of the broker for as long as ctx allows.
+// survives restarts of the broker for as long as ctx allows.
 func SubmitAndWatch(
 	ctx context.Context, target, queue string, spec *pb.JobSpec, seen func(*pb.Job),
 ) error {
@@ -62,7 +62,7 @@ func SubmitAndWatch(
 	revision := uint64(0)
 	for {
 		err = watch(ctx, client, id, func(job *pb.Job) {
-			// The first answer of another watch may be a state that was seen before.
+			// The first answer of a new watch may be a state that was seen before.
 			if job.Revision > revision {
 				revision = job.Revision
 				seen(job)
@@ -96,7 +96,7 @@ func watch(ctx context.Context, client pb.JobServiceClient, id string, seen func
 	}
 }
 
-// pause waits before a repetition; it returns the error where that would change nothing.
+// pause waits before a repeat; it returns the error if repeating would change nothing.
 func pause(ctx context.Context, err error) error {
 	if status.Code(err) != codes.Unavailable && status.Code(err) != codes.ResourceExhausted {
 		return err

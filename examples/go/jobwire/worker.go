@@ -1,5 +1,5 @@
-// Package jobwire is a worker for Jobwire in a few hundred lines: what docs/contract.md tells
-// authors of workers, as code.
+// Package jobwire is a worker for Jobwire in a few hundred lines: docs/contract.md
+// as code.
 package jobwire
 
 import (
@@ -18,7 +18,7 @@ import (
 )
 
 // Handler runs one attempt at a job. Its result becomes JSON; ctx ends when the handler should
-// stop: the job was cancelled, its lease is lost, or the worker leaves.
+// stop: the job was cancelled, its lease was lost, or the worker leaves.
 type Handler func(ctx context.Context, job *Job) (any, error)
 
 // Job is one attempt.
@@ -32,7 +32,7 @@ func (j *Job) Payload(value any) error {
 	return json.Unmarshal([]byte(j.GetSpec().GetPayload().GetJson()), value)
 }
 
-// Progress tells how far the job is, from 0 to 1. Of several reports the newest goes out.
+// Progress reports how far the job is, from 0 to 1. Of several reports the newest is sent.
 func (j *Job) Progress(fraction float64, message string) {
 	j.worker.report(j, &pb.Progress{Fraction: &fraction, Message: message})
 }
@@ -61,8 +61,8 @@ type Worker struct {
 	spec     *pb.WorkerSpec
 	instance string
 
-	mu          sync.Mutex // guards what follows
-	current     *stream    // the stream that speaks for the worker
+	mu          sync.Mutex // guards the fields below
+	current     *stream    // the worker's stream
 	held        map[string]*held
 	acks        []*pb.LeaseRef
 	reports     map[string]*pb.Report
@@ -72,7 +72,7 @@ type Worker struct {
 	attempts    uint64 // to attach
 	draining    bool
 	saidStatus  bool
-	wake        chan struct{} // something to say
+	wake        chan struct{} // something to send
 }
 
 // Handle registers a handler for an operation.
@@ -84,7 +84,7 @@ func (w *Worker) Handle(operation string, handler Handler) {
 }
 
 // Run works until ctx ends or the broker asks the worker to leave. Then running jobs get the
-// grace period, and what is left is given back.
+// grace period, and those that are still running are given back.
 func (w *Worker) Run(ctx context.Context) error {
 	if len(w.handlers) == 0 {
 		return errors.New("the worker has no handlers")
@@ -117,7 +117,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	return w.converse(stopped)
 }
 
-// leave takes no more jobs, and stops the handlers that still run after the grace.
+// leave takes no more jobs, and stops the handlers that still run after the grace period.
 func (w *Worker) leave(grace time.Duration) {
 	w.mu.Lock()
 	w.draining = true
@@ -132,7 +132,7 @@ func (w *Worker) leave(grace time.Duration) {
 	})
 }
 
-// assign starts the handlers of jobs. The server sends no more of them than the credits allow.
+// assign starts the handlers of jobs. The server sends no more jobs than the credits allow.
 func (w *Worker) assign(assignments []*pb.Assignment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -142,7 +142,7 @@ func (w *Worker) assign(assignments []*pb.Assignment) {
 			if known.lease.FencingToken >= a.FencingToken {
 				continue
 			}
-			// Handed out anew: the former lease is lost.
+			// Assigned again: the earlier lease is lost.
 			known.stop(errLeaseLost)
 		}
 		ctx, stop := context.WithCancelCause(context.Background())
@@ -178,7 +178,7 @@ func (w *Worker) run(ctx context.Context, h *held, job *Job) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// A lost lease has no reader for its outcome any more.
+	// Nobody reads the outcome of a lost lease.
 	if w.held[job.JobId] == h {
 		h.running = false
 		delete(w.reports, job.JobId)
@@ -186,7 +186,7 @@ func (w *Worker) run(ctx context.Context, h *held, job *Job) {
 	}
 }
 
-// call runs a handler; a panic fails the job and not the worker.
+// call runs a handler; a panic fails the job, not the worker.
 func (w *Worker) call(ctx context.Context, job *Job) (result any, err error) {
 	defer func() {
 		if panicked := recover(); panicked != nil {
@@ -223,13 +223,13 @@ func (w *Worker) report(job *Job, progress *pb.Progress) {
 	w.hasNews()
 }
 
-// lose stops the handlers of leases that are gone, and forgets them.
+// lose stops the handlers of lost leases, and forgets them.
 func (w *Worker) lose(leases []*pb.LeaseRef) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, lease := range leases {
 		h := w.held[lease.JobId]
-		// Of one that has ended, the receipt of its completion tells.
+		// If it has ended, the receipt of its completion settles it.
 		if h != nil && h.running && h.lease.FencingToken == lease.FencingToken {
 			log.Printf("the lease on %s is lost", lease.JobId)
 			h.stop(errLeaseLost)
@@ -247,7 +247,7 @@ func (w *Worker) forget(lease *pb.LeaseRef) {
 	}
 }
 
-// leases names all that is held; the lock is held.
+// leases names all leases held; the lock is held.
 func (w *Worker) leases() []*pb.LeaseRef {
 	leases := []*pb.LeaseRef{}
 	for _, h := range w.held {
@@ -270,7 +270,7 @@ func (w *Worker) cancel(notices []*pb.CancelNotice) {
 func (w *Worker) hasNews() {
 	select {
 	case w.wake <- struct{}{}:
-	default: // it is told already
+	default: // it is signalled already
 	}
 }
 
