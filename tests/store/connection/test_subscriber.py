@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from jobwire_server.domain.errors import StoreUnavailable
+from jobwire_server.store.connection import link as link_module
 from jobwire_server.store.connection import subscriber as module
 from jobwire_server.store.connection.connect import Connection, connect
 from jobwire_server.store.connection.subscriber import Subscriber
@@ -146,7 +148,7 @@ async def test_add_gives_up_when_the_store_stays_away(
 async def test_a_store_that_falls_silent_counts_as_lost(
     own_store: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "QUIET_S", 0.2)
+    monkeypatch.setattr(link_module, "QUIET_S", 0.2)
     connection = connect(own_store.url)
     async with _recording(connection) as recorder:
         await recorder.subscriber.add(b"c")
@@ -156,9 +158,12 @@ async def test_a_store_that_falls_silent_counts_as_lost(
                 "the quiet connection was tried several times",
             )
         assert recorder.resets == 0
-        own_store.pause()
-        link = next(iter(recorder.subscriber._links.values()))
-        await eventually(lambda: link._wire is None, "the silence is noticed")
+        with capture_logs() as logs:
+            own_store.pause()
+            await eventually(
+                lambda: any("subscriptions lost" in entry["event"] for entry in logs),
+                "the silence is noticed",
+            )
         own_store.resume()
         await eventually(lambda: recorder.resets == 1, "the reset was told")
 
