@@ -18,6 +18,14 @@ PAGES = sorted(
 )
 
 
+FILES = [
+    str(file.relative_to(ROOT))
+    for folder in ("benchmarks", "client", "examples", "protos", "server", "tests", "tools")
+    for file in (ROOT / folder).rglob("*.*")
+    if file.suffix in (".py", ".lua", ".proto", ".go")
+]
+
+
 def prose(page: Path) -> str:
     """The text of a page without its blocks of code."""
     return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -40,6 +48,16 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
         assert target.exists(), f"{link} does not exist"
         if anchor:
             assert anchor in anchors(target), f"{link} has no such heading"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.parent != ROOT or page.name == "CONTRIBUTING.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    for path in re.findall(r"`([\w/]+\.(?:py|lua|proto|go))(?:::\w+)?`", prose(page)):
+        assert any(f"/{file}".endswith(f"/{path}") for file in FILES), f"{path} does not exist"
 
 
 def test_the_index_has_every_page_once() -> None:
