@@ -848,7 +848,7 @@ class WorkRequest(message.Message):
     """
     stuck: builtins.int
     """How many of its handlers are still running although they were told to stop, as after a
-    timeout, and take up places that no other job can have. For people and alerts. Unset: no
+    timeout, and take up slots that no other job can have. For people and alerts. Unset: no
     change; 0 when it registers.
     """
     @builtins.property

@@ -1601,7 +1601,7 @@ type WorkRequest struct {
 	// `received`. Unset: no change.
 	Received uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
 	// How many of its handlers are still running although they were told to stop, as after a
-	// timeout, and take up places that no other job can have. For people and alerts. Unset: no
+	// timeout, and take up slots that no other job can have. For people and alerts. Unset: no
 	// change; 0 when it registers.
 	Stuck         *uint32 `protobuf:"varint,11,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
