@@ -94,7 +94,9 @@ class Route:
             self._numbers[host] = sorted(set(numbers))
         self._looked_at = time.monotonic()
         for host in problems.keys() - self._missing:
-            log.warning("the name %r can't be resolved, going on without: %s", host, problems[host])
+            log.warning(
+                "the name %r can't be resolved; continuing without it: %s", host, problems[host]
+            )
         for host in self._missing - problems.keys():
             log.info("the name %r can be resolved again", host)
         self._missing = set(problems)

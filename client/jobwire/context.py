@@ -264,7 +264,9 @@ class Context:
         """
         if not _on_event_loop():
             return self._link.signal.wait(seconds_or_none("timeout_s", timeout_s))
-        raise RuntimeError("wait_cancelled blocks; an async handler is cancelled at its await")
+        raise RuntimeError(
+            "wait_cancelled blocks the event loop; an async handler is cancelled at its await"
+        )
 
     @classmethod
     def for_test(

@@ -207,7 +207,7 @@ def check_channel(channel: str) -> str:
         ValueError: It is none.
     """
     if not _CHANNEL.fullmatch(channel):
-        raise ValueError(f"{channel!r} names no channel: 1 to 32 letters, digits and `. _ -` do")
+        raise ValueError(f"{channel!r} is not a channel: use 1 to 32 letters, digits and `. _ -`")
     return channel
 
 
@@ -217,4 +217,4 @@ def raise_full() -> None:
     Raises:
         OutputFull: Always.
     """
-    raise OutputFull("the limit of output is reached", reason="OUTPUT_FULL")
+    raise OutputFull("the output limit is reached", reason="OUTPUT_FULL")

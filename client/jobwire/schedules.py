@@ -148,7 +148,7 @@ def _number(kind: Any, word: str | None, name: str) -> Any:
     if word is None:
         return kind.Value(f"{prefix}_UNSPECIFIED")
     if word not in words:
-        raise ValueError(f"{word!r} is no value of {name}: {', '.join(words)} are")
+        raise ValueError(f"{word!r} is not a value of {name}; use {', '.join(words)}")
     return kind.Value(f"{prefix}_{word.upper()}")
 
 

@@ -38,13 +38,13 @@ class UniqueKey:
 
     def __post_init__(self) -> None:
         if self.scope not in (None, *get_args(Scope)):
-            raise ValueError(f"{self.scope!r} is no scope: {', '.join(get_args(Scope))} are")
+            raise ValueError(f"{self.scope!r} is not a scope; use {', '.join(get_args(Scope))}")
         if self.on_conflict not in get_args(OnConflict):
             raise ValueError(
-                f"{self.on_conflict!r} is no on_conflict: {', '.join(get_args(OnConflict))} are"
+                f"{self.on_conflict!r} is not an on_conflict; use {', '.join(get_args(OnConflict))}"
             )
         if self.scope == "period" and self.period is None:
-            raise ValueError("the scope 'period' takes a period: period=timedelta(hours=1)")
+            raise ValueError("the scope 'period' needs a period: period=timedelta(hours=1)")
         if self.scope not in (None, "period") and self.period is not None:
             raise ValueError(f"the scope {self.scope!r} takes no period")
 

@@ -199,7 +199,7 @@ def test_info_names_the_store(target: str) -> None:
         (["get", "default-00000000000000000000000000"], 3, "JOB_NOT_FOUND"),
         (["queues", "show", "none"], 3, "QUEUE_NOT_FOUND"),
         (["workers", "show", "none"], 3, "`jobwire workers` lists those there are (WORKER_NOT"),
-        (["list", "--timeout", "0"], 2, "'0' is no time at all"),
+        (["list", "--timeout", "0"], 2, "'0' must be more than 0"),
         (["list", "--target", "a,b"], 2, "'a' is not HOST:PORT"),
         (["pause", "default"], 2, "There is `jobwire queues pause`"),
         (["queues", "pase", "default"], 2, "Did you mean 'pause'?"),

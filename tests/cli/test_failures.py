@@ -171,7 +171,7 @@ def test_a_purge_wants_a_yes_where_it_can_not_ask(target: str) -> None:
         (["redrive", "-q", "x", "--since", "lately"], 2, "neither a time nor a duration"),
         (["cancel"], 2, "give job ids, or --queue"),
         (["cancel", "a", "-q", "b"], 2, "not both"),
-        (["submit", "x", "--on-conflict", "reject"], 2, "go with a --unique-key"),
+        (["submit", "x", "--on-conflict", "reject"], 2, "need --unique-key"),
         (["submit", "x", "--unique-key", "k", "--unique-scope", "period"], 2, "--unique-period"),
         (["submit", "x", "--deadline", "2020-01-01T00:00:00Z"], 2, "spec.deadline"),
         (["queue", "configure", "x", "--no-retry", "--jitter", "1"], 2, "takes away"),
@@ -190,7 +190,7 @@ def test_a_submission_may_say_who_it_is(target: str) -> None:
     job_id = submit(target, "nobody", *options)
     again = jobwire("submit", "nobody", "-q", "known", "--unique-key", "k", target=target)
     assert again.stdout.strip() == job_id
-    assert "was there before" in again.stderr
+    assert "exists already" in again.stderr
     refused = jobwire(
         *("submit", "nobody", "-q", "known", "--unique-key", "k", "--on-conflict", "reject"),
         target=target,

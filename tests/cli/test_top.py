@@ -102,7 +102,7 @@ def test_a_worker_is_let_go_by_command(target: str) -> None:
         worker_id = _id_of(process, client)
         done = jobwire("workers", "drain", worker_id, target=target)
         assert (done.returncode, process.wait(60)) == (0, 0)
-        assert f"{worker_id} is to leave" in done.stdout
+        assert f"{worker_id} is draining" in done.stdout
         assert worker_id not in [found.id for found in client.workers()]
 
 

@@ -48,9 +48,9 @@ def test_a_text_is_a_key_until_the_job_has_ended() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scope": "forever"}, "no scope: pending, unfinished, period are"),
-        ({"on_conflict": "explode"}, "no on_conflict"),
-        ({"scope": "period"}, "takes a period"),
+        ({"scope": "forever"}, "not a scope; use pending, unfinished, period"),
+        ({"on_conflict": "explode"}, "not an on_conflict"),
+        ({"scope": "period"}, "needs a period"),
         ({"scope": "pending", "period": 5}, "takes no period"),
     ],
 )

@@ -54,7 +54,7 @@ async def test_a_name_that_cannot_be_resolved_is_left_out_and_named_in_the_log(
                 await asyncio.to_thread(blocking.submit, "work")
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "the name 'bad.test' can't be resolved, going on without: Name or service not known"
+        "the name 'bad.test' can't be resolved; continuing without it: Name or service not known"
     ]
 
 

@@ -33,7 +33,7 @@ async def test_a_process_that_ends_under_its_handler_fails_the_job_in_words(
             ("exit", "ended by itself with exit code 3"),
             ("segfault", "ended by SIGSEGV (exit code -11)"),
             ("thread", "ended by SIGABRT (exit code -6)"),
-            ("close", "closed its line to the worker"),
+            ("close", "closed its pipe to the worker"),
         ):
             failed = await failure(broker, "end_badly", payload)
             assert (failed.type, failed.non_retryable) == ("ProcessDied", False)

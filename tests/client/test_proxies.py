@@ -18,7 +18,7 @@ from jobwire import (
     ResourceExhausted,
     Unavailable,
 )
-from jobwire._retry import worth_retrying
+from jobwire._repeat import worth_repeating
 from jobwire.errors import call_error
 from jobwire.v1 import job_pb2
 from jobwire_server.domain.options import BrokerOptions
@@ -140,8 +140,8 @@ FROM_OTHERS = FROM_BROKER | {
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_what_is_repeated_depends_on_who_said_it(status: grpc.StatusCode) -> None:
-    assert worth_retrying(call_error(status, "no")) is (status in FROM_OTHERS)
-    assert worth_retrying(call_error(status, "no", reason="SAID")) is (status in FROM_BROKER)
+    assert worth_repeating(call_error(status, "no")) is (status in FROM_OTHERS)
+    assert worth_repeating(call_error(status, "no", reason="SAID")) is (status in FROM_BROKER)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_is_repeated_depends_on_who_said_it(status: grpc.StatusCode) -> Non
 def test_what_grpc_says_of_itself_is_not_repeated(words: str) -> None:
     for status in STATUSES:
         if status is not grpc.StatusCode.UNAVAILABLE:
-            assert not worth_retrying(call_error(status, words))
+            assert not worth_repeating(call_error(status, words))
 
 
 async def connect_proxy() -> tuple[asyncio.Server, str, list[str]]:

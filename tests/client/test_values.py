@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import struct_pb2, timestamp_pb2
 
 from jobwire import NewJob, from_payload, to_payload
+from jobwire._repeat import Backoff
 from jobwire._requests import (
     MAX_CHUNK_BYTES,
     MAX_CHUNK_JOBS,
@@ -17,7 +18,6 @@ from jobwire._requests import (
     submit_batches,
     submit_request,
 )
-from jobwire._retry import Backoff
 from jobwire.ids import UlidFactory, new_job_id
 from jobwire.v1.job_pb2 import Payload
 

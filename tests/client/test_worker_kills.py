@@ -107,9 +107,7 @@ async def test_a_worker_names_what_other_handlers_have_left_running(
             await eventually(
                 lambda: program.poll() is not None, "the worker has left", timeout_s=30
             )
-            assert f"processes run on that were started in this worker's: sleep ({pid})" in (
-                log.read_text()
-            )
+            assert f"handlers left processes running: sleep ({pid})" in (log.read_text())
         finally:
             os.kill(pid, signal.SIGKILL)
 

@@ -168,7 +168,7 @@ def test_the_tour_works_line_by_line(reader: Reader) -> None:
     assert '{"words": 6}' in everything
     assert "d\nu\nr\na\nb\nl\ne\n" in everything.replace("\r\n", "\n")
     assert "CANCELLING" in everything
-    assert "is to leave" in everything
+    assert "is draining" in everything
     if reader.grpcurl:
         assert "service JobService" in everything
         assert everything.count('"JOB_STATE_SUCCEEDED"') >= 2

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from jobwire._async.calls import AsyncCalls, NextCall
+from jobwire._repeat import Deadline
 from jobwire._requests import FilterOptions, job_filter
-from jobwire._retry import Deadline
 from jobwire.bulk import BulkProgress
 from jobwire.v1.admin_service_pb2 import PurgeJobsRequest
 from jobwire.v1.job_service_pb2 import CancelJobsRequest, RetryJobsRequest

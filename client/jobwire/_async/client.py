@@ -17,13 +17,13 @@ from jobwire._async.schedules import AsyncScheduleMethods
 from jobwire._async.watching import AsyncJobWatch, JobEvent, Wish
 from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
+from jobwire._repeat import is_too_large
 from jobwire._requests import (
     SubmitOptions,
     is_light,
     submit_batches,
     submit_request,
 )
-from jobwire._retry import is_too_large
 from jobwire._submitter import AsyncSubmitter
 from jobwire.errors import CallError, ResourceExhausted, from_item_error
 from jobwire.models import Job, JobState, NewJob

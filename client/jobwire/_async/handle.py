@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias, overload
 
 from jobwire._async.watching import AsyncJobWatch, JobEvent
 from jobwire._convert import Seconds, Timeout, seconds_or_none
-from jobwire._retry import Deadline
+from jobwire._repeat import Deadline
 from jobwire._text import Decoders, Lines
 from jobwire.errors import (
     CallError,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from jobwire._async.calls import STREAM_LIMIT_S, AsyncCalls, NextCall
-from jobwire._retry import Backoff, Deadline, async_sleep
+from jobwire._repeat import Backoff, Deadline, async_sleep
 from jobwire.errors import CallError, NotFound, OutputTrimmed
 from jobwire.models import Job
 from jobwire.v1.job_service_pb2 import GetJobRequest, WatchJobsRequest

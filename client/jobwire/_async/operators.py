@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobwire._async.calls import STREAM_LIMIT_S, AsyncCalls, NextCall
 from jobwire._convert import Seconds, to_duration
-from jobwire._retry import Deadline
+from jobwire._repeat import Deadline
 from jobwire.models import RetryPolicy
 from jobwire.operators import QueueInfo, ServerInfo, WorkerChange, WorkerInfo, WorkerStatus
 from jobwire.v1 import admin_service_pb2 as admin_pb2

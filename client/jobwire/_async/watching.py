@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from jobwire._async.calls import STREAM_LIMIT_S, AsyncCalls, NextCall
-from jobwire._retry import Deadline
+from jobwire._repeat import Deadline
 from jobwire.errors import CallError, OutputTrimmed
 from jobwire.models import Job, OutputChunk, OutputPosition
 from jobwire.v1.job_pb2 import JobView

@@ -1,5 +1,5 @@
 # Made from jobwire/_async by tools/unasync.py; edit that one.
-"""The two ways to use a channel: a call that retries, and a stream that reconnects."""
+"""The two ways to use a channel: a call that is repeated, a stream that reconnects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 
 from jobwire._channels import Channels
 from jobwire._connection import ConnectionOptions
-from jobwire._retry import Backoff, Deadline, sync_sleep, worth_retrying
+from jobwire._repeat import Backoff, Deadline, sync_sleep, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
@@ -94,7 +94,7 @@ class Calls:
             told = error
             wait_s = backoff.next_s(error.retry_after_s)
             late = isinstance(error, DeadlineExceeded) and timeout_s is None
-            if not (late or worth_retrying(error)) or wait_s >= deadline.remaining_s():
+            if not (late or worth_repeating(error)) or wait_s >= deadline.remaining_s():
                 raise error from None
             sync_sleep(wait_s)
 
@@ -159,7 +159,7 @@ class Calls:
 def _wait_before_next_stream(error: CallError, silence: Deadline, backoff: Backoff) -> float:
     wait_s = backoff.next_s(error.retry_after_s)
     # The end of STREAM_LIMIT_S is no failure: the watch goes on with another stream.
-    worth_it = isinstance(error, DeadlineExceeded) or worth_retrying(error)
+    worth_it = isinstance(error, DeadlineExceeded) or worth_repeating(error)
     if not worth_it or wait_s >= silence.remaining_s():
         raise error from None
     return wait_s

@@ -11,13 +11,13 @@ import grpc
 
 from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
+from jobwire._repeat import is_too_large
 from jobwire._requests import (
     SubmitOptions,
     is_light,
     submit_batches,
     submit_request,
 )
-from jobwire._retry import is_too_large
 from jobwire._submitter import Submitter
 from jobwire._sync.bulk import BulkMethods
 from jobwire._sync.calls import Calls

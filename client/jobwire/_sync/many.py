@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 
-from jobwire._retry import Backoff, Deadline, sync_sleep
+from jobwire._repeat import Backoff, Deadline, sync_sleep
 from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
 from jobwire.errors import CallError, NotFound, OutputTrimmed
 from jobwire.models import Job

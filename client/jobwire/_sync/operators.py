@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from google.protobuf.duration_pb2 import Duration
 
 from jobwire._convert import Seconds, to_duration
-from jobwire._retry import Deadline
+from jobwire._repeat import Deadline
 from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
 from jobwire.models import RetryPolicy
 from jobwire.operators import QueueInfo, ServerInfo, WorkerChange, WorkerInfo, WorkerStatus

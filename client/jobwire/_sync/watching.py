@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from jobwire._retry import Deadline
+from jobwire._repeat import Deadline
 from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
 from jobwire.errors import CallError, OutputTrimmed
 from jobwire.models import Job, OutputChunk, OutputPosition

@@ -131,7 +131,7 @@ def cancel(
     if job_ids and (queue or narrows):
         raise click.UsageError("give job ids, or --queue with filters, not both")
     if not job_ids and not queue:
-        raise click.UsageError("give job ids, or --queue and perhaps filters")
+        raise click.UsageError("give job ids, or --queue")
     with settings.client() as client:
         for job_id in job_ids:
             _print_state(client.cancel(job_id, reason), settings)
@@ -158,13 +158,13 @@ def cancel(
 def purge(
     settings: Settings, /, queue: str, max_jobs: int, dry_run: bool, yes: bool, **which: Any
 ) -> int:
-    """Forget jobs that have ended.
+    """Purge jobs that have ended.
 
-    All that is kept of them is deleted for good. On a terminal it counts them first and asks;
-    elsewhere it needs --yes. Live jobs are never purged: cancel them first.
+    They are gone for good, with all that is kept of them. On a terminal it counts them first and
+    asks; elsewhere it needs --yes. Live jobs are never purged: cancel them first.
     """
     if not yes and not dry_run and not sys.stdin.isatty():
-        raise click.UsageError("what is purged does not come back: say --yes, or try --dry-run")
+        raise click.UsageError("purged jobs can't be brought back: give --yes, or try --dry-run")
     chosen = filter_of(**which)
     with settings.client() as client:
 

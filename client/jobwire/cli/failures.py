@@ -110,7 +110,7 @@ def show_defect(error: BaseException) -> None:
         return
     say(
         f"internal error: {type(error).__name__}: {error}"
-        " (a defect of Jobwire: JOBWIRE_DEBUG=1 before the command shows where)"
+        " (a bug in Jobwire: set JOBWIRE_DEBUG=1 to see where)"
     )
 
 

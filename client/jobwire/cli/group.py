@@ -167,7 +167,7 @@ def _check_text(context: click.Context, parameter: click.Parameter, value: Any) 
     if isinstance(parameter.type, click.Path) or parameter.name == "payload":
         return
     if isinstance(value, str) and not is_text(value):
-        raise click.BadParameter(f"{value!r} is no UTF-8 text", context, parameter)
+        raise click.BadParameter(f"{value!r} is not UTF-8 text", context, parameter)
     if isinstance(value, tuple):
         for one in value:
             _check_text(context, parameter, one)
@@ -233,7 +233,7 @@ def _load(found: EntryPoint) -> click.Command:
     except ImportError as error:
         return _missing(found.name, error)
     if not isinstance(loaded, click.Command):
-        raise TypeError(f"the entry point {found.name} ({found.value}) is no click command")
+        raise TypeError(f"the entry point {found.name} ({found.value}) is not a click command")
     return loaded
 
 

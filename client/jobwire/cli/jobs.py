@@ -95,7 +95,7 @@ def submit(
         return 0
     put(handle.id)
     if handle.existed:
-        say("this job was there before; nothing was submitted")
+        say("this job exists already; nothing was submitted")
     return 0
 
 

@@ -210,8 +210,8 @@ async def _check_unused(client: AsyncClient, queue: str) -> None:
     if depth:
         found = ", ".join(f"{count} {state.value}" for state, count in depth.items())
         raise BenchFailed(
-            f"the queue {queue} holds jobs ({found}): another benchmark runs or was killed; use"
-            " another --name, or cancel and purge them"
+            f"the queue {queue} holds jobs ({found}): another benchmark is running or was killed;"
+            " use another --name, or cancel and purge them"
         )
 
 

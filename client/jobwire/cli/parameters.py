@@ -39,7 +39,7 @@ def parse_duration(text: str) -> float:
     else:
         parts = _PART.findall(text)
         if not parts or "".join(number + unit for number, unit in parts) != text:
-            raise ValueError(f"{text!r} is no duration: write 250ms, 10s, 5m, 1h30m or 2d")
+            raise ValueError(f"{text!r} is not a duration: write 250ms, 10s, 5m, 1h30m or 2d")
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if seconds > _LONGEST_D * _UNITS_S["d"]:
         raise TooLong(f"{text!r} is too long: it may be at most {_LONGEST_D}d")
@@ -61,14 +61,14 @@ def positive_duration(text: str) -> float:
     """A span of time above 0; becomes seconds."""
     seconds = duration(text)
     if not seconds:
-        raise click.BadParameter(f"{text!r} is no time at all: write 500ms or 10s")
+        raise click.BadParameter(f"{text!r} must be more than 0: write 500ms or 10s")
     return seconds
 
 
 def count(text: str | int) -> int:
     """A number of things, from 0 to the largest that the store counts with."""
     if not re.fullmatch("[0-9]+", str(text), re.ASCII):
-        raise click.BadParameter(f"{text!r} is no number from 0 up")
+        raise click.BadParameter(f"{text!r} is not a number from 0 up")
     if (number := int(str(text)[:4000])) > MOST:
         raise click.BadParameter(f"{text!r} is too large: it may be at most {MOST}")
     return number
@@ -78,7 +78,7 @@ def size(text: str) -> int:
     """A number of bytes, such as 64KiB, 4MiB or 1GiB."""
     found = re.fullmatch(r"(\d+)([KMG]i?B?|B)?", text.strip())
     if found is None:
-        raise click.BadParameter(f"{text!r} is no size: write 65536, 64KiB, 4MiB or 1GiB")
+        raise click.BadParameter(f"{text!r} is not a size: write 65536, 64KiB, 4MiB or 1GiB")
     count = int(found[1]) << _SIZE_BITS[(found[2] or "B")[0]]
     if count > MOST:
         raise click.BadParameter(f"{text!r} is too large: it may be at most {MOST >> 30}GiB")
@@ -90,7 +90,7 @@ def time(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00:00Z") from error
+        raise click.BadParameter(f"{text!r} is not a time: write 2030-01-31T08:00:00Z") from error
     return moment if moment.tzinfo else moment.astimezone()
 
 
@@ -148,7 +148,7 @@ def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
         return Payload()
     if argument == "-":
         if "stdin" in closed_at_start:
-            raise click.UsageError("the payload is to come from standard input, which is closed")
+            raise click.UsageError("standard input, which should hold the payload, is closed")
         data = sys.stdin.buffer.read()
     elif argument.startswith("@"):
         try:
@@ -164,4 +164,4 @@ def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
     try:
         return Payload(json=data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"the payload is no UTF-8 text ({error}): use --bytes") from error
+        raise click.UsageError(f"the payload is not UTF-8 text ({error}): use --bytes") from error

@@ -261,7 +261,7 @@ def configure_queue(
     )
     says_retry = retry != RetryPolicy()
     if says_retry and no_retry:
-        raise click.UsageError("--no-retry takes away what the other options would say")
+        raise click.UsageError("--no-retry contradicts the other retry options")
     with settings.client() as client:
         found = client.configure_queue(
             name,

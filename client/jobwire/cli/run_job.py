@@ -79,7 +79,7 @@ def run(
                     if settings.json:
                         print_json(event)
         except Detached:
-            say(f"the job goes on; follow it with: jobwire watch {events.job_id}")
+            say(f"the job keeps running; follow it with: jobwire watch {events.job_id}")
             return Exit.INTERRUPTED
         finally:
             output.finish()
@@ -99,7 +99,7 @@ def _tell(before: Job | None, job: Job) -> None:
         say(f"job {job.id}")
     elif job.state is JobState.SCHEDULED and job.failure is not None:
         why = f"{job.failure.type}: {job.failure.message}"
-        say(f"attempt {job.attempt} failed, another one follows: {why}")
+        say(f"attempt {job.attempt} failed, there will be another: {why}")
     elif job.attempt > before.attempt > 0:
         say(f"attempt {job.attempt} begins")
 
@@ -133,7 +133,7 @@ def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[N
         if not answer.startswith("c"):
             raise Detached
         cancel()
-        say("its worker is told to stop; Ctrl-C again leaves the job to itself")
+        say("the worker was told to stop it; Ctrl-C again leaves the job running")
 
     former = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -165,7 +165,7 @@ def given_options(
         given["unique_key"] = _unique_key(unique_key, unique_scope, unique_period, on_conflict)
     elif unique_scope or unique_period is not None or on_conflict:
         raise click.UsageError(
-            "--unique-scope, --unique-period and --on-conflict go with a --unique-key"
+            "--unique-scope, --unique-period and --on-conflict need --unique-key"
         )
     if retention is not None:
         given["retention"] = retention
@@ -185,7 +185,7 @@ def _unique_key(
         return UniqueKey(key, period=period, **named)
     except ValueError as error:
         raise click.UsageError(
-            "--unique-period goes with --unique-scope period, and that with it"
+            "--unique-period and --unique-scope period need each other"
         ) from error
 
 

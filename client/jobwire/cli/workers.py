@@ -118,4 +118,4 @@ def drain_worker(settings: Settings, worker_id: str) -> None:
     if settings.json:
         print_json(worker)
     else:
-        put(f"{worker.id} is to leave; it holds {worker.held_jobs} jobs")
+        put(f"{worker.id} is draining; it holds {worker.held_jobs} jobs")

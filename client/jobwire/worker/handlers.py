@@ -32,7 +32,7 @@ class Operation:
             raise TypeError(
                 f"the operation {name!r} has a generator for its handler, which would not be run:"
                 " a handler returns one result; send pieces with context.output() or"
-                " context.progress() in place of yield"
+                " context.progress() instead of yield"
             )
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
@@ -41,10 +41,10 @@ class Operation:
             return cls(name, function, "async" if is_async else "thread")
         if (run == "async") != is_async:
             wanted = "an async function" if run == "async" else "a function that is not async"
-            raise TypeError(f"the operation {name!r} is run as {run!r}, which takes {wanted}")
+            raise TypeError(f"the operation {name!r} has run={run!r}, which needs {wanted}")
         if run == "process" and "<" in getattr(function, "__qualname__", "<object>"):
             raise TypeError(
-                f"the operation {name!r} is run as 'process', which takes a function that another"
+                f"the operation {name!r} has run='process', which needs a function that another"
                 " process can import: define it at the top of a module"
             )
         return cls(name, function, run)

@@ -63,8 +63,8 @@ def naming_what_runs_on() -> Iterator[None]:
         left = [child for child in children() if child.pid not in before]
         if left:
             log.warning(
-                "processes run on that were started in this worker's: %s; end them in their"
-                " handler, or run it as 'process', and they end with it",
+                "handlers left processes running: %s; end them in the handler, or run it as"
+                " 'process', and they end with it",
                 ", ".join(map(str, left)),
             )
 

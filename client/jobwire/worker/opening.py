@@ -11,7 +11,7 @@ import grpc
 from grpc import aio
 
 from jobwire._connection import ConnectionOptions
-from jobwire._retry import Backoff
+from jobwire._repeat import Backoff
 from jobwire.errors import CallError
 from jobwire.worker.life import Life
 from jobwire.worker.processes import ProcessPool

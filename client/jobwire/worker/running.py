@@ -127,7 +127,7 @@ class Running:
         """Take the running loop for the worker's own."""
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
-            raise RuntimeError("the worker runs already, on another event loop")
+            raise RuntimeError("the worker is already running on another event loop")
         if self._loop is None:
             self._loop, self._hurry = loop, asyncio.Event()
 

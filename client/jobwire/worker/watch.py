@@ -1,7 +1,7 @@
 """Watches the event loop from a thread: logs what blocks it, and sends heartbeats meanwhile.
 
 A handler that sleeps or computes on the loop keeps the stream from being read and written, and the
-broker would declare the worker dead. As long as other threads run (`time.sleep`, most I/O, Python
+broker would count the worker as lost. As long as other threads run (`time.sleep`, most I/O, Python
 code), this one sends heartbeats in calls beside the stream. While a call into C holds Python's lock
 no thread runs; the broker tolerates that for its `worker_timeout`.
 """
@@ -149,7 +149,7 @@ class Watch:
             )
             self._heard(began)
         except (grpc.RpcError, ValueError) as error:
-            log.debug("the broker can't be told that the worker lives: %s", error)
+            log.debug("a heartbeat beside the stream failed: %s", error)
         except RuntimeError as error:
             # The loop runs again and changes what was looked at, or the interpreter ends.
             log.debug("no heartbeat: %s", error)

@@ -164,13 +164,13 @@ class Worker:
                 async functions, otherwise thread.
 
         Raises:
-            ValueError: `name` has a handler already.
+            ValueError: `name` already has a handler.
             TypeError: The function can't be run that way.
         """
 
         def register(function: F) -> F:
             if name in self._operations:
-                raise ValueError(f"the operation {name!r} has a handler already")
+                raise ValueError(f"the operation {name!r} already has a handler")
             self._operations[name] = Operation.of(name, function, run)
             return function
 

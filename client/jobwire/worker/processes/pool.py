@@ -300,7 +300,7 @@ class ProcessPool:
             _, pending = await asyncio.wait(ends, timeout=KILL_AFTER_S)
             if pending:
                 # As one that waits for a disk or a device.
-                log.error("%d processes of handlers do not end, killed as they are", len(pending))
+                log.error("%d processes of handlers did not end and were killed", len(pending))
         await asyncio.to_thread(self._keeper.close)
 
 

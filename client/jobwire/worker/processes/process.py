@@ -172,7 +172,9 @@ class HandlerProcess:
                 self._take(message)
         except Exception:
             # For instance what a handler wrote into the descriptor.
-            log.exception("the process of a handler said what makes no sense; it is ended")
+            log.exception(
+                "the process of a handler sent a message that makes no sense; it is ended"
+            )
             self.kill()
         finally:
             if end is not None:
@@ -212,7 +214,7 @@ class HandlerProcess:
             self._pipe.close()
         if closed_its_end:
             return (
-                "was killed, as it had closed its line to the worker: does the handler close"
+                "was killed, as it had closed its pipe to the worker: does the handler close"
                 " descriptors that it did not open?"
             )
         return _words_for(code) if self._wanted else "was killed by its worker"

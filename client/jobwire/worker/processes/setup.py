@@ -94,7 +94,7 @@ class Setup:
         main = MainModule.of_this_process() if needs_main else None
         if needs_main and main is None:
             raise ProcessStartFailed(
-                "handlers that run in processes are imported there, and this program was typed in:"
+                "handlers that run in processes are imported there, but this program was typed in:"
                 " put them into a module"
             )
         return cls(

@@ -12,7 +12,7 @@ from grpc import aio
 
 from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
-from jobwire._retry import Backoff, Doubt, doubt_of, worth_retrying
+from jobwire._repeat import Backoff, Doubt, doubt_of, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded, Unavailable, from_rpc_error
 from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
 
@@ -66,7 +66,7 @@ class WorkerCalls:
                     if loop.time() - began >= patience_s:
                         raise
                     if not defects:
-                        log.warning("%s refuses, trying on: %s", self.address, error)
+                        log.warning("%s refuses, still trying: %s", self.address, error)
                         defects = 1
                 elif not is_passing(error) and not 0 < defects < MAX_DEFECTS:
                     raise
@@ -98,7 +98,7 @@ class WorkerCalls:
         # Said once for each outage, not for each attempt.
         if isinstance(error, Unavailable) and self._reachable:
             self._reachable = False
-            log.warning("%s does not answer, trying on: %s", self.address, error)
+            log.warning("%s does not answer, still trying: %s", self.address, error)
         raise error
 
     def leave_connection(self) -> None:
@@ -120,7 +120,7 @@ class WorkerCalls:
 
 def is_passing(error: CallError) -> bool:
     """Tell whether the same call may succeed soon, as one that ran out of time may."""
-    return isinstance(error, DeadlineExceeded) or worth_retrying(error)
+    return isinstance(error, DeadlineExceeded) or worth_repeating(error)
 
 
 def _stub(channels: AsyncChannels) -> worker_grpc.WorkerServiceAsyncStub:

@@ -230,7 +230,7 @@ def mend_output(output: OutputLog, job_id: str, error: CallError) -> None:
     """Fit what a job writes out to a refusal: a limit, or a store that lost some of it."""
     if isinstance(error, OutputFull):
         if not output.refused():
-            log.warning("%s: the limit of output is reached; more is dropped", job_id)
+            log.warning("%s: the output limit is reached; more is dropped", job_id)
         return
     output.continue_at(int(error.metadata.get("expected_offset", "0")))
     log.warning("%s: the broker lost some output", job_id)

@@ -17,7 +17,7 @@ from grpc import aio
 from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import from_timestamp
-from jobwire._retry import Backoff, Doubt, doubt_of
+from jobwire._repeat import Backoff, Doubt, doubt_of
 from jobwire.errors import CallError, ResourceExhausted
 from jobwire.output import OutputLog
 from jobwire.v1.job_pb2 import Payload, Progress
@@ -191,7 +191,7 @@ class StreamTransport:
                         raise
                     if loop.time() >= say_at:
                         say_at = loop.time() + SAY_AGAIN_S
-                        log.warning("%s does not take the worker, trying on: %s", address, error)
+                        log.warning("%s does not take the worker, still trying: %s", address, error)
                     retry_after_s = error.retry_after_s
                 self._addresses.append(self._addresses.pop(0))
             patience_s = min(2 * patience_s, MOST_PATIENCE_S)
@@ -274,7 +274,7 @@ class StreamTransport:
             ending.cancel()
             await asyncio.wait({ending})
         if not ending.cancelled() and (error := ending.exception()) is not None:
-            log.info("the stream broke at its end: %s", error)
+            log.info("the stream broke while it was closed: %s", error)
         self._outbox.close()
 
 

@@ -16,7 +16,7 @@ from grpc import aio
 
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import to_duration
-from jobwire._retry import Backoff, Doubt, doubt_of
+from jobwire._repeat import Backoff, Doubt, doubt_of
 from jobwire.errors import CallError, DeadlineExceeded, NotFound
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb
@@ -100,7 +100,7 @@ class UnaryTransport:
             # Several calls may learn of it at once; the first one acts.
             if registration != self._registration:
                 return
-            log.warning("the broker does not know this worker any more; registering again")
+            log.warning("the broker no longer knows this worker; registering again")
             self._host.lose_all()
             await self._register()
 
@@ -223,7 +223,7 @@ class UnaryTransport:
         if error.code is grpc.StatusCode.INVALID_ARGUMENT:
             raise error
         if not is_passing(error) and doubt_of(error) is not Doubt.PROXY:
-            log.error("the broker failed, trying on: %s", error)
+            log.error("the broker failed, still trying: %s", error)
         await asyncio.sleep(backoff.next_s(error.retry_after_s))
 
     async def stop_claiming(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from jobwire._retry import Backoff
+from jobwire._repeat import Backoff
 from jobwire.errors import CallError, LeaseLost, NotFound, OutputFull
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb

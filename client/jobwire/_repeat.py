@@ -142,7 +142,7 @@ def is_from_broker(error: CallError) -> bool:
     return bool(error.reason or error.violations)
 
 
-def worth_retrying(error: CallError) -> bool:
+def worth_repeating(error: CallError) -> bool:
     """Tell whether the same call may succeed soon."""
     if isinstance(error, ClientClosed):
         return False
