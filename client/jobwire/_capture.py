@@ -1,4 +1,4 @@
-"""What code in a handler logs and prints, led to its job's output."""
+"""Sends what a handler logs and prints to its job's output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobwire.output import check_channel
 
 
 class RunningJob(Protocol):
-    """What is needed of a handler's context here."""
+    """What this module needs of a handler's context."""
 
     @property
     def job_id(self) -> str:
@@ -23,7 +23,7 @@ class RunningJob(Protocol):
 
     @property
     def operation(self) -> str:
-        """What it is to do."""
+        """The job's type."""
 
     @property
     def attempt(self) -> int:
@@ -43,8 +43,8 @@ class OutputHandler(logging.Handler):
     """Feeds log records to a job's output.
 
     Args:
-        context: The job; None: that of the handler from which a record comes, if it comes from
-            one, so that it may be added to any logger once and for all.
+        context: The job; None: the job of the handler that logs a record, if any, so that one
+            `OutputHandler` may be added to any logger.
         channel: Where they go.
     """
 
@@ -55,7 +55,7 @@ class OutputHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; what goes wrong with that is told as `logging` does."""
+        """Write a record; errors are handled as `logging` handles them."""
         context = self._context or current_context.get()
         if context is None:
             return

@@ -1,9 +1,8 @@
-"""What a process must not do that is there to run functions of another one.
+"""What a process that runs functions for another one must not do.
 
-Such a process imports the script of the first one again, as `__mp_main__`. What the script does at
-its top level beside definitions is then done a second time: a worker that it runs would be a
-second worker, which takes jobs, starts processes of its own and never comes to run what it was
-started for.
+Such a process imports the script of the other one again, as `__mp_main__`, so what the script does
+at its top level happens a second time. A worker started there would be a second worker: it would
+take jobs, start processes of its own, and never run the functions for which it was started.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from collections.abc import Callable
 from types import FrameType
 
 told_of_refusals: Callable[[str], None] | None = None
-"""Set in the processes of handlers: takes the words of each refusal."""
+"""Set in the processes of handlers: called with the message of each refusal."""
 
 
 class StartedTwice(RuntimeError):
-    """A script does in a process for its functions what only the script itself should do."""
+    """A process that runs functions did what only the script itself should do."""
 
 
 def refuse_second_worker() -> None:
-    """Let nobody start a worker where a process only imports what it is to run.
+    """Refuse to start a worker in a process that only imports functions.
 
     Raises:
         StartedTwice: This is such a process.
@@ -33,7 +32,7 @@ def refuse_second_worker() -> None:
 
 
 def refuse_second_call() -> None:
-    """Let no client make calls while a process imports the script that started it.
+    """Refuse calls of a client while a process imports the script that started it.
 
     Raises:
         StartedTwice: It does.
@@ -56,7 +55,7 @@ def _refuse(what: str, remedy: str) -> None:
 
 
 def _is_importing() -> bool:
-    """Tell of a child of multiprocessing that is not ready yet."""
+    """Tell whether this is a child of multiprocessing that is still importing."""
     return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 

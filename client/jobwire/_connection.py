@@ -83,7 +83,7 @@ class ConnectionOptions:
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.primary_user_agent", f"jobwire-python/{__version__}"),
-    # Finds a connection that died without a word within 20 s; servers welcome a ping every 5 s.
+    # Finds a connection that died silently within 20 s; servers welcome a ping every 5 s.
     # Without calls under way none is sent.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -92,13 +92,13 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
-    # The SDK retries by itself: it knows RetryInfo and the overall deadline.
+    # The SDK repeats calls itself: it knows RetryInfo and the overall deadline.
     ("grpc.enable_retries", 0),
     # A restarted server is found again soon; the default cap is two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 3_000),
-    # A name that has come to mean another address is found out as soon; the default is 30 s.
+    # A name that has moved to another address is noticed soon; the default is 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
 """What every channel of this package is opened with."""

@@ -1,4 +1,4 @@
-"""From the target that was named to what gRPC is given, through names that move or are missing."""
+"""Turns the target that a user names into the one that gRPC gets, looking up several names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("jobwire.client")
 
 PROXY_VARIABLE = "JOBWIRE_HTTP_PROXY"
 GRPC_PROXY_VARIABLE = "grpc_proxy"
-# Names are looked up again at most so often after failures, and at least so often in use.
+# How often names are looked up again: at most, after failures; at least, while in use.
 LOOK_AGAIN_S = 1.0
 LOOK_ANYWAY_S = 30.0
 
@@ -25,15 +25,15 @@ Options = list[tuple[str, str | int]]
 class Route:
     """The way to one or several addresses.
 
-    What gRPC looks up itself, a single name, it looks up again whenever the connection is lost. It
-    takes several addresses as numbers only: those are looked up here, again after failures and
-    from time to time, in a thread of its own so that no call waits for it.
+    gRPC looks up a single name itself, again whenever the connection is lost. It takes several
+    addresses as numbers only, so those are looked up here: again after failures and from time to
+    time, in a separate thread so that no call waits.
 
     Args:
         address: One or several addresses, separated by commas.
 
     Attributes:
-        target: What gRPC is given; None until `look` has found it out.
+        target: What gRPC gets; None until `look` has found it.
 
     Raises:
         ValueError: An address is malformed, or there is none.
@@ -107,11 +107,11 @@ class Route:
         self.target = target
 
     def suspect(self) -> None:
-        """Have names looked up again, soon, because a call found no server."""
+        """Look the names up again soon, because a call found no server."""
         self._look_in_passing(LOOK_AGAIN_S)
 
     def refresh(self) -> None:
-        """Have names looked up again if that was long ago."""
+        """Look the names up again if that was long ago."""
         self._look_in_passing(LOOK_ANYWAY_S)
 
     def _look_in_passing(self, at_most_every_s: float) -> None:
@@ -137,8 +137,8 @@ class Route:
 def _proxy_options(addresses: list[str]) -> Options:
     """Say whether an HTTP proxy of the environment is used.
 
-    Brokers are as a rule inside, and a proxy that is set for the web does not reach them: neither
-    `http_proxy` nor `https_proxy` is heeded. gRPC's own `grpc_proxy` is, save for loopback.
+    Brokers are usually internal, and a proxy for the web does not reach them. So `http_proxy` and
+    `https_proxy` are ignored; gRPC's own `grpc_proxy` is used, except for loopback.
     """
     asked = os.environ.get(PROXY_VARIABLE)
     if asked:

@@ -1,7 +1,7 @@
-"""Text of others, with nothing in it that steers a terminal.
+"""Text from other people, without anything that controls a terminal.
 
 Operators look at what others wrote: payloads, failures, labels, output, logs. Whoever can submit a
-job must not be able to steer an operator's terminal, so every text that the command prints and
+job must not be able to control an operator's terminal, so every text that the command prints and
 every line that a worker logs for people goes through one of these.
 """
 
@@ -30,7 +30,7 @@ def in_line(text: str) -> str:
 
 
 def in_json(text: str) -> str:
-    """Return JSON text, compact or not, that means the same and can be shown."""
+    """Return JSON text of the same meaning without control characters."""
     # Inside of a string the spelling is JSON's own, and outside of one there are none.
     return _UNSAFE.sub(lambda found: _json_spelt(found[0]), text)
 

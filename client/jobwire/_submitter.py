@@ -17,18 +17,18 @@ from jobwire.v1.job_service_pb2 import (
 )
 
 MAX_CALLS = 4
-"""So many calls are under way before others wait for the next one; fewer would have a few tasks
-wait for each other, more would carry fewer jobs each."""
+"""How many calls may be under way before jobs wait for the next one. Fewer would make a few tasks
+wait for each other; more would carry fewer jobs each."""
 
 _Item: TypeAlias = "tuple[SubmitJobRequest, asyncio.Future[SubmitJobResponse | None]]"
 
 
 class AsyncSubmitter:
-    """Sends jobs as they come; those of a queue that come while calls are under way share the next.
+    """Sends jobs as they come; those that come while calls of their queue are under way share one.
 
-    A lone job waits for nothing, and a thousand tasks that submit at once make a few calls. Each
-    queue has calls of its own: one that can't be reached now holds up no other. So has each event
-    loop, whose tasks and futures no other may touch.
+    A lone job never waits, and a thousand tasks that submit at once make a few calls. Each queue
+    has its own calls, so that one that can't be reached holds up no other; and so has each event
+    loop, whose tasks and futures no other loop may touch.
 
     Args:
         one: Makes a SubmitJob call.
@@ -105,7 +105,7 @@ class _QueueCalls:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         accepted = await future
-        # Refused for now as an item of a batch, it is tried on alone for as long as any call.
+        # An item that was refused for now is sent again alone, for as long as any call is repeated.
         return accepted if accepted is not None else await self._one(request)
 
     def _send_waiting(self) -> None:
@@ -137,7 +137,7 @@ class _QueueCalls:
         try:
             await self._deliver(items)
         finally:
-            # Before those wake up that waited for it, who may find that nothing is under way.
+            # Before its waiters wake up and check whether anything is under way.
             if (call := asyncio.current_task()) is not None:
                 self._call_is_over(call)
 

@@ -1,4 +1,4 @@
-"""What a process does that gRPC must be told of: forks, and green threads in place of real ones."""
+"""Forks and green threads, of which gRPC must be told."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def forks() -> int:
 def leave_behind(*things: object) -> None:
     """Keep what a forked child has of its parent's connections alive, and untouched.
 
-    To close them, or let them be collected, would have the child act on threads that it does not
-    have and on sockets that it shares with its parent.
+    Closing or collecting them would make the child act on threads that it does not have, and on
+    sockets that it shares with its parent.
     """
     _left_behind.extend(things)
 
@@ -122,8 +122,8 @@ def _refuse_eventlet() -> None:
 class _LateNews(logging.Filter):
     """Drops what asyncio logs when gRPC has news for a loop that has ended.
 
-    The one thread of gRPC's asyncio wakes any of the loops for news of all of them. What comes for
-    a call of a loop that is closed, or was fetched by another loop already, concerns nobody.
+    gRPC's asyncio has one thread, which wakes any loop for events of all loops. An event for a
+    closed loop, or one that another loop has fetched already, is harmless.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Output as text: characters and lines that were cut anywhere, made whole again."""
+"""Joins pieces of output, which may be cut anywhere, into characters and lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobwire.models import OutputChunk
 
 
 class Decoders:
-    """Decodes UTF-8, each channel of an attempt for itself; what is none shows as U+FFFD."""
+    """Decodes UTF-8, separately for each channel of an attempt; invalid bytes show as U+FFFD."""
 
     def __init__(self) -> None:
         self._attempt = 0
@@ -27,7 +27,7 @@ class Decoders:
 
 
 class Lines:
-    """Cuts output into lines, each channel of an attempt for itself."""
+    """Splits output into lines, separately for each channel of an attempt."""
 
     def __init__(self) -> None:
         self._decoders = Decoders()
@@ -58,7 +58,7 @@ class Lines:
 def cut(text: str, limit_bytes: int) -> str:
     """Shorten text to a number of UTF-8 bytes, at a character's boundary.
 
-    Halves of characters, as in names of files that are no UTF-8, become question marks: no message
+    Halves of characters, as in file names that are not UTF-8, become question marks: no message
     can carry them.
     """
     return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")

@@ -18,9 +18,9 @@ class BulkProgress:
     skipped: int
     """Of those, how many could not be: they had moved on, or are held back by a unique key."""
     sample_job_ids: tuple[str, ...]
-    """Some of the jobs that were changed since the last word, at most 100."""
+    """Some of the jobs that were changed since the last progress, at most 100."""
     done: bool
-    """True: this is the last word."""
+    """True: the action has ended."""
 
     @classmethod
     def from_proto(

@@ -65,7 +65,7 @@ class Context:
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
-        """The producer's words about the job."""
+        """The producer's labels of the job."""
         return dict(self._assignment.spec.labels)
 
     @property
@@ -88,7 +88,7 @@ class Context:
 
     @property
     def deadline(self) -> datetime | None:
-        """When the handler is stopped at the latest, in UTC; None: there is no such moment.
+        """When the handler is stopped at the latest, in UTC; None: never.
 
         The earlier of the end of the attempt's execution timeout and the job's deadline, by this
         machine's clock.
@@ -107,16 +107,16 @@ class Context:
         return from_payload(self.raw_checkpoint)
 
     def save_checkpoint(self, value: Any) -> Awaitable[None]:
-        """Keep something for the next attempt, should this one not finish.
+        """Save a value for the next attempt, in case this one does not finish.
 
         An async handler awaits it: `await context.save_checkpoint(...)`. A handler in a thread or
-        process calls it, and it returns when it is done. Either way what was given is then in the
-        store, in place of what was saved before, until the job succeeds or is forgotten; it
-        survives crashes, failures and redrives. It also goes where the handler is told to stop.
+        process calls it, and it returns once it is done. By then the value is in the store, in
+        place of the one before, until the job succeeds or is forgotten; it survives crashes,
+        failures and redrives. It works even after the handler was told to stop.
 
         Args:
-            value: A JSON value, bytes or a protobuf message, at most 64 KiB; None takes away what
-                was saved.
+            value: A JSON value, bytes or a protobuf message, at most 64 KiB; None removes
+                what was saved.
 
         Raises:
             TypeError: The value has no form on the wire.
@@ -137,13 +137,13 @@ class Context:
     def progress(
         self, fraction: float | None, message: str | None = None, details: Any = None
     ) -> None:
-        """Tell how far the job is, and return at once.
+        """Report how far the job is; return at once.
 
         Reports go out in the background, the newest at most every 100 ms; each replaces
         the one before.
 
         Args:
-            fraction: 0 to 1; what lies outside is moved to the nearer end. None: not known.
+            fraction: 0 to 1; other values are clamped. None: unknown.
             message: A line for people, cut at 1024 bytes.
             details: For programs: a JSON value, bytes or a protobuf message. At most 16 KiB.
 
@@ -164,19 +164,17 @@ class Context:
         Output goes out in the background: the first piece at once, then every 50 ms or 16 KiB,
         and all of it before the end of the job is recorded. While 1 MiB waits for the broker, a
         handler in a thread or process waits here; an async one is never blocked and should
-        `await drain()` where it writes much.
+        `await drain()` if it writes much.
 
         Args:
             content: As much as you like.
             channel: Which of the job's outputs: 1 to 32 letters, digits and `. _ -`.
-            ignore_full: True: what is above a limit is dropped without an error;
-                `output_full` says so.
+            ignore_full: True: output above a limit is dropped without an error; see `output_full`.
 
         Raises:
-            OutputFull: The job's or its queue's limit was reached by what was written before;
-                this piece is dropped.
+            OutputFull: The limit of the job or its queue was reached before; this piece is dropped.
             BufferError: An async handler wrote 16 MiB without `drain`.
-            ValueError: The channel has no such name.
+            ValueError: The channel's name is invalid.
         """
         check_channel(channel)
         log = self._output_log()
@@ -188,18 +186,18 @@ class Context:
 
     @property
     def output_full(self) -> bool:
-        """True once a limit of output is reached and more is dropped."""
+        """True once an output limit is reached and more is dropped."""
         return self._log is not None and self._log.full
 
     async def drain(self) -> None:
         """Wait until less than 1 MiB of output waits for the broker."""
-        # Room is made by the worker's loop, which need not be this one.
+        # The worker's loop sends the output, and need not be this one.
         while self._log is not None and not self._log.has_room:  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_LOOK_S)
 
     @cached_property
     def logger(self) -> logging.Logger:
-        """A logger from level INFO up to the job's channel `log`, and to the worker's own log."""
+        """A logger that sends INFO and above to the job's channel `log` and to the worker's log."""
         # Not one of the registered loggers, which live as long as the process.
         logger = logging.Logger(f"jobwire.job.{self.operation}", logging.INFO)
         logger.parent = logging.getLogger("jobwire.job")
@@ -209,8 +207,8 @@ class Context:
     def capture_stdout(self) -> AbstractContextManager[None]:
         """Send what the handler prints to the job's channels `stdout` and `stderr`.
 
-        It holds for this thread or task and for tasks started from it; handlers beside this one
-        print where they did. What is above a limit is dropped.
+        It applies to this thread or task and to tasks started from it; other handlers print as
+        before. Output above a limit is dropped.
         """
         return capture(self)
 
@@ -226,7 +224,7 @@ class Context:
 
     @property
     def stop_reason(self) -> StopReason:
-        """Why the handler should stop; empty before.
+        """Why the handler should stop; empty if it need not.
 
         `cancelled`; `lease_lost`, the job is no longer this worker's; `shutdown`, the worker ends;
         `timeout`, the attempt ran past its execution timeout; `deadline`, the job past its
@@ -251,16 +249,16 @@ class Context:
     def wait_cancelled(self, timeout_s: Timeout = None) -> bool:
         """Block a sync handler until it should stop: a sleep that a cancellation ends.
 
-        An async handler needs none of it: it is cancelled at its `await`.
+        An async handler does not need it: it is cancelled at its `await`.
 
         Args:
-            timeout_s: At most so long, as seconds or timedelta; None: until then.
+            timeout_s: How long to wait at most, as seconds or timedelta; None: no limit.
 
         Returns:
             True if the handler should stop.
 
         Raises:
-            RuntimeError: Called on an event loop, which it would block.
+            RuntimeError: It was called on an event loop.
         """
         if not _on_event_loop():
             return self._link.signal.wait(seconds_or_none("timeout_s", timeout_s))
@@ -337,7 +335,7 @@ class TestContext(Context):
     def output(
         self, content: str | bytes, channel: str = "stdout", *, ignore_full: bool = False
     ) -> None:
-        """Note a piece; `fill_output` lets it raise as a broker's limit does."""
+        """Note a piece; after `fill_output`, raise as at a broker's limit."""
         check_channel(channel)
         if not self.output_full:
             self.outputs.append((channel, content))
@@ -351,7 +349,7 @@ class TestContext(Context):
         )
 
     def fill_output(self) -> None:
-        """Let the limit of output be reached."""
+        """Reach the output limit."""
         self._output_log().fill()
 
     def cancel(self, message: str = "", *, reason: StopReason = "cancelled") -> None:
@@ -360,7 +358,7 @@ class TestContext(Context):
 
 
 class _Done:
-    """Something to await that is over."""
+    """An awaitable that is done."""
 
     def __await__(self) -> Generator[Any, None, None]:
         return

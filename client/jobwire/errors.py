@@ -1,7 +1,7 @@
 """What calls and jobs can raise.
 
-`JobwireError` is the root. `CallError` and its subclasses are refusals of the broker or of
-the way to it; `JobUnsuccessful` and its subclasses tell that a job ended without a result.
+`JobwireError` is the root. `CallError` and its subclasses mean that the broker, or something on the
+way to it, refused a call; `JobUnsuccessful` and its subclasses, that a job ended without a result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CallError(JobwireError):
         message: For people.
         metadata: Facts for programs that go with the reason.
         violations: What is wrong, field by field.
-        retry_after_s: When a retry may succeed, in seconds; None if the server did not say.
+        retry_after_s: When a repeat may succeed, in seconds; None if the server did not say.
     """
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -94,7 +94,7 @@ class WorkerNotFound(NotFound):
 
 
 class ScheduleNotFound(NotFound):
-    """The queue has no schedule of this id."""
+    """The queue has no schedule with this id."""
 
 
 class AlreadyExists(CallError):
@@ -119,7 +119,7 @@ class ChangedMeanwhile(CallError):
 
 
 class PreconditionFailed(CallError):
-    """The state of things does not allow the call."""
+    """The call is not possible in the current state."""
 
     default_code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -143,20 +143,20 @@ class QueueFull(ResourceExhausted):
 
 
 class OutputFull(ResourceExhausted):
-    """A limit of output, the job's or its queue's, is reached; what was written stays."""
+    """The output limit of the job or its queue is reached; what was written stays."""
 
 
 class OutputTrimmed(CallError):
-    """Output that was asked for is kept no longer.
+    """The output asked for is no longer kept.
 
-    The event log of a queue may as well no longer reach back to the cursor of a watch.
+    Or the event log of a queue no longer reaches back to the cursor of a watch.
     """
 
     default_code = grpc.StatusCode.OUT_OF_RANGE
 
     @property
     def first_available(self) -> str:
-        """A cursor to watch on from; empty if only a new beginning helps."""
+        """A cursor from which to continue; empty if only a new watch helps."""
         return self.metadata.get("first_available", "")
 
 
@@ -167,7 +167,7 @@ class Unavailable(CallError):
 
 
 class ClientClosed(CallError):
-    """The client was closed while the call was under way; what became of it is not known."""
+    """The client was closed during the call, whose outcome is unknown."""
 
     default_code = grpc.StatusCode.CANCELLED
 
@@ -266,7 +266,7 @@ def call_error(
     violations: Iterable[Violation] = (),
     retry_after_s: float | None = None,
 ) -> CallError:
-    """Make the exception of the most fitting class for a status."""
+    """Return an exception of the class that fits a status best."""
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, CallError)
     return kind(
         message,

@@ -43,9 +43,9 @@ class UlidFactory:
         _factories.add(self)
 
     def begin_anew(self) -> None:
-        """Forget what was made: in a forked child, whose parent goes on counting from there.
+        """Forget the last one, in a forked child: the parent counts on from it.
 
-        The lock may be held by a thread of the parent that the child does not have.
+        A thread of the parent, which the child does not have, may hold the lock.
         """
         self._lock = threading.Lock()
         self._last_ms = -1

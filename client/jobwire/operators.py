@@ -83,7 +83,7 @@ class QueueConfig:
     retain_event_log: timedelta | None = None
     """The age above which entries of the event log are dropped; None: no limit."""
     priority_ageing: timedelta | None = None
-    """A job that has waited so long counts as one priority higher; None: no ageing."""
+    """A job that has waited this long counts as one priority higher; None: no ageing."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.QueueConfig) -> QueueConfig:
@@ -183,7 +183,7 @@ class WorkerTotals:
     assigned: int = 0
     succeeded: int = 0
     failed: int = 0
-    """Jobs that it completed otherwise than with a result."""
+    """Jobs that it completed without a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class WorkerInfo:
     """How many jobs it may hold at once, if it holds a stream."""
     totals: WorkerTotals = WorkerTotals()
     stuck: int = 0
-    """How many of its handlers go on although they were told to stop."""
+    """How many of its handlers keep running although they were told to stop."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
@@ -242,7 +242,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkerChange:
-    """News of a worker."""
+    """A change of a worker."""
 
     id: str
     worker: WorkerInfo | None

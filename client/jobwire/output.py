@@ -1,4 +1,4 @@
-"""What a handler writes out: kept until the broker has it, and the ways to feed it."""
+"""What a handler writes out, kept until the broker has it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jobwire.v1.job_pb2 import OutputChunk
 MAX_CHUNK_BYTES = 64 << 10
 MAX_CHUNKS = 256
 MAX_REPORT_BYTES = 1 << 20
-# So much is sent without waiting for FLUSH_S.
+# This much is sent without waiting for FLUSH_S.
 FLUSH_BYTES = 16 << 10
 FLUSH_S = 0.05
-# Beyond it a handler in a thread waits for the broker, and `drain` does.
+# Above this a handler in a thread waits for the broker, and so does `drain`.
 ROOM_BYTES = 1 << 20
-# Beyond it a handler that never drains is refused.
+# Above this a handler that never drains gets an error.
 MOST_BYTES = 16 << 20
 _LOOK_S = 0.1
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -37,12 +37,12 @@ class _Piece:
 class OutputLog:
     """The output of one attempt that the broker does not have yet. Safe across threads.
 
-    Its front is under way at most once at a time; what was under way when a connection broke is
-    sent again with the same offsets, and the broker drops what it has.
+    Only one piece is under way at a time. What was under way when a connection broke is sent again
+    with the same offsets, and the broker drops what it already has.
 
     Args:
-        on_output: Called in the writing thread when there is something to send; True: at once.
-        should_stop: Tells whether the handler is to stop: it then waits for nothing.
+        on_output: Called in the writing thread when there is output to send; with True: at once.
+        should_stop: Returns True once the handler should stop; writing then never blocks.
     """
 
     def __init__(self, on_output: Callable[[bool], None], should_stop: Callable[[], bool]) -> None:
@@ -61,7 +61,7 @@ class OutputLog:
 
     @property
     def waiting_bytes(self) -> int:
-        """How much the broker does not have yet."""
+        """How many bytes the broker does not have yet."""
         return self._waiting
 
     @property
@@ -71,12 +71,12 @@ class OutputLog:
 
     @property
     def has_room(self) -> bool:
-        """False: whoever writes should wait."""
+        """False: the writer should wait."""
         return self._waiting < ROOM_BYTES or self.full or self._closed
 
     @property
     def is_due(self) -> bool:
-        """True: there is something that should not wait for time."""
+        """True: there is enough output, or the handler has ended, so it should be sent now."""
         return self._waiting >= FLUSH_BYTES or (self._ending and self._waiting > 0)
 
     def write(self, data: bytes, channel: str, *, is_text: bool, wait: bool = False) -> None:
@@ -86,14 +86,14 @@ class OutputLog:
             data: Any number of bytes.
             channel: A valid name.
             is_text: True: UTF-8.
-            wait: True: blocks while there is no room.
+            wait: True: block while too much waits.
 
         Raises:
-            BufferError: Far too much waits.
+            BufferError: More than 16 MiB would wait.
         """
         with self._changed:
             while wait and not self.has_room and not self._should_stop():
-                # Nothing tells this condition of the signal to stop.
+                # The signal to stop does not notify this condition.
                 self._changed.wait(_LOOK_S)
             if self.full or self._closed or not data:
                 return
@@ -126,7 +126,7 @@ class OutputLog:
             at = end
 
     def take(self) -> list[OutputChunk]:
-        """Return the front for the wire; it is under way until it is answered."""
+        """Return the next piece for the wire; it is under way until it is answered."""
         with self._changed:
             self._told = self._told_urgent = False
             chunks: list[OutputChunk] = []
@@ -146,7 +146,7 @@ class OutputLog:
             return chunks
 
     def recorded(self) -> None:
-        """The broker has what was under way."""
+        """Note that the broker has what was under way."""
         with self._changed:
             for _ in range(self._under_way):
                 size = len(self._pieces.popleft().data)
@@ -157,12 +157,12 @@ class OutputLog:
             self._changed.notify_all()
 
     def again(self) -> None:
-        """Nobody knows whether the broker has what was under way."""
+        """Send again what was under way: nobody knows whether the broker has it."""
         with self._changed:
             self._under_way = 0
 
     def refused(self) -> bool:
-        """There is no room for what was under way; returns True if less of it may still fit."""
+        """Note that what was under way is above a limit; return True if less of it may fit."""
         with self._changed:
             taken, self._under_way = self._under_way, 0
             if taken > 1:
@@ -172,20 +172,20 @@ class OutputLog:
         return False
 
     def fill(self) -> None:
-        """Take nothing more: a limit is reached."""
+        """Drop whatever comes from now on: a limit is reached."""
         self.full = True
         self._drop()
         if self.on_full is not None:
             self.on_full()
 
     def continue_at(self, offset: int) -> None:
-        """Go on where the broker says that it is: its store lost what came after."""
+        """Continue at the broker's offset: its store lost what came after."""
         with self._changed:
             self._offset = offset
             self._under_way = 0
 
     def finish(self) -> None:
-        """The handler has ended: what waits is due."""
+        """Send what waits: the handler has ended."""
         self._ending = True
 
     def close(self) -> None:
@@ -201,10 +201,10 @@ class OutputLog:
 
 
 def check_channel(channel: str) -> str:
-    """Return the name of a channel.
+    """Return the name of a channel if it is valid.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not.
     """
     if not _CHANNEL.fullmatch(channel):
         raise ValueError(f"{channel!r} is not a channel: use 1 to 32 letters, digits and `. _ -`")
@@ -212,7 +212,7 @@ def check_channel(channel: str) -> str:
 
 
 def raise_full() -> None:
-    """Say that nothing more is taken.
+    """Raise OutputFull.
 
     Raises:
         OutputFull: Always.

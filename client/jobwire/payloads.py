@@ -32,7 +32,7 @@ def to_payload(value: Any) -> Payload:
     Raises:
         TypeError: The value, or something inside it, has no JSON form.
         ValueError: A number is NaN, infinite, or too large for a double (1.8e308), a text holds
-            half of a surrogate pair, or a container holds itself. The message names the place.
+            half of a surrogate pair, or a container holds itself. The message says where.
     """
     if isinstance(value, Payload):
         return value
@@ -44,7 +44,7 @@ def to_payload(value: Any) -> Payload:
 def fill_payload(payload: Payload, value: Any) -> None:
     """Put a value into an empty payload that is part of another message.
 
-    To make it in its place saves a copy of it.
+    Filling it in place saves a copy.
 
     Raises:
         TypeError, ValueError: As for `to_payload`.
@@ -85,7 +85,7 @@ def _json(value: Any) -> str:
 
 
 def _unfit(value: Any, path: str, inside: set[int]) -> str:
-    """Say what JSON can't carry, and where it is; empty if there is nothing, or a circle."""
+    """Return what JSON can't carry, and where it is; empty if nothing is found."""
     where = f" at {path}" if path else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"{value} is no JSON number{where}: leave it out"

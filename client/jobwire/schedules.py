@@ -30,7 +30,7 @@ Overlap = Literal["skip", "allow", "cancel_previous"]
 class ScheduleOptions(JobOptions, total=False):
     """What a schedule says; `Client.create_schedule` describes each.
 
-    In a change, what is left out stays, and None takes away.
+    In a change, what is left out stays, and None removes.
     """
 
     cron: str | None
@@ -47,7 +47,7 @@ class ScheduleOptions(JobOptions, total=False):
 
 
 class ScheduleChanges(ScheduleOptions, total=False):
-    """What a change of a schedule may say."""
+    """What may be changed of a schedule."""
 
     operation: str
     payload: Any
@@ -60,7 +60,7 @@ _JOB_FIELDS = {"unique_key": "unique"}
 def new_spec(
     operation: str, payload: Any, options: ScheduleOptions
 ) -> schedule_service_pb2.ScheduleSpec:
-    """Build what a schedule says.
+    """Build the spec of a schedule.
 
     Raises:
         TypeError, ValueError: The payload or a time can't be carried, or not exactly one of
@@ -75,7 +75,7 @@ def new_spec(
 
 
 def change_spec(spec: schedule_service_pb2.ScheduleSpec, changes: ScheduleChanges) -> None:
-    """Apply changes to what a schedule says; what is left out stays, None takes away.
+    """Apply changes to the spec of a schedule; what is left out stays, None removes.
 
     Raises:
         TypeError, ValueError: As for `new_spec`.
@@ -171,7 +171,7 @@ class ScheduleRun:
     submitted_at: datetime | None
     job_id: str
     triggered: bool
-    """True: by `trigger_schedule`."""
+    """True: submitted by `trigger_schedule`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +182,11 @@ class Schedule:
     queue: str
     operation: str
     cron: str | None
-    """Its expression; None: it is due at fixed distances."""
+    """Its expression; None: it is due at fixed intervals."""
     time_zone: str
-    """In which `cron` is read: an IANA name."""
+    """The time zone of `cron`, an IANA name."""
     every: timedelta | None
-    """The distance between its moments; None: it goes by `cron`."""
+    """The interval at which it is due; None: it has a `cron`."""
     anchor: datetime | None
     start_at: datetime | None
     end_at: datetime | None
@@ -214,14 +214,14 @@ class Schedule:
     """Newest first, at most 10; empty in listings."""
     total_runs: int
     skipped_runs: int
-    """Moments left out because of `overlap`."""
+    """How many due moments were skipped because of `overlap`."""
     missed_runs: int
-    """Moments left out because of `missed`."""
+    """How many due moments were skipped because of `missed`."""
     raw_payload: job_pb2.Payload = field(repr=False)
 
     @property
     def payload(self) -> Any:
-        """What each job gets as input, as a Python value."""
+        """The input of each job as a Python value."""
         return from_payload(self.raw_payload)
 
     @property

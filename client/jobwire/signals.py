@@ -35,7 +35,7 @@ class Retry(JobwireError):
 
 
 class Fatal(JobwireError):
-    """Fails the job for good, whatever attempts it has left.
+    """Fails the job for good, even if it has attempts left.
 
     Args:
         message: For people; kept with the job.
@@ -59,6 +59,6 @@ class Fatal(JobwireError):
 class Stopped(BaseException):
     """Raised by `Context.raise_if_cancelled`; leaves the handler.
 
-    Not an `Exception`, for the reason that `asyncio.CancelledError` is none: a handler's
-    `except Exception` must not swallow it.
+    Not an `Exception`, like `asyncio.CancelledError`: a handler's `except Exception` must not
+    swallow it.
     """

@@ -19,20 +19,20 @@ class UniqueKey:
         client.submit("invoice.send", invoice, unique_key=UniqueKey("invoice-4711"))
 
     Raises:
-        ValueError: The scope or the conflict is none of those that there are, or a period is
-            given for another scope than `period`, or missing for that one.
+        ValueError: There is no such scope or `on_conflict`, or a period is given for another scope
+            than `period`, or missing for that one.
     """
 
     key: str
     """1 to 128 bytes, in your own words: `invoice-4711`."""
     scope: Scope | None = None
-    """While which jobs hold it. `pending`: until the job is first handed to a worker.
-    `unfinished`: until it has ended. `period`: for `period` from its acceptance, whatever becomes
-    of it. None: `period` if one is given, `unfinished` otherwise."""
+    """How long a job holds it. `pending`: until the job is first handed to a worker. `unfinished`:
+    until it has ended. `period`: for `period` after it was accepted, whatever happens. None:
+    `period` if one is given, `unfinished` otherwise."""
     period: Seconds | None = None
     """As seconds or timedelta, 1 second to 365 days."""
     on_conflict: OnConflict = "return_existing"
-    """If another job holds the key. `return_existing`: that job is answered, and `existed` is
+    """What to do if another job holds the key. `return_existing`: return that job, with `existed`
     True. `reject`: `UniqueKeyTaken`. `replace_pending`: a job that has never started is cancelled
     and this one takes its key; one that has started is not replaced: `UniqueKeyTaken`."""
 

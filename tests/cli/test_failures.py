@@ -155,7 +155,7 @@ def test_a_purge_wants_a_yes_where_it_can_not_ask(target: str) -> None:
     (job_id,) = cancelled(target, "purged", 1)
     refused = jobwire("purge", "-q", "purged", target=target)
     assert refused.returncode == 2
-    assert "say --yes" in refused.stderr
+    assert "give --yes" in refused.stderr
     assert jobwire("purge", "-q", "purged", "-n", "5", "-y", target=target).stdout == (
         "1 job purged\n"
     )
@@ -174,7 +174,7 @@ def test_a_purge_wants_a_yes_where_it_can_not_ask(target: str) -> None:
         (["submit", "x", "--on-conflict", "reject"], 2, "need --unique-key"),
         (["submit", "x", "--unique-key", "k", "--unique-scope", "period"], 2, "--unique-period"),
         (["submit", "x", "--deadline", "2020-01-01T00:00:00Z"], 2, "spec.deadline"),
-        (["queue", "configure", "x", "--no-retry", "--jitter", "1"], 2, "takes away"),
+        (["queue", "configure", "x", "--no-retry", "--jitter", "1"], 2, "contradicts the other"),
     ],
 )
 def test_mistakes_are_told_with_the_remedy(

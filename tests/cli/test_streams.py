@@ -116,7 +116,7 @@ def test_a_worker_with_closed_streams_works(target: str, closed: str) -> None:
 def test_a_payload_from_a_closed_standard_input_is_refused_as_such(target: str) -> None:
     done = shell("jobwire submit nobody - <&-", target)
     assert done.returncode == 2
-    assert b"standard input, which is closed" in done.stderr
+    assert b"standard input, which should hold the payload, is closed" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["list -q long", "list -q long --json", "--help"])
@@ -151,7 +151,7 @@ def test_bytes_that_are_no_text_are_refused_with_the_name_of_the_option(target: 
         done = shell(line, target)
         assert done.returncode == 2, (line, done.stderr)
         assert name in done.stderr
-        assert b"no UTF-8 text" in done.stderr
+        assert b"not UTF-8 text" in done.stderr
         assert b"Traceback" not in done.stderr
     kept = shell("jobwire submit nobody $'\\xff' --bytes", target)
     assert kept.returncode == 0, kept.stderr

@@ -2,7 +2,7 @@
 
 The channel of a client is made when a call needs it, where the call runs: an asyncio channel
 belongs to one event loop, and a channel of any kind to the process that opened it. So one client
-serves several loops, one after the other or in threads at once, and goes on in a forked child.
+serves several loops, one after the other or in threads at once, and works in a forked child.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jobwire.errors import CallError
 
 C = TypeVar("C", bound=aio.Channel | grpc.Channel)
 
-# A channel whose names have moved is kept for the calls that it carries, at most so long.
+# How long a channel whose names have moved is kept for the calls that it carries.
 RETIREMENT_S = 300.0
 
 
@@ -105,7 +105,7 @@ class ChannelsOf(Generic[C]):
         raise NotImplementedError
 
     def suspect(self, error: CallError) -> None:
-        """Have names looked up again if a call found no server."""
+        """Look names up again if a call found no server."""
         if self._route is not None and not error.reason:
             self._route.suspect()
 

@@ -71,7 +71,7 @@ class AsyncChannels(ChannelsOf[aio.Channel]):
             return opened
         with self._opening:
             if opened is not None:
-                # Let go of, it goes with the last call on it.
+                # Nobody holds it, so it goes with its last call.
                 self._retire(opened.channel)
             if self._by_loop.keys() - {loop}:
                 expect_several_loops()
@@ -126,7 +126,7 @@ class AsyncChannels(ChannelsOf[aio.Channel]):
 
 
 async def _end(opened: Opened[aio.Channel]) -> None:
-    # The channel's own closing finds the calls that answer once, but no streams.
+    # Closing a channel ends its unary calls, but not its streams.
     for stream in [*opened.streams]:
         stream.cancel()
     await opened.channel.close()

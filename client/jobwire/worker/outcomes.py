@@ -82,7 +82,7 @@ def failure(error: BaseException) -> Failure:
 
 
 def _words(error: BaseException) -> str:
-    # Whatever a handler's own exceptions do, each job gets its end.
+    # A job must end whatever the exceptions of its handler do.
     try:
         return str(error)
     except Exception:

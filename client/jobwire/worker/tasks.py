@@ -1,8 +1,8 @@
 """Runs coroutines that mostly do not wait, without a task for each.
 
-A task runs one coroutine after the other for as long as they come to their end without waiting. The
-first one that waits keeps the task for itself, from its first step to its last, so that timeouts,
-task groups and cancellation see what they always see; another task goes on with those behind it.
+A task runs one coroutine after the other as long as they end without waiting. The first one that
+waits keeps the task for itself, from its first step to its last, so that timeouts, task groups and
+cancellation work as usual; another task continues with those behind it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 
 MOST_AT_ONCE = 100
-"""So many ends are told together at the most, and then the loop has its turn."""
+"""At most this many outcomes are passed on together; then the loop has its turn."""
 LONG_TURN_S = 0.05
-"""Handlers that keep the loop for longer are not followed by the next one at once."""
+"""After handlers that keep the loop for longer, the next one has to wait."""
 CATCH_UP_S = 0.005
-"""What the loop has to itself after them."""
+"""How long the loop then has for itself."""
 
 
 class TaskPool(Generic[Job, Outcome]):
@@ -32,7 +32,7 @@ class TaskPool(Generic[Job, Outcome]):
 
     Args:
         run: Runs one job; what it raises ends its task and nothing else.
-        waits: Told of a job that waits, and of the task that it has from now on.
+        waits: Called with a job that waits, and the task that it keeps from now on.
         ended: Takes jobs and their outcomes.
     """
 

@@ -1,7 +1,7 @@
 """Threads for sync handlers.
 
-The threads are daemons and no executor's: a handler that does not stop must not keep the process
-from ending.
+The threads are daemons, not those of an executor: a handler that does not stop must not keep the
+process from ending.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ThreadPool(Generic[J, R]):
         try:
             threading.Thread(target=self._serve, name="jobwire-handler", daemon=True).start()
         except RuntimeError:
-            # The system gives no more threads; those that there are take the jobs in time.
+            # The system gives no more threads; the existing ones will take the jobs.
             with self._lock:
                 self._waking = False
                 self._threads -= 1

@@ -51,8 +51,8 @@ class Worker:
 
         worker.run()
 
-    It outlives restarts of the broker. On SIGTERM or SIGINT it takes no more jobs, lets those
-    that run finish for `shutdown_grace_s`, gives back the rest, and leaves.
+    It survives restarts of the broker. On SIGTERM or SIGINT it takes no more jobs, lets running
+    ones finish within `shutdown_grace_s`, gives back the rest, and leaves.
 
     Args:
         target: `HOST:PORT`, several of them separated by commas, or a gRPC target. None:
@@ -63,15 +63,15 @@ class Worker:
         worker_id: Unique among live workers; None: host name, process id and a random part.
         lease_s: The lease that it wants on each job, renewed while it lives. 1 s to 1 h; None:
             the server's.
-        shutdown_grace_s: How long jobs may go on once it has been told to stop, as seconds or
+        shutdown_grace_s: How long jobs may run on after it was told to stop, as seconds or
             timedelta; None: until they end.
         transport: How it talks to the broker: `stream`, one connection that brings jobs as they
             come; `unary`, in single calls, which it also falls back to where a broker has no
             streams.
-        prefetch: How many jobs it keeps ready beside those that run, to save each the round
-            trip. None: what it lately ran in a twentieth of a second, none at all where jobs take
-            longer, and a job that waits for more than a second goes back to its queue. A number
-            is kept to, so that jobs may wait here while other workers are free. Unary: always 0.
+        prefetch: How many jobs it keeps ready besides those that run, to save round trips. None:
+            as many as it ran in the last twentieth of a second, so none for slow jobs; one that
+            waits for more than a second goes back to its queue. A fixed number may make jobs wait
+            here while other workers are free. Unary: always 0.
         credit_bytes: The most bytes of jobs that a stream may bring ahead of their completion.
             0: no limit.
         processes: How the processes of handlers with `run="process"` are kept; None: the defaults.
@@ -79,16 +79,15 @@ class Worker:
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
         metadata: Sent with every call, such as an `authorization` header.
-        max_abandoned: How many handlers that go on 5 s after their job was taken from them, as
-            after a timeout, give their slots to others and are left alone. 0 to 10000;
-            None: as many as `concurrency`. Further ones keep their slots, and the worker is then
-            shown as STUCK.
+        max_abandoned: How many handlers may give their slots to others if they keep running 5 s
+            after their job was taken from them, as after a timeout. 0 to 10000; None: as many as
+            `concurrency`. Further ones keep their slots, and the worker is shown as STUCK.
         on_error: Called with the context and what the handler raised, for an error tracker; on
             the event loop, so it should be quick.
 
     Raises:
-        ValueError: A time is negative or no number, or `concurrency`, `prefetch`, `credit_bytes`,
-            `max_abandoned`, `queues` or `transport` is out of its range.
+        ValueError: A time is negative or not a number, or `concurrency`, `prefetch`,
+            `credit_bytes`, `max_abandoned`, `queues` or `transport` is out of its range.
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class Worker:
         cancellation, when the job's execution timeout or deadline passes.
 
         Args:
-            name: The jobs that it takes.
+            name: The operation.
             run: `async` for async functions, on the worker's event loop; `thread`; `process`,
                 for CPU work, with functions that another process can import; `auto`: async for
                 async functions, otherwise thread.
@@ -196,14 +195,14 @@ class Worker:
     def run(self, *, log_level: str = "info", log_format: LogFormat = "text") -> None:
         """Work until SIGTERM, SIGINT or `stop()`. Blocks.
 
-        In the main thread it takes the process over: beside the signals, it has Python's garbage
-        collector look less often, and by the memory used, unless `gc.set_threshold` was called
-        before, and `multiprocessing` start its children by `forkserver`, unless a start method was
+        In the main thread it owns the process. It handles the signals. It makes Python's garbage
+        collector run less often, and by the memory used, unless `gc.set_threshold` was called
+        before. It makes `multiprocessing` start children by `forkserver`, unless a start method was
         set or the environment has GRPC_ENABLE_FORK_SUPPORT=false. In another thread only `stop()`
-        ends it. Where the application has not set up logging, the log goes to standard error.
+        ends it. If the application has not set up logging, the log goes to standard error.
 
         Args:
-            log_level: The least that is written then: `debug`, `info`, `warning` or `error`.
+            log_level: The level of that log: `debug`, `info`, `warning` or `error`.
             log_format: `text`, or `json` for a JSON object in each line.
 
         Raises:
@@ -219,8 +218,8 @@ class Worker:
     async def serve(self) -> None:
         """Work until SIGTERM, SIGINT, `stop()`, a drain by the broker, or the task is cancelled.
 
-        A second signal ends the grace of running jobs. Where signals can't be had, as in a thread
-        or on a loop without them, `stop()` is the way to end it.
+        A second signal ends the grace of running jobs. Where there are no signals, as in a thread,
+        use `stop()`.
 
         Raises:
             CallError: The broker refused the worker.
@@ -231,8 +230,8 @@ class Worker:
     async def start(self) -> None:
         """Register the worker and begin to take jobs. Starting a started worker does nothing.
 
-        It waits as long as no server answers. Before, it starts a process for handlers if it has
-        such, and has it import them.
+        It waits until a server answers. First, if there are handlers for processes, it starts a
+        process that imports them.
 
         Raises:
             CallError: The broker refused the worker.
@@ -252,12 +251,11 @@ class Worker:
     def stop(self, *, hurry: asyncio.Event | None = None) -> Leaving:
         """Take no more jobs, let running ones finish, give back the rest, and leave.
 
-        It begins at once, whether it is awaited or not, and may be called from any thread, any
-        event loop and signal handlers, as often as you like. A worker that does not run is left as
-        it is.
+        It begins at once, whether it is awaited or not, and may be called from any thread, event
+        loop or signal handler, any number of times. It does nothing if the worker does not run.
 
         Args:
-            hurry: Ends the grace of running jobs when set; of the worker's own event loop.
+            hurry: Ends the grace of running jobs when set; an event of the worker's event loop.
 
         Returns:
             The end under way: `await worker.stop()`, or `worker.stop().wait()` in a thread.
@@ -303,7 +301,7 @@ class Worker:
             max_abandoned=(self.concurrency if self.max_abandoned is None else self.max_abandoned),
             growth=Growth() if self._grows else None,
             on_error=self._on_error,
-            # A channel of the caller's says nothing of where it leads.
+            # A channel of the caller does not tell where it leads.
             connection=self._options if self._channel is None else None,
         )
 

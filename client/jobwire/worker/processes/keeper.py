@@ -1,9 +1,9 @@
-"""Ends the process groups of handlers when their worker is gone, however it went.
+"""Ends the process groups of handlers when their worker has died.
 
-A program of its own that the worker starts, with nothing but the standard library. On standard
-input come lines: `+GROUP` for a group that began, `-GROUP` for one that has ended. A handler's
-process also watches over its worker, but it may be stopped, be killed with the worker, or hold the
-interpreter's lock for minutes; and then what it has started would go on.
+The worker starts it as a separate program, which needs only the standard library. It reads lines
+from standard input: `+GROUP` for a group that began, `-GROUP` for one that has ended. A handler's
+process also watches its worker, but it may be stopped, killed with the worker, or hold the
+interpreter's lock for minutes; what it has started would then keep running.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def keep(worker: int) -> None:
     Args:
         worker: Its process id.
     """
-    # What the terminal or a service manager sends to all is for the worker to act upon.
+    # Signals that the terminal or a service manager sends to all are the worker's to handle.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     rest = b""
-    # A forked child of the worker may hold the other end open: then the parent's id tells.
+    # A forked child of the worker may hold the other end open; then our parent's id changes.
     while os.getppid() == worker:
         if not select.select([0], [], [], _LOOK_S)[0]:
             continue

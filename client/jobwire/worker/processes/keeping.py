@@ -16,9 +16,9 @@ _END_S = 5.0
 
 
 class Keeper:
-    """Tells the keeper, which is started with the first group, what there is to end. Thread-safe.
+    """Tells the keeper which groups there are; starts it with the first one. Thread-safe.
 
-    `jobwire.worker.processes.keeper` says what it is for.
+    See `jobwire.worker.processes.keeper`.
     """
 
     def __init__(self) -> None:
@@ -91,8 +91,8 @@ _OURS: weakref.WeakSet[Connection | IO[bytes]] = weakref.WeakSet()
 
 
 def not_for_children(end: Connection | IO[bytes]) -> None:
-    """Have forked children of this process close an end of a pipe, so that its other side sees
-    the end of this process and not theirs."""
+    """Make forked children close an end of a pipe, so that its other side notices when this process
+    ends."""
     _OURS.add(end)
 
 

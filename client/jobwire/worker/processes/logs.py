@@ -1,4 +1,4 @@
-"""Log records of handlers in processes, which the worker's own log gets."""
+"""Sends log records of handlers in processes to the worker's own log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LogLevels:
 
     @classmethod
     def of_this_process(cls) -> LogLevels:
-        """Look them up."""
+        """Return the levels of this process."""
         return cls(
             root=logging.root.level,
             disabled=logging.root.manager.disable,
@@ -36,7 +36,7 @@ class LogLevels:
         )
 
     def apply(self) -> None:
-        """Set them here."""
+        """Set the levels in this process."""
         logging.root.setLevel(self.root)
         logging.disable(self.disabled)
         for name, level in self.by_logger.items():
@@ -46,8 +46,8 @@ class LogLevels:
 class ToWorker(logging.handlers.QueueHandler):
     """Sends records to the worker.
 
-    A handler's module that sets up the root logger when it is imported, other than by
-    `basicConfig`, takes this handler's place, and its records go where it says.
+    A handler's module that sets up the root logger on import, other than by `basicConfig`,
+    replaces this handler, and its records go where it says.
 
     Args:
         send: Takes the attributes of a record, pickled.
@@ -58,7 +58,7 @@ class ToWorker(logging.handlers.QueueHandler):
         self._send = send
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Send a record that is put into words already."""
+        """Send a formatted record."""
         attributes = vars(record)
         try:
             data = pickle.dumps(attributes)
@@ -74,7 +74,7 @@ class ToWorker(logging.handlers.QueueHandler):
 
 
 def log_here(data: bytes, job: Assignment) -> None:
-    """Give a record from the process of a handler to this process's log.
+    """Log a record from the process of a handler in this process.
 
     Args:
         data: The attributes of the record, pickled.

@@ -1,4 +1,4 @@
-"""What goes over the pipe between a worker and the process of a handler.
+"""The messages between a worker and the process of a handler.
 
 A message is a kind and its content; protobuf messages go serialized.
 
@@ -27,6 +27,6 @@ class Ended:
     content: bytes | str
     """A `Completion`, a `Failure`, or the words of whoever stopped it."""
     left: tuple[str, ...]
-    """What it left running, as `NAME (PID)`."""
+    """The processes that it left running, as `NAME (PID)`."""
     memory_bytes: int
-    """Held by the process now."""
+    """The memory that the process holds."""

@@ -1,4 +1,4 @@
-"""What may be said about the processes of handlers."""
+"""The settings of handlers' processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class ProcessOptions:
     """
 
     max_jobs: int | None = None
-    """A process is replaced after so many jobs, 1 or more; the next one is started ahead, while
-    the last job runs. None: no limit."""
+    """Replace a process after this many jobs, 1 or more; the next one is started while the last job
+    runs. None: no limit."""
     max_memory_bytes: int | None = None
-    """A process that holds more after a job is replaced, 1 or more; a job that runs is left alone.
-    It is the resident memory of the process itself, without its children; where a system does not
-    tell (macOS), its peak. None: no limit."""
+    """Replace a process that holds more than this after a job, 1 or more; running jobs are left
+    alone. It is the resident memory of the process without its children; on macOS, its peak. None:
+    no limit."""
     end_children: bool = True
-    """What a job leaves running in its process group is ended when the job has ended, and its
-    process is replaced. False: it may go on until its process ends, as a pool that the handlers of
-    a module share."""
+    """True: what a job leaves running in its process group is ended with the job, and its process
+    is replaced. False: it may run until its process ends, as does a pool that the handlers of a
+    module share."""
     start_timeout_s: float = 60.0
     """How long a process may take to start and to import the handlers, in seconds. Above 0."""
 

@@ -1,4 +1,4 @@
-"""The processes of a worker: taken for a job, used again, renewed."""
+"""The pool of a worker's processes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from jobwire.worker.processes.setup import ProcessStartFailed, Setup, pickled
 
 log = logging.getLogger("jobwire.worker")
 
-# From the signal to stop until a handler's group is killed; in the last of them, SIGTERM.
+# How long after the signal to stop a handler's group is killed; SIGTERM comes TERM_S before.
 KILL_AFTER_S = 5.0
-# How long a process that is not needed any more may take to run what its modules do at their end.
+# How long a process that is no longer needed may take to exit.
 LEAVE_S = 2.0
 
 
@@ -78,7 +78,7 @@ class ProcessPool:
         return self._all
 
     async def prepare(self, functions: Iterable[Handler]) -> None:
-        """Start a process, so that what keeps one from running handlers is known at once.
+        """Start a process, so that an error that keeps handlers from running is known at once.
 
         Args:
             functions: The handlers; none: nothing is started.
@@ -148,7 +148,7 @@ class ProcessPool:
             raise ProcessDied(f"the handler's process {content}")
         ended = Ended(*content)
         if stop.is_set and child.was_terminated and ended.kind == "failure":
-            # What it made of the end of its programs.
+            # Its error comes from the end of its programs.
             self._retire(child)
             raise Stopped("its programs were ended after it did not stop")
         self._put_back(child, assignment.job_id, ended)
@@ -188,7 +188,7 @@ class ProcessPool:
     async def _take(self, stop: StopSignal) -> HandlerProcess:
         """Take a live idle process, or start one.
 
-        One that died meanwhile, for want of memory for instance, is not the next job's failure.
+        A process that died meanwhile, for lack of memory for instance, does not fail the next job.
 
         Raises:
             Stopped: The job's handler is not to start any more.
@@ -249,7 +249,7 @@ class ProcessPool:
         return child
 
     def _put_back(self, child: HandlerProcess, job_id: str, ended: Ended) -> None:
-        """Keep a process for the next job, unless it is to be renewed."""
+        """Keep a process for the next job, or replace it."""
         options = self._options
         if ended.left:
             log.warning(
@@ -299,7 +299,7 @@ class ProcessPool:
                 child.kill()
             _, pending = await asyncio.wait(ends, timeout=KILL_AFTER_S)
             if pending:
-                # As one that waits for a disk or a device.
+                # For instance one that waits for a disk or a device.
                 log.error("%d processes of handlers did not end and were killed", len(pending))
         await asyncio.to_thread(self._keeper.close)
 
@@ -329,7 +329,7 @@ def _on_loop(
 
 
 def _refusal(error: BaseException | None) -> tuple[grpc.StatusCode, str, str] | None:
-    """What of a failed saving goes over the pipe."""
+    """Return what goes over the pipe about a failed saving."""
     if error is None:
         return None
     if isinstance(error, CallError):

@@ -1,4 +1,4 @@
-"""A handler's process as its worker sees it: started, listened to, ended with its group."""
+"""A handler's process as its worker sees it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TERM_S = 1.0
 _LEAVE_S = 1.0
 _LOOK_S = 0.02
 
-# It can import nothing of ours until it knows where this process looks. Where it hears nothing, the
-# worker was killed meanwhile, and there is nothing to say about it.
+# It can import nothing of ours until it has the search path of this process. If none comes, the
+# worker was killed meanwhile.
 BEGIN = """\
 import sys
 from multiprocessing.connection import Connection
@@ -49,7 +49,7 @@ class HandlerProcess:
 
     Args:
         setup: What it needs to know.
-        keeper: Ends its group should this process go.
+        keeper: Ends its group if this process dies.
     """
 
     def __init__(self, setup: Setup, keeper: Keeper) -> None:
@@ -60,11 +60,11 @@ class HandlerProcess:
         self._send_lock = threading.Lock()
         self._group_lock = threading.Lock()
         self._group: int | None = None
-        """None: not begun, or ended, and perhaps another's already."""
+        """None: not started, or ended; its id may be reused by then."""
         self._wanted = True
         self._terminated = False
         self.jobs = 0
-        """How many it was given."""
+        """How many jobs it was given."""
         self.ready: Future[None] = Future()
         """Done when it can run handlers; fails with ProcessStartFailed."""
         self.ended: Future[str] = Future()
@@ -83,13 +83,13 @@ class HandlerProcess:
         return self._terminated
 
     def send(self, message: Message) -> None:
-        """Send a message; to a dead process it is lost."""
+        """Send a message; it is lost if the process is dead."""
         with suppress(OSError), self._send_lock:
             if self._pipe is not None:
                 self._pipe.send(message)
 
     def terminate(self) -> None:
-        """Send SIGTERM to its group: to what handlers have started; they themselves go on."""
+        """Send SIGTERM to its group: to the programs of handlers; handlers themselves ignore it."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -151,7 +151,7 @@ class HandlerProcess:
             ours.send(self._setup)
 
     def _listen(self) -> None:
-        """Hand on what it says, until it has ended or closed its end."""
+        """Pass on its messages until it has ended or closed its end."""
         if self._pipe is None:
             return
         assert self._process is not None
@@ -221,7 +221,7 @@ class HandlerProcess:
 
 
 def _words_for(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended, in words."""
     if code >= 0:
         return f"ended by itself with exit code {code}"
     try:
@@ -233,7 +233,7 @@ def _words_for(code: int) -> str:
 
 
 def _end_of(pid: int) -> int | None:
-    """Open a descriptor that is readable once a process has ended, where the system has such."""
+    """Open a descriptor that becomes readable when a process ends, where the system has such."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.pidfd_open(pid)
@@ -241,7 +241,7 @@ def _end_of(pid: int) -> int | None:
 
 
 def _leaves(pid: int, within_s: float | None) -> bool:
-    """Wait for the end of a child without taking its id off the books; tell if it has ended."""
+    """Wait for the end of a child, keeping its id reserved; return True if it has ended."""
     end_s = None if within_s is None else time.monotonic() + within_s
     while not _has_ended(pid):
         if end_s is not None and time.monotonic() > end_s:

@@ -38,7 +38,7 @@ from jobwire.worker.processes.setup import Setup
 
 _FLUSH_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
-# What was told to end, or is about to, gets so long before it counts as left running.
+# How long processes that are about to end have before they count as left running.
 _LAST_STEPS_S = 0.2
 _LOOK_S = 0.02
 
@@ -224,7 +224,7 @@ class _HandlerProcess:
             _end_group()
 
     def _left_running(self) -> tuple[str, ...]:
-        """Name the processes that the handler started and that go on after it."""
+        """Return the processes that the handler started and left running, in words."""
         if not _has_children():
             return ()
         group, me = os.getpgrp(), os.getpid()
@@ -242,7 +242,7 @@ class _HandlerProcess:
         return tuple(map(str, living))
 
     def _leave_to_parent(self) -> None:
-        """In a child that a handler forked: it is not the handler's process."""
+        """Undo, in a child that a handler forked, what only the handler's process needs."""
         self._pipe.close()
         self._send_lock = threading.Lock()
         for number, own in (
@@ -263,7 +263,7 @@ def _end_group() -> None:
 
 
 def _described(error: BaseException) -> Failure:
-    # Whatever a handler's own exceptions do, each job gets its end.
+    # A job must end whatever the exceptions of its handler do.
     try:
         return failure(error)
     except BaseException:
@@ -279,7 +279,7 @@ def _not_now(number: int, frame: object) -> None:
 
 
 def _take_signals() -> None:
-    """Give every signal the meaning that programs expect, whatever the worker was started with."""
+    """Reset all signals to what programs expect, whatever the worker was started with."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals():
         # Python ignores these two, and `subprocess` undoes that for programs.
@@ -292,7 +292,7 @@ def _take_signals() -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Open those of the three descriptors that are closed, before a file or socket gets them."""
+    """Open standard descriptors that are closed, before a file or socket gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -305,14 +305,14 @@ def _fill_standard_streams() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Make what a handler's child leaves behind a child of this process, so that it is seen."""
+    """Adopt orphaned descendants, so that they are seen."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _has_children() -> bool:
-    """Tell whether this process has any child, living or not waited for; cheaply, where it can."""
+    """Tell whether this process has children, live or not yet waited for; cheap where possible."""
     if not hasattr(os, "waitid"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What the process of a handler needs to know first, so that it can import what its worker can."""
+"""What the process of a handler must know before it can import its handlers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MainModule:
 
     @classmethod
     def of_this_process(cls) -> MainModule | None:
-        """Look it up; None: it was typed in."""
+        """Return the main module of this process; None: the program was typed in."""
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
         # Of a directory or a zip archive the name is only `__main__`.
@@ -45,7 +45,7 @@ class MainModule:
         return cls(path=os.path.normpath(os.path.join(_original_directory(), path)))
 
     def import_again(self) -> None:
-        """Run it as `__mp_main__`, which is also what `__main__` means from then on.
+        """Run it as `__mp_main__`, which also replaces `__main__`.
 
         Source: multiprocessing.spawn; there the functions see another copy of the module's
         variables than its importers.
@@ -69,17 +69,17 @@ class MainModule:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Sent to a process before all else."""
+    """The first thing that a process is sent."""
 
     functions: tuple[bytes, ...]
     """Handlers, pickled: by module and name."""
     main: MainModule | None
     arguments: list[str]
     start_method: str | None
-    """Of multiprocessing, if it was set."""
+    """The start method of multiprocessing, if it was set."""
     log_levels: LogLevels
     worker: int
-    """Its process id."""
+    """The worker's process id."""
     end_children: bool
 
     @classmethod
@@ -109,7 +109,7 @@ class Setup:
 
 
 def search_path() -> list[str]:
-    """Return where this process looks for modules, as it is from any directory."""
+    """Return this process's search path for modules, as absolute paths."""
     return [os.path.join(_original_directory(), entry) for entry in sys.path]
 
 
