@@ -12,7 +12,7 @@ from enum import Enum
 
 import grpc
 
-from jobwire.errors import CallError, ClientClosed
+from jobwire.errors import CallError, ClientClosed, DeadlineExceeded
 
 
 class Deadline:
@@ -156,6 +156,11 @@ def worth_repeating(error: CallError) -> bool:
     if repeat is Repeat.IF_TOLD_WHEN:
         return error.retry_after_s is not None
     return repeat is Repeat.YES
+
+
+def is_passing(error: CallError) -> bool:
+    """Tell whether the same call may succeed soon, as one that ran out of time may."""
+    return isinstance(error, DeadlineExceeded) or worth_repeating(error)
 
 
 def doubt_of(error: CallError) -> Doubt:

@@ -10,7 +10,7 @@ import grpc
 
 from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
-from jobwire._repeat import Backoff, Deadline, async_sleep, worth_repeating
+from jobwire._repeat import Backoff, Deadline, async_sleep, is_passing, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
@@ -158,7 +158,6 @@ class AsyncCalls:
 def _wait_before_next_stream(error: CallError, silence: Deadline, backoff: Backoff) -> float:
     wait_s = backoff.next_s(error.retry_after_s)
     # The end of STREAM_LIMIT_S is no failure: the watch goes on with another stream.
-    worth_it = isinstance(error, DeadlineExceeded) or worth_repeating(error)
-    if not worth_it or wait_s >= silence.remaining_s():
+    if not is_passing(error) or wait_s >= silence.remaining_s():
         raise error from None
     return wait_s

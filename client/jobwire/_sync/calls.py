@@ -11,7 +11,7 @@ import grpc
 
 from jobwire._channels import Channels
 from jobwire._connection import ConnectionOptions
-from jobwire._repeat import Backoff, Deadline, sync_sleep, worth_repeating
+from jobwire._repeat import Backoff, Deadline, is_passing, sync_sleep, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
@@ -159,7 +159,6 @@ class Calls:
 def _wait_before_next_stream(error: CallError, silence: Deadline, backoff: Backoff) -> float:
     wait_s = backoff.next_s(error.retry_after_s)
     # The end of STREAM_LIMIT_S is no failure: the watch goes on with another stream.
-    worth_it = isinstance(error, DeadlineExceeded) or worth_repeating(error)
-    if not worth_it or wait_s >= silence.remaining_s():
+    if not is_passing(error) or wait_s >= silence.remaining_s():
         raise error from None
     return wait_s

@@ -18,6 +18,23 @@ TERMINAL = [state.value for state in JobState if state.is_terminal]
 LIVE = [state.value for state in JobState if not state.is_terminal][1:]
 
 
+OPERATION = click.option("--operation", "-o", default="", help="Only jobs of this operation.")
+FAILURE_TYPE = click.option(
+    "--failure-type",
+    "-f",
+    default="",
+    help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
+)
+LABEL = click.option(
+    "--label",
+    "-l",
+    type=key_value,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only jobs with this label.",
+)
+
+
 def states_option(states: list[str], default: str) -> Callable[[F], F]:
     """Make the option that narrows by state."""
     return click.option(
@@ -36,21 +53,9 @@ def filter_options(what: str) -> Callable[[F], F]:
         what: What happened to the jobs at the moments that `--since` and `--before` name.
     """
     options = (
-        click.option("--operation", "-o", default="", help="Only jobs of this operation."),
-        click.option(
-            "--failure-type",
-            "-f",
-            default="",
-            help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
-        ),
-        click.option(
-            "--label",
-            "-l",
-            type=key_value,
-            metavar="KEY=VALUE",
-            multiple=True,
-            help="Only jobs with this label.",
-        ),
+        OPERATION,
+        FAILURE_TYPE,
+        LABEL,
         click.option(
             "--since",
             type=past,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from jobwire.cli.failures import say
+from jobwire.cli.filters import FAILURE_TYPE, LABEL, OPERATION, states_option
 from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
     one_line,
@@ -24,31 +25,16 @@ from jobwire.cli.output import (
     span,
     when,
 )
-from jobwire.cli.parameters import count, key_value, read_payload
+from jobwire.cli.parameters import count, read_payload
 from jobwire.cli.submission import submission_options, submit_options
 from jobwire.cli.terminal import put
 from jobwire.cli.views import show_watch
 from jobwire.models import Attempt, Failure, Job, JobState, Redrive
 from jobwire.unique import UniqueKey
 
-STATES = click.Choice([state.value for state in JobState][1:], case_sensitive=False)
+STATES = [state.value for state in JobState][1:]
 _QUEUE = click.option(
     "--queue", "-q", default="default", show_default=True, help="The queue to look in."
-)
-_OPERATION = click.option("--operation", "-o", default="", help="Only jobs of this operation.")
-_LABEL = click.option(
-    "--label",
-    "-l",
-    type=key_value,
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Only jobs with this label.",
-)
-_FAILURE_TYPE = click.option(
-    "--failure-type",
-    "-f",
-    default="",
-    help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
 )
 _LIMIT = click.option(
     "--limit",
@@ -222,16 +208,10 @@ def _attempt_row(attempt: Attempt) -> list[str | int | None]:
 
 @cli.command("list")
 @_QUEUE
-@click.option(
-    "--state",
-    "-s",
-    type=STATES,
-    multiple=True,
-    help="Only jobs in this state. Repeatable. Default: all.",
-)
-@_OPERATION
-@_LABEL
-@_FAILURE_TYPE
+@states_option(STATES, "all")
+@OPERATION
+@LABEL
+@FAILURE_TYPE
 @_LIMIT
 @common
 @pass_settings
@@ -275,9 +255,9 @@ def _job_row(job: Job) -> list[str | int | JobState | None]:
 
 @cli.command()
 @_QUEUE
-@_OPERATION
-@_LABEL
-@_FAILURE_TYPE
+@OPERATION
+@LABEL
+@FAILURE_TYPE
 @_LIMIT
 @common
 @pass_settings

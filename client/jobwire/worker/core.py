@@ -23,7 +23,7 @@ from jobwire.v1.worker_service_pb2 import (
     Released,
     WorkerSpec,
 )
-from jobwire.worker.endings import Endings
+from jobwire.worker.completions import Completions
 from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.held_jobs import HeldJobs
 from jobwire.worker.limits import end_of, words_for
@@ -34,7 +34,7 @@ from jobwire.worker.reports import Reports
 from jobwire.worker.runner import Outcome, Runner
 from jobwire.worker.settings import WorkerSettings
 from jobwire.worker.stuck import STUCK_AFTER_S, Stuck
-from jobwire.worker.transport.base import Transport
+from jobwire.worker.transport.base import MAX_LEASES, Transport
 
 log = logging.getLogger("jobwire.worker")
 
@@ -42,8 +42,6 @@ log = logging.getLogger("jobwire.worker")
 UNWIND_S = 5.0
 # How long the end of the worker waits for the receipts of its last completions.
 SETTLE_S = 5.0
-# A worker names all its leases when it attaches; the contract allows this many.
-MAX_LEASES = 10_000
 
 
 class Core:
@@ -72,7 +70,7 @@ class Core:
         self._jobs = HeldJobs()
         self._prefetch = Prefetch(settings.prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._endings = Endings(settings.on_error)
+        self._completions = Completions(settings.on_error)
         most_running = self._concurrency + settings.max_abandoned
         self._runner = Runner(most_running, self._end_all, processes)
         self._stuck = Stuck(self._concurrency, settings.max_abandoned)
@@ -240,7 +238,7 @@ class Core:
     def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
         """Take what handlers made of their jobs."""
         jobs, completions = self._jobs, list[Completion]()
-        self._endings.note(ended)
+        self._completions.note(ended)
         for held, outcome in ended:
             if held.stop_timer is not None and self._stuck.ended(held):
                 continue  # its slot went to another long ago
@@ -252,7 +250,7 @@ class Core:
             if held.has_spoken:
                 self._reports.finish(held)
             held.stage = Stage.ENDED
-            completions.append(self._endings.completion(held, outcome))
+            completions.append(self._completions.of(held, outcome))
         self._ended += len(ended)
         if self._growth is not None:
             self._growth.jobs_ended(len(ended))
@@ -272,7 +270,7 @@ class Core:
         self._jobs.lost += 1
         self._jobs.forget(held)
         held.void = True
-        self._reports.forsake(held)
+        self._reports.drop(held)
         if held.stage is Stage.RUNNING:
             # Until it heeds the signal it occupies a slot that the broker counts as free.
             self._jobs.void += 1
@@ -370,7 +368,7 @@ class Core:
             for held in list(self._jobs.running):
                 self._runner.stop(held, "shutdown")
             await self._wait(lambda: not self._jobs.running, UNWIND_S)
-            self._give_back_stuck()
+            self._release_stuck()
             if answers:
                 await self._wait(lambda: not self._jobs.by_id, SETTLE_S)
         finally:
@@ -379,10 +377,10 @@ class Core:
             if self._ticker is not None:
                 self._ticker.cancel()
             self._stuck.close(self._jobs.running)
-            self._endings.close()
+            self._completions.close()
             await self._runner.close()
 
-    def _give_back_stuck(self) -> None:
+    def _release_stuck(self) -> None:
         stuck = [held for held in self._jobs.running if not held.void]
         if not stuck:
             return
@@ -390,7 +388,7 @@ class Core:
         released = Released(reason="the worker shut down before the handler stopped")
         for held in stuck:
             held.void = True
-            self._reports.forsake(held)
+            self._reports.drop(held)
             self._jobs.void += 1
             self._say(held, held.completion(released=released))
 

@@ -133,7 +133,7 @@ class Reports:
         if held.newest is not None or output is not None or checkpoint is not None:
             self._transport.report(held.lease, held.newest, output, checkpoint)
 
-    def forsake(self, held: Held) -> None:
+    def drop(self, held: Held) -> None:
         """Drop what there was to say: the lease is lost."""
         self._stop_timers(held)
         if held.output is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jobwire.worker import forks
+from jobwire.worker.cancelling import this_task_is_cancelled
 from jobwire.worker.held import WorkerStats
 from jobwire.worker.life import Life
 from jobwire.worker.stopping import Leaving, Signals
@@ -100,7 +101,7 @@ class Running:
         try:
             self._life = await opening
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if this_task_is_cancelled():
                 raise
             raise RuntimeError("the worker was stopped before it had started") from None
         finally:
@@ -181,9 +182,3 @@ class Running:
 async def _pass_on(one: asyncio.Event, other: asyncio.Event) -> None:
     await one.wait()
     other.set()
-
-
-def _is_cancelled() -> bool:
-    """Tell the cancellation of this task from that of what it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -6,7 +6,7 @@ To the process: `run` (handler pickled, assignment, when it ends), `stop` (reaso
 (of output), `saved` (number, refusal), `end`.
 
 From it: `ready`, `unfit` (words: it can't run handlers), `report`, `output`, `checkpoint` (number,
-payload), `log` (attributes of a record, pickled), `ended` (the fields of an `Ended`).
+payload), `log` (attributes of a record, pickled), `ended` (the fields of an `ProcessOutcome`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Message: TypeAlias = tuple[str, Any]
-EndKind: TypeAlias = Literal["success", "failure", "deliberate", "stopped"]
+OutcomeKind: TypeAlias = Literal["success", "failure", "deliberate", "stopped"]
 """How a handler ended; deliberate: by `Retry` or `Fatal`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of a handler."""
+class ProcessOutcome:
+    """What became of a handler and of its process."""
 
-    kind: EndKind
+    kind: OutcomeKind
     content: bytes | str
     """A `Completion`, a `Failure`, or the words of whoever stopped it."""
     left: tuple[str, ...]

@@ -22,7 +22,7 @@ from jobwire.worker.handlers import Handler
 from jobwire.worker.outcomes import HandlerFailure
 from jobwire.worker.processes.keeping import Keeper
 from jobwire.worker.processes.logs import log_here
-from jobwire.worker.processes.messages import Ended, Message
+from jobwire.worker.processes.messages import Message, ProcessOutcome
 from jobwire.worker.processes.options import ProcessOptions
 from jobwire.worker.processes.process import TERM_S, HandlerProcess
 from jobwire.worker.processes.setup import ProcessStartFailed, Setup, pickled
@@ -146,7 +146,7 @@ class ProcessPool:
             if stop.is_set:
                 raise Stopped("killed after it did not stop")
             raise ProcessDied(f"the handler's process {content}")
-        ended = Ended(*content)
+        ended = ProcessOutcome(*content)
         if stop.is_set and child.was_terminated and ended.kind == "failure":
             # Its error comes from the end of its programs.
             self._retire(child)
@@ -248,7 +248,7 @@ class ProcessPool:
             raise
         return child
 
-    def _put_back(self, child: HandlerProcess, job_id: str, ended: Ended) -> None:
+    def _put_back(self, child: HandlerProcess, job_id: str, ended: ProcessOutcome) -> None:
         """Keep a process for the next job, or replace it."""
         options = self._options
         if ended.left:
@@ -304,7 +304,7 @@ class ProcessPool:
         await asyncio.to_thread(self._keeper.close)
 
 
-def _result(ended: Ended) -> Payload:
+def _result(ended: ProcessOutcome) -> Payload:
     if ended.kind == "stopped":
         raise Stopped(ended.content)
     assert isinstance(ended.content, bytes)

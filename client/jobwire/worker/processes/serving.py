@@ -33,7 +33,7 @@ from jobwire.worker.handlers import Handler, Raised, call
 from jobwire.worker.outcomes import failure, success
 from jobwire.worker.processes.groups import Memory, helpers, processes
 from jobwire.worker.processes.logs import ToWorker
-from jobwire.worker.processes.messages import EndKind, Message
+from jobwire.worker.processes.messages import Message, OutcomeKind
 from jobwire.worker.processes.setup import Setup
 
 _FLUSH_S = 0.05
@@ -153,7 +153,7 @@ class _HandlerProcess:
 
     def _run(
         self, function: bytes, assignment: bytes, ends_at: float | None
-    ) -> tuple[EndKind, bytes | str]:
+    ) -> tuple[OutcomeKind, bytes | str]:
         context = Context(
             Assignment.FromString(assignment),
             AssembledLink(
@@ -177,7 +177,7 @@ class _HandlerProcess:
             outcome = _described(error)
         finally:
             current_context.set(None)
-        kind: EndKind = "success" if isinstance(outcome, Completion) else "failure"
+        kind: OutcomeKind = "success" if isinstance(outcome, Completion) else "failure"
         return kind, outcome.SerializeToString()
 
     def _keep_newest(self, report: Report) -> None:

@@ -19,6 +19,8 @@ from jobwire.v1 import job_pb2, worker_service_pb2
 # How long a worker that no server ever took keeps trying after a refusal that may be a proxy's
 # word. One that was taken before keeps trying for as long as it lives.
 START_PATIENCE_S = 10.0
+# A worker names all its leases when it attaches; the contract allows this many.
+MAX_LEASES = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from grpc import aio
 
 from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
-from jobwire._repeat import Backoff, Doubt, doubt_of, worth_repeating
-from jobwire.errors import CallError, DeadlineExceeded, Unavailable, from_rpc_error
+from jobwire._repeat import Backoff, Doubt, doubt_of, is_passing
+from jobwire.errors import CallError, Unavailable, from_rpc_error
 from jobwire.v1 import worker_service_pb2_grpc as worker_grpc
+from jobwire.worker.cancelling import this_task_is_cancelled
 
 log = logging.getLogger("jobwire.worker")
 
@@ -84,8 +85,7 @@ class WorkerCalls:
             self._channels.suspect(error)
             self._note_and_raise(error)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if this_task_is_cancelled():
                 raise
             # The call was under way on a connection that was left.
             raise Unavailable("the connection was left") from None
@@ -116,11 +116,6 @@ class WorkerCalls:
         await asyncio.gather(*self._left, return_exceptions=True)
         if self._owns_channel:
             await self._channels.close()
-
-
-def is_passing(error: CallError) -> bool:
-    """Tell whether the same call may succeed soon, as one that ran out of time may."""
-    return isinstance(error, DeadlineExceeded) or worth_repeating(error)
 
 
 def _stub(channels: AsyncChannels) -> worker_grpc.WorkerServiceAsyncStub:

@@ -11,6 +11,7 @@ from grpc import aio
 
 from jobwire.errors import CallError, Unavailable, from_rpc_error
 from jobwire.v1.worker_service_pb2 import Attach, Drain, WorkRequest, WorkResponse
+from jobwire.worker.cancelling import this_task_is_cancelled
 from jobwire.worker.transport.base import Host
 from jobwire.worker.transport.outbox import Outbox
 
@@ -128,7 +129,7 @@ class Session:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if this_task_is_cancelled():
                 raise
             raise Unavailable(self._dead or "the stream was broken off") from None
         finally:
@@ -233,23 +234,17 @@ async def _first_answer(call: Any, request: WorkRequest) -> WorkResponse:
     except (grpc.RpcError, asyncio.InvalidStateError):
         pass  # the reading tells why
     except asyncio.CancelledError:
-        if _is_cancelled():
+        if this_task_is_cancelled():
             raise
     try:
         first = await call.read()
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
     except asyncio.CancelledError:
-        if _is_cancelled():
+        if this_task_is_cancelled():
             raise
         raise Unavailable("the stream was broken off") from None
     if first is aio.EOF or not first.HasField("attached"):
         raise CallError("the server did not answer the attachment", code=grpc.StatusCode.INTERNAL)
     answer: WorkResponse = first
     return answer
-
-
-def _is_cancelled() -> bool:
-    """Tell the cancellation of this task from that of the call, which looks the same."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

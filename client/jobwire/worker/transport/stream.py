@@ -29,7 +29,7 @@ from jobwire.v1.worker_service_pb2 import (
     LeaseRef,
 )
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
-from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms
+from jobwire.worker.transport.base import MAX_LEASES, START_PATIENCE_S, Host, Terms
 from jobwire.worker.transport.fence import Fence
 from jobwire.worker.transport.outbox import Outbox
 from jobwire.worker.transport.session import Session
@@ -48,7 +48,6 @@ MOST_BACKOFF_S = 2.0
 SAY_AGAIN_S = 30.0
 # How long the worker waits for the server to end the stream after its goodbye.
 GOODBYE_S = 5.0
-MAX_LEASES = 10_000
 
 
 class StreamTransport:

@@ -16,13 +16,13 @@ from grpc import aio
 
 from jobwire._connection import ConnectionOptions
 from jobwire._convert import to_duration
-from jobwire._repeat import Backoff, Doubt, doubt_of
+from jobwire._repeat import Backoff, Doubt, doubt_of, is_passing
 from jobwire.errors import CallError, DeadlineExceeded, NotFound
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms
-from jobwire.worker.transport.calls import CALL_TIMEOUT_S, WorkerCalls, is_passing
+from jobwire.worker.transport.calls import CALL_TIMEOUT_S, WorkerCalls
 from jobwire.worker.transport.fence import Fence
 from jobwire.worker.transport.unary_reports import UnaryReports
 
@@ -118,16 +118,16 @@ class UnaryTransport:
         """Note a call beside the transport that the broker answered; called from any thread."""
         self._fence.heard_beside(at)
 
-    def _return_given_up(self) -> None:
+    def _release_given_up(self) -> None:
         """Give back the leases given up while no server could be told, so that nobody has to wait
         until they end.
         """
         leases = [*self._given_up]
         self._given_up.clear()
         for lease in leases:
-            self._complete_later(self._return(lease))
+            self._complete_later(self._release(lease))
 
-    async def _return(self, lease: pb.LeaseRef) -> None:
+    async def _release(self, lease: pb.LeaseRef) -> None:
         released = pb.Released(not_started=True, reason="no server answered its worker")
         completion = pb.Completion(
             job_id=lease.job_id, fencing_token=lease.fencing_token, released=released
@@ -203,7 +203,7 @@ class UnaryTransport:
             return False
         # Until a while after it was asked for the leases are this worker's.
         self._fence.set(asked_at, self._contact_s)
-        self._return_given_up()
+        self._release_given_up()
         self._host.lose(answer.lost_leases)
         for notice in answer.cancellations:
             self._host.cancel(notice)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from jobwire._repeat import Backoff
+from jobwire._repeat import Backoff, is_passing
 from jobwire.errors import CallError, LeaseLost, NotFound, OutputFull
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Payload, Progress
 from jobwire.worker.transport.base import Host
-from jobwire.worker.transport.calls import WorkerCalls, is_passing
+from jobwire.worker.transport.calls import WorkerCalls
 from jobwire.worker.transport.report_queue import mend_output
 
 log = logging.getLogger("jobwire.worker")

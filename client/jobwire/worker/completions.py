@@ -18,7 +18,7 @@ from jobwire.worker.runner import Outcome
 log = logging.getLogger("jobwire.worker")
 
 
-class Endings:
+class Completions:
     """Turns outcomes into completions, and tells the log and `on_error` of them.
 
     Args:
@@ -33,7 +33,7 @@ class Endings:
         """Tell the log that handlers have ended."""
         self._journal.ended(ended)
 
-    def completion(self, held: Held, outcome: Outcome) -> Completion:
+    def of(self, held: Held, outcome: Outcome) -> Completion:
         """Return the completion of a job whose handler has ended."""
         if isinstance(outcome, Completion):
             outcome.job_id, outcome.fencing_token = held.job_id, held.fencing_token
