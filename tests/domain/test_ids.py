@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.domain.ids import ALPHABET, UlidFactory, is_job_id_of, split_job_id
+from jobwire_server.domain.ids import (
+    ALPHABET,
+    QUEUE,
+    ULID,
+    UlidFactory,
+    is_job_id_of,
+    job_id_of,
+    job_ids_of,
+    split_job_id,
+    split_ulids,
+)
 
 
 def ulid_time_ms(ulid: str) -> int:
@@ -49,9 +59,19 @@ def test_two_factories_do_not_make_the_same_ids() -> None:
 )
 def test_a_job_id_tells_its_queue(queue: str) -> None:
     ulid = UlidFactory(lambda: 1_700_000_000_000)()
-    assert split_job_id(f"{queue}-{ulid}") == (queue, ulid)
-    assert is_job_id_of(queue, f"{queue}-{ulid}")
-    assert not is_job_id_of("other", f"{queue}-{ulid}")
+    job_id = job_id_of(queue, ulid)
+    assert job_id == f"{queue}-{ulid}"
+    assert (job_id[QUEUE], job_id[ULID]) == split_job_id(job_id) == (queue, ulid)
+    assert is_job_id_of(queue, job_id)
+    assert not is_job_id_of("other", job_id)
+
+
+def test_ids_come_in_batches_as_the_store_returns_them() -> None:
+    make = UlidFactory(lambda: 1_700_000_000_000)
+    ulids = [make() for _ in range(3)]
+    assert job_ids_of("a", [ulid.encode() for ulid in ulids]) == [f"a-{ulid}" for ulid in ulids]
+    assert split_ulids("".join(ulids)) == ulids
+    assert split_ulids("") == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2b
 
+from jobwire_server.domain.ids import JobId, job_id_of
 from jobwire_server.domain.model import NewJob, Route
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.domain.store_clock import StoreClock
@@ -31,7 +32,7 @@ class NewJobs:
         self._stamp_ms = -1
         self._stamp = b""
 
-    def plain(self, queue: str, route: Route, content: bytes, job_id: str) -> NewJob:
+    def plain(self, queue: str, route: Route, content: bytes, job_id: JobId) -> NewJob:
         """Return a job that asks for nothing but its operation; '' lets the broker choose its id.
 
         Nearly all jobs are such ones, so this takes no draft apart.
@@ -39,7 +40,7 @@ class NewJobs:
         if (now := self._now_ms()) != self._stamp_ms:
             self._make_stamp(now)
         return NewJob(
-            job_id or f"{queue}-{self._new_ulid()}", queue, route, 0, content + self._stamp
+            job_id or job_id_of(queue, self._new_ulid()), queue, route, 0, content + self._stamp
         )
 
     def make(self, draft: NewJob) -> NewJob:
@@ -53,7 +54,7 @@ class NewJobs:
             self._make_stamp(now)
         request = draft.request
         return draft._replace(
-            job_id=draft.job_id or f"{draft.queue}-{self._new_ulid()}",
+            job_id=draft.job_id or job_id_of(draft.queue, self._new_ulid()),
             record=draft.record + self._stamp,
             request=request and request._replace(digest=digest_of(draft.record)),
         )

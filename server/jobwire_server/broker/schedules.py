@@ -38,7 +38,7 @@ from jobwire_server.domain.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from jobwire_server.domain.ids import ulid_from
+from jobwire_server.domain.ids import job_id_of, ulid_from
 from jobwire_server.domain.model import NewJob, RequestId
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -255,7 +255,7 @@ class Schedules:
             if request is None:
                 raise
             # It may have been accepted before, when the schedule was there and the store had room.
-            job = NewJob(f"{queue}-{ulid}", queue, route_of("", {}), 0, b"", request=request)
+            job = NewJob(job_id_of(queue, ulid), queue, route_of("", {}), 0, b"", request=request)
             known = await self._queues.lanes(queue).known.one(job)
             if known is None:
                 raise

@@ -8,8 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import NewType, TypeGuard, cast
+
+JobId = NewType("JobId", str)
+"""A well-formed job id. Whoever gets one from outside parses it at the door, and nobody again.
+
+It is the text, because that is what producers, workers and logs get: a class of its own, of text
+or of two parts, takes 0.2 to 0.3 microseconds to make, twice in the life of each job, where the
+text takes 0.05. The store works with the parts; `job_id[ULID]` costs less than a call.
+"""
+ULID = slice(-26, None)
+"""The part of a job id that the store knows the job by, within its queue."""
+QUEUE = slice(None, -27)
+"""The part of a job id that names the queue."""
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ULID_LENGTH = 26
@@ -33,17 +46,33 @@ def _is_queue(name: str) -> bool:
     return _QUEUE.fullmatch(name) is not None
 
 
+def job_id_of(queue: str, ulid: str) -> JobId:
+    """Return the id of a job."""
+    return f"{queue}-{ulid}"  # type: ignore[return-value]
+
+
+def job_ids_of(queue: str, ulids: Iterable[bytes]) -> list[JobId]:
+    """Return the ids of jobs of one queue, from their ULIDs as the store returns them."""
+    prefix = queue + "-"
+    return cast("list[JobId]", [prefix + ulid.decode() for ulid in ulids])
+
+
 def split_job_id(job_id: str) -> tuple[str, str] | None:
-    """Returns the queue and the ULID of a well-formed job id, None for anything else."""
-    ulid = job_id[-ULID_LENGTH:]
-    if _is_ulid(ulid) and job_id[-ULID_LENGTH - 1 : -ULID_LENGTH] == "-":
-        queue = job_id[: -ULID_LENGTH - 1]
+    """Return the queue and the ULID of a well-formed job id, None for anything else."""
+    ulid = job_id[ULID]
+    if _is_ulid(ulid) and job_id[-27:-26] == "-":
+        queue = job_id[QUEUE]
         if is_queue(queue):
             return queue, ulid
     return None
 
 
-def is_job_id_of(queue: str, job_id: str) -> bool:
+def split_ulids(joined: str) -> list[str]:
+    """Return the ULIDs of a text that holds them end to end."""
+    return [joined[at : at + ULID_LENGTH] for at in range(0, len(joined), ULID_LENGTH)]
+
+
+def is_job_id_of(queue: str, job_id: str) -> TypeGuard[JobId]:
     """True for a well-formed job id of a queue whose name is known to be well-formed."""
     at = len(queue)
     return (
@@ -54,7 +83,7 @@ def is_job_id_of(queue: str, job_id: str) -> bool:
 
 
 def _encode(value: int, pairs: int) -> str:
-    """Encodes the lowest 10 * `pairs` bits, two characters for ten bits."""
+    """Encode the lowest 10 * `pairs` bits, two characters for ten bits."""
     parts = []
     for shift in range((pairs - 1) * 10, -1, -10):
         parts.append(_PAIRS[(value >> shift) & 1023])
@@ -62,7 +91,7 @@ def _encode(value: int, pairs: int) -> str:
 
 
 def ulid_from(ms: int, entropy: bytes) -> str:
-    """Returns the ULID of a moment in Unix milliseconds and 10 bytes; the same for the same."""
+    """Return the ULID of a moment in Unix milliseconds and 10 bytes; the same for the same."""
     return _encode(ms, 5) + _encode(int.from_bytes(entropy, "big"), 8)
 
 
@@ -86,7 +115,7 @@ class UlidFactory:
         self._head = ""
 
     def __call__(self) -> str:
-        """Returns the next ULID."""
+        """Return the next ULID."""
         now = self._now_ms()
         if now > self._last_ms:
             self._begin(now)

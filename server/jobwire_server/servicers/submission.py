@@ -9,7 +9,7 @@ from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.new_jobs import NewJobs
 from jobwire_server.broker.submissions import Submission
 from jobwire_server.domain.decisions.routing import route_of
-from jobwire_server.domain.ids import is_job_id_of, is_queue, split_job_id
+from jobwire_server.domain.ids import JobId, is_job_id_of, is_queue, split_job_id
 from jobwire_server.domain.model import (
     NewJob,
     NotNow,
@@ -61,7 +61,8 @@ class JobChecks:
             request_id: Its id if it has none of its own, for example by its index in a batch.
         """
         spec = request.spec
-        queue, job_id = request.queue or DEFAULT_QUEUE, request.job_id
+        queue = request.queue or DEFAULT_QUEUE
+        job_id: JobId = request.job_id  # type: ignore[assignment]  # '' or checked below
         fields = spec.ListFields()
         # Nearly all jobs have an operation and a payload and nothing else. Whatever is unusual or
         # wrong about one is found and said on the long way.
@@ -92,7 +93,7 @@ class JobChecks:
         if priority > MAX_PRIORITY:
             checker.add("spec.priority", f"must be 0 to {MAX_PRIORITY}, not {priority}")
         queue = checker.queue("queue", request.queue)
-        job_id = request.job_id
+        job_id: JobId = request.job_id  # type: ignore[assignment]  # '' or checked here
         if job_id:
             parts = split_job_id(job_id)
             if is_queue(queue) and (parts is None or parts[0] != queue):

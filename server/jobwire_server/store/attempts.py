@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jobwire_server.domain.decisions.endings import Ending
 from jobwire_server.domain.errors import JobNotFound, JobwireError, LeaseLost, OutputFull, OutputGap
+from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import CancelNotice, Completed, Job, JobState, Renewal, Written
 from jobwire_server.domain.options import Limits
 from jobwire_server.store import codec, keys
@@ -99,7 +100,7 @@ class AttemptStore(QueueScripts):
         for end in ends:
             job, ending = end.job, end.ending
             args += (
-                job.job_id[-26:],
+                job.job_id[ULID],
                 job.worker_id,
                 job.fencing_token,
                 int(job.state),
@@ -114,7 +115,7 @@ class AttemptStore(QueueScripts):
         return [
             None
             if answer[0] == Code.STATE_CHANGED
-            else completed(queue, end.job.job_id[-26:], end.job.fencing_token, answer)
+            else completed(queue, end.job.job_id[ULID], end.job.fencing_token, answer)
             for end, answer in zip(ends, answers, strict=True)
         ]
 
@@ -135,13 +136,13 @@ def completed(
     code, *rest = answer
     if code == Code.DONE:
         return Completed(JobState(rest[0]), rest[1], repeated=len(rest) > 2)
-    job_id = f"{queue}-{ulid}"
+    job_id = job_id_of(queue, ulid)
     return LeaseLost(job_id, fencing_token) if code == Code.LEASE_LOST else JobNotFound(job_id)
 
 
 def renewal(queue: str, ulid: str, fencing_token: int, answer: list[int | bytes]) -> Renewal:
     """What a report is answered."""
-    job_id = f"{queue}-{ulid}"
+    job_id = job_id_of(queue, ulid)
     code = answer[0]
     if code in (Code.NOT_FOUND, Code.LEASE_LOST):
         return Renewal(lost=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import JobState
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
@@ -49,14 +50,14 @@ class BulkStore(QueueScripts):
         answers = await self._run("retry", queue, args)
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):
-            job_id = f"{queue}-{item.ulid}"
+            job_id = job_id_of(queue, item.ulid)
             if code == Code.NOT_FOUND:
                 results.append(JobNotFound(job_id))
             elif code == Code.WRONG_STATE:
                 results.append(not_redrivable(job_id, JobState(rest[0])))
             elif code == Code.KEY_TAKEN:
                 holder = JobState(rest[0]).name if rest[0] else "forgotten"
-                results.append(UniqueKeyTaken("", f"{queue}-{rest[1].decode()}", holder))
+                results.append(UniqueKeyTaken("", job_id_of(queue, rest[1].decode()), holder))
             else:
                 results.append(Redriven(JobState(rest[0]), code == Code.DONE))
         return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobwire_server.domain.errors import JobNotFound, JobwireError, WrongState
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import CancelNotice, JobState
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
@@ -37,7 +38,7 @@ class CancelStore(QueueScripts):
         answers = await self._run("cancel", queue, args)
         results: list[JobState | JobwireError] = []
         for (ulid, _), (code, *state) in zip(jobs, answers, strict=True):
-            job_id = f"{queue}-{ulid}"
+            job_id = job_id_of(queue, ulid)
             if code == Code.NOT_FOUND:
                 results.append(JobNotFound(job_id))
             elif code == Code.WRONG_STATE:
@@ -62,7 +63,7 @@ class CancelStore(QueueScripts):
         parts = iter(flat)
         return [
             CancelNotice(
-                f"{queue}-{ulid.decode()}",
+                job_id_of(queue, ulid.decode()),
                 int(token),
                 reason.decode(errors="replace"),
                 int(deadline),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobwire_server.domain.errors import JobNotFound, WrongState
+from jobwire_server.domain.ids import job_id_of, job_ids_of
 from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts, ScriptRunner
@@ -84,7 +85,7 @@ class ClaimStore(QueueScripts):
         if unheard and on_unheard is not None:
             for at in range(0, len(unheard), 3):
                 worker_id, ulid, token = unheard[at : at + 3]
-                job_id = f"{queue}-{ulid.decode()}"
+                job_id = job_id_of(queue, ulid.decode())
                 on_unheard(worker_id.decode(), [Assignment(job_id, int(token), 0, b"")])
         return [Claimed(assignments(queue, answer), bool(answer[0])) for answer in answers]
 
@@ -99,7 +100,7 @@ class ClaimStore(QueueScripts):
         """
         args: list[Argument] = [ulid, worker_id, lease_ms, route_id, priority]
         code, *rest = await self._run("claim_job", queue, args)
-        job_id = f"{queue}-{ulid}"
+        job_id = job_id_of(queue, ulid)
         if code == Code.DONE:
             return Assignment(job_id, *rest)
         if code == Code.NOT_FOUND:
@@ -115,14 +116,14 @@ class ClaimStore(QueueScripts):
         )
 
 
-def assignments(queue: str, answer: list[bytes | int]) -> list[Assignment]:
-    """What a claim brought, from the reply for one request."""
-    prefix = queue + "-"
-    jobs = iter(answer)
-    next(jobs)
+def assignments(queue: str, answer: list[Any]) -> list[Assignment]:
+    """Return what a claim brought, from the reply for one request."""
+    ids = job_ids_of(queue, answer[1::4])
     return [
-        Assignment(prefix + ulid.decode(), int(token), int(attempt), record)  # type: ignore[union-attr, arg-type]
+        Assignment(job_id, int(token), int(attempt), record)
         if type(attempt) is bytes
-        else Assignment(prefix + ulid.decode(), int(token), int(attempt[0]), record, attempt[1])  # type: ignore[union-attr, arg-type, index]
-        for ulid, token, attempt, record in zip(jobs, jobs, jobs, jobs, strict=True)
+        else Assignment(job_id, int(token), int(attempt[0]), record, attempt[1])
+        for job_id, token, attempt, record in zip(
+            ids, answer[2::4], answer[3::4], answer[4::4], strict=True
+        )
     ]

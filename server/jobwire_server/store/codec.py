@@ -19,6 +19,7 @@ from base64 import b64decode, b64encode
 from dataclasses import asdict
 from typing import Any
 
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import (
     BEGINNING,
     NO_SETTINGS,
@@ -198,7 +199,7 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         )
     policy = fields.get(b"o")
     return Job(
-        job_id=f"{queue}-{ulid}",
+        job_id=job_id_of(queue, ulid),
         queue=queue,
         record=record,
         state=state,

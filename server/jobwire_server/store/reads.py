@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobwire_server.domain.decisions.routing import parse_descriptor
 from jobwire_server.domain.errors import CursorCompacted
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import split_ulids
 from jobwire_server.domain.model import Job, JobState, Route, Written
 from jobwire_server.store import codec, keys
 from jobwire_server.store.codes import Code
@@ -97,12 +97,7 @@ class ReadStore(QueueScripts):
             )
         if code == Code.NO_LOG:
             return None
-        ulids = [
-            entry[at : at + ULID_LENGTH].decode()
-            for entry in entries
-            for at in range(0, len(entry), ULID_LENGTH)
-        ]
-        return LogPage(last.decode(), ulids)
+        return LogPage(last.decode(), split_ulids(b"".join(entries).decode()))
 
     async def list_ids(
         self, queue: str, state: JobState, most: int, token: PageToken

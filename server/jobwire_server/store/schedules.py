@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jobwire_server.domain.decisions.routing import parse_descriptor
 from jobwire_server.domain.decisions.schedules import MissedRuns, Overlap, Plan, Step
 from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import (
     Accepted,
     JobState,
@@ -271,7 +272,7 @@ class ScheduleStore(QueueScripts):
         if code == Code.SCHEDULE_CHANGED:
             return None
         job = NewJob(
-            f"{queue}-{ulid}",
+            job_id_of(queue, ulid),
             queue,
             parse_descriptor(template.descriptor),
             template.priority,

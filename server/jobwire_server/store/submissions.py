@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from jobwire_server.domain.errors import AlreadyExists, JobwireError, QueueFull, UniqueKeyTaken
+from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import Accepted, JobState, NewJob, RequestId, UniqueScope
 from jobwire_server.store import codec
 from jobwire_server.store.codes import Code
@@ -52,10 +53,10 @@ class SubmissionStore(QueueScripts):
             args += described
         for job in jobs:
             if job[5:] == _PLAIN:
-                args += (job.job_id[-26:], job.route.id, job.priority, "", "", job.record)
+                args += (job.job_id[ULID], job.route.id, job.priority, "", "", job.record)
                 continue
             args += (
-                job.job_id[-26:],
+                job.job_id[ULID],
                 job.route.id,
                 job.priority,
                 encode_start(job),
@@ -79,7 +80,7 @@ class SubmissionStore(QueueScripts):
         """
         args: list[Argument] = []
         for job in jobs:
-            args += (job.job_id[-26:], encode_extra(job))
+            args += (job.job_id[ULID], encode_extra(job))
         answers = await self._run("known", queue, args)
         return [
             not_written(job, answer, NO_LIMITS) if answer else None
@@ -104,7 +105,7 @@ def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Acce
     if code == Code.TOO_MANY_BYTES:
         return queue_full(job.queue, "max_live_bytes", "bytes of live jobs", limits[1], rest[0])
     state = JobState(rest[0]) if rest[0] else None
-    job_id = f"{job.queue}-{rest[1].decode()}"
+    job_id = job_id_of(job.queue, rest[1].decode())
     if code == Code.KEY_TAKEN:
         return UniqueKeyTaken(
             job.unique.key if job.unique else "", job_id, state.name if state else "forgotten"

@@ -20,6 +20,7 @@ import structlog
 
 from jobwire_server.domain.background import heard
 from jobwire_server.domain.errors import JobwireError, ServerDraining, StoreUnavailable, Superseded
+from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model import (
     Assignment,
     Completed,
@@ -370,7 +371,9 @@ class Roster:
         if isinstance(error, Superseded):
             # What was claimed before the newer stream attached was settled there; of what was
             # claimed since then, acknowledged or not, nobody else knows.
-            held = [Assignment(job_id, token, 0, b"") for job_id, token in session.held.items()]
+            held = [
+                Assignment(JobId(job_id), token, 0, b"") for job_id, token in session.held.items()
+            ]
             self._give_back(worker_id, held, int(error.metadata["since_ms"]))
         else:
             self._give_back(worker_id, unsent)

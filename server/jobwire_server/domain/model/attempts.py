@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model.output import Written
 from jobwire_server.domain.model.states import JobState, Outcome
 
@@ -40,7 +41,7 @@ DEADLINE_MISSED = Failure("DEADLINE_EXCEEDED", "the job was not finished at its 
 class Assignment(NamedTuple):
     """A job handed to a worker, with its lease."""
 
-    job_id: str
+    job_id: JobId
     fencing_token: int
     attempt: int
     record: bytes
@@ -54,7 +55,7 @@ class Assignment(NamedTuple):
 
 
 class LeaseRef(NamedTuple):
-    """Names a lease."""
+    """Names a lease, in the words of whoever speaks of it."""
 
     job_id: str
     fencing_token: int
@@ -93,7 +94,7 @@ class Reported(NamedTuple):
 class CancelNotice:
     """Tells a worker to stop a job."""
 
-    job_id: str
+    job_id: JobId
     fencing_token: int
     reason: str
     deadline_ms: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model.attempts import DEADLINE_MISSED, Attempt, Failure, RetryPolicy
 from jobwire_server.domain.model.output import BEGINNING, OutputPlace
 from jobwire_server.domain.model.states import JobState
@@ -26,7 +27,7 @@ class Redrive:
 class Job:
     """A job as it stood when the store was read."""
 
-    job_id: str
+    job_id: JobId
     queue: str
     record: bytes
     state: JobState

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from jobwire_server.domain.errors import InvalidRequest
+from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model.attempts import RetryPolicy
 from jobwire_server.domain.model.states import JobState
 from jobwire_server.domain.model.workers import WorkerSpec
@@ -73,7 +74,8 @@ class NewJob(NamedTuple):
     A tuple rather than a dataclass: one is made for every job submitted.
     """
 
-    job_id: str
+    job_id: JobId
+    """'' in a draft whose producer leaves it to the broker."""
     queue: str
     route: Route
     """What it waits on for a worker."""
@@ -116,7 +118,7 @@ class NotNow(NamedTuple):
 class Accepted(NamedTuple):
     """The answer to a submission."""
 
-    job_id: str
+    job_id: JobId
     state: JobState | None
     """None: the job that the request id stands for is forgotten."""
     existing_record: bytes | None = None
