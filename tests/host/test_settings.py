@@ -94,7 +94,7 @@ def test_a_file_is_named_by_flag_or_environment(
         ({"listen": "50051"}, "'50051' is not HOST:PORT"),
         ({"listen": "h:70000"}, "'h:70000' is not HOST:PORT"),
         ({"durability": "never"}, "'everysec' or 'always'"),
-        ({"worker_timeout": "2s"}, "2s is shorter than two heartbeat_interval of 1500ms"),
+        ({"worker_timeout": "2s"}, "2s is shorter than two heartbeat_interval of 1400ms"),
         ({"heartbeat_interval": "8s"}, "worker_timeout, from default: 7s is shorter than"),
         ({"retry_initial_backoff": "1h"}, "1h is longer than retry_max_backoff of 10m"),
         ({"max_payload": "16MiB"}, "16MiB does not fit into a max_message of 16MiB"),

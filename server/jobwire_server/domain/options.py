@@ -52,7 +52,7 @@ class BrokerOptions:
 
     lease_ms: int = 30_000
     """The lease of a worker that asks for none of its own. 1 s to 1 h."""
-    heartbeat_interval_ms: int = 1_500
+    heartbeat_interval_ms: int = 1_400
     """How often a server says something on each worker's stream. 100 ms to 5 min.
 
     A worker that hears nothing for two of them leaves, and needs the time to attach elsewhere
@@ -62,7 +62,7 @@ class BrokerOptions:
     """A worker silent for so long is lost. At least two heartbeat intervals."""
     claim_timeout_ms: int = 5_000
     """How long an assignment on a stream may wait for its acknowledgement. 100 ms to 10 min."""
-    reconnect_window_ms: int = 4_500
+    reconnect_window_ms: int = 4_200
     """How long a worker whose stream broke may take to attach again. 0 to 10 min."""
     max_stream_age_ms: int = 1_800_000
     """After about this long a stream is drained, so that load spreads over servers. At least 1 s.
