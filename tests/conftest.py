@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import warnings
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,13 @@ from tests.support import leftovers
 from tests.support.stores import Engine, StoreProcess, server_binary
 
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+_PROCESS_ROOMS = {"benchmarks", "cli", "e2e", "faults", "host", "packaging", "soak"}
+_PROCESS_FIXTURES = {"broker_address", "own_store"}
+_STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+"""Audit events."""
+_may_start = True
+"""The test that runs may start processes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +38,53 @@ def pytest_configure(config: pytest.Config) -> None:
     # Short, for the paths of sockets; gone with the run, whatever tests leave in it.
     tempfile.tempdir = tempfile.mkdtemp(prefix="jwt-", dir="/tmp")
     atexit.register(_remove, tempfile.tempdir, os.getpid())
+    sys.addaudithook(_watch_starts)
+
+
+@pytest.hookimpl(tryfirst=True)  # before some are left out by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes, where that is to be seen without running it."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        fixtures: set[str] = {*getattr(item, "fixturenames", ())}
+        if room in _PROCESS_ROOMS or not _PROCESS_FIXTURES.isdisjoint(fixtures):
+            item.add_marker(pytest.mark.processes)
+
+
+def _watch_starts(event: str, arguments: tuple[object, ...]) -> None:
+    if event in _STARTS and not _may_start:
+        raise AssertionError(f"a test that starts processes is marked `processes`: {event}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold to the mark: `make check` leaves out what has it."""
+    global _may_start
+    _may_start = item.get_closest_marker("processes") is not None
+    try:
+        return (yield)
+    finally:
+        _may_start = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Charge no later test with what a failed one leaves open: its traceback holds that."""
+    failed = item.session.testsfailed
+    result = yield
+    if item.session.testsfailed > failed:
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    return result
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from looking at thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _remove(folder: str, owner: int) -> None:

@@ -1,6 +1,8 @@
 """Run the tests: most of them side by side, then those marked `alone` one by one.
 
-Usage: run_tests.py PROCESSES [ARGUMENTS OF PYTEST ...]
+Usage: run_tests.py [--quick] PROCESSES [ARGUMENTS OF PYTEST ...]
+
+With --quick it leaves out what starts processes, and what is marked `alone`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ NONE_COLLECTED = 5
 
 def main() -> int:
     """Return 0 if tests ran and all passed."""
-    processes, *arguments = sys.argv[1:]
+    quick = sys.argv[1:2] == ["--quick"]
+    processes, *arguments = sys.argv[2 if quick else 1 :]
+    side_by_side = [f"--numprocesses={processes}", "--dist=worksteal"]
+    parts = (
+        [["-m", "not alone and not processes", *side_by_side]]
+        if quick
+        else [["-m", "not alone", *side_by_side], ["-m", "alone"]]
+    )
     codes = [
         subprocess.run(
             [sys.executable, "-m", "pytest", *part, *arguments], env=_environment(), check=False
         ).returncode
-        for part in (
-            ["-m", "not alone", f"--numprocesses={processes}", "--dist=worksteal"],
-            ["-m", "alone"],
-        )
+        for part in parts
     ]
     if set(codes) == {NONE_COLLECTED}:
         return NONE_COLLECTED

@@ -480,7 +480,7 @@ def test_any_run_of_two_servers_agrees_with_the_model(valkey: StoreProcess) -> N
     Machine.store = valkey
     test_case = Machine.TestCase
     test_case.settings = settings(
-        max_examples=60,
+        max_examples=40,
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -13,14 +13,14 @@ from tests.cli.support import jobwire, read_until, running
 from tests.support.stores import free_port
 
 QUEUE = "jobwire-bench-test"
-SMALL = ("bench", "--name", "test", "--jobs", "300", "--payload", "64")
+SMALL = ("bench", "--name", "test", "--jobs", "60", "--payload", "64")
 
 
 def test_bench_says_how_fast_jobs_are_taken_and_done(target: str) -> None:
     done = jobwire(*SMALL, "--json", target=target)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["jobs"], result["payload_bytes"], result["batch"]) == (300, 64, 100)
+    assert (result["jobs"], result["payload_bytes"], result["batch"]) == (60, 64, 100)
     assert result["submitted_per_s"] >= result["done_per_s"] > 0
     for kind in ("start_latency", "done_latency", "idle_start_latency", "idle_done_latency"):
         latency = result[kind]
@@ -31,7 +31,7 @@ def test_bench_says_how_fast_jobs_are_taken_and_done(target: str) -> None:
 def test_bench_prints_a_table_and_takes_single_calls(target: str) -> None:
     done = jobwire(*SMALL, "--batch", "1", "--in-flight", "20", target=target)
     assert done.returncode == 0, done.stderr
-    assert "300 jobs of 64 bytes, 1 a call, 20 calls at once" in done.stdout
+    assert "60 jobs of 64 bytes, 1 a call, 20 calls at once" in done.stdout
     for words in ("submitted  ", "done       ", "LATENCY", "to done, one by one"):
         assert words in done.stdout
 

@@ -15,6 +15,8 @@ from jobwire import AsyncClient, AttemptOutcome, Context, JobState, Worker
 from tests.support.streams import QUICK, stream_server
 from tests.support.workers import WorkerProcess
 
+pytestmark = pytest.mark.processes
+
 worker = Worker(concurrency=4)
 
 

@@ -215,6 +215,7 @@ async def test_a_saving_in_single_calls_that_is_refused_is_told(broker: Broker) 
         assert (await completion(broker, job)).success.result.json == '"told"'
 
 
+@pytest.mark.processes
 async def test_a_handler_in_a_process_saves_and_is_told_of_refusals(peer: Peer) -> None:
     peer.receipts = False
     worker = Worker(peer.target, concurrency=2, shutdown_grace_s=10, prefetch=0)

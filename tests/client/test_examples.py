@@ -16,6 +16,8 @@ from jobwire import Client, JobState
 from tests.support.stores import wait_until
 from tests.support.terminals import Terminal
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, str(ROOT / "examples" / "files" / "demo.py")]
 

@@ -20,6 +20,8 @@ from tests.support.streams import stream_server
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerProcess
 
+pytestmark = pytest.mark.processes
+
 worker = Worker(concurrency=4)
 
 

@@ -77,6 +77,7 @@ async def test_a_handler_is_stopped_without_a_word_of_the_server(
     assert f"in {function.__name__}\n" in failure.stack
 
 
+@pytest.mark.processes
 async def test_a_handler_in_a_process_is_stopped_too(peer: Peer) -> None:
     worker = Worker(peer.target, shutdown_grace_s=10, prefetch=0)
     worker.operation("wait", run="process")(handlers.wait_for_the_end)

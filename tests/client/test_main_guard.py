@@ -14,6 +14,8 @@ from tests.client.broker import Broker
 from tests.client.support import completion
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 GUARD = 'if __name__ == "__main__":'
 HEAD = """
 import asyncio, os, sys, time

@@ -198,6 +198,7 @@ def test_addresses_of_one_family_are_one_target(names: Asked) -> None:
     assert route.target == "ipv4:127.0.0.1:1,127.0.0.2:1,127.0.0.9:3"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("target", "code", "said"),
     [

@@ -34,6 +34,8 @@ from tests.client import handlers
 from tests.client.support import worker_at
 from tests.support.stores import free_port
 
+pytestmark = pytest.mark.processes
+
 Transport = Literal["stream", "unary"]
 
 

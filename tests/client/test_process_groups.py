@@ -19,6 +19,8 @@ from tests.client.support import cancel, completion, process_worker, result, sta
 from tests.support.processes import lives
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 
 async def gone(pids: Sequence[int]) -> None:
     """Waits until no process of these runs."""

@@ -24,6 +24,8 @@ from tests.client.support import cancel, completion, failure, process_worker, re
 from tests.support.processes import lives
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 
 async def test_a_process_that_ends_under_its_handler_fails_the_job_in_words(
     broker: Broker,

@@ -356,6 +356,7 @@ async def test_a_schedule_is_changed_stopped_triggered_and_removed(client: Async
         await client.get_schedule("nightly")
 
 
+@pytest.mark.processes
 async def test_what_a_killed_worker_saved_the_next_one_gets(
     address: str, client: AsyncClient
 ) -> None:

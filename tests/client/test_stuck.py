@@ -15,6 +15,8 @@ from tests.cli.support import jobwire
 from tests.support.streams import stream_server
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 ONCE = RetryPolicy(max_attempts=1)
 
 
@@ -100,7 +102,7 @@ async def test_hung_handlers_give_their_slots_to_others_within_a_bound(
         for _ in range(2):
             await client.submit("hang", execution_timeout=0.2, retry=ONCE)
         await eventually(lambda: "STUCK 2/2" in caplog.text, "no more are let go")
-        assert worker.stats.running == 0
+        await eventually(lambda: worker.stats.running == 0, "the server has ended their jobs")
         gate.set()
         await eventually(
             lambda: caplog.text.count("the abandoned handler") == 2, "they end after all"

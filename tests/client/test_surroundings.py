@@ -23,6 +23,8 @@ from jobwire import AsyncClient, Client, ClientClosed
 from tests.client.broker import Broker
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 PREAMBLE = """
 import asyncio, os, sys, threading, time
 target = sys.argv[1]

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jobwire import AsyncClient, Context, JobState, Worker
 
 from tests.client.support import worker_at
 from tests.client.test_output import Server, server
+
+pytestmark = pytest.mark.processes
 
 __all__ = ["server"]
 TOKENS = Path(__file__).resolve().parents[2] / "examples" / "tokens"

@@ -21,6 +21,8 @@ from tests.client.support import completion, started
 from tests.support.processes import lives
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = f"""
 import sys

@@ -17,6 +17,8 @@ from jobwire import Client, Context, JobFilter, Retry, RetryPolicy, Worker
 
 from tests.client.peer import Peer, peer, streaming
 
+pytestmark = pytest.mark.processes
+
 __all__ = ["peer"]
 
 SCRIPT = """

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 SCRIPT = """
 import asyncio, gc, sys, threading
 from jobwire import AsyncClient, NewJob, Worker

@@ -6,12 +6,16 @@ import json
 import os
 import signal
 
+import pytest
+
 from jobwire import to_payload
 
 from tests.client import handlers
 from tests.client.broker import Broker
 from tests.client.support import cancel, completion, process_worker
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.processes
 
 HANDLERS = (handlers.double, handlers.refuse, handlers.wait_for_the_signal, handlers.die)
 

@@ -103,6 +103,7 @@ def test_the_states_page_has_a_section_for_each_state(descriptors: FileDescripto
     assert set(re.findall(r"^### ([A-Z]+)$", page, flags=re.MULTILINE)) == states
 
 
+@pytest.mark.processes
 def test_the_stubs_are_those_of_the_contract() -> None:
     done = subprocess.run(
         [sys.executable, "tools/generate_protos.py", "--check"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import islice, pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -195,11 +197,28 @@ def test_moments_grow_strictly(zone: str, fields: tuple[str, ...]) -> None:
     assert all(earlier < later for earlier, later in pairwise(found))
 
 
-def _minutes_of(zone: str, begin: datetime, days: int) -> list[tuple[datetime, bool]]:
-    """Every minute of some days on the wall's clock, True where it shows what it showed before."""
+class Wall(NamedTuple):
+    """A minute on a clock on the wall."""
+
+    at: datetime
+    again: bool
+    """It shows what it showed before."""
+    gone: tuple[tuple[int, int], ...]
+    """Hours and minutes that it left out just before."""
+
+
+@cache
+def _walls(zone: str, begin: datetime, days: int) -> list[Wall]:
+    """Every minute of some days."""
     steps = (begin + timedelta(minutes=at) for at in range(days * 1440))
-    local = (moment.astimezone(zone_of(zone)) for moment in steps)
-    return [(moment, moment.fold == 1) for moment in local]
+    local = [moment.astimezone(zone_of(zone)) for moment in steps]
+    found = []
+    for before, at in pairwise([local[0], *local]):
+        skipped = at.replace(tzinfo=None) - before.replace(tzinfo=None) - timedelta(minutes=1)
+        gone = [at - timedelta(minutes=back) for back in range(1, 1 + skipped.seconds // 60)]
+        left_out = tuple((wall.hour, wall.minute) for wall in gone) if skipped.days >= 0 else ()
+        found.append(Wall(at, at.fold == 1, left_out))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -212,18 +231,12 @@ def test_no_moment_of_a_month_is_lost_or_added(zone: str, month: int, expression
     minutes = {"*/15": range(0, 60, 15), "*/7": range(0, 60, 7), "20,40": (20, 40)}[minute]
     hours = {"*": range(24), "1-3": (1, 2, 3), "0-23": range(24)}[hour]
     fixed = "*" not in minute + hour
-    expected = set()
-    walls = _minutes_of(zone, begin, days)
-    for (before, _), (moment, again) in zip([walls[0], *walls], walls, strict=False):
-        if moment.hour in hours and moment.minute in minutes and not (fixed and again):
-            expected.add(moment.timestamp())
-        skipped = moment.replace(tzinfo=None) - before.replace(tzinfo=None) - timedelta(minutes=1)
-        if hour != "*" and skipped > timedelta(0):
-            gone = [
-                moment - timedelta(minutes=back) for back in range(1, 1 + skipped.seconds // 60)
-            ]
-            if any(wall.hour in hours and wall.minute in minutes for wall in gone):
-                expected.add(moment.timestamp())
+    expected = {
+        wall.at.timestamp()
+        for wall in _walls(zone, begin, days)
+        if (wall.at.hour in hours and wall.at.minute in minutes and not (fixed and wall.again))
+        or (hour != "*" and any(h in hours and m in minutes for h, m in wall.gone))
+    }
     cron, at, found = cron_of(expression, zone), int(begin.timestamp() * 1000) - 1, set()
     while True:
         at = cron.after(at) or 0

@@ -131,7 +131,7 @@ def test_a_schedule_that_is_over_has_no_next_moment() -> None:
     assert step == Step(NOON, 0, 1, NOON + MINUTE, Overlap.SKIP)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(MissedRuns),
     st.sampled_from(["* * * * *", "*/5 * * * *", ""]),

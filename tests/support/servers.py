@@ -45,7 +45,7 @@ class ServerProcess:
         self.env = env or {}
         self.module = module
         self.wrapper = wrapper
-        self._cold = cold or bool(wrapper) or module != ("jobwire_server",)
+        self._cold = cold or bool(wrapper)
         self.address = ""
         """HOST:PORT of gRPC; the same again after a restart."""
         self.http = ""
@@ -80,9 +80,9 @@ class ServerProcess:
                     env=env,
                 )
             else:
-                output = log.fileno()
+                module, *arguments = self.module
                 self.process = start(
-                    "jobwire_server", flags, output=output, cwd=self._directory, env=env
+                    module, [*arguments, *flags], output=log.fileno(), cwd=self._directory, env=env
                 )
 
     def start(self) -> None:

@@ -37,7 +37,7 @@ class WarmProcess:
     """Runs `python -m MODULE ARGUMENTS`; to be used as a `subprocess.Popen`.
 
     Args:
-        module: `jobwire.cli` or `jobwire_server`.
+        module: Of the product, or of the tests.
         arguments: Of the command line.
         stdin: A descriptor. None: /dev/null.
         stdout: A descriptor.
@@ -126,9 +126,14 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `python -m MODULE ARGUMENTS` with no input and its output to a descriptor."""
+    """Start `python -m MODULE ARGUMENTS` with no input and its output to a descriptor.
+
+    Modules of the tests are found as well.
+    """
     if is_fit(env):
         return WarmProcess(module, arguments, stdout=output, stderr=output, cwd=cwd, env=env)
+    env = dict(os.environ if env is None else env)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,

@@ -24,6 +24,7 @@ LENGTH_BYTES = 4
 def main() -> None:
     """Fork off what is asked for, until nobody asks any more."""
     asked = socket.socket(fileno=int(sys.argv[1]))
+    sys.path.append(os.getcwd())
     gc.freeze()
     while True:
         length, streams, _, _ = socket.recv_fds(asked, LENGTH_BYTES, 3)

@@ -12,7 +12,7 @@ from jobwire_server.store.runner import Argument, QueueScripts
 
 
 class CancelStore(QueueScripts):
-    """Cancels jobs, and tells workers which of theirs to stop."""
+    """How jobs are cancelled, and what workers are to be told of it."""
 
     async def cancel(
         self,
@@ -22,14 +22,14 @@ class CancelStore(QueueScripts):
         retention_ms: int,
         only: Sequence[JobState] = (),
     ) -> list[JobState | JobwireError]:
-        """Cancel jobs given as (ULID, reason).
+        """Cancels jobs given as (ULID, reason).
 
         Args:
-            queue: The queue of all of them.
+            queue: Of all of them.
             jobs: Which, and why.
-            grace_ms: How long running ones may take to stop.
-            retention_ms: How long the others are kept.
-            only: Skip jobs that are in none of these states; empty: any state will do.
+            grace_ms: Of those that run.
+            retention_ms: Of those that do not.
+            only: Leaves jobs alone that are in none of these states; empty: any will do.
         """
         states = "".join(str(int(state)) for state in only)
         args: list[Argument] = [grace_ms, retention_ms]
@@ -56,7 +56,9 @@ class CancelStore(QueueScripts):
         return results
 
     async def take(self, queue: str, worker_id: str) -> list[CancelNotice]:
-        """Return the jobs of a queue that the worker must stop, each once."""
+        """Returns the jobs of a queue that the worker is to stop and was not told of; from now on
+        it was.
+        """
         (flat,) = await self._run("cancels", queue, [worker_id])
         parts = iter(flat)
         return [

@@ -1,4 +1,4 @@
-"""The store's methods about jobs, in one class."""
+"""The store's methods about jobs, together."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ from jobwire_server.store.connection.engine import EmbeddedValkey
 
 from tests.support.users import UNKNOWN_USER, as_unknown_user, needs_root
 
+pytestmark = pytest.mark.processes
+
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)

@@ -21,6 +21,8 @@ from jobwire_server.store.connection.engine import EmbeddedValkey
 from tests.support.stores import wait_until
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:

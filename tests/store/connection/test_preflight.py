@@ -12,12 +12,14 @@ from jobwire_server.store.connection.preflight import check_store
 
 from tests.support.stores import Engine, StoreProcess, free_port, server_binary
 
+pytestmark = pytest.mark.processes
+
 Starter = Callable[..., StoreProcess]
 
 
 @pytest.fixture
 def start(store_engine: Engine) -> Iterator[Starter]:
-    """Start stores with the directives given."""
+    """Starts stores with the directives given."""
     if server_binary(store_engine) is None:
         pytest.skip(f"no {store_engine}-server on PATH")
     processes: list[StoreProcess] = []

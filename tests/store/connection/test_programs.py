@@ -12,6 +12,8 @@ import pytest
 
 from jobwire_server.store.connection.programs import Program
 
+pytestmark = pytest.mark.processes
+
 COUNTING = """
 import asyncio, ctypes, os, pathlib, signal, sys
 import uvloop

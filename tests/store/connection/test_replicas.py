@@ -19,6 +19,8 @@ from tests.support.scripts import Scripts
 from tests.support.stores import Engine, server_binary
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 SHORT: Any = {"wait_replicas": 1, "wait_timeout_ms": 100}
 PATIENT: Any = {"wait_replicas": 1, "wait_timeout_ms": 4_000}
 

@@ -17,6 +17,8 @@ from tests.support.sentinels import SentinelStore, role
 from tests.support.stores import Engine, StoreProcess
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 
 def _says(port: int, epoch: int, *, down: bool = False) -> dict[str, Any]:
     where = {"ip": "h", "port": port, "config-epoch": epoch}

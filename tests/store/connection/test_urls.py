@@ -83,6 +83,7 @@ def test_an_at_that_ends_no_password_stays_what_it_is(url: str) -> None:
     connect(url)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("url", ["redis://:Zq7x/Zq7x@127.0.0.1:1", "redsi://u:Zq7x@h", ":Zq7x@h"])
 def test_no_refusal_of_the_command_shows_the_password(url: str) -> None:
     # Not in this process: a server that ends leaves its signals ignored, also for what starts next.

@@ -25,16 +25,16 @@ class StoreCondition:
         self._answered_at = monotonic()
 
     def answered(self) -> None:
-        """Note that the store has just answered."""
+        """Notes that the store has just answered."""
         self._answered_at = monotonic()
         self.away = ""
 
     def missed(self, cause: str) -> None:
-        """Note that the store did not answer."""
+        """Notes that the store did not answer."""
         self.away = cause
 
     def check_fit(self) -> None:
-        """Look whether new jobs may be accepted.
+        """Looks whether new jobs may be accepted.
 
         Raises:
             StoreUnfit: Not now.
