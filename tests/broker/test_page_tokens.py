@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.decisions.paging import encode_token
 from jobwire_server.domain.errors import BadPageToken
 from jobwire_server.domain.model import JobState
@@ -30,4 +31,4 @@ async def test_a_token_that_was_made_up_is_refused_as_one(
     scope = f"jobs:default:{[int(state) for state in JobState]}:False:"
     made_up = encode_token(scope, *place)
     with pytest.raises(BadPageToken):
-        await valkey_broker.router.listing.page("default", (), 10, made_up, full=False)
+        await valkey_broker.router.listing.page(JobFilter("default"), 10, made_up, full=False)

@@ -154,8 +154,8 @@ def test_a_schedule_may_be_due_at_fixed_distances() -> None:
         ({"cron": "@daily", "every": 5}, "cron or every, not both"),
         ({"every": 5, "time_zone": "Europe/Berlin"}, "time_zone goes with cron"),
         ({"cron": "@daily", "anchor": NOON}, "anchor goes with every"),
-        ({"cron": "@daily", "overlap": "queue"}, "no value of overlap"),
-        ({"cron": "@daily", "missed": "all"}, "no value of missed"),
+        ({"cron": "@daily", "overlap": "queue"}, "is not a value of overlap"),
+        ({"cron": "@daily", "missed": "all"}, "is not a value of missed"),
         ({"cron": "@daily", "start_at": datetime(2030, 1, 1)}, "no time zone"),
     ],
 )
