@@ -16,7 +16,7 @@ from jobwire.errors import CallError, ClientClosed, DeadlineExceeded
 
 
 class Deadline:
-    """A moment after which an operation is given up.
+    """A moment after which to give up.
 
     Args:
         timeout_s: Seconds from now; None means never.
@@ -27,16 +27,16 @@ class Deadline:
         self._end = math.inf if timeout_s is None else now() + timeout_s
 
     def remaining_s(self) -> float:
-        """Seconds left; infinite if there is no limit, never below 0."""
+        """Return the seconds left; infinite if there is no limit, never below 0."""
         return max(0.0, self._end - self._now())
 
     def for_call_s(self, at_most_s: float = math.inf) -> float | None:
-        """Seconds left, and at most so many, as gRPC takes them; None: no limit."""
+        """Return the seconds left, at most `at_most_s`, as gRPC takes them; None: no limit."""
         left = min(self.remaining_s(), at_most_s)
         return None if math.isinf(left) else left
 
     def expired(self) -> bool:
-        """True once the time is over."""
+        """Return True once the time is over."""
         return self.remaining_s() <= 0
 
 
@@ -70,7 +70,7 @@ class Backoff:
         wait = grown * (0.5 + 0.5 * self._draw())
         if retry_after_s is None:
             return wait
-        # Spread what was told to everyone alike, so that not all of them come at once.
+        # Everyone was told the same, so spread it, or all come at once.
         return max(wait, retry_after_s * (1 + 0.2 * self._draw()))
 
     def reset(self) -> None:
@@ -87,9 +87,9 @@ class Repeat(Enum):
 
 
 class Doubt(Enum):
-    """Why a worker, which lives on, does not take a refusal for the last word."""
+    """Why a worker keeps trying although it was refused."""
 
-    NONE = "it is the last word"
+    NONE = "it is final"
     DEFECT = "a defect of one server, or a proxy's way to break a connection off"
     PROXY = "a proxy says it too while it is being switched over"
 
@@ -106,18 +106,18 @@ class _Meaning:
 # A Jobwire server says its reason (ErrorInfo). An answer without one comes from a proxy or from
 # gRPC itself, where "forbidden" or "not found" is how a proxy looks while it is being switched
 # over. Repeating is safe in either case: ids are made before the call, and writes are idempotent.
-# A status that is not here is the last word.
+# Other statuses are final.
 _MEANINGS = {
     # The broker: its store is away, or it drains. Others: no connection, one that broke, HTTP 429,
     # 502, 503, 504.
     grpc.StatusCode.UNAVAILABLE: _Meaning(Repeat.YES, Repeat.YES),
-    # A server or proxy that was stopped in the middle, or has more calls at its door than it can
-    # look at. A caller who cancels gets no CallError.
+    # A server or proxy that was stopped in the middle, or has more calls than it can look at. A
+    # caller who cancels gets no CallError.
     grpc.StatusCode.CANCELLED: _Meaning(Repeat.YES, Repeat.YES),
-    # The broker: a limit that may have room again, if it thinks so. Others: gRPC's memory quota, a
-    # proxy's limit.
+    # The broker: a limit, which says when to try again if that may help. Others: gRPC's memory
+    # quota, a proxy's limit.
     grpc.StatusCode.RESOURCE_EXHAUSTED: _Meaning(Repeat.IF_TOLD_WHEN, Repeat.YES),
-    # Others: RST_STREAM of a proxy that takes a quiet stream for a dead one; HTTP 400.
+    # Others: RST_STREAM of a proxy that thinks a quiet stream is dead; HTTP 400.
     grpc.StatusCode.INTERNAL: _Meaning(Repeat.NO, Repeat.YES, Doubt.DEFECT),
     # Others: HTTP statuses without a gRPC status of their own, such as 500.
     grpc.StatusCode.UNKNOWN: _Meaning(Repeat.NO, Repeat.YES, Doubt.DEFECT),
@@ -126,9 +126,9 @@ _MEANINGS = {
     grpc.StatusCode.PERMISSION_DENIED: _Meaning(Repeat.NO, Repeat.YES, Doubt.PROXY),
     grpc.StatusCode.UNAUTHENTICATED: _Meaning(Repeat.NO, Repeat.YES, Doubt.PROXY),
 }
-_LAST_WORD = _Meaning(Repeat.NO, Repeat.NO)
+_FINAL = _Meaning(Repeat.NO, Repeat.NO)
 _TOO_LARGE = "larger than max"
-# What gRPC says of itself, in which a repetition changes nothing.
+# Messages of gRPC itself after which a repeat would not help.
 _FOR_GOOD_WORDS = (
     "Method not found",  # the server is a gRPC server and lacks the method
     "Method not implemented",
@@ -146,7 +146,7 @@ def worth_repeating(error: CallError) -> bool:
     """Tell whether the same call may succeed soon."""
     if isinstance(error, ClientClosed):
         return False
-    meaning = _MEANINGS.get(error.code, _LAST_WORD)
+    meaning = _MEANINGS.get(error.code, _FINAL)
     if is_from_broker(error):
         repeat = meaning.from_broker
     else:
@@ -165,7 +165,7 @@ def is_passing(error: CallError) -> bool:
 
 def doubt_of(error: CallError) -> Doubt:
     """Return why a worker keeps trying although it was refused."""
-    return _MEANINGS.get(error.code, _LAST_WORD).doubt
+    return _MEANINGS.get(error.code, _FINAL).doubt
 
 
 def is_too_large(error: CallError) -> bool:

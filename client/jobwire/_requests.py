@@ -1,7 +1,7 @@
-"""New jobs and filters to requests.
+"""Turns new jobs and filters into requests.
 
-A job's id is made here, so that a repeated call is the same call; with a request id of the
-caller's the server makes it, since the same request may come from another process.
+A job's id is made here, so that a repeated call is the same call. If the caller gives a request id,
+the server makes the job's id, since the same request may come from another process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobwire.v1.job_service_pb2 import JobFilter, SubmitJobRequest, SubmitJobsRe
 MAX_CHUNK_JOBS = 500
 # A quarter of the 16 MiB that a server takes in one message unless configured otherwise.
 MAX_CHUNK_BYTES = 4 << 20
-# Below it, sending a job's payload back with each of its states costs less than another call.
+# Below this size, sending the payload back with each state costs less than another call.
 LIGHT_BYTES = 4 << 10
 
 
@@ -53,14 +53,14 @@ class SubmitOptions(JobOptions, total=False):
 
 
 class FilterOptions(TypedDict, total=False):
-    """Which jobs of a queue; what is left out does not narrow."""
+    """Which jobs of a queue; what is left out does not restrict."""
 
     states: Iterable[JobState]
-    """Only jobs in these."""
+    """Only jobs in these states."""
     operation: str
-    """Only jobs of it."""
+    """Only jobs of this operation."""
     labels: Mapping[str, str] | None
-    """Only jobs with all of these."""
+    """Only jobs with all of these labels."""
     failure_type: str
     """Only jobs whose failure is of this type, such as `EXECUTION_TIMEOUT`."""
     submitted_after: datetime | None

@@ -69,7 +69,7 @@ class AsyncCalls:
             timeout_s: For all attempts together, in seconds; None: no limit.
 
         Raises:
-            CallError: The last refusal, or the first one that a repetition would not change.
+            CallError: The last error, or the first one after which a repeat would not help.
         """
         deadline, backoff = Deadline(timeout_s), Backoff()
         # A call without a limit still needs one for each attempt, which may be lost silently.
@@ -88,7 +88,7 @@ class AsyncCalls:
                     raise
             self._channels.suspect(error)
             if told is not None and timeout_s is not None and isinstance(error, DeadlineExceeded):
-                # The last repetition ran out of time; the error before it says more.
+                # The last repeat ran out of time; the error before it says more.
                 raise told from None
             told = error
             wait_s = backoff.next_s(error.retry_after_s)
@@ -157,7 +157,7 @@ class AsyncCalls:
 
 def _wait_before_next_stream(error: CallError, silence: Deadline, backoff: Backoff) -> float:
     wait_s = backoff.next_s(error.retry_after_s)
-    # The end of STREAM_LIMIT_S is no failure: the watch goes on with another stream.
+    # The end of STREAM_LIMIT_S is not a failure: the watch continues with another stream.
     if not is_passing(error) or wait_s >= silence.remaining_s():
         raise error from None
     return wait_s

@@ -36,15 +36,15 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     """Submits jobs, watches them, and looks after schedules, queues and workers.
 
     Every call has a deadline and is repeated while the servers are unavailable or ask for
-    patience; since ids are made before the call, a repetition never doubles a job. One client
+    patience; since ids are made before the call, a repeat never doubles a job. One client
     is safe across tasks. Close it at the end, or use it in an `async with` statement.
 
     Args:
         target: `HOST:PORT`, several of them separated by commas, or a gRPC target such as
             `dns:///jobwire.internal:50051`. None: `JOBWIRE_TARGET`, else 127.0.0.1:50051.
         channel: An open gRPC channel to use in place of `target`; it stays the caller's.
-        timeout_s: For each call with its repetitions, as seconds or timedelta; None: no limit.
-        reconnect_s: How long a watch goes on trying while no server answers, as seconds or
+        timeout_s: For each call with its repeats, as seconds or timedelta; None: no limit.
+        reconnect_s: How long a watch keeps trying while no server answers, as seconds or
             timedelta; None: no limit.
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
@@ -247,7 +247,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
             operation: The job's type, which picks the worker's handler.
             payload: The handler's input: a JSON value, bytes or a protobuf message.
             cancel_on_disconnect: True: the job is cancelled if the watch is left, or this process
-                dies, before the job has ended. False: the job goes on.
+                dies, before the job has ended. False: the job keeps running.
             timeout: For the whole, as seconds or timedelta; None: as long as the job takes.
             options: As for `submit`.
 
@@ -324,7 +324,7 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     ) -> AsyncGenerator[Job]:
         """Yield the jobs of a queue that match, as they stand, and each again when it changes.
 
-        A job that leaves `states` is told once more. It goes on until the caller leaves it, or
+        A job that leaves `states` is yielded once more. It continues until the caller leaves it, or
         until all of `job_ids` have ended. It reconnects by itself. If the queue keeps an event log
         (`configure_queue`) that reaches back far enough, no job is missed by that; otherwise it
         lists the jobs again, and jobs that came and ended meanwhile are missed unless they are

@@ -30,7 +30,7 @@ class BulkAction:
         method: The name of the method and of its service's stub.
         request: With the filter.
         first_s: How long to try until the first answer comes, in seconds.
-        reconnect_s: How long to go on trying while no server answers, in seconds.
+        reconnect_s: How long to keep trying while no server answers, in seconds.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BulkAction:
                     request.max_jobs = self._request.max_jobs - before
                     if not request.max_jobs:
                         raise _Enough
-            # Cut off after a time it would begin anew, and a long count never end.
+            # A limit would cut it off and start it over, so that a long count never ends.
             return getattr(getattr(self._calls, self._service), self._name), request, math.inf
 
         answers: Generator[Any] = self._calls.stream(
@@ -121,10 +121,10 @@ class BulkMethods:
         Args:
             queue: The queue.
             reason: For people; kept with each job. At most 512 bytes.
-            dry_run: True: counts, and changes nothing.
+            dry_run: True: count, and change nothing.
             max_jobs: The most jobs to redrive; 0: all.
             max_per_second: The most jobs that become ready in a second; the others are SCHEDULED
-                one behind the other. 0.01 to 100000; 0: no cap.
+                one after the other. 0.01 to 100000; 0: no cap.
             which: `states` (without them: FAILED), `operation`, `labels`, `failure_type`,
                 `submitted_after`, `submitted_before`, `finished_after`, `finished_before`,
                 `job_ids`.
@@ -156,7 +156,7 @@ class BulkMethods:
         Args:
             queue: The queue.
             reason: For people; kept with each job. At most 512 bytes.
-            dry_run: True: counts, and changes nothing.
+            dry_run: True: count, and change nothing.
             max_jobs: The most jobs to cancel; 0: all.
             which: As for `retry_jobs`; without `states`: all live ones.
 
@@ -177,12 +177,12 @@ class BulkMethods:
         max_jobs: int = 0,
         **which: Unpack[FilterOptions],
     ) -> BulkAction:
-        """Forget the ended jobs of a queue that match, with all that is kept of them.
+        """Purge the ended jobs of a queue that match, with all that is kept of them.
 
         Args:
             queue: The queue.
-            dry_run: True: counts, and changes nothing.
-            max_jobs: The most jobs to forget; 0: all.
+            dry_run: True: count, and change nothing.
+            max_jobs: The most jobs to purge; 0: all.
             which: As for `retry_jobs`; without `states`: all terminal ones.
 
         Raises:

@@ -20,7 +20,7 @@ class QueueWatch:
         calls: The way to the servers.
         request: The filter.
         timeout_s: For each single call, and until the first answer.
-        reconnect_s: How long to go on trying while no server answers.
+        reconnect_s: How long to keep trying while no server answers.
     """
 
     def __init__(

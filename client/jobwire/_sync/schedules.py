@@ -170,7 +170,7 @@ class ScheduleMethods:
         Args:
             schedule_id: The schedule.
             queue: Its queue.
-            request_id: As for `submit`; None: a new one, so that a repetition after a lost answer
+            request_id: As for `submit`; None: a new one, so that a repeat after a lost answer
                 submits no second job.
         """
         request = schedules_pb2.TriggerScheduleRequest(

@@ -41,7 +41,7 @@ class Wish:
         from_end: True: only output that is written from now on.
         skip_trimmed: True: skip output that is no longer kept.
         timeout_s: For the whole; None: as long as the job takes.
-        reconnect_s: How long to go on trying while no server answers; None: without end.
+        reconnect_s: How long to keep trying while no server answers, in seconds; None: forever.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""A command line from its start to its exit code, with every command of this package."""
+"""Runs a command line, with every command of this package, and returns its exit code."""
 
 from __future__ import annotations
 

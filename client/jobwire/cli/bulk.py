@@ -1,4 +1,4 @@
-"""Commands that end, redrive and forget jobs: one by one, or all that match."""
+"""Commands that cancel, redrive and purge jobs: one by one, or all that match."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _follow(settings: Settings, action: BulkAction, done: str) -> BulkProgress:
         with console(stderr=True).status("", spinner=_SPINNER) as status:
             for last in action:
                 status.update(f"{last.changed:,} of {last.matched:,} jobs {done}")
-    assert last is not None  # an action ends with its last word or an error
+    assert last is not None  # an action ends with a final progress or an error
     return last
 
 

@@ -86,7 +86,7 @@ def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -
             put(f"  {violation.field}: {violation.description}", err=True)
         return
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-        # gRPC's own words tell of sockets; the remedy is the same for all of them.
+        # gRPC's own message is about sockets; the remedy is always the same.
         say(
             f"error: no server answers at {address}: start one with `jobwire serve`, or name"
             " another with --target or JOBWIRE_TARGET"
@@ -97,7 +97,7 @@ def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -
         return
     message = error.message
     if error.reason == "WORKER_NOT_FOUND":
-        # What follows is meant for the worker itself.
+        # The rest of the message is for the worker itself.
         message = f"{message.partition(';')[0]}; `jobwire workers` lists those there are"
     say(f"error: {message} ({error.reason or error.code.name})")
 

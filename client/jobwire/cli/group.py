@@ -28,7 +28,7 @@ from jobwire.cli.terminal import silence_broken
 
 COMMANDS_GROUP = "jobwire.commands"
 _DESTRUCTIVE = {"cancel", "delete", "purge", "redrive"}
-# People at a terminal would rather know at once.
+# Short, for people at a terminal.
 DEFAULT_TIMEOUT_S = 5.0
 
 # `jobwire queue show images` reads as well as `queues`.
@@ -111,12 +111,12 @@ def common(function: F) -> F:
 
 
 class _Checked(click.Command):
-    """What every command of this package has."""
+    """Checks the arguments of a command, and ends it properly on signals."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for parameter in self.params:
             _check_text(ctx, parameter, ctx.params.get(parameter.name or ""))
-        # A worker has its own way to end; whatever else runs gives the terminal back as it was.
+        # A worker handles signals itself; all other commands restore the terminal.
         if self.name == "worker":
             return super().invoke(ctx)
         with _ended_by_signals():
@@ -124,7 +124,7 @@ class _Checked(click.Command):
 
 
 class _Suggesting(click.Group):
-    """A group that knows what a mistyped name may have meant."""
+    """A group that suggests what a mistyped name may have meant."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -142,7 +142,7 @@ class _Suggesting(click.Group):
         ]
         if inside:
             return f" There is {' and '.join(inside)}."
-        # Nobody should come to a command that ends or forgets many jobs by a typing error.
+        # A typing error must not lead to a command that ends or purges many jobs.
         safe = [known for known in self.commands if known not in _DESTRUCTIVE]
         near = get_close_matches(name, safe)
         return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -159,7 +159,7 @@ class CommandFamily(_Suggesting, _Checked):
 
 
 def _check_text(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Refuse bytes of the command line that are no text of the locale, nor UTF-8.
+    """Refuse bytes that are text neither in the locale nor in UTF-8.
 
     Raises:
         click.BadParameter: With the option's name. Paths and payloads may hold any bytes.
@@ -186,7 +186,7 @@ def _ended_by_signals() -> Iterator[None]:
 
     former = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Not what nohup ignores, nor what belongs to a program that this one is part of.
+        # Except what nohup ignores, and what belongs to a program that embeds this one.
         if signal.getsignal(number) is signal.SIG_DFL:
             former[number] = signal.signal(number, end)
     try:
@@ -208,7 +208,7 @@ class CommandGroup(_Suggesting):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            # The reader, `head` for instance, has enough; what is still buffered goes nowhere.
+            # The reader, such as `head`, has gone; what is still buffered is dropped.
             # Click would call it a failure.
             silence_broken()
             return Exit.OK
@@ -285,7 +285,7 @@ def cli(
     client_cert: Path | None,
     client_key: Path | None,
 ) -> None:
-    """Submit jobs, watch them, run them, look after the broker."""
+    """Submit jobs, watch them, run them, and look after the broker."""
     if (client_cert is None) != (client_key is None):
         raise click.UsageError("give --client-cert and --client-key together")
     settings = context.ensure_object(Settings)

@@ -17,11 +17,11 @@ _PATIENCE_S = 2.0
 
 
 class Health(Enum):
-    """What a server says of itself."""
+    """How a server is."""
 
     READY = "ready"
     NOT_READY = "not ready"
-    """It answers, and its store does not, or it is about to end."""
+    """It answers, but its store does not, or it is about to end."""
     SILENT = "silent"
 
 

@@ -156,7 +156,7 @@ def _print_job(job: Job) -> None:
 
 
 def _print_stacks(attempts: Iterable[Attempt]) -> None:
-    """Print what each attempt was doing when it failed; what repeats itself once."""
+    """Print the stack of each failed attempt; repeated ones once."""
     told: dict[str, int] = {}
     for attempt in attempts:
         stack = attempt.failure.stack if attempt.failure else ""

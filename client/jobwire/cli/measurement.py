@@ -19,13 +19,13 @@ from jobwire.worker import Worker
 OPERATION = "jobwire.bench"
 QUEUE_PREFIX = "jobwire-bench-"
 LOOK_S = 0.02
-# So many pass before anything is measured: connections open, and the first claims are made.
+# Run before anything is measured, so that connections are open and the first claims are made.
 WARM_UP_JOBS = 500
 IDLE_JOBS = 200
-"""Submitted one after the other, each once the one before is done."""
+"""Jobs submitted one after the other, each once the one before is done."""
 PAGE_JOBS = 1_000
 STALLED_S = 30.0
-"""Without a single job done for so long, the benchmark gives up."""
+"""The benchmark gives up if no job is done for this long."""
 
 
 class BenchFailed(Exception):
@@ -34,7 +34,7 @@ class BenchFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to do."""
+    """The load of a benchmark."""
 
     queue: str
     jobs: int
@@ -49,7 +49,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Percentiles, by the servers' clock, which tells milliseconds."""
+    """Percentiles, by the servers' clock, which has milliseconds."""
 
     p50: timedelta
     p90: timedelta
@@ -59,7 +59,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What was measured."""
+    """The figures of a benchmark."""
 
     jobs: int
     payload_bytes: int
@@ -81,13 +81,13 @@ class BenchResult:
 async def measure(
     client: AsyncClient, worker: Worker, load: Load, say: Callable[[str], None]
 ) -> BenchResult:
-    """Measure, and forget its jobs at the end, however it ends.
+    """Measure, and purge its jobs at the end, however it ends.
 
     Args:
         client: To submit with.
-        worker: Connected to the same servers, without handlers yet; for this alone.
-        load: What to do.
-        say: Tells people how far it is.
+        worker: Connected to the same servers, without handlers; for this benchmark only.
+        load: The load.
+        say: Prints how far it is.
 
     Raises:
         BenchFailed: The queue is in use, or jobs were not done.
@@ -161,7 +161,7 @@ class _Bench:
                 for _ in range(load.in_flight):
                     group.create_task(submit())
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one says what is wrong with all of them
+            raise errors.exceptions[0] from None  # one stands for all of them
         took_s = perf_counter() - began
         await self._all_done()
         return took_s
@@ -175,7 +175,7 @@ class _Bench:
         try:
             await self._client.submit_many([job] * size)
         except AsyncBatchError as error:
-            # All of them are alike, so that one says what is wrong with all.
+            # They are all alike, so one error stands for all.
             raise next(iter(error.errors.values())) from None
 
     async def _all_done(self) -> None:

@@ -34,7 +34,7 @@ STATE_STYLES = {
 
 
 def to_json(value: Any) -> Any:
-    """Turn models and payloads into what JSON can say."""
+    """Turn models and payloads into JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         made: dict[str, Any] = {}
         for field in fields(value):
@@ -75,7 +75,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, *, compact: bool = False) -> str:
-    """Return JSON in characters that standard output has, with no control character among them."""
+    """Return JSON in characters that standard output has, without control characters."""
     separators = (",", ":") if compact else None
     made = to_json(value)
     text = in_json(json.dumps(made, ensure_ascii=False, allow_nan=False, separators=separators))
@@ -90,7 +90,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
     Args:
         columns: Their headings.
         rows: A cell is a text, a number, a `JobState` or None.
-        empty: What to say on a terminal if there are no rows.
+        empty: What to print on a terminal if there are no rows.
     """
     if not sys.stdout.isatty():
         left = iter(rows)

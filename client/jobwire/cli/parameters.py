@@ -16,14 +16,14 @@ from jobwire.payloads import Payload
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_BITS = {"B": 0, "K": 10, "M": 20, "G": 30}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-# Ten times what the broker takes anywhere; above it neither moments nor messages can say it.
+# Ten times what the broker accepts anywhere; moments and messages can't hold more.
 _LONGEST_D = 36_500
 MOST = 2**63 - 1
 """The largest number that the store counts with."""
 
 
 class TooLong(ValueError):
-    """A duration that nothing lasts."""
+    """A duration that is too long for anything."""
 
 
 def parse_duration(text: str) -> float:
@@ -31,7 +31,7 @@ def parse_duration(text: str) -> float:
 
     Raises:
         TooLong: It is more than 36500 days.
-        ValueError: It is none of them.
+        ValueError: It is not a duration.
     """
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
@@ -117,7 +117,7 @@ def past(text: str) -> datetime:
 
 
 def span_or_default(text: str) -> float | Literal["default"]:
-    """A span of time, or `default`, which takes a setting away."""
+    """A span of time, or `default`, which removes a setting."""
     return "default" if text.strip().lower() == "default" else duration(text)
 
 
@@ -142,7 +142,7 @@ def read_payload(argument: str | None, *, as_bytes: bool) -> Payload:
         as_bytes: True sends it as bytes, False as JSON, which the server checks.
 
     Raises:
-        click.UsageError: The file can't be read, or its JSON is no UTF-8.
+        click.UsageError: The file can't be read, or its JSON is not UTF-8.
     """
     if argument is None:
         return Payload()

@@ -30,7 +30,7 @@ def queues(context: click.Context) -> None:
         return
     settings = context.ensure_object(Settings)
     with settings.client() as client:
-        # The list alone does not tell how long jobs have waited.
+        # The list lacks how long jobs have waited.
         found = [client.queue(queue.name) for queue in client.queues()]
     if settings.json:
         for queue in found:

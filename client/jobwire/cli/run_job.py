@@ -26,7 +26,7 @@ _EXITS = {JobState.SUCCEEDED: Exit.OK, JobState.CANCELLED: Exit.INTERRUPTED}
 
 
 class Detached(Exception):
-    """The user leaves the job to itself."""
+    """The user leaves the job running."""
 
 
 @cli.command()
@@ -94,7 +94,7 @@ def run(
 
 
 def _tell(before: Job | None, job: Job) -> None:
-    """Say what a local command would have no words for."""
+    """Print attempts, waits and redrives, which a local command does not have."""
     if before is None:
         say(f"job {job.id}")
     elif job.state is JobState.SCHEDULED and job.failure is not None:
@@ -106,7 +106,7 @@ def _tell(before: Job | None, job: Job) -> None:
 
 @contextmanager
 def _interrupts(client: Client, job_id: str, cancel_on_exit: bool) -> Iterator[None]:
-    """Let Ctrl-C ask; a second one leaves the job."""
+    """Make Ctrl-C ask what to do; a second one leaves the job running."""
     asked = False
 
     def cancel() -> None:

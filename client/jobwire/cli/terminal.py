@@ -1,4 +1,4 @@
-"""What reaches standard output and standard error: in any encoding, with no control character.
+"""Writes to standard output and standard error in any encoding, without control characters.
 
 Every text goes through `shown` or `in_line`.
 """
@@ -25,7 +25,7 @@ _PLAIN = {"…": "~", "●": "*", "•": "*", "━": "-", "╸": "-", "╺": " "
 _DEGRADE = "jobwire.degrade"
 
 closed_at_start: set[str] = set()
-"""The standard streams that nobody had opened: out of `stdin`, `stdout`, `stderr`."""
+"""Which of `stdin`, `stdout` and `stderr` were closed at the start."""
 
 
 def put(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -48,11 +48,11 @@ def has_screen(stream: TextIO) -> bool:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return what draws on a terminal; texts are taken literally, with no markup in them."""
+    """Return a console that takes texts literally, without markup."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr,
-        # Rich would ask the environment as well, and a pipe would get what is for terminals.
+        # Rich would also ask the environment, and a pipe would get terminal sequences.
         force_terminal=has_screen(stream),
         markup=False,
         emoji=False,
@@ -61,7 +61,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 class OutputWriter:
-    """Writes the output of a job: to a file or a pipe as it is, to a terminal so that it is seen.
+    """Writes the output of a job: unchanged to a file or pipe, spelt out to a terminal.
 
     Args:
         raw: Write control characters to a terminal as well.
@@ -110,8 +110,8 @@ class OutputWriter:
 def prepare() -> None:
     """Make the standard streams usable: open, and able to write every character.
 
-    A closed one leads nowhere from here on. Otherwise the next file or socket would get its number,
-    and libuv ends a process that finds such a one.
+    A closed one becomes /dev/null. Otherwise the next file or socket would get its number, and
+    libuv ends a process that finds such a descriptor.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -25,9 +25,9 @@ from jobwire.errors import CallError
 from jobwire.models import JobState
 from jobwire.operators import QueueInfo, WorkerInfo, WorkerStatus
 
-# Rates are taken over this many samples, so that they are calm enough to be read.
+# Rates are averaged over this many samples, so that they can be read.
 SAMPLES = 5
-# After so many intervals without an answer the screen says so.
+# After this many intervals without an answer the screen says so.
 PATIENCE = 2.5
 
 _LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
@@ -60,7 +60,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the broker said at one moment."""
+    """What the broker answered at one moment."""
 
     at: float
     """By the monotonic clock, seconds."""
@@ -77,7 +77,7 @@ class Snapshot:
                 that have jobs waiting, whose age only the queue itself tells.
 
         Raises:
-            CallError: It could not be asked.
+            CallError: It did not answer.
         """
         queues = [
             client.queue(queue.name) if averages or queue.depth.get(JobState.PENDING) else queue
@@ -139,7 +139,7 @@ class History:
 
 
 def _rate(count: int, seconds: float) -> float:
-    # Counters that began anew, after a purge for instance, would give a negative rate.
+    # Counters that were reset, by a purge for instance, would give a negative rate.
     return max(0.0, count / seconds) if seconds > 0 else 0.0
 
 
@@ -181,8 +181,7 @@ class Poller:
         with self._lock:
             newest, error = self._history.newest, self._error
             silent_s = monotonic() - (newest.at if newest else self._asked_at)
-            # The worst case on purpose: a broker that is gone gives no error while the calls to
-            # it are still being tried again.
+            # Assume the worst: there is no error while calls to a lost broker are repeated.
             away = error is not None or silent_s > PATIENCE * self._interval_s
             return draw(
                 self._history,
@@ -194,7 +193,7 @@ class Poller:
 
 def _trouble(error: CallError | None, silent_s: float, never: bool) -> str:
     since = "no answer yet" if never else f"as of {span(silent_s)} ago"
-    # What gRPC says of sockets helps nobody here; what a server says does.
+    # gRPC's messages about sockets help nobody here; a server's do.
     why = f": {error.message}" if error is not None and error.reason else ""
     return f"reconnecting ({since}){why}"
 
@@ -206,7 +205,7 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
         history: What to show.
         address: Where it comes from.
         trouble: Why it may be old; empty if it is not.
-        height: The lines that there are.
+        height: How many lines fit.
     """
     title = Text.assemble(
         ("jobwire top", "bold"),
@@ -216,7 +215,7 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
     newest = history.newest
     if newest is None:
         return title
-    # Two headings, two lines that count what is left out, two blank ones and the title.
+    # Two headings, two lines that count what is left out, two blank lines and the title.
     rows = max(2, height - 7)
     for_queues = min(len(newest.queues), max(rows // 2, rows - len(newest.workers)))
     busiest = sorted(newest.queues, key=_how_busy, reverse=True)

@@ -72,7 +72,7 @@ def output_line(chunk: OutputChunk) -> dict[str, object]:
 
 
 class _Words(ProgressColumn):
-    """What is said beside the bar; rich would look for markup in it."""
+    """A text beside the bar, without rich's markup."""
 
     def __init__(self, field: str, *, whole: bool = False) -> None:
         super().__init__(Column(no_wrap=whole))
@@ -88,7 +88,7 @@ def _show_bar(events: Iterable[Job | OutputChunk], console: Console) -> Job | No
     lines = Lines()
     told: set[int] = set()
     with Progress(
-        # It is there to be copied; on a narrow terminal the note is cut.
+        # The id is there to be copied; on a narrow terminal the note is cut.
         _Words("job", whole=True),
         BarColumn(bar_width=12),
         TaskProgressColumn(),
@@ -150,7 +150,7 @@ def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
 
 
 def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
-    """Yield a line for each attempt that another one follows or may follow."""
+    """Yield a line for each failed attempt that is or may be followed by another."""
     for attempt in job.attempts:
         ended = attempt.ended_at is not None and attempt.outcome is not AttemptOutcome.SUCCEEDED
         if not ended or attempt.number in told:
@@ -165,7 +165,7 @@ def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
 
 
 def ended_why(job: Job) -> str:
-    """Say why a job ended without a result."""
+    """Return why a job ended without a result, in words."""
     if job.state is JobState.FAILED and job.failure is not None:
         return f"job {job.id} failed: {job.failure.type}: {job.failure.message}"
     if job.state is JobState.CANCELLED:

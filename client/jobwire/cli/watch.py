@@ -35,7 +35,7 @@ def watch(settings: Settings, job_id: str, output_only: bool, raw: bool, from_en
     "output".
     """
     with settings.client() as client:
-        # A wrong id, or no server, is told at once; a watch would wait for the server.
+        # This fails at once for a wrong id or no server; a watch would wait for the server.
         client.get(job_id, full=False)
         handle = client.job(job_id)
         if not output_only:

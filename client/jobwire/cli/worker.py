@@ -45,7 +45,7 @@ from jobwire.worker.logs import LogFormat, TextFormatter, set_up_logging
 )
 @click.option("--id", "worker_id", help="Its id. Default: host name, process id and a random part.")
 @click.option(
-    "--grace", type=duration, help="How long running jobs may go on once it is told to stop."
+    "--grace", type=duration, help="How long jobs may keep running after it was told to stop."
 )
 @click.option(
     "--transport",
@@ -125,7 +125,7 @@ def worker(
 
 
 def _without_grpc_in_forks() -> None:
-    """Start this command anew where handlers could not fork the process."""
+    """Restart this command without gRPC's fork support, which makes forks of handlers crash."""
     if not forks_are_safe() and FORK_VARIABLE not in os.environ:
         os.environ[FORK_VARIABLE] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -167,7 +167,7 @@ def _import(name: str) -> ModuleType:
 
 
 def log_handler() -> logging.Handler | None:
-    """What writes the log for people: in colours on a terminal, None for plain lines otherwise."""
+    """Return a handler that colours the text log on a terminal; None for plain lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return None

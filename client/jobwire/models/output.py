@@ -38,7 +38,7 @@ class OutputChunk:
 
     @property
     def after(self) -> OutputPosition:
-        """The point behind it, from which another watch goes on."""
+        """The point behind it, from which another watch continues."""
         return OutputPosition(self.attempt, self.offset + len(self.data))
 
     @classmethod

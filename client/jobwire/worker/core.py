@@ -356,7 +356,7 @@ class Core:
         """Let handlers finish, then stop those that have not and give their jobs back.
 
         Args:
-            grace_s: How long they may go on; None: until they end.
+            grace_s: How long they may keep running, in seconds; None: until they end.
             hurry: Ends the grace when set.
             answers: False: the conversation is over, so no receipts will come.
         """

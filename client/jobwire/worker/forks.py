@@ -1,8 +1,8 @@
-"""What becomes of a worker in a process that a handler forks: nothing.
+"""Makes a process that a handler forks forget the worker.
 
 A forked child has copies of the worker's signal handlers, of the descriptor by which signals wake
 its event loop (shared with the parent: a SIGTERM for the child would stop the worker), and of the
-pools' queues. It is made to forget them: it is a plain process that ends like any other.
+pools' queues. It forgets them, and becomes a plain process that ends like any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobwire.worker import host
 
 # The handlers that Python code had set before a worker set its own, by signal.
 former_handlers: dict[int, Any] = {}
-# Told in the child, of whatever is to let go there.
+# Parts of workers, which are told in a forked child.
 _parts: WeakSet[Any] = WeakSet()
 _hooked = False
 is_child = False
@@ -86,7 +86,7 @@ def end_child(name: str, error: BaseException | None) -> NoReturn:
 
 
 def guarded(call: Callable[[], None]) -> Callable[[], None]:
-    """A callback that does nothing in a child."""
+    """Return a callback that does nothing in a forked child."""
 
     def in_parent() -> None:
         if not is_child:

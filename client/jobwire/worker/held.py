@@ -37,7 +37,7 @@ class Saving:
 
 
 class Listener(Protocol):
-    """Hears what handlers say before their end; from any thread."""
+    """Takes progress, output and checkpoints from handlers; called from any thread."""
 
     def take_progress(self, held: Held, progress: Progress) -> None:
         """Keep the newest report."""
@@ -57,7 +57,7 @@ class Held:
     started_at = 0.0
     """When its handler began, by the loop's clock."""
     void = False
-    """The lease is gone or given back: what the handler does counts no more."""
+    """True: the lease is lost or released, so what the handler does no longer counts."""
     task: asyncio.Task[Any] | None = None
     """The task of a handler that waits."""
     has_spoken = False
@@ -76,7 +76,7 @@ class Held:
     """When its handler is stopped at the latest, in Unix seconds."""
     end_timer: asyncio.TimerHandle | None = None
     stop_timer: asyncio.TimerHandle | None = None
-    """Set once it was told to stop: when it is looked whether it did."""
+    """Set once it was told to stop: checks later whether it did."""
     _opening = threading.Lock()
 
     def __init__(

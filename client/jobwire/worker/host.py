@@ -1,4 +1,4 @@
-"""The process that a worker has to itself."""
+"""What a worker does to the process that it owns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("jobwire.worker")
 
 FORK_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
 """gRPC reads it when it is imported. Unless it is false, gRPC starts threads in a forked child
-that go on with its parent's connections, and one child in four of a worker dies of SIGSEGV
+that use its parent's connections, and one child in four of a worker dies of SIGSEGV
 (grpcio 1.82.3: 99 of 400; with it 0 of 400). A client's child needs it, a worker's must not have
 it.
 """
@@ -41,7 +41,7 @@ def let_pools_start_afresh() -> None:
 
 
 def warn_of_fork() -> None:
-    """Say what a fork of this process does."""
+    """Warn that this process was forked."""
     log.error(
         "this process was forked while gRPC's threads run in it, and the child may die of SIGSEGV:"
         " start the children of handlers by 'spawn' or 'forkserver', or set %s=false in the"
@@ -52,9 +52,9 @@ def warn_of_fork() -> None:
 
 @contextmanager
 def naming_what_runs_on() -> Iterator[None]:
-    """Name the processes that were started meanwhile and go on afterwards.
+    """Warn of processes that were started meanwhile and are still running afterwards.
 
-    Those of handlers in threads and on the event loop are nobody's but the handlers'.
+    Only the handlers themselves, in threads and on the event loop, know of those.
     """
     before = {child.pid for child in children()}
     try:

@@ -1,4 +1,4 @@
-"""What a worker writes into its log, and how: lines that say which job they are about."""
+"""The worker's log, whose lines say which job they are about."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ log = logging.getLogger("jobwire.worker")
 
 LogFormat = Literal["text", "json"]
 
-# Each second so many finished jobs, and so many failures with their tracebacks, have lines of
-# their own; the others are counted in one.
+# How many finished jobs, and how many failures with tracebacks, get a line each per second; the
+# others are counted in one line.
 LINES_A_SECOND = 20
 
 
@@ -53,11 +53,11 @@ class TextFormatter(logging.Formatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, its traceback and its stack, without what could steer a terminal."""
+        """Return the line, its traceback and its stack, without control characters."""
         return shown(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the library
-        """The line, with the job that it is about."""
+        """Return the line, with the job that it is about."""
         said = super().formatMessage(record)
         job_id = getattr(record, "job_id", "")
         if job_id and job_id not in said:
@@ -69,7 +69,7 @@ class JsonFormatter(logging.Formatter):
     """A line of JSON for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write what is known of it."""
+        """Return the record as JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -89,11 +89,11 @@ def set_up_logging(
     log_format: LogFormat = "text",
     handler: logging.Handler | None = None,
 ) -> None:
-    """Send the log of the whole process to standard error, unless it has a way already.
+    """Send the log of the whole process to standard error, unless logging is set up already.
 
     Args:
-        level: The least that is written: `debug`, `info`, `warning` or `error`.
-        log_format: `text`, lines for people; `json`, an object in each line.
+        level: The lowest level to write: `debug`, `info`, `warning` or `error`.
+        log_format: `text`, lines for people; `json`, one object per line.
         handler: For text, in place of plain lines.
     """
     root = logging.getLogger()
@@ -128,7 +128,7 @@ class Journal:
             if self._lines <= 0:
                 self._leave_unsaid(len(ended) - at)
                 break
-            # Of failures another line tells.
+            # Failures get a line of their own.
             if isinstance(outcome, Completion) and not held.void:
                 self._lines -= 1
                 took_s = now - held.started_at

@@ -1,4 +1,4 @@
-"""What running jobs have to say before their end: progress, output, checkpoints."""
+"""Progress, output and checkpoints of running jobs, on their way to the transport."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reports:
         forks.watch(self)
 
     def forget_in_child(self) -> None:
-        """In a forked child: the loop is its parent's, and what the child says goes nowhere."""
+        """Drop what is said from now on, in a forked child: the loop is its parent's."""
         self._loop = _ClosedLoop()  # type: ignore[assignment]  # all that is asked of it
 
     # Progress.
@@ -115,14 +115,14 @@ class Reports:
         saving, held.saving, held.next_saving = held.saving, held.next_saving, None
         if saving is not None:
             _settle(saving, error)
-        # At the end of its handler all was sent that there was.
+        # When the handler ended, everything was sent.
         if held.saving is not None and held.stage is Stage.RUNNING:
             self._send(held, held.saving.payload)
 
     # Ends.
 
     def finish(self, held: Held) -> None:
-        """Send what there is still to say of a job whose handler has ended."""
+        """Send what is left to report of a job whose handler has ended."""
         self._stop_timers(held)
         output = held.output
         if output is not None:
@@ -134,7 +134,7 @@ class Reports:
             self._transport.report(held.lease, held.newest, output, checkpoint)
 
     def drop(self, held: Held) -> None:
-        """Drop what there was to say: the lease is lost."""
+        """Drop what was to be reported: the lease is lost."""
         self._stop_timers(held)
         if held.output is not None:
             held.output.close()

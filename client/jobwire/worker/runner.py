@@ -24,7 +24,7 @@ from jobwire.worker.tasks import TaskPool
 from jobwire.worker.threads import ThreadPool
 
 Outcome: TypeAlias = Completion | Failure | Raised
-"""A result comes as the job's completion, but for the names of job and lease."""
+"""A result is a completion without job id and fencing token."""
 
 # Cancelled tasks get this long to end; those that do not are left behind.
 LAST_WORDS_S = 1.0
@@ -54,7 +54,7 @@ class Runner:
         forks.watch(self)
 
     def forget_in_child(self) -> None:
-        """In a forked child: nothing that waits here is for it to run."""
+        """Drop what waits, in a forked child."""
         self._threads.forget()
         self._tasks.forget()
 
@@ -75,7 +75,7 @@ class Runner:
         """Tell a handler to stop."""
         held.signal.set(reason, message)
         is_async = held.operation is not None and held.operation.mode == "async"
-        # One that has not begun looks at the signal when it does.
+        # One that has not begun checks the signal when it does.
         if is_async and held.task is not None:
             held.task.cancel()
 
@@ -142,7 +142,7 @@ class Runner:
                 return success(result)
             return success(await self._processes.run(operation.function, held.assignment, held))
         except KeyboardInterrupt as error:
-            # Where nobody handles SIGINT, it is the program's and not the handler's.
+            # If nobody handles SIGINT, it is meant for the program, not the handler.
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 raise
             return Raised(error)

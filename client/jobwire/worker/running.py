@@ -21,7 +21,7 @@ class Running:
 
     Args:
         prepare: Begins a life.
-        grace_s: Tells how long running jobs may go on at its end, seconds; None: until they end.
+        grace_s: Tells how long jobs may keep running at its end, seconds; None: until they end.
     """
 
     def __init__(

@@ -272,7 +272,7 @@ def _described(error: BaseException) -> Failure:
 
 def _not_now(number: int, frame: object) -> None:
     """Take SIGTERM and SIGINT, as a service manager sends them to all processes of a service:
-    the worker decides how long a handler may go on.
+    the worker decides how long a handler may keep running.
 
     They are not ignored, as programs that a handler starts would ignore them too.
     """

@@ -122,8 +122,8 @@ class Transport(Protocol):
     ) -> None:
         """Report a job's progress, in place of an older report that still waits.
 
-        Takes what it can from `output` as well, and goes on while more of that is due. A
-        checkpoint is recorded with it, trying on while no server answers; the answer is
+        Takes what it can from `output` as well, and continues while more of that is due. A
+        checkpoint is recorded with it, and tried again while no server answers; the answer is
         `Host.saved`.
         """
 

@@ -46,7 +46,7 @@ class WorkerCalls:
         self._reachable = True
 
     async def persist(self, method: str, request: Any, patience_s: float = math.inf) -> Any:
-        """Repeat a call until it succeeds, or is refused as any repetition would be.
+        """Repeat a call until it succeeds, or is refused as any repeat would be.
 
         Args:
             method: Of the service.

@@ -35,7 +35,7 @@ LEAST_HEARTBEAT_TIMEOUT_S = 0.5
 # Doubled for each one in a row without an answer: it may be slow rather than dead.
 MOST_HEARTBEAT_TIMEOUT_S = 6.0
 LEAVE_TIMEOUT_S = 2.0
-# How long a claim under way may go on once the broker knows that the worker drains: what was
+# How long a claim under way may last once the broker knows that the worker drains: what was
 # handed out before that arrives now, and nothing after it.
 LAST_CLAIM_S = 0.25
 
