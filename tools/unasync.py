@@ -29,7 +29,7 @@ RULES = [
         (r"\ba(close|closing|next)\b", r"\1"),
         (r"\bAsync(Iterator|Generator)\b", r"\1"),
         (
-            r"\bAsync(Client|(Bulk|Operator|Schedule)Methods|BulkAction|Calls|Channels|JobHandle|JobWatch"
+            r"\bAsync(Client|(Bulk|Job|Operator|Schedule)Methods|BulkAction|Calls|Channels|JobHandle|JobWatch"
             r"|QueueWatch|BatchError|Submitter)\b",
             r"\1",
         ),

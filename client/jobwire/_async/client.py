@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -11,13 +11,12 @@ import grpc
 from jobwire._async.bulk import AsyncBulkMethods
 from jobwire._async.calls import AsyncCalls
 from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
-from jobwire._async.many import AsyncQueueWatch
+from jobwire._async.jobs import AsyncJobMethods
 from jobwire._async.operators import AsyncOperatorMethods
 from jobwire._async.schedules import AsyncScheduleMethods
 from jobwire._async.watching import AsyncJobWatch, JobEvent, Wish
 from jobwire._connection import ConnectionOptions, Tls
-from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
-from jobwire._repeat import is_too_large
+from jobwire._convert import Timeout, seconds_or_none
 from jobwire._requests import (
     SubmitOptions,
     is_light,
@@ -25,14 +24,14 @@ from jobwire._requests import (
     submit_request,
 )
 from jobwire._submitter import AsyncSubmitter
-from jobwire.errors import CallError, ResourceExhausted, from_item_error
-from jobwire.models import Job, JobState, NewJob
+from jobwire.errors import CallError, from_item_error
+from jobwire.models import JobState, NewJob
 from jobwire.v1 import job_service_pb2 as jobs_pb2
-from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
-from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL, WATCH_CONTENT_STATES
+from jobwire.v1.job_pb2 import JOB_VIEW_FULL
+from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL
 
 
-class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
+class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
     """Submits jobs, watches them, and looks after schedules, queues and workers.
 
     Every call has a deadline and is repeated while the servers are unavailable or ask for
@@ -165,70 +164,6 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         state = JobState.from_proto(answer.state)
         return AsyncJobHandle(self, answer.job_id, state, existed=answer.existed, light=light)
 
-    def job(self, job_id: str) -> AsyncJobHandle:
-        """Return a handle for a job by its id, without a call."""
-        return AsyncJobHandle(self, job_id)
-
-    async def get(self, job_id: str, *, full: bool = True) -> Job:
-        """Return a job as it stands.
-
-        Args:
-            job_id: Of any queue.
-            full: False leaves out payload, result, attempts and stack traces.
-        """
-        request = jobs_pb2.GetJobRequest(job_id=job_id, view=_view(full))
-        answer = await self._calls.unary(self._calls.jobs.GetJob, request, self._timeout_s)
-        return Job.from_proto(answer.job)
-
-    async def list_jobs(
-        self,
-        queue: str = "default",
-        *,
-        states: Iterable[JobState] = (),
-        operation: str = "",
-        labels: Mapping[str, str] | None = None,
-        failure_type: str = "",
-        page_size: int = 100,
-        full: bool = False,
-    ) -> AsyncIterator[Job]:
-        """Yield the jobs of a queue, page after page as they are asked for.
-
-        Args:
-            queue: The queue.
-            states: Only jobs in these, in this order; empty: all, live ones first.
-            operation: Only jobs of it; empty: all.
-            labels: Only jobs with all of these labels.
-            failure_type: Only jobs whose failure is of this type, such as `CRASHED_TOO_OFTEN`;
-                empty: all.
-            page_size: How many to read in one call. 1 to 1000; fewer are read at a time where so
-                many are more than a message carries.
-            full: True brings payload, result, attempts and stack traces too.
-        """
-        request = jobs_pb2.ListJobsRequest(
-            queue=queue,
-            states=[state.to_proto() for state in states],
-            operation=operation,
-            labels=labels,
-            failure_type=failure_type,
-            page_size=page_size,
-            view=_view(full),
-        )
-        while True:
-            try:
-                answer = await self._calls.unary(
-                    self._calls.jobs.ListJobs, request, self._timeout_s
-                )
-            except ResourceExhausted as error:
-                if not is_too_large(error) or request.page_size == 1:
-                    raise
-                request.page_size = max(1, (request.page_size or page_size) // 4)
-                continue
-            for proto in answer.jobs:
-                yield Job.from_proto(proto)
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
-
     async def run(
         self,
         operation: str,
@@ -273,123 +208,3 @@ class AsyncClient(AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
         )
         await watch.begin()
         return watch
-
-    def watch(
-        self, job_id: str, *, timeout: Timeout = None, full: bool = True
-    ) -> AsyncJobWatch[Job]:
-        """Yield a job as it stands and again after every change, until it has ended.
-
-        It reconnects by itself and shows no state twice. `AsyncJobHandle.watch` brings its output
-        as well.
-
-        Args:
-            job_id: Of any queue.
-            timeout: For the whole watch, as seconds or timedelta; None: as long as the job takes.
-            full: False leaves out payload, result, attempts and stack traces.
-
-        Raises:
-            DeadlineExceeded: The job did not end within `timeout`.
-        """
-        return self._watch_job(job_id, WATCH_CONTENT_STATES, full=full, timeout=timeout)
-
-    def _watch_job(
-        self,
-        job_id: str,
-        content: jobs_pb2.WatchContent.ValueType,
-        *,
-        full: bool,
-        timeout: Timeout,
-        **wishes: Any,
-    ) -> AsyncJobWatch[Any]:
-        wish = Wish(
-            job_id=job_id,
-            view=_view(full),
-            content=content,
-            timeout_s=seconds_or_none("timeout", timeout),
-            reconnect_s=self._reconnect_s,
-            **wishes,
-        )
-        return AsyncJobWatch(self._calls, wish)
-
-    def watch_jobs(
-        self,
-        queue: str = "default",
-        *,
-        operation: str = "",
-        states: Iterable[JobState] = (),
-        labels: Mapping[str, str] | None = None,
-        job_ids: Iterable[str] = (),
-        full: bool = False,
-        only_changes: bool = False,
-    ) -> AsyncGenerator[Job]:
-        """Yield the jobs of a queue that match, as they stand, and each again when it changes.
-
-        A job that leaves `states` is yielded once more. It continues until the caller leaves it, or
-        until all of `job_ids` have ended. It reconnects by itself. If the queue keeps an event log
-        (`configure_queue`) that reaches back far enough, no job is missed by that; otherwise it
-        lists the jobs again, and jobs that came and ended meanwhile are missed unless they are
-        named.
-
-        Args:
-            queue: The queue.
-            operation: Only jobs of it; empty: all.
-            states: Only jobs in these; empty: all.
-            labels: Only jobs with all of these labels.
-            job_ids: Only these jobs, at most 1000. Those that have ended are told too.
-            full: True brings payload, result, attempts and stack traces too.
-            only_changes: True leaves out the jobs as they stand at the beginning.
-        """
-        request = jobs_pb2.WatchJobsRequest(
-            queue=queue,
-            operation=operation,
-            states=[state.to_proto() for state in states],
-            labels=labels,
-            job_ids=job_ids,
-            view=_view(full),
-            only_changes=only_changes,
-        )
-        watch = AsyncQueueWatch(self._calls, request, self._timeout_s, self._reconnect_s)
-        return watch.events()
-
-    async def cancel(self, job_id: str, reason: str = "") -> Job:
-        """Cancel a job and return it: CANCELLED, or CANCELLING while it still runs.
-
-        Args:
-            job_id: Of any queue.
-            reason: For people; kept with the job. At most 512 bytes.
-
-        Raises:
-            WrongState: The job has ended otherwise.
-        """
-        request = jobs_pb2.CancelJobRequest(job_id=job_id, reason=reason)
-        answer = await self._calls.unary(self._calls.jobs.CancelJob, request, self._timeout_s)
-        return Job.from_proto(answer.job)
-
-    async def retry_job(
-        self, job_id: str, reason: str = "", *, delay: Seconds | None = None
-    ) -> Job:
-        """Put a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and return it.
-
-        Its failures, crashes and interruptions count from 0 again; its attempts, output and
-        checkpoint stay. Its `expires_at` and `deadline` do not count any more.
-
-        Args:
-            job_id: Of any queue.
-            reason: For people; kept with the job. At most 512 bytes.
-            delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
-
-        Raises:
-            WrongState: It has succeeded, or is live and was never redriven.
-            UniqueKeyTaken: Another job holds its unique key by now.
-        """
-        request = jobs_pb2.RetryJobRequest(
-            job_id=job_id,
-            reason=reason,
-            delay=None if delay is None else to_duration(delay, "delay"),
-        )
-        answer = await self._calls.unary(self._calls.jobs.RetryJob, request, self._timeout_s)
-        return Job.from_proto(answer.job)
-
-
-def _view(full: bool) -> JobView.ValueType:
-    return JOB_VIEW_FULL if full else JOB_VIEW_BASIC
