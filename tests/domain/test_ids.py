@@ -18,7 +18,7 @@ from jobwire_server.domain.ids import (
 
 
 def ulid_time_ms(ulid: str) -> int:
-    """Returns the Unix time in milliseconds that a ULID begins with."""
+    """Return the Unix time in milliseconds that a ULID begins with."""
     value = 0
     for character in ulid[:10]:
         value = value * 32 + ALPHABET.index(character)

@@ -22,13 +22,13 @@ async def _age(scripts: Scripts, ms: int = AGEING_MS) -> None:
 
 
 def _ready(scripts: Scripts, waited_ms: int, priority: int = 0, operation: str = "work") -> NewJob:
-    """Returns a job that has waited so long, going by its id."""
+    """Return a job that has waited so long, going by its id."""
     ulid = UlidFactory(lambda: scripts.now_ms - waited_ms)()
     return new_job(ulid=ulid, priority=priority, operation=operation)
 
 
 async def _order(scripts: Scripts, jobs: Sequence[NewJob], at_once: int = 100) -> list[str]:
-    """Claims everything; returns the ULIDs in the order of the deliveries."""
+    """Claim everything; return the ULIDs in the order of the deliveries."""
     taken: list[str] = []
     while claimed := await scripts.claim("w1", at_once, *jobs):
         taken += [ulid_of(one.job_id) for one in claimed]

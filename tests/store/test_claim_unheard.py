@@ -35,7 +35,7 @@ async def _claim(scripts: Scripts, worker: str, most: int, unheard: _Unheard) ->
 
 
 async def _lost(scripts: Scripts, worker: str, most: int) -> list[Assignment]:
-    """Claims as the store sees it, while the server hears nothing of the answer."""
+    """Claim as the store sees it, while the server hears nothing of the answer."""
     heard = dict(scripts.jobs._heard)
     taken = await _claim(scripts, worker, most, _Unheard())
     scripts.jobs._heard = heard

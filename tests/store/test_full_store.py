@@ -20,7 +20,7 @@ S = JobState
 
 @pytest.fixture
 def full(scripts: Scripts) -> Iterator[Scripts]:
-    """Fills the store, whose limit is then below what it uses, and frees it after the test."""
+    """Fill the store, whose limit is then below what it uses, and free it after the test."""
     yield scripts
     scripts.client.config_set("maxmemory", 0)
 

@@ -29,7 +29,7 @@ WRITES = re.compile(
 
 
 def _split(name: str, leave_out: Collection[str] = ()) -> tuple[str, str]:
-    """Returns the header and the body, the included files but some in the body."""
+    """Return the header and the body, the included files but some in the body."""
     lines = written(name).splitlines()
     header: list[str] = []
     for line in lines:
@@ -46,7 +46,7 @@ def _split(name: str, leave_out: Collection[str] = ()) -> tuple[str, str]:
 
 
 def _suffixes(body: str) -> set[str]:
-    """Returns what the body appends to its key prefix."""
+    """Return what the body appends to its key prefix."""
     found = set(re.findall(r"\b(?:P|prefix) \.\. '([^']+)'", body))
     if re.search(r"\bP \.\. (?:name|kind)\b", body):
         for names_of_loop in re.findall(r"ipairs\(\{([^}]*)\}\)", body):
@@ -59,7 +59,7 @@ def _suffixes(body: str) -> set[str]:
 
 
 def _documented(header: str, seen: frozenset[str] = frozenset()) -> str:
-    """Returns the header with those that it refers to for its keys."""
+    """Return the header with those that it refers to for its keys."""
     text = header
     for name in re.findall(r"\(((?:include/)?\w+)\.lua\)", header):
         if name not in seen:

@@ -24,7 +24,7 @@ FORGOTTEN = "FORGOTTEN"
 
 
 def _sources() -> dict[str, str]:
-    """Returns the scripts and their includes as they are written, by file name."""
+    """Return the scripts and their includes as they are written, by file name."""
     includes = [entry for entry in (LUA / "include").iterdir() if entry.name.endswith(".lua")]
     return {entry.name: entry.read_text("utf-8") for entry in includes} | {
         f"{name}.lua": written(name) for name in names()

@@ -23,20 +23,20 @@ class Chores:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, work: Coroutine[Any, Any, Result], name: str = "chore") -> asyncio.Task[Result]:
-        """Has work done; whoever wants its result may await the task, shielded, and may go."""
+        """Have work done; whoever wants its result may await the task, shielded, and may go."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return heard(task)
 
     async def finish(self) -> None:
-        """Returns once everything that was begun has ended."""
+        """Return once everything that was begun has ended."""
         while pending := [task for task in self._tasks if not task.done()]:
             await asyncio.wait(pending)
 
 
 def heard(future: AnyFuture) -> AnyFuture:
-    """Returns the future, whose error is taken up though all who waited for it may be gone."""
+    """Return the future, whose error is taken up though all who waited for it may be gone."""
     future.add_done_callback(_take_up)
     return future
 
@@ -53,7 +53,7 @@ def _name(future: object) -> str:
 
 
 def tell_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Writes what the loop has to complain of, for `loop.set_exception_handler`.
+    """Write what the loop has to complain of, for `loop.set_exception_handler`.
 
     Its own way shows the objects, with what callers sent in them.
     """

@@ -53,7 +53,7 @@ refused by many a client or proxy.
 
 
 def _that_fit(violations: Sequence[Violation]) -> tuple[Violation, ...]:
-    """Returns as many violations as can be told, one at least."""
+    """Return as many violations as can be told, one at least."""
     size = 0
     for at, violation in enumerate(violations):
         size += len(violation.field.encode()) + len(violation.description.encode())

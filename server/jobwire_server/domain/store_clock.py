@@ -21,9 +21,9 @@ class StoreClock:
         self._offset_ms = time.time() * 1000 - monotonic_s() * 1000
 
     def now_ms(self) -> int:
-        """Returns the store's time in Unix milliseconds, within a round trip."""
+        """Return the store's time in Unix milliseconds, within a round trip."""
         return int(self._monotonic_s() * 1000 + self._offset_ms)
 
     def told(self, store_ms: int) -> None:
-        """Takes over a moment that the store has just told."""
+        """Take over a moment that the store has just told."""
         self._offset_ms = store_ms - self._monotonic_s() * 1000

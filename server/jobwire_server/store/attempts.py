@@ -39,7 +39,7 @@ class AttemptEnd:
 
 
 class Report(NamedTuple):
-    """A report; one with nothing to record only renews the lease."""
+    """A report. One with nothing to record only renews the lease."""
 
     ulid: str
     worker_id: str
@@ -48,25 +48,23 @@ class Report(NamedTuple):
     progress: bytes
     output: Written | None = None
     checkpoint: bytes | None = None
-    """b'' takes away what was saved, None leaves it."""
+    """b'' removes what was saved, None keeps it."""
 
 
 class AttemptStore(QueueScripts):
-    """What the holders of leases say, and how attempts end."""
+    """Records what lease holders report, and how attempts end."""
 
     async def report(
         self, queue: str, reports: Sequence[Report], limits: Limits = DEFAULT_LIMITS
     ) -> list[Renewal]:
-        """Records progress, output and checkpoints, and renews leases; one that is gone is answered
-        as lost.
-        """
+        """Record progress, output and checkpoints, and renew leases; answer gone ones as lost."""
         args: list[Argument] = [
             limits.max_output_bytes,
             limits.max_queue_output_bytes,
         ]
         for report in reports:
             args += report[:5]
-            # Told from none by its first byte, because an empty one takes the old one away.
+            # The first byte tells an empty checkpoint, which removes the old one, from none.
             args.append(b"" if report.checkpoint is None else b"=" + report.checkpoint)
             args += codec.encode_written(report.output)
         answers = await self._run("progress", queue, args)
@@ -78,7 +76,7 @@ class AttemptStore(QueueScripts):
     async def succeed(
         self, queue: str, items: Sequence[Success], retention_ms: int
     ) -> list[Completed | JobwireError]:
-        """Completes each job whose lease the caller holds; the others answer with their error."""
+        """Complete each job whose lease the caller holds; answer the others with their error."""
         args: list[Argument] = [retention_ms]
         for item in items:
             args += item
@@ -93,9 +91,7 @@ class AttemptStore(QueueScripts):
     async def end_attempts(
         self, queue: str, ends: Sequence[AttemptEnd], retention_ms: int
     ) -> list[Completed | JobwireError | None]:
-        """Applies decided endings; None where the job changed meanwhile and has to be decided
-        again.
-        """
+        """Apply decided endings; answer None for a job that changed: decide again."""
         args: list[Argument] = [retention_ms]
         for end in ends:
             job, ending = end.job, end.ending
@@ -120,7 +116,7 @@ class AttemptStore(QueueScripts):
         ]
 
     async def held(self, queue: str, worker_id: str) -> list[str]:
-        """Returns the ULIDs of the queue's jobs that the worker holds."""
+        """Return the ULIDs of the queue's jobs that the worker holds."""
         return [
             ulid.decode()
             for ulid in await self._runner.command("SMEMBERS", keys.held_key(queue, worker_id))
@@ -130,7 +126,7 @@ class AttemptStore(QueueScripts):
 def completed(
     queue: str, ulid: str, fencing_token: int, answer: list[int] | int
 ) -> Completed | JobwireError:
-    """What the end of an attempt is answered."""
+    """Return the answer to the end of an attempt."""
     if isinstance(answer, int):
         return SUCCEEDED
     code, *rest = answer
@@ -141,7 +137,7 @@ def completed(
 
 
 def renewal(queue: str, ulid: str, fencing_token: int, answer: list[int | bytes]) -> Renewal:
-    """What a report is answered."""
+    """Return the answer to a report."""
     job_id = job_id_of(queue, ulid)
     code = answer[0]
     if code in (Code.NOT_FOUND, Code.LEASE_LOST):

@@ -1,4 +1,4 @@
-"""What is done to many jobs of a queue on somebody's word: redrives and early forgetting."""
+"""Acts of operators on many jobs of a queue: redrives and early forgetting."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Redriven(NamedTuple):
     """What became of a redrive."""
 
     state: JobState
-    """Where the job stands after it."""
+    """The job's state after it."""
     now: bool
-    """False: it had been redriven before, and nothing was changed."""
+    """False: it was redriven before, and nothing changed."""
 
 
 class BulkStore(QueueScripts):
@@ -42,7 +42,7 @@ class BulkStore(QueueScripts):
     async def retry(
         self, queue: str, items: Sequence[RedriveItem]
     ) -> list[Redriven | JobwireError]:
-        """Puts FAILED, CANCELLED and EXPIRED jobs back; the others answer with their error."""
+        """Put FAILED, CANCELLED and EXPIRED jobs back; answer the others with their error."""
         args: list[Argument] = []
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
@@ -63,9 +63,9 @@ class BulkStore(QueueScripts):
         return results
 
     async def forget(self, queue: str, jobs: Sequence[tuple[str, int]]) -> list[bool]:
-        """Forgets jobs that have ended, given as (ULID, revision); at most 1000.
+        """Forget jobs that have ended, given as (ULID, revision); at most 1000.
 
-        Returns for each whether it was forgotten; one that has changed since is left alone.
+        Return for each whether it was forgotten; one that has changed since is left alone.
         """
         args: list[Argument] = []
         for job in jobs:
@@ -74,14 +74,14 @@ class BulkStore(QueueScripts):
         return [answer == 1 for answer in answers]
 
     async def now_ms(self, queue: str) -> int:
-        """Returns the store's time, Unix ms."""
+        """Return the store's time, Unix ms."""
         args: list[Argument] = [0]
         (now,) = await self._run("read", queue, args)
         return int(now)
 
 
 def not_redrivable(job_id: str, state: JobState) -> WrongState:
-    """Returns the refusal of a redrive that the job's state does not allow."""
+    """Return the refusal of a redrive that the job's state does not allow."""
     return WrongState(
         f"{job_id} is {state.name}; only a FAILED, CANCELLED or EXPIRED job can be redriven",
         metadata={"state": state.name},

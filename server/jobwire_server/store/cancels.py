@@ -12,7 +12,7 @@ from jobwire_server.store.runner import Argument, QueueScripts
 
 
 class CancelStore(QueueScripts):
-    """How jobs are cancelled, and what workers are to be told of it."""
+    """Cancels jobs, and tells workers which of theirs to stop."""
 
     async def cancel(
         self,
@@ -22,14 +22,14 @@ class CancelStore(QueueScripts):
         retention_ms: int,
         only: Sequence[JobState] = (),
     ) -> list[JobState | JobwireError]:
-        """Cancels jobs given as (ULID, reason).
+        """Cancel jobs given as (ULID, reason).
 
         Args:
-            queue: Of all of them.
+            queue: The queue of all of them.
             jobs: Which, and why.
-            grace_ms: Of those that run.
-            retention_ms: Of those that do not.
-            only: Leaves jobs alone that are in none of these states; empty: any will do.
+            grace_ms: How long running ones may take to stop.
+            retention_ms: How long the others are kept.
+            only: Skip jobs that are in none of these states; empty: any state will do.
         """
         states = "".join(str(int(state)) for state in only)
         args: list[Argument] = [grace_ms, retention_ms]
@@ -56,9 +56,7 @@ class CancelStore(QueueScripts):
         return results
 
     async def take(self, queue: str, worker_id: str) -> list[CancelNotice]:
-        """Returns the jobs of a queue that the worker is to stop and was not told of; from now on
-        it was.
-        """
+        """Return the jobs of a queue that the worker must stop, each once."""
         (flat,) = await self._run("cancels", queue, [worker_id])
         parts = iter(flat)
         return [

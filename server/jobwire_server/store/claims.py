@@ -13,7 +13,7 @@ from jobwire_server.store.runner import Argument, QueueScripts, ScriptRunner
 
 
 class ClaimRequest(NamedTuple):
-    """How many jobs a worker wants off which routes."""
+    """How many jobs a worker wants, from which routes."""
 
     worker_id: str
     max_jobs: int
@@ -30,11 +30,11 @@ class Claimed(NamedTuple):
 
 
 class ClaimStore(QueueScripts):
-    """How jobs are leased to workers.
+    """Leases jobs to workers.
 
     Args:
         runner: Runs the scripts.
-        server_id: Whose claims are remembered, so that a lost answer loses no job.
+        server_id: The store remembers this server's last claim, so that a lost answer loses no job.
     """
 
     def __init__(self, runner: ScriptRunner, server_id: str) -> None:
@@ -42,7 +42,7 @@ class ClaimStore(QueueScripts):
         self._server_id = server_id
         self._claim_calls = 0
         self._heard: dict[str, int] = {}
-        """Queue -> number of the last claim that brought something and whose answer was heard."""
+        """Queue -> number of the last claim that brought jobs and whose answer arrived."""
 
     async def claim(
         self,
@@ -51,16 +51,16 @@ class ClaimStore(QueueScripts):
         retention_ms: int,
         on_unheard: Callable[[str, list[Assignment]], None] | None = None,
     ) -> list[Claimed]:
-        """Leases jobs to each request in turn, at most what it asks for.
+        """Lease jobs to each request in turn, at most what it asks for.
 
-        Not to be called twice at once for a queue.
+        At most one call for a queue may be under way.
 
         Args:
             queue: Its name.
             requests: Who wants how much.
-            retention_ms: For jobs that turn out to be expired.
-            on_unheard: Told of each job that an earlier call leased to a worker and whose answer
-                never came; without its record. Unset: their leases end.
+            retention_ms: How long jobs are kept that turn out to be expired.
+            on_unheard: Called for each job that an earlier call leased to a worker and whose answer
+                never arrived; without its record. Unset: their leases run out.
         """
         sets: dict[tuple[str, ...], int] = {}
         tail: list[Argument] = []
@@ -92,7 +92,7 @@ class ClaimStore(QueueScripts):
     async def claim_job(
         self, queue: str, ulid: str, worker_id: str, lease_ms: int, route_id: str, priority: int
     ) -> Assignment:
-        """Leases one job by id.
+        """Lease one job by id.
 
         Raises:
             JobNotFound: There is none.

@@ -1,4 +1,4 @@
-"""Between the store's replies and the model.
+"""Converts between the store's replies and the model.
 
 The fields of a job's HASH, which are short because there is one set for each job: `s` state, `v`
 revision, `t` fencing token, `w` holder, `n` attempts, `a` start of the latest attempt, `f`
@@ -39,7 +39,7 @@ from jobwire_server.domain.model import (
 )
 
 HISTORY = 100
-"""The latest attempts that a job tells of; end_attempt.lua keeps as many."""
+"""How many of its latest attempts a job shows; end_attempt.lua keeps as many."""
 
 
 # Settings of a queue -> fields of its HASH `config`.
@@ -60,7 +60,7 @@ _SETTINGS = {
 
 
 def encode_settings(changes: QueueChanges) -> list[str]:
-    """Returns changed settings as configure.lua reads them: names and values, '' for a default."""
+    """Return changed settings as configure.lua reads them: names and values, '' for a default."""
     args: list[str] = []
     for name, value in changes.items():
         if value == getattr(NO_SETTINGS, name):
@@ -74,7 +74,7 @@ def encode_settings(changes: QueueChanges) -> list[str]:
 
 
 def decode_settings(reply: list[Any] | dict[bytes, bytes]) -> QueueSettings:
-    """Reads the HASH `config`; what it holds beside settings is left out."""
+    """Read the HASH `config`; ignore what it holds besides settings."""
     if not reply:
         return NO_SETTINGS
     fields = reply if isinstance(reply, dict) else pairs(reply)
@@ -87,13 +87,13 @@ def decode_settings(reply: list[Any] | dict[bytes, bytes]) -> QueueSettings:
 
 
 def encode_policy(policy: RetryPolicy) -> str:
-    """Return a retry policy as it is kept."""
+    """Return a retry policy as it is stored."""
     fields = {key: value for key, value in asdict(policy).items() if value is not None}
     return json.dumps(fields, separators=(",", ":"))
 
 
 def encode_failure(failure: Failure | None) -> bytes:
-    """Returns a failure as it is kept with its attempt, b'' for none."""
+    """Return a failure as it is stored with its attempt, b'' for none."""
     if failure is None:
         return b""
     fields: dict[str, Any] = {"type": failure.type, "message": failure.message}
@@ -111,7 +111,7 @@ def encode_failure(failure: Failure | None) -> bytes:
 
 
 def decode_failure(raw: bytes) -> Failure | None:
-    """Reads back what `encode_failure` wrote."""
+    """Read back what `encode_failure` wrote."""
     if not raw:
         return None
     fields = json.loads(raw)
@@ -126,9 +126,9 @@ def decode_failure(raw: bytes) -> Failure | None:
 
 
 def decode_attempt(raw: bytes) -> Attempt:
-    """Reads an entry of a job's history, as end_attempt.lua writes it."""
+    """Read an entry of a job's history, as end_attempt.lua writes it."""
     head, _, failure = raw.partition(b"\n")
-    # What stands behind the worker is for repeats alone (include/recorded.lua).
+    # What follows the worker only serves repeated calls (include/recorded.lua).
     number, token, started, ended, outcome, worker, *_ = head.split(b" ")
     return Attempt(
         number=int(number),
@@ -142,18 +142,18 @@ def decode_attempt(raw: bytes) -> Attempt:
 
 
 def pairs(flat: list[Any]) -> dict[bytes, bytes]:
-    """Makes a mapping of a reply that alternates fields and values."""
+    """Return a reply of alternating fields and values as a mapping."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def decode_place(raw: bytes) -> OutputPlace:
-    """Reads `<attempt>-<offset>`, b'' as the beginning."""
+    """Read `<attempt>-<offset>`, b'' as the beginning."""
     attempt, _, offset = raw.partition(b"-")
     return OutputPlace(int(attempt), int(offset)) if raw else BEGINNING
 
 
 def decode_written(flat: list[bytes]) -> list[Written]:
-    """Reads pieces of output as follow.lua returns them: id, kind and channel, content."""
+    """Read pieces of output as follow.lua returns them: id, kind and channel, content."""
     written = []
     pieces = iter(flat)
     for place, tag, content in zip(pieces, pieces, pieces, strict=True):
@@ -164,7 +164,7 @@ def decode_written(flat: list[bytes]) -> list[Written]:
 
 
 def encode_written(output: Written | None) -> list[str | bytes | int]:
-    """Returns output as progress.lua reads it."""
+    """Return output as progress.lua reads it."""
     if output is None:
         return [0, 0]
     args: list[str | bytes | int] = [output.offset, len(output.pieces)]
@@ -174,7 +174,7 @@ def encode_written(output: Written | None) -> list[str | bytes | int]:
 
 
 def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
-    """Makes a job of one row of read.lua, and of when it was read."""
+    """Return a job from a row of read.lua and the time of the reading."""
     record, flat, lease_end, history, long_result, checkpoint = row
     fields = pairs(flat)
 
@@ -186,7 +186,7 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
     worker_id = fields.get(b"w", b"").decode()
     token = number(b"t")
     if state.leased or (state is JobState.SUCCEEDED and token):
-        # The latest attempt is told by the HASH alone while it runs and after it succeeded.
+        # While the latest attempt runs, and after it succeeded, only the HASH has it.
         attempts.append(
             Attempt(
                 number=number(b"n"),
@@ -244,7 +244,7 @@ def _decode_redrive(fields: dict[bytes, bytes]) -> Redrive:
 
 
 def encode_worker(spec: WorkerSpec) -> str:
-    """Returns a worker's description as it is kept."""
+    """Return a worker's description as it is stored."""
     return json.dumps(
         {
             "queues": spec.queues,
@@ -260,7 +260,7 @@ def encode_worker(spec: WorkerSpec) -> str:
 
 
 def decode_worker(worker_id: str, raw: bytes) -> WorkerSpec:
-    """Reads back what `encode_worker` wrote."""
+    """Read back what `encode_worker` wrote."""
     fields = json.loads(raw)
     return WorkerSpec(
         worker_id=worker_id,

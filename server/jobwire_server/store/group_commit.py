@@ -1,6 +1,6 @@
 """Group commit: what arrives while a call is under way goes to the store as the next call.
 
-A lone request waits for nothing; under load one round trip carries hundreds.
+A lone request hardly waits; under load one round trip carries hundreds.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 DRY_PASSES = 8
-"""So many turns of the event loop without a new request end the gathering.
+"""Gathering ends after so many turns of the event loop without a new request.
 
-Requests that are on their way arrive one a turn, so that a busy server gathers while they come; a
-caller who is alone waits for eight empty turns, some 30 microseconds.
+Requests on their way arrive one a turn, so a busy server gathers for as long as they come; a lone
+caller waits for eight empty turns, some 30 microseconds.
 """
 BUSY_REQUESTS = 8
-"""A call that carried so many requests shows a load under which the next one gathers by the clock.
+"""After a call that carried so many requests, the next one gathers by the clock.
 
-Then requests come from many callers at once, and each of them waits for the others anyway.
+Then many callers send at once, and each of them waits for the others anyway.
 """
 TICK_S = 0.001
 IDLE_S = 0.005
-"""After so long a pause the next request goes at once, as the first of whatever comes behind it."""
+"""After so long a pause the next request is sent immediately."""
 
 
 MAX_CALL_BYTES = 4 << 20
-"""About the most that one call brings to the store, which serves nobody else meanwhile.
+"""Roughly the most bytes of one call, because the store serves nobody else meanwhile.
 
-A request that is larger by itself goes alone.
+A larger request is sent alone.
 """
 
 
 class Backlog:
-    """Counts what waits for the store in the whole server, and refuses beyond a limit.
+    """Counts what waits for the store in this server, and refuses more than a limit.
 
     Args:
         limit: The most items.
@@ -54,7 +54,7 @@ class Backlog:
         self.waiting_bytes = 0
 
     def check(self, count: int, size: int = 0) -> None:
-        """Looks whether there is room for items, and for their bytes.
+        """Check that there is room for items and their bytes.
 
         Raises:
             ServerBusy: They would exceed a limit.
@@ -67,7 +67,7 @@ class Backlog:
             )
 
     def enter(self, count: int, size: int = 0) -> None:
-        """Counts items in, and their bytes.
+        """Count items in, and their bytes.
 
         Raises:
             ServerBusy: They would exceed a limit; none was counted.
@@ -77,7 +77,7 @@ class Backlog:
         self.waiting_bytes += size
 
     def leave(self, count: int, size: int = 0) -> None:
-        """Counts items out."""
+        """Count items out."""
         self.waiting -= count
         self.waiting_bytes -= size
 
@@ -89,9 +89,9 @@ class GroupCommit(Generic[Item, Answer]):
         write: Makes one call; answers item by item, in order. What it raises goes to every caller
             of that call.
         backlog: Shared by all that wait in this server.
-        max_items: The most items of one call; a single larger request goes by itself.
-        weigh: The bytes of an item. None: they are not worth counting.
-        linger_s: The longest that a call is held while more requests keep coming; 0: not at all.
+        max_items: The most items of one call; a larger request is sent alone.
+        weigh: Returns the bytes of an item. None: they need no counting.
+        linger_s: How long a call is held at most while more requests keep coming; 0: not at all.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class GroupCommit(Generic[Item, Answer]):
         self._last_requests = 0
 
     async def submit(self, items: Sequence[Item]) -> Sequence[Answer]:
-        """Writes the items with whatever else waits; returns their answers in order.
+        """Write the items together with whatever else waits; return their answers in order.
 
         Raises:
             ServerBusy: Too much waits already.
@@ -135,7 +135,7 @@ class GroupCommit(Generic[Item, Answer]):
             self._backlog.leave(count, size)
 
     async def one(self, item: Item) -> Answer:
-        """Writes one item; as `submit`."""
+        """Write one item, as `submit` does."""
         return (await self.submit((item,)))[0]
 
     async def _run(self) -> None:
@@ -149,14 +149,14 @@ class GroupCommit(Generic[Item, Answer]):
                 self._ended_at = monotonic()
         finally:
             self._task = None
-            # Only what was cancelled leaves anybody behind; they must not wait for ever.
+            # Callers are left only if this task was cancelled; they must not wait for ever.
             for _, _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
             self._items_waiting = 0
 
     async def _let_gather(self) -> None:
-        """Lets the loop turn for as long as it brings more requests, up to the longest pause."""
+        """Let the loop turn while it brings more requests, up to the longest pause."""
         until = monotonic() + self._linger_s
         busy = self._last_requests >= BUSY_REQUESTS
         pause_s, patience = (TICK_S, 1) if busy else (0.0, DRY_PASSES)
@@ -181,7 +181,7 @@ class GroupCommit(Generic[Item, Answer]):
                 break
             self._waiting.popleft()
             self._items_waiting -= len(part)
-            # Whoever stopped waiting before the call has not been promised anything.
+            # A caller that gave up before the call was promised nothing.
             if not future.cancelled():
                 total += size
                 items.extend(part)

@@ -1,4 +1,4 @@
-"""The store's methods about jobs, together."""
+"""The store's methods about jobs, in one class."""
 
 from __future__ import annotations
 

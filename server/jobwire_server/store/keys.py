@@ -1,8 +1,8 @@
 """Every key and channel name in the store.
 
 All keys of one queue share the hash tag `{<queue>}`, so that each script touches one
-slot of a cluster. Scripts get the prefix and append the rest; what they append is said in
-their headers and in docs/schema.md.
+slot of a cluster. Scripts get the prefix and append the rest, which
+their headers and docs/schema.md describe.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ WORKERS = "jw:{workers}:"
 WORKER_EVENTS = WORKERS + "changes"
 """Channel: the id of each worker that registered, changed, was lost or left.
 
-Where a stream was concerned, a space and its session follow. A queue may be called `workers`, so
-no name here may be one that a queue's keys or channels have.
+For a stream, a space and its session follow. A queue may be called `workers`, so no name here may
+be one that a queue's keys or channels have.
 """
 LOST_WORKERS = WORKERS + "lost"
 LEFT_WORKERS = WORKERS + "left"
 """ZSET: workers that were lost and whose jobs are not back yet."""
 REGISTRY = "jw:{queues}:"
-"""Prefix of the registry of queues. A queue may be called `queues`, so what was said holds here."""
+"""Prefix of the registry of queues. A queue may be called `queues`, so the same rule holds."""
 QUEUES = REGISTRY + "all"
 """ZSET: the name of every queue, scored 0."""
 
 
 def queue_prefix(queue: str) -> str:
-    """Returns what every key of the queue begins with."""
+    """Return what every key of the queue begins with."""
     return f"jw:{{{queue}}}:"
 
 
 def queue_of(prefix: str) -> str:
-    """Returns the queue whose prefix that is."""
+    """Return the queue whose prefix that is."""
     return prefix[len("jw:{") : -len("}:")]
 
 
 def events_channel(queue: str) -> str:
-    """Returns the channel of changed jobs: their ULIDs, 26 characters each, end to end.
+    """Return the channel of changed jobs: their ULIDs, 26 characters each, end to end.
 
     Where the queue keeps an event log, the id of the entry stands before them between two `#`.
     """
@@ -45,12 +45,12 @@ def events_channel(queue: str) -> str:
 
 
 def outputs_channel(queue: str) -> str:
-    """Returns the channel of jobs that wrote output: their ULIDs, end to end."""
+    """Return the channel of jobs that wrote output: their ULIDs, end to end."""
     return f"jw:{{{queue}}}:outputs"
 
 
 def signals_channel(queue: str) -> str:
-    """Returns the channel of jobs that were cancelled or taken back while a worker held them.
+    """Return the channel of jobs that were cancelled or taken back while a worker held them.
 
     Their ULIDs, 26 characters each, end to end.
     """
@@ -58,12 +58,12 @@ def signals_channel(queue: str) -> str:
 
 
 def cancels_channel(queue: str) -> str:
-    """Returns the channel of workers that hold jobs which somebody cancelled: ids, by spaces."""
+    """Return the channel of workers whose jobs were cancelled: their ids, separated by spaces."""
     return f"jw:{{{queue}}}:cancels"
 
 
 def ready_channel(queue: str) -> str:
-    """Returns the channel of jobs that became ready: `<route>:<count>`, by commas; `*` for any."""
+    """Return the channel of jobs that became ready: `<route>:<count>`, by commas; `*` for any."""
     return f"jw:{{{queue}}}:ready"
 
 

@@ -1,4 +1,4 @@
-"""Who hears which channel of the store."""
+"""Listeners to channels of the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobwire_server.store.connection.subscriber import Subscriber
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What to call for one channel."""
+    """What to call for messages of one channel."""
 
     on_message: Callable[[bytes], None]
     on_reset: Callable[[], None]
@@ -19,26 +19,26 @@ class Listener:
 
 
 class Notices:
-    """One subscription of this process for each channel, however many listen behind it."""
+    """Keeps one subscription for each channel, however many listeners it has."""
 
     def __init__(self, connection: Connection) -> None:
         self._listeners: dict[bytes, list[Listener]] = {}
         self._subscriber = Subscriber(connection, self._dispatch, self._reset)
 
     async def start(self) -> None:
-        """Allows subscriptions."""
+        """Allow subscriptions. Called before the first of them."""
         await self._subscriber.start()
 
     async def stop(self) -> None:
-        """Ends all of them."""
+        """End all subscriptions."""
         await self._subscriber.stop()
         self._listeners.clear()
 
     async def listen(self, channel: str, listener: Listener) -> None:
-        """Returns once messages on the channel arrive.
+        """Return once messages on the channel arrive.
 
         Raises:
-            StoreUnavailable: The store did not confirm.
+            StoreUnavailable: The store did not confirm the subscription.
         """
         name = channel.encode()
         self._listeners.setdefault(name, []).append(listener)
@@ -49,7 +49,7 @@ class Notices:
             raise
 
     async def silence(self, channel: str, listener: Listener | None = None) -> None:
-        """Ends the messages of a channel for one listener, or for all; tolerates one not heard."""
+        """End the messages of a channel for one listener, or for all; unknown ones are fine."""
         name = channel.encode()
         if listener is None:
             self._listeners.pop(name, None)

@@ -9,7 +9,7 @@ from jobwire_server.store import codec, keys
 from jobwire_server.store.runner import ScriptRunner
 
 KEPT_MS = 60_000
-"""For how long an announcement is told; a server that hears nothing for longer looks everywhere."""
+"""How long an announcement is passed on; a server that missed more than that polls every queue."""
 _SAMPLED = ("submitted", "started", "succeeded", "failed")
 
 
@@ -20,18 +20,18 @@ class QueueStore:
         self._runner = runner
 
     async def register(self, queue: str) -> None:
-        """Makes the queue known; done before its first job, so that no server overlooks it."""
+        """Register the queue. Done before its first job, so that no server overlooks it."""
         await self._runner.command("ZADD", keys.QUEUES, 0, queue, waits=True)
 
     async def stir(
         self, queues: Collection[str], since_ms: int, *, tidy: bool = False
     ) -> tuple[int, list[str]]:
-        """Announces queues that are written to.
+        """Announce queues that this server writes to.
 
         Args:
             queues: Their names.
-            since_ms: Since when announcements are told, in the store's time; 0: all that are kept.
-            tidy: Drop announcements that are no longer told.
+            since_ms: The moment since which announcements are wanted, in the store's time; 0: all.
+            tidy: Drop announcements that have expired.
 
         Returns:
             The store's time, and the queues that any server has announced since.
@@ -45,13 +45,13 @@ class QueueStore:
         return await self._runner.command("ZSCORE", keys.QUEUES, queue) is not None
 
     async def names(self, after: str = "", most: int = -1) -> list[str]:
-        """Returns the names that sort after `after`, at most `most` of them (-1: all)."""
+        """Return the names that sort after `after`, at most `most` of them (-1: all)."""
         start = f"({after}" if after else "-"
         reply = await self._runner.command("ZRANGEBYLEX", keys.QUEUES, start, "+", "LIMIT", 0, most)
         return [name.decode() for name in reply]
 
     async def read(self, queue: str, *, detail: bool) -> Queue:
-        """Returns a queue as it stands; with `detail` also its oldest ready job and samples."""
+        """Return a queue as it stands, with `detail` including its oldest ready job and samples."""
         now, paused, counts, totals, since, record, samples, config, usage = await self._runner.run(
             "queue", keys.queue_prefix(queue), [int(detail)]
         )
@@ -76,17 +76,17 @@ class QueueStore:
         )
 
     async def settings(self, queue: str) -> QueueSettings:
-        """Returns the settings of the queue, whether or not it exists."""
+        """Return the settings of the queue, whether or not it exists."""
         reply = await self._runner.command("HGETALL", keys.config_key(queue))
         return codec.decode_settings(reply)
 
     async def configure(self, queue: str, changes: QueueChanges) -> None:
-        """Changes settings of the queue."""
+        """Change settings of the queue."""
         args = codec.encode_settings(changes)
         await self._runner.run("configure", keys.queue_prefix(queue), args)
 
     async def set_paused(self, queue: str, paused: bool) -> None:
-        """Stops or starts the deliveries of the queue."""
+        """Stop or restart deliveries from the queue."""
         await self._runner.run("pause", keys.queue_prefix(queue), [int(paused)])
 
 

@@ -20,7 +20,7 @@ class Followed:
 
     job: Job
     more: bool
-    """True: there is more output than was read."""
+    """There is more output than was read."""
     output: list[Written]
 
 
@@ -35,7 +35,7 @@ class LogPage:
 
 @dataclass(frozen=True, slots=True)
 class PageToken:
-    """Where a listing goes on within a state; the empty one starts it."""
+    """Where a listing continues within a state; an empty token starts it."""
 
     source: str = ""
     last: str = ""
@@ -43,10 +43,10 @@ class PageToken:
 
 
 class ReadStore(QueueScripts):
-    """What is told of jobs. Nothing here writes."""
+    """Reads jobs. Nothing here writes."""
 
     async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
-        """Returns each job as it stands, None for one that is not there."""
+        """Return each job as it stands, None for one that is not there."""
         args: list[Argument] = [int(full), *ulids]
         now, *rows = await self._run("read", queue, args)
         return [
@@ -57,13 +57,13 @@ class ReadStore(QueueScripts):
     async def follow(
         self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
     ) -> list[Followed | None]:
-        """Returns watched jobs as they stand, None for one that is not there.
+        """Return watched jobs as they stand, None for one that is not there.
 
         Args:
-            queue: Of all of them.
-            jobs: (ULID, its record if it is known already, where its output is wanted from: '' for
+            queue: The queue of all of them.
+            jobs: (ULID, its record if that is known already, where output is wanted from: '' for
                 none, otherwise as follow.lua reads it).
-            most_bytes: How much output of each job is read, give or take a piece.
+            most_bytes: How much output of each job to read, give or take a piece.
         """
         args: list[Argument] = [most_bytes]
         for ulid, record, place in jobs:
@@ -79,12 +79,12 @@ class ReadStore(QueueScripts):
         return followed
 
     async def log_page(self, queue: str, after: str, most: int) -> LogPage | None:
-        """Returns what the event log holds behind an entry; None if the queue keeps no log.
+        """Return what follows an entry of the event log; None if the queue keeps no log.
 
         Args:
             queue: Its name.
-            after: Id of the last entry that was seen; '' only tells the end of the log.
-            most: Entries of the page.
+            after: Id of the last entry that was seen; '' to learn only where the log ends.
+            most: The most entries.
 
         Raises:
             CursorCompacted: The log does not reach back so far.
@@ -102,7 +102,7 @@ class ReadStore(QueueScripts):
     async def list_ids(
         self, queue: str, state: JobState, most: int, token: PageToken
     ) -> tuple[list[str], PageToken | None]:
-        """Returns a page of ULIDs that may be in the state, and where to go on, None at the end."""
+        """Return a page of ULIDs that may be in the state, and where to go on, None at the end."""
         source, last, place, *ids = await self._run(
             "list",
             queue,
@@ -112,7 +112,7 @@ class ReadStore(QueueScripts):
         return [ulid.decode() for ulid in ids], following
 
     async def routes(self, queue: str) -> dict[str, Route]:
-        """Returns the routes that the queue has ever had, by id."""
+        """Return the routes that the queue has ever had, by id."""
         reply = await self._runner.command("HGETALL", keys.routes_key(queue))
         flat = reply if isinstance(reply, dict) else codec.pairs(reply)
         return {name.decode(): parse_descriptor(text) for name, text in flat.items()}

@@ -28,18 +28,18 @@ log = structlog.get_logger(__name__)
 
 Argument = str | bytes | int | float
 Words = Sequence[Argument]
-"""A command with all that belongs to it."""
+"""A command with its arguments."""
 
 RETRY_WINDOW_S = 2.0
 """How long a call is repeated against a store that does not answer.
 
-Within it a restart or a failover of the store is a delay; beyond it callers are better told.
+A restart or failover of the store within it is a mere delay; after it callers should know.
 """
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
 
-# What may pass by itself: a lost connection, a failover, a slot of a cluster that is being moved, a
-# store that is still loading.
+# Errors that may pass: a lost connection, a failover, a slot of a cluster on the move,
+# a store that is still loading.
 PASSING = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -56,8 +56,7 @@ PASSING = (
 )
 
 
-# The same, as replies that the client library does not tell apart, and a disk that is full or
-# failing.
+# The same as replies for which the client library has no class, and a disk that is full or failing.
 PASSING_REPLIES = (
     "LOADING",
     "MASTERDOWN",
@@ -67,14 +66,14 @@ PASSING_REPLIES = (
     "NOREPLICAS",
     "BUSY",
     "MISCONF",
-    # To a WAIT on a primary that was made a replica meanwhile.
+    # The answer to WAIT on a primary that became a replica meanwhile.
     "UNBLOCKED",
     "ERR WAIT cannot be used with replica",
 )
 
 
 def _forms(script: Script, key: str, args: Sequence[Argument]) -> tuple[Words, Words]:
-    """Returns the call by digest, and the one for a store that does not know the script."""
+    """Return the call by digest, and the one for a store that does not know the script."""
     return ("EVALSHA", script.digest, 1, key, *args), ("EVAL", script.source, 1, key, *args)
 
 
@@ -86,10 +85,10 @@ class ScriptRunner:
 
     Args:
         client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
-        wait_replicas: How many replicas must have a write before it counts; 0: none is asked.
+        wait_replicas: How many replicas must have a write before it counts; 0: none.
         wait_timeout_ms: How long they may take.
         address: Where the store is, for people.
-        activity: Noted which queues are written to. None: nobody follows it.
+        activity: Notes which queues are written to. None: nobody needs to know.
     """
 
     def __init__(
@@ -105,13 +104,13 @@ class ScriptRunner:
         self._activity = activity
         self._address = address
         self._probing: set[tuple[str, int]] = set()
-        """Places that are long away and at which a call is under way to find out."""
+        """Places long away, at which one call is finding out whether they still are."""
         self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
         self._in_slots = isinstance(client, RedisCluster)
         self._down_since: dict[tuple[str, int], float] = {}
-        """Scripts or commands, and the slot in a cluster -> since when they are not answered.
+        """Scripts or commands, and the slot in a cluster -> since when they get no answer.
 
-        While a slot is moved, single keys may be readable where no script runs.
+        While a slot moves, single keys may be readable where no script runs.
         """
         self.clock_shift_ms = 0
         """Moves the clock of every script; only tests set it."""
@@ -132,7 +131,7 @@ class ScriptRunner:
         script = load(name)
         if script.timed:
             args = (self.clock_shift_ms, *args)
-        # What is written by the clock is found by every server by itself.
+        # Every server finds by itself what the clock does.
         if script.waits and self._activity is not None and self._activity.write(key):
             await self._activity.announced()
         if self._wait is not None and script.waits:
@@ -140,13 +139,13 @@ class ScriptRunner:
         return await self._repeat("script", key, lambda: self._once(script, key, args))
 
     async def command(self, name: str, key: str, *args: Argument, waits: bool = False) -> Any:
-        """Runs one idempotent command on one key. Raises as `run` does.
+        """Run one idempotent command on one key. Raises as `run` does.
 
         Args:
             name: The command.
             key: Its key.
-            args: What comes behind the key.
-            waits: It writes what has to be on the replicas too, if they are waited for.
+            args: What follows the key.
+            waits: It writes, so replicas must have it too if they are waited for.
         """
         if self._wait is not None and waits:
             words = (name, key, *args)
@@ -170,7 +169,7 @@ class ScriptRunner:
             try:
                 return await wait.send(write, fence)
             except redis_errors.NoScriptError:
-                # Both again, though one may have run: the replicas are to be those of one primary.
+                # Both again, though one may have run: one primary's replicas must be counted.
                 return await wait.send(whole, whole_fence)
 
         answer, have = await self._repeat(kind, key, once)
@@ -185,8 +184,8 @@ class ScriptRunner:
         since = self._down_since.get(place)
         if since is None or began - since <= RETRY_WINDOW_S:
             return await self._until_answered(kind, key, call, began)
-        # A store that hangs takes each call for as long as a read may last. One at a time finds out
-        # whether it is back; the others are told at once.
+        # A store that hangs holds each call for as long as a read may last. One call at a time
+        # finds out whether it is back; the others fail at once.
         if place in self._probing:
             raise self._unavailable(since, "it is being tried")
         self._probing.add(place)
@@ -214,8 +213,7 @@ class ScriptRunner:
                 if place not in self._down_since:
                     self._down_since[place] = began
                     log.warning("store unreachable", key=key, error=str(error))
-                # While the store is known to be away longer than the window, callers are told at
-                # once.
+                # Once the store has been away for longer than the window, callers fail at once.
                 now = monotonic()
                 if (
                     now + pause > began + RETRY_WINDOW_S
@@ -242,12 +240,12 @@ class ScriptRunner:
             log.info("store back", key=key, after_s=round(monotonic() - since, 2))
 
     def _place(self, kind: str, key: str) -> tuple[str, int]:
-        # Whether one node of a cluster is away says nothing about the queues of the others.
+        # That one node of a cluster is away says nothing about queues on the others.
         return (kind, key_slot(key.encode())) if self._in_slots else ("", 0)
 
 
 class QueueScripts:
-    """What stores have in common whose scripts act on one queue."""
+    """Base of stores whose scripts act on one queue."""
 
     def __init__(self, runner: ScriptRunner) -> None:
         self._runner = runner

@@ -26,12 +26,12 @@ from jobwire_server.store.runner import Argument, QueueScripts
 from jobwire_server.store.submissions import add_request, not_written
 
 LIST_BYTES = 4 << 20
-"""Jobs of so many bytes end a page early."""
+"""A page ends early once its jobs have so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What a schedule says, ready to be kept: its words, its plan, and the job that it submits."""
+    """A schedule's content, ready to be stored: its words, its plan, and its job."""
 
     spec: bytes
     """Serialized, without the job."""
@@ -68,7 +68,7 @@ class Schedule:
     created_ms: int
     updated_ms: int
     due_ms: int
-    """The moment that it stands at; 0 while it is paused, and once it is over."""
+    """The next moment; 0 while it is paused, and once it is over."""
     paused: bool
     pause_reason: str
     total_runs: int
@@ -78,12 +78,12 @@ class Schedule:
 
     @property
     def version(self) -> str:
-        """What jobs are compared with that were made of it."""
+        """Identifies the content that jobs were made from."""
         return f"{self.creation_id}.{self.revision}"
 
     @property
     def standing(self) -> str:
-        """What changes are compared with: its version and the moment that it stands at."""
+        """Identifies what changes are based on: its version and its next moment."""
         return f"{self.version}.{self.due_ms or ''}"
 
 
@@ -108,7 +108,7 @@ class Firing(NamedTuple):
     ready_ms: int = 0
     """0: at once."""
     suffix: bytes = b""
-    """What is appended to the schedule's job for this moment."""
+    """Appended to the schedule's job for this moment."""
 
 
 class Settled(IntEnum):
@@ -131,7 +131,7 @@ class ScheduleStore(QueueScripts):
     """
 
     async def read(self, queue: str, schedule_id: str) -> tuple[int, Schedule | None]:
-        """Returns the store's time and a schedule as it stands, None if there is none."""
+        """Return the store's time and a schedule as it stands, None if there is none."""
         now, _, row = await self._run("schedule_read", queue, [1, schedule_id])
         if not row:
             return now, None
@@ -141,8 +141,8 @@ class ScheduleStore(QueueScripts):
     async def standings(
         self, queue: str, ids: Sequence[str]
     ) -> tuple[int, int, list[Standing | None]]:
-        """Returns the store's time, the earliest moment of any schedule or 0, and where each stands
-        that is due at all.
+        """Return the store's time, the earliest moment of any schedule or 0, and the standing of
+        each that has a next moment.
         """
         now, head, *rows = await self._run("schedule_read", queue, [0, *ids])
         found: list[Standing | None] = []
@@ -164,7 +164,7 @@ class ScheduleStore(QueueScripts):
         return now, head, found
 
     async def page(self, queue: str, after: str, most: int) -> tuple[list[Schedule], bool]:
-        """Returns up to `most` schedules whose ids sort after `after`, without their runs, and True
+        """Return up to `most` schedules whose ids sort after `after`, without their runs, and True
         if there are more.
         """
         more, *rows = await self._run("schedule_list", queue, [after, most, LIST_BYTES])
@@ -181,14 +181,14 @@ class ScheduleStore(QueueScripts):
         due_ms: int,
         fields: dict[str, str | bytes | int],
     ) -> bool:
-        """Writes fields of a schedule; False if it is not what the change was made from.
+        """Write fields of a schedule; False if it is not what the change was made from.
 
         Args:
             queue: Its queue.
             schedule_id: Its name there.
-            standing: That it must have; '' if there must be none.
-            due_ms: The moment that it stands at; 0 for none.
-            fields: What changes.
+            standing: What it must still be; '' if there must be no schedule.
+            due_ms: The next moment; 0 for none.
+            fields: The fields that change.
         """
         args: list[Argument] = [schedule_id, standing, due_ms or ""]
         for item in fields.items():
@@ -196,7 +196,7 @@ class ScheduleStore(QueueScripts):
         return bool(await self._run("schedule_write", queue, args) == Code.DONE)
 
     async def delete(self, queue: str, schedule_id: str) -> bool:
-        """Removes a schedule; True if there was one."""
+        """Remove a schedule; True if there was one."""
         return bool(await self._run("schedule_delete", queue, [schedule_id]))
 
     async def fire(
@@ -207,14 +207,14 @@ class ScheduleStore(QueueScripts):
         retention_ms: int,
         settings: QueueSettings,
     ) -> tuple[int, int, list[Settled]]:
-        """Takes steps; returns the store's time, the earliest moment of any schedule or 0, and what
+        """Take steps; return the store's time, the earliest moment of any schedule or 0, and what
         became of each step.
 
         Args:
-            queue: Of all the schedules.
-            firings: Those of one schedule in their order.
-            grace_ms: For running jobs that are cancelled.
-            retention_ms: For jobs that end because they are cancelled.
+            queue: The queue of all the schedules.
+            firings: The steps, those of one schedule in order.
+            grace_ms: How long running jobs that are cancelled may take to stop.
+            retention_ms: How long cancelled jobs are kept.
             settings: The queue's limits.
         """
         args: list[Argument] = [
@@ -250,15 +250,15 @@ class ScheduleStore(QueueScripts):
         retention_ms: int,
         settings: QueueSettings,
     ) -> Accepted | JobwireError | None:
-        """Submits a job of a schedule now; None if the schedule is not what it was.
+        """Submit a job of a schedule now; None if the schedule has changed since it was read.
 
         Args:
             schedule: As it was read.
-            ulid: Of the job.
-            moment_ms: That is noted with the run.
+            ulid: The job's.
+            moment_ms: The moment to note with the run.
             suffix: What is appended to the schedule's job.
             request: Makes a retry safe.
-            retention_ms: For a job that this one replaces.
+            retention_ms: How long a job is kept that this one replaces.
             settings: The queue's limits.
         """
         template, queue = schedule.template, schedule.queue
@@ -287,7 +287,7 @@ class ScheduleStore(QueueScripts):
 
 
 def template_fields(template: Template) -> dict[str, str | bytes | int]:
-    """Returns the fields of a schedule's HASH that hold what it says."""
+    """Return the fields of a schedule's HASH that hold what it says."""
     return {
         "spec": template.spec,
         "job": template.job,

@@ -25,10 +25,10 @@ class Script:
     source: str
     digest: str
     waits: bool
-    """What it wrote has to be on the replicas before anybody is answered, if they are waited for.
+    """Replicas must have what it wrote before anybody gets an answer, if they are waited for.
     """
     timed: bool
-    """It looks at the clock: its first argument is the shift of the clock, ms."""
+    """It reads the clock: its first argument is the shift of the clock, ms."""
 
 
 _LUA = files(__package__) / "lua"

@@ -15,7 +15,7 @@ from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
 
 _PLAIN = tuple(NewJob._field_defaults.values())
-"""What follows the first five fields of a job that asks for nothing special."""
+"""The values after the first five fields of a job that asks for nothing special."""
 _STATES = {state.value: state for state in JobState}
 _SCOPES = {UniqueScope.PENDING: "p", UniqueScope.UNFINISHED: "u", UniqueScope.PERIOD: "t"}
 _LONGEST_NAME = 40
@@ -23,7 +23,7 @@ NO_LIMITS = (0, 0)
 
 
 class SubmissionStore(QueueScripts):
-    """How jobs come into a queue."""
+    """Brings jobs into queues."""
 
     async def submit(
         self,
@@ -33,14 +33,14 @@ class SubmissionStore(QueueScripts):
         max_pending: int = 0,
         max_live_bytes: int = 0,
     ) -> list[Accepted | JobwireError]:
-        """Writes the jobs that are new. At most 1000 at a time.
+        """Write the jobs that are new. At most 1000 at a time.
 
         Args:
             queue: The queue of all of them.
-            jobs: In the order in which they are to be delivered.
-            retention_ms: For jobs that are replaced.
+            jobs: In the order of delivery.
+            retention_ms: How long jobs are kept that these replace.
             max_pending: The most jobs that may wait there, 0 for no limit.
-            max_live_bytes: The most bytes of records of its live jobs, 0 for no limit.
+            max_live_bytes: The most bytes of records of live jobs, 0 for no limit.
         """
         routes = {job.route.id: job.route.descriptor for job in jobs}
         args: list[Argument] = [
@@ -75,7 +75,7 @@ class SubmissionStore(QueueScripts):
     async def known(
         self, queue: str, jobs: Sequence[NewJob]
     ) -> list[Accepted | JobwireError | None]:
-        """Answers each job that was accepted before as `submit` would, None for the others; writes
+        """Answer each job that was accepted before as `submit` would, None for the others; write
         nothing.
         """
         args: list[Argument] = []
@@ -89,7 +89,7 @@ class SubmissionStore(QueueScripts):
 
 
 def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:
-    """What a job is answered that submit.lua did not write."""
+    """Return the answer to a job that submit.lua did not write."""
     code, *rest = answer
     if code == Code.SAME_ID:
         return Accepted(job.job_id, JobState(rest[0]), rest[1])
@@ -114,7 +114,7 @@ def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Acce
 
 
 def queue_full(queue: str, setting: str, what: str, limit: int, present: int) -> QueueFull:
-    """Returns the refusal of a queue at its limit."""
+    """Return the refusal for a queue at its limit."""
     return QueueFull(
         f"the queue {queue} is at its limit {setting}: it holds {present} of {limit} {what}; retry"
         " after the delay, add workers, or raise the limit with ConfigureQueue",
@@ -129,14 +129,14 @@ def queue_full(queue: str, setting: str, what: str, limit: int, present: int) ->
 
 
 def encode_start(job: NewJob) -> str:
-    """Returns when the job becomes ready, as submit.lua reads it."""
+    """Return when the job becomes ready, as submit.lua reads it."""
     if job.delay_ms:
         return f"+{job.delay_ms}"
     return str(job.run_at_ms) if job.run_at_ms else ""
 
 
 def encode_extra(job: NewJob) -> str:
-    """Returns the HASH fields that a new job needs beyond the defaults, '' for none."""
+    """Return the HASH fields that a new job needs beyond the defaults, '' for none."""
     fields: list[str] = []
     if job.execution_timeout_ms or job.deadline_ms or job.retention_ms is not None or job.unique:
         fields += ["y", "1"]
@@ -160,7 +160,7 @@ def encode_extra(job: NewJob) -> str:
 
 
 def _encode_identity(job: NewJob, fields: list[str]) -> str:
-    """Returns the HASH fields with what decides whether the job is written at all."""
+    """Return the HASH fields together with what decides whether the job is written at all."""
     item: dict[str, Any] = {"f": fields}
     if job.request is not None:
         item |= {"q": job.request.request_id, "d": job.request.digest}
@@ -170,7 +170,7 @@ def _encode_identity(job: NewJob, fields: list[str]) -> str:
         unique = _SCOPES[job.unique.scope] + _unique_name(job.unique.key)
         item |= {"u": unique, "c": int(job.unique.conflict)}
         if job.unique.scope is UniqueScope.PERIOD:
-            # Ends by itself, whatever becomes of the job.
+            # Ends by itself, whatever happens to the job.
             item["t"] = job.unique.period_ms
         else:
             item["f"] = [*fields, "uk", unique]
@@ -178,7 +178,7 @@ def _encode_identity(job: NewJob, fields: list[str]) -> str:
 
 
 def add_request(extra: str, request: RequestId) -> str:
-    """Returns what submit.lua is told of a job, with the id of the request added."""
+    """Return a job's extra, as submit.lua reads it, with the id of the request added."""
     item = json.loads(extra) if extra else []
     if isinstance(item, list):
         item = {"f": item}
@@ -186,10 +186,10 @@ def add_request(extra: str, request: RequestId) -> str:
 
 
 def _unique_name(key: str) -> str:
-    """Returns a unique key as it is stored.
+    """Return a unique key as it is stored: a long one as a digest.
 
-    A long one as its digest of 48 characters, so that the HASH of its job stays in its compact
-    encoding; no short one has as many.
+    The digest has 48 characters, more than any short key, and keeps the job's HASH in its compact
+    encoding.
     """
     raw = key.encode()
     return key if len(raw) <= _LONGEST_NAME else blake2b(raw, digest_size=24).hexdigest()

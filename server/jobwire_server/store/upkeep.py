@@ -1,4 +1,4 @@
-"""What the clock does to the jobs of a queue, and what makes room."""
+"""What time does to the jobs of a queue, and what frees memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WHENEVER_MS = 1 << 52
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What the clock did to a queue, and what it asks for."""
+    """What the clock did to a queue, and what remains to do."""
 
     more: bool
-    """There is more to do at once."""
+    """There is more to do immediately."""
     busy: bool
-    """Something was tidied up; there may be more of it at the next look."""
+    """Something was cleaned up; there may be more at the next look."""
     now_ms: int
     next_due_ms: int
     overdue: list[tuple[str, str]]
@@ -31,7 +31,7 @@ class Tick:
 
 
 class UpkeepStore(QueueScripts):
-    """The queues' looks at the clock. Every method raises StoreUnavailable if the store does not
+    """Applies the clock to queues. Every method raises StoreUnavailable if the store does not
     answer.
     """
 
@@ -45,16 +45,16 @@ class UpkeepStore(QueueScripts):
         *,
         leases_until_ms: int = WHENEVER_MS,
     ) -> Tick:
-        """Lets the clock act on a queue.
+        """Let the clock act on a queue.
 
         Args:
             queue: Its name.
             most: The most jobs of each kind.
-            retention_ms: Of jobs that end here and have none of their own.
+            retention_ms: How long jobs are kept that end here and say nothing themselves.
             sample_ms: The interval of the samples.
             samples: How many of them are kept.
-            leases_until_ms: The store's time after which the call comes too late to tell which
-                leases have ended; 0 to leave them alone.
+            leases_until_ms: The store's time after which it is too late to judge which leases have
+                ended; 0 to leave them alone.
         """
         now, more, tidied, next_due, config, *overdue = await self._run(
             "tick",
@@ -76,18 +76,18 @@ class UpkeepStore(QueueScripts):
     async def purge(
         self, queue: str, most: int, settings: QueueSettings = NO_SETTINGS
     ) -> tuple[int, int]:
-        """Forgets up to `most` jobs whose retention has ended, or that are too many; returns how
-        many, and the next due moment or 0.
+        """Forget up to `most` jobs whose retention has ended or that exceed the queue's limits;
+        return how many, and the next due moment or 0.
         """
         limits = (settings.max_ended_jobs, settings.max_ended_bytes)
         forgotten, next_due = await self._run("purge", queue, [min(most, 1000), *limits])
         return forgotten, next_due
 
     async def trim(self, queue: str, most: int, settings: QueueSettings) -> int:
-        """Drops output and entries of the event log that are kept for a shorter time than the jobs.
+        """Drop output and entries of the event log that are kept for less time than jobs.
 
         Returns:
-            How many jobs were looked at: at most `most`, and fewer once there is nothing left.
+            How many jobs were examined: at most `most`, fewer once nothing is left.
         """
         ages = (settings.retain_output_ms, settings.retain_event_log_ms)
         if ages == (None, None):

@@ -13,28 +13,27 @@ from jobwire_server.store import codec, keys
 from jobwire_server.store.runner import ScriptRunner
 
 SERVER_SILENT_MS = 3_000
-"""A server says that it is there twice a second; one that has not for so long is silent."""
+"""A server reports twice a second; after so long without a report it counts as silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class LostWorker:
-    """A worker that fell silent and whose jobs are not back in their queues yet."""
+    """A worker that fell silent, and whose jobs are not back in their queues yet."""
 
     worker_id: str
     lost_at_ms: int
     queues: tuple[str, ...]
     heard_at_ms: int = 0
-    """When it was heard of last, by the store's clock."""
+    """Its last sign of life, by the store's clock."""
     lease_ms: int = 0
-    """The lease that it asked for; 0 for the server's."""
+    """The lease that it asked for; 0 for the server's default."""
     unheard: bool = False
-    """Its server fell silent with it, or its process lives and says nothing: nobody knows how its
-    jobs are.
+    """Its server fell silent too, or its process lives and says nothing: its jobs may be running.
     """
 
 
 class SignOfLife(NamedTuple):
-    """A worker that was heard of."""
+    """A sign of life of a worker."""
 
     worker_id: str
     session: str = ""
@@ -51,7 +50,7 @@ class AttachedWorker(NamedTuple):
     """What an attachment found."""
 
     since_ms: int
-    """Since when the stream counts. Later than that of every stream of the worker before it."""
+    """Since when the stream counts: later than every earlier stream of the worker."""
     status: WorkerStatus
     former: Former
     """Who was known by the worker's id."""
@@ -60,12 +59,12 @@ class AttachedWorker(NamedTuple):
 
 
 def superseded(worker_id: str, since_ms: int, same_process: bool) -> Superseded:
-    """Returns what the older of two streams of a worker is ended with.
+    """Return the error that ends the older of two streams of a worker.
 
     Args:
-        worker_id: Of both.
+        worker_id: The worker of both.
         since_ms: When the newer one attached, Unix ms by the store's clock.
-        same_process: Both are of one process.
+        same_process: Both belong to one process.
     """
     whose = "a newer one of its own" if same_process else "one of another process"
     remedy = "" if same_process else ": two workers share the id, give each its own"
@@ -87,11 +86,11 @@ class WorkerStore:
         self._server_id = server_id
 
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
-        """Makes the worker known and READY.
+        """Register the worker, READY.
 
         Args:
-            spec: What it is and serves.
-            instance: Of its process; '' if that was not said.
+            spec: Its description.
+            instance: Names its process; '' if it did not.
 
         Returns:
             True if a process of that id has left jobs behind, for the next `sweep`.
@@ -110,7 +109,7 @@ class WorkerStore:
     async def attach(
         self, spec: WorkerSpec, session: str, instance: str, attempt: int = 0
     ) -> AttachedWorker:
-        """Makes the worker known, and the stream called `session` the one that counts.
+        """Register the worker, and make the stream called `session` the one that counts.
 
         Raises:
             Superseded: A later attempt of the process counts.
@@ -132,7 +131,7 @@ class WorkerStore:
         return AttachedWorker(since, WorkerStatus(status), Former(former), stats.decode())
 
     async def broken(self, worker_id: str, session: str, since_ms: int) -> int:
-        """Notes that the stream broke; returns the store's time, 0 if a newer one counts by now."""
+        """Note that the stream broke; return the store's time, 0 if a newer stream counts."""
         now: int = await self._run(
             "worker_break", [worker_id, session, since_ms, "broken", 0, 0, ""]
         )
@@ -148,19 +147,19 @@ class WorkerStore:
         not_after_ms: int,
         lives: bool,
     ) -> bool | None:
-        """Marks the worker LOST because it did not come back.
+        """Mark the worker LOST, because it did not come back.
 
         Args:
             worker_id: The worker.
             session: Its stream.
             since_ms: Since when that counted.
             retain_ms: How long lost workers are listed.
-            not_after_ms: The store's time after which the call comes too late to tell.
-            lives: Its connection held to the last, though it said nothing.
+            not_after_ms: The store's time after which it is too late to judge.
+            lives: Its connection held until the end, though it said nothing.
 
         Returns:
-            False if a newer stream counts; None if the store came to it only after `not_after_ms`,
-            and did nothing.
+            False if a newer stream counts; None, and nothing is done, if it is after
+            `not_after_ms`.
         """
         now: int = await self._run(
             "worker_break",
@@ -177,11 +176,11 @@ class WorkerStore:
         return None if now < 0 else now > 0
 
     async def touch(self, signs: Sequence[SignOfLife]) -> list[WorkerStatus | Superseded | None]:
-        """Records signs of life.
+        """Record signs of life.
 
         Returns:
-            For each the worker's status, None for one that is not known, and an error where a
-            newer stream of the worker counts by now.
+            For each the worker's status, None for an unknown worker, and an error where a newer
+            stream of the worker counts by now.
         """
         args: list[Any] = [self._server_id]
         for sign in signs:
@@ -195,11 +194,11 @@ class WorkerStore:
         ]
 
     async def set_status(self, worker_id: str, status: WorkerStatus) -> bool:
-        """Changes whether a live worker takes jobs; False if there is none of this name."""
+        """Change whether a live worker takes jobs; False if there is no such worker."""
         return bool(await self._run("worker_status", [worker_id, int(status)]))
 
     async def remove(self, worker_id: str, session: str = "", since_ms: int = 0) -> bool:
-        """Forgets the worker; False if it was not known.
+        """Forget the worker; False if it was not known.
 
         Raises:
             Superseded: A newer stream than the one called `session` counts by now.
@@ -212,17 +211,17 @@ class WorkerStore:
     async def sweep(
         self, timeout_ms: int, retain_ms: int, most: int, not_after_ms: int
     ) -> tuple[int, list[LostWorker]]:
-        """Marks silent workers LOST, and says that this server is there.
+        """Mark silent workers LOST, and report that this server lives.
 
         Args:
             timeout_ms: The silence that makes a worker lost.
             retain_ms: How long lost workers are listed.
             most: The most workers of each kind.
-            not_after_ms: The store's time after which the call comes too late to tell who is
-                silent; 0 to leave everybody alone.
+            not_after_ms: The store's time after which it is too late to judge who is silent; 0 to
+                leave everybody alone.
 
         Returns:
-            The store's time, and those whose jobs are to be taken back.
+            The store's time, and the workers whose jobs must be taken back.
         """
         now, *lost = await self._run(
             "worker_sweep",
@@ -232,21 +231,21 @@ class WorkerStore:
         return now, [_lost(name.decode(), int(float(at)), left) for name, at, left in found]
 
     async def jobs_are_back(self, worker_id: str) -> None:
-        """Notes that nothing of a lost worker's is left to take back."""
+        """Note that all jobs of a lost worker are back."""
         await self._runner.command("ZREM", keys.LOST_WORKERS, worker_id)
         await self._runner.command("HDEL", keys.LEFT_WORKERS, worker_id)
 
     async def read(self, worker_id: str) -> Worker | None:
-        """Returns the worker as it stands, without its leases."""
+        """Return the worker as it stands, without its leases."""
         found = await self.read_many([worker_id])
         return found[0] if found else None
 
     async def read_many(self, worker_ids: Sequence[str]) -> list[Worker]:
-        """Returns those of the workers that are known, as they stand, without their leases."""
+        """Return the known ones among these workers, as they stand, without their leases."""
         return _workers(await self._run("worker_read", ["ids", *worker_ids]))
 
     async def page(self, after: str, most: int) -> list[Worker]:
-        """Returns up to `most` workers whose ids sort after `after`."""
+        """Return up to `most` workers whose ids sort after `after`."""
         return _workers(await self._run("worker_read", ["page", after, most]))
 
     async def _run(self, script: str, args: list[Any]) -> Any:
@@ -257,7 +256,7 @@ _COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck"})
 
 
 def _counters(stats: bytes) -> dict[str, Any]:
-    """Reads what a server wrote, perhaps a newer one."""
+    """Read what a server wrote, perhaps one of a newer release."""
     return {name: count for name, count in json.loads(stats).items() if name in _COUNTERS}
 
 

@@ -19,7 +19,7 @@ Starter = Callable[..., StoreProcess]
 
 @pytest.fixture
 def start(store_engine: Engine) -> Iterator[Starter]:
-    """Starts stores with the directives given."""
+    """Start stores with the directives given."""
     if server_binary(store_engine) is None:
         pytest.skip(f"no {store_engine}-server on PATH")
     processes: list[StoreProcess] = []

@@ -22,7 +22,7 @@ As = Callable[..., Connection]
 
 @pytest.fixture
 async def as_user(own_store: StoreProcess) -> AsyncIterator[As]:
-    """Connects as a user with these rules, or changes what the user may do."""
+    """Connect as a user with these rules, or changes what the user may do."""
     made: list[Connection] = []
     client = redis.Redis.from_url(own_store.url)
 

@@ -43,13 +43,13 @@ class CronError(ValueError):
 
 @lru_cache(maxsize=1)
 def zone_names() -> frozenset[str]:
-    """Returns the names of all zones."""
+    """Return the names of all zones."""
     return frozenset((files("tzdata") / "zones").read_text("utf-8").split())
 
 
 @lru_cache(maxsize=1024)
 def zone_of(name: str) -> ZoneInfo:
-    """Returns a time zone.
+    """Return a time zone.
 
     It comes out of the tzdata package and not from the machine, so that servers on different
     machines agree.
@@ -83,7 +83,7 @@ class Cron:
         self._fixed_hour = not hour.startswith("*")
 
     def after(self, ms: int) -> int | None:
-        """Returns the first due moment after one, both in Unix milliseconds; None if there is none
+        """Return the first due moment after one, both in Unix milliseconds; None if there is none
         within 50 years.
 
         Between two changes of the zone's offset the wall's clock and Unix time run side by side, so
@@ -111,7 +111,7 @@ class Cron:
             begin, last = change, change - 1
 
     def _wall_after(self, wall_s: int) -> int | None:
-        """Returns the next match of the fields on a clock that never changes."""
+        """Return the next match of the fields on a clock that never changes."""
         wall = _EPOCH + timedelta(seconds=wall_s)
         found = next(CronSim(self._expression, wall), None)
         return None if found is None else (found - _EPOCH) // timedelta(seconds=1)
@@ -129,7 +129,7 @@ class Cron:
         return (_EPOCH + timedelta(seconds=at_s)).replace(tzinfo=UTC).astimezone(self._zone)
 
     def _change_within(self, begin_s: int, end_s: int) -> int | None:
-        """Returns the first moment after one, up to another, with a new offset; None: it stays."""
+        """Return the first moment after one, up to another, with a new offset; None: it stays."""
         if self._zone.key == "UTC":
             return None
         offset = self._offset_s(begin_s)
@@ -149,7 +149,7 @@ class Cron:
 
 @lru_cache(maxsize=4096)
 def cron_of(expression: str, zone_name: str = "UTC") -> Cron:
-    """Reads an expression.
+    """Read an expression.
 
     Args:
         expression: Five fields, or one of MACROS.
@@ -162,7 +162,7 @@ def cron_of(expression: str, zone_name: str = "UTC") -> Cron:
 
 
 def _fields_of(expression: str) -> str:
-    """Returns an expression as five fields that are right each by itself and together."""
+    """Return an expression as five fields that are right each by itself and together."""
     if expression.startswith("@"):
         fields = MACROS.get(expression.lower())
         if fields is None:

@@ -61,7 +61,7 @@ class Ending:
 
 
 def resolve(policy: RetryPolicy | None, defaults: RetryDefaults) -> RetryDefaults:
-    """Fills what the policy of a job, or of a queue, leaves open.
+    """Fill what the policy of a job, or of a queue, leaves open.
 
     A limit that one side sets below the other's floor is raised to it, so that the longest
     backoff is never below the first.
@@ -84,7 +84,7 @@ def resolve(policy: RetryPolicy | None, defaults: RetryDefaults) -> RetryDefault
 
 
 def backoff_ms(retry: RetryDefaults, failures: int, random: Callable[[], float]) -> int:
-    """Returns the wait after the given number of failures, at least 0.
+    """Return the wait after the given number of failures, at least 0.
 
     Args:
         retry: The resolved policy.

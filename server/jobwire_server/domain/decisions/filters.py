@@ -39,7 +39,7 @@ class JobFilter:
         )
 
     def keeps(self, job: Job, records: RecordCodec) -> bool:
-        """Return whether a job is meant; reads its record only where that decides."""
+        """Return whether a job is meant; read its record only where that decides."""
         return self.match(job, records.facts(job.record) if self.reads_records else None)
 
     def match(self, job: Job, facts: RecordFacts | None) -> bool:
@@ -94,11 +94,11 @@ class Pace:
         self._next_ms = float(begin_ms)
 
     def catch_up(self, now_ms: int) -> None:
-        """Lets moments go that passed unused; given out late they would make a burst."""
+        """Let moments go that passed unused; given out late they would make a burst."""
         self._next_ms = max(self._next_ms, now_ms)
 
     def take(self) -> int:
-        """Returns the next moment, Unix ms."""
+        """Return the next moment, Unix ms."""
         moment = self._next_ms
         self._next_ms += self._step_ms
         return int(moment)

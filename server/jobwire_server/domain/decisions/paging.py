@@ -15,7 +15,7 @@ def _fingerprint(scope: str) -> str:
 
 
 def encode_token(scope: str, *place: str | int) -> str:
-    """Returns a token for a place.
+    """Return a token for a place.
 
     Args:
         scope: The method and its filter, as text; a token is good for the same scope only.
@@ -26,7 +26,7 @@ def encode_token(scope: str, *place: str | int) -> str:
 
 
 def decode_token(scope: str, token: str, length: int) -> list[str | int]:
-    """Returns the place that `encode_token` was given.
+    """Return the place that `encode_token` was given.
 
     Args:
         scope: As given to `encode_token`.
@@ -50,6 +50,6 @@ def decode_token(scope: str, token: str, length: int) -> list[str | int]:
 
 
 def bad_token() -> BadPageToken:
-    """Returns the refusal of a token that was not given out for the listing."""
+    """Return the refusal of a token that was not given out for the listing."""
     text = "is not a token that this method gave out for the same filter; start again without one"
     return BadPageToken([Violation("page_token", text)])

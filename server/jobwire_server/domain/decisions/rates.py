@@ -21,7 +21,7 @@ class Rates:
 def rates(
     now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, Mapping[str, int]]]
 ) -> Rates:
-    """Compares the totals of now with the oldest sample of the window.
+    """Compare the totals of now with the oldest sample of the window.
 
     Args:
         now_ms: When the totals were read.

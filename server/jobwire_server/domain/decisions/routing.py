@@ -26,16 +26,16 @@ def _route(operation: str, requirements: tuple[tuple[str, str], ...]) -> Route:
 
 
 def route_of(operation: str, requirements: Mapping[str, str]) -> Route:
-    """Returns the route of a job; the order of its requirements does not matter."""
+    """Return the route of a job; the order of its requirements does not matter."""
     return _route(operation, tuple(sorted(requirements.items())) if requirements else ())
 
 
 def parse_descriptor(descriptor: bytes) -> Route:
-    """Reads back the route that a descriptor was made of."""
+    """Read back the route that a descriptor was made of."""
     operation, *requirements = json.loads(descriptor)
     return _route(operation, tuple((key, value) for key, value in requirements))
 
 
 def routes_served_by(worker: WorkerSpec, routes: Iterable[Route]) -> tuple[str, ...]:
-    """Returns the ids of the routes that the worker may take jobs from, sorted."""
+    """Return the ids of the routes that the worker may take jobs from, sorted."""
     return tuple(sorted(route.id for route in routes if route.served_by(worker)))

@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
 
 def next_after(plan: Plan, ms: int) -> int:
-    """Returns the first moment after a time, 0 if there is none."""
+    """Return the first moment after a time, 0 if there is none."""
     ms = max(ms, plan.start_ms - 1)
     if plan.every_ms:
         found: int | None = ms - (ms - plan.anchor_ms) % plan.every_ms + plan.every_ms
@@ -88,19 +88,19 @@ def next_after(plan: Plan, ms: int) -> int:
 
 
 def moments(plan: Plan, first_ms: int) -> Iterator[int]:
-    """Yields a moment and those that follow it; none for 0."""
+    """Yield a moment and those that follow it; none for 0."""
     while first_ms:
         yield first_ms
         first_ms = next_after(plan, first_ms)
 
 
 def next_runs(plan: Plan, due_ms: int) -> tuple[int, ...]:
-    """Returns the moment that a schedule stands at and a few that follow."""
+    """Return the moment that a schedule stands at and a few that follow."""
     return tuple(islice(moments(plan, due_ms), NEXT_RUNS))
 
 
 def shortest_distance(plan: Plan, after_ms: int) -> int:
-    """Returns the shortest distance of the next moments, 0 if there is one at most."""
+    """Return the shortest distance of the next moments, 0 if there is one at most."""
     if plan.every_ms:
         return plan.every_ms
     following = islice(moments(plan, next_after(plan, after_ms)), 25)
@@ -108,7 +108,7 @@ def shortest_distance(plan: Plan, after_ms: int) -> int:
 
 
 def decide(plan: Plan, due_ms: int, now_ms: int) -> list[Step]:
-    """Returns what a schedule does now, each step beginning where the one before ended.
+    """Return what a schedule does now, each step beginning where the one before ended.
 
     It may leave more to be done, where much was missed: then its next moment has passed, too.
 
@@ -158,7 +158,7 @@ def _all(plan: Plan, due_ms: int, now_ms: int) -> list[Step]:
 
 
 def _pass_until(plan: Plan, due_ms: int, until_ms: int) -> tuple[int, int, bool]:
-    """Returns the last moment up to a time, how many lie before it from `due_ms` on, and True if it
+    """Return the last moment up to a time, how many lie before it from `due_ms` on, and True if it
     is not the last because there were too many to go through.
     """
     if plan.every_ms:
@@ -175,11 +175,11 @@ def _pass_until(plan: Plan, due_ms: int, until_ms: int) -> tuple[int, int, bool]
 
 
 def identity_of(queue: str, schedule_id: str, creation_id: str, moment_ms: int) -> bytes:
-    """Returns 10 bytes that are the same wherever a moment's job is made, and for no other."""
+    """Return 10 bytes that are the same wherever a moment's job is made, and for no other."""
     text = f"{queue}\n{schedule_id}\n{creation_id}\n{moment_ms}"
     return blake2b(text.encode(), digest_size=10).digest()
 
 
 def jitter_of(plan: Plan, identity: bytes) -> int:
-    """Returns how much later than its moment a job becomes ready, ms; always the same for one."""
+    """Return how much later than its moment a job becomes ready, ms; always the same for one."""
     return int.from_bytes(identity[:8], "big") % (plan.jitter_ms + 1)

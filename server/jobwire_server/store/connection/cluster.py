@@ -124,7 +124,7 @@ class ClusterClient(RedisCluster):
         raise TryAgainError(f"the nodes do not agree on who has the slot {slot}")
 
     def node_of_slot(self, slot: int) -> ClusterNode:
-        """Raises SlotNotCoveredError: No node has it."""
+        """Raise SlotNotCoveredError: No node has it."""
         try:
             return self.nodes_manager.slots_cache[slot][0]
         except (KeyError, IndexError):
@@ -168,7 +168,7 @@ class ClusterClient(RedisCluster):
             raise
 
     def doubt(self, node: ClusterNode | None = None) -> None:
-        """Learn the topology anew, in the background; asks a node that failed last."""
+        """Learn the topology anew, in the background; ask a node that failed last."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(
                 self._refresh(node.name if node is not None else None), name="cluster-topology"

@@ -25,16 +25,16 @@ class StoreCondition:
         self._answered_at = monotonic()
 
     def answered(self) -> None:
-        """Notes that the store has just answered."""
+        """Note that the store has just answered."""
         self._answered_at = monotonic()
         self.away = ""
 
     def missed(self, cause: str) -> None:
-        """Notes that the store did not answer."""
+        """Note that the store did not answer."""
         self.away = cause
 
     def check_fit(self) -> None:
-        """Looks whether new jobs may be accepted.
+        """Look whether new jobs may be accepted.
 
         Raises:
             StoreUnfit: Not now.

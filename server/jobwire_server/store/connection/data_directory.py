@@ -135,7 +135,7 @@ class DataDirectory:
         return False
 
     def choose_socket(self) -> None:
-        """Settle where the next process listens; stays the same over restarts if it can.
+        """Settle where the next process listens: at the same place as before, if possible.
 
         Raises:
             StoreRefused: There is no place for it.
@@ -219,7 +219,7 @@ class DataDirectory:
         return fd
 
     def _narrow(self) -> None:
-        """Has nobody but this user read what is there already.
+        """Have nobody but this user read what is there already.
 
         A directory that holds other things as well keeps its own rights: somebody named one that
         is used for more. One of another user, as volumes of containers are, keeps them too. Then

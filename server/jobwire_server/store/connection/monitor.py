@@ -27,7 +27,7 @@ class Inspects(Protocol):
     """Says why a store that answers is not to be trusted with new jobs, "" if it is."""
 
     async def look(self, *, rights: bool) -> str:
-        """Looks once; at the rights of the store's user only if asked."""
+        """Look once; at the rights of the store's user only if asked."""
 
 
 class StoreMonitor:
@@ -96,7 +96,7 @@ class StoreMonitor:
             await asyncio.sleep(AWAY_PERIOD_S if condition.away else PERIOD_S)
 
     async def _look(self) -> str:
-        """Asks for a sign of life; returns why there was none."""
+        """Ask for a sign of life; return why there was none."""
         problem, hangs = await self._ask()
         # A connection that broke since its last use fails once, whatever the store does.
         return (await self._ask())[0] if problem and not hangs else problem

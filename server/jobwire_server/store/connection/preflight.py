@@ -94,7 +94,7 @@ class Inspection:
         self._warned: frozenset[str] | None = None
 
     async def look(self, *, rights: bool) -> str:
-        """Returns why the store is not to be trusted with new jobs, with the remedy; "" if it is.
+        """Return why the store is not to be trusted with new jobs, with the remedy; "" if it is.
 
         Args:
             rights: True to try the user's rights as well.

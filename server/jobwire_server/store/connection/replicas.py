@@ -66,7 +66,7 @@ class ReplicaWait:
         return answers[0], int(answers[2])
 
     def check(self, have: int) -> None:
-        """Raises StoreUnavailable: Fewer replicas have the write than are wanted."""
+        """Raise StoreUnavailable: Fewer replicas have the write than are wanted."""
         if self._short != (have < self._replicas):
             self._short = not self._short
             tell = log.warning if self._short else log.info

@@ -69,7 +69,7 @@ _LETTERS = "smhltzx"
 
 
 async def missing_rights(connection: Connection) -> str:
-    """Returns what the store's user lacks and the rule that mends it; "" if nothing.
+    """Return what the store's user lacks and the rule that mends it; "" if nothing.
 
     Raises:
         RedisError: The store can't be reached.
@@ -89,7 +89,7 @@ async def missing_rights(connection: Connection) -> str:
 
 
 async def _nodes(connection: Connection) -> list[tuple[Redis | ClusterNode, str]]:
-    """Returns each primary with a hash tag that it serves."""
+    """Return each primary with a hash tag that it serves."""
     nodes = await connection.primaries()
     client = connection.client
     if not isinstance(client, ClusterClient):
@@ -161,7 +161,7 @@ async def _try_to_subscribe(connection: Connection, tag: str, lacks: dict[str, s
 
 
 def _note(lacks: dict[str, str], command: str, error: ResponseError) -> None:
-    """Notes the rule that is missing, if one is: only that is asked for here."""
+    """Note the rule that is missing, if one is: only that is asked for here."""
     text = denial_of(error)
     if not text:
         if isinstance(error, NoPermissionError):

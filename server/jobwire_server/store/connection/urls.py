@@ -15,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def redacted(url: str) -> str:
-    """Returns the URL without any part of a password, however it is written.
+    """Return the URL without any part of a password, however it is written.
 
     A password may hold what would end it in a proper URL. So everything up to the last `@` is one,
     but for a plain user name before the first colon, and so is everything behind `password=`.
@@ -38,7 +38,7 @@ def redacted(url: str) -> str:
 
 
 def tidy(url: str) -> str:
-    """Returns the URL with a user name and a password that hold nothing of meaning in a URL.
+    """Return the URL with a user name and a password that hold nothing of meaning in a URL.
 
     `/`, `?`, `#` and `@` in a password end it where they stand for the parsers, which then complain
     of its second half.
