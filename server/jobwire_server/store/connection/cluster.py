@@ -1,4 +1,4 @@
-"""A cluster's client that keeps the troubles of one node, or of one slot, to themselves.
+"""A cluster's client that confines the trouble of one node or one slot to its own queues.
 
 redis-py's own sends nothing to any node until it has learned the whole topology anew after any
 error, which a node that is missing may prevent; closes the connections to all nodes when one says
@@ -35,7 +35,7 @@ REFRESH_PAUSE_S = 0.25
 LOOK_S = 1.5
 """How long a node may take to say whether it serves; less than the monitor waits for all."""
 _BEFORE_KEY = {"EVALSHA": 3, "EVAL": 3}
-"""How many words stand before the first key; in all other commands that are used, one."""
+"""How many words precede the first key; one in all other commands used here."""
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.store")
 
@@ -50,7 +50,7 @@ class ClusterClient(RedisCluster):
     async def initialize(self, *args: Any, **kwargs: Any) -> ClusterClient:
         """Learn the topology, once. Raises RedisClusterException if no node tells it."""
         if self._initialize:
-            # Not with what commands exist, which redis-py asks a node that may be missing.
+            # Without the list of commands, for which redis-py asks a node that may be missing.
             try:
                 await self.nodes_manager.initialize()
             except BaseException:
@@ -124,7 +124,7 @@ class ClusterClient(RedisCluster):
         raise TryAgainError(f"the nodes do not agree on who has the slot {slot}")
 
     def node_of_slot(self, slot: int) -> ClusterNode:
-        """Raise SlotNotCoveredError: No node has it."""
+        """Raise SlotNotCoveredError if no node has it."""
         try:
             return self.nodes_manager.slots_cache[slot][0]
         except (KeyError, IndexError):

@@ -1,4 +1,4 @@
-"""What is known of the store from moment to moment."""
+"""What this server knows of the store at the moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobwire_server.domain.errors import StoreUnfit
 
 
 class StoreCondition:
-    """Whether the store answers, and whether it is fit to be trusted with new jobs.
+    """Whether the store answers, and whether it may get new jobs.
 
     The monitor writes it; whoever accepts jobs, or tells how the server is, reads it.
 
@@ -34,7 +34,7 @@ class StoreCondition:
         self.away = cause
 
     def check_fit(self) -> None:
-        """Look whether new jobs may be accepted.
+        """Check that new jobs may be accepted.
 
         Raises:
             StoreUnfit: Not now.

@@ -40,7 +40,7 @@ from jobwire_server.store.connection.sentinels import SentinelPool, Sentinels
 from jobwire_server.store.connection.urls import redacted, tidy
 
 MAX_CONNECTIONS = 64
-"""Group commit keeps few calls under way; more than these would only queue inside the store."""
+"""Group commit keeps few calls under way; more connections would only queue inside the store."""
 POOL_WAIT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
 SENTINEL_TIMEOUT_S = 1.5
@@ -115,14 +115,14 @@ class Connection:
         return ""
 
     async def primaries(self) -> list[Redis | ClusterNode]:
-        """Whatever takes writes: the store itself, or each primary of the cluster."""
+        """Return what takes writes: the store itself, or each primary of the cluster."""
         if not isinstance(self.client, ClusterClient):
             return [self.client]
         await self.client.initialize()
         return list(self.client.get_primaries())
 
     async def node_of(self, channel: bytes) -> str:
-        """The name of the node that serves a shard channel; "" on a store that is not a cluster."""
+        """Return the node that serves a shard channel; "" on a store that is not a cluster."""
         if not isinstance(self.client, ClusterClient):
             return ""
         await self.client.initialize()
@@ -131,13 +131,13 @@ class Connection:
         return node.name if node is not None else ""
 
     async def refresh_topology(self) -> None:
-        """Learn anew which node serves what; nothing to do on a store that is not a cluster."""
+        """Learn again which node serves what; nothing to do on a store that is not a cluster."""
         if isinstance(self.client, ClusterClient):
             await self.client.initialize()
             await self.client.nodes_manager.initialize()
 
     def dedicated(self, node: str) -> AbstractConnection:
-        """A connection outside the pool to a node named by `node_of`; not opened yet.
+        """Return a connection outside the pool to a node named by `node_of`; not opened yet.
 
         Raises:
             RedisError: The cluster no longer has this node.
@@ -152,7 +152,7 @@ class Connection:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What the store really said: redis-py hides errors of the handshake in a ConnectionError."""
+    """Return what the store really said: redis-py wraps handshake errors in a ConnectionError."""
     while isinstance(error.__cause__, RedisError | RedisClusterException):
         error = error.__cause__
     return error
@@ -162,13 +162,13 @@ _DENIALS = ("NOPERM", "ACL failure", "no permissions", "user executing the scrip
 
 
 def denial_of(error: BaseException) -> str:
-    """What the store's user may not do, in the store's words; "" if the error is another one."""
+    """Return what the store's user may not do, in the store's words; "" for another error."""
     cause = cause_of(error)
     text = str(cause)
     denied = isinstance(cause, NoPermissionError) or any(words in text for words in _DENIALS)
     if not denied or not isinstance(cause, ResponseError):
         return ""
-    # Where in which script it happened is of no use to whoever has to mend it.
+    # Where in which script it happened does not help whoever has to mend it.
     return re.sub(r"\.? script: [0-9a-f]{40}.*", "", text)
 
 
@@ -201,7 +201,7 @@ def connect(url: str, *, max_connections: int = MAX_CONNECTIONS) -> Connection:
     try:
         connection = make(tidy(url), max_connections)
     except (ValueError, TypeError, RedisError) as error:
-        # What the parser says of options may be the second half of a password.
+        # What the parser complains of may be the second half of a password.
         why = "an option is wrong" if "password=" in url.lower() else str(error)
         raise ConfigurationError(
             f"redis_url: {redacted(url)} can't be used: {why}; the forms are {FORMS}"

@@ -73,7 +73,7 @@ class DataDirectory:
 
     @property
     def log_file(self) -> Path:
-        """What Valkey says."""
+        """Valkey's log."""
         return self.path / "valkey.log"
 
     @property
@@ -103,7 +103,7 @@ class DataDirectory:
             raise
 
     def close(self) -> None:
-        """Let it go. Idempotent."""
+        """Release it. Idempotent."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -112,7 +112,7 @@ class DataDirectory:
             (self.path / "socket").unlink(missing_ok=True)
 
     def take_valkey_lock(self) -> int | None:
-        """The lock that the process is to inherit; None while one holds it.
+        """Return the lock for the process to inherit; None while a process holds it.
 
         Raises:
             StoreRefused: Its file can't be used.
@@ -127,7 +127,7 @@ class DataDirectory:
         return fd
 
     def locked_by_valkey(self) -> bool:
-        """A Valkey process runs on the directory."""
+        """True if a Valkey process runs on the directory."""
         fd = self.take_valkey_lock()
         if fd is None:
             return True
@@ -161,11 +161,11 @@ class DataDirectory:
         self.socket = path
 
     def find_socket(self) -> None:
-        """Learn where a process that runs listens."""
+        """Learn where the running process listens."""
         self.socket = self._recorded_socket() or self.socket
 
     def last_words(self) -> str:
-        """The end of what Valkey said, and what the disk has to say."""
+        """Return the end of Valkey's log, and what is wrong with the disk."""
         try:
             text = self.log_file.read_text(errors="replace")
         except OSError:
@@ -174,7 +174,7 @@ class DataDirectory:
         return f"{words}; the disk is full" if self.is_full() else words
 
     def is_full(self) -> bool:
-        """Nothing can be written any more."""
+        """True if nothing can be written any more."""
         try:
             return shutil.disk_usage(self.path).free < FULL_BELOW
         except OSError:
@@ -219,7 +219,7 @@ class DataDirectory:
         return fd
 
     def _narrow(self) -> None:
-        """Have nobody but this user read what is there already.
+        """Let nobody but this user read what is there already.
 
         A directory that holds other things as well keeps its own rights: somebody named one that
         is used for more. One of another user, as volumes of containers are, keeps them too. Then
@@ -262,7 +262,7 @@ def _fits(path: Path) -> bool:
     try:
         return len(str(path).encode()) <= MAX_SOCKET_PATH
     except UnicodeEncodeError:
-        return False  # bytes that are no text get lost in a URL
+        return False  # bytes that are not text do not survive a URL
 
 
 def _lock_file(path: Path) -> int:

@@ -27,7 +27,7 @@ from jobwire_server.store.connection.programs import Program
 Durability = Literal["everysec", "always"]
 
 ANSWER_TIMEOUT_S = 30.0
-"""How long a process that runs may give no answer at all. Loading its data is an answer."""
+"""How long a running process may give no answer at all. Loading its data is an answer."""
 PROBE_TIMEOUT_S = 2.0
 STOP_TIMEOUT_S = 60.0
 """For the last fsync. A store that takes longer is left alone: it keeps the data safe, and the
@@ -129,7 +129,7 @@ class EmbeddedValkey:
             except StoreRefused as error:
                 log.error("the store does not start", error=error.message, retry_s=delay)
             except Exception:
-                # Whatever it was: without this task there would never be a store again.
+                # Whatever it was: without this task the store would never come back.
                 log.exception("the store does not start", retry_s=delay)
                 await asyncio.sleep(delay)
             else:
@@ -141,7 +141,7 @@ class EmbeddedValkey:
         if self._process is not None:
             await self._process.wait()
             return
-        # An adopted process is nobody's child here: only its lock tells of its end.
+        # An adopted process is no child of this one: only its lock shows its end.
         while self._directory.locked_by_valkey():  # noqa: ASYNC110
             await asyncio.sleep(POLL_S * 10)
 
@@ -293,7 +293,7 @@ class EmbeddedValkey:
 
 
 async def shut_down(url: str) -> None:
-    """Ask the Valkey there to write its files and end; nothing happens if there is none."""
+    """Ask the Valkey there to write its files and exit; nothing happens if there is none."""
     async with _client(url) as connection:
         with contextlib.suppress(*STORE_ERRORS):
             await connection.client.execute_command("SHUTDOWN")  # type: ignore[no-untyped-call]

@@ -15,29 +15,29 @@ from jobwire_server.store.connection.connect import STORE_ERRORS, Connection, ca
 
 PERIOD_S = 1.0
 AWAY_PERIOD_S = 0.25
-"""How often a store that is away is tried: what comes back should be used soon."""
+"""How often to try a store that is away: one that comes back should be used soon."""
 ANSWER_TIMEOUT_S = 2.0
 RIGHTS_EVERY = 4
-"""Looks from one trial of the user's rights to the next: some sixty commands on keys of its own."""
+"""Looks for each trial of the user's rights, which takes some sixty commands."""
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.store")
 
 
 class Inspects(Protocol):
-    """Says why a store that answers is not to be trusted with new jobs, "" if it is."""
+    """Says why a store that answers must not get new jobs, "" if it may."""
 
     async def look(self, *, rights: bool) -> str:
-        """Look once; at the rights of the store's user only if asked."""
+        """Look once; try the rights of the store's user only if asked."""
 
 
 class StoreMonitor:
-    """Looks at the store every second and tells when what it finds changes.
+    """Looks at the store every second and reports changes.
 
     Args:
         connection: The store.
-        condition: Where to write what was found.
+        condition: Where to note what was found.
         on_change: Awaited when the store went away or came back, and when it became unfit or fit.
-        inspection: Looks at more than whether it answers. None: nothing does.
+        inspection: Checks more than whether it answers. None: nothing more is checked.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class StoreMonitor:
         self._task: asyncio.Task[None] | None = None
         self._part = ""
         self._untried = RIGHTS_EVERY
-        """Looks until the rights are tried again."""
+        """Looks left until the rights are tried again."""
         self.looked_at = time.monotonic()
-        """When that was: an old moment means that the event loop is stuck."""
+        """When that was; long ago means that the event loop is stuck."""
 
     @property
     def reachable(self) -> bool:
@@ -64,12 +64,12 @@ class StoreMonitor:
         return not self._condition.away
 
     def start(self) -> None:
-        """Begin to look. Idempotent."""
+        """Start looking. Idempotent."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="store-monitor")
 
     async def stop(self) -> None:
-        """Look no more. Idempotent, and fine before start."""
+        """Stop looking. Idempotent, and fine before start."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -88,7 +88,7 @@ class StoreMonitor:
                 condition.answered()
                 if was_away:
                     log.info("the store is back", url=self._connection.url)
-                    # By another name, perhaps: after a failover it is another store.
+                    # After a failover this may be another store.
                     self._untried = 0
                 await self._inspect()
             if was_away != bool(condition.away) or was_unfit != condition.unfit:
@@ -117,7 +117,7 @@ class StoreMonitor:
         condition = self._condition
         if self._inspection is None:
             return
-        # While something is wrong at each look, so that its mending is seen soon.
+        # At each look while something is wrong, so that a repair is noticed soon.
         rights = self._untried <= 0 or bool(condition.unfit)
         self._untried = RIGHTS_EVERY if rights else self._untried - 1
         try:

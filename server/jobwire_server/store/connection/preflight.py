@@ -1,4 +1,4 @@
-"""What the server asks of a store before it trusts it with jobs."""
+"""Checks that a store can be trusted with jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def check_store(
     """Find out what the store is, and refuse one that would lose jobs.
 
     Args:
-        connection: The store; every primary of a cluster is looked at.
+        connection: The store; every primary of a cluster is checked.
         embedded: The server runs it itself.
         allow_volatile: Accept a store that keeps nothing on disk.
         always: The operator asked for a write to disk before each answer.
@@ -79,7 +79,7 @@ async def check_store(
 
 
 class Inspection:
-    """Looks at a store again and again while it is used, as `check_store` did before.
+    """Repeats the checks of `check_store` while the store is used.
 
     Args:
         connection: The store.
@@ -94,7 +94,7 @@ class Inspection:
         self._warned: frozenset[str] | None = None
 
     async def look(self, *, rights: bool) -> str:
-        """Return why the store is not to be trusted with new jobs, with the remedy; "" if it is.
+        """Return why the store must not get new jobs, with the remedy; "" if it may.
 
         Args:
             rights: True to try the user's rights as well.
@@ -111,7 +111,7 @@ class Inspection:
             except StoreRefused as refusal:
                 return refusal.message
             warnings |= {*info.warnings}
-        # What the start has found it has told.
+        # The start has reported what it found.
         for warning in warnings - (self._warned if self._warned is not None else warnings):
             log.warning(warning)
         self._warned = frozenset(warnings)
@@ -207,7 +207,7 @@ async def _check_node(
 
 
 async def _greeting(node: Redis | ClusterNode) -> dict[str, Any]:
-    """What every user is told: name, version, role and mode, as INFO names them."""
+    """Return what every user may know: name, version, role and mode, as INFO names them."""
     answer = await node.execute_command("HELLO")
     flat = (
         [part for pair in answer.items() for part in pair] if isinstance(answer, dict) else answer
@@ -234,7 +234,7 @@ async def _durability(
     try:
         config = await node.execute_command("CONFIG GET", "appendfsync", "save")
     except ResponseError as error:
-        # Managed services hide CONFIG; INFO has told what it could.
+        # Managed services hide CONFIG; INFO said what it could.
         if aof:
             return "aof", [f"the store does not tell how often it writes to disk ({error})"]
         return "unknown", [
@@ -264,7 +264,7 @@ async def _durability(
 
 
 async def _replicas(node: Redis | ClusterNode, wanted: int) -> str:
-    """What is wrong with the replicas of a primary; "" if there are enough."""
+    """Return what is wrong with the replicas of a primary; "" if there are enough."""
     try:
         await node.execute_command("WAIT", 0, 1)
     except ResponseError as error:
@@ -272,7 +272,7 @@ async def _replicas(node: Redis | ClusterNode, wanted: int) -> str:
             f"wait_replicas is {wanted}, and the store does not take WAIT ({error}): allow it to"
             " this user, or set wait_replicas to 0"
         ) from error
-    # Its answer would leave out those that are a moment behind.
+    # WAIT's answer would leave out replicas that are a moment behind.
     info: dict[str, Any] = await node.execute_command("INFO", "replication")
     have = sum(
         isinstance(value, dict) and value.get("state") == "online" for value in info.values()

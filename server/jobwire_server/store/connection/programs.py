@@ -67,22 +67,22 @@ class Program:
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, negative for a signal; None: it runs, as far as is known."""
+        """The exit code, negative for a signal; None while it runs, as far as is known."""
         return self._status
 
     async def wait(self) -> int:
-        """Wait for its end; how it ended, negative for a signal."""
+        """Wait for its end; return the exit code, negative for a signal."""
         await self._over.wait()
         assert self._status is not None
         return self._status
 
     def terminate(self) -> None:
-        """SIGTERM; nothing happens if it has ended."""
+        """Send SIGTERM; nothing happens if it has ended."""
         with suppress(ProcessLookupError):
             self._popen.terminate()
 
     def kill(self) -> None:
-        """SIGKILL; nothing happens if it has ended."""
+        """Send SIGKILL; nothing happens if it has ended."""
         with suppress(ProcessLookupError):
             self._popen.kill()
 

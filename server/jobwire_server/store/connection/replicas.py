@@ -1,4 +1,4 @@
-"""Waiting until replicas have what was written, before anybody is told that it was.
+"""Waits until replicas have a write before anybody hears of it.
 
 A write, a fence (fence.lua) and WAIT go out together over one connection: WAIT is about the last
 write of its own connection, and counts the replicas that have everything up to it.
@@ -19,19 +19,19 @@ log: FilteringBoundLogger = structlog.get_logger("jobwire.store")
 
 UNWAITED = frozenset(
     {
-        # Nobody is answered from these, and every server repeats them. What a caller is told of
+        # No caller gets an answer from these, and every server repeats them. What a caller hears of
         # later, a claim for instance, waits for them too, because they were written before.
         *("tick", "trim", "purge", "fire", "worker_sweep", "worker_break"),
-        # Whom the next primary does not know registers again, and signs of life come all the
-        # while. Waiting would take workers for lost because a replica is away.
+        # A worker that the next primary does not know registers again, and signs of life keep
+        # coming. Waiting would declare workers lost because a replica is away.
         *("worker_register", "worker_attach", "worker_remove", "worker_touch"),
-        # Says again what a cancellation has said; the answer to that has waited.
+        # Repeats what a cancellation said, whose answer has waited.
         "cancels",
-        # Says only who is to look at what is written next, and after a failover everybody looks.
+        # Only says which queues need a look, and after a failover every server looks everywhere.
         "stir",
     }
 )
-"""Scripts that write and are answered at once all the same."""
+"""Scripts that write and yet are answered at once."""
 
 
 class ReplicaWait:
@@ -66,7 +66,7 @@ class ReplicaWait:
         return answers[0], int(answers[2])
 
     def check(self, have: int) -> None:
-        """Raise StoreUnavailable: Fewer replicas have the write than are wanted."""
+        """Raise StoreUnavailable if fewer replicas have the write than are wanted."""
         if self._short != (have < self._replicas):
             self._short = not self._short
             tell = log.warning if self._short else log.info

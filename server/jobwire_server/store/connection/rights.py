@@ -1,8 +1,9 @@
 """Whether the store's user may do what the server does, found out by doing it.
 
 Which rights a user has cannot be asked by that user, and a right that is missing would show in the
-middle of a script, when half of it is written. So each command that a script runs is run once in a
-script of its own, on keys that are gone when it ends, and each way to publish and to subscribe.
+middle of a script, when half of it is written. So each command that a script runs is tried once in
+a script of its own, on keys that are gone when it ends, and so is each way to publish and to
+subscribe.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _LETTERS = "smhltzx"
 
 
 async def missing_rights(connection: Connection) -> str:
-    """Return what the store's user lacks and the rule that mends it; "" if nothing.
+    """Return what the store's user lacks and the rule that grants it; "" if nothing.
 
     Raises:
         RedisError: The store can't be reached.

@@ -44,7 +44,7 @@ class _Cancellable:
         try:
             writer = self._writer
             writer.write(command if isinstance(command, bytes) else b"".join(command))
-            # Nearly always the kernel has it all now, and there is nothing to wait for.
+            # Nearly always the kernel has it all by now, and there is nothing to wait for.
             if writer.transport.is_closing() or writer.transport.get_write_buffer_size():
                 async with asyncio.timeout(self.socket_timeout):
                     await writer.drain()
@@ -55,7 +55,7 @@ class _Cancellable:
             await self.disconnect(nowait=True)
             raise RedisConnectionError(f"Error while writing to socket: {error}") from error
         except BaseException:
-            # What was half sent can't be completed, so the connection is of no more use.
+            # A half-sent command can't be completed, so the connection is of no more use.
             await self.disconnect(nowait=True)
             raise
 

@@ -1,4 +1,4 @@
-"""Where the primary is, by the word of the sentinels, and what is to leave the one before it.
+"""Finds the primary by asking the sentinels, and takes connections away from the one before.
 
 redis-py finds the primary when it opens a connection. Here it is looked for all the while, because
 after a planned failover the old one goes on answering, for many seconds, what will be thrown away.
@@ -99,7 +99,7 @@ def newest(states: Sequence[dict[str, Any]]) -> Address | None:
 
 
 class SentinelPool(BlockingConnectionPool, SentinelConnectionPool):
-    """Connections to the primary, all of which leave it when another takes its place."""
+    """Connections to the primary; all are closed when another takes its place."""
 
     def __init__(self, service_name: str, sentinel_manager: Sentinel, **options: Any) -> None:
         # The two constructors of redis-py hand on by keyword what they do not know.
