@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- progress.lua: RUNNING or CANCELLING: records a report, output and a checkpoint, renews the lease, and tells of a cancellation.
+-- progress.lua: RUNNING or CANCELLING: records a report, output and a checkpoint, renews the lease, and reports a cancellation.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> leases (claim.lua)
 --           o:<ulid>  STREAM  output: '<attempt>-<offset of its first byte>' -> kind and channel ('t' text, 'b' bytes), content
 --           c:<ulid>  STRING  the checkpoint; the field ck of j:<ulid> says that there is one
@@ -55,7 +55,7 @@ while at <= #ARGV do
       leases[#leases + 1] = text_of(lease_end)
       leases[#leases + 1] = ulid
       if state == CANCELLING_TEXT then
-        -- This answer tells it.
+        -- This answer tells the worker.
         redis.call('SREM', P .. 'cancels:' .. worker, ulid)
         answer[#answer + 1] = { DONE, lease_end, tonumber(cancel_deadline or now), cancel_reason or '' }
       else

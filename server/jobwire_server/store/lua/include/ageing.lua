@@ -9,7 +9,7 @@ local LOOK = 8
 -- The entries of a level that are read at once.
 local PAGE = 32
 
--- Filled at the first use, which most calls have none of.
+-- Filled at its first use; most calls have none.
 local digit_values
 
 -- The moment in an id, Unix ms.

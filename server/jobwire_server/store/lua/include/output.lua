@@ -1,8 +1,8 @@
 -- Output: the STREAM o:<ulid>. In the job's HASH: oe '<attempt>-<end>' how far the latest attempt that wrote has come, ob the bytes
--- that are kept, ol the job's own limit, ot 1 where the oldest is to go above it, of '<attempt>-<offset>' the place behind the last byte
--- that was dropped, once some was. The ZSET written holds the jobs that keep output (trim.lua).
+-- that are kept, ol the job's own limit, ot 1 where the oldest goes above it, of '<attempt>-<offset>' the position behind the last byte
+-- that was dropped, if any was. The ZSET written holds the jobs that keep output (trim.lua).
 
--- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the place behind the last byte that went.
+-- Drops the oldest pieces until the job keeps no more than `most` bytes; returns what it keeps and the position behind the last byte that went.
 local function trim_output(key, kept, most)
   local first
   while kept > most do
@@ -10,14 +10,14 @@ local function trim_output(key, kept, most)
     if not oldest[2] then break end
     kept = kept - #oldest[1][2][2]
     local attempt, offset = string.match(oldest[1][1], '^(%d+)-(%d+)$')
-    -- Not where the next piece begins: that may be the next attempt, and whoever has all of this one misses nothing.
+    -- Not where the next piece begins: that may be the next attempt, and a reader that has all of this one misses nothing.
     first = attempt .. '-' .. text_of(offset + #oldest[1][2][2])
     redis.call('XTRIM', key, 'MINID', oldest[2][1])
   end
   return kept, first
 end
 
--- Returns `skip`, or so much more that text is not cut within a character.
+-- Returns `skip`, or as much more as keeps text from being cut within a character.
 local function whole_character(kind, content, skip)
   while skip > 0 and skip < #content and string.sub(kind, 1, 1) == 't' do
     local byte = string.byte(content, skip + 1)
@@ -55,7 +55,7 @@ local function write_output(prefix, ulid, offset, first, pieces, job_most, queue
   local stream, at, first_kept = prefix .. 'o:' .. ulid, offset, nil
   local written, start = fresh, reached
   if fresh > most then
-    -- More at once than the job keeps: what would be dropped by the end of it is not written at all.
+    -- More at once than the job keeps: what would be dropped right away is not written at all.
     redis.call('UNLINK', stream)
     written, start = 0, offset + size - most
   end

@@ -9,7 +9,7 @@ if ARGV[1] == '1' then
   redis.call('HSET', P .. 'config', 'paused', 1)
 else
   redis.call('HDEL', P .. 'config', 'paused')
-  -- Whoever waits on any route looks again.
+  -- Whoever waits, on any route, looks again.
   redis.pcall('SPUBLISH', P .. 'ready', '*')
 end
 return 1

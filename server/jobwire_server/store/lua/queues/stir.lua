@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- stir.lua: announces queues that are written to, and tells which were announced of late, by any server.
+-- stir.lua: announces queues that are written to, and returns those that any server announced recently.
 -- KEYS[1] jw:{queues}:   prefix of the registry: stirred
 --           stirred  ZSET  queue, by the moment of its last announcement, ms
 -- ARGV[1] clock shift, ms
--- ARGV[2] since when announcements are told, ms
--- ARGV[3] for how long they are kept, ms; 0: none is dropped now
+-- ARGV[2] the moment since which announcements are wanted, Unix ms
+-- ARGV[3] how long they are kept, ms; 0: none is dropped now
 -- ARGV[4..] for each queue that is announced: its name
 -- Returns {now, then the queues that were announced}
 --include clock

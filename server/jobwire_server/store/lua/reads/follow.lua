@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- follow.lua: watched jobs as they stand, with the output behind a place, all of one moment.
+-- follow.lua: watched jobs as they stand, with the output behind a position, all at one moment.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> o:<ulid> (progress.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the bytes of output after which no more of a job is read in this call
--- then for each job three: ulid, 1 to leave out the record, place ('' no output | '<attempt>-<offset>' | '~<attempt>-<offset>' a
---   place that may lie inside a piece)
+-- then for each job three: ulid, 1 to leave out the record, position ('' no output | '<attempt>-<offset>' | '~<attempt>-<offset>' one
+--   that may lie inside a piece)
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long
 --   result, checkpoint, more 0|1, then for each piece of output: id, kind and channel, content}}
 --include clock

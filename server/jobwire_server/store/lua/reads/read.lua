@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- read.lua: each job as it stands, all of one moment.
+-- read.lua: jobs as they stand, all at one moment.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (progress.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] full 0|1: with 1 also the history, a long result and the checkpoint

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- known.lua: which of these submissions were accepted before, whatever has changed since: they get their first answer.
+-- known.lua: finds submissions that were accepted before, whatever has changed since: they get their first answer.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> q:<request> u:<name> (submit.lua)
 -- ARGV[1] clock shift, ms
 -- then for each two: ulid, extra (as for submit.lua)

@@ -1,5 +1,5 @@
 #!lua
--- submit.lua: - -> PENDING or SCHEDULED for each job whose id is new, unless its request id, its unique key or a limit of the queue
+-- submit.lua: new -> PENDING or SCHEDULED for each job whose id is new, unless its request id, its unique key or a limit of the queue
 -- decides otherwise. A full store refuses the whole batch before its first write.
 -- KEYS[1] jw:{<queue>}:            prefix of every key of the queue:
 --           r:<ulid>       STRING  the record, as it is handed to workers

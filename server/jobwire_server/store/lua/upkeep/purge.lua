@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- purge.lua: forgets terminal jobs whose retention has ended, and everything of theirs; then, above the queue's limits, those that would
--- be forgotten next.
+-- purge.lua: forgets terminal jobs whose retention has ended, and everything of theirs; then, if the queue is above its limits, those
+-- that would be forgotten next.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> o:<ulid> c:<ulid> usage written done:<state> counts (end_attempt.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the most jobs to forget in this call, at most 1000

@@ -10,7 +10,7 @@
 -- ARGV[2] the most jobs of each kind to handle in this call
 -- ARGV[3] retention of jobs that end here and have none of their own, ms
 -- ARGV[4] interval of the samples, ms   ARGV[5] how many samples are kept
--- ARGV[6] the moment after which the call comes too late to tell which leases have ended, Unix ms; 0: it is not to tell
+-- ARGV[6] the moment after which it is too late to judge which leases have ended, Unix ms; 0: none is judged
 -- Returns {now, more 0|1, tidied 0|1, due of the next known moment or 0, config as fields and values, then for each attempt to end:
 --   condition, ulid; and for each schedule that is due: condition, its id};
 --   condition: 'lease' | 'timeout' | 'deadline' | 'grace' | 'schedule'
@@ -81,7 +81,7 @@ if now <= tonumber(ARGV[6]) then
   end
 end
 
--- How many routes one call looks at, by chance, and how far into each.
+-- How many routes one call looks at, picked at random, and how far into each.
 local ROUTES, FRONT = 8, 100
 
 local function stale(ulid)
@@ -116,7 +116,7 @@ if not age or age >= tonumber(ARGV[4]) or age < 0 then
   redis.call('LTRIM', P .. 'samples', 0, tonumber(ARGV[5]) - 1)
 end
 
--- Schedules are decided about outside, too, and fire.lua moves them on.
+-- The broker decides about schedules too, and fire.lua moves them on.
 for _, id in ipairs(redis.call('ZRANGE', P .. 'due', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do
   answer[#answer + 1] = 'schedule'
   answer[#answer + 1] = id
@@ -126,7 +126,7 @@ publish_tally(P)
 publish_ready(P)
 
 for _, name in ipairs({ 'scheduled', 'timers', 'leases', 'due' }) do
-  -- What is due now stands in front until its end is decided, and must not hide what follows it.
+  -- What is due now stays in front until its end is decided, and must not hide what follows it.
   local head = redis.call('ZRANGE', P .. name, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
   local at = head[2] and tonumber(head[2]) or 0
   if at > 0 and (answer[4] == 0 or at < answer[4]) then answer[4] = at end

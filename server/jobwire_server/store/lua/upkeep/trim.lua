@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- trim.lua: drops what a queue keeps for a shorter time than its jobs: the output of ended jobs, and old entries of the event log.
+-- trim.lua: drops what a queue keeps for less time than its jobs: the output of ended jobs, and old entries of the event log.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> o:<ulid> usage (progress.lua)
 --           written  ZSET    ulid of a job that keeps output -> when to look at it again, Unix ms (include/output.lua)
 --           log      STREAM  the event log (include/tally.lua)
@@ -14,7 +14,7 @@
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local looked, dropped = 0, 0
--- A shorter setting reaches what was there before it within the hour.
+-- A shorter setting applies to older output within the hour.
 local SOONEST, LATEST = 1000, 3600000
 local read_job = reader_of({ state = 's', ended_at = 'e', output_end = 'oe', output_bytes = 'ob' })
 
@@ -29,7 +29,7 @@ local function look_at(ulid, retention)
     redis.call('ZADD', P .. 'written', text_of(math.min(due, now + LATEST)), ulid)
   else
     redis.call('UNLINK', P .. 'o:' .. ulid)
-    -- Whoever reads on is told that it was trimmed up to its end.
+    -- A reader learns that it was trimmed up to its end.
     redis.call('HSET', key, 'ob', '0', 'of', job.output_end)
     redis.call('ZREM', P .. 'written', ulid)
     dropped = dropped + kept
@@ -43,7 +43,7 @@ if ARGV[3] ~= '' then
   if dropped > 0 then redis.call('HINCRBY', P .. 'usage', 'output', text_of(-dropped)) end
 end
 if ARGV[4] ~= '' then
-  -- The newest of the old ones stays, so that a watcher who waits behind it still finds its place.
+  -- The newest of the old entries stays, so that a watcher who waits behind it can go on.
   local newest = redis.call('XREVRANGE', P .. 'log', text_of(now - ARGV[4]), '-', 'COUNT', 1)[1]
   if newest then redis.call('XTRIM', P .. 'log', 'MINID', newest[1]) end
 end

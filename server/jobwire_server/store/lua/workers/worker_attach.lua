@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- worker_attach.lua: makes a worker known and gives it to one stream; an earlier stream of its is superseded.
+-- worker_attach.lua: registers a worker and gives it to one stream, which supersedes an earlier one.
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost left forget servers (worker_register.lua); in addition
---           w:<id>   HASH  session (of the stream that counts), since (it counts, Unix ms; grows from stream to stream whatever the
---                          clock does), instance (of the worker's process), attempt (the process's number of this attachment),
+--           w:<id>   HASH  session (of the stream that counts), since (when it attached, Unix ms; grows from stream to stream whatever
+--                          the clock does), instance (of the worker's process), attempt (the process's number of this attachment),
 --                          server, up 1|0 (its stream holds), former (what this session's attachment found), stats (JSON)
 --           changes  channel: '<id> <session>'
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] session   ARGV[5] instance   ARGV[6] server
--- ARGV[7] attempt (0 not said)   ARGV[8] a server not heard of for so long is silent, ms
+-- ARGV[7] attempt (0 unknown)   ARGV[8] a server without a sign of life for so long is silent, ms
 -- Returns {since, status, former, stats of the same process}: former 0 there was none | 1 the same process | another process, whose
 --   jobs are to be taken back: 2 its stream had ended | 3 its stream held | 4 its stream held at a server that is silent |
 --   5 a later attempt of this process counts: nothing was done. A repeated call gets the first answer about it.

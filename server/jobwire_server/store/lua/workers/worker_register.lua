@@ -1,17 +1,17 @@
 #!lua flags=allow-oom
--- worker_register.lua: makes a worker known and READY, or replaces its description. What another process of the id held, or what
--- the same one held when it was lost, is to be taken back.
+-- worker_register.lua: registers a worker, READY, or replaces its description. Jobs that another process of this id held, or that
+-- the same one held when it was lost, must be taken back.
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys:
---           w:<id>   HASH  spec (JSON), status, at (registered, Unix ms), lost (Unix ms), server (that heard of it last),
---                          instance (of its process, where that was said)
+--           w:<id>   HASH  spec (JSON), status, at (registered, Unix ms), lost (Unix ms), server (that heard from it last),
+--                          instance (of its process, if it named one)
 --           seen     ZSET  id -> last sign of life, Unix ms; live workers only
 --           ids      ZSET  id -> 0, for listing by name
 --           lost     ZSET  id -> when it was lost, Unix ms, until what it held by then is back in its queues
---           left     HASH  id of those -> 'c' (it fell silent) or 'u' (its server fell silent with it), last heard of in Unix ms, spec
+--           left     HASH  id of those -> 'c' (it fell silent) or 'u' (its server fell silent with it), last sign of life in Unix ms, spec
 --           forget   ZSET  id -> when a lost worker leaves the list, Unix ms
 --           servers  ZSET  server -> last sign of life, Unix ms
 --           changes  channel of the ids of workers that registered, changed, were lost or left
--- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] server   ARGV[5] instance ('' not said)
+-- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] server   ARGV[5] instance ('' unknown)
 -- Returns {now in Unix ms, 1 there is something to take back | 0}
 --constants workers
 --include clock fields
@@ -22,7 +22,7 @@ local now = clock_ms(ARGV[1])
 local read_worker = reader_of({ spec = 'spec', status = 'status', instance = 'instance' })
 local known = read_worker(key)
 if known.spec and known.status ~= LOST_TEXT and ARGV[5] ~= '' and known.instance ~= ARGV[5] then
-  -- Until the moment before: what is claimed from now on is the new one's.
+  -- Until the moment before: what is claimed from now on belongs to the new one.
   redis.call('ZADD', P .. 'lost', now - 1, id)
   redis.call('HSET', P .. 'left', id, 'c ' .. now .. ' ' .. known.spec)
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- worker_remove.lua: forgets a worker, unless a newer stream of its counts by now.
+-- worker_remove.lua: forgets a worker, unless a newer stream counts by now.
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost left forget changes (worker_register.lua)
 -- ARGV[1] id   ARGV[2] session of the stream that it leaves by ('' whichever counts)   ARGV[3] since when that one counts, Unix ms
 -- Returns 1 it was known | 0 it was not | below 0: a newer stream counts, since that moment in Unix ms, negated; nothing was done

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- worker_sweep.lua: marks silent workers LOST, and forgets those that were lost long ago. A sign of life of the server that calls.
+-- worker_sweep.lua: marks silent workers LOST, and forgets those that were lost long ago. Also a sign of life of the calling server.
 -- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen ids lost left forget servers changes (worker_register.lua)
 -- ARGV[1] clock shift, ms   ARGV[2] silence that makes a worker lost, ms   ARGV[3] how long lost workers are listed, ms
 -- ARGV[4] the most workers of each kind to handle in this call   ARGV[5] server
--- ARGV[6] the moment after which the call comes too late to tell who is silent, Unix ms; 0: it is not to tell
+-- ARGV[6] the moment after which it is too late to judge who is silent, Unix ms; 0: nobody is judged
 -- Returns {now in Unix ms, then for each worker whose jobs are not back yet: id, when it was lost in Unix ms, its entry of left}
 --constants workers
 --include clock fields
@@ -16,7 +16,7 @@ local read_worker = reader_of({ server = 'server', spec = 'spec' })
 
 redis.call('ZADD', P .. 'servers', now, ARGV[5])
 redis.call('ZREMRANGEBYSCORE', P .. 'servers', '-inf', now - SERVERS_KEPT_MS)
--- The clock was set back: nobody was heard of in times to come.
+-- The clock was set back: signs of life cannot come from the future.
 for _, id in ipairs(redis.call('ZRANGE', P .. 'seen', '(' .. (now + 1000), '+inf', 'BYSCORE', 'LIMIT', 0, most)) do
   redis.call('ZADD', P .. 'seen', now, id)
 end

@@ -4,7 +4,7 @@
 -- ARGV[1] clock shift, ms   ARGV[2] server
 -- then for each worker five: id, session of its stream ('' for one that makes calls), since when that counts in Unix ms, instance,
 --   stats ('' unchanged)
--- Returns for each worker its status | 0 not known | {since, instance} of a newer stream that counts
+-- Returns for each worker its status | 0 unknown | {since, instance} of a newer stream that counts
 --constants workers
 --include clock
 
@@ -27,7 +27,7 @@ for at = 3, #ARGV, 5 do
     if counts_since >= tonumber(ARGV[at + 2]) then
       status, found = 0, { counts_since, instance or '' }
     else
-      -- This primary took over before it had heard of this stream.
+      -- This primary took over before it heard of this stream.
       redis.call('HSET', key, 'session', session, 'since', ARGV[at + 2], 'instance', ARGV[at + 3], 'server', server, 'up', 1)
     end
   end
