@@ -18,7 +18,7 @@ LEASE_MS = 30_000
 
 async def _fail(broker: Broker, failure: Failure = FAILURE) -> tuple[JobState, int]:
     claimed = await broker.claim_one()
-    completed = await broker.router.fail(
+    completed = await broker.fail(
         "default", claimed.job_id[-26:], "w1", claimed.fencing_token, failure
     )
     return completed.state, completed.next_attempt_at_ms
@@ -86,9 +86,7 @@ async def test_releases_do_not_fail_a_job(broker: Broker) -> None:
     (ulid,) = await broker.submit(new_job(retry=RetryPolicy(max_attempts=1)))
     for _ in range(20):
         claimed = await broker.claim_one()
-        done = await broker.router.release(
-            "default", ulid, "w1", claimed.fencing_token, True, "deploy"
-        )
+        done = await broker.release("default", ulid, "w1", claimed.fencing_token, True, "deploy")
         assert done.state is S.PENDING
     job = await broker.job(ulid)
     assert (job.interruptions, job.failures, job.crashes) == (20, 0, 0)
@@ -101,9 +99,7 @@ async def test_interruptions_without_end_end_the_job(store_url: str) -> None:
         (ulid,) = await broker.submit()
         for target in (S.PENDING, S.PENDING, S.FAILED):
             claimed = await broker.claim_one()
-            done = await broker.router.release(
-                "default", ulid, "w1", claimed.fencing_token, True, ""
-            )
+            done = await broker.release("default", ulid, "w1", claimed.fencing_token, True, "")
             assert done.state is target
         failure = (await broker.job(ulid)).failure
         assert failure is not None
@@ -117,7 +113,7 @@ async def test_an_attempt_that_never_began_leaves_every_budget_alone(broker: Bro
     for token in (1, 2):
         claimed = await broker.claim_one()
         assert (claimed.attempt, claimed.fencing_token) == (1, token)
-        await broker.router.release("default", ulid, "w1", token, False, "")
+        await broker.release("default", ulid, "w1", token, False, "")
     job = await broker.job(ulid)
     assert (job.attempt, job.interruptions) == (0, 0)
     assert [attempt.outcome for attempt in job.attempts] == [Outcome.UNDELIVERED] * 2
@@ -134,7 +130,7 @@ async def test_an_attempt_past_its_execution_timeout_counts_as_a_failure(broker:
     assert (found.state, found.failures) == (S.SCHEDULED, 1)
     assert found.attempts[0].outcome is Outcome.TIMED_OUT
     with pytest.raises(LeaseLost):
-        await broker.router.succeed("default", ulid, "w1", claimed.fencing_token, b"late")
+        await broker.succeed("default", ulid, "w1", claimed.fencing_token, b"late")
     await broker.after(1_001)
     await broker.claim_one()
     await broker.after(2_001)
@@ -165,7 +161,7 @@ async def test_reports_and_heartbeats_keep_a_lease_for_as_long_as_they_come(
     for turn in range(6):
         await broker.after(LEASE_MS - 1_000)
         if turn % 2:
-            await broker.router.report("default", ulid, "w1", token, b"x")
+            await broker.report("default", ulid, "w1", token, b"x")
         else:
             await broker.router.heartbeat("w1", [("default", ulid, token)])
     assert await broker.state(ulid) is S.RUNNING
@@ -186,17 +182,17 @@ async def test_a_job_whose_lease_ran_out_is_delivered_again_under_a_higher_token
     assert second.fencing_token > first.fencing_token
     assert second.attempt == 2
     for call in (
-        broker.router.succeed("default", ulid, "w1", first.fencing_token, b"late"),
-        broker.router.fail("default", ulid, "w1", first.fencing_token, FAILURE),
-        broker.router.release("default", ulid, "w1", first.fencing_token, True, ""),
-        broker.router.report("default", ulid, "w1", first.fencing_token, b"late"),
-        broker.router.confirm_cancel("default", ulid, "w1", first.fencing_token),
+        broker.succeed("default", ulid, "w1", first.fencing_token, b"late"),
+        broker.fail("default", ulid, "w1", first.fencing_token, FAILURE),
+        broker.release("default", ulid, "w1", first.fencing_token, True, ""),
+        broker.report("default", ulid, "w1", first.fencing_token, b"late"),
+        broker.confirm_cancel("default", ulid, "w1", first.fencing_token),
     ):
         before = broker.dump()
         with pytest.raises(LeaseLost):
             await call
         assert broker.dump() == before
-    done = await broker.router.succeed("default", ulid, "w2", second.fencing_token, b"mine")
+    done = await broker.succeed("default", ulid, "w2", second.fencing_token, b"mine")
     assert done.state is S.SUCCEEDED
     assert (await broker.job(ulid)).result == b"mine"
     broker.check()
@@ -297,13 +293,13 @@ async def test_every_completion_may_be_repeated_after_a_lost_answer(broker: Brok
         answers = []
         for _ in range(2):
             if complete == "succeed":
-                answers.append(await router.succeed("default", ulid, "w1", token, b"r"))
+                answers.append(await broker.succeed("default", ulid, "w1", token, b"r"))
             elif complete == "fail":
-                answers.append(await router.fail("default", ulid, "w1", token, FAILURE))
+                answers.append(await broker.fail("default", ulid, "w1", token, FAILURE))
             elif complete == "release":
-                answers.append(await router.release("default", ulid, "w1", token, True, ""))
+                answers.append(await broker.release("default", ulid, "w1", token, True, ""))
             else:
-                answers.append(await router.confirm_cancel("default", ulid, "w1", token))
+                answers.append(await broker.confirm_cancel("default", ulid, "w1", token))
         assert answers[0] == answers[1], complete
         job = await broker.job(ulid)
         assert (job.failures, job.interruptions) == (complete == "fail", complete == "release")
@@ -319,14 +315,12 @@ async def test_a_hundred_releases_never_fail_a_job(broker: Broker) -> None:
     for number in range(100):
         claimed = await broker.claim_one()
         started = number % 2 == 0
-        done = await broker.router.release(
-            "default", ulid, "w1", claimed.fencing_token, started, "deploy"
-        )
+        done = await broker.release("default", ulid, "w1", claimed.fencing_token, started, "deploy")
         assert done.state is S.PENDING
     job = await broker.job(ulid)
     assert (job.interruptions, job.failures, job.crashes) == (50, 0, 0)
     last = await broker.claim_one()
-    await broker.router.succeed("default", ulid, "w1", last.fencing_token, b"r")
+    await broker.succeed("default", ulid, "w1", last.fencing_token, b"r")
     assert await broker.state(ulid) is S.SUCCEEDED
     broker.check()
 
@@ -364,12 +358,12 @@ async def test_the_three_budgets_do_not_add_up(broker: Broker) -> None:
     for turn in range(6):
         claimed = await broker.claim_one()
         if turn % 3 == 0:
-            await broker.router.fail("default", ulid, "w1", claimed.fencing_token, FAILURE)
+            await broker.fail("default", ulid, "w1", claimed.fencing_token, FAILURE)
             await broker.after(1)
         elif turn % 3 == 1:
             await broker.after(LEASE_MS + 1)
         else:
-            await broker.router.release("default", ulid, "w1", claimed.fencing_token, True, "")
+            await broker.release("default", ulid, "w1", claimed.fencing_token, True, "")
     job = await broker.job(ulid)
     # Two of each, one short of the end by failures and of that by crashes.
     assert (job.failures, job.crashes, job.interruptions) == (2, 2, 2)

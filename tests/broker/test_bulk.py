@@ -64,7 +64,7 @@ async def fail_all(broker: Broker, count: int, type_: str = "Broken") -> None:
     for one in claimed:
         failure = Failure(type_, non_retryable=True)
         ulid, token = one.job_id[-26:], one.fencing_token
-        await broker.router.fail("default", ulid, "w1", token, failure)
+        await broker.fail("default", ulid, "w1", token, failure)
 
 
 async def dead_letters(broker: Broker, count: int, type_: str = "Broken") -> list[str]:
@@ -143,9 +143,7 @@ async def test_what_can_not_be_redriven_is_counted_and_left_alone(broker: Broker
     await dead_letters(broker, 2)
     await broker.submit(new_job(), new_job())
     (claimed,) = await broker.claim()
-    await broker.router.succeed(
-        "default", claimed.job_id[-26:], "w1", claimed.fencing_token, b"done"
-    )
+    await broker.succeed("default", claimed.job_id[-26:], "w1", claimed.fencing_token, b"done")
     wanted = JobFilter("default", states=tuple(S))
     last = await told(retry(broker, wanted))
     assert (last.changed, last.skipped) == (2, 2)
@@ -244,7 +242,7 @@ async def test_what_has_ended_is_forgotten_with_all_that_is_kept(broker: Broker)
     (live,) = await broker.submit(new_job(operation="nobody"))
     claimed = await broker.submit()
     (one,) = await broker.claim()
-    await broker.router.succeed("default", claimed[0], "w1", one.fencing_token, b"x" * 100)
+    await broker.succeed("default", claimed[0], "w1", one.fencing_token, b"x" * 100)
     assert (await told(purge(broker, JobFilter("default", states=(S.SUCCEEDED,))))).changed == 1
     assert (await told(purge(broker))).changed == 70
     dump = broker.check()

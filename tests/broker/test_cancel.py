@@ -33,9 +33,9 @@ async def test_the_worker_is_told_by_every_heartbeat_and_report_until_it_acts(
         assert renewal.cancel.job_id == f"default-{ulid}"
         assert (renewal.cancel.reason, renewal.cancel.fencing_token) == ("not needed", token)
         assert abs(renewal.cancel.deadline_ms - broker.now_ms() - GRACE_MS) < 2_000
-    report = await broker.router.report("default", ulid, "w1", token, b"x")
+    report = await broker.report("default", ulid, "w1", token, b"x")
     assert report.cancel == renewal.cancel
-    done = await broker.router.confirm_cancel("default", ulid, "w1", token)
+    done = await broker.confirm_cancel("default", ulid, "w1", token)
     assert done.state is S.CANCELLED
     job = await broker.job(ulid)
     assert [attempt.outcome for attempt in job.attempts] == [Outcome.CANCELLED]
@@ -44,7 +44,7 @@ async def test_the_worker_is_told_by_every_heartbeat_and_report_until_it_acts(
 
 async def test_a_result_that_comes_first_wins(broker: Broker) -> None:
     ulid, token = await _cancelling(broker)
-    done = await broker.router.succeed("default", ulid, "w1", token, b"r")
+    done = await broker.succeed("default", ulid, "w1", token, b"r")
     assert done.state is S.SUCCEEDED
     with pytest.raises(WrongState) as refused:
         await broker.router.cancel_job("default", ulid, "")
@@ -59,7 +59,7 @@ async def test_a_worker_that_does_not_act_within_the_grace_loses_the_job(broker:
     await broker.after(1_001)
     assert await broker.state(ulid) is S.CANCELLED
     with pytest.raises(LeaseLost):
-        await broker.router.succeed("default", ulid, "w1", token, b"late")
+        await broker.succeed("default", ulid, "w1", token, b"late")
     broker.check()
 
 
@@ -70,7 +70,7 @@ async def test_a_worker_that_ignores_a_cancellation_and_goes_on_reporting_is_fen
     router = broker.router
     for _ in range(5):
         # It is told each time, and its reports do not stretch the grace.
-        renewal = await router.report("default", ulid, "w1", token, b"still at it")
+        renewal = await broker.report("default", ulid, "w1", token, b"still at it")
         assert renewal.cancel is not None
         await broker.after(GRACE_MS // 5 + 1)
     assert await broker.state(ulid) is S.CANCELLED
@@ -78,11 +78,11 @@ async def test_a_worker_that_ignores_a_cancellation_and_goes_on_reporting_is_fen
     assert renewal.lost
     before = broker.dump()
     for write in (
-        router.report("default", ulid, "w1", token, b"", None, b"checkpoint"),
-        router.succeed("default", ulid, "w1", token, b"late"),
-        router.fail("default", ulid, "w1", token, Failure("Late", "")),
-        router.release("default", ulid, "w1", token, True, ""),
-        router.confirm_cancel("default", ulid, "w1", token),
+        broker.report("default", ulid, "w1", token, b"", None, b"checkpoint"),
+        broker.succeed("default", ulid, "w1", token, b"late"),
+        broker.fail("default", ulid, "w1", token, Failure("Late", "")),
+        broker.release("default", ulid, "w1", token, True, ""),
+        broker.confirm_cancel("default", ulid, "w1", token),
     ):
         with pytest.raises(LeaseLost):
             await write
@@ -96,7 +96,7 @@ async def test_a_failure_during_a_cancellation_cancels_and_is_kept(
 ) -> None:
     ulid, token = await _cancelling(broker)
     failure = Failure("Stopped", "half way", non_retryable=final)
-    done = await broker.router.fail("default", ulid, "w1", token, failure)
+    done = await broker.fail("default", ulid, "w1", token, failure)
     assert done.state is S.CANCELLED
     assert (await broker.job(ulid)).failure == failure
     broker.check()
@@ -108,7 +108,7 @@ async def test_nobody_can_confirm_a_cancellation_that_nobody_asked_for(broker: B
     token = (await broker.claim_one()).fencing_token
     before = broker.dump()
     with pytest.raises(WrongState):
-        await broker.router.confirm_cancel("default", ulid, "w1", token)
+        await broker.confirm_cancel("default", ulid, "w1", token)
     assert broker.dump() == before
 
 
@@ -151,7 +151,7 @@ async def test_a_cancellation_between_read_and_write_of_an_ending_is_seen(
         return job
 
     broker.router._attempts._read = read_then_cancel  # type: ignore[assignment, method-assign]
-    done = await broker.router.fail("default", ulid, "w1", token, Failure("Broken", ""))
+    done = await broker.fail("default", ulid, "w1", token, Failure("Broken", ""))
     assert reads == 2
     assert done.state is S.CANCELLED
     broker.check()

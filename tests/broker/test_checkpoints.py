@@ -24,7 +24,7 @@ async def _saved(broker: Broker, checkpoint: bytes = SAVED, **fields: object) ->
 
 
 async def _save(broker: Broker, ulid: str, token: int, checkpoint: bytes) -> None:
-    await broker.router.report("default", ulid, "w1", token, b"", None, checkpoint)
+    await broker.report("default", ulid, "w1", token, b"", None, checkpoint)
 
 
 async def test_the_first_attempt_gets_no_checkpoint_and_the_next_what_was_saved_last(
@@ -38,9 +38,9 @@ async def test_the_first_attempt_gets_no_checkpoint_and_the_next_what_was_saved_
     await _save(broker, ulid, first.fencing_token, b"old")
     await _save(broker, ulid, first.fencing_token, SAVED)
     # A report without one leaves it.
-    await broker.router.report("default", ulid, "w1", first.fencing_token, b"half")
+    await broker.report("default", ulid, "w1", first.fencing_token, b"half")
     assert (await broker.job(ulid)).checkpoint == SAVED
-    await broker.router.release("default", ulid, "w1", first.fencing_token, True, "")
+    await broker.release("default", ulid, "w1", first.fencing_token, True, "")
     again = await broker.claim_one()
     assert (again.attempt, again.checkpoint, again.record) == (2, SAVED, first.record)
     broker.check()
@@ -56,9 +56,9 @@ async def test_a_checkpoint_outlives_the_attempt(broker: Broker, end: str) -> No
         case "crash":
             await broker.after(LEASE_MS + 1)
         case "release":
-            await broker.router.release("default", ulid, "w1", token, True, "")
+            await broker.release("default", ulid, "w1", token, True, "")
         case "failure":
-            await broker.router.fail("default", ulid, "w1", token, Failure("Broken", ""))
+            await broker.fail("default", ulid, "w1", token, Failure("Broken", ""))
         case "timeout":
             await broker.after(5_001)
     await broker.after(1)
@@ -73,9 +73,9 @@ async def test_a_claim_by_id_brings_the_checkpoint_also_when_it_is_repeated(
 ) -> None:
     await broker.register()
     ulid, token = await _saved(broker)
-    await broker.router.release("default", ulid, "w1", token, True, "")
+    await broker.release("default", ulid, "w1", token, True, "")
     for _ in range(2):
-        again, _ = await broker.router.claim_job("w1", "default", ulid)
+        again = await broker.claim_job("w1", "default", ulid)
         assert (again.attempt, again.checkpoint) == (2, SAVED)
 
 
@@ -83,7 +83,7 @@ async def test_a_redrive_begins_with_the_checkpoint(broker: Broker) -> None:
     await broker.register()
     ulid, token = await _saved(broker)
     final = Failure("Broken", "", non_retryable=True)
-    await broker.router.fail("default", ulid, "w1", token, final)
+    await broker.fail("default", ulid, "w1", token, final)
     assert (await broker.job(ulid)).checkpoint == SAVED
     broker.check()
     await broker.router.retry_job("default", ulid, "", 0)
@@ -93,7 +93,7 @@ async def test_a_redrive_begins_with_the_checkpoint(broker: Broker) -> None:
 async def test_success_takes_the_checkpoint_away(broker: Broker) -> None:
     await broker.register()
     ulid, token = await _saved(broker)
-    await broker.router.succeed("default", ulid, "w1", token, b"r")
+    await broker.succeed("default", ulid, "w1", token, b"r")
     assert (await broker.job(ulid)).checkpoint == b""
     assert f"c:{ulid}" not in broker.dump()
     broker.check()
@@ -103,7 +103,7 @@ async def test_a_forgotten_job_leaves_no_checkpoint(broker: Broker) -> None:
     await broker.register()
     ulid, token = await _saved(broker)
     final = Failure("Broken", "", non_retryable=True)
-    await broker.router.fail("default", ulid, "w1", token, final)
+    await broker.fail("default", ulid, "w1", token, final)
     broker.shift(400 * DAY_MS)
     assert (await broker.router._upkeep.purge("default", 10))[0] == 1
     assert not [key for key in broker.dump() if ulid in key]
@@ -116,7 +116,7 @@ async def test_an_empty_checkpoint_takes_the_old_one_away(broker: Broker) -> Non
     await _save(broker, ulid, token, b"")
     assert (await broker.job(ulid)).checkpoint == b""
     broker.check()
-    await broker.router.release("default", ulid, "w1", token, True, "")
+    await broker.release("default", ulid, "w1", token, True, "")
     assert (await broker.claim_one()).checkpoint == b""
 
 
@@ -138,7 +138,7 @@ async def test_a_report_whose_output_is_refused_saves_nothing(broker: Broker) ->
     ulid, token = await _saved(broker)
     gap = Written(0, 100, (Piece("stdout", True, b"late"),))
     with pytest.raises(OutputGap):
-        await broker.router.report("default", ulid, "w1", token, b"", gap, b"new")
+        await broker.report("default", ulid, "w1", token, b"", gap, b"new")
     assert (await broker.job(ulid)).checkpoint == SAVED
 
 
@@ -146,7 +146,7 @@ async def test_a_claim_whose_answer_was_lost_brings_the_checkpoint_again(valkey_
     async with running_broker(valkey_url, QUIET) as broker:
         await broker.register()
         ulid, token = await _saved(broker)
-        await broker.router.release("default", ulid, "w1", token, True, "")
+        await broker.release("default", ulid, "w1", token, True, "")
         runner = broker.router._jobs._runner
         script = runner.run
 
@@ -166,7 +166,7 @@ async def test_jobs_without_a_checkpoint_cost_no_command_more(valkey_url: str) -
         broker.client.config_resetstat()
         claimed = await broker.claim("w1", 20)
         for one in claimed:
-            await broker.router.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"r")
+            await broker.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"r")
         calls = {name: one["calls"] for name, one in broker.client.info("commandstats").items()}
         assert calls.get("cmdstat_unlink", 0) == 0
         # The memory of the claim before, and nothing for the jobs.

@@ -25,9 +25,7 @@ async def _drain(broker: Broker, worker_id: str, most: int, done: Counter[str]) 
         done.update(one.job_id for one in claimed)
         await asyncio.gather(
             *(
-                broker.router.succeed(
-                    "default", one.job_id[-26:], worker_id, one.fencing_token, b""
-                )
+                broker.succeed("default", one.job_id[-26:], worker_id, one.fencing_token, b"")
                 for one in claimed
             )
         )
@@ -62,9 +60,7 @@ async def _serve(broker: Broker, worker_id: str, done: Counter[str]) -> None:
     while True:
         for one in await broker.claim(worker_id, 5, wait_ms=60_000):
             done[one.job_id] += 1
-            await broker.router.succeed(
-                "default", one.job_id[-26:], worker_id, one.fencing_token, b""
-            )
+            await broker.succeed("default", one.job_id[-26:], worker_id, one.fencing_token, b"")
 
 
 async def test_two_servers_on_one_store_deliver_each_job_once_while_jobs_come_in(
@@ -140,7 +136,7 @@ async def _complete(
     broker: Broker, worker_id: str, claimed: list[Assignment], done: Counter[str]
 ) -> None:
     for one in claimed:
-        await broker.router.succeed("default", one.job_id[-26:], worker_id, one.fencing_token, b"")
+        await broker.succeed("default", one.job_id[-26:], worker_id, one.fencing_token, b"")
         done[one.job_id] += 1
 
 
@@ -168,8 +164,8 @@ async def test_the_same_completion_from_many_callers_counts_once(
 
     async def complete() -> JobState:
         if ending == "succeed":
-            return (await broker.router.succeed("default", ulid, "w1", token, b"")).state
-        return (await broker.router.release("default", ulid, "w1", token, True, "")).state
+            return (await broker.succeed("default", ulid, "w1", token, b"")).state
+        return (await broker.release("default", ulid, "w1", token, True, "")).state
 
     states = await asyncio.gather(*(complete() for _ in range(30)))
     assert len(set(states)) == 1

@@ -45,10 +45,10 @@ async def test_a_running_job_loses_its_lease_at_the_deadline(broker: Broker) -> 
     assert renewal.lost
     before = broker.dump()
     for write in (
-        broker.router.succeed("default", ulid, "w1", token, b"late"),
-        broker.router.fail("default", ulid, "w1", token, FAILURE),
-        broker.router.release("default", ulid, "w1", token, True, ""),
-        broker.router.report("default", ulid, "w1", token, b"late"),
+        broker.succeed("default", ulid, "w1", token, b"late"),
+        broker.fail("default", ulid, "w1", token, FAILURE),
+        broker.release("default", ulid, "w1", token, True, ""),
+        broker.report("default", ulid, "w1", token, b"late"),
     ):
         with pytest.raises(LeaseLost):
             await write
@@ -75,7 +75,7 @@ async def test_a_claim_does_not_hand_out_what_is_past_its_deadline(broker: Broke
     by_id = await _submit(broker)
     broker.shift(DEADLINE_MS + 1)  # and no look of the clock
     with pytest.raises(WrongState):
-        await broker.router.claim_job("w1", "default", by_id)
+        await broker.claim_job("w1", "default", by_id)
     assert await broker.claim("w1", 9) == []
     for ulid in (*late, by_id):
         job = await broker.job(ulid)
@@ -92,7 +92,7 @@ async def test_a_retry_that_could_not_start_before_the_deadline_is_not_waited_fo
         ulid = await _submit(broker, retry=policy)
         token = (await broker.claim_one()).fencing_token
         for _ in range(2):
-            done = await broker.router.fail("default", ulid, "w1", token, FAILURE)
+            done = await broker.fail("default", ulid, "w1", token, FAILURE)
             assert done.state is target
         assert (await broker.job(ulid)).failure == FAILURE
         broker.check()
@@ -130,11 +130,11 @@ async def test_a_job_that_ended_in_time_has_no_deadline_any_more(broker: Broker)
     await broker.register()
     done, cancelled, failed = [await _submit(broker) for _ in range(3)]
     tokens = {one.job_id[-26:]: one.fencing_token for one in await broker.claim("w1", 3)}
-    await broker.router.succeed("default", done, "w1", tokens[done], b"r")
+    await broker.succeed("default", done, "w1", tokens[done], b"r")
     await broker.router.cancel_job("default", cancelled, "why")
-    await broker.router.confirm_cancel("default", cancelled, "w1", tokens[cancelled])
+    await broker.confirm_cancel("default", cancelled, "w1", tokens[cancelled])
     final = Failure("Broken", "", non_retryable=True)
-    await broker.router.fail("default", failed, "w1", tokens[failed], final)
+    await broker.fail("default", failed, "w1", tokens[failed], final)
     broker.check()
     before = broker.dump()
     await broker.after(DEADLINE_MS + 1)
@@ -180,6 +180,6 @@ async def test_a_redrive_takes_the_deadline_away(broker: Broker) -> None:
     await broker.after(DEADLINE_MS)
     token = (await broker.claim_one()).fencing_token
     final = Failure("Broken", "", non_retryable=True)
-    await broker.router.fail("default", ulid, "w1", token, final)
+    await broker.fail("default", ulid, "w1", token, final)
     assert (await broker.job(ulid)).failure == final
     broker.check()

@@ -38,11 +38,11 @@ async def test_whoever_completes_a_job_that_was_given_back_hears_that_its_lease_
     ulid, token = await _give_back(broker, how)
     before = broker.dump()
     with pytest.raises(LeaseLost):
-        await broker.router.succeed("default", ulid, "w1", token, b"late")
+        await broker.succeed("default", ulid, "w1", token, b"late")
     with pytest.raises(LeaseLost):
-        await broker.router.fail("default", ulid, "w1", token, Failure("late"))
+        await broker.fail("default", ulid, "w1", token, Failure("late"))
     with pytest.raises(LeaseLost):
-        await broker.router.release("default", ulid, "w1", token, True, "")
+        await broker.release("default", ulid, "w1", token, True, "")
     assert broker.dump() == before
     broker.check()
 
@@ -52,7 +52,7 @@ async def test_the_holder_that_gave_its_job_back_gets_its_answer_again(broker: B
     (ulid,) = await broker.submit()
     token = (await broker.claim_one()).fencing_token
     for _ in range(2):
-        ended = await broker.router.release("default", ulid, "w1", token, True, "shutdown")
+        ended = await broker.release("default", ulid, "w1", token, True, "shutdown")
         assert ended.state is S.PENDING
     broker.check()
 

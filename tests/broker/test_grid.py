@@ -61,7 +61,7 @@ class Case:
             case Event.CLAIM:
                 await broker.claim()
             case Event.PROGRESS:
-                await router.report("default", self.ulid, "w1", self.token, b"half")
+                await broker.report("default", self.ulid, "w1", self.token, b"half")
             case Event.SUCCEED:
                 return await self.succeed()
             case Event.FAIL_RETRYABLE:
@@ -69,9 +69,9 @@ class Case:
             case Event.FAIL_FINALLY:
                 return await self.fail(final=True)
             case Event.RELEASE:
-                return await router.release("default", self.ulid, "w1", self.token, True, "")
+                return await broker.release("default", self.ulid, "w1", self.token, True, "")
             case Event.CONFIRM_CANCEL:
-                return await router.confirm_cancel("default", self.ulid, "w1", self.token)
+                return await broker.confirm_cancel("default", self.ulid, "w1", self.token)
             case Event.REDRIVE:
                 await router.retry_job("default", self.ulid, "again", 0)
             case Event.CANCEL:
@@ -81,11 +81,11 @@ class Case:
         return None
 
     async def succeed(self) -> Completed:
-        return await self.broker.router.succeed("default", self.ulid, "w1", self.token, b"done")
+        return await self.broker.succeed("default", self.ulid, "w1", self.token, b"done")
 
     async def fail(self, *, final: bool) -> Completed:
         failure = Failure("Broken", "it broke", non_retryable=final)
-        return await self.broker.router.fail("default", self.ulid, "w1", self.token, failure)
+        return await self.broker.fail("default", self.ulid, "w1", self.token, failure)
 
 
 def _settled(dump: dict[str, object]) -> dict[str, object]:
@@ -135,15 +135,15 @@ async def test_a_claim_by_id_takes_pending_jobs_only(broker: Broker) -> None:
         await case.bring_to(state)
         before = broker.dump()
         if state is S.PENDING:
-            await broker.router.claim_job("w1", "default", case.ulid)
+            await broker.claim_job("w1", "default", case.ulid)
             assert await broker.state(case.ulid) is S.RUNNING
         elif state is S.RUNNING:
             # A repeated call of the holder gets its claim again.
-            again, _ = await broker.router.claim_job("w1", "default", case.ulid)
+            again = await broker.claim_job("w1", "default", case.ulid)
             assert again.fencing_token == case.token
             assert broker.dump() == before
         else:
             with pytest.raises(JobwireError, match="only a PENDING job"):
-                await broker.router.claim_job("w1", "default", case.ulid)
+                await broker.claim_job("w1", "default", case.ulid)
             assert broker.dump() == before
         broker.check()

@@ -16,6 +16,6 @@ async def test_a_report_through_another_server_renews_for_as_long_as_the_worker_
         await one.router.register_worker(worker_spec("w1", lease_ms=600_000))
         (ulid,) = await one.submit(new_job())
         token = (await one.claim_one()).fencing_token
-        renewal = await two.router.report("default", ulid, "w1", token, b"")
+        renewal = await two.report("default", ulid, "w1", token, b"")
         left_ms = renewal.lease_expires_at_ms - two.router.clock.now_ms()
         assert left_ms > 500_000

@@ -25,7 +25,7 @@ async def _run_all(broker: Broker) -> int:
     taken = await broker.claim(most=100)
     await asyncio.gather(
         *(
-            broker.router.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"x" * 100)
+            broker.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"x" * 100)
             for one in taken
         )
     )
@@ -82,11 +82,11 @@ async def test_a_queue_with_limits_keeps_within_them_under_steady_load(valkey_ur
 async def test_each_queue_keeps_its_jobs_as_long_as_it_says(broker: Broker) -> None:
     await _configured(broker, {"retain_succeeded_ms": 1_000, "retain_ended_ms": 2_000})
     one = await broker.claim_one()
-    await broker.router.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"")
+    await broker.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"")
     await broker.submit(new_job(), new_job(delay_ms=60_000))
     two = await broker.claim_one()
     final = Failure("x", non_retryable=True)
-    await broker.router.fail("default", two.job_id[-26:], "w1", two.fencing_token, final)
+    await broker.fail("default", two.job_id[-26:], "w1", two.fencing_token, final)
     (three,) = broker.check().in_state(S.SCHEDULED)
     await broker.router.cancel_job("default", three, "")
     for ulid, kept in ((one.job_id[-26:], 1_000), (two.job_id[-26:], 2_000), (three, 2_000)):
@@ -99,7 +99,7 @@ async def test_a_queue_tells_its_bytes(broker: Broker) -> None:
     await broker.submit(*jobs)
     await broker.register()
     one = await broker.claim_one()
-    await broker.router.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"y" * 70)
+    await broker.succeed("default", one.job_id[-26:], "w1", one.fencing_token, b"y" * 70)
     queue = await broker.router.operators.get_queue("default")
     assert queue.live_bytes == len(jobs[1].record)
     assert queue.ended_bytes == len(jobs[0].record) + 70

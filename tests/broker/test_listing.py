@@ -50,10 +50,10 @@ async def _one_in_each_state(broker: Broker, count: int) -> dict[JobState, set[s
         for claimed in await broker.claim("w1", count):
             ulid, token = claimed.job_id[-26:], claimed.fencing_token
             if state is S.SUCCEEDED:
-                await router.succeed("default", ulid, "w1", token, b"")
+                await broker.succeed("default", ulid, "w1", token, b"")
             elif state is S.FAILED:
                 failure = Failure("x", non_retryable=True)
-                await router.fail("default", ulid, "w1", token, failure)
+                await broker.fail("default", ulid, "w1", token, failure)
             elif state is S.CANCELLING:
                 await router.cancel_job("default", ulid, "")
         expected[state] = {*ulids}
@@ -112,7 +112,7 @@ async def test_250_jobs_that_stay_are_listed_once_each_while_others_come_and_go(
         while not stop.is_set():
             for claimed in await broker.claim("w1", 3):
                 ulid, token = claimed.job_id[-26:], claimed.fencing_token
-                await broker.router.succeed("default", ulid, "w1", token, b"")
+                await broker.succeed("default", ulid, "w1", token, b"")
             await broker.submit()
             leases = [("default", one.job_id[-26:], one.fencing_token) for one in running[::7]]
             await broker.router.heartbeat("w1", leases)
@@ -190,9 +190,10 @@ async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> Non
     router = valkey_broker.router
     for queue, count in (("b", 2), ("a", 1), ("c", 3)):
         await router.submissions.submit(queue, [new_job(queue) for _ in range(count)])
-    first = await router.operators.list_queues("", 2)
+    first, token = await router.operators.list_queues(2)
     assert [(queue.name, dict(queue.depth)) for queue in first] == [
         ("a", {S.PENDING: 1}),
         ("b", {S.PENDING: 2}),
     ]
-    assert [queue.name for queue in await router.operators.list_queues("b", 2)] == ["c"]
+    rest, end = await router.operators.list_queues(2, token)
+    assert ([queue.name for queue in rest], end) == (["c"], "")

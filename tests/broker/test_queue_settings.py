@@ -30,9 +30,7 @@ async def _fail(broker: Broker, job: RetryPolicy | None = None) -> tuple[Complet
     """Runs and fails a new job; returns the answer, and the wait if there is one."""
     (ulid,) = await broker.submit(new_job(retry=job))
     claimed = await broker.claim_one()
-    done = await broker.router.fail(
-        "default", ulid, "w1", claimed.fencing_token, Failure("Broken", "")
-    )
+    done = await broker.fail("default", ulid, "w1", claimed.fencing_token, Failure("Broken", ""))
     wait = done.next_attempt_at_ms - broker.now_ms() if done.next_attempt_at_ms else 0
     return done, -(-wait // 500) * 500
 
@@ -62,7 +60,7 @@ async def test_retry_defaults_hold_for_attempts_that_began_before_the_change(
         await broker.router.operators.configure_queue(
             "default", {"retry": RetryPolicy(max_attempts=1)}
         )
-        done = await broker.router.fail(
+        done = await broker.fail(
             "default", ulid, "w1", claimed.fencing_token, Failure("Broken", "")
         )
         assert done.state is S.FAILED

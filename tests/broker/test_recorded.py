@@ -18,23 +18,23 @@ End = Callable[[Broker, str, int], Awaitable[Completed]]
 
 
 async def _succeed(broker: Broker, ulid: str, token: int) -> Completed:
-    return await broker.router.succeed("default", ulid, "w1", token, b"r")
+    return await broker.succeed("default", ulid, "w1", token, b"r")
 
 
 async def _fail(broker: Broker, ulid: str, token: int) -> Completed:
-    return await broker.router.fail("default", ulid, "w1", token, FAILURE)
+    return await broker.fail("default", ulid, "w1", token, FAILURE)
 
 
 async def _release(broker: Broker, ulid: str, token: int) -> Completed:
-    return await broker.router.release("default", ulid, "w1", token, True, "deploy")
+    return await broker.release("default", ulid, "w1", token, True, "deploy")
 
 
 async def _unstarted(broker: Broker, ulid: str, token: int) -> Completed:
-    return await broker.router.release("default", ulid, "w1", token, False, "deploy")
+    return await broker.release("default", ulid, "w1", token, False, "deploy")
 
 
 async def _confirm(broker: Broker, ulid: str, token: int) -> Completed:
-    return await broker.router.confirm_cancel("default", ulid, "w1", token)
+    return await broker.confirm_cancel("default", ulid, "w1", token)
 
 
 ENDS: dict[str, End] = {
@@ -84,7 +84,7 @@ async def test_a_completion_is_answered_as_recorded_after_the_next_claim(
     again = await ENDS[how](broker, ulid, token)
     assert (again, again.repeated) == (first, True)
     assert broker.dump() == before
-    done = await broker.router.succeed("default", ulid, worker_id, newer, b"r")
+    done = await broker.succeed("default", ulid, worker_id, newer, b"r")
     assert (done.state, done.repeated) == (S.SUCCEEDED, False)
     # Also of the job that has ended by now.
     assert await ENDS[how](broker, ulid, token) == first
@@ -144,5 +144,5 @@ async def test_only_whoever_recorded_it_is_answered(broker: Broker, end: End) ->
     # What the broker itself ended was answered to nobody.
     await broker.router.deregister_worker("w2")
     with pytest.raises(LeaseLost):
-        await broker.router.fail("default", ulid, "w2", newer, FAILURE)
+        await broker.fail("default", ulid, "w2", newer, FAILURE)
     assert before != broker.dump()

@@ -32,7 +32,7 @@ async def retry(broker: Broker, ulid: str, reason: str = "again", delay_ms: int 
 
 async def fail(broker: Broker, ulid: str, token: int, *, final: bool = True) -> JobState:
     failure = Failure("Broken", "it broke", non_retryable=final)
-    return (await broker.router.fail("default", ulid, "w1", token, failure)).state
+    return (await broker.fail("default", ulid, "w1", token, failure)).state
 
 
 async def dead_letter(broker: Broker, **fields: object) -> str:
@@ -60,7 +60,7 @@ async def test_a_dead_letter_runs_again_under_a_higher_token(broker: Broker) -> 
     claimed = await broker.claim_one()
     assert claimed.job_id[-26:] == ulid
     assert (claimed.fencing_token, claimed.attempt) == (2, 2)
-    await broker.router.succeed("default", ulid, "w1", 2, b"done")
+    await broker.succeed("default", ulid, "w1", 2, b"done")
     done = await broker.job(ulid)
     assert done.state is S.SUCCEEDED
     assert [attempt.number for attempt in done.attempts] == [1, 2]
@@ -159,7 +159,7 @@ async def test_what_has_succeeded_or_never_ended_is_not_redriven(broker: Broker)
         await retry(broker, ulid)
     assert refusal.value.metadata == {"state": "PENDING"}
     claimed = await broker.claim_one()
-    await broker.router.succeed("default", ulid, "w1", claimed.fencing_token, b"")
+    await broker.succeed("default", ulid, "w1", claimed.fencing_token, b"")
     before = dump_queue(broker.client)
     with pytest.raises(WrongState) as refusal:
         await retry(broker, ulid)
@@ -194,7 +194,7 @@ async def test_who_watches_the_job_again_sees_it_go_on(broker: Broker) -> None:
         if job.state is S.PENDING:
             claimed = await broker.claim_one()
         elif job.state is S.RUNNING:
-            await broker.router.succeed("default", ulid, "w1", claimed.fencing_token, b"")
+            await broker.succeed("default", ulid, "w1", claimed.fencing_token, b"")
     assert seen == [S.PENDING, S.RUNNING, S.SUCCEEDED]
 
 
@@ -203,12 +203,12 @@ async def test_output_of_the_life_before_is_kept(broker: Broker) -> None:
     (ulid,) = await broker.submit()
     await broker.claim_one()
     written = Written(1, 0, (Piece("stdout", True, b"first"),))
-    await broker.router.report("default", ulid, "w1", 1, b"", written)
+    await broker.report("default", ulid, "w1", 1, b"", written)
     await fail(broker, ulid, 1)
     await retry(broker, ulid)
     await broker.claim_one()
     written = Written(2, 0, (Piece("stdout", True, b"second"),))
-    await broker.router.report("default", ulid, "w1", 2, b"", written)
+    await broker.report("default", ulid, "w1", 2, b"", written)
     job = await broker.job(ulid)
     assert job.output_bytes == len("firstsecond")
     assert job.output_end == OutputPlace(2, 6)

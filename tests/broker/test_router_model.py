@@ -319,9 +319,9 @@ class Machine(RuleBasedStateMachine):
     def claim_by_id(self, data: st.DataObject, worker: str) -> None:
         job = self._pick(data, self.jobs)
         mine = job.state is S.RUNNING and job.worker == worker
-        router = self._broker(data).router
+        broker = self._broker(data)
         try:
-            one, _ = self.run(router.claim_job(worker, "default", job.ulid))
+            one = self.run(broker.claim_job(worker, "default", job.ulid))
         except WrongState:
             assert job not in self.model.ready()
             assert not mine
@@ -335,9 +335,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), checkpoint=st.sampled_from([None, b"", b"one", b"two"]))
     def report(self, data: st.DataObject, checkpoint: bytes | None) -> None:
         job = self._pick(data, self.leased)
-        router = self._broker(data).router
+        broker = self._broker(data)
         renewal = self.run(
-            router.report("default", job.ulid, job.worker, job.token, b"x", None, checkpoint)
+            broker.report("default", job.ulid, job.worker, job.token, b"x", None, checkpoint)
         )
         job.checkpoint = job.checkpoint if checkpoint is None else checkpoint
         assert (renewal.cancel is not None) == (job.state is S.CANCELLING)
@@ -347,9 +347,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def succeed(self, data: st.DataObject) -> None:
         job = self._pick(data, self.leased)
-        router = self._broker(data).router
+        broker = self._broker(data)
         for _ in range(2):  # the second as if the answer had been lost
-            done = self.run(router.succeed("default", job.ulid, job.worker, job.token, b"r"))
+            done = self.run(broker.succeed("default", job.ulid, job.worker, job.token, b"r"))
             assert done.state is S.SUCCEEDED
         job.end(S.SUCCEEDED)
 
@@ -357,11 +357,11 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), final=st.booleans())
     def fail(self, data: st.DataObject, final: bool) -> None:
         job = self._pick(data, self.leased)
-        worker, router = job.worker, self._broker(data).router
+        worker, broker = job.worker, self._broker(data)
         job.fail(self.model.now, final=final)
         failure = Failure("x", non_retryable=final)
         for _ in range(2):
-            done = self.run(router.fail("default", job.ulid, worker, job.token, failure))
+            done = self.run(broker.fail("default", job.ulid, worker, job.token, failure))
             assert done.state is job.state
 
     @precondition(lambda self: self.leased)
@@ -370,7 +370,7 @@ class Machine(RuleBasedStateMachine):
         job = self._pick(data, self.leased)
         worker, broker = job.worker, self._broker(data)
         job.release(started=started)
-        done = self.run(broker.router.release("default", job.ulid, worker, job.token, started, ""))
+        done = self.run(broker.release("default", job.ulid, worker, job.token, started, ""))
         assert done.state is job.state
         # It may have come back past its expiry.
         self._settle()
@@ -379,9 +379,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
         job = self._pick(data, self.leased)
-        router = self._broker(data).router
+        broker = self._broker(data)
         try:
-            self.run(router.confirm_cancel("default", job.ulid, job.worker, job.token))
+            self.run(broker.confirm_cancel("default", job.ulid, job.worker, job.token))
         except WrongState:
             assert job.state is S.RUNNING
         else:
@@ -392,12 +392,12 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), worker=WORKERS, off=st.sampled_from([-1, 1]))
     def write_without_the_lease(self, data: st.DataObject, worker: str, off: int) -> None:
         job = self._pick(data, self.jobs)
-        router, token = self._broker(data).router, job.token + off
+        broker, token = self._broker(data), job.token + off
         for write in (
-            router.succeed("default", job.ulid, worker, token, b"r"),
-            router.fail("default", job.ulid, worker, token, Failure("x")),
-            router.release("default", job.ulid, worker, token, True, ""),
-            router.report("default", job.ulid, worker, token, b"x", None, b"stolen"),
+            broker.succeed("default", job.ulid, worker, token, b"r"),
+            broker.fail("default", job.ulid, worker, token, Failure("x")),
+            broker.release("default", job.ulid, worker, token, True, ""),
+            broker.report("default", job.ulid, worker, token, b"x", None, b"stolen"),
         ):
             try:
                 self.run(write)

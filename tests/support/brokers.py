@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import redis
 
 from jobwire_server.broker.router import Router
-from jobwire_server.domain.model import Accepted, Assignment, Job, JobState, NewJob
+from jobwire_server.domain.model import (
+    Accepted,
+    Assignment,
+    Completed,
+    Ended,
+    Failure,
+    Job,
+    JobState,
+    NewJob,
+    Released,
+    Renewal,
+    Reported,
+    Written,
+)
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.store.connection.connect import connect
@@ -85,16 +98,65 @@ class Broker:
         await self.router.register_worker(worker_spec(worker_id, lease_ms=lease_ms))
 
     async def claim(
-        self, worker_id: str = "w1", most: int = 1, *, wait_ms: int = 0
+        self,
+        worker_id: str = "w1",
+        most: int = 1,
+        *,
+        wait_ms: int = 0,
+        queues: Sequence[str] = (),
     ) -> list[Assignment]:
-        """Claims for a registered worker."""
-        assignments, _ = await self.router.claim(worker_id, (), most, wait_ms)
+        """Claims for a registered worker, without taking its cancellations."""
+        assignments, _ = await self.router._claims.claim(worker_id, queues, most, wait_ms)
         return assignments
+
+    async def claim_job(self, worker_id: str, queue: str, ulid: str) -> Assignment:
+        """Claims one job by its id, without taking cancellations."""
+        job = await self.router.get_job(queue, ulid, full=False)
+        facts = JobSpecRecords().facts(job.record)
+        claimed, _ = await self.router._claims.claim_job(worker_id, job, facts)
+        return claimed
 
     async def claim_one(self, worker_id: str = "w1") -> Assignment:
         """Claims the one job that there must be."""
         (assignment,) = await self.claim(worker_id)
         return assignment
+
+    async def succeed(
+        self, queue: str, ulid: str, worker_id: str, token: int, result: bytes
+    ) -> Completed:
+        """Completes a job with a result."""
+        return await self.router.complete(worker_id, Ended(queue, ulid, token, result))
+
+    async def fail(
+        self, queue: str, ulid: str, worker_id: str, token: int, failure: Failure
+    ) -> Completed:
+        """Ends an attempt with a failure."""
+        return await self.router.complete(worker_id, Ended(queue, ulid, token, failure))
+
+    async def release(
+        self, queue: str, ulid: str, worker_id: str, token: int, started: bool, reason: str
+    ) -> Completed:
+        """Gives a job back."""
+        released = Released(started, reason)
+        return await self.router.complete(worker_id, Ended(queue, ulid, token, released))
+
+    async def confirm_cancel(self, queue: str, ulid: str, worker_id: str, token: int) -> Completed:
+        """Ends an attempt because of a cancellation."""
+        return await self.router.complete(worker_id, Ended(queue, ulid, token, None))
+
+    async def report(
+        self,
+        queue: str,
+        ulid: str,
+        worker_id: str,
+        token: int,
+        progress: bytes,
+        output: Written | None = None,
+        checkpoint: bytes | None = None,
+    ) -> Renewal:
+        """Reports from a running job."""
+        reported = Reported(queue, ulid, token, progress, output, checkpoint)
+        return await self.router.report(worker_id, reported)
 
     async def job(self, ulid: str, queue: str = "default") -> Job:
         """Reads a job in full."""

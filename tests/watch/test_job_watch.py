@@ -44,7 +44,7 @@ class Watcher:
 
 async def _end(broker: Broker, ulid: str, worker: str = "w1") -> None:
     claimed = await broker.claim_one(worker)
-    await broker.router.succeed("default", ulid, worker, claimed.fencing_token, b"r")
+    await broker.succeed("default", ulid, worker, claimed.fencing_token, b"r")
 
 
 async def test_a_watcher_sees_the_job_as_it_stands_and_every_change_until_its_end(
@@ -58,9 +58,9 @@ async def test_a_watcher_sees_the_job_as_it_stands_and_every_change_until_its_en
     await watcher.sees(S.PENDING)
     token = (await broker.claim_one()).fencing_token
     await watcher.sees(S.RUNNING)
-    await broker.router.report("default", ulid, "w1", token, b"half")
+    await broker.report("default", ulid, "w1", token, b"half")
     await eventually(lambda: watcher.seen[-1].progress == b"half", "the report")
-    await broker.router.fail("default", ulid, "w1", token, Failure("x", retry_after_ms=9_000))
+    await broker.fail("default", ulid, "w1", token, Failure("x", retry_after_ms=9_000))
     await watcher.sees(S.SCHEDULED)
     await broker.after(9_001)
     await watcher.sees(S.PENDING)
@@ -68,7 +68,7 @@ async def test_a_watcher_sees_the_job_as_it_stands_and_every_change_until_its_en
     await watcher.sees(S.RUNNING)
     await broker.router.cancel_job("default", ulid, "")
     await watcher.sees(S.CANCELLING)
-    await broker.router.succeed("default", ulid, "w1", token, b"result")
+    await broker.succeed("default", ulid, "w1", token, b"result")
     await watcher.task
     assert watcher.states[-1] is S.SUCCEEDED
     assert watcher.seen[-1].result == b"result"
@@ -117,7 +117,7 @@ async def test_no_end_is_missed_however_a_watch_and_an_end_race(valkey_broker: B
         for _ in range(number % 25):
             await asyncio.sleep(0)
         ending = asyncio.create_task(
-            broker.router.succeed("default", ulid, "w1", claimed.fencing_token, b"r")
+            broker.succeed("default", ulid, "w1", claimed.fencing_token, b"r")
         )
         before.append(Watcher(broker, ulid))
         await ending
@@ -157,8 +157,8 @@ async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
     first = await anext(stream)
     assert first is not None
     for number in range(50):
-        await broker.router.report("default", ulid, "w1", token, f"{number}".encode())
-    await broker.router.succeed("default", ulid, "w1", token, b"r")
+        await broker.report("default", ulid, "w1", token, f"{number}".encode())
+    await broker.succeed("default", ulid, "w1", token, b"r")
     last = await broker.job(ulid)
     hub = broker.router._hub
 

@@ -8,6 +8,7 @@ from time import monotonic
 from jobwire_server.domain.model import CancelNotice, JobState
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener
+from jobwire_server.workers.claims import ClaimWish
 
 from tests.support.brokers import Broker, running_broker
 from tests.support.jobs import new_job, worker_spec
@@ -19,7 +20,7 @@ LONG_MS = 60_000
 
 async def poll(broker: Broker, worker_id: str = "w1", *, wait_ms: int = 0) -> list[CancelNotice]:
     """Returns what a claim tells of cancellations."""
-    return (await broker.router.poll(worker_id, (), 1, wait_ms))[2]
+    return [*(await broker.router.claim(ClaimWish(worker_id, wait_ms=wait_ms))).cancellations]
 
 
 async def running(broker: Broker, worker_id: str = "w1") -> str:
@@ -64,7 +65,7 @@ async def test_a_wait_ends_when_a_job_is_cancelled_through_another_server(store_
             await two.router.cancel_job("default", ulid, "")
             (notice,) = await waiting
             assert notice.job_id[-26:] == ulid
-            await one.router.confirm_cancel("default", ulid, "w1", 1)
+            await one.confirm_cancel("default", ulid, "w1", 1)
 
 
 async def test_what_was_cancelled_before_the_server_knew_the_worker_is_told(
@@ -88,7 +89,7 @@ async def test_a_claim_brings_jobs_and_cancellations_together(broker: Broker) ->
     ulid = await running(broker)
     await broker.router.cancel_job("default", ulid, "")
     (other,) = await broker.submit()
-    assignments, _, told = await broker.router.poll("w1", (), 5, LONG_MS)
+    assignments, _, told = await broker.router.claim(ClaimWish("w1", (), 5, LONG_MS))
     assert [one.job_id[-26:] for one in assignments] == [other]
     assert [one.job_id[-26:] for one in told] == [ulid]
 
@@ -97,7 +98,7 @@ async def test_a_job_of_any_queue_of_the_worker_is_told(broker: Broker) -> None:
     await broker.router.register_worker(worker_spec(queues=("default", "other")))
     ulid = await running(broker)
     await broker.router.cancel_job("default", ulid, "")
-    _, _, told = await broker.router.poll("w1", ("other",), 1, LONG_MS)
+    _, _, told = await broker.router.claim(ClaimWish("w1", ("other",), 1, LONG_MS))
     assert [one.job_id[-26:] for one in told] == [ulid]
 
 
@@ -110,7 +111,7 @@ async def test_a_heartbeat_or_a_report_tells_it_as_well(broker: Broker) -> None:
         if beat:
             _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, 1)])
         else:
-            renewal = await broker.router.report("default", ulid, "w1", 1, b"half")
+            renewal = await broker.report("default", ulid, "w1", 1, b"half")
         assert renewal.cancel is not None
         assert untold(broker) == []
         assert await poll(broker) == []
@@ -123,8 +124,8 @@ async def test_nothing_is_left_of_a_cancellation_that_nobody_was_told_of(broker:
     for ulid in (lost, succeeded, confirmed, late):
         await broker.router.cancel_job("default", ulid, "")
     assert untold(broker) == ["cancels:w1"]
-    await broker.router.succeed("default", succeeded, "w1", 1, b"")
-    await broker.router.confirm_cancel("default", confirmed, "w1", 1)
+    await broker.succeed("default", succeeded, "w1", 1, b"")
+    await broker.confirm_cancel("default", confirmed, "w1", 1)
     broker.check()
     await broker.after(1_001)
     assert await broker.state(lost) is S.CANCELLED
@@ -135,7 +136,7 @@ async def test_nothing_is_left_of_a_cancellation_that_nobody_was_told_of(broker:
 
 async def test_a_poll_that_is_woken_for_nothing_waits_on(broker: Broker) -> None:
     await broker.register()
-    waiting = asyncio.create_task(broker.router.poll("w1", (), 1, LONG_MS))
+    waiting = asyncio.create_task(broker.router.claim(ClaimWish("w1", (), 1, LONG_MS)))
     await eventually(lambda: len(broker.router._claims._waiting) > 0, "the poll waits")
     (before,) = broker.router._claims._waiting
     broker.client.spublish(keys.cancels_channel("default"), "w1")

@@ -83,7 +83,7 @@ async def test_an_operator_lets_a_worker_finish_and_leave(
         assert len(worker.got) == 1
         assert len(worker.drains) == 1
         assert (await producer.job(job_id)).state == JOB_STATE_SUCCEEDED
-        assert await server.router.operators.get_worker("w1") is None
+        assert await server.router.operators.find_worker("w1") is None
 
 
 async def test_an_operators_wish_holds_for_the_next_stream_of_the_process(

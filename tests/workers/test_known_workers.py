@@ -8,6 +8,7 @@ import pytest
 
 from jobwire_server.domain.errors import JobNotFound, LeaseLost, WorkerNotFound, WrongState
 from jobwire_server.domain.model import JobState, LeaseRef, WorkerStatus
+from jobwire_server.workers.claims import ClaimWish
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, next_ulid, worker_spec
@@ -35,11 +36,11 @@ async def test_a_worker_gets_the_jobs_of_its_queues_operations_and_labels_only(
     ]
     for job in [*mine, *others]:
         await router.submissions.submit(job.queue, [job])
-    taken, _ = await router.claim("w1", (), 100, 0)
+    taken = await broker.claim("w1", 100)
     if len(taken) < 3:  # jobs of several queues may come by several calls
-        taken += (await router.claim("w1", (), 100, 0))[0]
+        taken += await broker.claim("w1", 100)
     assert {one.job_id for one in taken} == {job.job_id for job in mine}
-    assert (await router.claim("w1", (), 100, 0))[0] == []
+    assert await broker.claim("w1", 100) == []
     for queue in "abc":
         broker.check(queue)
 
@@ -48,9 +49,9 @@ async def test_a_claim_may_be_narrowed_to_some_of_the_queues(broker: Broker) -> 
     await broker.router.register_worker(worker_spec(queues=("a", "b")))
     for queue in ("a", "b"):
         await broker.router.submissions.submit(queue, [new_job(queue)])
-    taken, _ = await broker.router.claim("w1", ("b", "c"), 10, 0)
+    taken = await broker.claim("w1", 10, queues=("b", "c"))
     assert [one.job_id[0] for one in taken] == ["b"]
-    assert (await broker.router.claim("w1", ("c",), 10, 0))[0] == []
+    assert await broker.claim("w1", 10, queues=("c",)) == []
 
 
 async def test_one_claim_never_brings_more_than_it_asked_for_from_several_queues(
@@ -61,7 +62,7 @@ async def test_one_claim_never_brings_more_than_it_asked_for_from_several_queues
     for queue in queues:
         await broker.router.submissions.submit(queue, [new_job(queue) for _ in range(5)])
     taken = 0
-    while got := (await broker.router.claim("w1", (), 3, 0))[0]:
+    while got := await broker.claim("w1", 3):
         assert len(got) <= 3
         taken += len(got)
     assert taken == 20
@@ -72,7 +73,7 @@ async def test_one_claim_never_brings_more_than_it_asked_for_from_several_queues
 async def test_the_lease_is_the_one_that_the_worker_asked_for(broker: Broker) -> None:
     await broker.register("short", lease_ms=2_000)
     await broker.submit()
-    ((claimed,), lease_ms) = await broker.router.claim("short", (), 1, 0)
+    (claimed,), lease_ms, _ = await broker.router.claim(ClaimWish("short"))
     assert lease_ms == 2_000
     lease_end = (await broker.job(claimed.job_id[-26:])).lease_expires_at_ms
     assert abs(lease_end - broker.now_ms() - 2_000) < 1_000
@@ -84,8 +85,8 @@ async def test_an_unknown_worker_gets_nothing(broker: Broker) -> None:
     (ulid,) = await broker.submit()
     before = broker.dump()
     for call in (
-        broker.router.claim("nobody", (), 1, 0),
-        broker.router.claim_job("nobody", "default", ulid),
+        broker.claim("nobody"),
+        broker.claim_job("nobody", "default", ulid),
         broker.router.heartbeat("nobody", []),
         broker.router.set_worker_status("nobody", WorkerStatus.PAUSED),
     ):
@@ -103,7 +104,7 @@ async def test_a_worker_that_is_paused_or_draining_gets_none(
     await broker.router.set_worker_status("w1", status)
     assert await broker.claim("w1", 5, wait_ms=50) == []
     with pytest.raises(WrongState):
-        await broker.router.claim_job("w1", "default", ulid)
+        await broker.claim_job("w1", "default", ulid)
     assert (await broker.router.heartbeat("w1", []))[0] is status
     await broker.router.set_worker_status("w1", WorkerStatus.READY)
     assert len(await broker.claim("w1", 5)) == 1
@@ -117,7 +118,7 @@ async def test_a_paused_queue_delivers_nothing_until_it_is_resumed(broker: Broke
     await broker.submit()
     assert await broker.claim("w1", 5) == []
     with pytest.raises(WrongState, match="paused"):
-        await broker.router.claim_job("w1", "default", ulid)
+        await broker.claim_job("w1", "default", ulid)
     await broker.router.operators.set_paused("default", False)
     assert len(await broker.claim("w1", 5)) == 2
     broker.check()
@@ -129,7 +130,7 @@ async def test_a_paused_queue_delivers_nothing_until_it_is_resumed(broker: Broke
 async def test_a_claim_by_id_brings_that_job_and_no_other(broker: Broker) -> None:
     await broker.register()
     first, wanted = await broker.submit(new_job(), new_job(priority=0))
-    claimed, _ = await broker.router.claim_job("w1", "default", wanted)
+    claimed = await broker.claim_job("w1", "default", wanted)
     assert claimed.job_id == f"default-{wanted}"
     assert await broker.state(first) is S.PENDING
     assert [one.job_id[-26:] for one in await broker.claim("w1", 9)] == [first]
@@ -148,10 +149,10 @@ async def test_a_claim_by_id_is_refused_to_a_worker_that_does_not_serve_the_job(
         await broker.router.register_worker(spec)
         before = broker.dump()
         with pytest.raises(WrongState):
-            await broker.router.claim_job(spec.worker_id, "default", ulid)
+            await broker.claim_job(spec.worker_id, "default", ulid)
         assert broker.dump() == before
     with pytest.raises(JobNotFound):
-        await broker.router.claim_job("no-label", "default", next_ulid())
+        await broker.claim_job("no-label", "default", next_ulid())
 
 
 # Signs of life ---------------------------------------------------------------
@@ -163,11 +164,11 @@ async def test_a_heartbeat_answers_each_lease_in_its_place(broker: Broker) -> No
     for queue in ("a", "b"):
         await broker.router.submissions.submit(queue, [new_job(queue) for _ in range(2)])
         for _ in range(2):
-            ((claimed,), _) = await broker.router.claim("w1", (queue,), 1, 0)
+            (claimed,) = await broker.claim("w1", queues=(queue,))
             tokens[claimed.job_id] = claimed.fencing_token
     (a1, a2, b1, b2) = sorted(tokens)
     await broker.router.cancel_job("b", b1[-26:], "why")
-    await broker.router.succeed("a", a2[-26:], "w1", 1, b"")
+    await broker.succeed("a", a2[-26:], "w1", 1, b"")
     leases = [
         ("b", b1[-26:], 1),
         ("a", a2[-26:], 1),
@@ -203,10 +204,10 @@ async def test_a_silent_worker_is_lost_and_its_jobs_go_back_at_once(store_url: s
         # They stand where they stood, and the lost worker is fenced off.
         assert [one.job_id[-26:] for one in await broker.claim("lively", 2)] == ulids[:2]
         with pytest.raises(LeaseLost):
-            await broker.router.succeed("default", ulids[0], "silent", token, b"")
+            await broker.succeed("default", ulids[0], "silent", token, b"")
         with pytest.raises(WorkerNotFound):
             await broker.router.heartbeat("silent", [])
-        worker = await broker.router.operators.get_worker("silent")
+        worker = await broker.router.operators.find_worker("silent")
         assert worker is not None
         assert (worker.status, worker.held_jobs) == (WorkerStatus.LOST, 0)
         broker.check()
@@ -235,7 +236,7 @@ async def test_a_worker_that_registers_again_keeps_its_leases(broker: Broker) ->
     assert await broker.claim() == []
     _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
     assert not renewal.lost
-    await broker.router.succeed("default", ulid, "w1", token, b"")
+    await broker.succeed("default", ulid, "w1", token, b"")
     broker.check()
 
 
@@ -268,10 +269,10 @@ async def test_a_worker_is_told_with_the_leases_that_it_holds(broker: Broker) ->
     await broker.submit(*(new_job() for _ in range(3)))
     taken = await broker.claim("w1", 2)
     await broker.claim("w2", 1)
-    worker = await broker.router.operators.get_worker("w1")
+    worker = await broker.router.operators.find_worker("w1")
     assert worker is not None
     assert worker.held_jobs == 2
     assert set(worker.leases) == {LeaseRef(one.job_id, one.fencing_token) for one in taken}
-    listed = await broker.router.operators.list_workers("", 10)
+    listed = await broker.router.operators.workers_after("", 10)
     assert [(one.spec.worker_id, one.held_jobs) for one in listed] == [("w1", 2), ("w2", 1)]
-    assert await broker.router.operators.get_worker("nobody") is None
+    assert await broker.router.operators.find_worker("nobody") is None

@@ -76,7 +76,7 @@ async def test_a_due_job_a_released_job_and_a_resumed_queue_wake_a_long_poll(
     await wake(poll)
     poll = asyncio.create_task(broker.claim("w2", wait_ms=LONG_MS))
     await _waits(broker)
-    await broker.router.release("default", delayed, "w1", 1, True, "")
+    await broker.release("default", delayed, "w1", 1, True, "")
     await wake(poll)
     await broker.router.operators.set_paused("default", True)
     await broker.submit()
@@ -113,7 +113,7 @@ async def test_a_cancelled_long_poll_takes_no_job_with_it(broker: Broker) -> Non
         assert claimed.job_id[-26:] == ulid
         assert claimed.attempt == 1
         worker = "w2" if isinstance(outcome, asyncio.CancelledError) else "w1"
-        await broker.router.succeed("default", ulid, worker, claimed.fencing_token, b"")
+        await broker.succeed("default", ulid, worker, claimed.fencing_token, b"")
         broker.check()
 
 
@@ -176,7 +176,7 @@ async def test_a_worker_that_waits_in_a_long_poll_is_alive(store_url: str) -> No
         await eventually(seen, "the sign of life of a waiting worker")
         broker.shift(14_000)
         await broker.sweep()
-        worker = await broker.router.operators.get_worker("w1")
+        worker = await broker.router.operators.find_worker("w1")
         assert worker is not None
         assert worker.status is WorkerStatus.READY
         poll.cancel()
@@ -186,9 +186,9 @@ async def test_a_worker_that_waits_in_a_long_poll_is_alive(store_url: str) -> No
 async def test_a_poll_over_several_queues_is_woken_by_any_of_them(broker: Broker) -> None:
     await broker.router.register_worker(worker_spec(queues=("a", "b", "c")))
     for queue in ("c", "a", "b"):
-        poll = asyncio.create_task(broker.router.claim("w1", (), 1, LONG_MS))
+        poll = asyncio.create_task(broker.claim("w1", wait_ms=LONG_MS))
         await _waits(broker)
         await broker.router.submissions.submit(queue, [new_job(queue)])
-        ((claimed,), _) = await poll
+        (claimed,) = await poll
         assert claimed.job_id.startswith(f"{queue}-")
         broker.check(queue)

@@ -243,7 +243,7 @@ async def test_a_paused_worker_gets_no_jobs_until_it_is_ready(
         await worker.set_status(WORKER_STATUS_PAUSED)
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                found = await server.router.operators.get_worker("w1")
+                found = await server.router.operators.find_worker("w1")
                 if found is not None and found.status is WorkerStatus.PAUSED:
                     break
                 await asyncio.sleep(0.01)
@@ -273,7 +273,7 @@ async def test_a_worker_that_detaches_gives_back_what_it_holds_as_interruptions(
     ]
     assert [job.interruptions for job in jobs] == [0, 1, 1]
     assert [job.crashes for job in jobs] == [0, 0, 0]
-    assert await server.router.operators.get_worker("w1") is None
+    assert await server.router.operators.find_worker("w1") is None
 
 
 async def test_what_was_sent_before_the_stream_ended_is_recorded(

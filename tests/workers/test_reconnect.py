@@ -38,7 +38,7 @@ async def _breaks(server: StreamServer, worker_id: str) -> None:
     """Waits until the end of a worker's stream is noted."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            found = await server.router.operators.get_worker(worker_id)
+            found = await server.router.operators.find_worker(worker_id)
             if found is not None and not found.attached:
                 return
             await asyncio.sleep(0.02)
@@ -146,7 +146,7 @@ async def test_the_jobs_of_a_worker_that_does_not_come_back_return_at_the_window
             job = await producer.until(job_id, JOB_STATE_PENDING)
     assert budgets(job) == (0, 1, 0)
     assert [a.outcome for a in job.attempts] == [ATTEMPT_OUTCOME_CRASHED]
-    found = await server.router.operators.get_worker("w1")
+    found = await server.router.operators.find_worker("w1")
     assert found is not None
     assert found.status is WorkerStatus.LOST
     assert not found.attached
@@ -154,7 +154,7 @@ async def test_the_jobs_of_a_worker_that_does_not_come_back_return_at_the_window
     async with RawWorker(server.address, credits=0) as again:
         attached = await again.attach([assignment])
         assert list(attached.lost_leases) == [lease_of(assignment)]
-        found = await server.router.operators.get_worker("w1")
+        found = await server.router.operators.find_worker("w1")
         assert found is not None
         assert (found.status, found.lost_at_ms) == (WorkerStatus.READY, 0)
 
@@ -382,7 +382,7 @@ async def test_the_counters_of_a_worker_go_on_over_its_streams(
             await worker.complete(*await worker.jobs(2))
             async with asyncio.timeout(PATIENCE_S):
                 while True:
-                    found = await server.router.operators.get_worker("w1")
+                    found = await server.router.operators.find_worker("w1")
                     if found is not None and found.succeeded == done:
                         break
                     await asyncio.sleep(0.02)

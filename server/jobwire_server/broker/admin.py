@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobwire_server.domain.errors import QueueNotFound
-from jobwire_server.domain.model import LeaseRef, Queue, QueueChanges, Worker
+from jobwire_server.domain.decisions.paging import decode_token, encode_token
+from jobwire_server.domain.errors import QueueNotFound, WorkerNotFound
+from jobwire_server.domain.model import LeaseRef, Queue, QueueChanges, Worker, WorkerStatus
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
@@ -27,15 +28,49 @@ class Operators:
         self._workers = workers
         self._settings = settings
 
-    async def list_workers(self, after: str, most: int) -> list[Worker]:
-        """Returns up to `most` workers whose ids sort after `after`, with the number of jobs they
-        hold.
+    async def list_workers(
+        self,
+        page_size: int,
+        page_token: str = "",
+        *,
+        queue: str = "",
+        status: WorkerStatus | None = None,
+    ) -> tuple[list[Worker], str]:
+        """Return a page of workers by id, and the token of the next, '' at the end.
+
+        Args:
+            page_size: The most workers that are looked at, 1 or more.
+            page_token: '' for the first page.
+            queue: Only workers that serve it; '': any.
+            status: Only workers that have it; None: any.
+
+        Raises:
+            BadPageToken: The token is of another listing.
         """
-        workers = await self._workers.page(after, most)
+        scope = f"workers:{queue}:{int(status or 0)}"
+        workers = await self.workers_after(_after(scope, page_token), page_size)
+        last = workers[-1].spec.worker_id if len(workers) == page_size else ""
+        wanted = [
+            worker
+            for worker in workers
+            if (not queue or queue in worker.spec.queues) and status in (None, worker.status)
+        ]
+        return wanted, encode_token(scope, last) if last else ""
+
+    async def workers_after(self, worker_id: str, most: int) -> list[Worker]:
+        """Return up to so many workers whose ids sort behind another, with their leases."""
+        workers = await self._workers.page(worker_id, most)
         return [await self._with_leases(worker) for worker in workers]
 
-    async def get_worker(self, worker_id: str) -> Worker | None:
-        """Returns a worker with its leases, None if it is not known."""
+    async def get_worker(self, worker_id: str) -> Worker:
+        """Return a worker with its leases. Raises WorkerNotFound."""
+        worker = await self.find_worker(worker_id)
+        if worker is None:
+            raise WorkerNotFound(worker_id)
+        return worker
+
+    async def find_worker(self, worker_id: str) -> Worker | None:
+        """Return a worker with its leases, None if it is not known."""
         worker = await self._workers.read(worker_id)
         return await self._with_leases(worker) if worker else None
 
@@ -48,19 +83,24 @@ class Operators:
                     leases.append(LeaseRef(job.job_id, job.fencing_token))
         return replace(worker, held_jobs=len(leases), leases=tuple(leases))
 
-    async def list_queues(self, after: str, most: int) -> list[Queue]:
-        """Returns up to `most` queues whose names sort after `after`."""
-        names = await self._queues.names(after, most)
-        return [await self._queues.read(name, detail=False) for name in names]
+    async def list_queues(self, page_size: int, page_token: str = "") -> tuple[list[Queue], str]:
+        """Return a page of queues by name, and the token of the next, '' at the end.
+
+        Raises:
+            BadPageToken: The token is of another listing.
+        """
+        names = await self._queues.names(_after("queues", page_token), page_size)
+        queues = [await self._queues.read(name, detail=False) for name in names]
+        return queues, encode_token("queues", names[-1]) if len(names) == page_size else ""
 
     async def get_queue(self, queue: str) -> Queue:
-        """Returns a queue with its oldest ready job and its samples. Raises QueueNotFound."""
+        """Return a queue with its oldest ready job and its samples. Raises QueueNotFound."""
         if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         return await self._queues.read(queue, detail=True)
 
     async def configure_queue(self, queue: str, changes: QueueChanges) -> Queue:
-        """Changes settings of a queue; they hold here at once, on other servers within a tick.
+        """Change settings of a queue; they hold here at once, on other servers within a tick.
 
         Raises:
             QueueNotFound: No job was ever submitted to it.
@@ -73,8 +113,13 @@ class Operators:
         return await self._queues.read(queue, detail=True)
 
     async def set_paused(self, queue: str, paused: bool) -> Queue:
-        """Stops or starts the deliveries of a queue. Raises QueueNotFound."""
+        """Stop or start the deliveries of a queue. Raises QueueNotFound."""
         if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         await self._queues.set_paused(queue, paused)
         return await self._queues.read(queue, detail=True)
+
+
+def _after(scope: str, page_token: str) -> str:
+    """Return what the page before ended with, '' for the first one."""
+    return str(decode_token(scope, page_token, 1)[0]) if page_token else ""

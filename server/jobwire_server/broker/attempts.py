@@ -49,6 +49,8 @@ DECISIONS = 5
 A running job's state changes once, to CANCELLING; more is a defect.
 """
 TAKE_BACK_AT_ONCE = 200
+
+Decide = Callable[[Job], Ending]
 _UNDONE = StoreUnavailable("it is not known whether it was recorded; send it again")
 
 
@@ -137,7 +139,7 @@ class Attempts:
 
         async def end(at: int) -> None:
             try:
-                outcomes[at] = await self._end_one(worker_id, items[at])
+                outcomes[at] = await self.complete(worker_id, items[at])
             except JobwireError as error:
                 outcomes[at] = error
 
@@ -146,15 +148,36 @@ class Attempts:
         )
         return outcomes
 
-    async def _end_one(self, worker_id: str, item: Ended) -> Completed:
+    async def complete(self, worker_id: str, item: Ended) -> Completed:
+        """End an attempt as its holder says.
+
+        A result completes the job. After a failure another attempt follows when the backoff is
+        over, or the job is FAILED. What is given back returns to its queue. None confirms a
+        cancellation.
+
+        Raises:
+            LeaseLost: The job is not the caller's.
+            JobNotFound: There is none.
+            WrongState: Nobody cancelled it, so that there is nothing to confirm.
+        """
         queue, ulid, token, outcome = item
+        if isinstance(outcome, bytes):
+            success = Success(ulid, worker_id, token, outcome)
+            answer = await self._lanes_of(queue).succeed.one(success)
+            if isinstance(answer, JobwireError):
+                raise answer
+            return answer
+        decide = await self._decision(queue, outcome)
+        return await self._end_as_holder(queue, ulid, worker_id, token, decide)
+
+    async def _decision(self, queue: str, outcome: Failure | Released | None) -> Decide:
         if isinstance(outcome, Failure):
-            return await self.fail(queue, ulid, worker_id, token, outcome)
+            defaults = await self._retry_defaults(queue)
+            return lambda job: endings.after_failure(job, outcome, defaults, self._random)
         if isinstance(outcome, Released):
-            return await self.release(
-                queue, ulid, worker_id, token, outcome.started, outcome.reason
-            )
-        return await self.confirm_cancel(queue, ulid, worker_id, token)
+            started, reason = outcome.started, outcome.reason
+            return lambda job: endings.after_release(job, started, reason, self._options)
+        return _after_confirmation
 
     async def take_back_unnamed(
         self, queue: str, worker_id: str, keep: set[str], former: Former
@@ -175,75 +198,13 @@ class Attempts:
             keep=keep,
         )
 
-    async def succeed(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
-    ) -> Completed:
-        """Completes a job with a result.
-
-        Raises:
-            LeaseLost: The job is not the caller's.
-            JobNotFound: There is none.
-        """
-        item = Success(ulid, worker_id, fencing_token, result)
-        outcome = await self._lanes_of(queue).succeed.one(item)
-        if isinstance(outcome, JobwireError):
-            raise outcome
-        return outcome
-
-    async def fail(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, failure: Failure
-    ) -> Completed:
-        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED.
-        Raises as `succeed`.
-        """
-        defaults = await self._retry_defaults(queue)
-        return await self._end_as_holder(
-            queue,
-            ulid,
-            worker_id,
-            fencing_token,
-            lambda job: endings.after_failure(job, failure, defaults, self._random),
-        )
-
-    async def release(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, started: bool, reason: str
-    ) -> Completed:
-        """Gives a job back; `started` if its handler had begun. Raises as `succeed`."""
-        return await self._end_as_holder(
-            queue,
-            ulid,
-            worker_id,
-            fencing_token,
-            lambda job: endings.after_release(job, started, reason, self._options),
-        )
-
-    async def confirm_cancel(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int
-    ) -> Completed:
-        """Ends an attempt because of a cancellation.
-
-        Raises:
-            WrongState: Nobody cancelled the job. Otherwise as `succeed`.
-        """
-
-        def decide(job: Job) -> Ending:
-            if job.state is JobState.RUNNING:
-                raise WrongState(
-                    f"nobody cancelled {job.job_id}: complete it with a result, a failure"
-                    " or a release",
-                    metadata={"state": job.state.name},
-                )
-            return endings.after_cancellation()
-
-        return await self._end_as_holder(queue, ulid, worker_id, fencing_token, decide)
-
     async def _end_as_holder(
         self,
         queue: str,
         ulid: str,
         worker_id: str,
         fencing_token: int,
-        decide: Callable[[Job], Ending],
+        decide: Decide,
         condition: str = "worker",
     ) -> Completed:
         lanes = self._lanes_of(queue)
@@ -335,7 +296,7 @@ class Attempts:
         queue: str,
         worker_id: str,
         condition: str,
-        decide: Callable[[Job], Ending],
+        decide: Decide,
         started_until_ms: int | None = None,
         keep: Set[str] = frozenset(),
     ) -> int:
@@ -424,3 +385,12 @@ class Attempts:
         # Side by side, so that they make few calls; the last one first, so that each finds its
         # place at the head of its route.
         await asyncio.gather(*map(release, reversed(assignments)))
+
+
+def _after_confirmation(job: Job) -> Ending:
+    if job.state is JobState.RUNNING:
+        raise WrongState(
+            f"nobody cancelled {job.job_id}: complete it with a result, a failure or a release",
+            metadata={"state": job.state.name},
+        )
+    return endings.after_cancellation()

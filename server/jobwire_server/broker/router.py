@@ -33,10 +33,8 @@ from jobwire_server.domain.errors import (
 )
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.model import (
-    Assignment,
-    CancelNotice,
     Completed,
-    Failure,
+    Ended,
     Job,
     JobState,
     NewJob,
@@ -47,7 +45,6 @@ from jobwire_server.domain.model import (
     Worker,
     WorkerSpec,
     WorkerStatus,
-    Written,
 )
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -71,7 +68,7 @@ from jobwire_server.watch.job_watch import EVERYTHING, Hub, WatchWish
 from jobwire_server.watch.queue_watch import CaughtUp, QueueFeed
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 from jobwire_server.workers.cancel_notices import Polls
-from jobwire_server.workers.claims import Claims
+from jobwire_server.workers.claims import Claims, ClaimWish, Handed
 from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.known_workers import Directory
 from jobwire_server.workers.leases import RENEWALS_A_LEASE
@@ -196,8 +193,7 @@ class Router:
             self._hub,
             self._notices,
             self._queues,
-            self.operators.get_worker,
-            self.operators.list_workers,
+            self.operators,
         )
         self._reaper = Reaper(self._workers, options, self._attempts.take_back)
         self._claims = Claims(
@@ -325,9 +321,9 @@ class Router:
         async for step in steps:
             yield step
 
-    def watch_workers(self) -> AsyncIterator[Worker | CaughtUp | str | None]:
-        """Yields the workers as they stand, then each that changes, as `Overview.watch_workers`."""
-        return self._overview.watch_workers()
+    def watch_workers(self, queue: str) -> AsyncIterator[Worker | CaughtUp | str | None]:
+        """Yield the workers as they stand, then each that changes, as `Overview.watch_workers`."""
+        return self._overview.watch_workers(queue)
 
     def watch_queues(self, names: Sequence[str], interval_s: float) -> AsyncIterator[list[Queue]]:
         """Yields queues that changed, as `Overview.watch_queues`."""
@@ -385,38 +381,31 @@ class Router:
             self.lease_ms(spec) // RENEWALS_A_LEASE,
         )
 
-    async def claim(
-        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
-    ) -> tuple[list[Assignment], int]:
-        """Leases up to `max_jobs` jobs that the worker may run, as `Claims.claim`."""
-        return await self._claims.claim(worker_id, queues, max_jobs, wait_ms)
-
-    async def poll(
-        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
-    ) -> tuple[list[Assignment], int, list[CancelNotice]]:
-        """Leases jobs and tells of cancellations, as `Polls.poll`."""
-        return await self._polls.poll(worker_id, queues, max_jobs, wait_ms)
-
-    async def cancellations(self, worker_id: str) -> list[CancelNotice]:
-        """Returns what a worker is to be told of, as `Polls.told`."""
-        return await self._polls.told(worker_id)
-
-    async def claim_job(self, worker_id: str, queue: str, ulid: str) -> tuple[Assignment, int]:
-        """Leases one job by id to a worker that may run it.
-
-        Args:
-            worker_id: A registered worker.
-            queue: The job's queue.
-            ulid: The job.
+    async def claim(self, wish: ClaimWish) -> Handed:
+        """Lease jobs to a registered worker that may run them; tell of cancellations, which end
+        the wait.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
-            JobNotFound: There is no such job.
-            WrongState: The job is not PENDING, its queue is paused, or the worker does not serve
+            JobNotFound: There is no job of the id that it wants.
+            WrongState: That job is not PENDING, its queue is paused, or the worker does not serve
                 it.
         """
-        job = await self.get_job(queue, ulid, full=False)
-        return await self._claims.claim_job(worker_id, job, self._records.facts(job.record))
+        if wish.job is None:
+            return await self._polls.claim(wish)
+        job = await self.get_job(*wish.job, full=False)
+        facts = self._records.facts(job.record)
+        assignment, lease_ms = await self._claims.claim_job(wish.worker_id, job, facts)
+        return Handed((assignment,), lease_ms, await self._polls.told(wish.worker_id))
+
+    async def claim_next(self, wish: ClaimWish) -> Handed:
+        """Lease jobs behind a completion, which is recorded, and that is what counts: the worker's
+        next call hears why there are none.
+        """
+        try:
+            return await self.claim(wish)
+        except JobwireError:
+            return Handed()
 
     @property
     def stuck_handlers(self) -> int:
@@ -431,17 +420,8 @@ class Router:
         """Ends a worker's stream."""
         await self._roster.release(session)
 
-    async def report(
-        self,
-        queue: str,
-        ulid: str,
-        worker_id: str,
-        fencing_token: int,
-        progress: bytes,
-        output: Written | None = None,
-        checkpoint: bytes | None = None,
-    ) -> Renewal:
-        """Records progress, output and a checkpoint, and renews the lease.
+    async def report(self, worker_id: str, item: Reported) -> Renewal:
+        """Record progress, output and a checkpoint, and renew the lease.
 
         Raises:
             LeaseLost: The job is not the caller's.
@@ -449,11 +429,9 @@ class Router:
             OutputGap: The output does not continue what was written; nothing was recorded.
         """
         self._directory.hear(worker_id)
-        lease_ms = await self._directory.lease_ms(worker_id, self.options.lease_ms)
-        report = Report(ulid, worker_id, fencing_token, lease_ms, progress, output, checkpoint)
-        renewal = await self._set.lanes(queue).report.one(report)
+        (renewal,) = await self._report_many(worker_id, (item,))
         if renewal.lost:
-            raise LeaseLost(f"{queue}-{ulid}", fencing_token)
+            raise LeaseLost(f"{item.queue}-{item.ulid}", item.fencing_token)
         if renewal.refusal:
             raise renewal.refusal
         return renewal
@@ -516,6 +494,11 @@ class Router:
         """Changes whether a worker takes jobs. Raises WorkerNotFound."""
         await self._directory.set_status(worker_id, status)
 
+    async def drain_worker(self, worker_id: str) -> Worker:
+        """Let a worker finish and leave; return it. Raises WorkerNotFound."""
+        await self._directory.set_status(worker_id, WorkerStatus.DRAINING)
+        return await self.operators.get_worker(worker_id)
+
     async def deregister_worker(self, worker_id: str, session: str = "", since_ms: int = 0) -> int:
         """Ends a worker; returns how many jobs of its went back to their queues.
 
@@ -535,44 +518,7 @@ class Router:
             )
         return released
 
-    # ------------------------------------------------------- ends of attempts
-
-    async def succeed(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, result: bytes
-    ) -> Completed:
-        """Completes a job with a result.
-
-        Raises:
-            LeaseLost: The job is not the caller's.
-            JobNotFound: There is none.
-        """
+    async def complete(self, worker_id: str, item: Ended) -> Completed:
+        """End an attempt, as `Attempts.complete`."""
         self._directory.hear(worker_id)
-        return await self._attempts.succeed(queue, ulid, worker_id, fencing_token, result)
-
-    async def fail(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, failure: Failure
-    ) -> Completed:
-        """Ends an attempt with a failure: another follows after the backoff, or the job is FAILED.
-
-        Raises as `succeed`.
-        """
-        self._directory.hear(worker_id)
-        return await self._attempts.fail(queue, ulid, worker_id, fencing_token, failure)
-
-    async def release(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int, started: bool, reason: str
-    ) -> Completed:
-        """Gives a job back to its queue. Raises as `succeed`."""
-        self._directory.hear(worker_id)
-        return await self._attempts.release(queue, ulid, worker_id, fencing_token, started, reason)
-
-    async def confirm_cancel(
-        self, queue: str, ulid: str, worker_id: str, fencing_token: int
-    ) -> Completed:
-        """Ends an attempt because of a cancellation.
-
-        Raises:
-            WrongState: Nobody cancelled the job. Otherwise as `succeed`.
-        """
-        self._directory.hear(worker_id)
-        return await self._attempts.confirm_cancel(queue, ulid, worker_id, fencing_token)
+        return await self._attempts.complete(worker_id, item)

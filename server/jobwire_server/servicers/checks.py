@@ -16,7 +16,14 @@ from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.domain.errors import InvalidRequest, TooLarge, Violation
 from jobwire_server.domain.ids import is_queue, split_job_id
-from jobwire_server.domain.model import Failure, Piece, RetryPolicy, WorkerSpec, Written
+from jobwire_server.domain.model import (
+    Failure,
+    Piece,
+    RetryPolicy,
+    WorkerSpec,
+    WorkerStatus,
+    Written,
+)
 from jobwire_server.servicers.json_text import check_json
 
 DEFAULT_QUEUE = "default"
@@ -32,6 +39,11 @@ MAX_OUTPUT_BYTES = 1 << 20
 """Of one report."""
 MAX_QUEUES = 64
 MAX_OPERATIONS = 512
+
+CHOOSABLE_STATUSES = frozenset(
+    status.value for status in (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
+)
+"""What a worker may say of itself."""
 
 _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
@@ -117,14 +129,15 @@ class Checker:
                 f" UUID, not {request_id[:80]!r}",
             )
 
-    def worker_id(self, field: str, worker_id: str) -> None:
-        """Checks a worker's id."""
+    def worker_id(self, field: str, worker_id: str) -> str:
+        """Check a worker's id; return it."""
         if not _WORKER_ID.fullmatch(worker_id):
             self.add(
                 field,
                 "must be a worker id: 1 to 64 characters out of letters, digits and . _ : @ -, not"
                 f" {worker_id[:80]!r}",
             )
+        return worker_id
 
     def labels(self, field: str, labels: Mapping[str, str], most: int = MAX_LABELS) -> None:
         """Checks a map of labels."""

@@ -26,6 +26,7 @@ from jobwire_server.servicers import wire
 from jobwire_server.servicers.queue_config import config_to_wire
 from jobwire_server.servicers.records import created_at_ms, without_payload
 from jobwire_server.servicers.status import refusal_of
+from jobwire_server.workers.claims import Handed
 
 
 def moment(ms: int) -> Timestamp:
@@ -130,6 +131,15 @@ def add_assignments(to: Any, assignments: Sequence[Assignment]) -> None:
             added.checkpoint = checkpoint
 
 
+def add_handed(answer: Any, handed: Handed) -> Any:
+    """Add what a claim brought to an answer; return the answer."""
+    add_assignments(answer.assignments, handed.assignments)
+    for notice in handed.cancellations:
+        answer.cancellations.add().MergeFromString(cancel_notice(notice).SerializeToString())
+    set_moment(answer.lease_duration, handed.lease_ms)
+    return answer
+
+
 def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
     """Returns the word to stop a job."""
     return worker_service_pb2.CancelNotice(
@@ -138,12 +148,6 @@ def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
         reason=notice.reason,
         deadline=moment(notice.deadline_ms),
     )
-
-
-def add_cancellations(field: Any, notices: Sequence[CancelNotice]) -> None:
-    """Writes the words to stop jobs into a field of an answer."""
-    for notice in notices:
-        field.add().MergeFromString(cancel_notice(notice).SerializeToString())
 
 
 def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpec:

@@ -19,24 +19,12 @@ from google.protobuf.message import DecodeError
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.background import heard
-from jobwire_server.domain.errors import InvalidRequest, Violation
-from jobwire_server.domain.ids import split_job_id
-from jobwire_server.domain.model import Ended, LeaseRef, Released, Reported, WorkerStatus
-from jobwire_server.domain.options import BrokerOptions, Limits
-from jobwire_server.servicers import convert, wire
-from jobwire_server.servicers.checks import (
-    Checker,
-    check_checkpoint,
-    check_failure,
-    check_output,
-    check_progress,
-    is_sound,
-    worker_spec,
-)
-from jobwire_server.servicers.convert import item_error
+from jobwire_server.domain.errors import InvalidRequest
+from jobwire_server.domain.options import Limits
+from jobwire_server.servicers.frames import FRAME, FrameChecks, FrameWriter, refuse
 from jobwire_server.servicers.status import DETAILS_KEY, Refusal, details_of
 from jobwire_server.telemetry.current_call import current_call
-from jobwire_server.workers.frames import Attach, FrameIn, FrameOut, Receipt, Refused
+from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.session import WorkerSession
 
 log = structlog.get_logger(__name__)
@@ -47,23 +35,10 @@ memory.
 """
 LAST_WRITE_S = 1.0
 """How long a peer may take to read the message in hand when its stream ends."""
-MAX_CREDITS = 10_000
-MAX_LEASES = 10_000
-MAX_ITEMS = 1_000
-"""Reports or completions of one frame."""
-MAX_VIOLATIONS = 10
-"""Of one list; a status that names thousands would not fit into its trailers."""
-FRAME = "WorkRequest"
-_CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
-_NO_OUTCOME = "must be set to one of success, failure, cancelled, released"
-
-
-def _refuse(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest([Violation(field, description)])
 
 
 def _unreadable(error: DecodeError) -> InvalidRequest:
-    return _refuse(FRAME, f"is not a WorkRequest: {error}")
+    return refuse(FRAME, f"is not a WorkRequest: {error}")
 
 
 def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Exception | None:
@@ -93,9 +68,10 @@ class WorkStreams:
 
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
-        self._limits = limits
+        self._checks = FrameChecks(limits)
+        self._writer = FrameWriter(router.server_id, router.options)
         self._unread: set[asyncio.Task[None]] = set()
-        """Ends that their peers have not read yet; they end with their connections."""
+        """Final statuses not yet read; they end with their connections."""
 
     async def hold(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
@@ -143,184 +119,21 @@ class WorkStreams:
             text = (
                 f"must be in the first frame, within {ATTACH_TIMEOUT_S:.0f} s of the stream's begin"
             )
-            raise _refuse("attach", text) from None
+            raise refuse("attach", text) from None
         if first is None or not first.HasField("attach"):
-            raise _refuse("attach", "must be in the first frame of the stream")
-        return self._attach(first.attach)
-
-    def _attach(self, message: worker_service_pb2.Attach) -> Attach:
-        checker = Checker()
-        spec = worker_spec(message.worker, "attach.worker", checker)
-        checker.worker_id("attach.instance_id", message.instance_id)
-        if message.credits > MAX_CREDITS:
-            checker.add("attach.credits", f"must be 0 to {MAX_CREDITS}, not {message.credits}")
-        leases: list[tuple[str, str, int]] = []
-        if len(message.leases) > MAX_LEASES:
-            text = f"may name at most {MAX_LEASES}, not {len(message.leases)}"
-            checker.add("attach.leases", text)
-        else:
-            for at, lease in enumerate(message.leases):
-                if len(checker.violations) >= MAX_VIOLATIONS:
-                    break
-                queue, ulid = checker.job_id(f"attach.leases[{at}].job_id", lease.job_id)
-                leases.append((queue, ulid, lease.fencing_token))
-        checker.raise_if_any()
-        return Attach(
-            spec,
-            message.instance_id,
-            leases,
-            message.credits,
-            message.credit_bytes,
-            message.attempt,
-        )
+            raise refuse("attach", "must be in the first frame of the stream")
+        return self._checks.attach(first.attach)
 
     async def _read(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], session: WorkerSession
     ) -> None:
         async for request in requests:
-            await session.receive(self._frame(request))
-
-    def _frame(self, request: worker_service_pb2.WorkRequest) -> FrameIn:
-        """Checks a frame.
-
-        Raises:
-            InvalidRequest: The frame breaks the rules of the stream.
-        """
-        frame = FrameIn()
-        known = False
-        for field, value in request.ListFields():
-            known = True
-            name = field.name
-            if name == "attach":
-                raise _refuse("attach", "may be in the first frame of a stream only")
-            if name == "sequence":
-                frame.sequence = value
-            elif name == "acks":
-                if len(value) > MAX_LEASES:
-                    raise _refuse("acks", f"may hold at most {MAX_LEASES}, not {len(value)}")
-                frame.acks = [LeaseRef(ack.job_id, ack.fencing_token) for ack in value]
-            elif name in ("completions", "reports"):
-                if len(value) > MAX_ITEMS:
-                    raise _refuse(name, f"may hold at most {MAX_ITEMS}, not {len(value)}")
-                add = self._completion if name == "completions" else self._report
-                for item in value:
-                    add(frame, item)
-            elif name == "credits":
-                if value > MAX_CREDITS:
-                    raise _refuse("credits", f"must be 0 to {MAX_CREDITS}, not {value}")
-                frame.credits = value
-            elif name == "status":
-                if value not in [status.value for status in _CHOOSABLE]:
-                    raise _refuse("status", "must be READY, PAUSED or DRAINING")
-                frame.status = WorkerStatus(value)
-            elif name == "received":
-                frame.received = value
-            elif name == "detach":
-                frame.detach = True
-        if request.HasField("stuck"):
-            frame.stuck = min(request.stuck, MAX_CREDITS)
-            known = True
-        if not known and not request.HasField("credits"):
-            raise _refuse(FRAME, "must hold something that this server knows")
-        if (frame.completions or frame.reports or frame.refused) and not frame.sequence:
-            raise _refuse("sequence", "must be above 0 in a frame with reports or completions")
-        return frame
-
-    def _completion(self, frame: FrameIn, item: worker_service_pb2.Completion) -> None:
-        kind = item.WhichOneof("outcome")
-        if kind == "success":
-            result = item.success.result
-            parts = split_job_id(item.job_id)
-            if (
-                parts
-                and is_sound(result)
-                and len(written := result.SerializeToString()) <= self._limits.max_result_bytes
-            ):
-                frame.completions.append(Ended(*parts, item.fencing_token, written))
-                return
-        checker = Checker()
-        queue, ulid = checker.job_id("job_id", item.job_id)
-        outcome: Any = None
-        if kind == "success":
-            result = item.success.result
-            checker.payload("success.result", result, self._limits.max_result_bytes)
-            outcome = result.SerializeToString()
-        elif kind == "failure":
-            outcome = check_failure(checker, "failure", item.failure)
-        elif kind == "released":
-            reason = checker.text("released.reason", item.released.reason, 512)
-            outcome = Released(not item.released.not_started, reason)
-        elif kind is None:
-            checker.add("outcome", _NO_OUTCOME)
-        if checker.violations:
-            frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
-        else:
-            frame.completions.append(Ended(queue, ulid, item.fencing_token, outcome))
-
-    def _report(self, frame: FrameIn, item: worker_service_pb2.Report) -> None:
-        checker = Checker()
-        queue, ulid = checker.job_id("job_id", item.job_id)
-        progress = check_progress(checker, "progress", item.progress)
-        output = check_output(checker, "output", item.output)
-        checkpoint = check_checkpoint(checker, "checkpoint", item)
-        if checker.violations:
-            frame.refused.append(Refused(item.job_id, item.fencing_token, checker.error()))
-        else:
-            frame.reports.append(
-                Reported(queue, ulid, item.fencing_token, progress, output, checkpoint)
-            )
+            await session.receive(self._checks.frame(request))
 
     async def _write(self, session: WorkerSession, context: Any) -> None:
-        options = self._router.options
         while not session.ended.done():
             frame = await session.next_frame()
-            message = self._message(frame, session, options)
+            message = self._writer.to_wire(frame, session)
             session.writing_since = monotonic()
             await context.write(message)
             session.writing_since = None
-
-    def _message(self, frame: FrameOut, session: WorkerSession, options: BrokerOptions) -> Any:
-        message = wire.WorkResponse()
-        if not frame:
-            message.heartbeat.SetInParent()
-            return message
-        lost = message.lost_leases
-        if frame.attached:
-            attached = message.attached
-            attached.server_id = self._router.server_id
-            beat_ms = round(session.times.heartbeat_s * 1000)
-            convert.set_moment(attached.heartbeat_interval, beat_ms)
-            convert.set_moment(attached.claim_timeout, options.claim_timeout_ms)
-            attached.reconnect_window.SetInParent()
-            convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
-            convert.set_moment(attached.lease_duration, session.lease_ms)
-            attached.features.append("received")
-            attached.contact_timeout.SetInParent()
-            convert.set_moment(
-                attached.contact_timeout, options.contact_timeout_ms(session.lease_ms)
-            )
-            quiet_ms = round(session.times.worker_heartbeat_s * 1000)
-            convert.set_moment(attached.worker_heartbeat_interval, quiet_ms)
-            lost = attached.lost_leases
-        for lease in frame.lost:
-            lost.add(job_id=lease.job_id, fencing_token=lease.fencing_token)
-        if frame.assignments:
-            convert.add_assignments(message.assignments, frame.assignments)
-        for receipt in frame.receipts:
-            _add_receipt(message, receipt)
-        for notice in frame.cancellations:
-            message.cancellations.add().MergeFromString(
-                convert.cancel_notice(notice).SerializeToString()
-            )
-        if frame.drain is not None:
-            message.drain.leave = frame.drain.leave
-            message.drain.reason = frame.drain.reason
-            convert.set_moment(message.drain.deadline, frame.drain.deadline_ms)
-        return message
-
-
-def _add_receipt(message: Any, receipt: Receipt) -> None:
-    added = message.receipts.add(sequence=receipt.sequence)
-    for refused in receipt.refused:
-        item = added.refused.add(job_id=refused.job_id, fencing_token=refused.fencing_token)
-        item.error.MergeFromString(item_error(refused.error).SerializeToString())

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.broker.router import Router
-from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.model import Completed, WorkerStatus
+from jobwire_server.domain.model import WorkerStatus
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, wire
-from jobwire_server.servicers.checks import (
-    Checker,
-    check_checkpoint,
-    check_failure,
-    check_output,
-    check_progress,
-    worker_spec,
-)
+from jobwire_server.servicers.attempts import AttemptChecks
+from jobwire_server.servicers.checks import CHOOSABLE_STATUSES, Checker, worker_spec
 from jobwire_server.servicers.work import WorkStreams
+from jobwire_server.workers.claims import ClaimWish
 
 MAX_WAIT_MS = 60_000
 MAX_LEASES = 10_000
-_CHOOSABLE = (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
 
 
 class WorkerService:
@@ -32,6 +25,7 @@ class WorkerService:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._limits = limits
+        self._attempts = AttemptChecks(limits.max_result_bytes)
         self._streams = WorkStreams(router, limits)
 
     async def RegisterWorker(
@@ -56,43 +50,22 @@ class WorkerService:
         )
 
     async def ClaimJob(self, request: worker_service_pb2.ClaimJobRequest, context: object) -> Any:
-        """Hands out jobs."""
+        """Hand out jobs."""
         checker = Checker()
-        checker.worker_id("worker_id", request.worker_id)
-        for at, name in enumerate(request.queues):
-            checker.queue(f"queues[{at}]", name, required=True)
-        most = checker.count("max_jobs", request.max_jobs, 1, self._limits.max_batch_jobs, 1)
-        wait_ms = checker.duration_ms("wait", request.wait, 0, MAX_WAIT_MS)
-        queue, ulid = checker.job_id("job_id", request.job_id) if request.job_id else ("", "")
+        wish = claim_wish(checker, request, self._limits)
         checker.raise_if_any()
-        if ulid:
-            assignment, lease_ms = await self._router.claim_job(request.worker_id, queue, ulid)
-            assignments = [assignment]
-            told = await self._router.cancellations(request.worker_id)
-        else:
-            assignments, lease_ms, told = await self._router.poll(
-                request.worker_id, request.queues, most, wait_ms
-            )
-        answer = wire.ClaimJobResponse()
-        convert.add_assignments(answer.assignments, assignments)
-        convert.set_moment(answer.lease_duration, lease_ms)
-        convert.add_cancellations(answer.cancellations, told)
-        return answer
+        handed = await self._router.claim(wish)
+        return convert.add_handed(wire.ClaimJobResponse(), handed)
 
     async def UpdateProgress(
         self, request: worker_service_pb2.UpdateProgressRequest, context: object
     ) -> worker_service_pb2.UpdateProgressResponse:
-        """Records how far a job is."""
+        """Record how far a job is."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
-        queue, ulid = checker.job_id("job_id", request.job_id)
-        progress = check_progress(checker, "progress", request.progress)
-        output = check_output(checker, "output", request.output)
-        checkpoint = check_checkpoint(checker, "checkpoint", request)
+        reported = self._attempts.reported(checker, request)
         checker.raise_if_any()
-        renewal = await self._router.report(
-            queue, ulid, request.worker_id, request.fencing_token, progress, output, checkpoint
-        )
+        renewal = await self._router.report(request.worker_id, reported)
         return worker_service_pb2.UpdateProgressResponse(
             cancel=convert.cancel_notice(renewal.cancel) if renewal.cancel else None,
             lease_expires_at=convert.moment(renewal.lease_expires_at_ms),
@@ -101,31 +74,17 @@ class WorkerService:
     async def CompleteJob(
         self, request: worker_service_pb2.CompleteJobRequest, context: object
     ) -> Any:
-        """Ends an attempt, and brings the next jobs if asked."""
+        """End an attempt, and bring the next jobs if asked."""
         checker = Checker()
-        worker_id = request.worker_id
-        checker.worker_id("worker_id", worker_id)
-        claim_next = request.HasField("claim_next")
-        most = wait_ms = 0
-        if claim_next:
-            wanted = request.claim_next
-            most = checker.count(
-                "claim_next.max_jobs", wanted.max_jobs, 1, self._limits.max_batch_jobs, 1
-            )
-            wait_ms = checker.duration_ms("claim_next.wait", wanted.wait, 0, MAX_WAIT_MS)
-        completed = await self._complete(checker, worker_id, request.completion)
+        worker_id = checker.worker_id("worker_id", request.worker_id)
+        following = next_claim_wish(checker, request, self._limits)
+        ended = self._attempts.ended(checker, request.completion, "completion.")
+        checker.raise_if_any()
+        completed = await self._router.complete(worker_id, ended)
         answer = wire.CompleteJobResponse(state=completed.state.value, repeated=completed.repeated)
         convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
-        if claim_next:
-            try:
-                assignments, lease_ms, told = await self._router.poll(worker_id, (), most, wait_ms)
-            except JobwireError:
-                # The completion is recorded, which is what counts; the worker's next call hears
-                # why there are no jobs.
-                return answer
-            convert.add_assignments(answer.assignments, assignments)
-            convert.add_cancellations(answer.cancellations, told)
-            convert.set_moment(answer.lease_duration, lease_ms)
+        if following is not None:
+            convert.add_handed(answer, await self._router.claim_next(following))
         return answer
 
     async def Work(
@@ -134,51 +93,13 @@ class WorkerService:
         """Holds a worker's stream."""
         await self._streams.hold(requests, context)
 
-    async def _complete(
-        self, checker: Checker, worker_id: str, completion: worker_service_pb2.Completion
-    ) -> Completed:
-        """Checks a completion and has it done."""
-        queue, ulid = checker.job_id("completion.job_id", completion.job_id)
-        token = completion.fencing_token
-        kind = completion.WhichOneof("outcome")
-        if kind == "success":
-            result = completion.success.result
-            checker.payload("completion.success.result", result, self._limits.max_result_bytes)
-            checker.raise_if_any()
-            return await self._router.succeed(
-                queue, ulid, worker_id, token, result.SerializeToString()
-            )
-        if kind == "failure":
-            failure = check_failure(checker, "completion.failure", completion.failure)
-            checker.raise_if_any()
-            return await self._router.fail(queue, ulid, worker_id, token, failure)
-        if kind == "released":
-            released = completion.released
-            reason = checker.text("completion.released.reason", released.reason, 512)
-            checker.raise_if_any()
-            return await self._router.release(
-                queue, ulid, worker_id, token, not released.not_started, reason
-            )
-        if kind is None:
-            checker.add(
-                "completion.outcome", "must be set to one of success, failure, cancelled, released"
-            )
-        checker.raise_if_any()
-        return await self._router.confirm_cancel(queue, ulid, worker_id, token)
-
     async def Heartbeat(
         self, request: worker_service_pb2.HeartbeatRequest, context: object
     ) -> worker_service_pb2.HeartbeatResponse:
         """Renews leases."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
-        if len(request.leases) > MAX_LEASES:
-            checker.add("leases", f"may name at most {MAX_LEASES}, not {len(request.leases)}")
-            checker.raise_if_any()
-        leases = [
-            (*checker.job_id(f"leases[{at}].job_id", lease.job_id), lease.fencing_token)
-            for at, lease in enumerate(request.leases)
-        ]
+        leases = lease_refs(checker, request.leases)
         checker.raise_if_any()
         stuck = min(request.stuck, MAX_LEASES) if request.HasField("stuck") else None
         status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases, stuck)
@@ -198,7 +119,7 @@ class WorkerService:
         """Changes whether the worker takes jobs."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
-        if request.status not in [status.value for status in _CHOOSABLE]:
+        if request.status not in CHOOSABLE_STATUSES:
             checker.add(
                 "status",
                 "must be WORKER_STATUS_READY, WORKER_STATUS_PAUSED or WORKER_STATUS_DRAINING",
@@ -216,3 +137,43 @@ class WorkerService:
         checker.raise_if_any()
         released = await self._router.deregister_worker(request.worker_id)
         return worker_service_pb2.DeregisterWorkerResponse(released_jobs=released)
+
+
+def claim_wish(
+    checker: Checker, request: worker_service_pb2.ClaimJobRequest, limits: Limits
+) -> ClaimWish:
+    """Return what a call asks for."""
+    for at, name in enumerate(request.queues):
+        checker.queue(f"queues[{at}]", name, required=True)
+    return ClaimWish(
+        checker.worker_id("worker_id", request.worker_id),
+        request.queues,
+        checker.count("max_jobs", request.max_jobs, 1, limits.max_batch_jobs, 1),
+        checker.duration_ms("wait", request.wait, 0, MAX_WAIT_MS),
+        checker.job_id("job_id", request.job_id) if request.job_id else None,
+    )
+
+
+def next_claim_wish(
+    checker: Checker, request: worker_service_pb2.CompleteJobRequest, limits: Limits
+) -> ClaimWish | None:
+    """Return what a completion asks for besides, None for nothing."""
+    if not request.HasField("claim_next"):
+        return None
+    wanted = request.claim_next
+    most = checker.count("claim_next.max_jobs", wanted.max_jobs, 1, limits.max_batch_jobs, 1)
+    wait_ms = checker.duration_ms("claim_next.wait", wanted.wait, 0, MAX_WAIT_MS)
+    return ClaimWish(request.worker_id, (), most, wait_ms)
+
+
+def lease_refs(
+    checker: Checker, leases: Sequence[worker_service_pb2.LeaseRef]
+) -> list[tuple[str, str, int]]:
+    """Return (queue, ULID, fencing token) of the leases that a heartbeat names."""
+    if len(leases) > MAX_LEASES:
+        checker.add("leases", f"may name at most {MAX_LEASES}, not {len(leases)}")
+        return []
+    return [
+        (*checker.job_id(f"leases[{at}].job_id", lease.job_id), lease.fencing_token)
+        for at, lease in enumerate(leases)
+    ]

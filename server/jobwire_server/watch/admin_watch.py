@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from jobwire_server.domain.errors import ServerDraining
 from jobwire_server.domain.model import Queue, Worker
@@ -19,6 +20,16 @@ DRAIN_LOOK_S = 0.5
 """How soon a stream notices that the server drains."""
 
 
+class Workers(Protocol):
+    """Where workers are read, with the leases that they hold."""
+
+    async def find_worker(self, worker_id: str) -> Worker | None:
+        """Return one worker, None if it is not known."""
+
+    async def workers_after(self, worker_id: str, most: int) -> list[Worker]:
+        """Return up to so many workers whose ids sort behind another."""
+
+
 class Overview:
     """Feeds WatchWorkers and WatchQueues.
 
@@ -26,8 +37,7 @@ class Overview:
         hub: Knows whether the server drains, and how long a stream may be quiet.
         notices: Where changes of workers are told.
         queues: Where queues are read.
-        get_worker: Reads one worker.
-        list_workers: Reads a page of workers behind an id.
+        workers: Where workers are read.
     """
 
     def __init__(
@@ -35,19 +45,20 @@ class Overview:
         hub: Hub,
         notices: Notices,
         queues: QueueStore,
-        get_worker: Callable[[str], Awaitable[Worker | None]],
-        list_workers: Callable[[str, int], Awaitable[list[Worker]]],
+        workers: Workers,
     ) -> None:
         self._hub = hub
         self._notices = notices
         self._queues = queues
-        self._get_worker = get_worker
-        self._list_workers = list_workers
+        self._workers = workers
 
-    async def watch_workers(self) -> AsyncIterator[Worker | CaughtUp | str | None]:
-        """Yields each worker as it stands, CAUGHT_UP, then each again as it changes.
+    async def watch_workers(self, queue: str = "") -> AsyncIterator[Worker | CaughtUp | str | None]:
+        """Yield each worker as it stands, CAUGHT_UP, then each again as it changes.
 
         The id of a worker says that it left; None is a sign of life. Counters alone are no change.
+
+        Args:
+            queue: Only the workers that serve it; '': all. Of the others it is told that they left.
 
         Raises:
             ServerDraining: The server shuts down.
@@ -71,7 +82,8 @@ class Overview:
         try:
             async for worker in self._all_workers():
                 known[worker.spec.worker_id] = worker
-                yield worker
+                if not queue or queue in worker.spec.queues:
+                    yield worker
             yield CAUGHT_UP
             while True:
                 self._check_draining()
@@ -82,13 +94,14 @@ class Overview:
                 while changed:
                     worker_id = next(iter(changed))
                     del changed[worker_id]
-                    found = await self._get_worker(worker_id)
+                    found = await self._workers.find_worker(worker_id)
                     if found is None:
                         if known.pop(worker_id, None) is not None:
                             yield worker_id
                     elif _identity(found) != _identity(known.get(worker_id)):
                         known[worker_id] = found
-                        yield found
+                        if not queue or queue in found.spec.queues:
+                            yield found
                 if not await self._wait(wake):
                     yield None
         finally:
@@ -125,7 +138,7 @@ class Overview:
     async def _all_workers(self) -> AsyncIterator[Worker]:
         after = ""
         while True:
-            page = await self._list_workers(after, PAGE)
+            page = await self._workers.workers_after(after, PAGE)
             for worker in page:
                 yield worker
             if len(page) < PAGE:

@@ -14,11 +14,11 @@ from time import monotonic
 
 from jobwire_server.domain.background import heard
 from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.model import Assignment, CancelNotice
+from jobwire_server.domain.model import CancelNotice
 from jobwire_server.store import keys
 from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.notices import Listener, Notices
-from jobwire_server.workers.claims import Claims
+from jobwire_server.workers.claims import Claims, ClaimWish, Handed
 from jobwire_server.workers.known_workers import Directory
 
 IDLE_S = 60.0
@@ -62,27 +62,21 @@ class Polls:
         """Queues of workers that come right now, as often as there are such workers."""
         self._swept_at = monotonic()
 
-    async def poll(
-        self, worker_id: str, queues: Sequence[str], max_jobs: int, wait_ms: int
-    ) -> tuple[list[Assignment], int, list[CancelNotice]]:
-        """Leases jobs as `Claims.claim`, and tells of cancellations, which end the wait.
-
-        Returns:
-            The jobs, their lease in milliseconds, and the jobs of the worker that somebody
-            cancelled since it was told last, in any of its queues.
-        """
+    async def claim(self, wish: ClaimWish) -> Handed:
+        """Lease jobs as `Claims.claim`, and tell of cancellations, which end the wait."""
+        worker_id = wish.worker_id
         spec, _ = await self._directory.get(worker_id)
         told = await self._take(worker_id, spec.queues)
         worker = self._workers[worker_id]
-        deadline = monotonic() + wait_ms / 1000
+        deadline = monotonic() + wish.wait_ms / 1000
         worker.polls += 1
         try:
             while True:
                 left_ms = 0 if told else max(0, round((deadline - monotonic()) * 1000))
                 assignments, lease_ms = await self._claims.claim(
                     worker_id,
-                    queues,
-                    max_jobs,
+                    wish.queues,
+                    wish.max_jobs,
                     left_ms,
                     stop=lambda: bool(worker.unread),
                 )
@@ -95,7 +89,7 @@ class Polls:
                     raise
                 # Woken for nothing, where messages may have been missed, it waits on.
                 if assignments or told or not woken or monotonic() >= deadline:
-                    return assignments, lease_ms, told
+                    return Handed(assignments, lease_ms, told)
         finally:
             worker.polls -= 1
             worker.heard_at = monotonic()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import WrongState
 from jobwire_server.domain.model import (
     Assignment,
+    CancelNotice,
     Job,
     NewJob,
     RecordFacts,
@@ -30,6 +32,30 @@ HOLD_MS = 1_000
 """How long a call that would wait is held of a worker that takes no jobs now. Answered at once, it
 would come again at once, until the worker hears of that with its next heartbeat.
 """
+
+
+class ClaimWish(NamedTuple):
+    """What a worker asks for in a call."""
+
+    worker_id: str
+    queues: Sequence[str] = ()
+    """Narrow its own; empty: all of them."""
+    max_jobs: int = 1
+    wait_ms: int = 0
+    """How long to wait for a first job; 0: not at all."""
+    job: tuple[str, str] | None = None
+    """The queue and the ULID of the one job that it wants; None: whichever comes."""
+
+
+class Handed(NamedTuple):
+    """What a call brings to a worker."""
+
+    assignments: Sequence[Assignment] = ()
+    lease_ms: int = 0
+    """Of each of the jobs."""
+    cancellations: Sequence[CancelNotice] = ()
+    """The jobs of the worker that somebody cancelled since it was told last, in any of its queues.
+    """
 
 
 class Claims:
