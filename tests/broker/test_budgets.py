@@ -237,7 +237,7 @@ async def test_jobs_of_a_worker_whose_server_fell_silent_with_it_count_no_crash(
         running_broker(store_url, QUIET, worker_timeout_ms=timeout_ms) as hung,
         running_broker(store_url, QUIET, "s2", worker_timeout_ms=timeout_ms) as broker,
     ):
-        await hung.router._reaper.stop()
+        await hung.parts.reaper.stop()
         await hung.register()
         (ulid,) = await broker.submit()
         await hung.claim_one()

@@ -74,7 +74,7 @@ async def dead_letters(broker: Broker, count: int, type_: str = "Broken") -> lis
 
 
 async def states(broker: Broker, ulids: list[str]) -> list[JobState]:
-    jobs = await broker.router._jobs.read("default", ulids, full=False)
+    jobs = await broker.parts.jobs.read("default", ulids, full=False)
     return [job.state for job in jobs if job is not None]
 
 
@@ -222,7 +222,7 @@ async def test_a_job_that_starts_meanwhile_is_not_cancelled_as_a_pending_one(
 ) -> None:
     await broker.register()
     ulids = await broker.submit(new_job(), new_job())
-    jobs = broker.router._jobs
+    jobs = broker.parts.jobs
     once = jobs.cancel
 
     async def claim_then_cancel(*args: object) -> object:
@@ -336,13 +336,13 @@ async def test_large_records_make_short_pages(valkey_broker: Broker) -> None:
     await broker.register()
     await broker.submit(*(new_job(payload="x" * (256 << 10)) for _ in range(70)))
     sizes: list[int] = []
-    read = broker.router._jobs.read
+    read = broker.parts.jobs.read
 
     async def count(queue: str, ulids: list[str], *, full: bool) -> object:
         sizes.append(len(ulids))
         return await read(queue, ulids, full=full)
 
-    broker.router._jobs.read = count  # type: ignore[assignment, method-assign]
+    broker.parts.jobs.read = count  # type: ignore[assignment, method-assign]
     assert (await told(cancel(broker))).changed == 70
     assert sizes[:3] == [50, 15, 5]
 

@@ -139,7 +139,7 @@ async def test_a_cancellation_between_read_and_write_of_an_ending_is_seen(
     await broker.register()
     (ulid,) = await broker.submit()
     token = (await broker.claim_one()).fencing_token
-    read = broker.router._attempts._read
+    read = broker.parts.attempts._read
     reads = 0
 
     async def read_then_cancel(queue: str, wanted: str) -> object:
@@ -150,7 +150,7 @@ async def test_a_cancellation_between_read_and_write_of_an_ending_is_seen(
             await broker.router.cancel_job("default", ulid, "raced")
         return job
 
-    broker.router._attempts._read = read_then_cancel  # type: ignore[assignment, method-assign]
+    broker.parts.attempts._read = read_then_cancel  # type: ignore[assignment, method-assign]
     done = await broker.fail("default", ulid, "w1", token, Failure("Broken", ""))
     assert reads == 2
     assert done.state is S.CANCELLED

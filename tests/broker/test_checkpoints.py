@@ -105,7 +105,7 @@ async def test_a_forgotten_job_leaves_no_checkpoint(broker: Broker) -> None:
     final = Failure("Broken", "", non_retryable=True)
     await broker.fail("default", ulid, "w1", token, final)
     broker.shift(400 * DAY_MS)
-    assert (await broker.router._upkeep.purge("default", 10))[0] == 1
+    assert (await broker.parts.upkeep.purge("default", 10))[0] == 1
     assert not [key for key in broker.dump() if ulid in key]
     broker.check()
 
@@ -147,7 +147,7 @@ async def test_a_claim_whose_answer_was_lost_brings_the_checkpoint_again(valkey_
         await broker.register()
         ulid, token = await _saved(broker)
         await broker.release("default", ulid, "w1", token, True, "")
-        runner = broker.router._jobs._runner
+        runner = broker.parts.runner
         script = runner.run
 
         async def twice(name: str, key: str, args: list[object]) -> object:

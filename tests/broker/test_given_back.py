@@ -17,14 +17,14 @@ async def _give_back(broker: Broker, how: str) -> tuple[str, int]:
     await broker.register()
     (ulid,) = await broker.submit()
     assignment = await broker.claim_one()
-    attempts = broker.router._attempts
+    attempts = broker.parts.attempts
     if how == "undelivered":
         attempts.give_back("w1", [assignment])
-        await broker.router._chores.finish()
+        await broker.parts.tasks.finish()
     elif how == "unnamed":
-        await attempts.take_back_unnamed("default", "w1", set(), Former.SAME)
+        await broker.parts.held.end_unnamed("default", "w1", set(), Former.SAME)
     elif how == "crashed":
-        await attempts.take_back_unnamed("default", "w1", set(), Former.ENDED)
+        await broker.parts.held.end_unnamed("default", "w1", set(), Former.ENDED)
     else:
         await broker.router.deregister_worker("w1")
     assert await broker.state(ulid) is S.PENDING
@@ -62,7 +62,7 @@ async def test_a_job_is_given_back_while_it_is_cancelled(broker: Broker) -> None
     (ulid,) = await broker.submit()
     assignment = await broker.claim_one()
     await broker.router.cancel_job("default", ulid, "no longer needed")
-    broker.router._attempts.give_back("w1", [assignment])
-    await broker.router._chores.finish()
+    broker.parts.attempts.give_back("w1", [assignment])
+    await broker.parts.tasks.finish()
     assert await broker.state(ulid) is S.CANCELLED
     broker.check()

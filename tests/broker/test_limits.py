@@ -56,7 +56,7 @@ async def test_a_queue_with_limits_keeps_within_them_under_steady_load(valkey_ur
         running_broker(valkey_url, QUIET, "s2", tick_ms=50) as other,
     ):
         await _configured(broker, {"max_pending_jobs": 50, "max_ended_jobs": 30})
-        await other.router._settings.changed("default")
+        await other.parts.settings.changed("default")
         refused = done = 0
         for _ in range(30):
             batches = [

@@ -1,4 +1,4 @@
-"""The keeper of a queue: what it does by itself, and when it looks again."""
+"""The clock of a queue: what it does by itself, and when it looks again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from jobwire_server.broker.queue_clock import AT_ONCE, QueueKeeper
+from jobwire_server.broker.queue_clock import AT_ONCE, QueueClock
+from jobwire_server.domain.background import Alarm
 from jobwire_server.domain.model import Assignment, Ended
+from jobwire_server.store.activity import Activity
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, ulid_of
@@ -16,23 +18,25 @@ from tests.support.waiting import eventually
 
 
 @asynccontextmanager
-async def _keeper(broker: Broker) -> AsyncIterator[QueueKeeper]:
-    """Runs a keeper of `default` whose ticks are a day apart."""
-    router = broker.router
-    keeper = QueueKeeper(
+async def _clock(broker: Broker) -> AsyncIterator[QueueClock]:
+    """Runs a clock of `default` whose ticks are a day apart."""
+    parts = broker.parts
+    clock = QueueClock(
         "default",
-        router._upkeep,
-        router.options,
-        router._attempts.end_overdue,
-        router.schedules.fire_due,
-        lambda now_ms: None,
-        router._settings,
+        parts.upkeep,
+        parts.options,
+        parts.held,
+        parts.due_schedules,
+        parts.clock,
+        parts.settings,
+        Activity(),
+        Alarm(),
     )
-    keeper.start()
+    clock.start()
     try:
-        yield keeper
+        yield clock
     finally:
-        await keeper.stop()
+        await clock.stop()
 
 
 async def test_forgetting_goes_on_for_as_long_as_there_are_jobs_to_forget(valkey_url: str) -> None:
@@ -45,8 +49,8 @@ async def test_forgetting_goes_on_for_as_long_as_there_are_jobs_to_forget(valkey
         while len(claimed) < len(jobs):
             claimed += await broker.claim("w1", 500)
         ends = [Ended("default", ulid_of(a.job_id), a.fencing_token, b"") for a in claimed]
-        await broker.router._attempts.complete_many("w1", ends)
-        async with _keeper(broker):
+        await broker.parts.attempts.complete_many("w1", ends)
+        async with _clock(broker):
             await eventually(
                 lambda: not [key for key in broker.dump() if key.startswith("r:")],
                 "every job is forgotten",

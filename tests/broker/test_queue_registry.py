@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobwire_server.broker import queue_set
+from jobwire_server.broker import announcements
 from jobwire_server.store import keys
 
 from tests.support.brokers import running_broker
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 async def test_a_queue_that_the_store_forgot_in_a_failover_is_registered_again(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_set, "DISCOVERY_S", 0.05)
+    monkeypatch.setattr(announcements, "DISCOVERY_S", 0.05)
     async with running_broker(valkey_url, server_id="s1") as one:
         await one.submit()
         # A replica that was promoted may lack the last writes of the former primary.
@@ -26,5 +26,5 @@ async def test_a_queue_that_the_store_forgot_in_a_failover_is_registered_again(
         )
     # So another server keeps the queue after this one is gone.
     async with running_broker(valkey_url, server_id="s2") as two:
-        await eventually(lambda: "default" in two.router._set._keepers, "the other server keeps it")
+        await eventually(lambda: "default" in two.parts.clocks, "the other server keeps it")
         assert (await two.router.operators.get_queue("default")).name == "default"

@@ -86,9 +86,7 @@ async def test_a_change_reaches_servers_that_did_not_make_it(valkey_url: str) ->
         await one.submit()
         await two.submit()
         await one.router.operators.configure_queue("default", {"retry": QUEUE})
-        await eventually(
-            lambda: two.router._settings._known["default"].retry == QUEUE, "it is known"
-        )
+        await eventually(lambda: two.parts.settings._known["default"].retry == QUEUE, "it is known")
 
 
 async def test_a_server_that_has_not_looked_at_a_queue_asks_the_store(valkey_url: str) -> None:
@@ -96,9 +94,9 @@ async def test_a_server_that_has_not_looked_at_a_queue_asks_the_store(valkey_url
         await broker.submit()
         await broker.router.operators.configure_queue("default", {"retry": QUEUE})
     async with running_broker(valkey_url, OPTIONS, "s2") as other:
-        assert (await other.router._settings.get("default")).retry == QUEUE
-        assert await other.router._settings.get("nobody") == NO_SETTINGS
-        assert "nobody" not in other.router._settings._known
+        assert (await other.parts.settings.get("default")).retry == QUEUE
+        assert await other.parts.settings.get("nobody") == NO_SETTINGS
+        assert "nobody" not in other.parts.settings._known
 
 
 async def test_what_was_read_before_a_change_does_not_hide_it() -> None:

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobwire_server.broker import queue_clock as keeper
-from jobwire_server.broker import queue_set
+from jobwire_server.broker import announcements, queue_clock
 from jobwire_server.domain.model import JobState
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store import keys
@@ -25,9 +24,9 @@ OPTIONS = BrokerOptions(tick_ms=50)
 
 @pytest.fixture(autouse=True)
 def _quiet_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "MAY_BE_QUIET_S", 0.4)
-    monkeypatch.setattr(keeper, "QUIET_S", 0.8)
-    monkeypatch.setattr(queue_set, "STIR_S", 0.1)
+    monkeypatch.setattr(queue_clock, "MAY_BE_QUIET_S", 0.4)
+    monkeypatch.setattr(queue_clock, "QUIET_S", 0.8)
+    monkeypatch.setattr(announcements, "STIR_S", 0.1)
 
 
 @pytest.fixture
@@ -40,15 +39,14 @@ async def two(valkey_url: str) -> AsyncIterator[tuple[Broker, Broker]]:
         )
 
 
-def _keepers(broker: Broker) -> dict[str, keeper.QueueKeeper]:
-    return broker.router._set._keepers
+def _clocks(broker: Broker) -> dict[str, queue_clock.QueueClock]:
+    return broker.parts.clocks.by_queue
 
 
 async def _all_quiet(broker: Broker, queues: int = 1) -> None:
     await eventually(
         lambda: (
-            len(_keepers(broker)) == queues
-            and all(each._sleeps for each in _keepers(broker).values())
+            len(_clocks(broker)) == queues and all(each.quiet for each in _clocks(broker).values())
         ),
         "every queue is quiet",
     )
@@ -75,8 +73,8 @@ async def test_quiet_queues_are_not_looked_at(two: tuple[Broker, Broker]) -> Non
     await _all_quiet(one, queues)
     await _all_quiet(other, queues)
     before = _calls(one)
-    told = one.router._set._told_ms
-    await eventually(lambda: one.router._set._told_ms > told + 1_000, "a second has passed")
+    told = one.parts.announcements.heard_ms
+    await eventually(lambda: one.parts.announcements.heard_ms > told + 1_000, "a second has passed")
     # With a look at each tick it would be a thousand for each server. What is left are the
     # servers' exchanges, one each in a tenth of a second, and their reapers.
     assert _calls(one) - before < queues
@@ -91,8 +89,9 @@ async def test_a_server_hears_of_a_write_to_a_quiet_queue_though_the_writer_dies
     await _all_quiet(other)
     (ulid,) = await one.submit(new_job(delay_ms=300))
     # As dead as it gets: nothing that it might still say is said.
-    await one.router._set.stop()
-    await eventually(lambda: not _keepers(other)["default"]._sleeps, "the other has heard")
+    await one.parts.announcements.stop()
+    await one.parts.clocks.stop()
+    await eventually(lambda: not _clocks(other)["default"].quiet, "the other has heard")
     await _until_due(other, ulid)
 
 
@@ -126,10 +125,10 @@ async def test_settings_that_change_in_a_quiet_queue_hold_on_every_server(
     await one.submit()
     await _all_quiet(one)
     await _all_quiet(other)
-    before = other.router._settings.known("default")
+    before = other.parts.settings.known("default")
     await one.router.operators.set_paused("default", paused=True)
-    await eventually(lambda: not _keepers(other)["default"]._sleeps, "the other looks again")
-    assert other.router._settings.known("default") == before
+    await eventually(lambda: not _clocks(other)["default"].quiet, "the other looks again")
+    assert other.parts.settings.known("default") == before
 
 
 async def test_a_queue_that_another_server_created_is_kept_soon(
@@ -137,7 +136,7 @@ async def test_a_queue_that_another_server_created_is_kept_soon(
 ) -> None:
     one, other = two
     await one.submit(new_job(queue="new"))
-    await eventually(lambda: "new" in _keepers(other), "the other keeps it", timeout_s=5)
+    await eventually(lambda: "new" in _clocks(other), "the other keeps it", timeout_s=5)
 
 
 async def test_names_that_nobody_created_are_not_announced(valkey_url: str) -> None:
@@ -171,7 +170,7 @@ async def test_after_the_store_was_away_every_queue_is_looked_at(own_store: Stor
         await broker.submit()
         await _all_quiet(broker)
         own_store.kill()
-        await eventually(lambda: not _keepers(broker)["default"]._sleeps, "it has noticed")
+        await eventually(lambda: not _clocks(broker)["default"].quiet, "it has noticed")
         own_store.start()
         await _all_quiet(broker)
 
@@ -181,7 +180,7 @@ async def test_writes_go_on_where_nothing_can_be_announced(
 ) -> None:
     broker = valkey_broker
     await broker.submit()
-    activity = broker.router._set._activity
+    activity = broker.parts.activity
     # The registry's key is of a kind that the script can't use, as good as away.
     broker.client.set(keys.REGISTRY + "stirred", "spoilt")
     await eventually(lambda: activity.deaf, "it has noticed")

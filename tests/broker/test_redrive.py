@@ -232,7 +232,7 @@ async def test_a_forgotten_redrive_call_is_not_done_twice(broker: Broker) -> Non
     """The answer was lost, the job ran and failed again, and only then the call is repeated."""
     await broker.register()
     ulid = await dead_letter(broker)
-    store = broker.router._bulk._store
+    store = broker.parts.bulk_store
     items = []
     once = store.retry
 

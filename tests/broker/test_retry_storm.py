@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from jobwire_server.broker import queue_clock as keeper
+from jobwire_server.broker import queue_clock
 from jobwire_server.domain.decisions.endings import backoff_ms
 from jobwire_server.domain.model import Ended, Failure, JobState, RetryPolicy
 from jobwire_server.domain.options import RetryDefaults
@@ -54,32 +54,33 @@ async def _fail_all(broker: Broker) -> None:
             Ended("default", one.job_id[-26:], one.fencing_token, Failure("Down", "it is down"))
             for one in claimed
         ]
-        outcomes = await broker.router._attempts.complete_many("w1", ends)
+        outcomes = await broker.parts.attempts.complete_many("w1", ends)
         failed += sum(getattr(one, "state", None) is JobState.SCHEDULED for one in outcomes)
     assert failed == JOBS
 
 
 def _count_ticks(broker: Broker) -> Callable[[], int]:
     ticks = 0
-    real = broker.router._upkeep.tick
+    real = broker.parts.upkeep.tick
 
     async def tick(*args: object, **given: object) -> object:
         nonlocal ticks
         ticks += 1
         return await real(*args, **given)  # type: ignore[arg-type]
 
-    broker.router._upkeep.tick = tick  # type: ignore[method-assign, assignment]
+    broker.parts.upkeep.tick = tick  # type: ignore[method-assign, assignment]
     return lambda: ticks
 
 
 @pytest.mark.timeout(120)
-async def test_ten_thousand_failures_come_back_spread_out_and_the_keeper_sleeps_meanwhile(
+async def test_ten_thousand_failures_come_back_spread_out_and_the_clock_sleeps_meanwhile(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long it takes to count the looks, the queue is not to be quiet.
-    monkeypatch.setattr(keeper, "MAY_BE_QUIET_S", 1e9)
-    async with running_broker(valkey_url, QUIET, tick_ms=200) as broker:
-        broker.router._attempts._random = random.Random(2).random
+    monkeypatch.setattr(queue_clock, "MAY_BE_QUIET_S", 1e9)
+    async with running_broker(
+        valkey_url, QUIET, random_fraction=random.Random(2).random, tick_ms=200
+    ) as broker:
         await broker.register()
         await _fail_all(broker)
         scheduled = broker.client.zrange("jw:{default}:scheduled", 0, -1, withscores=True)
@@ -93,10 +94,10 @@ async def test_ten_thousand_failures_come_back_spread_out_and_the_keeper_sleeps_
         waits = [due - ended[ulid.decode()] for ulid, due in scheduled]
         _even(Counter(map(_bin, waits)), JOBS)
 
-        # Nothing is due for half a minute: the keeper looks now and then, as it does at any time,
+        # Nothing is due for half a minute: the clock looks now and then, as it does at any time,
         # and not once for each of the ten thousand.
         ticks = _count_ticks(broker)
-        await eventually(lambda: ticks() >= 5, "the keeper looks", timeout_s=10)
+        await eventually(lambda: ticks() >= 5, "the clock looks", timeout_s=10)
         broker.client.config_resetstat()
         before = ticks()
         await eventually(lambda: ticks() >= before + 5, "and looks again", timeout_s=10)

@@ -75,8 +75,8 @@ class Machine(RuleBasedStateMachine):
         opened = running_broker(self.store.url, OPTIONS, server_id)
         broker = await self.stack.enter_async_context(opened)
         # Keepers would forget jobs at moments that the model knows nothing of.
-        self.purges.append(broker.router._upkeep.purge)
-        broker.router._upkeep.purge = _nothing  # type: ignore[method-assign]
+        self.purges.append(broker.parts.upkeep.purge)
+        broker.parts.upkeep.purge = _nothing  # type: ignore[method-assign]
         return broker
 
     def teardown(self) -> None:

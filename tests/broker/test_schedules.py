@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from jobwire_server.broker.queue_clock import QueueKeeper
+from jobwire_server.broker.queue_clock import QueueClock
+from jobwire_server.domain.background import Alarm
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.decisions.schedules import MissedRuns, Overlap, Plan
 from jobwire_server.domain.errors import ScheduleNotFound
 from jobwire_server.domain.model import JobState
+from jobwire_server.store.activity import Activity
 from jobwire_server.store.schedules import Template
 
 from tests.support.brokers import QUIET, Broker, running_broker
@@ -52,7 +54,7 @@ async def _servers(url: str, count: int) -> AsyncIterator[list[Broker]]:
 
 
 async def _due(broker: Broker) -> list[str]:
-    return (await broker.router._upkeep.tick("default", 200, DAY_MS, 5_000, 13)).schedules
+    return (await broker.parts.upkeep.tick("default", 200, DAY_MS, 5_000, 13)).schedules
 
 
 async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: str) -> None:
@@ -68,7 +70,7 @@ async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: st
             due = await _due(brokers[0])
             assert len(due) == 20
             await asyncio.gather(
-                *(broker.router.schedules.fire_due("default", due) for broker in brokers)
+                *(broker.parts.due_schedules.fire("default", due) for broker in brokers)
             )
             assert len(_fired(brokers[0])) == 20 * rounds
         assert settled == {"submitted": 100}
@@ -78,7 +80,7 @@ async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: st
 async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(broker: Broker) -> None:
     await _create(broker)
     broker.shift(MINUTE)
-    runner = broker.router._runner
+    runner = broker.parts.runner
     once = runner._once
 
     async def twice(script: Any, key: str, args: Any) -> Any:
@@ -87,7 +89,7 @@ async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(broker: 
         return await once(script, key, args)
 
     runner._once = twice  # type: ignore[method-assign]
-    await broker.router.schedules.fire_due("default", ["s1"])
+    await broker.parts.due_schedules.fire("default", ["s1"])
     assert len(_fired(broker)) == 1
     assert (await broker.router.schedules.get("default", "s1")).total_runs == 1
     broker.check()
@@ -99,7 +101,7 @@ async def test_a_decision_about_a_moment_that_is_settled_changes_nothing(broker:
     broker.shift(MINUTE)
     now, _, standings = await schedules._store.standings("default", ["s1"])
     (batch,), _ = await schedules._decide("default", [one for one in standings if one], now)
-    settings = await broker.router._settings.get("default")
+    settings = await broker.parts.settings.get("default")
     for expected in ("SUBMITTED", "CHANGED"):
         before = broker.dump()
         _, _, (outcome,) = await schedules._store.fire("default", batch, 0, DAY_MS, settings)
@@ -136,7 +138,7 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
         await schedules.delete("default", "s1")
     if change == "make again":
         await _create(broker)
-    settings = await broker.router._settings.get("default")
+    settings = await broker.parts.settings.get("default")
     _, _, outcomes = await schedules._store.fire("default", batches[0], 0, DAY_MS, settings)
     assert [outcome.name for outcome in outcomes] == ["CHANGED"]
     assert _fired(broker) == []
@@ -221,20 +223,22 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
     await _create(broker, plan=replace(EACH, every_ms=DAY_MS))
     await broker.submit(new_job(delay_ms=1_000))
     broker.shift(DAY_MS)
-    router = broker.router
-    keeper = QueueKeeper(
+    parts = broker.parts
+    clock = QueueClock(
         "default",
-        router._upkeep,
-        router.options,
-        router._attempts.end_overdue,
-        router.schedules.fire_due,
-        lambda now_ms: None,
-        router._settings,
+        parts.upkeep,
+        parts.options,
+        parts.held,
+        parts.due_schedules,
+        parts.clock,
+        parts.settings,
+        Activity(),
+        Alarm(),
     )
     broker.client.config_set("maxmemory", "1mb")
     try:
         for _ in range(3):
-            assert 0 < await keeper._look() <= 1
+            assert 0 < await clock._look() <= 1
     finally:
         broker.client.config_set("maxmemory", "0")
     assert capsys.readouterr().out.count("schedules held back") == 1
@@ -250,7 +254,7 @@ async def test_moments_that_follow_one_that_is_held_back_wait_for_it(broker: Bro
     made = await _create(broker)
     await broker.router.operators.configure_queue("default", {"max_pending_jobs": 2})
     broker.shift(5 * MINUTE)
-    assert (await broker.router.schedules.fire_due("default", ["s1"])).held_back
+    assert (await broker.parts.due_schedules.fire("default", ["s1"])).held_back
     found = await broker.router.schedules.get("default", "s1")
     assert found.total_runs == len(_fired(broker)) == 2
     assert found.due_ms == made.due_ms + 2 * MINUTE
@@ -272,12 +276,12 @@ async def test_one_schedule_that_can_not_be_decided_does_not_stop_the_others(
     plan = broker.client.hget(key, "plan")
     broker.client.hset(key, "plan", plan.replace(b'"UTC"', b'"No/Where"'))
     broker.shift(2 * MINUTE)
-    fired = await broker.router.schedules.fire_due("default", ["bad", "good"])
+    fired = await broker.parts.due_schedules.fire("default", ["bad", "good"])
     # The keeper waits before it tries again.
     assert fired.held_back
     assert len(_fired(broker)) == 2
     assert "schedule not decided" in capsys.readouterr().out
-    assert (await broker.router._upkeep.tick("default", 9, 1, 1, 1)).schedules == ["bad"]
+    assert (await broker.parts.upkeep.tick("default", 9, 1, 1, 1)).schedules == ["bad"]
 
 
 async def test_a_cancelled_previous_job_that_runs_is_told_to_its_worker(broker: Broker) -> None:
@@ -321,7 +325,7 @@ async def test_much_that_was_missed_is_made_up_for_in_portions(valkey_broker: Br
     looks = []
     while await _due(valkey_broker):
         before = len(_fired(valkey_broker))
-        await valkey_broker.router.schedules.fire_due("default", ["s1"])
+        await valkey_broker.parts.due_schedules.fire("default", ["s1"])
         looks.append(len(_fired(valkey_broker)) - before)
     assert sum(looks) == 1440
     assert max(looks) <= 51

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from jobwire_server.domain.background import Chores, heard, tell_unhandled
+from jobwire_server.domain.background import OwnedTasks, heard, tell_unhandled
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.telemetry.logs import configure_logs
 
@@ -55,9 +55,9 @@ async def _complaints(make: Any) -> list[str]:
 
 async def test_a_refusal_that_nobody_waits_for_is_no_complaint() -> None:
     async def make() -> None:
-        chores = Chores()
-        chores.begin(_refused())
-        await chores.finish()
+        tasks = OwnedTasks()
+        tasks.begin(_refused())
+        await tasks.finish()
 
     assert await _complaints(make) == []
 
@@ -80,9 +80,9 @@ async def _wait_for(task: asyncio.Task[None]) -> None:
 async def test_a_defect_that_nobody_waits_for_is_written_without_what_callers_sent(
     log: io.StringIO,
 ) -> None:
-    chores = Chores()
-    chores.begin(_broken(), "cleaning")
-    await chores.finish()
+    tasks = OwnedTasks()
+    tasks.begin(_broken(), "cleaning")
+    await tasks.finish()
     await asyncio.sleep(0)
     text = log.getvalue()
     assert "cleaning" in text

@@ -418,7 +418,7 @@ async def test_a_full_queue_holds_a_schedule_back_and_loses_nothing(served: Serv
     await served.jobs.SubmitJob(jobs.SubmitJobRequest(spec=job_pb2.JobSpec(operation="op")))
     for _ in range(3):
         served.broker.shift(MINUTE)
-        fired = await served.broker.router.schedules.fire_due("default", ["s1"])
+        fired = await served.broker.parts.due_schedules.fire("default", ["s1"])
         assert fired.held_back
     assert (await _get(served)).total_runs == 0
     assert _ms((await _get(served)).next_runs[0]) == _ms(made.created_at) + MINUTE
@@ -442,16 +442,16 @@ async def test_a_unique_key_that_is_held_leaves_a_moment_out(served: Served) -> 
 async def test_many_schedules_of_one_moment_are_fired_in_batches(served: Served) -> None:
     for at in range(450):
         await _create(served, f"s{at}")
-    tick = await served.broker.router._upkeep.tick("default", 200, DAY, 5_000, 13)
+    tick = await served.broker.parts.upkeep.tick("default", 200, DAY, 5_000, 13)
     assert tick.schedules == []
     served.broker.shift(MINUTE + 60_000)
     rounds = 0
     while True:
-        tick = await served.broker.router._upkeep.tick("default", 200, DAY, 5_000, 13)
+        tick = await served.broker.parts.upkeep.tick("default", 200, DAY, 5_000, 13)
         if not tick.schedules:
             break
         assert len(tick.schedules) <= 200
-        await served.broker.router.schedules.fire_due("default", tick.schedules)
+        await served.broker.parts.due_schedules.fire("default", tick.schedules)
         rounds += 1
     assert 3 <= rounds <= 8
     assert len(await _jobs(served)) == 450

@@ -33,22 +33,22 @@ async def test_streams_broken_in_every_way_leave_no_task_and_no_session(valkey_u
             await worker.attach()
             await worker.leave()
         await batch(server.address, 0, 50)
-        roster = server.router._roster
+        parts = server.parts
 
         def nothing_is_left() -> bool:
             gc.collect()
             names = [task.get_name() for task in asyncio.all_tasks()]
             tasks = [name for name in names if name.startswith(("Handle", "work-", "session-"))]
-            return not (tasks or roster._sessions or roster._endings or roster._chores)
+            return not (tasks or parts.sessions or parts.streams.settling or parts.stream_tasks)
 
         await eventually(nothing_is_left, "the first streams are over", timeout_s=60)
         before = len(asyncio.all_tasks())
         await batch(server.address, 50, 250)
         await eventually(nothing_is_left, "the streams are over", timeout_s=60)
         await eventually(lambda: len(asyncio.all_tasks()) <= before, "no task is left")
-        assert not roster._queues.total()
-        for dispatcher in server.router._claims._dispatchers.values():
+        assert not parts.signals.sessions
+        for dispatcher in server.parts.dispatchers._dispatchers.values():
             for demands in (dispatcher._hot, dispatcher._idle, dispatcher._full):
                 assert not demands
             assert not dispatcher._served
-        assert not server.router._directory._entries
+        assert not server.parts.known._entries

@@ -18,7 +18,7 @@ UNTIL_REFRESH_S = 10.0
 
 async def test_a_queue_called_workers_is_watched_beside_the_workers(valkey_url: str) -> None:
     async with running_broker(valkey_url) as broker:
-        notices = broker.router._notices
+        notices = broker.parts.notices
         job = new_job("workers")
         await broker.submitted(job)
         watch = broker.watch(ulid_of(job), "workers")

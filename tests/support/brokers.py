@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import redis
 
 from jobwire_server.broker.router import Router
+from jobwire_server.broker.wiring import Parts, build_parts
 from jobwire_server.domain.model import (
     Accepted,
     Assignment,
@@ -41,26 +42,28 @@ class Broker:
 
     Args:
         router: Started.
+        parts: What it is made of.
         client: A synchronous client of the same store.
     """
 
-    def __init__(self, router: Router, client: redis.Redis) -> None:
+    def __init__(self, router: Router, parts: Parts, client: redis.Redis) -> None:
         self.router = router
+        self.parts = parts
         self.client = client
 
     # The clock and the loops ------------------------------------------------
 
     def shift(self, ms: int) -> None:
         """Moves the clock of every script that this router runs."""
-        self.router._runner.clock_shift_ms += ms
+        self.parts.runner.clock_shift_ms += ms
 
     async def settle(self, queue: str = "default") -> None:
         """Lets the clock act on a queue until it has nothing more to do now."""
         while True:
-            tick = await self.router._upkeep.tick(queue, 200, DAY_MS, 5_000, 13)
-            await self.router._attempts.end_overdue(queue, tick.overdue)
+            tick = await self.parts.upkeep.tick(queue, 200, DAY_MS, 5_000, 13)
+            await self.parts.held.end_overdue(queue, tick.overdue)
             if tick.schedules:
-                await self.router.schedules.fire_due(queue, tick.schedules)
+                await self.parts.due_schedules.fire(queue, tick.schedules)
             if not tick.more and not tick.overdue and not tick.schedules:
                 break
 
@@ -71,7 +74,7 @@ class Broker:
 
     async def sweep(self) -> None:
         """Looks once for silent workers."""
-        await self.router._reaper.sweep(WHENEVER_MS)
+        await self.parts.reaper.sweep(WHENEVER_MS)
 
     # Shortcuts --------------------------------------------------------------
 
@@ -106,14 +109,14 @@ class Broker:
         queues: Sequence[str] = (),
     ) -> list[Assignment]:
         """Claims for a registered worker, without taking its cancellations."""
-        assignments, _ = await self.router._claims.claim(worker_id, queues, most, wait_ms)
+        assignments, _ = await self.parts.claims.claim(worker_id, queues, most, wait_ms)
         return assignments
 
     async def claim_job(self, worker_id: str, queue: str, ulid: str) -> Assignment:
         """Claims one job by its id, without taking cancellations."""
         job = await self.router.get_job(queue, ulid, full=False)
         facts = JobSpecRecords().facts(job.record)
-        claimed, _ = await self.router._claims.claim_job(worker_id, job, facts)
+        claimed, _ = await self.parts.claims.claim_job(worker_id, job, facts)
         return claimed
 
     async def claim_one(self, worker_id: str = "w1") -> Assignment:
@@ -169,7 +172,7 @@ class Broker:
     def now_ms(self) -> int:
         """Returns the store's time as scripts see it."""
         seconds, micros = self.client.time()
-        return int(seconds * 1000 + micros // 1000 + self.router._runner.clock_shift_ms)
+        return int(seconds * 1000 + micros // 1000 + self.parts.runner.clock_shift_ms)
 
     def dump(self, queue: str = "default") -> dict[str, object]:
         """Returns every key of the queue."""
@@ -182,7 +185,12 @@ class Broker:
 
 @asynccontextmanager
 async def running_broker(
-    url: str, options: BrokerOptions = QUIET, server_id: str = "s1", **changed: object
+    url: str,
+    options: BrokerOptions = QUIET,
+    server_id: str = "s1",
+    *,
+    random_fraction: Callable[[], float] = lambda: 0.5,
+    **changed: object,
 ) -> AsyncIterator[Broker]:
     """Runs a router on the store.
 
@@ -190,20 +198,22 @@ async def running_broker(
         url: The store.
         options: How jobs are treated.
         server_id: Unique among those that run.
+        random_fraction: For the jitter of backoffs.
         changed: Single options in place of those.
     """
     connection = connect(url)
-    router = Router(
+    parts = build_parts(
         connection,
         replace(options, **changed),  # type: ignore[arg-type]
         JobSpecRecords(),
         server_id,
-        random_fraction=lambda: 0.5,
+        random_fraction=random_fraction,
     )
+    router = Router(parts)
     client = redis.Redis.from_url(url)
     await router.start()
     try:
-        yield Broker(router, client)
+        yield Broker(router, parts, client)
     finally:
         await router.stop()
         await connection.close()

@@ -31,6 +31,7 @@ from jobwire.v1.worker_service_pb2 import (
     WorkResponse,
 )
 from jobwire_server.broker.router import Router
+from jobwire_server.broker.wiring import Parts, build_parts
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.server_info import ServerFacts, StoreInfo
 from jobwire_server.servicers import generic_handlers
@@ -63,11 +64,13 @@ class StreamServer:
 
     Args:
         router: Started.
+        parts: What it is made of.
         address: HOST:PORT.
     """
 
-    def __init__(self, router: Router, address: str, server: grpc.aio.Server) -> None:
+    def __init__(self, router: Router, parts: Parts, address: str, server: grpc.aio.Server) -> None:
         self.router = router
+        self.parts = parts
         self.address = address
         self.server = server
 
@@ -78,7 +81,8 @@ async def stream_server(
 ) -> AsyncIterator[StreamServer]:
     """Runs a server on the store."""
     connection = connect(url)
-    router = Router(connection, options, JobSpecRecords(), server_id)
+    parts = build_parts(connection, options, JobSpecRecords(), server_id)
+    router = Router(parts)
     facts = ServerFacts(server_id, "0", 0, StoreInfo("valkey", "0", ""), options.limits)
     server = grpc.aio.server(
         interceptors=(CallInterceptor(RpcMetrics()),),
@@ -89,7 +93,7 @@ async def stream_server(
     await router.start()
     await server.start()
     try:
-        yield StreamServer(router, f"127.0.0.1:{port}", server)
+        yield StreamServer(router, parts, f"127.0.0.1:{port}", server)
     finally:
         await router.drain(1.0)
         await server.stop(None)

@@ -203,7 +203,7 @@ async def test_many_watchers_of_one_job_read_the_store_no_more_often_than_one(
     watchers = [hands.watch(lease.job_id) for _ in range(100)]
     for watcher in watchers:
         await watcher.sees(RUNNING)
-    store = server.router._jobs
+    store = server.parts.jobs
     reads = 0
     follow = store.follow
 
@@ -234,8 +234,8 @@ async def test_watchers_that_break_off_leave_nothing_behind(
         await watcher.sees(RUNNING)
     for watcher in watchers:
         await watcher.break_off()
-    hub = server.router._hub
-    await eventually(lambda: all(room.empty for room in hub._rooms.values()), "nobody watches")
+    watch = server.parts.job_watch
+    await eventually(lambda: all(queue.empty for queue in watch.queues.values()), "nobody watches")
 
 
 async def test_a_wish_that_makes_no_sense_is_refused(hands: Hands) -> None:
@@ -280,13 +280,13 @@ async def test_watchers_that_come_and_go_while_the_store_is_away_harm_nobody(
             own_store.pause()
             # Each joins the read that is under way, and leaves before it fails.
             first = hands.watch(other)
-            room = server.router._hub._rooms["default"]
+            queue = server.parts.job_watch.queues["default"]
             await eventually(
-                lambda: len(room.topics) == 2 and not room._dirty, "the read is under way"
+                lambda: len(queue.jobs) == 2 and not queue._dirty, "the read is under way"
             )
             late = [hands.watch(other) for _ in range(3)]
-            topic = room.topics[other[-26:]]
-            await eventually(lambda: len(topic.joining) == 3, "they wait for the next read")
+            watched = queue.jobs[other[-26:]]
+            await eventually(lambda: len(watched.joining) == 3, "they wait for the next read")
             await asyncio.gather(*(one.break_off() for one in late))
             own_store.kill()
             await first.fails()

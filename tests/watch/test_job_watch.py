@@ -143,7 +143,7 @@ async def test_many_watchers_of_one_job_all_see_its_end_and_leave_nothing(
     await _end(broker, ulid)
     await asyncio.gather(*(watcher.task for watcher in watchers[50:]))
     assert {watcher.states[-1] for watcher in watchers[50:]} == {S.SUCCEEDED}
-    assert not any(room.topics for room in broker.router._hub._rooms.values())
+    assert not any(queue.jobs for queue in broker.parts.job_watch.queues.values())
 
 
 async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
@@ -160,13 +160,13 @@ async def test_a_slow_watcher_sees_the_newest_state_and_not_each_in_between(
         await broker.report("default", ulid, "w1", token, f"{number}".encode())
     await broker.succeed("default", ulid, "w1", token, b"r")
     last = await broker.job(ulid)
-    hub = broker.router._hub
+    watch = broker.parts.job_watch
 
     def read() -> bool:
-        event = hub._rooms["default"].topics[ulid].event
+        event = watch.queues["default"].jobs[ulid].event
         return event is not None and event.job.revision == last.revision
 
-    await eventually(read, "the hub has read the end")
+    await eventually(read, "the end was read")
     rest = [job async for job in stream]
     assert [job and job.state for job in rest] == [S.SUCCEEDED]
 

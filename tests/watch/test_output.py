@@ -164,8 +164,8 @@ async def test_the_limit_of_the_queue_holds_over_its_jobs_and_ends_with_them(
 
 async def _purge(server: StreamServer, hands: Hands) -> None:
     """Lets the retention of what has ended be over."""
-    server.router._runner.clock_shift_ms += 30 * 86_400_000
-    await server.router._upkeep.purge("default", 1000)
+    server.parts.runner.clock_shift_ms += 30 * 86_400_000
+    await server.parts.upkeep.purge("default", 1000)
 
 
 async def test_output_is_removed_with_the_job(
@@ -192,7 +192,7 @@ async def test_output_that_went_before_its_job_is_said_to_be_gone(
     await hands.write(lease, chunk(b"bbbb", 4))
     await hands.complete(lease)
     settings = QueueSettings(retain_output_ms=0)
-    assert await server.router._upkeep.trim("default", 10, settings) == 1
+    assert await server.parts.upkeep.trim("default", 10, settings) == 1
     said = refused(await hands.watch(lease.job_id, cursor=watcher.account.cursor).fails())
     assert (said.code, said.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_COMPACTED")
     rest = await hands.watch(lease.job_id, cursor=said.metadata["first_available"]).end()
@@ -296,7 +296,7 @@ async def test_output_that_is_trimmed_before_a_live_watcher_was_told_is_said(
     async with hands.watch(lease.job_id) as watcher:
         await hands.write(lease, chunk(b"aaaa", 0))
         await watcher.reads(1, b"aaaa")
-        store, written = server.router._jobs, asyncio.Event()
+        store, written = server.parts.jobs, asyncio.Event()
         follow = store.follow
 
         async def late(*args: Any) -> Any:

@@ -100,8 +100,8 @@ async def test_a_worker_that_falls_silent_is_told_to_be_lost(valkey_url: str) ->
     ):
         await hands.register()
         await reader.until(lambda: _told(reader, "w1"), "w1 registers")
-        server.router._runner.clock_shift_ms += 60_000
-        await server.router._reaper.sweep()
+        server.parts.runner.clock_shift_ms += 60_000
+        await server.parts.reaper.sweep()
         await reader.until(
             lambda: _told(reader, "w1")[-1].status == WORKER_STATUS_LOST, "w1 is lost"
         )

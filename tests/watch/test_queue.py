@@ -231,7 +231,7 @@ async def test_the_log_stays_within_its_bound(hands: Hands, server: StreamServer
     await _keep_log(hands, 100)
     for _ in range(400):
         await hands.submit()
-    store = server.router._runner
+    store = server.parts.runner
     # Trimmed by whole blocks of a hundred entries.
     assert await store.command("XLEN", "jw:{default}:log") <= 300
 

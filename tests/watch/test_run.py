@@ -133,14 +133,14 @@ async def test_a_job_that_has_ended_is_left_as_it_is_when_its_caller_goes(
     lease = await hands.claim(job_id)
     await hands.complete(lease)
     await run.task
-    await server.router._chores.finish()
+    await server.parts.tasks.finish()
     assert (await hands.job(job_id)).state == SUCCEEDED
 
 
 async def test_a_caller_that_goes_before_the_job_is_accepted_has_it_cancelled(
     hands: Hands, server: StreamServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = server.router._jobs
+    store = server.parts.jobs
     once = store.submit
     sent, go = asyncio.Event(), asyncio.Event()
 
@@ -154,7 +154,7 @@ async def test_a_caller_that_goes_before_the_job_is_accepted_has_it_cancelled(
     run = Run(hands, job_id, cancel_on_disconnect=True)
     await sent.wait()
     await run.break_off()
-    await eventually(lambda: len(server.router._chores._tasks) > 1, "the server knows")
+    await eventually(lambda: len(server.parts.tasks) > 1, "the server knows")
     go.set()
     async with hands.watch(job_id) as watcher:
         await watcher.sees(CANCELLED)
@@ -175,7 +175,7 @@ async def test_a_submission_that_fails_after_its_caller_has_gone_is_no_complaint
         over.set()
         raise StoreUnavailable("the store is away")
 
-    monkeypatch.setattr(server.router._jobs, "submit", failing)
+    monkeypatch.setattr(server.parts.jobs, "submit", failing)
     run = Run(hands, f"default-{_next_ulid()}", cancel_on_disconnect=cancel)
     await sent.wait()
     await run.break_off()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.store import keys
-from jobwire_server.watch import job_watch as hub_module
-from jobwire_server.watch.watched_queue import Room
+from jobwire_server.watch import job_watch as watch_module
+from jobwire_server.watch.watched_queue import WatchedQueue
 
 from tests.support.brokers import Broker
 from tests.support.waiting import eventually
@@ -18,7 +16,7 @@ EVENTS, OUTPUTS = keys.events_channel("default"), keys.outputs_channel("default"
 
 
 class _Nobody:
-    """Keeps a room occupied."""
+    """Keeps a queue watched."""
 
     def changed(self, ulids: list[str], log_id: str) -> None: ...
 
@@ -35,25 +33,24 @@ def _heard(broker: Broker) -> set[str]:
 async def test_a_watcher_that_comes_while_a_queue_is_left_hears_all_of_it(
     valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub, notices = valkey_broker.router._hub, valkey_broker.router._notices
-    former = await hub.enter("default")
+    watch, notices = valkey_broker.parts.job_watch, valkey_broker.parts.notices
+    former = await watch.enter("default")
     remove = notices._subscriber.remove
-    entered: list[Room] = []
+    entered: list[WatchedQueue] = []
 
     async def remove_slowly(channel: bytes) -> None:
         await remove(channel)
         if not entered:
-            entered.append(await hub.enter("default"))
-            entered[0].many.add(_Nobody())
+            entered.append(await watch.enter("default"))
+            entered[0].watch_many(_Nobody())
 
     monkeypatch.setattr(notices._subscriber, "remove", remove_slowly)
-    monkeypatch.setattr(hub_module, "LINGER_S", 0.05)
-    assert hub._sweeper is not None
-    hub._sweeper.cancel()
-    await asyncio.gather(hub._sweeper, return_exceptions=True)
-    hub._sweeper = None
-    hub.start()
-    await eventually(lambda: bool(entered) and former._task.done(), "the former room is closed")
+    monkeypatch.setattr(watch_module, "LINGER_S", 0.05)
+    # So that the sweeper looks at once, and soon again.
+    await watch.sweeper.stop()
+    watch.start()
+    await eventually(lambda: bool(entered), "the former subscription is given up")
+    await eventually(lambda: not former.watched, "what was read for it is given up as well")
     assert _heard(valkey_broker) >= {EVENTS, OUTPUTS}
     assert {name.decode() for name in notices._listeners} >= {EVENTS, OUTPUTS}
 
@@ -61,7 +58,7 @@ async def test_a_watcher_that_comes_while_a_queue_is_left_hears_all_of_it(
 async def test_a_subscription_that_fails_half_way_leaves_no_listener_behind(
     valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub, notices = valkey_broker.router._hub, valkey_broker.router._notices
+    watch, notices = valkey_broker.parts.job_watch, valkey_broker.parts.notices
     add = notices._subscriber.add
 
     async def refuse_events(channel: bytes) -> None:
@@ -72,7 +69,7 @@ async def test_a_subscription_that_fails_half_way_leaves_no_listener_behind(
     monkeypatch.setattr(notices._subscriber, "add", refuse_events)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
-            await hub.enter("default")
+            await watch.enter("default")
     monkeypatch.setattr(notices._subscriber, "add", add)
-    await hub.enter("default")
+    await watch.enter("default")
     assert [len(notices._listeners[name.encode()]) for name in (EVENTS, OUTPUTS)] == [1, 1]

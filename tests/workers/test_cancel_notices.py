@@ -61,7 +61,7 @@ async def test_a_wait_ends_when_a_job_is_cancelled_through_another_server(store_
         for _ in range(3):
             ulid = await running(one)
             waiting = asyncio.create_task(poll(one, wait_ms=LONG_MS))
-            await eventually(lambda: len(one.router._claims._waiting) > 0, "the poll waits")
+            await eventually(lambda: len(one.parts.waiting) > 0, "the poll waits")
             await two.router.cancel_job("default", ulid, "")
             (notice,) = await waiting
             assert notice.job_id[-26:] == ulid
@@ -137,12 +137,10 @@ async def test_nothing_is_left_of_a_cancellation_that_nobody_was_told_of(broker:
 async def test_a_poll_that_is_woken_for_nothing_waits_on(broker: Broker) -> None:
     await broker.register()
     waiting = asyncio.create_task(broker.router.claim(ClaimWish("w1", (), 1, LONG_MS)))
-    await eventually(lambda: len(broker.router._claims._waiting) > 0, "the poll waits")
-    (before,) = broker.router._claims._waiting
+    await eventually(lambda: len(broker.parts.waiting) > 0, "the poll waits")
+    (before,) = broker.parts.waiting
     broker.client.spublish(keys.cancels_channel("default"), "w1")
-    await eventually(
-        lambda: {*broker.router._claims._waiting} not in ({before}, set()), "it waits anew"
-    )
+    await eventually(lambda: {*broker.parts.waiting} not in ({before}, set()), "it waits anew")
     (ulid,) = await broker.submit()
     assignments, _, told = await waiting
     assert [one.job_id[-26:] for one in assignments] == [ulid]
@@ -153,7 +151,7 @@ async def test_a_claim_without_news_asks_the_store_for_none(broker: Broker) -> N
     await broker.register()
     await poll(broker)
     taken = []
-    store = broker.router._polls._store
+    store = broker.parts.cancels
     once = store.take
 
     async def count(queue: str, worker_id: str) -> list[CancelNotice]:
@@ -170,7 +168,7 @@ async def test_a_claim_without_news_asks_the_store_for_none(broker: Broker) -> N
 async def test_workers_that_poll_no_more_are_let_go(broker: Broker) -> None:
     await broker.register("w1")
     await broker.router.register_worker(worker_spec("w2", queues=("other",)))
-    polls = broker.router._polls
+    polls = broker.parts.cancel_notices
     await poll(broker, "w1")
     polls._swept_at -= 1_000
     polls._workers["w1"].heard_at -= 1_000
@@ -194,11 +192,12 @@ async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broke
         await poll(broker, f"of-{name}")
     await broker.submit()
     await broker.router.register_worker(worker_spec("late", queues=("default", "other")))
-    polls = broker.router._polls
-    silence = polls._notices.silence
+    polls = broker.parts.cancel_notices
+    notices = broker.parts.notices
+    silence = notices.silence
 
     async def meanwhile(channel: str, listener: Listener | None = None) -> None:
-        polls._notices.silence = silence
+        notices.silence = silence
         polls._swept_at = monotonic()
         await polls._listen_for("late", ("default", "other"))
         await silence(channel, listener)
@@ -206,7 +205,7 @@ async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broke
     for worker in polls._workers.values():
         worker.heard_at -= 1_000
     polls._swept_at -= 1_000
-    polls._notices.silence = meanwhile  # type: ignore[method-assign]
+    notices.silence = meanwhile  # type: ignore[method-assign]
     await polls._sweep()
     assert polls._listening.keys() == {"default", "other"}
 
@@ -215,7 +214,7 @@ async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker
     await broker.register()
     ulid = await running(broker)
     await poll(broker)
-    polls = broker.router._polls
+    polls = broker.parts.cancel_notices
     reading = asyncio.Event()
 
     async def stand_still(queue: str, worker_id: str) -> list[CancelNotice]:
@@ -223,21 +222,21 @@ async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker
         return await asyncio.Future()
 
     (given,) = await broker.submit()
-    claim = polls._claims.claim
+    claim = broker.parts.claims.claim
 
     async def claim_then_cancel(*args: object, **more: object) -> object:
         found = await claim(*args, **more)  # type: ignore[arg-type]
-        polls._store.take = stand_still  # type: ignore[method-assign]
+        broker.parts.cancels.take = stand_still  # type: ignore[method-assign]
         polls._workers["w1"].unread.add("default")
         return found
 
-    polls._claims.claim = claim_then_cancel  # type: ignore[assignment, method-assign]
+    broker.parts.claims.claim = claim_then_cancel  # type: ignore[assignment, method-assign]
     waiting = asyncio.create_task(poll(broker))
     await reading.wait()
     assert await broker.state(given) is S.RUNNING
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await broker.router._chores.finish()
+    await broker.parts.tasks.finish()
     assert await broker.state(given) is S.PENDING
     assert await broker.state(ulid) is S.RUNNING
     broker.check()

@@ -62,8 +62,8 @@ async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not
     await valkey_broker.register("w0")
     await valkey_broker.submit()
     await valkey_broker.claim("w0")
-    await valkey_broker.router._claims.stop()
-    dispatcher = valkey_broker.router._claims.dispatcher("default")
+    await valkey_broker.parts.dispatchers.stop()
+    dispatcher = valkey_broker.parts.dispatchers.of("default")
     first, second = _Taker("w1"), _Taker("w2")
     hear = dispatcher.notice
 
@@ -97,7 +97,7 @@ async def test_a_claim_that_is_under_way_when_the_server_stops_leaves_no_job_lea
         own_store.pause()
         poll = asyncio.create_task(broker.claim(wait_ms=60_000))
         await eventually(
-            lambda: [demand.room for demand in broker.router._claims._waiting] == [0],
+            lambda: [demand.slots for demand in broker.parts.waiting] == [0],
             "the claim is under way",
         )
         stop = asyncio.create_task(broker.router.stop())

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from jobwire.v1.job_pb2 import JOB_STATE_RUNNING, JOB_STATE_SUCCEEDED
 from jobwire_server.domain.model import WorkerStatus
+from jobwire_server.workers.session_times import SessionTimes
 
 from tests.support.streams import (
     PATIENCE_S,
@@ -58,7 +59,7 @@ async def test_a_stream_of_its_age_is_drained_and_ended_at_the_deadline(valkey_u
 async def test_streams_that_attached_together_do_not_reach_their_age_together(
     server: StreamServer,
 ) -> None:
-    ages = {server.router._roster._times(10_000).age_s for _ in range(50)}
+    ages = {SessionTimes.of(QUICK, 10_000).age_s for _ in range(50)}
     planned = QUICK.max_stream_age_ms / 1000
     assert len(ages) > 40
     assert planned * 0.9 <= min(ages)
@@ -151,8 +152,8 @@ async def test_a_draining_server_lets_workers_finish_and_sends_them_away(
 async def test_a_worker_that_attaches_while_its_server_begins_to_drain_is_sent_on(
     server: StreamServer,
 ) -> None:
-    roster = server.router._roster
-    attach = roster._workers.attach
+    workers = server.parts.workers
+    attach = workers.attach
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(*args: str) -> object:
@@ -160,7 +161,7 @@ async def test_a_worker_that_attaches_while_its_server_begins_to_drain_is_sent_o
         await go_on.wait()
         return await attach(*args)  # type: ignore[arg-type]
 
-    roster._workers.attach = slow  # type: ignore[method-assign,assignment]
+    workers.attach = slow  # type: ignore[method-assign,assignment]
     async with RawWorker(server.address) as worker:
         attaching = asyncio.create_task(worker.attach())
         await asyncio.wait_for(asked.wait(), PATIENCE_S)

@@ -24,7 +24,7 @@ async def test_workers_of_the_server_that_submits_need_no_notice(
         monkeypatch.setattr(dispatcher.QueueDispatcher, "notice", lambda self, data: None)
         async with asyncio.timeout(20):
             waiting = asyncio.create_task(broker.claim(wait_ms=20_000))
-            found = broker.router._claims.dispatcher("default")
+            found = broker.parts.dispatchers.of("default")
             await eventually(lambda: bool(found._idle), "the claim waits")
             (ulid,) = await broker.submit()
             (assignment,) = await waiting

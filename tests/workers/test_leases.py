@@ -9,8 +9,11 @@ import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.model import CancelNotice, Renewal
+from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.jobs import Report
 from jobwire_server.workers import leases
+from jobwire_server.workers.broker_parts import Reports
+from jobwire_server.workers.held_leases import HeldLeases
 from jobwire_server.workers.leases import LeaseKeeper
 from jobwire_server.workers.session import WorkerSession
 
@@ -24,14 +27,15 @@ class Session:
 
     def __init__(self, worker_id: str, held: dict[str, int], renewable: bool = True) -> None:
         self.worker_id = worker_id
-        self.held = held
+        self.leases = HeldLeases(0)
+        self.leases.tokens.update(held)
         self.renewable = renewable
         self.lost: list[str] = []
         self.cancelled: list[str] = []
 
     def lose(self, job_id: str, fencing_token: int) -> None:
         """Notes a loss."""
-        assert self.held.pop(job_id) == fencing_token
+        assert self.leases.tokens.pop(job_id) == fencing_token
         self.lost.append(job_id)
 
     def cancel(self, notice: CancelNotice) -> None:
@@ -63,7 +67,7 @@ class Store:
 def keeper_of(store: Store, *sessions: Session) -> LeaseKeeper:
     """Returns a keeper of these sessions."""
     by_worker = {s.worker_id: cast(WorkerSession, s) for s in sessions}
-    return LeaseKeeper(by_worker, store.renew)
+    return LeaseKeeper(by_worker, cast(Reports, store), BrokerOptions())
 
 
 async def test_one_call_a_queue_renews_the_leases_of_all_workers() -> None:
@@ -101,10 +105,10 @@ async def test_a_queue_that_is_away_does_not_keep_others_from_their_renewal() ->
 async def test_answers_are_passed_on_to_the_session_that_holds_the_lease() -> None:
     store = Store()
     one, two = Session("w1", jobs("a", 2)), Session("w2", jobs("a", 2))
-    (gone, _), (_, stopped) = one.held, two.held
+    (gone, _), (_, stopped) = one.leases.tokens, two.leases.tokens
     store.answers[gone[-26:]] = Renewal(lost=True)
     store.answers[stopped[-26:]] = Renewal(
-        lost=False, cancel=CancelNotice(stopped, two.held[stopped], "why", 1)
+        lost=False, cancel=CancelNotice(stopped, two.leases.tokens[stopped], "why", 1)
     )
     await keeper_of(store, one, two).check_queue("a")
     assert (one.lost, one.cancelled) == ([gone], [])
@@ -115,7 +119,7 @@ async def test_only_what_is_held_is_asked_about() -> None:
     store = Store()
     session = Session("w1", jobs("a", 2) | jobs("b", 1))
     keeper = keeper_of(store, session)
-    first = next(iter(session.held))
+    first = next(iter(session.leases.tokens))
     await keeper.check("a", first[-26:] + next_ulid())
     await keeper.check("a", next_ulid())
     await keeper.check_queue("nobody-holds-any")

@@ -27,7 +27,7 @@ async def _waits(broker: Broker, count: int = 1) -> None:
         return len(channels) > 0
 
     await eventually(subscribed, "a dispatcher is subscribed")
-    await eventually(lambda: len(broker.router._claims._waiting) >= count, "the polls wait")
+    await eventually(lambda: len(broker.parts.waiting) >= count, "the polls wait")
 
 
 async def test_a_submission_wakes_a_long_poll(broker: Broker) -> None:
@@ -154,7 +154,7 @@ async def test_a_worker_that_takes_no_jobs_now_is_held_for_a_moment_at_each_poll
     assert await broker.claim("w1", wait_ms=LONG_MS) == []
     assert 0.5 < monotonic() - began < SOON_S, "neither at once nor for as long as for a job"
     poll = asyncio.create_task(broker.claim("w1", wait_ms=LONG_MS))
-    await eventually(lambda: broker.router._claims._waiting, "the poll is held")
+    await eventually(lambda: broker.parts.waiting, "the poll is held")
     began = monotonic()
     await broker.router.set_worker_status("w1", WorkerStatus.READY)
     assert await poll == []

@@ -22,13 +22,17 @@ async def test_a_queue_that_can_not_be_reached_keeps_no_other_waiting(valkey_url
     taken: list[tuple[str, str]] = []
     away = True
 
-    async def take_back(worker: LostWorker, queue: str) -> int:
-        if away and queue == "away":
-            raise StoreUnavailable("the node of the queue is missing")
-        taken.append((worker.worker_id, queue))
-        return 0
+    class Held:
+        async def end_for_lost(self, worker: LostWorker, queue: str) -> int:
+            if away and queue == "away":
+                raise StoreUnavailable("the node of the queue is missing")
+            taken.append((worker.worker_id, queue))
+            return 0
 
-    reaper = Reaper(store, BrokerOptions(worker_timeout_ms=10_000), take_back)
+        async def end_unnamed(self, *_: object) -> int:
+            raise AssertionError("nobody attaches")
+
+    reaper = Reaper(store, BrokerOptions(worker_timeout_ms=10_000), Held())
     await reaper.sweep(WHENEVER_MS)
     assert sorted(taken) == [("w1", "here"), ("w2", "here")]
     away = False

@@ -243,9 +243,9 @@ async def test_what_the_old_stream_was_given_after_the_new_one_attached_comes_ba
         stream_server(valkey_url, PATIENT, "s2") as there,
         Producer(there.address) as producer,
     ):
-        roster = here.router._roster
+        workers = here.parts.workers
         deaf = asyncio.Event()
-        touch = roster._workers.touch
+        touch = workers.touch
 
         async def late(signs: Any) -> Any:
             await deaf.wait()
@@ -258,7 +258,7 @@ async def test_what_the_old_stream_was_given_after_the_new_one_attached_comes_ba
             (named,) = await producer.submit()
             await old.attach()
             jobs = await old.jobs(1)
-            monkeypatch.setattr(roster._workers, "touch", late)
+            monkeypatch.setattr(workers, "touch", late)
             await new.attach(jobs)
             # The new stream has no room, so this one goes over the old one.
             (job_id,) = await producer.submit()
@@ -285,7 +285,7 @@ async def test_the_goodbye_of_an_older_stream_leaves_the_newer_one_alone(
         Producer(there.address) as producer,
     ):
         deaf = asyncio.Event()
-        workers = here.router._roster._workers
+        workers = here.parts.workers
         touch = workers.touch
 
         async def late(signs: Any) -> Any:
@@ -319,20 +319,20 @@ async def test_the_goodbye_of_an_older_stream_leaves_the_newer_one_alone(
 async def test_an_attachment_that_is_broken_off_in_the_middle_leaves_nothing_behind(
     server: StreamServer, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    roster = server.router._roster
+    streams, held = server.parts.streams, server.parts.held
     asked, go_on = asyncio.Event(), asyncio.Event()
-    take_back = roster._take_back
+    end_unnamed = held.end_unnamed
 
-    async def slow(*args: Any) -> int:
+    async def slow(_: object, *args: Any) -> int:
         asked.set()
         await go_on.wait()
-        return await take_back(*args)
+        return await end_unnamed(*args)
 
-    monkeypatch.setattr(roster, "_take_back", slow)
+    monkeypatch.setattr(type(held), "end_unnamed", slow)
     async with RawWorker(server.address) as worker:
         await worker.send(attach=worker.first)
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
-    await eventually(lambda: roster.count == 0, "the session is forgotten")
+    await eventually(lambda: streams.count == 0, "the session is forgotten")
     go_on.set()
     async with RawWorker(server.address) as worker:
         await worker.attach()
@@ -353,7 +353,7 @@ async def test_a_store_that_forgets_an_attachment_ends_no_worker_and_takes_no_jo
         async with RawWorker(here.address) as first:
             await first.attach()
             jobs = await first.jobs(1)
-            store = here.router._runner
+            store = here.parts.runner
             found = await store.command("HGETALL", "jw:{workers}:w:w1")
             before = [part for pair in found.items() for part in pair]
         await _breaks(here, "w1")
@@ -399,6 +399,6 @@ async def test_no_call_of_these_is_logged_as_a_defect(
             await worker.attach()
             await worker.jobs(1)
             await worker.break_off()
-    await eventually(lambda: server.router._roster.count == 0, "the sessions are over")
+    await eventually(lambda: server.parts.streams.count == 0, "the sessions are over")
     logging.shutdown()
     assert "defect" not in capsys.readouterr().out

@@ -57,9 +57,9 @@ async def bystander(server: StreamServer, producer: Producer) -> AsyncIterator[R
         assert not worker.lost
         assert not worker.call.done()
         # Of the one who did wrong nothing is left.
-        roster = server.router._roster
-        await eventually(lambda: roster.count == 1, "the other sessions are over")
-        await eventually(lambda: not roster._endings, "and done with")
+        streams = server.parts.streams
+        await eventually(lambda: streams.count == 1, "the other sessions are over")
+        await eventually(lambda: not streams.settling, "and done with")
 
 
 def attach(**changes: Any) -> WorkRequest:
@@ -226,7 +226,7 @@ async def test_a_flood_from_a_peer_that_does_not_read_is_not_gathered(
         call: Any = channel.stream_stream(METHOD)()
         await call.write(attach().SerializeToString())
         await call.read()
-        session = server.router._roster._sessions["bad"]
+        session = server.parts.sessions.by_worker["bad"]
         flood = WorkRequest(acks=[LeaseRef(job_id="y" * 200)] * 5_000).SerializeToString()
 
         async def write() -> None:

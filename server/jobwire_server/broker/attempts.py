@@ -1,22 +1,23 @@
-"""The ends of attempts: the router's part that decides what becomes of a job and has it written.
+"""The ends of attempts that their workers tell, and of those that never reached a worker.
 
-Each end is decided by the pure operations on the job as it was read, and written only if the job
-still is what it was; otherwise it is read and decided again.
+Each end is decided by the pure decisions on the job as it was read, and written only if the job
+still is what it was; otherwise it is read and decided again. What the broker ends by itself is in
+held_jobs.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
 
-from jobwire_server.broker.lanes import Lanes
-from jobwire_server.domain.background import Chores
+from jobwire_server.broker.alarms import Alarms
+from jobwire_server.broker.lanes import QueueLanes
+from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.decisions import endings
 from jobwire_server.domain.decisions.endings import Ending
-from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.errors import (
     JobNotFound,
     JobwireError,
@@ -29,17 +30,13 @@ from jobwire_server.domain.model import (
     Completed,
     Ended,
     Failure,
-    Former,
     Job,
     JobState,
     Released,
-    Worker,
-    WorkerStatus,
 )
 from jobwire_server.domain.options import BrokerOptions, RetryDefaults
-from jobwire_server.store.jobs import AttemptEnd, JobStore, Success
+from jobwire_server.store.jobs import AttemptEnd, Success
 from jobwire_server.store.settings_cache import QueueSettingsCache
-from jobwire_server.store.workers import LostWorker, WorkerStore
 
 log = structlog.get_logger(__name__)
 
@@ -48,45 +45,38 @@ DECISIONS = 5
 
 A running job's state changes once, to CANCELLING; more is a defect.
 """
-TAKE_BACK_AT_ONCE = 200
 
 Decide = Callable[[Job], Ending]
 _UNDONE = StoreUnavailable("it is not known whether it was recorded; send it again")
 
 
 class Attempts:
-    """Ends attempts, for their holders and for the broker itself.
+    """Ends attempts for their holders.
 
     Args:
-        store: Where jobs are.
-        workers: The registry.
-        lanes_of: Finds the lanes of a queue.
+        lanes: Where calls are gathered.
         options: Budgets and retention.
         random_fraction: Returns numbers in [0, 1) for the jitter of backoffs.
-        due_in: Takes a queue and the milliseconds until something is due there.
+        alarms: Told when a next attempt is due.
         settings: Of the queues.
-        chores: Has jobs given back in the background.
+        tasks: Has jobs given back in the background.
     """
 
     def __init__(
         self,
-        store: JobStore,
-        workers: WorkerStore,
-        lanes_of: Callable[[str], Lanes],
+        lanes: QueueLanes,
         options: BrokerOptions,
         random_fraction: Callable[[], float],
-        due_in: Callable[[str, float], None],
+        alarms: Alarms,
         settings: QueueSettingsCache,
-        chores: Chores,
+        tasks: OwnedTasks,
     ) -> None:
-        self._jobs = store
-        self._workers = workers
-        self._lanes_of = lanes_of
+        self._lanes = lanes
         self._options = options
         self._random = random_fraction
-        self._due_in = due_in
+        self._alarms = alarms
         self._settings = settings
-        self._chores = chores
+        self._tasks = tasks
 
     async def _retry_defaults(self, queue: str) -> RetryDefaults:
         """Returns what the unset retry fields of the queue's jobs mean now."""
@@ -94,19 +84,10 @@ class Attempts:
         return endings.resolve(settings.retry, self._options.retry)
 
     async def _read(self, queue: str, ulid: str) -> Job:
-        job = await self._lanes_of(queue).read_basic.one(ulid)
+        job = await self._lanes.of(queue).read_basic.one(ulid)
         if job is None:
             raise JobNotFound(f"{queue}-{ulid}")
         return job
-
-    async def release_held(self, queue: str, worker_id: str, reason: str) -> int:
-        """Returns what a worker that leaves still holds in one queue, as interruptions."""
-        return await self._end_held(
-            queue,
-            worker_id,
-            "lost",
-            lambda job: endings.after_release(job, True, reason, self._options),
-        )
 
     async def complete_many(
         self, worker_id: str, items: Sequence[Ended]
@@ -131,7 +112,7 @@ class Attempts:
 
         async def succeed(queue: str, places: list[int], batch: list[Success]) -> None:
             try:
-                answers = await self._lanes_of(queue).succeed.submit(batch)
+                answers = await self._lanes.of(queue).succeed.submit(batch)
             except JobwireError as error:
                 answers = [error] * len(places)
             for at, answer in zip(places, answers, strict=True):
@@ -163,7 +144,7 @@ class Attempts:
         queue, ulid, token, outcome = item
         if isinstance(outcome, bytes):
             success = Success(ulid, worker_id, token, outcome)
-            answer = await self._lanes_of(queue).succeed.one(success)
+            answer = await self._lanes.of(queue).succeed.one(success)
             if isinstance(answer, JobwireError):
                 raise answer
             return answer
@@ -179,25 +160,6 @@ class Attempts:
             return lambda job: endings.after_release(job, started, reason, self._options)
         return _after_confirmation
 
-    async def take_back_unnamed(
-        self, queue: str, worker_id: str, keep: set[str], former: Former
-    ) -> int:
-        """Returns what a worker holds in a queue but does not know of.
-
-        Args:
-            queue: Its name.
-            worker_id: The worker, which has just attached.
-            keep: The ULIDs that it named.
-            former: Who held them.
-        """
-        return await self._end_held(
-            queue,
-            worker_id,
-            "lost",
-            lambda job: endings.after_take_over(job, former, self._options),
-            keep=keep,
-        )
-
     async def _end_as_holder(
         self,
         queue: str,
@@ -207,7 +169,7 @@ class Attempts:
         decide: Decide,
         condition: str = "worker",
     ) -> Completed:
-        lanes = self._lanes_of(queue)
+        lanes = self._lanes.of(queue)
         for _ in range(DECISIONS):
             job = await self._read(queue, ulid)
             mine = job.fencing_token == fencing_token and job.worker_id == worker_id
@@ -229,111 +191,9 @@ class Attempts:
                 raise outcome
             if outcome is not None:
                 if outcome.next_attempt_at_ms:
-                    self._due_in(queue, ending.backoff_ms)
+                    self._alarms.due_in(queue, ending.backoff_ms)
                 return outcome
         raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
-
-    async def end_overdue(self, queue: str, overdue: list[tuple[str, str]]) -> None:
-        """Ends attempts whose lease ran out, whose timeout or whose job's deadline passed, or whose
-        grace of cancellation is over.
-        """
-        defaults = await self._retry_defaults(queue)
-        jobs = await self._jobs.read(queue, [ulid for _, ulid in overdue], full=False)
-        workers = await self._holders(overdue, jobs)
-        ends = []
-        for (condition, _), job in zip(overdue, jobs, strict=True):
-            if job is None or not job.state.leased:
-                continue
-            if condition == "lease":
-                ending = self._after_lapse(job, workers.get(job.worker_id))
-            elif condition == "timeout":
-                ending = endings.after_timeout(job, defaults, self._random)
-            elif condition == "deadline":
-                ending = endings.after_deadline(job)
-            else:
-                ending = endings.after_cancellation()
-            ends.append(AttemptEnd(job, condition, ending))
-        await self._apply(queue, ends)
-
-    async def _holders(
-        self, overdue: list[tuple[str, str]], jobs: Sequence[Job | None]
-    ) -> dict[str, Worker]:
-        """Returns the workers whose leases ran out, as far as they are known."""
-        lapsed = [
-            job.worker_id
-            for (condition, _), job in zip(overdue, jobs, strict=True)
-            if condition == "lease" and job is not None and job.state.leased
-        ]
-        if not lapsed:
-            return {}
-        found = await self._workers.read_many([*dict.fromkeys(lapsed)])
-        return {worker.spec.worker_id: worker for worker in found}
-
-    def _after_lapse(self, job: Job, worker: Worker | None) -> Ending:
-        heard_ms, lease_ms = 0, self._options.lease_ms
-        if worker is not None and worker.status is not WorkerStatus.LOST:
-            heard_ms, lease_ms = worker.last_seen_at_ms, worker.spec.lease_ms or lease_ms
-        cause = f"the lease of {job.worker_id} ran out"
-        return endings.after_lapse(job, cause, heard_ms, lease_ms, self._options)
-
-    async def take_back(self, worker: LostWorker, queue: str) -> int:
-        """Returns what a lost worker holds in one queue."""
-        cause = f"the worker {worker.worker_id} was lost"
-        lease_ms = worker.lease_ms or self._options.lease_ms
-
-        def decide(job: Job) -> Ending:
-            if worker.unheard:
-                why = f"nobody heard of {worker.worker_id} any more"
-                return endings.after_lost_delivery(job, self._options, why)
-            return endings.after_lapse(job, cause, worker.heard_at_ms, lease_ms, self._options)
-
-        return await self._end_held(
-            queue, worker.worker_id, "lost", decide, started_until_ms=worker.lost_at_ms
-        )
-
-    async def _end_held(
-        self,
-        queue: str,
-        worker_id: str,
-        condition: str,
-        decide: Decide,
-        started_until_ms: int | None = None,
-        keep: Set[str] = frozenset(),
-    ) -> int:
-        """Ends every attempt that a worker holds in a queue; returns how many."""
-        ulids = sorted(set(await self._jobs.held(queue, worker_id)) - keep)
-        ended = 0
-        for at in range(0, len(ulids), TAKE_BACK_AT_ONCE):
-            jobs = await self._jobs.read(queue, ulids[at : at + TAKE_BACK_AT_ONCE], full=False)
-            ends = [
-                AttemptEnd(job, condition, decide(job))
-                for job in jobs
-                if job is not None
-                and job.state.leased
-                and job.worker_id == worker_id
-                # A worker of the same name that registered since may hold jobs by now. What began
-                # in times to come began before the clock was set back.
-                and (
-                    started_until_ms is None
-                    or not started_until_ms < job.started_at_ms <= job.read_at_ms
-                )
-            ]
-            ended += await self._apply(queue, ends)
-        return ended
-
-    async def _apply(self, queue: str, ends: list[AttemptEnd]) -> int:
-        """Applies decisions; those that no longer fit are left to the next look.
-
-        Returns how many were applied.
-        """
-        if not ends:
-            return 0
-        retention_ms = retain_ended_ms(await self._settings.get(queue), self._options)
-        outcomes = await self._jobs.end_attempts(queue, ends, retention_ms)
-        for end, outcome in zip(ends, outcomes, strict=True):
-            if isinstance(outcome, Completed) and outcome.next_attempt_at_ms:
-                self._due_in(queue, end.ending.backoff_ms)
-        return sum(isinstance(outcome, Completed) for outcome in outcomes)
 
     def give_back(
         self,
@@ -353,7 +213,7 @@ class Attempts:
             sent: True if they were on their way, so that the worker may have had them.
         """
         if assignments:
-            self._chores.begin(self._give_back(worker_id, assignments, claimed_after_ms, sent))
+            self._tasks.begin(self._give_back(worker_id, assignments, claimed_after_ms, sent))
 
     async def _give_back(
         self,

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from jobwire_server.broker.queue_set import QueueSet
+from jobwire_server.broker.alarms import Alarms
 from jobwire_server.domain.decisions.filters import JobFilter, Pace
+from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobNotFound, JobwireError, QueueNotFound, ServerDraining
 from jobwire_server.domain.ids import ULID_LENGTH
@@ -23,6 +24,7 @@ from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.bulk import BulkStore, RedriveItem, Redriven, not_redrivable
 from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.settings_cache import QueueSettingsCache
 
 FIRST_PAGE = 50
 LONGEST_PAGE = 500
@@ -71,7 +73,8 @@ class Bulk:
         jobs: Where jobs are read and cancelled.
         store: Where they are put back and forgotten.
         registry: Which queues there are.
-        queues: Told when something is due.
+        alarms: Told when something is due.
+        settings: Of the queues.
         options: Grace and retention.
         records: Reads what jobs are about.
     """
@@ -81,14 +84,16 @@ class Bulk:
         jobs: JobStore,
         store: BulkStore,
         registry: QueueStore,
-        queues: QueueSet,
+        alarms: Alarms,
+        settings: QueueSettingsCache,
         options: BrokerOptions,
         records: RecordCodec,
     ) -> None:
         self._jobs = jobs
         self._store = store
         self._registry = registry
-        self._queues = queues
+        self._alarms = alarms
+        self._settings = settings
         self._options = options
         self._records = records
         self._draining = False
@@ -122,7 +127,7 @@ class Bulk:
         if isinstance(outcome, JobwireError):
             raise outcome
         if delay_ms:
-            self._queues.due_in(queue, delay_ms)
+            self._alarms.due_in(queue, delay_ms)
         return await self._read(queue, ulid)
 
     async def _read(self, queue: str, ulid: str) -> Job:
@@ -173,7 +178,7 @@ class Bulk:
             ]
             outcomes = await self._store.retry(queue, items)
             if pace is not None:
-                self._queues.due_in(queue, max(0, items[0].due_ms - now_ms))
+                self._alarms.due_in(queue, max(0, items[0].due_ms - now_ms))
             return [isinstance(outcome, Redriven) and outcome.now for outcome in outcomes]
 
         action = _Action(wanted, REDRIVABLE, redrive, begun_ms)
@@ -202,11 +207,11 @@ class Bulk:
                 queue,
                 [(job.job_id[-ULID_LENGTH:], reason) for job in jobs],
                 options.cancel_grace_ms,
-                await self._queues.retain_ended_ms(queue),
+                retain_ended_ms(await self._settings.get(queue), options),
                 only,
             )
             if JobState.CANCELLING in outcomes:
-                self._queues.due_in(queue, options.cancel_grace_ms)
+                self._alarms.due_in(queue, options.cancel_grace_ms)
             return [isinstance(outcome, JobState) for outcome in outcomes]
 
         action = _Action(wanted, _CANCELLABLE, end)

@@ -1,9 +1,9 @@
-"""The lanes of one queue: a group commit for each kind of call."""
+"""Lanes: for each queue and kind of call, what waits for the store and goes there together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from jobwire_server.domain.decisions.retention import retain_ended_ms, retain_succeeded_ms
@@ -13,12 +13,13 @@ from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.jobs import AttemptEnd, JobStore, Report, Success
 from jobwire_server.store.settings_cache import QueueSettingsCache
-
-Expect = Callable[[str, Sequence[NewJob]], None]
-"""Told of the jobs that are on their way to a queue."""
+from jobwire_server.workers.dispatchers import Dispatchers
 
 READ_ITEMS = 100
 """A job may come with megabytes of payload and result, so fewer of them share a read."""
+
+
+SubmitLane = GroupCommit[NewJob, Accepted | JobwireError]
 
 
 def _job_bytes(job: NewJob) -> int:
@@ -37,9 +38,9 @@ def _report_bytes(report: Report) -> int:
 
 
 class Lanes:
-    """What waits for the store about one queue, by kind of call."""
+    """What waits for the store about the jobs of one queue, by kind of call."""
 
-    __slots__ = ("cancel", "end", "known", "read", "read_basic", "report", "submit", "succeed")
+    __slots__ = ("cancel", "end", "known", "read", "read_basic", "report", "succeed")
 
     def __init__(
         self,
@@ -47,25 +48,9 @@ class Lanes:
         store: JobStore,
         options: BrokerOptions,
         backlog: Backlog,
-        expect: Expect,
         settings: QueueSettingsCache,
     ) -> None:
-        loop = asyncio.get_running_loop()
         linger_s = options.max_linger_ms / 1000
-
-        async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
-            # In the loop's next turn, when the call is on its way. For one that is alone the notice
-            # would be slow; many jobs keep the claims busy as it is.
-            if len(items) == 1:
-                loop.call_soon(expect, queue, items)
-            chosen = await settings.get(queue)
-            return await store.submit(
-                queue,
-                items,
-                retain_ended_ms(chosen, options),
-                chosen.max_pending_jobs,
-                chosen.max_live_bytes,
-            )
 
         async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
             chosen = await settings.get(queue)
@@ -86,9 +71,6 @@ class Lanes:
                 queue, items, options.cancel_grace_ms, retain_ended_ms(chosen, options)
             )
 
-        self.submit: GroupCommit[NewJob, Accepted | JobwireError] = GroupCommit(
-            submit, backlog, weigh=_job_bytes, linger_s=linger_s
-        )
         self.known: GroupCommit[NewJob, Accepted | JobwireError | None] = GroupCommit(
             partial(store.known, queue), backlog, max_items=READ_ITEMS
         )
@@ -110,3 +92,69 @@ class Lanes:
         self.read_basic: GroupCommit[str, Job | None] = GroupCommit(
             partial(store.read, queue, full=False), backlog, max_items=READ_ITEMS
         )
+
+
+class QueueLanes:
+    """The lanes of all queues.
+
+    Args:
+        store: Where jobs are.
+        options: How long calls are held, and jobs kept.
+        backlog: What all lanes share.
+        settings: Of the queues.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        options: BrokerOptions,
+        backlog: Backlog,
+        settings: QueueSettingsCache,
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._backlog = backlog
+        self._settings = settings
+        self._kept: dict[str, Lanes] = {}
+
+    def of(self, queue: str) -> Lanes:
+        """Return the lanes of a queue, whether or not it exists."""
+        # Not kept where it is not known to exist: names that somebody made up must not fill the
+        # memory.
+        return self._kept.get(queue) or self._make(queue)
+
+    def keep(self, queue: str) -> None:
+        """Keep the lanes of a queue, which exists."""
+        if queue not in self._kept:
+            self._kept[queue] = self._make(queue)
+
+    def _make(self, queue: str) -> Lanes:
+        return Lanes(queue, self._store, self._options, self._backlog, self._settings)
+
+
+def submit_lane(
+    queue: str,
+    store: JobStore,
+    options: BrokerOptions,
+    backlog: Backlog,
+    settings: QueueSettingsCache,
+    dispatchers: Dispatchers,
+) -> SubmitLane:
+    """Return what gathers the submissions of a queue, and tells the workers here of lone ones."""
+    loop = asyncio.get_running_loop()
+
+    async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
+        # In the loop's next turn, when the call is on its way. For one that is alone the notice
+        # would be slow; many jobs keep the claims busy as it is.
+        if len(items) == 1:
+            loop.call_soon(dispatchers.expect, queue, items)
+        chosen = await settings.get(queue)
+        return await store.submit(
+            queue,
+            items,
+            retain_ended_ms(chosen, options),
+            chosen.max_pending_jobs,
+            chosen.max_live_bytes,
+        )
+
+    return GroupCommit(submit, backlog, weigh=_job_bytes, linger_s=options.max_linger_ms / 1000)

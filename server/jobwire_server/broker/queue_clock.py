@@ -1,33 +1,35 @@
-"""The keeper of one queue: promotes due jobs, fires schedules, ends overdue attempts, forgets old
-jobs."""
+"""The clocks of queues: they promote due jobs, fire schedules, end overdue attempts and forget old
+jobs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
-import structlog
-
+from jobwire_server.broker.alarms import Alarms
+from jobwire_server.broker.due_schedules import DueSchedules
+from jobwire_server.broker.held_jobs import HeldJobs
+from jobwire_server.domain.background import Alarm, Loop
 from jobwire_server.domain.decisions.rates import SAMPLE_MS, SAMPLES
 from jobwire_server.domain.decisions.retention import retain_ended_ms
-from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.domain.store_clock import StoreClock
+from jobwire_server.store import keys
+from jobwire_server.store.activity import Activity
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.upkeep import Tick, UpkeepStore
 from jobwire_server.workers.attention import Attention
-
-log = structlog.get_logger(__name__)
 
 AT_ONCE = 200
 """Jobs of each kind in one script call; bounds how long the store is held."""
 PURGE_PERIOD_S = 1.0
 ERROR_PAUSE_S = 1.0
 MAY_BE_QUIET_S = 10.0
-"""A queue that nobody has announced for so long may be held for quiet by other servers: this one
-announces it before it writes there again."""
+"""A queue that nobody has announced for so long may be quiet to others: this server announces it
+before it writes there again.
+"""
 QUIET_S = 15.0
 """One that nobody has announced for so long is quiet: it is looked at when something is due. Longer
 than the other by more than the way of an announcement takes."""
@@ -38,32 +40,19 @@ QUIET_TRIM_S = 30.0
 is known."""
 
 
-class Fired(NamedTuple):
-    """What a look at due schedules left behind."""
-
-    next_due_ms: int
-    """The earliest moment of any schedule of the queue, 0 for none."""
-    now_ms: int
-    held_back: bool
-    """True: some could not be settled now; they are due until they can."""
-
-
-EndOverdue = Callable[[str, list[tuple[str, str]]], Awaitable[None]]
-FireDue = Callable[[str, list[str]], Awaitable[Fired]]
-
-
-class QueueKeeper:
-    """Runs the clock of one queue. `start` and `stop` are idempotent.
+class QueueClock:
+    """The clock of one queue. `start` and `stop` are idempotent.
 
     Args:
         queue: Its name.
         store: Lets the clock act on it.
         options: Periods and retention.
-        end_overdue: Decides and applies the end of attempts whose lease, timeout or grace is over.
-        fire_due: Settles moments of schedules that are due.
-        tell_time: Takes the store's time whenever it is told.
+        held: Ends attempts whose lease, timeout, deadline or grace is over.
+        schedules: Settles moments of schedules that are due.
+        clock: Told the store's time at each look.
         settings: Learns the queue's settings at each look.
-        may_be_quiet: Told that others may hold the queue for quiet.
+        activity: Told when others may hold the queue for quiet.
+        alarm: Brings the next look forward.
     """
 
     def __init__(
@@ -71,72 +60,49 @@ class QueueKeeper:
         queue: str,
         store: UpkeepStore,
         options: BrokerOptions,
-        end_overdue: EndOverdue,
-        fire_due: FireDue,
-        tell_time: Callable[[int], None],
+        held: HeldJobs,
+        schedules: DueSchedules,
+        clock: StoreClock,
         settings: QueueSettingsCache,
-        may_be_quiet: Callable[[str], None] = lambda queue: None,
+        activity: Activity,
+        alarm: Alarm,
     ) -> None:
         self._queue = queue
         self._store = store
         self._options = options
-        self._end_overdue = end_overdue
-        self._fire_due = fire_due
-        self._tell_time = tell_time
+        self._held = held
+        self._schedules = schedules
+        self._clock = clock
         self._settings = settings
+        self._activity = activity
+        self._alarm = alarm
         self._attention = Attention(options.patience_s)
-        self._poke = asyncio.Event()
-        self._poked_s = float("inf")
         self._next_purge = 0.0
         self._purge_due_ms = 0
-        self._may_be_quiet = may_be_quiet
         self._stirred_s = time.monotonic()
-        self._sleeps = False
-        self._task: asyncio.Task[None] | None = None
+        self.quiet = False
+        """It is looked at only when something is due."""
+        self._loop = Loop(f"clock-{queue}", self._look, error_pause_s=ERROR_PAUSE_S, alarm=alarm)
 
     def start(self) -> None:
-        """Begins."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"keeper-{self._queue}")
+        """Begin."""
+        self._may_be_quiet()
+        self._loop.start()
 
     async def stop(self) -> None:
-        """Ends; tolerates never started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    def due_in(self, wait_s: float) -> None:
-        """Something is due so many seconds from now; the next look is not later than that."""
-        at = asyncio.get_running_loop().time() + max(0.0, wait_s)
-        if at < self._poked_s:
-            self._poked_s = at
-            self._poke.set()
+        """End; tolerates never started."""
+        await self._loop.stop()
 
     def stir(self) -> None:
         """Somebody writes to the queue, or may have: look at it as at any that is in use."""
         self._stirred_s = time.monotonic()
-        if self._sleeps:
-            self._sleeps = False
+        if self.quiet:
+            self.quiet = False
             # Not all at once, where it is said of all.
-            self.due_in(self._options.tick_ms / 1000 * random.random())
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                wait_s = await self._look()
-            except JobwireError as error:
-                log.debug("queue not kept", queue=self._queue, error=error.message)
-                wait_s = ERROR_PAUSE_S * (0.5 + random.random())
-            except Exception:
-                # A queue without a keeper would stand still: whatever happened, the next look
-                # comes.
-                log.exception("queue not kept", queue=self._queue)
-                wait_s = ERROR_PAUSE_S
-            await self._sleep(wait_s)
+            self._alarm.due_in(self._options.tick_ms / 1000 * random.random())
 
     async def _look(self) -> float:
-        """One look; returns how long until the next, seconds."""
+        """Look once; return how long until the next, seconds."""
         options = self._options
         loop = asyncio.get_running_loop()
         mark = self._settings.mark()
@@ -151,10 +117,10 @@ class QueueKeeper:
             leases_until_ms=self._attention.not_after_ms(),
         )
         self._attention.looked(tick.now_ms, options.tick_ms / 1000)
-        self._tell_time(tick.now_ms)
+        self._clock.told(tick.now_ms)
         self._settings.learn(self._queue, tick.settings, mark)
         if tick.overdue:
-            await self._end_overdue(self._queue, tick.overdue)
+            await self._held.end_overdue(self._queue, tick.overdue)
             self._attention.still()
         schedules_ms = await self._fire(tick.schedules) if tick.schedules else None
         more_to_forget = False
@@ -168,7 +134,7 @@ class QueueKeeper:
                 # Every server purges; the jitter keeps them from doing so in step.
                 self._next_purge = loop.time() + PURGE_PERIOD_S * (0.5 + random.random())
         self._attention.still()
-        # At one portion a look, a busy queue would fill the store faster than it is emptied.
+        # At one batch per tick, a busy queue would fill the store faster than it is emptied.
         if tick.more or more_to_forget or len(tick.overdue) >= AT_ONCE:
             return 0.0
         if tick.busy or tick.overdue or tick.schedules:
@@ -187,9 +153,9 @@ class QueueKeeper:
         calm_s = time.monotonic() - self._stirred_s
         if calm_s < MAY_BE_QUIET_S:
             return min(tick_ms, 1000 * (MAY_BE_QUIET_S - calm_s))
-        self._may_be_quiet(self._queue)
-        self._sleeps = calm_s >= QUIET_S
-        if not self._sleeps:
+        self._may_be_quiet()
+        self.quiet = calm_s >= QUIET_S
+        if not self.quiet:
             return tick_ms
         settings = tick.settings
         trims = (settings.retain_output_ms, settings.retain_event_log_ms) != (None, None)
@@ -201,25 +167,76 @@ class QueueKeeper:
         return max(tick_ms, longest_ms)
 
     async def _fire(self, schedules: list[str]) -> float | None:
-        """Fires schedules; returns how long until the next are due, ms, None if none is."""
-        fired = await self._fire_due(self._queue, schedules)
+        """Fire schedules; return how long until the next are due, ms, None if none is."""
+        fired = await self._schedules.fire(self._queue, schedules)
         if fired.held_back:
             return ERROR_PAUSE_S * 1000
         return max(0, fired.next_due_ms - fired.now_ms) if fired.next_due_ms else None
 
-    async def _sleep(self, wait_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait_s
-        while True:
-            self._poke.clear()
-            left = min(until, self._poked_s) - loop.time()
-            if left <= 0:
-                break
-            try:
-                async with asyncio.timeout(left):
-                    await self._poke.wait()
-            except TimeoutError:
-                break
-        self._poked_s = float("inf")
-        # One turn for everybody else even if there is always more to do.
-        await asyncio.sleep(0)
+    def _may_be_quiet(self) -> None:
+        self._activity.quiet.add(keys.queue_prefix(self._queue))
+
+
+class QueueClocks:
+    """The clocks of all queues that this server knows.
+
+    Every server runs the clock of every queue; each step of one is taken once, in the store.
+
+    Args:
+        store: As for `QueueClock`, and so are the others.
+        alarms: Bring looks forward.
+    """
+
+    def __init__(
+        self,
+        store: UpkeepStore,
+        options: BrokerOptions,
+        held: HeldJobs,
+        schedules: DueSchedules,
+        clock: StoreClock,
+        settings: QueueSettingsCache,
+        activity: Activity,
+        alarms: Alarms,
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._held = held
+        self._schedules = schedules
+        self._clock = clock
+        self._settings = settings
+        self._activity = activity
+        self._alarms = alarms
+        self.by_queue: dict[str, QueueClock] = {}
+
+    def begin(self, queue: str) -> None:
+        """Run the clock of a queue; idempotent."""
+        if queue not in self.by_queue:
+            clock = self.by_queue[queue] = QueueClock(
+                queue,
+                self._store,
+                self._options,
+                self._held,
+                self._schedules,
+                self._clock,
+                self._settings,
+                self._activity,
+                self._alarms.of(queue),
+            )
+            clock.start()
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self.by_queue
+
+    def stir(self, queue: str) -> None:
+        """Somebody writes to a queue."""
+        self.by_queue[queue].stir()
+
+    def stir_all(self) -> None:
+        """Somebody may write to any queue."""
+        for clock in self.by_queue.values():
+            clock.stir()
+
+    async def stop(self) -> None:
+        """End all of them; tolerates never begun."""
+        await asyncio.gather(*(clock.stop() for clock in self.by_queue.values()))
+        self.by_queue.clear()

@@ -8,13 +8,13 @@ from contextlib import aclosing
 
 import structlog
 
-from jobwire_server.broker.queue_set import QueueSet
+from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.submissions import Submission, Submissions
-from jobwire_server.domain.background import Chores
+from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import InvalidRequest, JobwireError
 from jobwire_server.domain.ids import ULID_LENGTH
 from jobwire_server.domain.model import Accepted, NewJob, NotNow, OutputPlace
-from jobwire_server.watch.job_watch import Hub, WatchWish
+from jobwire_server.watch.job_watch import JobWatch, WatchWish
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 
 log = structlog.get_logger(__name__)
@@ -25,18 +25,18 @@ class JobRuns:
 
     Args:
         submissions: Accepts them.
-        queues: Where they are cancelled.
+        lanes: Cancel them.
         watch: Follows them.
-        chores: Goes on with what a caller has left.
+        tasks: Go on with what a caller has left.
     """
 
     def __init__(
-        self, submissions: Submissions, queues: QueueSet, watch: Hub, chores: Chores
+        self, submissions: Submissions, lanes: QueueLanes, watch: JobWatch, tasks: OwnedTasks
     ) -> None:
         self._submissions = submissions
-        self._queues = queues
+        self._lanes = lanes
         self._watch = watch
-        self._chores = chores
+        self._tasks = tasks
 
     async def run(
         self, submission: Submission, wish: WatchWish, *, cancel_on_disconnect: bool
@@ -55,7 +55,7 @@ class JobRuns:
             raise submission
         job = submission.job if isinstance(submission, NotNow) else submission
         # Apart from the call: a caller that goes while it is under way has a job all the same.
-        accepted = self._chores.begin(self._submissions.submit_one(submission))
+        accepted = self._tasks.begin(self._submissions.submit_one(submission))
         try:
             ulid = (await asyncio.shield(accepted)).job_id[-ULID_LENGTH:]
             async with aclosing(self._watch.watch(job.queue, ulid, wish)) as steps:  # type: ignore[type-var]
@@ -63,7 +63,7 @@ class JobRuns:
                     yield step
         except (asyncio.CancelledError, GeneratorExit):
             if cancel_on_disconnect:
-                self._chores.begin(self._cancel(job, accepted))
+                self._tasks.begin(self._cancel(job, accepted))
             raise
 
     async def _cancel(self, job: NewJob, submission: Awaitable[Accepted]) -> None:
@@ -76,6 +76,6 @@ class JobRuns:
             return
         wanted = accepted.job_id[-ULID_LENGTH:], "its caller broke off"
         try:
-            await self._queues.lanes(job.queue).cancel.one(wanted)
+            await self._lanes.of(job.queue).cancel.one(wanted)
         except JobwireError as error:
             log.warning("job not cancelled", job_id=accepted.job_id, error=error.message)

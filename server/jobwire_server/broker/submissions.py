@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from jobwire_server.broker.queue_set import QueueSet
+from jobwire_server.broker.alarms import Alarms
+from jobwire_server.broker.lanes import QueueLanes
+from jobwire_server.broker.open_queues import OpenQueues
 from jobwire_server.domain.errors import (
     AlreadyExists,
     InvalidRequest,
@@ -44,7 +46,9 @@ class Submissions:
 
     Args:
         records: Compares a repeat with the job that was accepted.
-        queues: The queues of this server.
+        open_queues: Have the lanes of submissions.
+        lanes: Know which jobs were accepted before.
+        alarms: Told when a job is due.
         condition: Of the store.
         backlog: What waits for the store.
         limits: How many jobs a batch may hold.
@@ -54,14 +58,18 @@ class Submissions:
     def __init__(
         self,
         records: RecordCodec,
-        queues: QueueSet,
+        open_queues: OpenQueues,
+        lanes: QueueLanes,
+        alarms: Alarms,
         condition: StoreCondition,
         backlog: Backlog,
         limits: Limits,
         clock: StoreClock,
     ) -> None:
         self._records = records
-        self._queues = queues
+        self._open_queues = open_queues
+        self._lanes = lanes
+        self._alarms = alarms
         self._condition = condition
         self._backlog = backlog
         self._limits = limits
@@ -90,8 +98,8 @@ class Submissions:
             raise ServerDraining
         try:
             self._condition.check_fit()
-            lanes = self._queues.kept(job.queue) or await self._queues.open(job.queue)
-            answer = (await lanes.submit.submit(jobs))[0]
+            lane = self._open_queues.find(job.queue) or await self._open_queues.open(job.queue)
+            answer = (await lane.submit(jobs))[0]
         except (StoreFull, StoreUnfit) as error:
             answer = (await self._known_or(error, job.queue, jobs))[0]
         if job.delay_ms or job.run_at_ms or job.expires_at_ms or job.deadline_ms:
@@ -125,8 +133,8 @@ class Submissions:
             raise ServerDraining
         try:
             self._condition.check_fit()
-            lanes = self._queues.kept(queue) or await self._queues.open(queue)
-            accepted = await lanes.submit.submit(jobs)
+            lane = self._open_queues.find(queue) or await self._open_queues.open(queue)
+            accepted = await lane.submit(jobs)
         except (StoreFull, StoreUnfit) as error:
             return await self._known_or(error, queue, jobs)
         for job in jobs:
@@ -151,13 +159,13 @@ class Submissions:
 
         For what can't be accepted now: a repeat is answered whatever has changed meanwhile.
         """
-        return await self._queues.lanes(queue).known.submit(jobs)
+        return await self._lanes.of(queue).known.submit(jobs)
 
     def _announce_due(self, job: NewJob) -> None:
         now = self._now_ms()
         waits = [job.delay_ms] if job.delay_ms else []
         waits += [at - now for at in (job.run_at_ms, job.expires_at_ms, job.deadline_ms) if at]
-        self._queues.due_in(job.queue, min(waits))
+        self._alarms.due_in(job.queue, min(waits))
 
     def _settled(self, answer: Accepted | JobwireError, job: NewJob) -> Accepted:
         """Return the answer to a submission; raise it if it is a refusal, or AlreadyExists."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jobwire_server.domain.model import WorkerSpec
+
 MOST_PATIENCE_S = 5.0
+RENEWALS_A_LEASE = 3
+"""A lease is renewed when a third of it has passed, so that two renewals may fail."""
+HEARTBEAT_CALLS_MS = 2_000
+"""Calls cost more than frames, so that workers which make them are heard of less often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +109,23 @@ class BrokerOptions:
     retry: RetryDefaults = field(default_factory=RetryDefaults)
     limits: Limits = field(default_factory=Limits)
 
+    def lease_of(self, worker: WorkerSpec) -> int:
+        """Return the lease of each of a worker's jobs, milliseconds."""
+        return worker.lease_ms or self.lease_ms
+
+    def call_heartbeat_ms(self, worker: WorkerSpec) -> int:
+        """Return how often a worker that makes calls is to send heartbeats, which alone keep it and
+        its leases: two of them may fail.
+        """
+        return min(
+            max(self.heartbeat_interval_ms, HEARTBEAT_CALLS_MS),
+            self.worker_timeout_ms // RENEWALS_A_LEASE,
+            self.lease_of(worker) // RENEWALS_A_LEASE,
+        )
+
     def call_contact_timeout_ms(self, lease_ms: int) -> int:
-        """How long after it asked for what was answered last a worker that makes calls may take its
-        jobs for its own.
+        """How long after the last answered call a worker that makes calls may take its jobs for its
+        own, counted from when it asked.
 
         Less than the worker timeout, because signs of life are recorded once a second, and than the
         lease.

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.broker.router import Router
+from jobwire_server.broker.wiring import build_parts
 from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.domain.units import parse_address
 from jobwire_server.host.certificates import Certificates
@@ -150,7 +151,7 @@ class Application:
             process_index=place.index if place is not None else 0,
         )
         condition = self._condition = StoreCondition(self._connection.address)
-        self._router = Router(
+        parts = build_parts(
             self._connection,
             options,
             JobSpecRecords(),
@@ -158,6 +159,7 @@ class Application:
             moments_settled=self._rpc.settled,
             condition=condition,
         )
+        self._router = Router(parts)
         await self._router.start()
         inspection = Inspection(
             self._connection,

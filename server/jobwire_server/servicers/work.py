@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 import grpc
@@ -134,6 +133,6 @@ class WorkStreams:
         while not session.ended.done():
             frame = await session.next_frame()
             message = self._writer.to_wire(frame, session)
-            session.writing_since = monotonic()
+            session.write_begins()
             await context.write(message)
-            session.writing_since = None
+            session.write_ends()

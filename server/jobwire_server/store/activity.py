@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
+from jobwire_server.domain.background import Alarm
+
 
 class Activity:
     """Notes writes by the prefix of a queue's keys. Belongs to one event loop."""
@@ -18,7 +20,7 @@ class Activity:
         """Queues that other servers may consider quiet: a write waits until they are announced."""
         self.deaf = False
         """Nothing can be announced now: nobody waits for it, and no queue counts as quiet."""
-        self.urgent = asyncio.Event()
+        self.urgent = Alarm()
         """Somebody waits."""
         self._written: set[str] = set()
         self._announced: asyncio.Future[None] | None = None
@@ -32,14 +34,13 @@ class Activity:
         """Wait until what was noted so far is announced, or cannot be."""
         if self._announced is None:
             self._announced = asyncio.get_running_loop().create_future()
-            self.urgent.set()
+            self.urgent.due_in(0)
         await asyncio.shield(self._announced)
 
     def take(self) -> tuple[set[str], asyncio.Future[None] | None]:
         """Return what to announce now, and the future to resolve once that is done."""
         taken = self._written, self._announced
         self._written, self._announced = set(), None
-        self.urgent.clear()
         return taken
 
     def close(self) -> None:

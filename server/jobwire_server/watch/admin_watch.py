@@ -12,10 +12,11 @@ from jobwire_server.domain.model import Queue, Worker
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.queues import QueueStore
-from jobwire_server.watch.job_watch import Hub
+from jobwire_server.watch.job_watch import JobWatch
 from jobwire_server.watch.queue_watch import CAUGHT_UP, CaughtUp
 
-PAGE = 200
+AT_ONCE = 200
+"""Workers of one read."""
 DRAIN_LOOK_S = 0.5
 """How soon a stream notices that the server drains."""
 
@@ -30,11 +31,11 @@ class Workers(Protocol):
         """Return up to so many workers whose ids sort behind another."""
 
 
-class Overview:
+class AdminWatch:
     """Feeds WatchWorkers and WatchQueues.
 
     Args:
-        hub: Knows whether the server drains, and how long a stream may be quiet.
+        jobs: Knows whether the server drains, and how long a stream may be quiet.
         notices: Where changes of workers are told.
         queues: Where queues are read.
         workers: Where workers are read.
@@ -42,12 +43,12 @@ class Overview:
 
     def __init__(
         self,
-        hub: Hub,
+        jobs: JobWatch,
         notices: Notices,
         queues: QueueStore,
         workers: Workers,
     ) -> None:
-        self._hub = hub
+        self._jobs = jobs
         self._notices = notices
         self._queues = queues
         self._workers = workers
@@ -110,7 +111,7 @@ class Overview:
     async def watch_queues(
         self, names: Sequence[str], interval_s: float
     ) -> AsyncIterator[list[Queue]]:
-        """Yields the queues that changed since the last look; the first time all of them.
+        """Yield the queues that changed since the last look; the first time all of them.
 
         Args:
             names: The queues; empty: all there are.
@@ -130,7 +131,7 @@ class Overview:
                     told[name] = queue
                     news.append(queue)
             quiet_s = 0.0 if news else quiet_s + interval_s
-            if news or quiet_s >= self._hub.bookmark_s:
+            if news or quiet_s >= self._jobs.bookmark_s:
                 quiet_s = 0.0
                 yield news
             await self._pause(interval_s)
@@ -138,17 +139,17 @@ class Overview:
     async def _all_workers(self) -> AsyncIterator[Worker]:
         after = ""
         while True:
-            page = await self._workers.workers_after(after, PAGE)
-            for worker in page:
+            some = await self._workers.workers_after(after, AT_ONCE)
+            for worker in some:
                 yield worker
-            if len(page) < PAGE:
+            if len(some) < AT_ONCE:
                 return
-            after = page[-1].spec.worker_id
+            after = some[-1].spec.worker_id
 
     async def _wait(self, wake: asyncio.Event) -> bool:
-        """Waits for a change; False when it is time for a sign of life."""
+        """Wait for a change; return False when it is time for a sign of life."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._hub.bookmark_s
+        until = loop.time() + self._jobs.bookmark_s
         while loop.time() < until:
             self._check_draining()
             try:
@@ -168,7 +169,7 @@ class Overview:
             self._check_draining()
 
     def _check_draining(self) -> None:
-        if self._hub.draining:
+        if self._jobs.draining:
             raise ServerDraining
 
 

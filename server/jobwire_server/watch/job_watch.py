@@ -1,4 +1,4 @@
-"""The hub: one subscription for each watched queue, one read for each change of a watched job.
+"""The watch of jobs: one subscription for each queue, one read for each change of a watched job.
 
 A watcher subscribes first and reads then, so that no change falls between its first answer and the
 live ones. Events only say that a job changed; what it changed to is read from the store, for all
@@ -8,12 +8,10 @@ resubscription.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from time import monotonic
 
-from jobwire_server.domain.background import heard
+from jobwire_server.domain.background import Loop
 from jobwire_server.domain.errors import (
     CursorCompacted,
     JobNotFound,
@@ -21,11 +19,10 @@ from jobwire_server.domain.errors import (
     StoreUnavailable,
 )
 from jobwire_server.domain.model import BEGINNING, Job, OutputPlace
-from jobwire_server.store import keys
 from jobwire_server.store.jobs import JobStore
-from jobwire_server.store.notices import Listener, Notices
-from jobwire_server.watch.watched_job import JobEvent, OutputEvent, Topic, events_of
-from jobwire_server.watch.watched_queue import Room
+from jobwire_server.store.notices import Notices
+from jobwire_server.watch.watched_job import JobEvent, OutputEvent, WatchedJob, events_of
+from jobwire_server.watch.watched_queue import WatchedQueue
 
 LINGER_S = 10.0
 """How long an unwatched queue stays subscribed."""
@@ -57,12 +54,12 @@ EVERYTHING = WatchWish()
 
 
 def encode_cursor(revision: int, place: OutputPlace) -> str:
-    """Returns where a watcher stands, as text."""
+    """Return where a watcher stands, as text."""
     return f"{revision}-{place.attempt}-{place.offset}"
 
 
 def decode_cursor(cursor: str) -> tuple[int, OutputPlace] | None:
-    """Reads back what `encode_cursor` wrote; None for anything else."""
+    """Read back what `encode_cursor` wrote; None for anything else."""
     parts = cursor.split("-")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         return None
@@ -70,7 +67,7 @@ def decode_cursor(cursor: str) -> tuple[int, OutputPlace] | None:
     return revision, OutputPlace(attempt, offset)
 
 
-class Hub:
+class JobWatch:
     """Feeds the watch streams of this server.
 
     Args:
@@ -83,19 +80,19 @@ class Hub:
         self._store = store
         self._notices = notices
         self.bookmark_s = bookmark_s
-        self._rooms: dict[str, Room] = {}
+        self.queues: dict[str, WatchedQueue] = {}
+        """Those that are watched, or were a moment ago."""
         self.draining = False
-        self._sweeper: asyncio.Task[None] | None = None
+        self.sweeper = Loop("watch-sweeper", self._sweep, error_pause_s=LINGER_S)
 
     def start(self) -> None:
-        """Begins to close rooms that are no longer watched."""
-        if self._sweeper is None:
-            self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="watch-sweeper")
+        """Begin to close what is no longer watched."""
+        self.sweeper.start()
 
     async def watch(
         self, queue: str, ulid: str, wish: WatchWish
     ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
-        """Yields the job as it stands, then every change and all output until the terminal state.
+        """Yield the job as it stands, then every change and all output until the terminal state.
 
         With each event come the revision and the place that the watcher has reached; an event of
         None is a sign of life. A watcher that is slower than the changes is given the newest state
@@ -107,28 +104,20 @@ class Hub:
             StoreUnavailable: The first read failed.
             ServerDraining: The server shuts down.
         """
-        room = await self.enter(queue)
-        topic = room.topics.setdefault(ulid, Topic(ulid))
-        topic.watchers += 1
-        topic.listeners += wish.output
+        watched = await self.enter(queue)
+        job = watched.watch_job(ulid, output=wish.output)
         try:
-            if not await room.join(topic):
-                raise topic.error or StoreUnavailable("the job could not be read")
-            async for step in self._follow(room, topic, wish):
+            if not await watched.join(job):
+                raise job.error or StoreUnavailable("the job could not be read")
+            async for step in self._follow(watched, job, wish):
                 yield step
         finally:
-            topic.watchers -= 1
-            topic.listeners -= wish.output
-            if not topic.listeners:
-                topic.tail = None
-            if not topic.watchers:
-                room.topics.pop(ulid, None)
-                self.leave(room)
+            watched.leave_job(job, output=wish.output)
 
     async def _follow(
-        self, room: Room, topic: Topic, wish: WatchWish
+        self, queue: WatchedQueue, watched: WatchedJob, wish: WatchWish
     ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
-        job = self._job(room, topic)
+        job = self._job(queue, watched)
         seen, place = wish.seen_revision, wish.place
         told: JobEvent | None = None
         if wish.from_end:
@@ -138,15 +127,15 @@ class Hub:
         # A place that came from outside may lie inside a piece of output.
         inside = strict = wish.resumed
         while True:
-            news = topic.news
-            job = self._job(room, topic)
-            event = topic.event
+            news = watched.news
+            job = self._job(queue, watched)
+            event = watched.event
             fresh = event is not told and (told is not None or job.revision != seen)
             if event is not None and fresh and wish.states and not job.state.terminal:
                 told, seen = event, job.revision
                 yield event, seen, place
             if wish.output:
-                output, place = await self._next_output(room, topic, job, place, inside, strict)
+                output, place = await self._next_output(queue, watched, job, place, inside, strict)
                 strict = True
                 for one in output:
                     inside = False
@@ -160,36 +149,36 @@ class Hub:
                 if fresh:
                     yield event, job.revision, place
                 return
-            if topic.news == news and not await self._wait(topic):
+            if watched.news == news and not await self._wait(watched):
                 yield None, max(seen, 0), place
 
-    def _job(self, room: Room, topic: Topic) -> Job:
+    def _job(self, queue: WatchedQueue, watched: WatchedJob) -> Job:
         if self.draining:
             raise ServerDraining
-        if topic.event is None:
-            raise JobNotFound(f"{room.queue}-{topic.ulid}")
-        return topic.event.job
+        if watched.event is None:
+            raise JobNotFound(f"{queue.queue}-{watched.ulid}")
+        return watched.event.job
 
     async def _next_output(
         self,
-        room: Room,
-        topic: Topic,
+        queue: WatchedQueue,
+        watched: WatchedJob,
         job: Job,
         place: OutputPlace,
         inside: bool,
         strict: bool,
     ) -> tuple[list[OutputEvent], OutputPlace]:
-        """Returns the next output behind a place: the tail's, otherwise the store's.
+        """Return the next output behind a place: the tail's, otherwise the store's.
 
         Args:
-            room: Of the job.
-            topic: The job.
+            queue: Of the job.
+            watched: The job.
             job: As it stands.
             place: What is before it was told.
             inside: True if the place may lie inside a piece.
             strict: True if everything behind the place must still be kept.
         """
-        tail = topic.tail
+        tail = watched.tail
         if tail is not None and place >= tail.floor:
             event = tail.behind(place)
             return ([event] if event else []), place
@@ -197,7 +186,9 @@ class Hub:
             return [], place
         wanted = ("~" if inside else "") + f"{place.attempt}-{place.offset}"
         row = (
-            await self._store.follow(room.queue, [(topic.ulid, job.record, wanted)], CATCH_UP_BYTES)
+            await self._store.follow(
+                queue.queue, [(watched.ulid, job.record, wanted)], CATCH_UP_BYTES
+            )
         )[0]
         if row is None:
             raise JobNotFound(job.job_id)
@@ -216,46 +207,30 @@ class Hub:
         # Nothing lies between here and the end of what was read.
         return events, (place if events or row.more else max(place, row.job.output_end))
 
-    async def _wait(self, topic: Topic) -> bool:
-        """Waits for something new; False when it is time for a sign of life."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        topic.waiting.add(future)
-        timer = loop.call_later(self.bookmark_s, _time_out, future)
-        try:
-            news = await future
-        finally:
-            topic.waiting.discard(future)
-            timer.cancel()
+    async def _wait(self, watched: WatchedJob) -> bool:
+        """Wait for something new; return False when it is time for a sign of life."""
+        news = await watched.wait(self.bookmark_s)
         if self.draining:
             raise ServerDraining
         return news
 
     def drain(self) -> None:
-        """Ends every stream with ServerDraining, and refuses new ones."""
+        """End every stream with ServerDraining, and refuse new ones."""
         self.draining = True
-        for room in self._rooms.values():
-            for topic in room.topics.values():
-                topic.tell()
-            for watcher in room.many:
-                watcher.reset()
+        for watched in self.queues.values():
+            watched.tell_all()
 
     async def stop(self) -> None:
-        """Ends the readers."""
+        """End the readers; tolerates never started."""
         self.drain()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
-        rooms = [*self._rooms.values()]
-        self._rooms.clear()
-        for room in rooms:
-            await room.stop()
+        await self.sweeper.stop()
+        queues = [*self.queues.values()]
+        self.queues.clear()
+        for watched in queues:
+            await watched.stop()
 
-    async def enter(self, queue: str) -> Room:
-        """Returns the room of a queue once its events arrive.
-
-        Those who come together wait for one subscription.
+    async def enter(self, queue: str) -> WatchedQueue:
+        """Return what is watched of a queue once its events arrive.
 
         Raises:
             ServerDraining: The server shuts down.
@@ -263,61 +238,18 @@ class Hub:
         """
         if self.draining:
             raise ServerDraining
-        room = self._rooms.get(queue)
-        if room is None:
-            room = self._rooms[queue] = Room(queue, self._store)
-        room.empty_since = monotonic()
-        if room.ready is None:
-            room.ready = heard(asyncio.create_task(self._listen(room)))
-        room.entering += 1
-        try:
-            await asyncio.shield(room.ready)
-        except StoreUnavailable:
-            room.ready = None
-            raise
-        finally:
-            room.entering -= 1
-        return room
+        watched = self.queues.get(queue)
+        if watched is None:
+            watched = self.queues[queue] = WatchedQueue(queue, self._store, self._notices)
+        await watched.enter()
+        return watched
 
-    async def _listen(self, room: Room) -> None:
-        try:
-            for channel, listener in _channels(room):
-                await self._notices.listen(channel, listener)
-        except BaseException:
-            await self._silence(room)
-            raise
-
-    async def _silence(self, room: Room) -> None:
-        # Only this room's: another one of the queue may have been opened meanwhile.
-        for channel, listener in _channels(room):
-            await self._notices.silence(channel, listener)
-
-    def leave(self, room: Room) -> None:
-        """Notes that somebody left the room."""
-        if room.empty:
-            room.empty_since = monotonic()
-
-    async def _sweep_for_ever(self) -> None:
-        """Closes rooms that nobody has watched for a while; watchers come and go faster than
-        subscriptions should.
+    async def _sweep(self) -> float:
+        """Close what nobody has watched for a while: watchers come and go faster than subscriptions
+        should.
         """
-        while True:
-            await asyncio.sleep(LINGER_S)
-            for room in [*self._rooms.values()]:
-                since = room.empty_since
-                if room.empty and since is not None and monotonic() - since > LINGER_S:
-                    del self._rooms[room.queue]
-                    await self._silence(room)
-                    await room.stop()
-
-
-def _channels(room: Room) -> tuple[tuple[str, Listener], ...]:
-    return (
-        (keys.outputs_channel(room.queue), Listener(room.output, room.reset)),
-        (keys.events_channel(room.queue), Listener(room.event, room.reset)),
-    )
-
-
-def _time_out(future: asyncio.Future[bool]) -> None:
-    if not future.done():
-        future.set_result(False)
+        for watched in [*self.queues.values()]:
+            if watched.empty_s > LINGER_S:
+                del self.queues[watched.queue]
+                await watched.close()
+        return LINGER_S

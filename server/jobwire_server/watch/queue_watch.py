@@ -7,18 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from jobwire_server.domain.decisions.filters import JobFilter
-from jobwire_server.domain.errors import CursorCompacted, ServerDraining, WatchLagged
+from jobwire_server.domain.errors import CursorCompacted, QueueNotFound, ServerDraining, WatchLagged
 from jobwire_server.domain.ids import ULID_LENGTH
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.jobs import JobStore, PageToken
-from jobwire_server.watch.job_watch import Hub
+from jobwire_server.store.queues import QueueStore
+from jobwire_server.watch.job_watch import JobWatch
 
 MOST_WAITING = 100_000
 """Changed jobs that may wait for one watcher, some 10 MB; one that is further behind has to begin
 anew.
 """
 AT_ONCE = 200
+"""Jobs of one read."""
 LIVE = (JobState.SCHEDULED, JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
 
 
@@ -40,7 +42,7 @@ class QueueWatcher:
         self._wake = asyncio.Event()
 
     def changed(self, ulids: list[str], log_id: str) -> None:
-        """Notes changed jobs; a job that changes again is told once, as it stands then."""
+        """Note changed jobs; a job that changes again is told once, as it stands then."""
         if len(self.waiting) > MOST_WAITING:
             self.lagged = True
             self.waiting.clear()
@@ -50,12 +52,17 @@ class QueueWatcher:
         self._wake.set()
 
     def reset(self) -> None:
-        """Notes that events may have been missed."""
+        """Note that events may have been missed."""
         self.missed = True
         self._wake.set()
 
+    def has_missed(self) -> bool:
+        """Return whether events may have been missed since it was asked last."""
+        missed, self.missed = self.missed, False
+        return missed
+
     async def wait(self, timeout_s: float) -> bool:
-        """Waits for something to look at; False if nothing came."""
+        """Wait for something to look at; return False if nothing came."""
         if not self.waiting and not self.missed and not self.lagged:
             self._wake.clear()
             try:
@@ -66,7 +73,7 @@ class QueueWatcher:
         return True
 
     def take(self) -> list[str]:
-        """Returns some of the changed jobs, oldest change first."""
+        """Return some of the changed jobs, oldest change first."""
         ulids = [*self.waiting][:AT_ONCE]
         for ulid in ulids:
             del self.waiting[ulid]
@@ -91,7 +98,7 @@ class Told:
         """Live jobs that a resumed watcher was told to have left."""
 
     def admits(self, job: Job) -> bool:
-        """Returns whether a job is to be told as it stands, and takes it for told."""
+        """Return whether a job is to be told as it stands, and take it for told."""
         ulid = job.job_id[-ULID_LENGTH:]
         known = ulid in self.live
         wanted = not self._states or job.state in self._states
@@ -110,18 +117,22 @@ def _put(ulids: set[str], ulid: str, inside: bool) -> None:
         ulids.discard(ulid)
 
 
-class QueueFeed:
+class QueueWatch:
     """Feeds WatchJobs.
 
     Args:
-        hub: Where events come from.
+        jobs: Where events come from.
         store: Where jobs are read.
+        queues: Which queues there are.
         records: Reads what jobs are about.
     """
 
-    def __init__(self, hub: Hub, store: JobStore, records: RecordCodec) -> None:
-        self._hub = hub
+    def __init__(
+        self, jobs: JobWatch, store: JobStore, queues: QueueStore, records: RecordCodec
+    ) -> None:
+        self._jobs = jobs
         self._store = store
+        self._queues = queues
         self._records = records
 
     async def watch(
@@ -141,14 +152,17 @@ class QueueFeed:
             only_changes: True: without what is there at the beginning.
 
         Raises:
+            QueueNotFound: No job was ever submitted to the queue.
             CursorCompacted: The queue's log does not reach back to the cursor, or it keeps none.
             WatchLagged: Too many changes waited.
             ServerDraining: The server shuts down.
         """
         queue, states, ulids = wanted.queue, wanted.states, wanted.ulids
-        room = await self._hub.enter(queue)
+        if not await self._queues.exists(queue):
+            raise QueueNotFound(queue)
+        watched = await self._jobs.enter(queue)
         watcher = QueueWatcher()
-        room.many.add(watcher)
+        watched.watch_many(watcher)
         named = set(ulids)
         told = Told(states, resumed=bool(cursor))
         whatever_state = replace(wanted, states=())
@@ -176,15 +190,14 @@ class QueueFeed:
                             yield job, ""
             yield CAUGHT_UP, at
             while True:
-                if self._hub.draining:
+                if self._jobs.draining:
                     raise ServerDraining
                 if watcher.lagged:
                     raise WatchLagged(
                         f"more than {MOST_WAITING} changed jobs waited for this watcher; watch"
                         " again"
                     )
-                if watcher.missed:
-                    watcher.missed = False
+                if watcher.has_missed():
                     since = at
                     async for job, at in self._catch_up(queue, since, full, told.live | named):
                         if job is not None and matches(job):
@@ -198,11 +211,10 @@ class QueueFeed:
                             yield row, at
                     if not watcher.waiting:
                         at = max(at, watcher.log_id, key=_place_in_log)
-                elif not await watcher.wait(self._hub.bookmark_s):
+                elif not await watcher.wait(self._jobs.bookmark_s):
                     yield None, at
         finally:
-            room.many.discard(watcher)
-            self._hub.leave(room)
+            watched.leave_many(watcher)
 
     async def _present(
         self, queue: str, states: Sequence[JobState], ulids: Sequence[str], full: bool
@@ -263,5 +275,5 @@ class QueueFeed:
 
 
 def _place_in_log(log_id: str) -> tuple[int, ...]:
-    """Returns what ids of entries are in order by; that of none comes first."""
+    """Return what ids of entries are in order by; that of none comes first."""
     return tuple(map(int, log_id.split("-"))) if log_id else ()

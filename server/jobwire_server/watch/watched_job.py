@@ -39,7 +39,7 @@ class OutputEvent:
         return sum(len(piece.content) for one in self.written for piece in one.pieces)
 
     def behind(self, place: OutputPlace) -> OutputEvent | None:
-        """Returns what of it lies behind a place, None if nothing does."""
+        """Return what of it lies behind a place, None if nothing does."""
         if place <= self.start:
             return self
         left = []
@@ -51,12 +51,12 @@ class OutputEvent:
 
 
 def end_of(one: Written) -> OutputPlace:
-    """Returns the place behind a run of output."""
+    """Return the place behind a run of output."""
     return OutputPlace(one.attempt, one.offset + sum(len(p.content) for p in one.pieces))
 
 
 def cut(one: Written, place: OutputPlace) -> Written | None:
-    """Returns what of a run lies behind a place."""
+    """Return what of a run lies behind a place."""
     if end_of(one) <= place:
         return None
     if OutputPlace(one.attempt, one.offset) >= place:
@@ -77,7 +77,7 @@ def _event(written: list[Written]) -> OutputEvent:
 
 
 def events_of(written: list[Written]) -> list[OutputEvent]:
-    """Puts runs of output together by attempt."""
+    """Put runs of output together by attempt."""
     events: list[OutputEvent] = []
     group: list[Written] = []
     for one in written:
@@ -103,7 +103,7 @@ class Tail:
         self._bytes = 0
 
     def add(self, event: OutputEvent) -> None:
-        """Appends what was written, and lets go of the oldest."""
+        """Append what was written, and let go of the oldest."""
         self.events.append(event)
         self.end = event.end
         self._bytes += event.size
@@ -113,7 +113,7 @@ class Tail:
             self.floor = oldest.end
 
     def behind(self, place: OutputPlace) -> OutputEvent | None:
-        """Returns the oldest output behind a place at or above the floor, None if there is none."""
+        """Return the oldest output behind a place at or above the floor, None if there is none."""
         found = None
         for event in reversed(self.events):
             if event.end <= place:
@@ -122,7 +122,7 @@ class Tail:
         return found.behind(place) if found else None
 
 
-class Topic:
+class WatchedJob:
     """One watched job with its watchers in this server."""
 
     __slots__ = (
@@ -167,10 +167,39 @@ class Topic:
             return ""
         return f"{self.tail.end.attempt}-{self.tail.end.offset}"
 
+    def enter(self, *, output: bool) -> None:
+        """Count a watcher in, which wants output or not."""
+        self.watchers += 1
+        self.listeners += output
+
+    def leave(self, *, output: bool) -> None:
+        """Count a watcher out."""
+        self.watchers -= 1
+        self.listeners -= output
+        if not self.listeners:
+            self.tail = None
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for something new; return False if nothing came."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self.waiting.add(future)
+        timer = loop.call_later(timeout_s, _time_out, future)
+        try:
+            return await future
+        finally:
+            self.waiting.discard(future)
+            timer.cancel()
+
     def tell(self) -> None:
-        """Notes something new, and wakes every watcher that waits."""
+        """Note something new, and wake every watcher that waits."""
         self.news += 1
         waiting, self.waiting = self.waiting, set()
         for future in waiting:
             if not future.done():
                 future.set_result(True)
+
+
+def _time_out(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(False)

@@ -24,17 +24,17 @@ class ByteCredit:
         self._held = 0
         self._average = 0.0
 
-    def room(self, holds_jobs: bool) -> int:
-        """Returns how many more jobs there is room for, going by their average size."""
+    def left(self, holds_jobs: bool) -> int:
+        """Return how many more jobs fit, going by their average size."""
         if not self._most:
             return ANY
         if not holds_jobs:
             return max(1, int(self._most / self._average)) if self._average else 1
-        left = self._most - self._held
-        return int(left / self._average) if left > 0 and self._average else 0
+        left_bytes = self._most - self._held
+        return int(left_bytes / self._average) if left_bytes > 0 and self._average else 0
 
     def take(self, assignments: Sequence[Assignment], holds_jobs: bool) -> int:
-        """Counts in as many as there is room for, from the first on; returns how many."""
+        """Count in as many as fit, from the first on; return how many."""
         if not self._most:
             return len(assignments)
         for at, assignment in enumerate(assignments):
@@ -47,6 +47,6 @@ class ByteCredit:
         return len(assignments)
 
     def free(self, job_id: str) -> None:
-        """Counts a job out."""
+        """Count a job out."""
         if self._sizes:
             self._held -= self._sizes.pop(job_id, 0)

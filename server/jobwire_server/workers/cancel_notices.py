@@ -1,8 +1,8 @@
-"""Polls: claims of workers that make calls, which also hear of cancellations.
+"""Cancel notices of workers that make calls: their claims also bring the word to stop jobs.
 
 The store keeps, for each worker, the jobs that it is to stop and was not told of. A server reads
-that when a worker first polls it, and from then on only when the store says that there is
-something to read; so a poll of which nothing was cancelled costs no more than its claim.
+that when a worker first claims from it, and from then on only when the store says that there is
+something to read; so a claim of a worker of which nothing was cancelled costs nothing more.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from jobwire_server.domain.model import CancelNotice
 from jobwire_server.store import keys
 from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.workers.broker_parts import Attempts
 from jobwire_server.workers.claims import Claims, ClaimWish, Handed
-from jobwire_server.workers.known_workers import Directory
+from jobwire_server.workers.known_workers import KnownWorkers
+from jobwire_server.workers.waiting_calls import WaitingCalls
 
 IDLE_S = 60.0
-"""A worker that has not polled for so long is no longer listened for."""
+"""A worker that has made no claim for so long is no longer listened for."""
 
 
 class _Worker:
-    """What is known of one that polls."""
+    """What is known of a worker that makes calls."""
 
     __slots__ = ("heard_at", "polls", "queues", "unread")
 
@@ -39,33 +41,43 @@ class _Worker:
         self.heard_at = monotonic()
 
 
-class Polls:
-    """Answers polls with jobs and cancellations.
+class CancelNotices:
+    """Answers claims with jobs and cancellations.
 
     Args:
-        claims: Brings the jobs.
-        directory: The workers.
-        store: Where cancellations wait for them.
+        claims: Bring the jobs.
+        waiting: Calls that end when there is something to tell.
+        known: The workers.
+        attempts: Give back jobs whose caller is gone.
+        store: Where cancellations wait for the workers.
         notices: The store's channels.
     """
 
     def __init__(
-        self, claims: Claims, directory: Directory, store: CancelStore, notices: Notices
+        self,
+        claims: Claims,
+        waiting: WaitingCalls,
+        known: KnownWorkers,
+        attempts: Attempts,
+        store: CancelStore,
+        notices: Notices,
     ) -> None:
         self._claims = claims
-        self._directory = directory
+        self._waiting = waiting
+        self._known = known
+        self._attempts = attempts
         self._store = store
         self._notices = notices
         self._workers: dict[str, _Worker] = {}
         self._listening: dict[str, asyncio.Task[Listener]] = {}
         self._joining: Counter[str] = Counter()
-        """Queues of workers that come right now, as often as there are such workers."""
+        """Queues of workers now joining, counted."""
         self._swept_at = monotonic()
 
     async def claim(self, wish: ClaimWish) -> Handed:
         """Lease jobs as `Claims.claim`, and tell of cancellations, which end the wait."""
         worker_id = wish.worker_id
-        spec, _ = await self._directory.get(worker_id)
+        spec, _ = await self._known.get(worker_id)
         told = await self._take(worker_id, spec.queues)
         worker = self._workers[worker_id]
         deadline = monotonic() + wish.wait_ms / 1000
@@ -85,7 +97,7 @@ class Polls:
                     told += await self.told(worker_id)
                 except asyncio.CancelledError:
                     # The caller is gone, and its jobs must not wait for their leases to end.
-                    self._claims.give_back(worker_id, assignments)
+                    self._attempts.give_back(worker_id, assignments)
                     raise
                 # Woken for nothing, where messages may have been missed, it waits on.
                 if assignments or told or not woken or monotonic() >= deadline:
@@ -95,12 +107,12 @@ class Polls:
             worker.heard_at = monotonic()
 
     async def told(self, worker_id: str) -> list[CancelNotice]:
-        """Returns what the worker is to be told of as far as this server knows; never fails.
+        """Return what the worker is to be told of as far as this server knows; never fails.
 
         What can't be read now is told by a later call.
         """
         try:
-            spec, _ = await self._directory.get(worker_id)
+            spec, _ = await self._known.get(worker_id)
             return await self._take(worker_id, spec.queues)
         except JobwireError:
             return []
@@ -166,10 +178,10 @@ class Polls:
         for worker_id in marked:
             self._workers[worker_id].unread.add(queue)
         if marked:
-            self._claims.interrupt(marked)
+            self._waiting.interrupt(marked)
 
     async def _sweep(self) -> None:
-        """Lets go of workers that poll no more, and of queues that nobody polls."""
+        """Let go of workers that make no more calls, and of queues that none of them serves."""
         now = monotonic()
         if now - self._swept_at < IDLE_S:
             return

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
-from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import WrongState
 from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
     Job,
-    NewJob,
     RecordFacts,
     WorkerSpec,
     WorkerStatus,
 )
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store import keys
 from jobwire_server.store.jobs import JobStore
-from jobwire_server.store.notices import Listener, Notices
-from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.workers.broker_parts import Attempts, Due
 from jobwire_server.workers.demand import OneShot
-from jobwire_server.workers.dispatcher import QueueDispatcher
-from jobwire_server.workers.known_workers import Directory
+from jobwire_server.workers.dispatchers import Dispatchers
+from jobwire_server.workers.known_workers import KnownWorkers
+from jobwire_server.workers.waiting_calls import WaitingCalls
 
 HOLD_MS = 1_000
 """How long a call that would wait is held of a worker that takes no jobs now. Answered at once, it
@@ -59,66 +55,41 @@ class Handed(NamedTuple):
 
 
 class Claims:
-    """Hands jobs to whoever asks for them.
+    """Hands jobs to whoever asks for them in a call.
 
     Args:
         store: Where jobs are claimed.
-        directory: The workers.
-        notices: The store's channels.
-        options: Leases and retention.
-        give_back: Returns jobs that nobody took.
-        due_in: Takes a queue and the milliseconds until something is due there.
-        settings: Of the queues.
+        known: The workers.
+        waiting: Calls that wait.
+        dispatchers: Bring jobs to them.
+        options: Leases.
+        attempts: Give back jobs that nobody took.
+        due: Told when a lease ends.
     """
 
     def __init__(
         self,
         store: JobStore,
-        directory: Directory,
-        notices: Notices,
+        known: KnownWorkers,
+        waiting: WaitingCalls,
+        dispatchers: Dispatchers,
         options: BrokerOptions,
-        give_back: Callable[[str, Sequence[Assignment]], None],
-        due_in: Callable[[str, float], None],
-        settings: QueueSettingsCache,
+        attempts: Attempts,
+        due: Due,
     ) -> None:
         self._jobs = store
-        self._directory = directory
-        self._notices = notices
+        self._known = known
+        self._waiting = waiting
+        self._dispatchers = dispatchers
         self._options = options
-        self.give_back = give_back
-        self._due_in = due_in
-        self._settings = settings
-        self._dispatchers: dict[str, QueueDispatcher] = {}
-        self._waiting: set[OneShot] = set()
+        self._attempts = attempts
+        self._due = due
         self._draining = False
-        directory.on_status = self._follow
-
-    def _follow(self, worker_id: str, status: WorkerStatus) -> None:
-        """Ends the calls of a worker that takes no more jobs, or that takes jobs again."""
-        self.interrupt({worker_id})
-
-    def interrupt(self, worker_ids: set[str]) -> None:
-        """Ends the calls of these workers that wait, with what they have."""
-        for demand in [*self._waiting]:
-            if demand.spec.worker_id in worker_ids and not demand.answer.done():
-                demand.answer.set_result([])
 
     def drain(self) -> None:
-        """Ends the calls that wait with what they have; later ones get nothing."""
+        """End the calls that wait with what they have; later ones get nothing."""
         self._draining = True
-        for demand in [*self._waiting]:
-            if not demand.answer.done():
-                demand.answer.set_result([])
-
-    async def stop(self) -> None:
-        """Ends the dispatchers."""
-        self.drain()
-        await asyncio.gather(*(dispatcher.stop() for dispatcher in self._dispatchers.values()))
-        self._dispatchers.clear()
-
-    def lease_ms(self, spec: WorkerSpec) -> int:
-        """Returns the lease that each of the worker's jobs gets."""
-        return spec.lease_ms or self._options.lease_ms
+        self._waiting.interrupt_all()
 
     async def claim(
         self,
@@ -128,14 +99,14 @@ class Claims:
         wait_ms: int,
         stop: Callable[[], bool] = lambda: False,
     ) -> tuple[list[Assignment], int]:
-        """Leases up to `max_jobs` jobs that the worker may run, from any of its queues.
+        """Lease up to `max_jobs` jobs that the worker may run, from any of its queues.
 
         Args:
             worker_id: A registered worker.
             queues: Narrows its own; empty: all of them.
             max_jobs: 1 or more.
             wait_ms: How long to wait for a first job; 0: not at all.
-            stop: Asked once before the wait; True ends it. Later `interrupt` does.
+            stop: Asked once before the wait; True ends it. Later `WaitingCalls.interrupt` does.
 
         Returns:
             The jobs, perhaps none, and their lease in milliseconds.
@@ -143,8 +114,8 @@ class Claims:
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
         """
-        spec, status = await self._directory.get(worker_id)
-        lease_ms = self.lease_ms(spec)
+        spec, status = await self._known.get(worker_id)
+        lease_ms = self._options.lease_of(spec)
         chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
         if self._draining or (wait_ms and stop()):
             return [], lease_ms
@@ -152,19 +123,19 @@ class Claims:
             await self._hold(spec, min(wait_ms, HOLD_MS))
             return [], lease_ms
         demand = OneShot(spec, lease_ms, max_jobs, chosen, patient=wait_ms > 0)
-        dispatchers = [self.dispatcher(queue) for queue in chosen]
+        dispatchers = [self._dispatchers.of(queue) for queue in chosen]
         self._waiting.add(demand)
         try:
             for dispatcher in dispatchers:
                 dispatcher.offer(demand)
-            with self._directory.present(worker_id):
+            with self._known.present(worker_id):
                 async with asyncio.timeout(wait_ms / 1000 if wait_ms else None):
                     await asyncio.shield(demand.answer)
         except TimeoutError:
             pass
         except asyncio.CancelledError:
             # The caller is gone; what came for it in this very moment goes back.
-            self.give_back(worker_id, demand.take())
+            self._attempts.give_back(worker_id, demand.take())
             raise
         finally:
             self._waiting.discard(demand)
@@ -173,7 +144,7 @@ class Claims:
         return demand.take(), lease_ms
 
     async def _hold(self, spec: WorkerSpec, wait_ms: int) -> None:
-        """Waits although there is nothing to wait for, or until the worker's status changes."""
+        """Wait although there is nothing to wait for, or until the worker's status changes."""
         if not wait_ms:
             return
         demand = OneShot(spec, 0, 0, (), patient=True)
@@ -192,7 +163,7 @@ class Claims:
         job: Job,
         facts: RecordFacts,
     ) -> tuple[Assignment, int]:
-        """Leases one job by id to a worker that may run it.
+        """Lease one job by id to a worker that may run it.
 
         Args:
             worker_id: A registered worker.
@@ -205,7 +176,7 @@ class Claims:
             WrongState: The job is not PENDING, its queue is paused, or the worker does not serve
                 it.
         """
-        spec, status = await self._directory.get(worker_id)
+        spec, status = await self._known.get(worker_id)
         queue = job.queue
         route = route_of(facts.operation, facts.requirements)
         if (
@@ -219,46 +190,9 @@ class Claims:
                 f" its operation {facts.operation} and the labels that it requires",
                 metadata={"state": job.state.name},
             )
-        lease_ms = self.lease_ms(spec)
+        lease_ms = self._options.lease_of(spec)
         assignment = await self._jobs.claim_job(
             queue, job.job_id[-26:], worker_id, lease_ms, route.id, facts.priority
         )
-        self._due_in(queue, lease_ms)
+        self._due.due_in(queue, lease_ms)
         return assignment, lease_ms
-
-    def expect(self, queue: str, jobs: Sequence[NewJob]) -> None:
-        """Jobs are on their way to the store; workers of this server that wait look for them."""
-        dispatcher = self._dispatchers.get(queue)
-        if dispatcher is not None:
-            dispatcher.expect(
-                job.route.id for job in jobs if not job.delay_ms and not job.run_at_ms
-            )
-
-    def dispatcher(self, queue: str) -> QueueDispatcher:
-        """Returns the dispatcher of a queue."""
-        dispatcher = self._dispatchers.get(queue)
-        if dispatcher is None:
-            channel = keys.ready_channel(queue)
-
-            async def subscribe() -> None:
-                await self._notices.listen(channel, Listener(made.notice, made.look_again))
-
-            async def unsubscribe() -> None:
-                await self._notices.silence(channel)
-
-            made = dispatcher = self._dispatchers[queue] = QueueDispatcher(
-                queue,
-                self._jobs,
-                partial(self._retention_ms, queue),
-                subscribe,
-                unsubscribe,
-                self.give_back,
-                self._forget,
-            )
-        return dispatcher
-
-    def _retention_ms(self, queue: str) -> int:
-        return retain_ended_ms(self._settings.known(queue), self._options)
-
-    def _forget(self, queue: str) -> None:
-        self._dispatchers.pop(queue, None)

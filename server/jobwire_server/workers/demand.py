@@ -10,54 +10,58 @@ from jobwire_server.domain.model import Assignment, WorkerSpec
 
 
 class Demand:
-    """Room for jobs at one worker, offered to the dispatchers of its queues at once.
+    """Free slots for jobs at one worker, offered to the dispatchers of its queues at once.
 
     The dispatchers of several queues claim for one demand at the same time, so each reserves the
-    room that it asks the store to fill; together they never bring more than there is.
+    slots that it asks the store to fill; together they never bring more jobs than there are.
 
     Args:
         spec: The worker.
         lease_ms: The lease of each job.
-        room: How many jobs it can take.
+        slots: How many jobs it can take.
     """
 
-    def __init__(self, spec: WorkerSpec, lease_ms: int, room: int) -> None:
+    def __init__(self, spec: WorkerSpec, lease_ms: int, slots: int) -> None:
         self.spec = spec
         self.lease_ms = lease_ms
-        self.room = room
+        self.slots = slots
         self.closed = False
         self.paused = False
-        """True: takes nothing for now, whatever room there is."""
+        """True: takes nothing for now, whatever is free."""
         self.skipped: dict[Callable[[Demand], None], None] = {}
-        """What to call once there is room again: the dispatchers that found none. In the order in
+        """What to call once there are slots again: the dispatchers that found none. In the order in
         which they came, so that queues are served in turn.
         """
 
     def reserve(self, most: int) -> int:
-        """Takes room for up to `most` jobs out of what is offered; returns how much there was."""
+        """Take up to `most` slots out of what is offered; return how many there were."""
         if self.closed or self.paused:
             return 0
-        count = max(0, min(self.room, most))
-        self.room -= count
+        count = max(0, min(self.slots, most))
+        self.slots -= count
         return count
 
+    def take_slot(self) -> None:
+        """Fill a slot with a job that the worker has already."""
+        self.slots -= 1
+
     def unreserve(self, count: int) -> None:
-        """Gives back room that was not filled, or that is free again."""
-        self.room += count
+        """Give back slots that were not filled, or that are free again."""
+        self.slots += count
         self._tell_skipped()
 
     @property
     def open(self) -> bool:
         """True if it can take a job now."""
-        return self.room > 0 and not self.paused and not self.closed
+        return self.slots > 0 and not self.paused and not self.closed
 
     def resume(self) -> None:
-        """Takes jobs again after a pause."""
+        """Take jobs again after a pause."""
         self.paused = False
         self._tell_skipped()
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """Hands over jobs for which room was reserved; False if nobody is there to take them."""
+        """Hand over jobs for reserved slots; return False if nobody is there to take them."""
         raise NotImplementedError
 
     def dry(self, queue: str) -> None:
@@ -84,16 +88,16 @@ class OneShot(Demand):
     """
 
     def __init__(
-        self, spec: WorkerSpec, lease_ms: int, room: int, queues: tuple[str, ...], patient: bool
+        self, spec: WorkerSpec, lease_ms: int, slots: int, queues: tuple[str, ...], patient: bool
     ) -> None:
-        super().__init__(spec, lease_ms, room)
+        super().__init__(spec, lease_ms, slots)
         self.answer: asyncio.Future[list[Assignment]] = asyncio.get_running_loop().create_future()
         self._unseen = set() if patient else set(queues)
         self._patient = patient
         self._taken = False
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """Ends the demand with these jobs, or adds those of another queue that came in the same
+        """End the demand with these jobs, or add those of another queue that came in the same
         moment.
         """
         if self.answer.cancelled() or (self.answer.done() and self.answer.exception()):
@@ -108,7 +112,7 @@ class OneShot(Demand):
         return False
 
     def take(self) -> list[Assignment]:
-        """Returns what was delivered; what comes later is refused."""
+        """Return what was delivered; what comes later is refused."""
         self._taken = True
         self.closed = True
         if self.answer.done() and not self.answer.cancelled() and not self.answer.exception():
@@ -117,14 +121,14 @@ class OneShot(Demand):
         return []
 
     def dry(self, queue: str) -> None:
-        """Ends an impatient demand once every queue was looked at."""
+        """End an impatient demand once every queue was looked at."""
         self._unseen.discard(queue)
         if not self._patient and not self._unseen and not self.answer.done():
             self.closed = True
             self.answer.set_result([])
 
     def failed(self, error: Exception) -> None:
-        """Ends the demand with the error."""
+        """End the demand with the error."""
         if not self.answer.done():
             self.closed = True
             heard(self.answer).set_exception(error)

@@ -1,7 +1,7 @@
 """The dispatcher: demands of this server's workers on one side, one queue on the other.
 
 It sleeps until a demand comes or the store says that jobs became ready, claims for all demands in
-one call, and never for more than they have room for. One call for a queue is under way at a time,
+one call, and never for more jobs than they have slots. One call for a queue is under way at a time,
 so that what comes meanwhile goes together in the next.
 """
 
@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 
+from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import routes_served_by
 from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.model import Assignment, Route
+from jobwire_server.domain.model import Route
+from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.store import keys
 from jobwire_server.store.jobs import ClaimRequest, JobStore
+from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.workers.broker_parts import Attempts
 from jobwire_server.workers.demand import Demand
 
 log = structlog.get_logger(__name__)
@@ -40,34 +46,32 @@ class QueueDispatcher:
     Args:
         queue: Its name.
         store: Where jobs are claimed.
-        retention_ms: Tells how long jobs are kept that a claim finds expired.
-        subscribe: Returns once notices of ready jobs arrive (at `notice`).
-        unsubscribe: Ends them.
-        give_back: Returns jobs that nobody took to the queue.
-        on_end: Called when the dispatcher has ended for want of demands.
+        notices: Tell of jobs that became ready.
+        options: How long jobs are kept that a claim finds expired.
+        settings: The same, where the queue says otherwise.
+        attempts: Give back jobs that nobody took.
     """
 
     def __init__(
         self,
         queue: str,
         store: JobStore,
-        retention_ms: Callable[[], int],
-        subscribe: Callable[[], Awaitable[None]],
-        unsubscribe: Callable[[], Awaitable[None]],
-        give_back: Callable[[str, list[Assignment]], None],
-        on_end: Callable[[str], None],
+        notices: Notices,
+        options: BrokerOptions,
+        settings: QueueSettingsCache,
+        attempts: Attempts,
     ) -> None:
         self._queue = queue
         self._store = store
-        self._retention_ms = retention_ms
-        self._subscribe = subscribe
-        self._unsubscribe = unsubscribe
-        self._give_back = give_back
-        self._on_end = on_end
+        self._notices = notices
+        self._options = options
+        self._settings = settings
+        self._give_back = attempts.give_back
+        self._channel = keys.ready_channel(queue)
         self._idle: dict[Demand, None] = {}
-        """With room, and nothing to fill it at the last look."""
+        """With free slots, and nothing to fill them at the last look."""
         self._full: dict[Demand, None] = {}
-        """Without room; looked for again as soon as there is some."""
+        """Without a free slot; looked for again as soon as there is one."""
         self._hot: dict[Demand, None] = {}
         self._woken: set[Demand] = set()
         """Chosen for jobs that were announced, and not claimed for yet."""
@@ -78,19 +82,22 @@ class QueueDispatcher:
         self._noticed: set[str] = set()
         self._subscribed = False
         self._stopping = False
+        self.ended = False
+        """It has ended for want of demands; the next one begins it again."""
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, demand: Demand) -> None:
-        """Takes a demand in and looks for jobs at once."""
+        """Take a demand in and look for jobs at once."""
         self._idle.pop(demand, None)
         self._full.pop(demand, None)
         self._hot[demand] = None
         self._wake.set()
         if self._task is None:
+            self.ended = False
             self._task = asyncio.create_task(self._run(), name=f"dispatch-{self._queue}")
 
     def withdraw(self, demand: Demand) -> None:
-        """Forgets a demand; harmless if it is not known."""
+        """Forget a demand; harmless if it is not known."""
         self._idle.pop(demand, None)
         self._full.pop(demand, None)
         self._hot.pop(demand, None)
@@ -128,13 +135,13 @@ class QueueDispatcher:
                 self._heat_for(route_id, count)
 
     def look_again(self) -> None:
-        """Notices may have been missed: looks for every demand."""
+        """Notices may have been missed: look for every demand."""
         self._stale_routes = True
         self._noticed.add("*")
         self._heat_all()
 
     async def stop(self) -> None:
-        """Ends the dispatcher; tolerates never started.
+        """End the dispatcher; tolerates never started.
 
         A claim that is under way is heard to its end: the store leases its jobs all the same, and
         only who knows of them can give them back.
@@ -149,9 +156,9 @@ class QueueDispatcher:
             self._stopping = False
 
     def _heat(self, demand: Demand) -> None:
-        for place in (self._idle, self._full):
-            if demand in place:
-                del place[demand]
+        for demands in (self._idle, self._full):
+            if demand in demands:
+                del demands[demand]
                 self._hot[demand] = None
                 self._wake.set()
 
@@ -161,7 +168,7 @@ class QueueDispatcher:
         self._wake.set()
 
     def _pass_on(self, demand: Demand) -> None:
-        """Looks for the others if the one that was chosen for a job does not take it."""
+        """Look for the others if the one that was chosen for a job does not take it."""
         if demand in self._woken:
             self._woken.discard(demand)
             self._heat_all()
@@ -175,9 +182,9 @@ class QueueDispatcher:
                 full.append(demand)
             elif route_id in self._routes_of(demand):
                 chosen.append(demand)
-                count -= demand.room
+                count -= demand.slots
         for demand in full:
-            self._wait_for_room(demand)
+            self._wait_for_slot(demand)
         for demand in chosen:
             self._woken.add(demand)
             self._heat(demand)
@@ -196,7 +203,9 @@ class QueueDispatcher:
                 try:
                     if not self._subscribed:
                         # Subscribed before the first look, so that no job falls between the two.
-                        await self._subscribe()
+                        await self._notices.listen(
+                            self._channel, Listener(self.notice, self.look_again)
+                        )
                         self._subscribed = True
                     if self._stale_routes:
                         await self._read_routes()
@@ -215,7 +224,7 @@ class QueueDispatcher:
             self._task = None
 
     async def _sleep(self) -> bool:
-        """Waits for something to do; False when there has been no demand for long."""
+        """Wait for something to do; False when there has been no demand for long."""
         self._wake.clear()
         has_demands = bool(self._idle or self._full)
         try:
@@ -228,10 +237,10 @@ class QueueDispatcher:
                 self.look_again()
             elif not self._idle and not self._full and not self._hot:
                 self._subscribed = False
-                await self._unsubscribe()
+                await self._notices.silence(self._channel)
                 # A demand may have come during the goodbye.
                 if not self._hot and not self._full:
-                    self._on_end(self._queue)
+                    self.ended = True
                     return False
         return True
 
@@ -273,7 +282,7 @@ class QueueDispatcher:
                 continue
             count = demand.reserve(min(share, left))
             if count == 0:
-                self._wait_for_room(demand)
+                self._wait_for_slot(demand)
                 self._pass_on(demand)
                 continue
             self._woken.discard(demand)
@@ -283,9 +292,8 @@ class QueueDispatcher:
         if not requests:
             return
         try:
-            answers = await self._store.claim(
-                self._queue, requests, self._retention_ms(), self._give_back
-            )
+            retention_ms = retain_ended_ms(self._settings.known(self._queue), self._options)
+            answers = await self._store.claim(self._queue, requests, retention_ms, self._give_back)
         except BaseException:
             for request, demand in zip(requests, asked, strict=True):
                 demand.unreserve(request.max_jobs)
@@ -304,9 +312,9 @@ class QueueDispatcher:
             if demand.closed:
                 self.withdraw(demand)
             elif not demand.open:
-                self._wait_for_room(demand)
+                self._wait_for_slot(demand)
 
-    def _wait_for_room(self, demand: Demand) -> None:
+    def _wait_for_slot(self, demand: Demand) -> None:
         self._idle.pop(demand, None)
         self._hot.pop(demand, None)
         self._full[demand] = None

@@ -6,77 +6,79 @@ gathered so that a thousand workers cost one call a second.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-import structlog
-
-from jobwire_server.domain.errors import StoreUnavailable, Superseded, WorkerNotFound
+from jobwire_server.domain.background import Loop
+from jobwire_server.domain.errors import Superseded, WorkerNotFound
 from jobwire_server.domain.model import Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.workers import SignOfLife, WorkerStore
-
-log = structlog.get_logger(__name__)
+from jobwire_server.workers.waiting_calls import WaitingCalls
 
 FLUSH_S = 1.0
 """How often gathered signs of life go to the store; also how long a change of status made through
 another server may go unseen here. Well below any worker timeout.
 """
+AT_ONCE = 500
+"""Workers of one call."""
 IDLE_S = 60.0
 """A worker not heard of for so long is dropped from the cache."""
 
 
 class _Entry:
-    __slots__ = ("heard_at", "spec", "status", "stuck")
+    __slots__ = ("changes", "heard_at", "spec", "status", "stuck")
 
     def __init__(self, spec: WorkerSpec, status: WorkerStatus) -> None:
         self.spec = spec
         self.status = status
         self.heard_at = monotonic()
+        self.changes = 0
+        """How often its status was changed through this server."""
         self.stuck = 0
         """Handlers that do not stop, of a worker that makes calls."""
 
 
-class Directory:
-    """Knows the workers of this server. `start` and `stop` are idempotent."""
+class KnownWorkers:
+    """Knows the workers of this server. `start` and `stop` are idempotent.
 
-    def __init__(self, store: WorkerStore, backlog: Backlog) -> None:
+    Args:
+        store: The registry.
+        backlog: What waits for the store.
+        waiting: Calls that end when the status of their worker changes.
+    """
+
+    def __init__(self, store: WorkerStore, backlog: Backlog, waiting: WaitingCalls) -> None:
         self._store = store
+        self._waiting = waiting
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
         self._attached: set[str] = set()
-        self.on_status: Callable[[str, WorkerStatus], None] = lambda worker_id, status: None
-        """Called when a worker's status is another than it was."""
         self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
             self._touch, backlog
         )
-        self._task: asyncio.Task[None] | None = None
+        self._loop = Loop("signs-of-life", self._flush, error_pause_s=FLUSH_S)
 
     def start(self) -> None:
-        """Begins to flush signs of life."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._flush_for_ever(), name="worker-directory")
+        """Begin to flush signs of life."""
+        self._loop.start()
 
     async def stop(self) -> None:
-        """Ends it; tolerates never started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """End; tolerates never started."""
+        await self._loop.stop()
 
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
-        """Makes the worker known, READY, with this description, as `WorkerStore.register`."""
+        """Make the worker known, READY, with this description, as `WorkerStore.register`."""
         left = await self._store.register(spec, instance)
         self._entries[spec.worker_id] = _Entry(spec, WorkerStatus.READY)
         return left
 
     async def get(self, worker_id: str) -> tuple[WorkerSpec, WorkerStatus]:
-        """Returns a live worker, and notes that it was heard of.
+        """Return a live worker, and note that it was heard of.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
@@ -88,17 +90,17 @@ class Directory:
         return entry.spec, entry.status
 
     def learn(self, spec: WorkerSpec, status: WorkerStatus) -> None:
-        """Takes over what an attachment told about a worker, and keeps it until `forget`."""
+        """Take over what an attachment told about a worker, and keep it until `forget`."""
         self._entries[spec.worker_id] = _Entry(spec, status)
         self._attached.add(spec.worker_id)
 
     def forget(self, worker_id: str) -> None:
-        """Drops what is cached of a worker whose stream is over."""
+        """Drop what is cached of a worker whose stream is over."""
         self._attached.discard(worker_id)
         self._entries.pop(worker_id, None)
 
     async def lease_ms(self, worker_id: str, default: int) -> int:
-        """Returns the lease that the worker asked for, or the default where it asked for none."""
+        """Return the lease that the worker asked for, or the default where it asked for none."""
         entry = self._entries.get(worker_id)
         if entry is None:
             worker = await self._store.read(worker_id)
@@ -109,7 +111,7 @@ class Directory:
         return entry.spec.lease_ms or default
 
     def hear(self, worker_id: str) -> None:
-        """Notes a sign of life of a worker that any call named; it reaches the store within a
+        """Note a sign of life of a worker that any call named; it reaches the store within a
         second.
         """
         self._heard.add(worker_id)
@@ -119,7 +121,7 @@ class Directory:
 
     @contextmanager
     def present(self, worker_id: str) -> Iterator[None]:
-        """Counts the worker as alive for as long as a call of its waits here."""
+        """Count the worker as alive for as long as a call of its waits here."""
         self._present[worker_id] += 1
         try:
             yield
@@ -129,7 +131,7 @@ class Directory:
                 del self._present[worker_id]
 
     async def beat(self, worker_id: str) -> WorkerStatus:
-        """Records a heartbeat in the store at once; returns the worker's status.
+        """Record a heartbeat in the store at once; return the worker's status.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
@@ -147,7 +149,7 @@ class Directory:
         return sum(entry.stuck for entry in list(self._entries.values()))
 
     async def note_stuck(self, worker_id: str, stuck: int) -> None:
-        """Notes how many handlers of a worker that makes calls do not stop."""
+        """Note how many handlers of a worker that makes calls do not stop."""
         entry = self._entries.get(worker_id)
         # A stream's own session tells of it.
         if worker_id in self._attached or entry is None or entry.stuck == stuck:
@@ -156,7 +158,7 @@ class Directory:
         await self._store.touch([SignOfLife(worker_id, stats=json.dumps({"stuck": stuck}))])
 
     async def set_status(self, worker_id: str, status: WorkerStatus) -> None:
-        """Changes whether the worker takes jobs.
+        """Change whether the worker takes jobs.
 
         Raises:
             WorkerNotFound: There is no live worker of this name.
@@ -164,18 +166,22 @@ class Directory:
         if not await self._store.set_status(worker_id, status):
             self._entries.pop(worker_id, None)
             raise WorkerNotFound(worker_id)
+        entry = self._entries.get(worker_id)
+        if entry is not None:
+            entry.changes += 1
         self._note(worker_id, status)
 
     def _note(self, worker_id: str, status: WorkerStatus) -> None:
         entry = self._entries.get(worker_id)
         if entry is not None and entry.status is not status:
             entry.status = status
-            self.on_status(worker_id, status)
+            # It takes no more jobs, or takes jobs again.
+            self._waiting.interrupt({worker_id})
 
     async def remove(
         self, worker_id: str, session: str = "", since_ms: int = 0
     ) -> WorkerSpec | None:
-        """Forgets the worker; returns what it was, None if it was not known.
+        """Forget the worker; return what it was, None if it was not known.
 
         Args:
             worker_id: The worker.
@@ -198,33 +204,37 @@ class Directory:
         return entry
 
     async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | Superseded | None]:
+        entries = [self._entries.get(worker_id) for worker_id in worker_ids]
+        changes = [entry.changes if entry is not None else 0 for entry in entries]
         statuses = await self._store.touch([SignOfLife(worker_id) for worker_id in worker_ids])
-        for worker_id, status in zip(worker_ids, statuses, strict=True):
+        for worker_id, entry, before, status in zip(
+            worker_ids, entries, changes, statuses, strict=True
+        ):
             if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
                 self._entries.pop(worker_id, None)
-            else:
+            # What was read before this server changed it must not hide that change.
+            elif entry is None or entry.changes == before:
                 self._note(worker_id, status)
         return statuses
 
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            due = [*self._heard.union(self._present)]
-            self._heard.clear()
-            try:
-                for at in range(0, len(due), 500):
-                    await self._touch(due[at : at + 500])
-            except StoreUnavailable:
-                self._heard.update(due)
-            except Exception:
-                log.exception("signs of life not recorded")
-                self._heard.update(due)
-            oldest = monotonic() - IDLE_S
-            for worker_id in [
-                name
-                for name, entry in self._entries.items()
-                if entry.heard_at < oldest
-                and name not in self._present
-                and name not in self._attached
-            ]:
-                del self._entries[worker_id]
+    async def _flush(self) -> float:
+        due = [*self._heard.union(self._present)]
+        self._heard.clear()
+        try:
+            for at in range(0, len(due), AT_ONCE):
+                await self._touch(due[at : at + AT_ONCE])
+        except Exception:
+            self._heard.update(due)
+            raise
+        finally:
+            self._drop_idle()
+        return FLUSH_S
+
+    def _drop_idle(self) -> None:
+        oldest = monotonic() - IDLE_S
+        for worker_id in [
+            name
+            for name, entry in self._entries.items()
+            if entry.heard_at < oldest and name not in self._present and name not in self._attached
+        ]:
+            del self._entries[worker_id]

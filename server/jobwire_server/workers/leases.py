@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import structlog
+
+from jobwire_server.domain.background import Loop
+from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import ULID_LENGTH
-from jobwire_server.domain.model import Renewal
+from jobwire_server.domain.options import RENEWALS_A_LEASE, BrokerOptions
 from jobwire_server.store.jobs import Report
+from jobwire_server.workers.broker_parts import Reports
 from jobwire_server.workers.session import WorkerSession
+
+log = structlog.get_logger(__name__)
 
 RENEW_AT_ONCE = 1_000
 """Leases of one renewal."""
-RENEWALS_A_LEASE = 3
-"""A lease is renewed when a third of it has passed, so that two renewals may fail."""
 
 
 class _Held(NamedTuple):
@@ -24,27 +30,55 @@ class _Held(NamedTuple):
 
 
 class LeaseKeeper:
-    """Asks the store about leases, in batches, and passes its answers on.
+    """Asks the store about leases, in batches, and passes its answers on. `start` and `stop` are
+    idempotent.
 
     Args:
         sessions: Those of this server, by worker.
-        renew: Renews leases of one queue; answers each.
+        reports: Renew leases.
+        options: The lease of workers that ask for none.
     """
 
     def __init__(
         self,
         sessions: Mapping[str, WorkerSession],
-        renew: Callable[[str, Sequence[Report]], Awaitable[Sequence[Renewal]]],
+        reports: Reports,
+        options: BrokerOptions,
     ) -> None:
         self._sessions = sessions
-        self._renew = renew
+        self._renew = reports.renew
+        self._default_ms = self._shortest_ms = options.lease_ms
+        self._loop = Loop("lease-renewal", self._step)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """End; tolerates never started."""
+        await self._loop.stop()
+
+    def enter(self, session: WorkerSession) -> None:
+        """A session has come, perhaps with leases shorter than those of the others."""
+        if session.lease_ms < self._shortest_ms:
+            self._loop.wake()
+
+    async def _step(self) -> float:
+        try:
+            await self.renew_all()
+        except JobwireError as error:
+            # Two renewals of a lease may fail; none comes sooner because one did.
+            log.debug("leases not renewed", error=error.message)
+        leases = [session.lease_ms for session in self._sessions.values()]
+        self._shortest_ms = min([self._default_ms, *leases])
+        return self._shortest_ms / 1000 / RENEWALS_A_LEASE * random.uniform(0.9, 1.0)
 
     async def renew_all(self) -> None:
-        """Renews every lease of every worker that was heard of lately; one call for a thousand."""
+        """Renew every lease of every worker that was heard of lately; one call for a thousand."""
         by_queue: dict[str, list[_Held]] = {}
         for session in self._sessions.values():
             if session.renewable:
-                for job_id, token in session.held.items():
+                for job_id, token in session.leases.tokens.items():
                     held = _Held(session, job_id, token)
                     by_queue.setdefault(_queue_of(job_id), []).append(held)
 
@@ -61,24 +95,24 @@ class LeaseKeeper:
                 raise outcome
 
     async def check(self, queue: str, ulids: str) -> None:
-        """Asks about those leases of a queue that something happened to; ULIDs end to end."""
+        """Ask about those leases of a queue that something happened to; ULIDs end to end."""
         named = [
             f"{queue}-{ulids[at : at + ULID_LENGTH]}" for at in range(0, len(ulids), ULID_LENGTH)
         ]
         leases = [
-            _Held(session, job_id, session.held[job_id])
+            _Held(session, job_id, session.leases.tokens[job_id])
             for session in self._sessions.values()
             for job_id in named
-            if job_id in session.held
+            if job_id in session.leases.tokens
         ]
         await self._ask(queue, leases)
 
     async def check_queue(self, queue: str) -> None:
-        """Asks about every lease of a queue."""
+        """Ask about every lease of a queue."""
         leases = [
             _Held(session, job_id, token)
             for session in self._sessions.values()
-            for job_id, token in session.held.items()
+            for job_id, token in session.leases.tokens.items()
             if _queue_of(job_id) == queue
         ]
         await self._ask(queue, leases)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 
 import structlog
 
+from jobwire_server.domain.background import Loop
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.workers import LostWorker, WorkerStore
+from jobwire_server.store.workers import WorkerStore
 from jobwire_server.workers.attention import Attention
+from jobwire_server.workers.broker_parts import HeldJobs
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +22,6 @@ PERIOD_S = 0.5
 servers that this one is there.
 """
 
-TakeBack = Callable[[LostWorker, str], Awaitable[int]]
-
 
 class Reaper:
     """Sweeps the worker registry. `start` and `stop` are idempotent.
@@ -30,32 +29,29 @@ class Reaper:
     Args:
         store: The registry.
         options: The worker timeout and how long lost workers are listed.
-        take_back: Returns what a lost worker holds in one queue; answers how many jobs.
+        held: Ends what a lost worker holds.
     """
 
-    def __init__(self, store: WorkerStore, options: BrokerOptions, take_back: TakeBack) -> None:
+    def __init__(self, store: WorkerStore, options: BrokerOptions, held: HeldJobs) -> None:
         self._store = store
         self._options = options
-        self._take_back = take_back
+        self._held = held
         self._attention = Attention(options.patience_s)
-        self._task: asyncio.Task[None] | None = None
+        self._period_s = min(PERIOD_S, options.worker_timeout_ms / 4000)
+        self._loop = Loop("reaper", self._judge, error_pause_s=self._period_s)
         self._sweeping = asyncio.Lock()
-        """Each worker that is lost has a sweep made; at once they would all do the same work."""
+        """Each lost worker triggers a sweep; at once they would all do the same work."""
 
     def start(self) -> None:
-        """Begins."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="reaper")
+        """Begin."""
+        self._loop.start()
 
     async def stop(self) -> None:
-        """Ends; tolerates never started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """End; tolerates never started."""
+        await self._loop.stop()
 
     async def sweep(self, judge_until_ms: int = 0) -> None:
-        """One look at the registry, after those that are under way.
+        """Look at the registry once, after those that are under way.
 
         Args:
             judge_until_ms: The store's time until which the look may tell who is silent; 0: it is
@@ -77,7 +73,7 @@ class Reaper:
             # Side by side: that the node of one queue is away keeps no other queue, and no other
             # worker, waiting.
             outcomes = await asyncio.gather(
-                *(self._take_back(worker, queue) for queue in worker.queues),
+                *(self._held.end_for_lost(worker, queue) for queue in worker.queues),
                 return_exceptions=True,
             )
             errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -92,13 +88,6 @@ class Reaper:
             jobs = sum(outcome for outcome in outcomes if isinstance(outcome, int))
             log.warning("worker lost", worker_id=worker.worker_id, jobs_taken_back=jobs)
 
-    async def _run(self) -> None:
-        period = min(PERIOD_S, self._options.worker_timeout_ms / 4000)
-        while True:
-            try:
-                await self.sweep(self._attention.not_after_ms())
-            except JobwireError as error:
-                log.debug("workers not swept", error=error.message)
-            except Exception:
-                log.exception("workers not swept")
-            await asyncio.sleep(period * (0.75 + random.random() / 2))
+    async def _judge(self) -> float:
+        await self.sweep(self._attention.not_after_ms())
+        return self._period_s * random.uniform(0.75, 1.25)

@@ -1,7 +1,7 @@
 """A worker's session: the state of one stream, free of the stream itself.
 
 The reader gives it frames (`receive`), the writer takes frames from it (`next_frame`), the
-dispatcher fills its demand, and the roster looks at it now and then (`look`). Whoever finds that it
+dispatcher fills its demand, and `Streams` looks at it now and then (`look`). Whoever finds that it
 is over sets `ended`.
 """
 
@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Protocol
 
 import structlog
 
@@ -31,11 +28,10 @@ from jobwire_server.domain.model import (
     Completed,
     Ended,
     LeaseRef,
-    Renewal,
     Reported,
     WorkerStatus,
 )
-from jobwire_server.workers.byte_credit import ByteCredit
+from jobwire_server.workers.broker_parts import Attempts, Reports
 from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.frames import (
     Attach,
@@ -45,6 +41,9 @@ from jobwire_server.workers.frames import (
     Receipt,
     Refused,
 )
+from jobwire_server.workers.held_leases import HeldLeases
+from jobwire_server.workers.known_workers import KnownWorkers
+from jobwire_server.workers.session_times import SessionTimes
 
 log = structlog.get_logger(__name__)
 
@@ -58,58 +57,24 @@ FRAME_BYTES = 1 << 20
 """Records of one frame, but for a single one that is larger: with the rest of the frame well below
 the 4 MiB that gRPC clients take unless told otherwise.
 """
-SILENT_INTERVALS = 3
-"""A worker may be silent for so many of its heartbeat intervals."""
-
 STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
 """Why a completion was refused although the job may be the worker's still."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionTimes:
-    """The clockwork of a session, seconds."""
-
-    heartbeat_s: float
-    """This side says something at least so often."""
-    worker_heartbeat_s: float
-    """The other side is to say something at least so often."""
-    silence_s: float
-    """A worker that is silent for longer is not taken for alive any more, although its stream
-    holds; nor is one that does not read.
-    """
-    claim_timeout_s: float
-    age_s: float
-    """When the stream is drained; with its jitter."""
-    drain_s: float
-
-
-class GiveBack(Protocol):
-    """Returns jobs that did not reach the worker, in the background, as `Attempts.give_back`."""
-
-    def __call__(
-        self,
-        worker_id: str,
-        assignments: Sequence[Assignment],
-        claimed_after_ms: int = 0,
-        *,
-        sent: bool = False,
-    ) -> None: ...
-
-
 class StreamDemand(Demand):
-    """The room that a stream's credits leave."""
+    """The slots that a stream's credits leave."""
 
-    def __init__(self, session: WorkerSession, room: int) -> None:
-        super().__init__(session.attach.spec, session.lease_ms, room)
+    def __init__(self, session: WorkerSession, slots: int) -> None:
+        super().__init__(session.attach.spec, session.lease_ms, slots)
         self._session = session
 
     def reserve(self, most: int) -> int:
-        """Takes room, as far as the credit in bytes allows."""
+        """Take slots, as far as the credit in bytes allows."""
         session = self._session
-        return super().reserve(min(most, session.bytes.room(bool(session.held))))
+        return super().reserve(min(most, session.leases.bytes.left(bool(session.leases))))
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """Hands the jobs to the session."""
+        """Hand the jobs to the session."""
         return self._session.assign(assignments)
 
 
@@ -122,10 +87,9 @@ class WorkerSession:
         since_ms: Since when it counts, by the store's clock.
         lease_ms: The lease of its jobs.
         times: Its clockwork.
-        complete: Has ends of attempts recorded; answers each.
-        report: Has progress recorded; answers each.
-        give_back: Returns jobs that did not reach the worker to their queues.
-        set_status: Has the worker's wish to take jobs or not recorded.
+        attempts: End attempts, and give back jobs that did not reach the worker.
+        reports: Record progress, and renew leases.
+        known: Records the worker's wish to take jobs or not.
     """
 
     def __init__(
@@ -135,10 +99,9 @@ class WorkerSession:
         since_ms: int,
         lease_ms: int,
         times: SessionTimes,
-        complete: Callable[[str, Sequence[Ended]], Awaitable[Sequence[Completed | JobwireError]]],
-        report: Callable[[str, Sequence[Reported]], Awaitable[Sequence[Renewal]]],
-        give_back: GiveBack,
-        set_status: Callable[[str, WorkerStatus], Awaitable[None]],
+        attempts: Attempts,
+        reports: Reports,
+        known: KnownWorkers,
     ) -> None:
         self.attach = attach
         self.worker_id = attach.spec.worker_id
@@ -146,22 +109,11 @@ class WorkerSession:
         self.since_ms = since_ms
         self.lease_ms = lease_ms
         self.times = times
-        self._complete = complete
-        self._report = report
-        self._give_back = give_back
-        self._set_status = set_status
-        self.held: dict[str, int] = {}
-        """Job id -> fencing token of every lease that this stream knows of."""
-        self._unacknowledged: dict[str, tuple[float, Assignment]] = {}
-        """Job id -> when its acknowledgement is overdue, and the assignment; oldest first."""
-        self._frames_out = 0
-        """Frames with assignments that the stream has taken."""
-        self._under_way: deque[tuple[int, Sequence[Assignment]]] = deque()
-        """What they brought, until it is acknowledged; oldest first."""
-        self._cancelled: set[str] = set()
-        """Those of them that the worker was told to stop."""
+        self._attempts = attempts
+        self._reports = reports
+        self._known = known
+        self.leases = HeldLeases(attach.credit_bytes)
         self.stuck = 0
-        self.bytes = ByteCredit(attach.credit_bytes)
         self.credits = attach.credits
         self.demand = StreamDemand(self, attach.credits)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -192,42 +144,37 @@ class WorkerSession:
     # ------------------------------------------------------------ to the worker
 
     def assign(self, assignments: list[Assignment]) -> bool:
-        """Puts claimed jobs on their way; False if the stream is over."""
+        """Put claimed jobs on their way; return False if the stream is over."""
         if self.ended.done() or self.demand.closed:
             return False
-        surplus = len(self.held) + len(assignments) - self.credits
+        surplus = len(self.leases) + len(assignments) - self.credits
         if surplus > 0:
             # Credits were taken away while the claim was under way.
             assignments = self._send_back(assignments, max(0, len(assignments) - surplus))
-        fitting = self.bytes.take(assignments, bool(self.held))
+        fitting = self.leases.bytes.take(assignments, bool(self.leases))
         if fitting < len(assignments):
             assignments = self._send_back(assignments, fitting)
-        overdue = monotonic() + self.times.claim_timeout_s
-        for assignment in assignments:
-            self.held[assignment.job_id] = assignment.fencing_token
-            self._unacknowledged[assignment.job_id] = (overdue, assignment)
+        self.leases.assign(assignments, self.times.claim_timeout_s)
         self.assigned += len(assignments)
         self._out.assignments += assignments
         self._wake.set()
         return True
 
     def _send_back(self, assignments: list[Assignment], at: int) -> list[Assignment]:
-        """Returns those from `at` on to the queue, and the others to the caller."""
-        self._give_back(self.worker_id, assignments[at:])
+        """Return those from `at` on to the queue, and the others to the caller."""
+        self._attempts.give_back(self.worker_id, assignments[at:])
         self.demand.unreserve(len(assignments) - at)
         return assignments[:at]
 
     def cancel(self, notice: CancelNotice) -> None:
-        """Tells the worker to stop a job, once for each lease."""
-        job_id = notice.job_id
-        if self.held.get(job_id) == notice.fencing_token and job_id not in self._cancelled:
-            self._cancelled.add(job_id)
+        """Tell the worker to stop a job, once for each lease."""
+        if self.leases.cancel(notice.job_id, notice.fencing_token):
             self._out.cancellations.append(notice)
             self._wake.set()
 
     def lose(self, job_id: str, fencing_token: int) -> None:
-        """Tells the worker that a job is no longer its own."""
-        if self.held.get(job_id) == fencing_token:
+        """Tell the worker that a job is no longer its own."""
+        if self.leases.holds(job_id, fencing_token):
             self._forget(job_id)
             self._out.lost.append(LeaseRef(job_id, fencing_token))
             self._wake.set()
@@ -235,7 +182,7 @@ class WorkerSession:
     def drain(
         self, deadline_s: float, now_ms: int, *, leave: bool, reason: str, until_idle: bool = False
     ) -> None:
-        """Asks the worker to leave this stream; it gets no more jobs here.
+        """Ask the worker to leave this stream; it gets no more jobs here.
 
         Args:
             deadline_s: When the stream is ended at the latest.
@@ -252,7 +199,7 @@ class WorkerSession:
             self._wake.set()
 
     def end(self, error: JobwireError | None = None) -> None:
-        """Ends the stream; harmless if it has ended."""
+        """End the stream; harmless if it has ended."""
         self.demand.closed = True
         if not self.ended.done():
             if error is None:
@@ -265,7 +212,7 @@ class WorkerSession:
         self._wake.set()
 
     async def next_frame(self) -> FrameOut:
-        """Returns what there is to tell, an empty frame as a sign of life."""
+        """Return what there is to tell, an empty frame as a sign of life."""
         if not self._out:
             self._wake.clear()
             try:
@@ -281,25 +228,31 @@ class WorkerSession:
                 self._out = frame.split(at)
                 break
         if frame.assignments:
-            self._frames_out += 1
-            self._under_way.append((self._frames_out, frame.assignments))
-            # Those whose jobs were acknowledged one by one, or have ended.
-            while not any(a.job_id in self._unacknowledged for a in self._under_way[0][1]):
-                self._under_way.popleft()
-                if not self._under_way:
-                    break
+            self.leases.sent(frame.assignments)
         self._drained.set()
         return frame
 
+    def release_by(self, settling: asyncio.Task[None]) -> None:
+        """The session is over, and a task settles it."""
+        self.release = settling
+
+    def write_begins(self) -> None:
+        """The stream begins to write a frame."""
+        self.writing_since = monotonic()
+
+    def write_ends(self) -> None:
+        """The stream has written a frame, as far as the peer's buffers go."""
+        self.writing_since = None
+
     def greet(self) -> None:
-        """Puts the answer to the attachment first."""
+        """Put the answer to the attachment first."""
         self._out.attached = True
         self._wake.set()
 
     # ---------------------------------------------------------- from the worker
 
     async def receive(self, frame: FrameIn) -> None:
-        """Acts on a frame; waits where the worker is ahead of the store or of its own reading."""
+        """Act on a frame; wait where the worker is ahead of the store or of its own reading."""
         # While this side takes its time, the other one is not silent.
         self.heard_at = float("inf")
         try:
@@ -309,14 +262,12 @@ class WorkerSession:
 
     async def _receive(self, frame: FrameIn) -> None:
         for ack in frame.acks:
-            if self.held.get(ack.job_id) == ack.fencing_token:
-                self._unacknowledged.pop(ack.job_id, None)
-            else:
+            if not self.leases.acknowledge(ack.job_id, ack.fencing_token):
                 # Given back already: the worker must not run it.
                 self._out.lost.append(ack)
                 self._wake.set()
         if frame.received:
-            self._frames_have_arrived(frame.received)
+            self.leases.have_arrived(frame.received)
         if (frame.acks or frame.received) and self._suspended_at is not None:
             self._suspended_at = None
             self._pause_or_resume()
@@ -326,7 +277,7 @@ class WorkerSession:
             more, self.credits = frame.credits - self.credits, frame.credits
             self.demand.unreserve(more)
         if frame.status is not None:
-            await self._set_status(self.worker_id, frame.status)
+            await self._known.set_status(self.worker_id, frame.status)
             self.apply_status(frame.status)
         if frame.reports or frame.completions or frame.refused:
             await self._take_in(frame)
@@ -340,16 +291,16 @@ class WorkerSession:
             self.end()
 
     async def _take_in(self, frame: FrameIn) -> None:
-        places = 0
+        freed = 0
         for queue, ulid, token, _ in frame.completions:
-            places += self._let_go(f"{queue}-{ulid}", token)
-        if places:
-            self.demand.unreserve(places)
+            freed += self.leases.let_go(f"{queue}-{ulid}", token)
+        if freed:
+            self.demand.unreserve(freed)
         for report in frame.reports:
-            self._has_arrived(f"{report.queue}-{report.ulid}", report.fencing_token)
+            self.leases.has_arrived(f"{report.queue}-{report.ulid}", report.fencing_token)
         for refused in frame.refused:
             # Wrong as it is, it shows that the assignment has arrived.
-            self._has_arrived(refused.job_id, refused.fencing_token)
+            self.leases.has_arrived(refused.job_id, refused.fencing_token)
         task = asyncio.create_task(self._record(frame, [*self._reporting]), name="frame")
         self._frames.add(task)
         task.add_done_callback(self._frames.discard)
@@ -359,18 +310,8 @@ class WorkerSession:
         while len(self._frames) >= MAX_FRAMES_IN_HAND:
             await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
 
-    def _frames_have_arrived(self, received: int) -> None:
-        while self._under_way and self._under_way[0][0] <= received:
-            for assignment in self._under_way.popleft()[1]:
-                # Of what was given back meanwhile the worker hears as of a lost lease.
-                self._has_arrived(assignment.job_id, assignment.fencing_token)
-
-    def _has_arrived(self, job_id: str, fencing_token: int) -> None:
-        if self._unacknowledged and self.held.get(job_id) == fencing_token:
-            self._unacknowledged.pop(job_id, None)
-
     async def _record(self, frame: FrameIn, reporting: list[asyncio.Task[None]]) -> None:
-        """Has a frame recorded: reports before completions, also those of the frames before it.
+        """Have a frame recorded: reports before completions, also those of the frames before it.
 
         Otherwise the last words of a job could come after its end, and be refused.
         """
@@ -387,7 +328,7 @@ class WorkerSession:
     async def _record_completions(self, completions: Sequence[Ended]) -> list[Refused]:
         outcomes: Sequence[Completed | JobwireError]
         try:
-            outcomes = await self._complete(self.worker_id, completions)
+            outcomes = await self._attempts.complete_many(self.worker_id, completions)
         except Exception as error:
             outcomes = [self._unrecorded(error)] * len(completions)
         refused = []
@@ -396,7 +337,7 @@ class WorkerSession:
                 job_id = f"{ended.queue}-{ended.ulid}"
                 refused.append(Refused(job_id, ended.fencing_token, outcome))
                 if isinstance(outcome, STILL_HELD):
-                    self._keep(job_id, ended.fencing_token)
+                    self.keep(job_id, ended.fencing_token)
             elif type(ended.outcome) is bytes:
                 self.succeeded += 1
             else:
@@ -405,7 +346,7 @@ class WorkerSession:
 
     async def _record_reports(self, reports: Sequence[Reported]) -> list[Refused]:
         try:
-            renewals = await self._report(self.worker_id, reports)
+            renewals = await self._reports.report_many(self.worker_id, reports)
         except Exception as error:
             why = self._unrecorded(error)
             return [Refused(f"{r.queue}-{r.ulid}", r.fencing_token, why) for r in reports]
@@ -431,26 +372,17 @@ class WorkerSession:
         return StoreUnavailable("it is not known whether it was recorded; send it again")
 
     def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
-        """Frees the place of a job that the worker no longer holds."""
-        if self._let_go(job_id, fencing_token):
+        """Free the slot of a job that the worker no longer holds."""
+        if self.leases.let_go(job_id, fencing_token):
             self.demand.unreserve(1)
 
-    def _let_go(self, job_id: str, fencing_token: int | None) -> bool:
-        """Takes a job off the books; True if its place is to be freed."""
-        token = self.held.get(job_id)
-        if token is None or fencing_token not in (None, token):
-            return False
-        del self.held[job_id]
-        self._unacknowledged.pop(job_id, None)
-        self._cancelled.discard(job_id)
-        self.bytes.free(job_id)
-        return True
+    def keep(self, job_id: str, fencing_token: int) -> None:
+        """Fill a slot with a job that the worker holds already.
 
-    def _keep(self, job_id: str, fencing_token: int) -> None:
-        """Takes a place again for a job whose completion was refused: its lease goes on."""
-        if job_id not in self.held and not self.ended.done():
-            self.held[job_id] = fencing_token
-            self.demand.room -= 1
+        It named the job when it attached, or its completion was refused.
+        """
+        if not self.ended.done() and self.leases.keep(job_id, fencing_token):
+            self.demand.take_slot()
 
     # ------------------------------------------------------------ now and then
 
@@ -462,10 +394,10 @@ class WorkerSession:
         """
         self.heard_at = max(self.heard_at, monotonic())
         for job_id, fencing_token in arrived:
-            self._has_arrived(job_id, fencing_token)
+            self.leases.has_arrived(job_id, fencing_token)
 
     def apply_status(self, status: WorkerStatus) -> None:
-        """Follows what the worker or an operator wants."""
+        """Follow what the worker or an operator wants."""
         self._ready = status is WorkerStatus.READY
         self._pause_or_resume()
 
@@ -483,7 +415,7 @@ class WorkerSession:
         return not self.ended.done() and silence <= self.times.silence_s
 
     def look(self, now_ms: int) -> None:
-        """Does what time asks for: overdue acknowledgements, silence, deafness, age."""
+        """Do what time asks for: overdue acknowledgements, silence, deafness, age."""
         now = monotonic()
         limit = self.times.silence_s
         self._give_back_overdue(now)
@@ -495,7 +427,7 @@ class WorkerSession:
         elif self._suspended_at is not None and now - self._suspended_at > limit:
             self.end(StoreUnavailable("assignments are not acknowledged"))
         elif self._drain_until is not None:
-            if self._until_idle and not self.held and not self._frames and not self._out:
+            if self._until_idle and not self.leases and not self._frames and not self._out:
                 self.end(ServerDraining())
             elif now > self._drain_until:
                 self.end(StoreUnavailable("the stream was to be left by its deadline"))
@@ -505,11 +437,7 @@ class WorkerSession:
             )
 
     def _give_back_overdue(self, now: float) -> None:
-        overdue: list[Assignment] = []
-        for until, assignment in self._unacknowledged.values():
-            if until > now:
-                break
-            overdue.append(assignment)
+        overdue = self.leases.overdue()
         if not overdue:
             return
         # No more jobs for a worker that does not take those it has; an acknowledgement shows that
@@ -522,37 +450,31 @@ class WorkerSession:
         for assignment in overdue:
             self.lose(assignment.job_id, assignment.fencing_token)
         # Of no budget, for the stream holds: the worker stands still, and has not died of them.
-        self._give_back(self.worker_id, overdue)
+        self._attempts.give_back(self.worker_id, overdue)
 
     def abandon(self) -> tuple[list[Assignment], list[Assignment]]:
-        """Returns what was never acknowledged, for the end of the stream: what the stream has not
+        """Return what was never acknowledged, for the end of the stream: what the stream has not
         taken, and what was on its way.
         """
         self.demand.closed = True
-        left = [assignment for _, assignment in self._unacknowledged.values()]
-        self._unacknowledged.clear()
-        return self._sorted(left)
-
-    def _sorted(
-        self, assignments: Sequence[Assignment]
-    ) -> tuple[list[Assignment], list[Assignment]]:
+        left = self.leases.take_unacknowledged()
         waiting = {assignment.job_id for assignment in self._out.assignments}
-        unsent = [one for one in assignments if one.job_id in waiting]
-        return unsent, [one for one in assignments if one.job_id not in waiting]
+        unsent = [one for one in left if one.job_id in waiting]
+        return unsent, [one for one in left if one.job_id not in waiting]
 
     async def settle(self) -> None:
-        """Returns once the frames in hand are recorded: the worker has sent them, stream or not."""
+        """Return once the frames in hand are recorded: the worker has sent them, stream or not."""
         await asyncio.gather(*self._frames, return_exceptions=True)
 
     def count_on(self, stats: str) -> None:
-        """Counts on from what an earlier stream of the process told (`stats`)."""
+        """Count on from what an earlier stream of the process told (`stats`)."""
         if stats:
             told = json.loads(stats)
             self.assigned = told["assigned"]
             self.succeeded, self.failed = told["succeeded"], told["failed"]
 
     def stats(self) -> str:
-        """Returns the counters as JSON if they changed since the last call, '' otherwise."""
+        """Return the counters as JSON if they changed since the last call, '' otherwise."""
         counters = {
             "credits": self.credits,
             "assigned": self.assigned,
