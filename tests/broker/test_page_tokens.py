@@ -13,7 +13,7 @@ from tests.support.brokers import Broker
 
 
 @pytest.mark.parametrize(
-    "place",
+    "after",
     [
         ("x", "", "", ""),
         (-1, "", "", ""),
@@ -25,10 +25,10 @@ from tests.support.brokers import Broker
     ids=str,
 )
 async def test_a_token_that_was_made_up_is_refused_as_one(
-    valkey_broker: Broker, place: tuple[str | int, ...]
+    valkey_broker: Broker, after: tuple[str | int, ...]
 ) -> None:
     await valkey_broker.submit()
     scope = f"jobs:default:{[int(state) for state in JobState]}:False:"
-    made_up = encode_token(scope, *place)
+    made_up = encode_token(scope, *after)
     with pytest.raises(BadPageToken):
         await valkey_broker.router.listing.page(JobFilter("default"), 10, made_up, full=False)

@@ -11,7 +11,7 @@ from jobwire_server.domain.model import (
     Failure,
     Job,
     JobState,
-    OutputPlace,
+    OutputPosition,
     Piece,
     RetryPolicy,
     UniqueKey,
@@ -211,7 +211,7 @@ async def test_output_of_the_life_before_is_kept(broker: Broker) -> None:
     await broker.report("default", ulid, "w1", 2, b"", written)
     job = await broker.job(ulid)
     assert job.output_bytes == len("firstsecond")
-    assert job.output_end == OutputPlace(2, 6)
+    assert job.output_end == OutputPosition(2, 6)
 
 
 async def test_a_worker_of_the_life_before_has_lost_its_lease(broker: Broker) -> None:

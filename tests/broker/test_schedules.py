@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +44,19 @@ def _fired(broker: Broker) -> list[str]:
 
 
 @asynccontextmanager
-async def _servers(url: str, count: int) -> AsyncIterator[list[Broker]]:
-    """Several servers without loops of their own, on one store."""
-    if count == 0:
-        yield []
-        return
-    async with running_broker(url, server_id=f"s{count}") as one, _servers(url, count - 1) as rest:
-        yield [one, *rest]
+async def _servers(url: str, count: int, settled: Counter[str]) -> AsyncIterator[list[Broker]]:
+    """Several servers without loops of their own, on one store; counts the moments they settle."""
+
+    def settle(outcome: str, moments: int) -> None:
+        settled[outcome] += moments
+
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                running_broker(url, server_id=f"s{number}", moments_settled=settle)
+            )
+            for number in range(count)
+        ]
 
 
 async def _due(broker: Broker) -> list[str]:
@@ -59,9 +65,7 @@ async def _due(broker: Broker) -> list[str]:
 
 async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: str) -> None:
     settled: Counter[str] = Counter()
-    async with _servers(store_url, 4) as brokers:
-        for broker in brokers:
-            broker.router.schedules._settled = lambda name, count: settled.update({name: count})
+    async with _servers(store_url, 4, settled) as brokers:
         for at in range(20):
             await _create(brokers[0], f"s{at}")
         for rounds in range(1, 6):
@@ -96,21 +100,25 @@ async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(broker: 
 
 
 async def test_a_decision_about_a_moment_that_is_settled_changes_nothing(broker: Broker) -> None:
-    schedules = broker.router.schedules
     await _create(broker)
     broker.shift(MINUTE)
-    now, _, standings = await schedules._store.standings("default", ["s1"])
-    (batch,), _ = await schedules._decide("default", [one for one in standings if one], now)
+    store = broker.parts.schedule_store
+    now, _, standings = await store.standings("default", ["s1"])
+    (batch,), _ = await broker.parts.due_schedules.decide(
+        "default", [one for one in standings if one], now
+    )
     settings = await broker.parts.settings.get("default")
     for expected in ("SUBMITTED", "CHANGED"):
         before = broker.dump()
-        _, _, (outcome,) = await schedules._store.fire("default", batch, 0, DAY_MS, settings)
+        _, _, (outcome,) = await broker.parts.schedule_store.fire(
+            "default", batch, 0, DAY_MS, settings
+        )
         assert outcome.name == expected
     assert broker.dump() == before
     # Nor after the next moment, which a repetition must not bring back.
     await broker.after(MINUTE)
     before = broker.dump()
-    _, _, (outcome,) = await schedules._store.fire("default", batch, 0, DAY_MS, settings)
+    _, _, (outcome,) = await store.fire("default", batch, 0, DAY_MS, settings)
     assert outcome.name == "CHANGED"
     assert broker.dump() == before
 
@@ -124,8 +132,11 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
     schedules = broker.router.schedules
     await _create(broker)
     broker.shift(MINUTE)
-    now, _, standings = await schedules._store.standings("default", ["s1"])
-    batches, _ = await schedules._decide("default", [one for one in standings if one], now)
+    store = broker.parts.schedule_store
+    now, _, standings = await store.standings("default", ["s1"])
+    batches, _ = await broker.parts.due_schedules.decide(
+        "default", [one for one in standings if one], now
+    )
     if change.startswith("update"):
         if change == "update, same moment":
             # As after the store's clock was set back.
@@ -139,7 +150,9 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
     if change == "make again":
         await _create(broker)
     settings = await broker.parts.settings.get("default")
-    _, _, outcomes = await schedules._store.fire("default", batches[0], 0, DAY_MS, settings)
+    _, _, outcomes = await broker.parts.schedule_store.fire(
+        "default", batches[0], 0, DAY_MS, settings
+    )
     assert [outcome.name for outcome in outcomes] == ["CHANGED"]
     assert _fired(broker) == []
     broker.check()
@@ -148,15 +161,17 @@ async def test_what_was_decided_before_a_change_is_not_done_after_it(
 async def test_a_change_made_before_a_firing_does_not_bring_its_moment_back(
     broker: Broker,
 ) -> None:
-    schedules = broker.router.schedules
     made = await _create(broker)
     broker.shift(MINUTE)
-    _, read = await schedules._store.read("default", "s1")
+    store = broker.parts.schedule_store
+    _, read = await store.read("default", "s1")
     assert read is not None
     await broker.settle()
     before = broker.dump()
     fields: dict[str, Any] = {"up": 1}
-    assert not await schedules._store.write("default", "s1", read.standing, made.due_ms, fields)
+    assert not await broker.parts.schedule_store.write(
+        "default", "s1", read.standing, made.due_ms, fields
+    )
     assert broker.dump() == before
 
 
@@ -172,7 +187,7 @@ async def test_changes_and_firings_at_once_leave_a_sound_schedule(broker: Broker
     async def fire() -> None:
         for _ in range(30):
             broker.shift(MINUTE)
-            await schedules.fire_due("default", ["s1"])
+            await broker.parts.due_schedules.fire("default", ["s1"])
 
     await asyncio.gather(change(), fire(), fire())
     await schedules.set_paused("default", "s1", True)

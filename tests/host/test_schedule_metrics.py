@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from jobwire_server.telemetry.metrics import RpcMetrics, SharedRpcMetrics
-from jobwire_server.telemetry.shared_counters import Page
+from jobwire_server.telemetry.shared_counters import SharedCounters
 
 
 def _shown(collector: RpcMetrics | SharedRpcMetrics) -> dict[str, float]:
@@ -30,9 +30,9 @@ def test_moments_are_counted_by_what_became_of_them() -> None:
 
 
 def test_the_moments_of_several_processes_are_added_up() -> None:
-    pages = [Page.create() for _ in range(2)]
-    for page in pages:
-        metrics = RpcMetrics(page)
+    several = [SharedCounters.create() for _ in range(2)]
+    for counters in several:
+        metrics = RpcMetrics(counters)
         metrics.method("/a/B").count("OK")
         metrics.settled("skipped", 2)
-    assert _shown(SharedRpcMetrics(pages)) == {"submitted": 0, "skipped": 4, "missed": 0}
+    assert _shown(SharedRpcMetrics(several)) == {"submitted": 0, "skipped": 4, "missed": 0}

@@ -190,6 +190,7 @@ async def running_broker(
     server_id: str = "s1",
     *,
     random_fraction: Callable[[], float] = lambda: 0.5,
+    moments_settled: Callable[[str, int], None] = lambda outcome, count: None,
     **changed: object,
 ) -> AsyncIterator[Broker]:
     """Runs a router on the store.
@@ -199,6 +200,7 @@ async def running_broker(
         options: How jobs are treated.
         server_id: Unique among those that run.
         random_fraction: For the jitter of backoffs.
+        moments_settled: Told of the moments of schedules.
         changed: Single options in place of those.
     """
     connection = connect(url)
@@ -208,6 +210,7 @@ async def running_broker(
         JobSpecRecords(),
         server_id,
         random_fraction=random_fraction,
+        moments_settled=moments_settled,
     )
     router = Router(parts)
     client = redis.Redis.from_url(url)

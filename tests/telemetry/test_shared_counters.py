@@ -1,4 +1,4 @@
-"""Pages and the metrics that are added up from them."""
+"""Shared counters and the metrics that are added up from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobwire_server.telemetry.metrics import (
     RpcMetrics,
     SharedRpcMetrics,
 )
-from jobwire_server.telemetry.shared_counters import MAX_ROWS, NAME_BYTES, Page, State
+from jobwire_server.telemetry.shared_counters import MAX_ROWS, NAME_BYTES, SharedCounters, State
 
 
 def _shown(*collectors: object) -> str:
@@ -28,51 +28,51 @@ def test_the_codes_are_those_of_grpc_in_their_order() -> None:
     assert list(CODES) == [code.name for code in sorted(StatusCode, key=lambda c: c.value[0])]
 
 
-def test_a_page_is_seen_by_whoever_maps_it() -> None:
-    page = Page.create()
-    seen = Page(page.fd)
-    cells = page.row("/a/B")
+def test_a_counters_is_seen_by_whoever_maps_it() -> None:
+    counters = SharedCounters.create()
+    seen = SharedCounters(counters.fd)
+    cells = counters.row("/a/B")
     assert cells is not None
     cells[3] = 7
-    page.state, page.beat, page.store_up = State.SERVING, 1.5, True
+    counters.state, counters.beat, counters.store_up = State.SERVING, 1.5, True
     assert [(name, row[3]) for name, row in seen.rows()] == [("/a/B", 7.0)]
     assert (seen.state, seen.beat, seen.store_up) == (State.SERVING, 1.5, True)
 
 
-def test_the_next_process_goes_on_counting_on_the_page_of_the_last() -> None:
-    page = Page.create()
-    first = RpcMetrics(Page(page.fd)).method("/a/B")
+def test_the_next_process_goes_on_counting_on_the_counters_of_the_last() -> None:
+    counters = SharedCounters.create()
+    first = RpcMetrics(SharedCounters(counters.fd)).method("/a/B")
     first.count("OK")
     first.cells[IN_FLIGHT] += 1
-    page.clear_levels()
-    second = RpcMetrics(Page(page.fd)).method("/a/B")
+    counters.clear_levels()
+    second = RpcMetrics(SharedCounters(counters.fd)).method("/a/B")
     assert (second.in_flight, second.codes) == (0, {"OK": 1})
     second.count("OK")
     assert first.codes == {"OK": 2}
-    assert len(list(page.rows())) == 1
+    assert len(list(counters.rows())) == 1
 
 
-def test_a_full_page_and_a_long_name_are_counted_by_the_process_alone() -> None:
-    page = Page.create()
+def test_a_full_counters_and_a_long_name_are_counted_by_the_process_alone() -> None:
+    counters = SharedCounters.create()
     for number in range(MAX_ROWS):
-        assert page.row(f"/a/{number}") is not None
-    assert page.row("/a/more") is None
-    assert Page.create().row("x" * (NAME_BYTES + 1)) is None
-    stats = RpcMetrics(page).method("/a/more")
+        assert counters.row(f"/a/{number}") is not None
+    assert counters.row("/a/more") is None
+    assert SharedCounters.create().row("x" * (NAME_BYTES + 1)) is None
+    stats = RpcMetrics(counters).method("/a/more")
     stats.count("OK")
     assert stats.codes == {"OK": 1}
 
 
 def test_calls_of_several_processes_are_shown_as_their_sum() -> None:
-    pages = [Page.create(), Page.create()]
-    for number, page in enumerate(pages, 1):
-        stats = RpcMetrics(page).method("/a/B")
+    several = [SharedCounters.create(), SharedCounters.create()]
+    for number, counters in enumerate(several, 1):
+        stats = RpcMetrics(counters).method("/a/B")
         for _ in range(number):
             stats.count("OK")
             stats.observe(0.003 * number)
         stats.cells[IN_FLIGHT] += number
-    RpcMetrics(pages[1]).method("/a/C").count("NOT_FOUND")
-    text = _shown(SharedRpcMetrics(pages))
+    RpcMetrics(several[1]).method("/a/C").count("NOT_FOUND")
+    text = _shown(SharedRpcMetrics(several))
     assert 'jobwire_rpc_total{code="OK",method="/a/B"} 3.0' in text
     assert 'jobwire_rpc_total{code="NOT_FOUND",method="/a/C"} 1.0' in text
     assert 'jobwire_rpc_in_flight{method="/a/B"} 3.0' in text

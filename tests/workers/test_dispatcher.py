@@ -97,7 +97,7 @@ async def test_a_claim_that_is_under_way_when_the_server_stops_leaves_no_job_lea
         own_store.pause()
         poll = asyncio.create_task(broker.claim(wait_ms=60_000))
         await eventually(
-            lambda: [demand.slots for demand in broker.parts.waiting] == [0],
+            lambda: [demand.free for demand in broker.parts.waiting] == [0],
             "the claim is under way",
         )
         stop = asyncio.create_task(broker.router.stop())

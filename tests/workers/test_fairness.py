@@ -8,8 +8,7 @@ from time import monotonic
 
 import pytest
 
-from jobwire_server.workers import dispatcher
-from jobwire_server.workers import streams as roster
+from jobwire_server.workers import dispatcher, signs_of_life
 
 from tests.support.streams import PATIENCE_S, QUICK, Producer, RawWorker, stream_server
 from tests.support.waiting import eventually
@@ -99,7 +98,7 @@ async def test_jobs_that_return_wake_idle_workers_on_other_servers(
 async def test_a_cancellation_needs_no_round_of_the_lease_keeper(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster, "TOUCH_S", 3_600.0)
+    monkeypatch.setattr(signs_of_life, "PERIOD_S", 3_600.0)
     async with (
         stream_server(valkey_url, replace(CALM, lease_ms=3_600_000)) as one,
         stream_server(valkey_url, CALM, "s2") as two,

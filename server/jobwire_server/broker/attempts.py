@@ -79,7 +79,7 @@ class Attempts:
         self._tasks = tasks
 
     async def _retry_defaults(self, queue: str) -> RetryDefaults:
-        """Returns what the unset retry fields of the queue's jobs mean now."""
+        """Return what the unset retry fields of the queue's jobs mean now."""
         settings = await self._settings.get(queue)
         return endings.resolve(settings.retry, self._options.retry)
 
@@ -92,7 +92,7 @@ class Attempts:
     async def complete_many(
         self, worker_id: str, items: Sequence[Ended]
     ) -> list[Completed | JobwireError]:
-        """Ends attempts over any queues; answers each with its outcome or why it was refused.
+        """End attempts over any queues; answer each with its outcome or why it was refused.
 
         Results go to the store as one batch for each queue; other ends are decided one by one, side
         by side.
@@ -110,12 +110,12 @@ class Attempts:
             else:
                 others.append(at)
 
-        async def succeed(queue: str, places: list[int], batch: list[Success]) -> None:
+        async def succeed(queue: str, indexes: list[int], batch: list[Success]) -> None:
             try:
                 answers = await self._lanes.of(queue).succeed.submit(batch)
             except JobwireError as error:
-                answers = [error] * len(places)
-            for at, answer in zip(places, answers, strict=True):
+                answers = [error] * len(indexes)
+            for at, answer in zip(indexes, answers, strict=True):
                 outcomes[at] = answer
 
         async def end(at: int) -> None:
@@ -203,7 +203,7 @@ class Attempts:
         *,
         sent: bool = False,
     ) -> None:
-        """Returns jobs that never reached their worker, in the background; if that fails their
+        """Return jobs that never reached their worker, in the background; if that fails their
         leases end.
 
         Args:

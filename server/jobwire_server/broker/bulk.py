@@ -99,11 +99,11 @@ class Bulk:
         self._draining = False
 
     def drain(self) -> None:
-        """Ends every action behind the page that it is at, with ServerDraining."""
+        """End every action behind the page that it is at, with ServerDraining."""
         self._draining = True
 
     async def retry_one(self, queue: str, ulid: str, reason: str, delay_ms: int) -> Job:
-        """Puts a job back after its end; returns it as it stands then.
+        """Put a job back after its end; return it as it stands then.
 
         A job that is live because of an earlier redrive stays as it is.
 
@@ -145,7 +145,7 @@ class Bulk:
         max_jobs: int,
         per_second: float = 0.0,
     ) -> AsyncIterator[BulkProgress]:
-        """Redrives all jobs of a filter; yields how far it is.
+        """Redrive all jobs of a filter; yield how far it is.
 
         Jobs that end while this goes on are left alone, or one that fails at once would be redriven
         for ever.
@@ -194,7 +194,7 @@ class Bulk:
         dry_run: bool,
         max_jobs: int,
     ) -> AsyncIterator[BulkProgress]:
-        """Cancels all jobs of a filter; yields how far it is.
+        """Cancel all jobs of a filter; yield how far it is.
 
         Without states these are the live ones. Otherwise as `retry`.
         """
@@ -221,7 +221,7 @@ class Bulk:
     async def purge(
         self, wanted: JobFilter, *, dry_run: bool, max_jobs: int
     ) -> AsyncIterator[BulkProgress]:
-        """Forgets all jobs of a filter that have ended; yields how far it is.
+        """Forget all jobs of a filter that have ended; yield how far it is.
 
         Without states these are the terminal ones. Otherwise as `retry`.
         """
@@ -237,7 +237,7 @@ class Bulk:
             yield progress
 
     async def _begin(self, queue: str) -> int:
-        """Returns the store's time, if there is such a queue."""
+        """Return the store's time, if there is such a queue."""
         if self._draining:
             raise ServerDraining
         if not await self._registry.exists(queue):
@@ -251,7 +251,7 @@ class Bulk:
         dry_run: bool,
         max_jobs: int,
     ) -> AsyncIterator[BulkProgress]:
-        """Acts on the jobs of a filter that are in one of the states."""
+        """Act on the jobs of a filter that are in one of the states."""
         matched = changed = skipped = 0
         samples: list[str] = []
         told = monotonic()
@@ -282,7 +282,7 @@ class Bulk:
     async def _pages(
         self, wanted: JobFilter, states: Sequence[JobState]
     ) -> AsyncIterator[list[Job]]:
-        """Yields jobs that are in one of the states, a page at a time."""
+        """Yield jobs that are in one of the states, a page at a time."""
         queue = wanted.queue
         if wanted.ulids:
             ulids = list(dict.fromkeys(wanted.ulids))
@@ -304,7 +304,7 @@ class Bulk:
 
 
 def _next_size(size: int, jobs: Sequence[Job]) -> int:
-    """Returns how many jobs the next page should have, by the size of the last one's records."""
+    """Return how many jobs the next page should have, by the size of the last one's records."""
     if not jobs:
         return size
     mean = sum(len(job.record) for job in jobs) // len(jobs) + 1
@@ -315,7 +315,7 @@ def _next_size(size: int, jobs: Sequence[Job]) -> int:
 def redrive_item(
     job: Job, facts: RecordFacts, reason: str, *, due_ms: int = 0, delay_ms: int = 0
 ) -> RedriveItem:
-    """Returns the redrive of a job as it was read."""
+    """Return the redrive of a job as it was read."""
     return RedriveItem(
         ulid=job.job_id[-ULID_LENGTH:],
         route_id=route_of(facts.operation, facts.requirements).id,

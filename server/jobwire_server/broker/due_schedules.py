@@ -83,7 +83,7 @@ class DueSchedules:
             ids: The schedules.
         """
         now, head, standings = await self._store.standings(queue, ids)
-        batches, held_back = await self._decide(queue, [found for found in standings if found], now)
+        batches, held_back = await self.decide(queue, [found for found in standings if found], now)
         settings = await self._settings.get(queue)
         retention_ms = retain_ended_ms(settings, self._options)
         for batch in batches:
@@ -103,7 +103,7 @@ class DueSchedules:
                 self._complain(queue, "schedules held back: the queue is at its limit")
         return Fired(head, now, held_back)
 
-    async def _decide(
+    async def decide(
         self, queue: str, standings: Sequence[Standing], now_ms: int
     ) -> tuple[list[list[Firing]], bool]:
         """Return steps in batches for one script call each, and True if there is a schedule that

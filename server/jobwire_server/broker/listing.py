@@ -50,10 +50,10 @@ class JobListing:
         scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{_scope(wanted)}"
         index, token = 0, PageToken()
         if page_token:
-            at, *place = decode_token(scope, page_token, 4)
-            if not isinstance(at, int) or not 0 <= at < len(order) or not _is_place(place):
+            at, *after = decode_token(scope, page_token, 4)
+            if not isinstance(at, int) or not 0 <= at < len(order) or not _ends_page(after):
                 raise bad_token()
-            index, token = at, PageToken(*(str(part) for part in place))
+            index, token = at, PageToken(*(str(part) for part in after))
         elif not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         found: list[Job] = []
@@ -86,9 +86,9 @@ def _scope(wanted: JobFilter) -> str:
     return repr((wanted.operation, sorted(wanted.labels.items()), wanted.failure_type))
 
 
-_PLACE = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
+_PAGE_END = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
 
 
-def _is_place(parts: Sequence[str | int]) -> bool:
+def _ends_page(parts: Sequence[str | int]) -> bool:
     """True for what a page of jobs can end at; anything else was made up."""
-    return _PLACE.fullmatch(" ".join(str(part) for part in parts)) is not None
+    return _PAGE_END.fullmatch(" ".join(str(part) for part in parts)) is not None

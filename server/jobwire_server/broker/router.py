@@ -21,7 +21,7 @@ from jobwire_server.domain.model import (
     Ended,
     Job,
     JobState,
-    OutputPlace,
+    OutputPosition,
     Queue,
     Renewal,
     Reported,
@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 TIME_PATIENCE_S = 1.0
 """How long a start waits for the store's time; clocks of queues refresh it."""
 
-JobCourse = AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]
+JobCourse = AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]
 
 
 class Router:

@@ -13,7 +13,7 @@ from jobwire_server.broker.submissions import Submission, Submissions
 from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import InvalidRequest, JobwireError
 from jobwire_server.domain.ids import ULID_LENGTH
-from jobwire_server.domain.model import Accepted, NewJob, NotNow, OutputPlace
+from jobwire_server.domain.model import Accepted, NewJob, NotNow, OutputPosition
 from jobwire_server.watch.job_watch import JobWatch, WatchWish
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 
@@ -40,7 +40,7 @@ class JobRuns:
 
     async def run(
         self, submission: Submission, wish: WatchWish, *, cancel_on_disconnect: bool
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
         """Submit a job and yield its course, as `watch_job`.
 
         Args:

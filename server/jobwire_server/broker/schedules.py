@@ -91,7 +91,7 @@ class Schedules:
         paused: bool,
         refusal: JobwireError | None = None,
     ) -> Schedule:
-        """Makes a schedule, and its queue; one that says the same is answered as it stands.
+        """Make a schedule, and its queue; one that says the same is answered as it stands.
 
         Args:
             queue: Its queue.
@@ -131,7 +131,7 @@ class Schedules:
         raise _unsettled(queue, schedule_id)
 
     async def get(self, queue: str, schedule_id: str) -> Schedule:
-        """Returns a schedule as it stands.
+        """Return a schedule as it stands.
 
         Raises:
             ScheduleNotFound: There is none.
@@ -140,7 +140,7 @@ class Schedules:
         return found
 
     async def page(self, queue: str, page_size: int, page_token: str) -> tuple[list[Schedule], str]:
-        """Returns a page of schedules by id, without their runs, and the token of the next.
+        """Return a page of schedules by id, without their runs, and the token of the next.
 
         Raises:
             BadPageToken: The token is of another listing.
@@ -158,7 +158,7 @@ class Schedules:
         revision: int,
         refusal: JobwireError | None = None,
     ) -> Schedule:
-        """Replaces what a schedule says.
+        """Replace what a schedule says.
 
         Args:
             queue: Its queue.
@@ -195,7 +195,7 @@ class Schedules:
     async def set_paused(
         self, queue: str, schedule_id: str, paused: bool, reason: str = ""
     ) -> Schedule:
-        """Stops a schedule, or lets it go on with the first moment after now.
+        """Stop a schedule, or let it go on with the first moment after now.
 
         Raises:
             ScheduleNotFound: There is none.
@@ -211,11 +211,11 @@ class Schedules:
         raise _unsettled(queue, schedule_id)
 
     async def delete(self, queue: str, schedule_id: str) -> None:
-        """Removes a schedule, if there is one."""
+        """Remove a schedule, if there is one."""
         await self._store.delete(queue, schedule_id)
 
     async def trigger(self, queue: str, schedule_id: str, request_id: str) -> str:
-        """Submits a job of a schedule now; returns its id, or that of the job that the request or
+        """Submit a job of a schedule now; return its id, or that of the job that the request or
         the holder of its unique key stands for.
 
         Raises:

@@ -78,6 +78,7 @@ class Parts:
     workers: WorkerStore
     bulk_store: BulkStore
     cancels: CancelStore
+    schedule_store: ScheduleStore
     settings: QueueSettingsCache
     activity: Activity
     notices: Notices
@@ -231,6 +232,7 @@ def build_parts(
         workers=workers,
         bulk_store=bulk_store,
         cancels=cancels,
+        schedule_store=schedule_store,
         settings=settings,
         activity=activity,
         notices=notices,

@@ -22,12 +22,12 @@ from structlog.typing import FilteringBoundLogger
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.host.child_messages import NOW, Failed, LookAgain, Orders, Served, Word
 from jobwire_server.host.event_loop import calm_the_collector, run
-from jobwire_server.host.server import Application, Place
+from jobwire_server.host.server import Application, Sibling
 from jobwire_server.host.settings import Settings
 from jobwire_server.host.signals import end_without_a_word
 from jobwire_server.store.connection.engine import shut_down
 from jobwire_server.telemetry.logs import configure_logs
-from jobwire_server.telemetry.shared_counters import Page
+from jobwire_server.telemetry.shared_counters import SharedCounters
 from jobwire_server.telemetry.standard_streams import let_go_of_the_rest, open_closed_streams
 
 PULSE_S = 1.0
@@ -44,13 +44,13 @@ class Child:
     Args:
         orders: What to be.
         link: The pipe.
-        page: Where to count.
+        counters: Where to count.
     """
 
-    def __init__(self, orders: Orders, link: Connection, page: Page) -> None:
+    def __init__(self, orders: Orders, link: Connection, counters: SharedCounters) -> None:
         self._orders = orders
         self._link = link
-        self._page = page
+        self._counters = counters
         self._orphaned = False
         self._application: Application | None = None
         self._looks: set[asyncio.Task[None]] = set()
@@ -70,10 +70,10 @@ class Child:
         threading.Thread(target=self._listen, args=(loop,), name="parent", daemon=True).start()
         orders = self._orders
         settings = Settings(**orders.settings)
-        place = Place(
-            orders.index, settings.processes, self._page, orders.store_url, orders.embedded
+        sibling = Sibling(
+            orders.index, settings.processes, self._counters, orders.store_url, orders.embedded
         )
-        application = self._application = Application(settings, place)
+        application = self._application = Application(settings, sibling)
         pulse = asyncio.create_task(self._pulse(), name="pulse")
         try:
             if await self._start(application):
@@ -111,9 +111,9 @@ class Child:
 
     async def _pulse(self) -> None:
         while True:
-            self._page.beat = time.monotonic()
+            self._counters.beat = time.monotonic()
             if self._application is not None:
-                self._page.stuck_handlers = self._application.stuck_handlers
+                self._counters.stuck_handlers = self._application.stuck_handlers
             await asyncio.sleep(PULSE_S)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -154,19 +154,19 @@ def _wake_when_the_parent_dies() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
-def main(link_fd: int, page_fd: int) -> int:
+def main(link_fd: int, counters_fd: int) -> int:
     """Serve as one of several processes; the exit code."""
     end_without_a_word()
     _wake_when_the_parent_dies()
     open_closed_streams()
-    link, page = Connection(link_fd), Page(page_fd)
+    link, counters = Connection(link_fd), SharedCounters(counters_fd)
     try:
         orders: Orders = link.recv()
     except EOFError:
         return 1
     configure_logs(orders.log_format, orders.settings["log_level"], process=orders.index)
     try:
-        run(Child(orders, link, page).serve())
+        run(Child(orders, link, counters).serve())
     except ConfigurationError:
         return 1
     finally:

@@ -40,7 +40,7 @@ from jobwire_server.store.connection.engine import EmbeddedValkey
 from jobwire_server.store.connection.monitor import StoreMonitor
 from jobwire_server.store.connection.preflight import Inspection, check_store
 from jobwire_server.telemetry.metrics import Metrics, RpcMetrics
-from jobwire_server.telemetry.shared_counters import Page, State
+from jobwire_server.telemetry.shared_counters import SharedCounters, State
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,14 +65,14 @@ log: FilteringBoundLogger = structlog.get_logger("jobwire.server")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server stands that is one process of several on a port."""
+class Sibling:
+    """What a server is told that is one process of several on a port."""
 
     index: int
     """From 0."""
     processes: int
-    page: Page
-    """Where it counts; the supervisor shows it, so that the server serves no HTTP itself."""
+    counters: SharedCounters
+    """Where it counts; the supervisor shows them, so that the server serves no HTTP itself."""
     store_url: str
     """The store, which the supervisor runs if it is embedded."""
     embedded: bool
@@ -83,14 +83,14 @@ class Application:
 
     Args:
         settings: Everything that can be chosen.
-        place: None: it has the port for itself.
+        sibling: None: it has the port for itself.
     """
 
-    def __init__(self, settings: Settings, place: Place | None = None) -> None:
+    def __init__(self, settings: Settings, sibling: Sibling | None = None) -> None:
         self.settings = settings
-        self._place = place
+        self._sibling = sibling
         self.server_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._rpc = RpcMetrics(place.page if place is not None else None)
+        self._rpc = RpcMetrics(sibling.counters if sibling is not None else None)
         self.facts: ServerFacts | None = None
         """What is running; set by start."""
         self.address = settings.listen
@@ -122,9 +122,9 @@ class Application:
             raise
 
     async def _start(self) -> None:
-        settings, options, place = self.settings, self.settings.broker_options(), self._place
-        url = place.store_url if place is not None else settings.redis_url
-        embedded = place.embedded if place is not None else not url
+        settings, options, sibling = self.settings, self.settings.broker_options(), self._sibling
+        url = sibling.store_url if sibling is not None else settings.redis_url
+        embedded = sibling.embedded if sibling is not None else not url
         if not url:
             self._engine = EmbeddedValkey(settings.data_dir, settings.durability)
             await self._engine.start()
@@ -138,7 +138,7 @@ class Application:
             wait_s=settings.store_wait.total_seconds(),
             replicas=settings.wait_replicas,
         )
-        if place is None or place.index == 0:
+        if sibling is None or sibling.index == 0:
             for warning in store.warnings:
                 log.warning(warning)
         self.facts = ServerFacts(
@@ -147,8 +147,8 @@ class Application:
             started_at_ms=time.time_ns() // 1_000_000,
             store=store,
             limits=options.limits,
-            processes=place.processes if place is not None else 1,
-            process_index=place.index if place is not None else 0,
+            processes=sibling.processes if sibling is not None else 1,
+            process_index=sibling.index if sibling is not None else 0,
         )
         condition = self._condition = StoreCondition(self._connection.address)
         parts = build_parts(
@@ -231,7 +231,7 @@ class Application:
             options=(
                 # Another server on this port is a mistake to be told, not to be shared with. A
                 # supervisor has made sure of that for all of its processes.
-                ("grpc.so_reuseport", int(self._place is not None)),
+                ("grpc.so_reuseport", int(self._sibling is not None)),
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", 100_000),
@@ -283,7 +283,7 @@ class Application:
         return credentials
 
     def _serve_http(self) -> None:
-        if self._place is not None or not self.settings.http_listen:
+        if self._sibling is not None or not self.settings.http_listen:
             return
         metrics = Metrics(self._rpc)
         metrics.gauge(
@@ -317,14 +317,14 @@ class Application:
         return (False, problem) if problem else OK
 
     def _show(self, state: State) -> None:
-        if self._place is not None:
-            self._place.page.state = state
+        if self._sibling is not None:
+            self._sibling.counters.state = state
 
     async def _store_changed(self) -> None:
         condition = self._condition
         up, fit = not condition.away, not condition.unfit
-        if self._place is not None:
-            self._place.page.store_up, self._place.page.store_fit = up, fit
+        if self._sibling is not None:
+            self._sibling.counters.store_up, self._sibling.counters.store_fit = up, fit
         for name in ("", *SERVICE_NAMES):
             # Workers may finish what they have while no new jobs are accepted.
             serves = up and (fit or name in SERVED_WHILE_UNFIT)

@@ -32,7 +32,7 @@ from jobwire_server.store.connection.engine import EmbeddedValkey
 from jobwire_server.store.connection.programs import Program
 from jobwire_server.telemetry.logs import LogFormat
 from jobwire_server.telemetry.metrics import Metrics, ProcessesCollector, SharedRpcMetrics
-from jobwire_server.telemetry.shared_counters import Page, State
+from jobwire_server.telemetry.shared_counters import SharedCounters, State
 
 RESTART_BACKOFF_S = (0.1, 30.0)
 """The first and the longest wait before a process that dies again and again is started."""
@@ -66,7 +66,7 @@ class Slot:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.page = Page.create()
+        self.counters = SharedCounters.create()
         self.restarts = 0
         """How often a process took the place of one that died."""
         self.started_at = 0.0
@@ -83,13 +83,16 @@ class Slot:
     @property
     def serves(self) -> bool:
         """It takes calls, and reaches a store that is trusted with jobs."""
-        page = self.page
-        return page.state is State.SERVING and page.store_up and page.store_fit
+        counters = self.counters
+        return counters.state is State.SERVING and counters.store_up and counters.store_fit
 
     @property
     def stuck(self) -> bool:
         """Its event loop has not come round for long."""
-        return self.page.state is not State.DOWN and time.monotonic() - self.page.beat > STUCK_S
+        return (
+            self.counters.state is not State.DOWN
+            and time.monotonic() - self.counters.beat > STUCK_S
+        )
 
     async def start(self, orders: Orders) -> Served | Failed | None:
         """Start a process; returns its first word, None if it ended without one."""
@@ -99,8 +102,14 @@ class Slot:
             self._process = Program.start(
                 sys.executable,
                 # Whatever lies in the current directory is not to be imported.
-                *("-P", "-m", "jobwire_server.host.child", str(its.fileno()), str(self.page.fd)),
-                pass_fds=(its.fileno(), self.page.fd),
+                *(
+                    "-P",
+                    "-m",
+                    "jobwire_server.host.child",
+                    str(its.fileno()),
+                    str(self.counters.fd),
+                ),
+                pass_fds=(its.fileno(), self.counters.fd),
             )
         finally:
             its.close()
@@ -128,7 +137,7 @@ class Slot:
     async def ended(self) -> int:
         """Wait until the process has ended; its exit status, 0 if there was none."""
         status = await self._process.wait() if self._process is not None else 0
-        self.page.clear_levels()
+        self.counters.clear_levels()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -331,7 +340,9 @@ class Supervisor:
         pids: dict[str, Callable[[], int | None]] = {"parent": os.getpid}
         for slot in slots:
             pids[str(slot.index)] = _pid_of(slot)
-        metrics = Metrics(SharedRpcMetrics([slot.page for slot in slots]), ProcessesCollector(pids))
+        metrics = Metrics(
+            SharedRpcMetrics([slot.counters for slot in slots]), ProcessesCollector(pids)
+        )
         metrics.gauge(
             "jobwire_processes", "How many processes are to serve", lambda: float(len(slots))
         )
@@ -351,7 +362,7 @@ class Supervisor:
             lambda: float(_store_is_up(slots)),
         )
         metrics.gauge(
-            STUCK_METRIC, STUCK_HELP, lambda: float(sum(s.page.stuck_handlers for s in slots))
+            STUCK_METRIC, STUCK_HELP, lambda: float(sum(s.counters.stuck_handlers for s in slots))
         )
         if self._engine is not None:
             show_restarts(metrics, self._engine)
@@ -373,11 +384,11 @@ class Supervisor:
         if self._stopping.is_set():
             return False, "draining"
         serving = self._serving()
-        running = [slot.page for slot in self._slots if slot.page.state is State.SERVING]
+        running = [slot.counters for slot in self._slots if slot.counters.state is State.SERVING]
         why = ""
-        if any(not page.store_up for page in running):
+        if any(not counters.store_up for counters in running):
             why = "; the store does not answer"
-        elif any(not page.store_fit for page in running):
+        elif any(not counters.store_fit for counters in running):
             why = "; the store is unfit for new jobs, see the log or GetServerInfo"
         return serving > 0, f"{serving} of {len(self._slots)} processes serve{why}"
 
@@ -387,8 +398,8 @@ def _pid_of(slot: Slot) -> Callable[[], int | None]:
 
 
 def _store_is_up(slots: Iterable[Slot]) -> bool:
-    running = [slot for slot in slots if slot.page.state is not State.DOWN]
-    return bool(running) and all(slot.page.store_up for slot in running)
+    running = [slot for slot in slots if slot.counters.state is not State.DOWN]
+    return bool(running) and all(slot.counters.store_up for slot in running)
 
 
 def _ending(status: int) -> str:

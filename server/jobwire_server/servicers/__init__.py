@@ -41,7 +41,7 @@ SERVICE_NAMES: tuple[str, ...] = tuple(service.full_name for service in _SERVICE
 
 
 def generic_handlers(router: Router, facts: ServerFacts) -> list[grpc.GenericRpcHandler]:
-    """Returns the handlers of every method of the contract, for a grpc.aio server."""
+    """Return the handlers of every method of the contract, for a grpc.aio server."""
     limits = facts.limits
     servicers = (
         JobService(router, limits),

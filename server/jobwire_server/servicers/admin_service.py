@@ -171,7 +171,7 @@ class AdminService:
         elif isinstance(item, str):
             answer.left = item
         else:
-            convert.set_moment(answer.bookmark.time, self._router.clock.now_ms())
+            convert.write_ms(answer.bookmark.time, self._router.clock.now_ms())
             answer.bookmark.caught_up = item is not None
         return answer
 

@@ -24,7 +24,7 @@ _STATES = [int(state) for state in JobState]
 
 
 def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobState]:
-    """Returns the states of a filter."""
+    """Return the states of a filter."""
     for at, state in enumerate(states):
         if state not in _STATES:
             checker.add(f"{field}[{at}]", "must be one of the states a job can be in")
@@ -32,7 +32,7 @@ def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobSt
 
 
 def ulids_of(checker: Checker, field: str, queue: str, job_ids: Sequence[str]) -> list[str]:
-    """Returns the ULIDs of jobs that a filter names."""
+    """Return the ULIDs of jobs that a filter names."""
     if len(job_ids) > MAX_JOB_IDS:
         checker.add(field, f"may name at most {MAX_JOB_IDS}, not {len(job_ids)}")
         return []
@@ -46,7 +46,7 @@ def ulids_of(checker: Checker, field: str, queue: str, job_ids: Sequence[str]) -
 
 
 def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilter:
-    """Returns the jobs that a request is about; violations are named under `filter`."""
+    """Return the jobs that a request is about; violations are named under `filter`."""
     queue = checker.queue("filter.queue", message.queue, required=True)
     if message.operation:
         checker.operation("filter.operation", message.operation)
@@ -75,14 +75,14 @@ def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilte
 
 
 def most_jobs(checker: Checker, value: int) -> int:
-    """Returns the most jobs to act on, 0 for all."""
+    """Return the most jobs to act on, 0 for all."""
     if value > MAX_JOBS:
         checker.add("max_jobs", f"must be 0 to {MAX_JOBS}, not {value}")
     return value
 
 
 def pace(checker: Checker, value: float) -> float:
-    """Returns the most jobs a second, 0 for no cap."""
+    """Return the most jobs a second, 0 for no cap."""
     if value and not (isfinite(value) and SLOWEST <= value <= FASTEST):
         checker.add("max_per_second", f"must be {SLOWEST} to {FASTEST:.0f}, or 0, not {value}")
     return value
@@ -91,7 +91,7 @@ def pace(checker: Checker, value: float) -> float:
 async def answers(
     steps: AsyncIterator[BulkProgress], response: Callable[..., Any]
 ) -> AsyncIterator[Any]:
-    """Yields progress as messages of a type whose `progress` it becomes."""
+    """Yield progress as messages of a type whose `progress` it becomes."""
     async for step in steps:
         yield response(
             progress=job_service_pb2.BulkProgress(
@@ -105,7 +105,7 @@ async def answers(
 
 
 def _moment_ms(checker: Checker, field: str, moment: Timestamp) -> int:
-    """Returns a moment in Unix milliseconds, rounded up."""
+    """Return a moment in Unix milliseconds, rounded up."""
     if not 0 < moment.seconds <= _LAST_S or not 0 <= moment.nanos < 1_000_000_000:
         checker.add(field, "must be a moment after 1970 and before the year 10000")
         return 0

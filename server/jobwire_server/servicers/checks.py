@@ -63,7 +63,7 @@ class Checker:
         """True while nothing was noted that was wrong at every time and with all settings."""
 
     def add(self, field: str, description: str, *, now: bool = False) -> None:
-        """Notes what is wrong with a field, and what would be right.
+        """Note what is wrong with a field, and what would be right.
 
         Args:
             field: Its path from the request.
@@ -75,7 +75,7 @@ class Checker:
         self.only_now &= now
 
     def raise_if_any(self) -> None:
-        """Refuses the request if anything was noted.
+        """Refuse the request if anything was noted.
 
         Raises:
             InvalidRequest: With every violation; TooLarge if a size was among them.
@@ -84,11 +84,11 @@ class Checker:
             raise self.error()
 
     def error(self) -> InvalidRequest:
-        """Returns what was noted, as the refusal of the request."""
+        """Return what was noted, as the refusal of the request."""
         return (TooLarge if self.too_large else InvalidRequest)(self.violations)
 
     def queue(self, field: str, name: str, *, required: bool = False) -> str:
-        """Returns the queue's name, the default one for an unset field."""
+        """Return the queue's name, the default one for an unset field."""
         if not name and not required:
             return DEFAULT_QUEUE
         if not is_queue(name):
@@ -100,7 +100,7 @@ class Checker:
         return name
 
     def job_id(self, field: str, job_id: str) -> tuple[str, str]:
-        """Returns the queue and the ULID of a job id."""
+        """Return the queue and the ULID of a job id."""
         parts = split_job_id(job_id)
         if parts is None:
             self.add(
@@ -112,7 +112,7 @@ class Checker:
         return parts
 
     def operation(self, field: str, name: str) -> None:
-        """Checks an operation's name."""
+        """Check an operation's name."""
         if not is_operation(name):
             self.add(
                 field,
@@ -121,7 +121,7 @@ class Checker:
             )
 
     def request_id(self, field: str, request_id: str, most: int = 64) -> None:
-        """Checks the id of a request."""
+        """Check the id of a request."""
         if len(request_id) > most or not _REQUEST_ID.fullmatch(request_id):
             self.add(
                 field,
@@ -140,7 +140,7 @@ class Checker:
         return worker_id
 
     def labels(self, field: str, labels: Mapping[str, str], most: int = MAX_LABELS) -> None:
-        """Checks a map of labels."""
+        """Check a map of labels."""
         if len(labels) > most:
             self.add(field, f"may have at most {most} entries, not {len(labels)}")
             return
@@ -154,20 +154,20 @@ class Checker:
                 self.add(f"{field}[{key!r}]", "must have a value of at most 63 bytes")
 
     def text(self, field: str, text: str, most: int) -> str:
-        """Checks the length of a text in bytes."""
+        """Check the length of a text in bytes."""
         if len(text) > most or len(text.encode()) > most:
             self.add(field, f"may have at most {most} bytes, not {len(text.encode())}")
         return text
 
     def duration_ms(self, field: str, duration: Duration, least: int, most: int) -> int:
-        """Returns a duration in milliseconds, rounded up so that a short one is not none."""
+        """Return a duration in milliseconds, rounded up so that a short one is not none."""
         value = duration.seconds * 1000 + -(-duration.nanos // 1_000_000)
         if not least <= value <= most:
             self.add(field, f"must be {_span(least)} to {_span(most)}, not {_span(value)}")
         return value
 
     def moment_ms(self, field: str, moment: Timestamp, latest: int) -> int:
-        """Returns a moment in Unix milliseconds, rounded up."""
+        """Return a moment in Unix milliseconds, rounded up."""
         value = moment.seconds * 1000 + -(-moment.nanos // 1_000_000)
         if not 0 < value <= latest:
             text = "must be a moment after 1970 and at most 10 years ahead"
@@ -175,7 +175,7 @@ class Checker:
         return value
 
     def count(self, field: str, value: int, least: int, most: int, unset: int) -> int:
-        """Returns a number, `unset` for 0."""
+        """Return a number, `unset` for 0."""
         if value == 0:
             return unset
         if not least <= value <= most:
@@ -183,7 +183,7 @@ class Checker:
         return value
 
     def payload(self, field: str, payload: job_pb2.Payload, most: int) -> None:
-        """Checks a payload, and turns a struct into the JSON text that it stands for."""
+        """Check a payload, and turn a struct into the JSON text that it stands for."""
         kind = payload.WhichOneof("kind")
         if kind == "struct":
             # In the order of the keys, so that a repeated request has the same content.
@@ -211,7 +211,7 @@ class Checker:
 
 
 def _not_finite(holder: Struct | ListValue) -> str:
-    """Returns the path to the first number in a structure that is NaN or infinite."""
+    """Return the path to the first number in a structure that is NaN or infinite."""
     entries = (
         [(f".fields[{key[:80]!r}]", value) for key, value in sorted(holder.fields.items())]
         if isinstance(holder, Struct)
@@ -253,7 +253,7 @@ def is_sound(payload: job_pb2.Payload) -> bool:
 
 
 def _span(ms: int) -> str:
-    """Writes a duration for people."""
+    """Write a duration for people."""
     for unit, size in (("day", DAY_MS), ("hour", 3_600_000), ("minute", 60_000)):
         if abs(ms) >= size and ms % size == 0:
             return f"{ms // size} {unit}" + ("" if ms == size else "s")
@@ -263,7 +263,7 @@ def _span(ms: int) -> str:
 
 
 def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Checker) -> WorkerSpec:
-    """Returns a worker's description."""
+    """Return a worker's description."""
     checker.worker_id(f"{field}.worker_id", message.worker_id)
     if len(message.queues) > MAX_QUEUES:
         checker.add(f"{field}.queues", f"may name at most {MAX_QUEUES}, not {len(message.queues)}")
@@ -293,7 +293,7 @@ def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Che
 
 
 def check_retry(checker: Checker, field: str, retry: job_pb2.RetryPolicy) -> RetryPolicy:
-    """Returns the retry fields that a message sets."""
+    """Return the retry fields that a message sets."""
     initial = longest = None
     if retry.HasField("initial_backoff"):
         initial = checker.duration_ms(f"{field}.initial_backoff", retry.initial_backoff, 0, DAY_MS)
@@ -319,7 +319,7 @@ def check_retry(checker: Checker, field: str, retry: job_pb2.RetryPolicy) -> Ret
 
 
 def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> bytes:
-    """Returns a progress report as it is stored."""
+    """Return a progress report as it is stored."""
     if progress.HasField("fraction") and not (0 <= progress.fraction <= 1):
         checker.add(f"{field}.fraction", f"must be 0 to 1, not {progress.fraction}")
     checker.text(f"{field}.message", progress.message, 1024)
@@ -332,7 +332,7 @@ def check_progress(checker: Checker, field: str, progress: job_pb2.Progress) -> 
 def check_checkpoint(
     checker: Checker, field: str, message: UpdateProgressRequest | Report
 ) -> bytes | None:
-    """Returns the checkpoint of a report as it is stored, None if it has none."""
+    """Return the checkpoint of a report as it is stored, None if it has none."""
     if not message.HasField("checkpoint"):
         return None
     checker.payload(field, message.checkpoint, MAX_CHECKPOINT_BYTES)
@@ -340,7 +340,7 @@ def check_checkpoint(
 
 
 def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
-    """Returns a failure; texts that are too long for the record are cut, as the contract says."""
+    """Return a failure; texts that are too long for the record are cut, as the contract says."""
     checker.text(f"{field}.type", failure.type, 128)
     if failure.HasField("details"):
         checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
@@ -358,14 +358,14 @@ def check_failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Fai
 
 
 def _cut(text: str, most: int) -> str:
-    """Shortens a text to so many bytes without breaking a character."""
+    """Shorten a text to so many bytes without breaking a character."""
     return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")
 
 
 def check_output(
     checker: Checker, field: str, chunks: Sequence[job_pb2.OutputChunk]
 ) -> Written | None:
-    """Returns output as it is stored; neighbours on one channel become one piece."""
+    """Return output as it is stored; neighbours on one channel become one piece."""
     if not chunks:
         return None
     if len(chunks) > MAX_CHUNKS:

@@ -30,24 +30,24 @@ from jobwire_server.workers.claims import Handed
 
 
 def moment(ms: int) -> Timestamp:
-    """Returns Unix milliseconds as a Timestamp."""
+    """Return Unix milliseconds as a Timestamp."""
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
 def span(ms: int) -> Duration:
-    """Returns milliseconds as a Duration."""
+    """Return milliseconds as a Duration."""
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
-def set_moment(field: Any, ms: int) -> None:
-    """Writes Unix milliseconds into a Timestamp field; 0 leaves it unset."""
+def write_ms(field: Any, ms: int) -> None:
+    """Write milliseconds into a Timestamp or a Duration field; 0 leaves it unset."""
     if ms:
         field.seconds = ms // 1000
         field.nanos = ms % 1000 * 1_000_000
 
 
 def job_to_wire(job: Job, *, full: bool) -> Any:
-    """Returns a job in the FULL or the BASIC view."""
+    """Return a job in the FULL or the BASIC view."""
     message = wire.Job(
         id=job.job_id,
         queue=job.queue,
@@ -63,14 +63,14 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
         cancel_reason=job.cancel_reason,
         output_bytes=job.output_bytes,
     )
-    set_moment(message.run_at, job.run_at_ms)
-    set_moment(message.started_at, job.started_at_ms)
-    set_moment(message.finished_at, job.finished_at_ms)
-    set_moment(message.lease_expires_at, job.lease_expires_at_ms)
-    set_moment(message.purge_at, job.purge_at_ms)
+    write_ms(message.run_at, job.run_at_ms)
+    write_ms(message.started_at, job.started_at_ms)
+    write_ms(message.finished_at, job.finished_at_ms)
+    write_ms(message.lease_expires_at, job.lease_expires_at_ms)
+    write_ms(message.purge_at, job.purge_at_ms)
     if job.redrive is not None:
         redrive = job.redrive
-        set_moment(message.last_redrive.redriven_at, redrive.at_ms)
+        write_ms(message.last_redrive.redriven_at, redrive.at_ms)
         message.last_redrive.reason = redrive.reason
         message.last_redrive.from_state = int(redrive.from_state)
         message.last_redrive.number = redrive.number
@@ -91,7 +91,7 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
 
 
 def failure_to_wire(failure: Failure, *, full: bool = True) -> Any:
-    """Returns a failure, in the BASIC view without its stack and details."""
+    """Return a failure, in the BASIC view without its stack and details."""
     message = wire.Failure(
         type=failure.type, message=failure.message, non_retryable=failure.non_retryable
     )
@@ -100,27 +100,27 @@ def failure_to_wire(failure: Failure, *, full: bool = True) -> Any:
         if failure.details:
             message.details = failure.details
     if failure.retry_after_ms is not None:
-        set_moment(message.retry_after, failure.retry_after_ms)
+        write_ms(message.retry_after, failure.retry_after_ms)
     return message
 
 
 def attempt_to_wire(attempt: Attempt) -> Any:
-    """Returns the record of one delivery."""
+    """Return the record of one delivery."""
     message = wire.Attempt(
         number=attempt.number,
         worker_id=attempt.worker_id,
         fencing_token=attempt.fencing_token,
         outcome=int(attempt.outcome or 0),
     )
-    set_moment(message.started_at, attempt.started_at_ms)
-    set_moment(message.ended_at, attempt.ended_at_ms)
+    write_ms(message.started_at, attempt.started_at_ms)
+    write_ms(message.ended_at, attempt.ended_at_ms)
     if attempt.failure is not None:
         message.failure.CopyFrom(failure_to_wire(attempt.failure))
     return message
 
 
 def add_assignments(to: Any, assignments: Sequence[Assignment]) -> None:
-    """Adds jobs, as they are handed to a worker, to a repeated field of `wire.Assignment`.
+    """Add jobs, as they are handed to a worker, to a repeated field of `wire.Assignment`.
 
     Their records are not looked at. Made in their place, they are not copied once more.
     """
@@ -136,12 +136,12 @@ def add_handed(answer: Any, handed: Handed) -> Any:
     add_assignments(answer.assignments, handed.assignments)
     for notice in handed.cancellations:
         answer.cancellations.add().MergeFromString(cancel_notice(notice).SerializeToString())
-    set_moment(answer.lease_duration, handed.lease_ms)
+    write_ms(answer.lease_duration, handed.lease_ms)
     return answer
 
 
 def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
-    """Returns the word to stop a job."""
+    """Return the word to stop a job."""
     return worker_service_pb2.CancelNotice(
         job_id=notice.job_id,
         fencing_token=notice.fencing_token,
@@ -151,7 +151,7 @@ def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
 
 
 def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpec:
-    """Returns a worker's description."""
+    """Return a worker's description."""
     return worker_service_pb2.WorkerSpec(
         worker_id=spec.worker_id,
         queues=spec.queues,
@@ -164,7 +164,7 @@ def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpe
 
 
 def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Worker:
-    """Returns a worker as the broker sees it."""
+    """Return a worker as the broker sees it."""
     message = admin_service_pb2.Worker(
         spec=worker_spec(item.spec, lease_ms),
         status=item.status.value,  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
 
 
 def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
-    """Returns a queue; with `detail` also its rates and the age of its oldest ready job."""
+    """Return a queue; with `detail` also its rates and the age of its oldest ready job."""
     message = admin_service_pb2.Queue(
         name=item.name,
         paused=item.paused,
@@ -213,7 +213,7 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
 
 
 def item_error(error: JobwireError) -> errors_pb2.ItemError:
-    """Returns why one item of a batch was refused."""
+    """Return why one item of a batch was refused."""
     refusal = refusal_of(error)
     return errors_pb2.ItemError(
         code=refusal.number,

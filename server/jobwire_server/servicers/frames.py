@@ -167,22 +167,22 @@ class FrameWriter:
         if frame.drain is not None:
             message.drain.leave = frame.drain.leave
             message.drain.reason = frame.drain.reason
-            convert.set_moment(message.drain.deadline, frame.drain.deadline_ms)
+            convert.write_ms(message.drain.deadline, frame.drain.deadline_ms)
         return message
 
     def _add_attached(self, attached: Any, session: WorkerSession) -> None:
         options, times = self._options, session.times
         attached.server_id = self._server_id
-        convert.set_moment(attached.heartbeat_interval, round(times.heartbeat_s * 1000))
-        convert.set_moment(attached.claim_timeout, options.claim_timeout_ms)
+        convert.write_ms(attached.heartbeat_interval, round(times.heartbeat_s * 1000))
+        convert.write_ms(attached.claim_timeout, options.claim_timeout_ms)
         attached.reconnect_window.SetInParent()
-        convert.set_moment(attached.reconnect_window, options.reconnect_window_ms)
-        convert.set_moment(attached.lease_duration, session.lease_ms)
+        convert.write_ms(attached.reconnect_window, options.reconnect_window_ms)
+        convert.write_ms(attached.lease_duration, session.lease_ms)
         attached.features.append("received")
         attached.contact_timeout.SetInParent()
-        convert.set_moment(attached.contact_timeout, options.contact_timeout_ms(session.lease_ms))
+        convert.write_ms(attached.contact_timeout, options.contact_timeout_ms(session.lease_ms))
         quiet_ms = round(times.worker_heartbeat_s * 1000)
-        convert.set_moment(attached.worker_heartbeat_interval, quiet_ms)
+        convert.write_ms(attached.worker_heartbeat_interval, quiet_ms)
 
 
 def _add_receipt(receipts: Any, receipt: Receipt) -> None:

@@ -31,7 +31,7 @@ class JobService:
         self._jobs = JobChecks(limits, router.new_jobs, router.clock.now_ms)
 
     async def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: object) -> Any:
-        """Accepts one job."""
+        """Accept one job."""
         job = self._jobs.check(request)
         return submit_response(await self._router.submissions.submit_one(job))
 
@@ -47,14 +47,14 @@ class JobService:
         return wire.SubmitJobsResponse(results=submit_results(answers))
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:
-        """Returns one job."""
+        """Return one job."""
         queue, ulid = _job_id(request.job_id)
         full = request.view != job_pb2.JOB_VIEW_BASIC
         job = await self._router.get_job(queue, ulid, full=full)
         return wire.GetJobResponse(job=convert.job_to_wire(job, full=full))
 
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: object) -> Any:
-        """Lists the jobs of a queue, page by page."""
+        """List the jobs of a queue, page by page."""
         checker = Checker()
         queue = checker.queue("queue", request.queue)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
@@ -82,7 +82,7 @@ class JobService:
     async def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: object
     ) -> AsyncIterator[bytes]:
-        """Streams one job until its end."""
+        """Stream one job until its end."""
         checker = Checker()
         queue, ulid = checker.job_id("job_id", request.job_id)
         wish = wish_of(checker, request)
@@ -96,7 +96,7 @@ class JobService:
     async def RunJob(
         self, request: job_service_pb2.RunJobRequest, context: object
     ) -> AsyncIterator[bytes]:
-        """Submits a job and streams it until its end."""
+        """Submit a job and stream it until its end."""
         checker = Checker()
         wish = wish_of(checker, request)
         checker.raise_if_any()
@@ -110,7 +110,7 @@ class JobService:
     async def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: object
     ) -> AsyncIterator[Any]:
-        """Streams the jobs of a queue that match a filter."""
+        """Stream the jobs of a queue that match a filter."""
         checker = Checker()
         queue = checker.queue("queue", request.queue)
         if request.operation:
@@ -138,7 +138,7 @@ class JobService:
             yield job_step(job, cursor, self._router.clock, full=full)
 
     async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: object) -> Any:
-        """Asks for the end of a job."""
+        """Ask for the end of a job."""
         checker = Checker()
         queue, ulid = checker.job_id("job_id", request.job_id)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
@@ -147,7 +147,7 @@ class JobService:
         return wire.CancelJobResponse(job=convert.job_to_wire(job, full=False))
 
     async def RetryJob(self, request: job_service_pb2.RetryJobRequest, context: object) -> Any:
-        """Puts a job back after its end."""
+        """Put a job back after its end."""
         checker = Checker()
         queue, ulid = checker.job_id("job_id", request.job_id)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
@@ -159,7 +159,7 @@ class JobService:
     async def RetryJobs(
         self, request: job_service_pb2.RetryJobsRequest, context: object
     ) -> AsyncIterator[Any]:
-        """Puts many jobs back after their end."""
+        """Put many jobs back after their end."""
         checker = Checker()
         wanted = bulk.job_filter(checker, request.filter)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
@@ -179,7 +179,7 @@ class JobService:
     async def CancelJobs(
         self, request: job_service_pb2.CancelJobsRequest, context: object
     ) -> AsyncIterator[Any]:
-        """Asks for the end of many jobs."""
+        """Ask for the end of many jobs."""
         checker = Checker()
         wanted = bulk.job_filter(checker, request.filter)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)

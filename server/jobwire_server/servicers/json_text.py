@@ -17,7 +17,7 @@ _TOKENS = re.compile(f"{_STRINGS.pattern}|{_NUMBERS.pattern}")
 
 
 def check_json(text: str) -> None:
-    """Finds fault with a text that is not JSON, or has a number that no double can hold.
+    """Find fault with a text that is not JSON, or has a number that no double can hold.
 
     RFC 8259 has no limit for numbers, but most readers turn such a one into infinity, which they
     then can't write. Integers below it are kept digit by digit, whatever readers with doubles make
@@ -25,7 +25,7 @@ def check_json(text: str) -> None:
     deep, and half of a surrogate pair is no character.
 
     Raises:
-        ValueError: With the place, by line and column, and the remedy.
+        ValueError: With the line and the column, and the remedy.
     """
     try:
         # The values are thrown away.

@@ -18,7 +18,7 @@ _NONE = RetryPolicy()
 
 
 def check_config(checker: Checker, config: admin_service_pb2.QueueConfig) -> QueueChanges:
-    """Returns the settings that a message changes; those that it does not set are left out."""
+    """Return the settings that a message changes; those that it does not set are left out."""
     changes = QueueChanges()
     if config.HasField("event_log_entries"):
         changes["event_log_entries"] = _number(
@@ -54,7 +54,7 @@ def check_config(checker: Checker, config: admin_service_pb2.QueueConfig) -> Que
 
 
 def config_to_wire(settings: QueueSettings) -> admin_service_pb2.QueueConfig:
-    """Returns settings as they are shown; a time that nobody chose is left unset."""
+    """Return settings as they are shown; a time that nobody chose is left unset."""
     config = admin_service_pb2.QueueConfig(
         event_log_entries=settings.event_log_entries,
         max_output_bytes=settings.max_output_bytes,
@@ -82,7 +82,7 @@ def _number(checker: Checker, field: str, value: int, most: int = MAX_NUMBER) ->
 def _time(
     checker: Checker, field: str, value: Duration, least: int = 0, most: int = TEN_YEARS_MS
 ) -> int | None:
-    """Returns a time in milliseconds, None for a negative one, which takes the setting away."""
+    """Return a time in milliseconds, None for a negative one, which takes the setting away."""
     if value.seconds < 0 or value.nanos < 0:
         return None
     return checker.duration_ms(f"config.{field}", value, least, most)

@@ -29,7 +29,7 @@ class ScheduleService:
     async def CreateSchedule(
         self, request: schedule_service_pb2.CreateScheduleRequest, context: object
     ) -> schedule_service_pb2.CreateScheduleResponse:
-        """Makes a schedule."""
+        """Make a schedule."""
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         template = self._template(checker, queue, request.spec)
@@ -40,14 +40,14 @@ class ScheduleService:
     async def GetSchedule(
         self, request: schedule_service_pb2.GetScheduleRequest, context: object
     ) -> schedule_service_pb2.GetScheduleResponse:
-        """Returns one schedule."""
+        """Return one schedule."""
         found = await self._schedules.get(*_checked_name(request.queue, request.schedule_id))
         return schedule_service_pb2.GetScheduleResponse(schedule=to_wire(found))
 
     async def ListSchedules(
         self, request: schedule_service_pb2.ListSchedulesRequest, context: object
     ) -> schedule_service_pb2.ListSchedulesResponse:
-        """Lists the schedules of a queue, page by page."""
+        """List the schedules of a queue, page by page."""
         checker = Checker()
         queue = checker.queue("queue", request.queue)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 100)
@@ -63,7 +63,7 @@ class ScheduleService:
     async def UpdateSchedule(
         self, request: schedule_service_pb2.UpdateScheduleRequest, context: object
     ) -> schedule_service_pb2.UpdateScheduleResponse:
-        """Replaces what a schedule says."""
+        """Replace what a schedule says."""
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         template = self._template(checker, queue, request.spec)
@@ -76,7 +76,7 @@ class ScheduleService:
     async def PauseSchedule(
         self, request: schedule_service_pb2.PauseScheduleRequest, context: object
     ) -> schedule_service_pb2.PauseScheduleResponse:
-        """Stops a schedule."""
+        """Stop a schedule."""
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
@@ -87,7 +87,7 @@ class ScheduleService:
     async def ResumeSchedule(
         self, request: schedule_service_pb2.ResumeScheduleRequest, context: object
     ) -> schedule_service_pb2.ResumeScheduleResponse:
-        """Lets a schedule go on."""
+        """Let a schedule go on."""
         queue, schedule_id = _checked_name(request.queue, request.schedule_id)
         resumed = await self._schedules.set_paused(queue, schedule_id, False)
         return schedule_service_pb2.ResumeScheduleResponse(schedule=to_wire(resumed))
@@ -95,7 +95,7 @@ class ScheduleService:
     async def TriggerSchedule(
         self, request: schedule_service_pb2.TriggerScheduleRequest, context: object
     ) -> schedule_service_pb2.TriggerScheduleResponse:
-        """Submits a job of a schedule now."""
+        """Submit a job of a schedule now."""
         checker = Checker()
         queue, schedule_id = _name(checker, request.queue, request.schedule_id)
         if request.request_id:
@@ -107,7 +107,7 @@ class ScheduleService:
     async def DeleteSchedule(
         self, request: schedule_service_pb2.DeleteScheduleRequest, context: object
     ) -> schedule_service_pb2.DeleteScheduleResponse:
-        """Removes a schedule."""
+        """Remove a schedule."""
         await self._schedules.delete(*_checked_name(request.queue, request.schedule_id))
         return schedule_service_pb2.DeleteScheduleResponse()
 
@@ -119,7 +119,7 @@ class ScheduleService:
 
 
 def _refusal(checker: Checker) -> InvalidRequest | None:
-    """Returns what holds for a schedule that does not say so already, None if nothing is wrong.
+    """Return what holds for a schedule that does not say so already, None if nothing is wrong.
 
     Raises:
         InvalidRequest: Something was wrong whenever it was said.

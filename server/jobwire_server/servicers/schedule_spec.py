@@ -33,7 +33,7 @@ def check_spec(
     jobs: JobChecks,
     now_ms: int,
 ) -> Template:
-    """Returns what a schedule says, ready to be kept; notes what is wrong with it.
+    """Return what a schedule says, ready to be kept; note what is wrong with it.
 
     Args:
         checker: Takes the violations.
@@ -81,7 +81,7 @@ def check_spec(
 
 
 def _take_over(checker: Checker, error: InvalidRequest, *, now: bool) -> None:
-    """Notes what is wrong with the job of a schedule."""
+    """Note what is wrong with the job of a schedule."""
     checker.too_large |= error.reason == "TOO_LARGE"
     for violation in error.violations:
         if violation.field.startswith("spec."):
@@ -159,7 +159,7 @@ def _check_moments(
 
 
 def to_wire(schedule: Schedule) -> schedule_service_pb2.Schedule:
-    """Returns a schedule as the contract tells it."""
+    """Return a schedule as the contract tells it."""
     template = schedule.template
     message = schedule_service_pb2.Schedule(
         queue=schedule.queue,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobwire.v1 import job_service_pb2
-from jobwire_server.domain.model import Job, OutputPlace, Written
+from jobwire_server.domain.model import Job, OutputPosition, Written
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
@@ -27,7 +27,7 @@ _CURSOR_TAG = bytes([job_service_pb2.WatchJobResponse.CURSOR_FIELD_NUMBER << 3 |
 def wish_of(
     checker: Checker, request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest
 ) -> WatchWish:
-    """Returns what a request wants to see."""
+    """Return what a request wants to see."""
     content = request.content or _ALL
     if content not in (_ALL, _STATES, _OUTPUT):
         checker.add("content", "must be one of the contents that a watcher can want")
@@ -39,18 +39,18 @@ def wish_of(
             if reached is None:
                 checker.add("cursor", "is not a cursor that a watch gave out; watch without one")
             else:
-                return replace(wish, seen_revision=reached[0], place=reached[1], resumed=True)
+                return replace(wish, seen_revision=reached[0], position=reached[1], resumed=True)
         elif start == "output_from":
-            position = request.output_from
-            place = OutputPlace(position.attempt, position.offset)
-            return replace(wish, place=place, resumed=True, latest=not position.attempt)
+            wanted = request.output_from
+            position = OutputPosition(wanted.attempt, wanted.offset)
+            return replace(wish, position=position, resumed=True, latest=not wanted.attempt)
         elif start == "output_from_end" and request.output_from_end:
             return replace(wish, from_end=True)
     return wish
 
 
 async def answers(
-    events: AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]],
+    events: AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]],
     clock: StoreClock,
     *,
     full: bool,
@@ -61,14 +61,14 @@ async def answers(
     are one message, which is how the cursor joins what all watchers share.
     """
     async with aclosing(events) as steps:  # type: ignore[type-var]
-        async for event, revision, place in steps:
+        async for event, revision, position in steps:
             if event is None:
                 body = _bookmark(clock)
             elif isinstance(event, JobEvent):
                 body = event.encoded.get(full) or _encode_job(event, full)
             else:
                 body = event.encoded or _encode_output(event)
-            cursor = encode_cursor(revision, place).encode()
+            cursor = encode_cursor(revision, position).encode()
             yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor
 
 
@@ -78,14 +78,14 @@ def job_step(job: Job | CaughtUp | None, cursor: str, clock: StoreClock, *, full
     if isinstance(job, Job):
         answer.job.MergeFrom(convert.job_to_wire(job, full=full))
     else:
-        convert.set_moment(answer.bookmark.time, clock.now_ms())
+        convert.write_ms(answer.bookmark.time, clock.now_ms())
         answer.bookmark.caught_up = job is not None
     return answer
 
 
 def _bookmark(clock: StoreClock) -> bytes:
     answer = wire.WatchJobResponse()
-    convert.set_moment(answer.bookmark.time, clock.now_ms())
+    convert.write_ms(answer.bookmark.time, clock.now_ms())
     answer.bookmark.caught_up = False
     serialized: bytes = answer.SerializeToString()
     return serialized
@@ -107,7 +107,7 @@ def _encode_output(event: OutputEvent) -> bytes:
 
 
 def add_chunks(chunks: Any, written: Written) -> None:
-    """Adds a run of output as chunks."""
+    """Add a run of output as chunks."""
     offset = written.offset
     for piece in written.pieces:
         chunk = chunks.add(channel=piece.channel, offset=offset)
@@ -120,7 +120,7 @@ def add_chunks(chunks: Any, written: Written) -> None:
 
 
 def _text(content: bytes) -> str | None:
-    """Returns text; None where a cut went through a character, which bytes can carry."""
+    """Return text; None where a cut went through a character, which bytes can carry."""
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -33,7 +33,7 @@ _DERIVED = "jobwire.wire.v1"
 
 
 def _derive(pool: descriptor_pool.DescriptorPool, source: FileDescriptor) -> None:
-    """Adds the derived form of one file of the contract."""
+    """Add the derived form of one file of the contract."""
     file = descriptor_pb2.FileDescriptorProto()
     source.CopyToProto(file)
     file.name = file.name.replace("jobwire/v1/", "jobwire/wire/v1/")
@@ -105,7 +105,7 @@ def _around(id_length: int, state: int, in_batch: bool) -> tuple[bytes, bytes]:
 
 
 def accepted(job_id: str, state: int, *, in_batch: bool) -> bytes:
-    """Returns the serialized answer for a job that was written now.
+    """Return the serialized answer for a job that was written now.
 
     Answers that differ in their ids alone are one and the same around it.
 

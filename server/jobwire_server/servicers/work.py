@@ -41,7 +41,7 @@ def _unreadable(error: DecodeError) -> InvalidRequest:
 
 
 def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Exception | None:
-    """Returns what a stream is ended with, None for OK."""
+    """Return what a stream is ended with, None for OK."""
     # What the session ended with explains best; else what the reader found wrong with a frame.
     for end in (session.ended.exception() if session.ended.done() else None, *ends):
         if isinstance(end, DecodeError):
@@ -52,7 +52,7 @@ def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Except
 
 
 async def _tell(context: Any, refusal: Refusal, details: bytes) -> None:
-    """Ends a call with a status; returns when the peer has it or is gone."""
+    """End a call with a status; return when the peer has it or is gone."""
     with suppress(grpc.aio.AbortError, grpc.aio.BaseError, asyncio.CancelledError):
         await context.abort(refusal.code, refusal.message, ((DETAILS_KEY, details),))
 
@@ -75,7 +75,7 @@ class WorkStreams:
     async def hold(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
     ) -> None:
-        """Holds one stream from its first frame to its end."""
+        """Hold one stream from its first frame to its end."""
         session = await self._router.attach_worker(await self._first(requests))
         reader = asyncio.create_task(self._read(requests, session), name="work-reader")
         writer = asyncio.create_task(self._write(session, context), name="work-writer")

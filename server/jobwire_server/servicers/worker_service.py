@@ -31,7 +31,7 @@ class WorkerService:
     async def RegisterWorker(
         self, request: worker_service_pb2.RegisterWorkerRequest, context: object
     ) -> worker_service_pb2.RegisterWorkerResponse:
-        """Makes a worker known."""
+        """Make a worker known."""
         checker = Checker()
         spec = worker_spec(request.worker, "worker", checker)
         if request.instance_id:
@@ -82,7 +82,7 @@ class WorkerService:
         checker.raise_if_any()
         completed = await self._router.complete(worker_id, ended)
         answer = wire.CompleteJobResponse(state=completed.state.value, repeated=completed.repeated)
-        convert.set_moment(answer.next_attempt_at, completed.next_attempt_at_ms)
+        convert.write_ms(answer.next_attempt_at, completed.next_attempt_at_ms)
         if following is not None:
             convert.add_handed(answer, await self._router.claim_next(following))
         return answer
@@ -90,13 +90,13 @@ class WorkerService:
     async def Work(
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], context: Any
     ) -> None:
-        """Holds a worker's stream."""
+        """Hold a worker's stream."""
         await self._streams.hold(requests, context)
 
     async def Heartbeat(
         self, request: worker_service_pb2.HeartbeatRequest, context: object
     ) -> worker_service_pb2.HeartbeatResponse:
-        """Renews leases."""
+        """Renew leases."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
         leases = lease_refs(checker, request.leases)
@@ -116,7 +116,7 @@ class WorkerService:
     async def UpdateWorkerStatus(
         self, request: worker_service_pb2.UpdateWorkerStatusRequest, context: object
     ) -> worker_service_pb2.UpdateWorkerStatusResponse:
-        """Changes whether the worker takes jobs."""
+        """Change whether the worker takes jobs."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
         if request.status not in CHOOSABLE_STATUSES:
@@ -131,7 +131,7 @@ class WorkerService:
     async def DeregisterWorker(
         self, request: worker_service_pb2.DeregisterWorkerRequest, context: object
     ) -> worker_service_pb2.DeregisterWorkerResponse:
-        """Ends the worker."""
+        """End the worker."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
         checker.raise_if_any()

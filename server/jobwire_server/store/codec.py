@@ -28,7 +28,7 @@ from jobwire_server.domain.model import (
     Job,
     JobState,
     Outcome,
-    OutputPlace,
+    OutputPosition,
     Piece,
     QueueChanges,
     QueueSettings,
@@ -146,10 +146,10 @@ def pairs(flat: list[Any]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def decode_place(raw: bytes) -> OutputPlace:
+def decode_place(raw: bytes) -> OutputPosition:
     """Read `<attempt>-<offset>`, b'' as the beginning."""
     attempt, _, offset = raw.partition(b"-")
-    return OutputPlace(int(attempt), int(offset)) if raw else BEGINNING
+    return OutputPosition(int(attempt), int(offset)) if raw else BEGINNING
 
 
 def decode_written(flat: list[bytes]) -> list[Written]:

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from jobwire_server.telemetry.shared_counters import ROW_CELLS, Page
+from jobwire_server.telemetry.shared_counters import ROW_CELLS, SharedCounters
 
 BOUNDS_S = (
     0.001,
@@ -120,18 +120,18 @@ class RpcMetrics(Collector):
     call; these numbers are put into its form when somebody asks for them.
 
     Args:
-        page: Where another process reads them. None: they are this process's own.
+        counters: Where another process reads them. None: they are this process's own.
     """
 
-    def __init__(self, page: Page | None = None) -> None:
-        self._page = page
+    def __init__(self, counters: SharedCounters | None = None) -> None:
+        self._counters = counters
         self._methods: dict[str, MethodStats] = {}
 
     def method(self, name: str) -> MethodStats:
         """The counts of a method, by its full name: ``/package.Service/Method``."""
         stats = self._methods.get(name)
         if stats is None:
-            cells = self._page.row(name) if self._page is not None else None
+            cells = self._counters.row(name) if self._counters is not None else None
             stats = self._methods[name] = MethodStats(name, cells)
         return stats
 
@@ -147,16 +147,16 @@ class SharedRpcMetrics(Collector):
     """The counts of the methods in several processes, added up.
 
     Args:
-        pages: One for each process.
+        counters: One for each process.
     """
 
-    def __init__(self, pages: Sequence[Page]) -> None:
-        self._pages = pages
+    def __init__(self, counters: Sequence[SharedCounters]) -> None:
+        self._counters = counters
 
     def collect(self) -> Iterator[Metric]:
         sums: dict[str, list[float]] = {}
-        for page in self._pages:
-            for name, cells in page.rows():
+        for counters in self._counters:
+            for name, cells in counters.rows():
                 total = sums.setdefault(name, [0.0] * ROW_CELLS)
                 for at, value in enumerate(cells):
                     total[at] += value

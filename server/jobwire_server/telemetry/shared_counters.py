@@ -1,8 +1,8 @@
-"""Pages: numbers of one server process that its supervisor reads, and that outlive it.
+"""Shared counters: numbers of one server process that its supervisor reads, and that outlive it.
 
-A page is memory that a parent and one child share. The child counts straight into it, so what it
+They are memory that a parent and one child share. The child counts straight into it, so what it
 counted stands even after kill -9, and the process that takes its place goes on from there:
-counters never go back, and there are as many pages as processes, however often they die.
+counters never go back, and there are as many of them as processes, however often they die.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(IntEnum):
     DRAINING = 2
 
 
-class Page:
+class SharedCounters:
     """The numbers of one process; one process writes, any may read.
 
     Args:
@@ -48,10 +48,10 @@ class Page:
         self._cells = memoryview(self._memory).cast("d")
 
     @classmethod
-    def create(cls) -> Page:
-        """A new page, which is gone with the last process that has it."""
+    def create(cls) -> SharedCounters:
+        """New counters, which are gone with the last process that has them."""
         if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("jobwire-page")
+            fd = os.memfd_create("jobwire-counters")
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())

@@ -18,7 +18,7 @@ from jobwire_server.domain.errors import (
     ServerDraining,
     StoreUnavailable,
 )
-from jobwire_server.domain.model import BEGINNING, Job, OutputPlace
+from jobwire_server.domain.model import BEGINNING, Job, OutputPosition
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Notices
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent, WatchedJob, events_of
@@ -39,13 +39,14 @@ class WatchWish:
     output: bool = True
     seen_revision: int = -1
     """States up to this one are not told again."""
-    place: OutputPlace = BEGINNING
-    """Output before this place is not told."""
+    position: OutputPosition = BEGINNING
+    """Output before this position is not told."""
     resumed: bool = False
-    """True if what is behind the place must still be kept; False: the oldest that is kept will do.
+    """True if what is behind the position must still be kept; False: the oldest that is kept will
+    do.
     """
     latest: bool = False
-    """True: the place is in the latest attempt, whatever attempt it names."""
+    """True: the position is in the latest attempt, whatever attempt it names."""
     from_end: bool = False
     """True: only what is written from now on."""
 
@@ -53,18 +54,18 @@ class WatchWish:
 EVERYTHING = WatchWish()
 
 
-def encode_cursor(revision: int, place: OutputPlace) -> str:
+def encode_cursor(revision: int, position: OutputPosition) -> str:
     """Return where a watcher stands, as text."""
-    return f"{revision}-{place.attempt}-{place.offset}"
+    return f"{revision}-{position.attempt}-{position.offset}"
 
 
-def decode_cursor(cursor: str) -> tuple[int, OutputPlace] | None:
+def decode_cursor(cursor: str) -> tuple[int, OutputPosition] | None:
     """Read back what `encode_cursor` wrote; None for anything else."""
     parts = cursor.split("-")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         return None
     revision, attempt, offset = (int(part) for part in parts)
-    return revision, OutputPlace(attempt, offset)
+    return revision, OutputPosition(attempt, offset)
 
 
 class JobWatch:
@@ -91,16 +92,16 @@ class JobWatch:
 
     async def watch(
         self, queue: str, ulid: str, wish: WatchWish
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
         """Yield the job as it stands, then every change and all output until the terminal state.
 
-        With each event come the revision and the place that the watcher has reached; an event of
+        With each event come the revision and the position that the watcher has reached; an event of
         None is a sign of life. A watcher that is slower than the changes is given the newest state
         only; output it is given whole.
 
         Raises:
             JobNotFound: There is none, or it was forgotten meanwhile.
-            CursorCompacted: Output behind the wished place is no longer kept.
+            CursorCompacted: Output behind the wished position is no longer kept.
             StoreUnavailable: The first read failed.
             ServerDraining: The server shuts down.
         """
@@ -116,15 +117,15 @@ class JobWatch:
 
     async def _follow(
         self, queue: WatchedQueue, watched: WatchedJob, wish: WatchWish
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPlace]]:
+    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
         job = self._job(queue, watched)
-        seen, place = wish.seen_revision, wish.place
+        seen, position = wish.seen_revision, wish.position
         told: JobEvent | None = None
         if wish.from_end:
-            place = job.output_end
+            position = job.output_end
         elif wish.latest:
-            place = OutputPlace(job.attempt, place.offset)
-        # A place that came from outside may lie inside a piece of output.
+            position = OutputPosition(job.attempt, position.offset)
+        # A position that came from outside may lie inside a piece of output.
         inside = strict = wish.resumed
         while True:
             news = watched.news
@@ -133,24 +134,26 @@ class JobWatch:
             fresh = event is not told and (told is not None or job.revision != seen)
             if event is not None and fresh and wish.states and not job.state.terminal:
                 told, seen = event, job.revision
-                yield event, seen, place
+                yield event, seen, position
             if wish.output:
-                output, place = await self._next_output(queue, watched, job, place, inside, strict)
+                output, position = await self._next_output(
+                    queue, watched, job, position, inside, strict
+                )
                 strict = True
                 for one in output:
                     inside = False
-                    place = one.end
-                    yield one, max(seen, 0), place
+                    position = one.end
+                    yield one, max(seen, 0), position
                 if output:
                     continue
             # All output is told before the terminal state.
-            behind = wish.output and place < job.output_end
+            behind = wish.output and position < job.output_end
             if event is not None and job.state.terminal and not behind:
                 if fresh:
-                    yield event, job.revision, place
+                    yield event, job.revision, position
                 return
             if watched.news == news and not await self._wait(watched):
-                yield None, max(seen, 0), place
+                yield None, max(seen, 0), position
 
     def _job(self, queue: WatchedQueue, watched: WatchedJob) -> Job:
         if self.draining:
@@ -164,27 +167,27 @@ class JobWatch:
         queue: WatchedQueue,
         watched: WatchedJob,
         job: Job,
-        place: OutputPlace,
+        position: OutputPosition,
         inside: bool,
         strict: bool,
-    ) -> tuple[list[OutputEvent], OutputPlace]:
-        """Return the next output behind a place: the tail's, otherwise the store's.
+    ) -> tuple[list[OutputEvent], OutputPosition]:
+        """Return the next output behind a position: the tail's, otherwise the store's.
 
         Args:
             queue: Of the job.
             watched: The job.
             job: As it stands.
-            place: What is before it was told.
-            inside: True if the place may lie inside a piece.
-            strict: True if everything behind the place must still be kept.
+            position: What is before it was told.
+            inside: True if the position may lie inside a piece.
+            strict: True if everything behind the position must still be kept.
         """
         tail = watched.tail
-        if tail is not None and place >= tail.floor:
-            event = tail.behind(place)
-            return ([event] if event else []), place
-        if place >= job.output_end:
-            return [], place
-        wanted = ("~" if inside else "") + f"{place.attempt}-{place.offset}"
+        if tail is not None and position >= tail.floor:
+            event = tail.behind(position)
+            return ([event] if event else []), position
+        if position >= job.output_end:
+            return [], position
+        wanted = ("~" if inside else "") + f"{position.attempt}-{position.offset}"
         row = (
             await self._store.follow(
                 queue.queue, [(watched.ulid, job.record, wanted)], CATCH_UP_BYTES
@@ -193,7 +196,7 @@ class JobWatch:
         if row is None:
             raise JobNotFound(job.job_id)
         first = row.job.output_first
-        if strict and place < first:
+        if strict and position < first:
             raise CursorCompacted(
                 f"output of {job.job_id} before offset {first.offset} of attempt {first.attempt} is"
                 " no longer kept; go on from there",
@@ -201,11 +204,11 @@ class JobWatch:
             )
         events = []
         for event in events_of(row.output):
-            fresh = event.behind(place)
+            fresh = event.behind(position)
             if fresh is not None:
                 events.append(fresh)
         # Nothing lies between here and the end of what was read.
-        return events, (place if events or row.more else max(place, row.job.output_end))
+        return events, (position if events or row.more else max(position, row.job.output_end))
 
     async def _wait(self, watched: WatchedJob) -> bool:
         """Wait for something new; return False when it is time for a sign of life."""

@@ -210,7 +210,7 @@ class QueueWatch:
                             # The cursor moves on only when all of what it covers has been told.
                             yield row, at
                     if not watcher.waiting:
-                        at = max(at, watcher.log_id, key=_place_in_log)
+                        at = max(at, watcher.log_id, key=_position_in_log)
                 elif not await watcher.wait(self._jobs.bookmark_s):
                     yield None, at
         finally:
@@ -274,6 +274,6 @@ class QueueWatch:
                 yield job, ""
 
 
-def _place_in_log(log_id: str) -> tuple[int, ...]:
+def _position_in_log(log_id: str) -> tuple[int, ...]:
     """Return what ids of entries are in order by; that of none comes first."""
     return tuple(map(int, log_id.split("-"))) if log_id else ()

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from jobwire_server.domain.errors import StoreUnavailable
-from jobwire_server.domain.model import Job, OutputPlace, Written
+from jobwire_server.domain.model import Job, OutputPosition, Written
 
 TAIL_BYTES = 256 << 10
 TAIL_EVENTS = 256
@@ -29,8 +29,8 @@ class OutputEvent:
     """A run of output of one attempt."""
 
     written: tuple[Written, ...]
-    start: OutputPlace
-    end: OutputPlace
+    start: OutputPosition
+    end: OutputPosition
     encoded: bytes = b""
 
     @property
@@ -38,41 +38,41 @@ class OutputEvent:
         """Bytes of content."""
         return sum(len(piece.content) for one in self.written for piece in one.pieces)
 
-    def behind(self, place: OutputPlace) -> OutputEvent | None:
-        """Return what of it lies behind a place, None if nothing does."""
-        if place <= self.start:
+    def behind(self, position: OutputPosition) -> OutputEvent | None:
+        """Return what of it lies behind a position, None if nothing does."""
+        if position <= self.start:
             return self
         left = []
         for one in self.written:
-            rest = cut(one, place)
+            rest = cut(one, position)
             if rest is not None:
                 left.append(rest)
         return _event(left) if left else None
 
 
-def end_of(one: Written) -> OutputPlace:
-    """Return the place behind a run of output."""
-    return OutputPlace(one.attempt, one.offset + sum(len(p.content) for p in one.pieces))
+def end_of(one: Written) -> OutputPosition:
+    """Return the position behind a run of output."""
+    return OutputPosition(one.attempt, one.offset + sum(len(p.content) for p in one.pieces))
 
 
-def cut(one: Written, place: OutputPlace) -> Written | None:
-    """Return what of a run lies behind a place."""
-    if end_of(one) <= place:
+def cut(one: Written, position: OutputPosition) -> Written | None:
+    """Return what of a run lies behind a position."""
+    if end_of(one) <= position:
         return None
-    if OutputPlace(one.attempt, one.offset) >= place:
+    if OutputPosition(one.attempt, one.offset) >= position:
         return one
-    skip = place.offset - one.offset
+    skip = position.offset - one.offset
     pieces = []
     for piece in one.pieces:
         if skip < len(piece.content):
             pieces.append(piece._replace(content=piece.content[skip:]))
         skip = max(0, skip - len(piece.content))
-    return Written(one.attempt, place.offset, tuple(pieces))
+    return Written(one.attempt, position.offset, tuple(pieces))
 
 
 def _event(written: list[Written]) -> OutputEvent:
     first = written[0]
-    start = OutputPlace(first.attempt, first.offset)
+    start = OutputPosition(first.attempt, first.offset)
     return OutputEvent(tuple(written), start, end_of(written[-1]))
 
 
@@ -95,10 +95,10 @@ class Tail:
 
     __slots__ = ("_bytes", "end", "events", "floor")
 
-    def __init__(self, end: OutputPlace) -> None:
+    def __init__(self, end: OutputPosition) -> None:
         self.events: deque[OutputEvent] = deque()
         self.floor = end
-        """Everything that was written behind this place and before `end` is here."""
+        """Everything that was written behind this position and before `end` is here."""
         self.end = end
         self._bytes = 0
 
@@ -112,14 +112,14 @@ class Tail:
             self._bytes -= oldest.size
             self.floor = oldest.end
 
-    def behind(self, place: OutputPlace) -> OutputEvent | None:
-        """Return the oldest output behind a place at or above the floor, None if there is none."""
+    def behind(self, position: OutputPosition) -> OutputEvent | None:
+        """Return the oldest output behind a position at or above the floor, None for none."""
         found = None
         for event in reversed(self.events):
-            if event.end <= place:
+            if event.end <= position:
                 break
             found = event
-        return found.behind(place) if found else None
+        return found.behind(position) if found else None
 
 
 class WatchedJob:
@@ -161,7 +161,7 @@ class WatchedJob:
         return self.event.job.record if self.event else b""
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """Where output is to be read from, as follow.lua takes it."""
         if not self.listeners or self.tail is None:
             return ""

@@ -41,7 +41,7 @@ class ManyWatcher(Protocol):
 
 
 def split_event(data: bytes) -> tuple[str, list[str]]:
-    """Reads an event: the id in the queue's log ('' without one), and the ULIDs."""
+    """Read an event: the id in the queue's log ('' without one), and the ULIDs."""
     text = data.decode()
     log_id = ""
     if text.startswith("#"):
@@ -155,18 +155,18 @@ class WatchedQueue:
             watcher.reset()
 
     def mark(self, ulid: str) -> None:
-        """Has the job read afresh."""
+        """Have the job read afresh."""
         self._dirty[ulid] = None
         self._loop.wake()
 
     def mark_all(self) -> None:
-        """Has every watched job read afresh."""
+        """Have every watched job read afresh."""
         for ulid in self.jobs:
             self._dirty[ulid] = None
         self._loop.wake()
 
     def join(self, job: WatchedJob) -> asyncio.Future[bool]:
-        """Has the job read afresh; the future is done after a read that begins from now on."""
+        """Have the job read afresh; the future is done after a read that begins from now on."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         job.joining.append(future)
         self.mark(job.ulid)
@@ -216,11 +216,11 @@ class WatchedQueue:
         return 0.0 if self._dirty else REFRESH_S
 
     async def _read(self, jobs: list[WatchedJob]) -> None:
-        """Reads jobs, and tells whoever came before the read began."""
+        """Read jobs, and tells whoever came before the read began."""
         joining = [(job, job.joining) for job in jobs]
         for job in jobs:
             job.joining = []
-        wanted = [(job.ulid, job.record, job.place) for job in jobs]
+        wanted = [(job.ulid, job.record, job.position) for job in jobs]
         try:
             rows = await self._store.follow(self.queue, wanted, OUTPUT_AT_ONCE)
         except asyncio.CancelledError:
@@ -256,7 +256,7 @@ class WatchedQueue:
             job.joining = []
 
     def _update(self, job: WatchedJob, row: Followed | None) -> bool:
-        """Takes over what was read; True if it is news."""
+        """Take over what was read; True if it is news."""
         job.error = None
         job.known = True
         if row is None:

@@ -32,7 +32,7 @@ class Attention:
         self._judges_from_s = float("inf")
 
     def looked(self, store_ms: int, within_s: float) -> None:
-        """Takes note of a look that the store has answered.
+        """Take note of a look that the store has answered.
 
         Args:
             store_ms: The store's time, as it told.
@@ -46,7 +46,7 @@ class Attention:
         self._looked_s, self._looked_ms, self._within_s = now, store_ms, within_s
 
     def still(self) -> None:
-        """Takes note that the work after a look has come to its end: it may take its time, but not
+        """Take note that the work after a look has come to its end: it may take its time, but not
         stand still.
         """
         if self._looked_s is not None:
@@ -59,7 +59,7 @@ class Attention:
         return self._now_s() >= self._judges_from_s
 
     def not_after_ms(self) -> int:
-        """Returns the store's time after which a look that is made now comes too late to judge; 0:
+        """Return the store's time after which a look that is made now comes too late to judge; 0:
         it is not to judge at all.
         """
         if self._looked_s is None or not self.judges:

@@ -10,50 +10,50 @@ from jobwire_server.domain.model import Assignment, WorkerSpec
 
 
 class Demand:
-    """Free slots for jobs at one worker, offered to the dispatchers of its queues at once.
+    """What one worker can take now, offered to the dispatchers of its queues at once.
 
-    The dispatchers of several queues claim for one demand at the same time, so each reserves the
-    slots that it asks the store to fill; together they never bring more jobs than there are.
+    The dispatchers of several queues claim for one demand at the same time, so each reserves what
+    it asks the store for; together they never bring more jobs than the worker can take.
 
     Args:
         spec: The worker.
         lease_ms: The lease of each job.
-        slots: How many jobs it can take.
+        free: How many jobs it can take.
     """
 
-    def __init__(self, spec: WorkerSpec, lease_ms: int, slots: int) -> None:
+    def __init__(self, spec: WorkerSpec, lease_ms: int, free: int) -> None:
         self.spec = spec
         self.lease_ms = lease_ms
-        self.slots = slots
+        self.free = free
         self.closed = False
         self.paused = False
         """True: takes nothing for now, whatever is free."""
         self.skipped: dict[Callable[[Demand], None], None] = {}
-        """What to call once there are slots again: the dispatchers that found none. In the order in
-        which they came, so that queues are served in turn.
+        """What to call once it can take jobs again: the dispatchers that found it full. In the
+        order in which they came, so that queues are served in turn.
         """
 
     def reserve(self, most: int) -> int:
-        """Take up to `most` slots out of what is offered; return how many there were."""
+        """Reserve up to `most` jobs of what it can take; return how many there were."""
         if self.closed or self.paused:
             return 0
-        count = max(0, min(self.slots, most))
-        self.slots -= count
+        count = max(0, min(self.free, most))
+        self.free -= count
         return count
 
-    def take_slot(self) -> None:
-        """Fill a slot with a job that the worker has already."""
-        self.slots -= 1
+    def count_in(self) -> None:
+        """Count in a job that the worker has already."""
+        self.free -= 1
 
     def unreserve(self, count: int) -> None:
-        """Give back slots that were not filled, or that are free again."""
-        self.slots += count
+        """Give back what was reserved in vain, or is free again."""
+        self.free += count
         self._tell_skipped()
 
     @property
     def open(self) -> bool:
         """True if it can take a job now."""
-        return self.slots > 0 and not self.paused and not self.closed
+        return self.free > 0 and not self.paused and not self.closed
 
     def resume(self) -> None:
         """Take jobs again after a pause."""
@@ -61,7 +61,7 @@ class Demand:
         self._tell_skipped()
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """Hand over jobs for reserved slots; return False if nobody is there to take them."""
+        """Hand over jobs that were reserved; return False if nobody is there to take them."""
         raise NotImplementedError
 
     def dry(self, queue: str) -> None:
@@ -88,9 +88,9 @@ class OneShot(Demand):
     """
 
     def __init__(
-        self, spec: WorkerSpec, lease_ms: int, slots: int, queues: tuple[str, ...], patient: bool
+        self, spec: WorkerSpec, lease_ms: int, free: int, queues: tuple[str, ...], patient: bool
     ) -> None:
-        super().__init__(spec, lease_ms, slots)
+        super().__init__(spec, lease_ms, free)
         self.answer: asyncio.Future[list[Assignment]] = asyncio.get_running_loop().create_future()
         self._unseen = set() if patient else set(queues)
         self._patient = patient

@@ -1,7 +1,7 @@
 """The dispatcher: demands of this server's workers on one side, one queue on the other.
 
 It sleeps until a demand comes or the store says that jobs became ready, claims for all demands in
-one call, and never for more jobs than they have slots. One call for a queue is under way at a time,
+one call, and never for more jobs than they can take. One call for a queue is under way at a time,
 so that what comes meanwhile goes together in the next.
 """
 
@@ -69,9 +69,9 @@ class QueueDispatcher:
         self._give_back = attempts.give_back
         self._channel = keys.ready_channel(queue)
         self._idle: dict[Demand, None] = {}
-        """With free slots, and nothing to fill them at the last look."""
+        """Can take jobs, and there were none at the last look."""
         self._full: dict[Demand, None] = {}
-        """Without a free slot; looked for again as soon as there is one."""
+        """Can take none; looked for again as soon as they can."""
         self._hot: dict[Demand, None] = {}
         self._woken: set[Demand] = set()
         """Chosen for jobs that were announced, and not claimed for yet."""
@@ -182,9 +182,9 @@ class QueueDispatcher:
                 full.append(demand)
             elif route_id in self._routes_of(demand):
                 chosen.append(demand)
-                count -= demand.slots
+                count -= demand.free
         for demand in full:
-            self._wait_for_slot(demand)
+            self._wait_until_free(demand)
         for demand in chosen:
             self._woken.add(demand)
             self._heat(demand)
@@ -282,7 +282,7 @@ class QueueDispatcher:
                 continue
             count = demand.reserve(min(share, left))
             if count == 0:
-                self._wait_for_slot(demand)
+                self._wait_until_free(demand)
                 self._pass_on(demand)
                 continue
             self._woken.discard(demand)
@@ -312,9 +312,9 @@ class QueueDispatcher:
             if demand.closed:
                 self.withdraw(demand)
             elif not demand.open:
-                self._wait_for_slot(demand)
+                self._wait_until_free(demand)
 
-    def _wait_for_slot(self, demand: Demand) -> None:
+    def _wait_until_free(self, demand: Demand) -> None:
         self._idle.pop(demand, None)
         self._hot.pop(demand, None)
         self._full[demand] = None

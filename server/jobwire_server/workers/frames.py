@@ -90,7 +90,7 @@ class FrameOut:
     drain: DrainNotice | None = None
 
     def split(self, at: int) -> FrameOut:
-        """Takes the assignments from `at` on out of the frame, with what is to be told about them;
+        """Take the assignments from `at` on out of the frame, with what is to be told about them;
         returns the frame to follow.
         """
         rest = FrameOut(assignments=self.assignments[at:])

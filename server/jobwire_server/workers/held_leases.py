@@ -81,7 +81,7 @@ class HeldLeases:
         return True
 
     def let_go(self, job_id: str, fencing_token: int | None = None) -> bool:
-        """Take a job off the books; return whether its slot is to be freed.
+        """Take a job off the books; return whether its credit is to be freed.
 
         Args:
             job_id: The job.

@@ -73,7 +73,7 @@ class Joining:
         return {queue: named[queue] for queue in late}
 
     def offer(self, session: WorkerSession, late: dict[str, Leases], former: Former) -> None:
-        """Offer the worker's slots to its queues; to those that are late once they are joined."""
+        """Offer the worker's demand to its queues; to those that are late once they are joined."""
         for queue in session.attach.spec.queues:
             if queue not in late:
                 self._dispatchers.of(queue).offer(session.demand)
@@ -83,7 +83,7 @@ class Joining:
             self._tasks.begin(joining, "late-join", context=Context())
 
     def withdraw(self, session: WorkerSession) -> None:
-        """Offer the worker's slots to nobody any more."""
+        """Withdraw the worker's demand from its queues."""
         for queue in session.attach.spec.queues:
             self._dispatchers.of(queue).withdraw(session.demand)
 

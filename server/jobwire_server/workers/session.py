@@ -62,14 +62,14 @@ STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
 
 
 class StreamDemand(Demand):
-    """The slots that a stream's credits leave."""
+    """What a stream's free credits leave to take."""
 
-    def __init__(self, session: WorkerSession, slots: int) -> None:
-        super().__init__(session.attach.spec, session.lease_ms, slots)
+    def __init__(self, session: WorkerSession, free: int) -> None:
+        super().__init__(session.attach.spec, session.lease_ms, free)
         self._session = session
 
     def reserve(self, most: int) -> int:
-        """Take slots, as far as the credit in bytes allows."""
+        """Reserve jobs, as far as the credit in bytes allows."""
         session = self._session
         return super().reserve(min(most, session.leases.bytes.left(bool(session.leases))))
 
@@ -372,17 +372,17 @@ class WorkerSession:
         return StoreUnavailable("it is not known whether it was recorded; send it again")
 
     def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
-        """Free the slot of a job that the worker no longer holds."""
+        """Free the credit of a job that the worker no longer holds."""
         if self.leases.let_go(job_id, fencing_token):
             self.demand.unreserve(1)
 
     def keep(self, job_id: str, fencing_token: int) -> None:
-        """Fill a slot with a job that the worker holds already.
+        """Count in a job that the worker holds already.
 
         It named the job when it attached, or its completion was refused.
         """
         if not self.ended.done() and self.leases.keep(job_id, fencing_token):
-            self.demand.take_slot()
+            self.demand.count_in()
 
     # ------------------------------------------------------------ now and then
 

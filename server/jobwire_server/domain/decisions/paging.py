@@ -14,39 +14,39 @@ def _fingerprint(scope: str) -> str:
     return blake2b(scope.encode(), digest_size=6).hexdigest()
 
 
-def encode_token(scope: str, *place: str | int) -> str:
-    """Return a token for a place.
+def encode_token(scope: str, *after: str | int) -> str:
+    """Return a token for what a page ends with.
 
     Args:
         scope: The method and its filter, as text; a token is good for the same scope only.
-        place: Where to go on.
+        after: What the page ends with.
     """
-    text = json.dumps([_fingerprint(scope), *place], separators=(",", ":"))
+    text = json.dumps([_fingerprint(scope), *after], separators=(",", ":"))
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode_token(scope: str, token: str, length: int) -> list[str | int]:
-    """Return the place that `encode_token` was given.
+    """Return what `encode_token` was given.
 
     Args:
         scope: As given to `encode_token`.
         token: As the caller sent it.
-        length: How many values the place has.
+        length: How many values that were.
 
     Raises:
         BadPageToken: It is not a token of this scope.
     """
     try:
-        mark, *place = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        mark, *after = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (ValueError, TypeError, Base64Error):
-        mark, place = None, []
+        mark, after = None, []
     if (
         mark != _fingerprint(scope)
-        or len(place) != length
-        or not all(isinstance(part, str | int) for part in place)
+        or len(after) != length
+        or not all(isinstance(part, str | int) for part in after)
     ):
         raise bad_token()
-    return list(place)
+    return list(after)
 
 
 def bad_token() -> BadPageToken:

@@ -22,7 +22,7 @@ from jobwire_server.domain.model.attempts import (
     RetryPolicy,
 )
 from jobwire_server.domain.model.jobs import BulkProgress, Job, RecordFacts, Redrive
-from jobwire_server.domain.model.output import BEGINNING, OutputPlace, Piece, Written
+from jobwire_server.domain.model.output import BEGINNING, OutputPosition, Piece, Written
 from jobwire_server.domain.model.queues import NO_SETTINGS, Queue, QueueChanges, QueueSettings
 from jobwire_server.domain.model.states import JobState, Outcome, WorkerStatus
 from jobwire_server.domain.model.submissions import (
@@ -56,7 +56,7 @@ __all__ = [
     "NewJob",
     "NotNow",
     "Outcome",
-    "OutputPlace",
+    "OutputPosition",
     "Piece",
     "Queue",
     "QueueChanges",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model.attempts import DEADLINE_MISSED, Attempt, Failure, RetryPolicy
-from jobwire_server.domain.model.output import BEGINNING, OutputPlace
+from jobwire_server.domain.model.output import BEGINNING, OutputPosition
 from jobwire_server.domain.model.states import JobState
 
 
@@ -52,9 +52,9 @@ class Job:
     """
     output_bytes: int = 0
     """Bytes of output that are kept."""
-    output_end: OutputPlace = BEGINNING
+    output_end: OutputPosition = BEGINNING
     """Behind the last byte that was written."""
-    output_first: OutputPlace = BEGINNING
+    output_first: OutputPosition = BEGINNING
     """Behind the last byte that was dropped, once some was."""
     worker_id: str = ""
     fencing_token: int = 0

@@ -14,14 +14,14 @@ class Piece(NamedTuple):
     content: bytes
 
 
-class OutputPlace(NamedTuple):
-    """A point in a job's output; places compare in the order in which output is written."""
+class OutputPosition(NamedTuple):
+    """A point in a job's output; positions compare in the order in which output is written."""
 
     attempt: int
     offset: int
 
 
-BEGINNING = OutputPlace(0, 0)
+BEGINNING = OutputPosition(0, 0)
 """Before everything that a job can write."""
 
 
