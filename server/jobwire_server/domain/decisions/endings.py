@@ -1,9 +1,9 @@
-"""What becomes of a job when an attempt of it ends otherwise than with a result.
+"""Decides what becomes of a job when an attempt ends without a result.
 
-Three budgets are counted apart. *Failures* are what handlers report, and timeouts;
-`max_attempts` bounds them. *Crashes* are leases that ran out and workers that were
-lost. *Interruptions* are jobs given back by workers that shut down. So a job that
-kills its workers ends, whatever its retry policy, and a deploy fails no job.
+Three budgets are counted separately. *Failures* are what handlers report, and timeouts;
+`max_attempts` bounds them. *Crashes* are leases that ran out and workers that were lost.
+*Interruptions* are jobs given back by workers that shut down. So a job that kills its workers ends,
+whatever its retry policy, and a deployment fails no job.
 
 A delivery that nobody acknowledged is free: most often it was lost on its way. But a job that kills
 its worker before a word is said looks the same, so that only the first few are. The same goes for
@@ -132,7 +132,7 @@ def _after_failure(
     if wait is None:
         wait = backoff_ms(retry, failures, random)
     if job.deadline_ms and job.read_at_ms + wait >= job.deadline_ms:
-        # The deadline would end it before the next attempt: better to tell at once, and what of.
+        # The deadline would end it before the next attempt: better to fail now, with the cause.
         return Ending(outcome, JobState.FAILED, Budget.FAILURES, failure=failure)
     return Ending(outcome, JobState.SCHEDULED, Budget.FAILURES, wait, failure)
 
@@ -205,13 +205,13 @@ def after_lapse(
 ) -> Ending:
     """The lease ran out, or the worker was lost.
 
-    A worker that lives names its jobs, or its server does, each third of a lease. Where it was
-    heard of long after the lease was renewed last, it never had the job, or has let go of it.
+    A worker that lives names its jobs, or its server does, each third of a lease. If its last sign
+    of life came long after the last renewal, it never had the job, or has let go of it.
 
     Args:
         job: As it was read.
         cause: What happened, for people.
-        heard_at_ms: When the worker was heard of last; 0 if that is not known.
+        heard_at_ms: The worker's last sign of life; 0 if unknown.
         lease_ms: How long each renewal of the lease lasts.
         opts: The budgets.
     """

@@ -1,4 +1,4 @@
-"""Which jobs of a queue an action or a listing is about."""
+"""Selects jobs of a queue for an action or a listing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jobwire_server.domain.records import RecordCodec
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What jobs must be like. What is unset does not narrow; moments are Unix ms."""
+    """Conditions on jobs. Unset ones do not narrow; moments are Unix ms."""
 
     queue: str
     states: tuple[JobState, ...] = ()
-    """In the order in which they are looked through."""
+    """In the order of the search."""
     operation: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """All of these."""
@@ -94,7 +94,7 @@ class Pace:
         self._next_ms = float(begin_ms)
 
     def catch_up(self, now_ms: int) -> None:
-        """Let moments go that passed unused; given out late they would make a burst."""
+        """Drop moments that passed unused; given out late they would make a burst."""
         self._next_ms = max(self._next_ms, now_ms)
 
     def take(self) -> int:

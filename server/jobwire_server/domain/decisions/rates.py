@@ -21,12 +21,12 @@ class Rates:
 def rates(
     now_ms: int, totals: Mapping[str, int], samples: Sequence[tuple[int, Mapping[str, int]]]
 ) -> Rates:
-    """Compare the totals of now with the oldest sample of the window.
+    """Compare current totals with the oldest sample of the window.
 
     Args:
         now_ms: When the totals were read.
         totals: Events since the queue began.
-        samples: Totals at moments past, newest first.
+        samples: Totals at past moments, newest first.
     """
     longest = SAMPLE_MS * SAMPLES
     usable = [sample for sample in samples if 0 < now_ms - sample[0] <= longest]

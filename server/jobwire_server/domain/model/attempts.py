@@ -13,7 +13,7 @@ from jobwire_server.domain.model.states import JobState, Outcome
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """A job's own retry fields; None takes the default."""
+    """A job's own retry settings; None takes the default."""
 
     max_attempts: int | None = None
     initial_backoff_ms: int | None = None
@@ -35,7 +35,7 @@ class Failure:
 
 
 DEADLINE_MISSED = Failure("DEADLINE_EXCEEDED", "the job was not finished at its deadline")
-"""Of a job that its deadline ended."""
+"""The failure of a job that its deadline ended."""
 
 
 class Assignment(NamedTuple):
@@ -46,7 +46,7 @@ class Assignment(NamedTuple):
     attempt: int
     record: bytes
     checkpoint: bytes = b""
-    """What an earlier attempt saved; b'' if nothing."""
+    """What an earlier attempt saved; b'' for nothing."""
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class Released(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The end of an attempt as its worker reports it."""
+    """The end of an attempt, as its worker reports it."""
 
     queue: str
     ulid: str
@@ -87,7 +87,7 @@ class Reported(NamedTuple):
     progress: bytes
     output: Written | None = None
     checkpoint: bytes | None = None
-    """For the next attempt; b'' takes away what was saved, None leaves it."""
+    """For the next attempt; b'' removes what was saved, None keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,7 @@ class Completed:
     state: JobState
     next_attempt_at_ms: int = 0
     repeated: bool = field(default=False, compare=False)
-    """True if the same holder had ended the attempt before: this is the answer to that, whatever
-    the end was said to be now.
-    """
+    """True if the same holder ended the attempt before: this is the answer to that call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from jobwire_server.domain.model.states import JobState
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """What an operator chose for a queue; the defaults say what a queue without settings has."""
+    """What an operator chose for a queue; the defaults are those of a queue without settings."""
 
     event_log_entries: int = 0
-    """How many changes its event log keeps; 0: it has none."""
+    """How many changes its event log keeps; 0: it has no log."""
     max_output_bytes: int = 0
     """The most output that its jobs keep together; 0: the server's limit."""
     retry: RetryPolicy | None = None
-    """What the unset retry fields of its jobs mean; None: the server's defaults."""
+    """Retry settings for what its jobs leave open; None: the server's defaults."""
     max_pending_jobs: int = 0
     """The most jobs that are SCHEDULED or PENDING together; 0: no limit."""
     max_live_bytes: int = 0
@@ -36,17 +36,17 @@ class QueueSettings:
     retain_output_ms: int | None = None
     """How long the output of an ended job is kept, 0 or more; None: as long as the job."""
     retain_event_log_ms: int | None = None
-    """The age above which entries of the event log go, 0 or more; None: no limit."""
+    """The age at which entries of the event log are dropped, 0 or more; None: no limit."""
     priority_ageing_ms: int = 0
     """The wait that counts as one priority, 100 or more; 0: no ageing."""
 
 
 NO_SETTINGS = QueueSettings()
-"""Of a queue that nobody configured."""
+"""The settings of a queue that nobody configured."""
 
 
 class QueueChanges(TypedDict, total=False):
-    """Settings to change; a field that is missing stays as it is. Meaning as in QueueSettings."""
+    """Settings to change, as in QueueSettings; a missing field stays as it is."""
 
     event_log_entries: int
     max_output_bytes: int
@@ -71,9 +71,9 @@ class Queue:
     depth: Mapping[JobState, int]
     totals: Mapping[str, int]
     oldest_pending_ms: int = 0
-    """When the oldest ready job became ready; 0 where there is none or only its record tells."""
+    """When the oldest ready job became ready; 0 where there is none, or only its record says so."""
     oldest_pending_record: bytes = b""
-    """The record of that job where only it tells."""
+    """The record of that job, where only that says when."""
     now_ms: int = 0
     settings: QueueSettings = NO_SETTINGS
     output_bytes: int = 0
@@ -82,4 +82,4 @@ class Queue:
     ended_bytes: int = 0
     """Of the records and results of those that have."""
     samples: tuple[tuple[int, Mapping[str, int]], ...] = ()
-    """Totals at moments past, newest first."""
+    """Totals at past moments, newest first."""

@@ -22,7 +22,7 @@ class Route:
     descriptor: bytes
     """The canonical text of the two, kept in the store."""
     id: str
-    """16 hexadecimal digits made of it, the same on every server."""
+    """16 hexadecimal digits made from it, the same on every server."""
 
     def served_by(self, worker: WorkerSpec) -> bool:
         """True if the worker has the operation and every required label."""
@@ -41,7 +41,7 @@ class UniqueScope(IntEnum):
 
 
 class UniqueConflict(IntEnum):
-    """What happens where another job holds the key; the numbers are those of the contract."""
+    """What happens if another job holds the key; the numbers are those of the contract."""
 
     RETURN_EXISTING = 1
     REJECT = 2
@@ -63,7 +63,7 @@ class RequestId(NamedTuple):
 
     request_id: str
     digest: str
-    """Of the content without what the broker adds; 32 characters."""
+    """Digest of the content without what the broker adds; 32 characters."""
     chosen: bool = False
     """True: the job's id was chosen by the producer as well."""
 
@@ -78,7 +78,7 @@ class NewJob(NamedTuple):
     """'' in a draft whose producer leaves it to the broker."""
     queue: str
     route: Route
-    """What it waits on for a worker."""
+    """Where it waits for a worker."""
     priority: int
     record: bytes
     run_at_ms: int = 0
@@ -88,12 +88,12 @@ class NewJob(NamedTuple):
     expires_at_ms: int = 0
     """Not started after this moment; 0: never expires."""
     execution_timeout_ms: int = 0
-    """The longest run of one attempt; 0: no limit."""
+    """The longest time of one attempt; 0: no limit."""
     retry: RetryPolicy | None = None
     max_output_bytes: int = 0
     """The most output that is kept; 0: the server's limit."""
     trim_output: bool = False
-    """True: above it the oldest is dropped; False: what is above it is refused."""
+    """Above the limit, True drops the oldest output, False refuses more."""
     deadline_ms: int = 0
     """FAILED if not finished at this moment; 0: never."""
     request: RequestId | None = None
@@ -103,16 +103,16 @@ class NewJob(NamedTuple):
 
 
 class NotNow(NamedTuple):
-    """A job that is refused for the time or a setting of the server alone: it was right before,
-    perhaps, and accepted then.
+    """A job that is refused only because of the time or a setting of the server; it may have been
+    accepted before.
     """
 
     job: NewJob
-    """To look for."""
+    """The job to look for."""
     refusal: InvalidRequest
-    """If it was not accepted before."""
+    """The answer if it was not accepted before."""
     named: bool
-    """True if the caller gave it an id, so that it can be known."""
+    """True if the caller gave it an id, by which it can be found."""
 
 
 class Accepted(NamedTuple):

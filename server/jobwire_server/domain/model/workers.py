@@ -11,7 +11,7 @@ from jobwire_server.domain.model.states import WorkerStatus
 
 
 class Former(IntEnum):
-    """Who was known by a worker's id before a stream attached; the numbers are the store's."""
+    """Who had a worker's id before a stream attached; the numbers are the store's."""
 
     NOBODY = 0
     SAME = 1
@@ -21,7 +21,7 @@ class Former(IntEnum):
     HELD = 3
     """Another process, whose stream held: its id is taken from it."""
     UNHEARD = 4
-    """Another process, of which nobody knows, because its server is silent."""
+    """Another process, of unknown fate, because its server is silent."""
     LATER = 5
     """The same process, in a later attempt."""
 
@@ -49,14 +49,14 @@ class Worker:
     last_seen_at_ms: int = 0
     lost_at_ms: int = 0
     attached: bool = False
-    """Its stream holds."""
+    """Its stream is connected."""
     server_id: str = ""
-    """Where its stream leads, or led last."""
+    """The server of its stream, or of its last one."""
     credits: int = 0
     assigned: int = 0
     succeeded: int = 0
     failed: int = 0
     stuck: int = 0
-    """Handlers that do not stop, as it says."""
+    """Handlers that do not stop, by its own count."""
     held_jobs: int = 0
     leases: tuple[LeaseRef, ...] = ()
