@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -97,20 +95,12 @@ def _end(error: grpc.aio.AioRpcError) -> str:
     return "refused" if retry.retry_delay.ToMilliseconds() > 0 else "refused without a delay"
 
 
-def _metric(server: ServerProcess, sample: str) -> float:
-    with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    found = re.search(rf"^{re.escape(sample)} (\S+)", text, re.MULTILINE)
-    assert found is not None
-    return float(found[1])
-
-
 def _rss(server: ServerProcess) -> float:
-    return _metric(server, "process_resident_memory_bytes")
+    return server.metric("process_resident_memory_bytes")
 
 
 def _in_hand(server: ServerProcess) -> float:
-    return _metric(server, 'jobwire_rpc_in_flight{method="/jobwire.v1.JobService/SubmitJob"}')
+    return server.metric('jobwire_rpc_in_flight{method="/jobwire.v1.JobService/SubmitJob"}')
 
 
 def _submitted(store: StoreProcess) -> int:

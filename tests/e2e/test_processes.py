@@ -28,7 +28,7 @@ from jobwire.v1 import (
 
 from tests.support.dump import check_invariants
 from tests.support.servers import ServerProcess
-from tests.support.stores import StoreProcess, free_port, wait_until
+from tests.support.stores import Engine, StoreProcess, free_port, wait_until
 from tests.support.streams import Producer, RawWorker
 from tests.support.workers import WorkerProcess
 
@@ -39,6 +39,23 @@ StartWorker = Callable[..., WorkerProcess]
 SUBMIT = "/jobwire.v1.JobService/SubmitJob"
 MOST_CHANNELS = 100
 """The system picks a process for each connection by its port: all are met long before."""
+
+
+@pytest.fixture
+def store_engine() -> Engine:
+    """One engine: it is the processes that this is about."""
+    return "valkey"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Two processes that nobody harms, for several tests."""
+    server = ServerProcess("--processes", "2", data_dir=tmp_path_factory.mktemp("pair"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -138,45 +155,46 @@ def _port_is_free(address: str) -> bool:
     return True
 
 
-def test_channels_reach_every_process_and_each_says_which_it_is(
-    tmp_path: Path, start_server: StartServer
-) -> None:
-    server = start_server("--processes", "3", data_dir=tmp_path)
-    assert not server.address.endswith(":0")
+def test_channels_reach_every_process_and_each_says_which_it_is(pair: ServerProcess) -> None:
+    assert not pair.address.endswith(":0")
     with ExitStack() as stack:
-        channels = _one_channel_to_each(server.address, 3, stack)
+        channels = _one_channel_to_each(pair.address, 2, stack)
         infos = [_info(channel) for channel in channels.values()]
-        assert len({info.server_id for info in infos}) == 3
-        assert {info.processes for info in infos} == {3}
+        assert len({info.server_id for info in infos}) == 2
+        assert {info.processes for info in infos} == {2}
         assert all(info.store_embedded for info in infos)
         for channel in channels.values():
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=60
             )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    assert _get(server, "/readyz") == (200, "3 of 3 processes serve\n")
-    assert _get(server, "/healthz") == (200, "ok\n")
+    assert _get(pair, "/readyz") == (200, "2 of 2 processes serve\n")
+    assert _get(pair, "/healthz") == (200, "ok\n")
 
 
-def test_metrics_count_the_calls_of_all_processes(
-    tmp_path: Path, start_server: StartServer
-) -> None:
-    server = start_server("--processes", "2", data_dir=tmp_path)
+def test_metrics_count_the_calls_of_all_processes(pair: ServerProcess) -> None:
+    duration = "jobwire_rpc_duration_seconds"
+
+    def counts() -> list[float]:
+        return [
+            _metric(pair, "jobwire_rpc_total", method=SUBMIT, code="OK"),
+            _metric(pair, f"{duration}_count", method=SUBMIT),
+            _metric(pair, f"{duration}_bucket", method=SUBMIT, le="+Inf"),
+        ]
+
+    before = counts()
     with ExitStack() as stack:
-        channels = _one_channel_to_each(server.address, 2, stack)
+        channels = _one_channel_to_each(pair.address, 2, stack)
         for number in range(60):
             _submit(channels[number % 2])
-    assert _metric(server, "jobwire_rpc_total", method=SUBMIT, code="OK") == 60
-    duration = "jobwire_rpc_duration_seconds"
-    assert _metric(server, f"{duration}_count", method=SUBMIT) == 60
-    assert _metric(server, f"{duration}_bucket", method=SUBMIT, le="+Inf") == 60
-    assert _metric(server, f"{duration}_sum", method=SUBMIT) > 0
-    assert _metric(server, "jobwire_rpc_in_flight") == 0
-    assert _metric(server, "jobwire_processes") == 2
-    assert _metric(server, "jobwire_processes_serving") == 2
-    assert _metric(server, "jobwire_store_up") == 1
+    assert counts() == [count + 60 for count in before]
+    assert _metric(pair, f"{duration}_sum", method=SUBMIT) > 0
+    assert _metric(pair, "jobwire_rpc_in_flight", method=SUBMIT) == 0
+    assert _metric(pair, "jobwire_processes") == 2
+    assert _metric(pair, "jobwire_processes_serving") == 2
+    assert _metric(pair, "jobwire_store_up") == 1
     for process in ("parent", "0", "1"):
-        assert _metric(server, "process_resident_memory_bytes", process=process) > 0
+        assert _metric(pair, "process_resident_memory_bytes", process=process) > 0
 
 
 def test_a_killed_process_is_replaced_while_300_jobs_run_and_its_counts_stay(
@@ -350,7 +368,11 @@ def test_a_process_that_is_killed_in_the_start_is_started_again(
 
 @pytest.mark.parametrize("owner", ["somebody", "one process", "two processes"])
 def test_a_port_that_somebody_has_is_refused(
-    owner: str, tmp_path: Path, start_server: StartServer, new_server: NewServer
+    owner: str,
+    pair: ServerProcess,
+    tmp_path: Path,
+    start_server: StartServer,
+    new_server: NewServer,
 ) -> None:
     with ExitStack() as stack:
         if owner == "somebody":
@@ -358,9 +380,10 @@ def test_a_port_that_somebody_has_is_refused(
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             address = f"127.0.0.1:{taken.getsockname()[1]}"
+        elif owner == "one process":
+            address = start_server(data_dir=tmp_path / "first").address
         else:
-            flags = ("--processes", "2") if owner == "two processes" else ()
-            address = start_server(*flags, data_dir=tmp_path / "first").address
+            address = pair.address
         second = new_server("--processes", "2", data_dir=tmp_path / "second")
         second.address = address
         second.spawn()
@@ -370,11 +393,10 @@ def test_a_port_that_somebody_has_is_refused(
 
 
 def test_a_single_server_does_not_join_the_port_of_several(
-    tmp_path: Path, start_server: StartServer, new_server: NewServer
+    pair: ServerProcess, tmp_path: Path, new_server: NewServer
 ) -> None:
-    first = start_server("--processes", "2", data_dir=tmp_path / "first")
     second = new_server(data_dir=tmp_path / "second")
-    second.address = first.address
+    second.address = pair.address
     second.spawn()
     assert second.wait() == 4
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,6 +127,13 @@ class ServerProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def metric(self, sample: str) -> float:
+        """Return a value that it shows, 0 if it shows none of that name and those labels."""
+        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        found = re.search(rf"^{re.escape(sample)} (\S+)", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
     def _end_orphan(self) -> None:
         pid_file = self.data_dir and self.data_dir / "valkey.pid"
