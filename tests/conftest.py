@@ -45,10 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes, where that is to be seen without running it."""
     for item in items:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        room = _room(item.path)
         fixtures: set[str] = {*getattr(item, "fixturenames", ())}
         if room in _PROCESS_ROOMS or not _PROCESS_FIXTURES.isdisjoint(fixtures):
             item.add_marker(pytest.mark.processes)
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).parts[0]
 
 
 def _watch_starts(event: str, arguments: tuple[object, ...]) -> None:
@@ -147,16 +151,19 @@ def redis_server() -> Iterator[StoreProcess]:
     yield from _running("redis", shared=True)
 
 
-@pytest.fixture(params=["valkey", "redis"])
-def store_engine(request: pytest.FixtureRequest) -> Engine:
-    """Each engine in turn."""
-    engine: Engine = request.param
-    return engine
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run with both engines what stands near to them: scripts, connections, and what is marked."""
+    test = metafunc.definition
+    chosen = any("store_engine" in mark.args[0] for mark in test.iter_markers("parametrize"))
+    if "store_engine" not in metafunc.fixturenames or chosen:
+        return
+    is_near = _room(test.path) == "store" or test.get_closest_marker("both_engines") is not None
+    metafunc.parametrize("store_engine", ["valkey", "redis"] if is_near else ["valkey"])
 
 
 @pytest.fixture
 def store_url(store_engine: Engine, request: pytest.FixtureRequest) -> str:
-    """The URL of an empty store, once for each engine."""
+    """The URL of an empty store, once for each engine where that makes a difference."""
     name = "valkey" if store_engine == "valkey" else "redis_server"
     process: StoreProcess = request.getfixturevalue(name)
     process.flush()
@@ -172,7 +179,7 @@ def valkey_url(valkey: StoreProcess) -> str:
 
 @pytest.fixture
 def own_store(store_engine: Engine) -> Iterator[StoreProcess]:
-    """A store of this test alone, once for each engine, to kill, freeze and restart."""
+    """A store of this test alone, to kill, freeze and restart."""
     yield from _running(store_engine)
 
 

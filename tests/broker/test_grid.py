@@ -95,6 +95,7 @@ def _settled(dump: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in dump.items() if name[:2] not in ("l:", "z:", "re")}
 
 
+@pytest.mark.both_engines
 @pytest.mark.parametrize("event", Event, ids=lambda event: event.name.lower())
 @pytest.mark.parametrize("state", JobState, ids=lambda state: state.name.lower())
 async def test_each_event_moves_each_state_as_the_table_says_or_changes_nothing(

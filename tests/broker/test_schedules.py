@@ -198,6 +198,7 @@ async def test_changes_and_firings_at_once_leave_a_sound_schedule(broker: Broker
     broker.check()
 
 
+@pytest.mark.both_engines
 async def test_schedules_outlive_a_kill_of_the_store(own_store: StoreProcess) -> None:
     async with running_broker(own_store.url) as broker:
         made = await _create(broker)

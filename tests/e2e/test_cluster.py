@@ -241,6 +241,7 @@ async def test_writes_wait_for_the_replica_of_their_own_primary(site: Site) -> N
         await asyncio.to_thread(server.stop)
 
 
+@pytest.mark.both_engines
 @pytest.mark.parametrize("index", [0, 2])
 async def test_a_replica_takes_over_from_a_killed_primary_and_every_job_ends_once(
     fragile: Site, index: int

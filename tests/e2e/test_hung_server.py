@@ -15,7 +15,7 @@ from jobwire import AsyncClient, AsyncJobHandle, AttemptOutcome, Context, JobSta
 
 from tests.support.proxy import Proxy
 from tests.support.servers import ServerProcess
-from tests.support.stores import Engine, StoreProcess
+from tests.support.stores import StoreProcess
 from tests.support.waiting import eventually
 
 Way = Literal["stream", "unary"]
@@ -34,12 +34,6 @@ CALMER = (
 """A tenth of the window is what handlers have to stop in: enough on a busy machine."""
 PATIENCE_S = 40.0
 ways = pytest.mark.parametrize("way", ["stream", "unary"])
-
-
-@pytest.fixture
-def store_engine() -> Engine:
-    """One engine: it is the servers that this is about."""
-    return "valkey"
 
 
 @pytest.fixture

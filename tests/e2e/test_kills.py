@@ -64,7 +64,10 @@ def test_a_job_that_kills_its_worker_at_once_comes_to_an_end(
     assert job.failure.type == "CRASHED_TOO_OFTEN"
 
 
-@pytest.mark.parametrize("victim", ["server", "worker", "store"])
+@pytest.mark.parametrize(
+    ("victim", "store_engine"),
+    [("server", "valkey"), ("worker", "valkey"), ("store", "valkey"), ("store", "redis")],
+)
 def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
     victim: str, own_store: StoreProcess, start_server: StartServer, start_worker: StartWorker
 ) -> None:

@@ -28,7 +28,7 @@ from jobwire.v1 import (
 
 from tests.support.dump import check_invariants
 from tests.support.servers import ServerProcess
-from tests.support.stores import Engine, StoreProcess, free_port, wait_until
+from tests.support.stores import StoreProcess, free_port, wait_until
 from tests.support.streams import Producer, RawWorker
 from tests.support.workers import WorkerProcess
 
@@ -39,12 +39,6 @@ StartWorker = Callable[..., WorkerProcess]
 SUBMIT = "/jobwire.v1.JobService/SubmitJob"
 MOST_CHANNELS = 100
 """The system picks a process for each connection by its port: all are met long before."""
-
-
-@pytest.fixture
-def store_engine() -> Engine:
-    """One engine: it is the processes that this is about."""
-    return "valkey"
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,7 @@ def test_a_server_finds_the_primary_though_some_sentinels_are_away(
         _each_is_done_once(store.stores[0], client, handles)
 
 
+@pytest.mark.both_engines
 def test_a_kill_of_the_primary_is_told_and_then_work_goes_on_at_the_new_one(
     store: SentinelStore, serve: Callable[..., ServerProcess], start_worker: StartWorker
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_server_that_meets_an_old_primary_as_a_replica_goes_to_the_new_one(
         _each_is_done_once(new, client, handles)
 
 
+@pytest.mark.both_engines
 def test_a_planned_failover_loses_nothing_where_a_primary_without_replica_takes_no_writes(
     store: SentinelStore, serve: Callable[..., ServerProcess], start_worker: StartWorker
 ) -> None:

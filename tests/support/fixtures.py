@@ -16,7 +16,7 @@ from tests.support.scripts import Scripts
 
 @pytest.fixture
 async def broker(store_url: str) -> AsyncIterator[Broker]:
-    """A router without loops of its own, on an empty store, once for each engine."""
+    """A router without loops of its own, on an empty store."""
     async with running_broker(store_url) as running:
         yield running
 
@@ -42,6 +42,6 @@ async def open_scripts(url: str, server_id: str = "s1", **wait: int) -> AsyncIte
 
 @pytest.fixture
 async def scripts(store_url: str) -> AsyncIterator[Scripts]:
-    """The scripts on an empty store, once for each engine."""
+    """The scripts on an empty store, with each engine in tests/store."""
     async with open_scripts(store_url) as opened:
         yield opened

@@ -25,7 +25,7 @@ OPTIONS = replace(
 
 @pytest.fixture
 async def server(store_url: str) -> AsyncIterator[StreamServer]:
-    """A server on an empty store, once for each engine."""
+    """A server on an empty store."""
     async with stream_server(store_url, OPTIONS) as running:
         yield running
 
