@@ -29,9 +29,9 @@ $(STAMP): requirements/dev.txt pyproject.toml tools/create_venv.sh tools/install
 demo: install ## Start a broker and run real jobs through it (DIR=a folder of yours)
 	@$(BIN)/python examples/files/demo.py $(if $(DIR),"$(DIR)")
 
-# Most tests wait for something most of the time: for two cores, four at once are about right. Those that
+# Most tests wait for something most of the time: for two cores, six at once are about right. Those that
 # fill the machine, or count on it, come after the others and one by one.
-JOBS ?= 4
+JOBS ?= 6
 test: install ## Run all tests (ARGS="-k words" for some of them, JOBS=0 for one at a time)
 	@$(BIN)/python tools/run_tests.py $(JOBS) $(ARGS)
 
