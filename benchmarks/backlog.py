@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store.jobs import ClaimRequest, Success
 
@@ -57,7 +58,7 @@ class Side:
         await self._restore(taken)
 
     async def _restore(self, taken: list[Assignment]) -> None:
-        ends = [Success(job.job_id[-26:], WORKER, job.fencing_token, b"") for job in taken]
+        ends = [Success(job.job_id[ULID], WORKER, job.fencing_token, b"") for job in taken]
         await self.layers.jobs.succeed(QUEUE, ends, RETENTION_MS)
         await self.layers.jobs.submit(QUEUE, self.maker.make(len(taken)))
         self.seen.update(job.job_id for job in taken)

@@ -13,6 +13,7 @@ from time import perf_counter
 
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, Success
 
@@ -127,7 +128,7 @@ class StoreOnly:
         await self._layers.jobs.submit(QUEUE, batch)
         (claimed,) = await self._layers.jobs.claim(QUEUE, [self._request], RETENTION_MS)
         ends = [
-            Success(job.job_id[-26:], "bench", job.fencing_token, b"done")
+            Success(job.job_id[ULID], "bench", job.fencing_token, b"done")
             for job in claimed.assignments
         ]
         answers = await self._layers.jobs.succeed(QUEUE, ends, RETENTION_MS)

@@ -49,7 +49,7 @@ class JobMaker:
 
     def __init__(self, operation: str = OPERATION) -> None:
         clock = StoreClock()
-        new_jobs = NewJobs(JobSpecRecords(), clock, UlidFactory(clock.now_ms))
+        new_jobs = NewJobs(JobSpecRecords(), clock, UlidFactory(clock.now_ms).job_id)
         self._checks = JobChecks(Limits(), new_jobs, clock.now_ms)
         self._requests = [request(operation=operation) for _ in range(64)]
 

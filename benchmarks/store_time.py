@@ -13,6 +13,7 @@ from typing import Protocol
 
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, Success
 
@@ -66,7 +67,7 @@ class Jobwire:
 
     async def succeed(self) -> int:
         ends = [
-            Success(job.job_id[-26:], WORKER, job.fencing_token, RESULT)
+            Success(job.job_id[ULID], WORKER, job.fencing_token, RESULT)
             for job in self._held.pop(0)
         ]
         answers = await self._layers.jobs.succeed(QUEUE, ends, RETENTION_MS)
@@ -86,7 +87,7 @@ class Minimal:
         self._held: list[list[str]] = []
 
     async def submit(self, batch: list[NewJob]) -> int:
-        return await self._queue.submit([(job.job_id[-26:], job.record) for job in batch])
+        return await self._queue.submit([(job.job_id[ULID], job.record) for job in batch])
 
     async def claim(self) -> int:
         ids = await self._queue.claim(BATCH, time.time_ns() // 1_000_000 + LEASE_MS)

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire_server.domain.ids import ULID
 
 from benchmarks import backlogged, jobs
 from benchmarks.echo import METHOD
@@ -155,7 +156,7 @@ async def _check_stored(store: Store, accepted: list[str], expected: int, backlo
     )
     for at in range(0, expected, 500):
         found = await layers.jobs.read(
-            "default", [job_id[-26:] for job_id in accepted[at : at + 500]], full=False
+            "default", [job_id[ULID] for job_id in accepted[at : at + 500]], full=False
         )
         check(None not in found, "an accepted job is not in the store")
 

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from jobwire_server.domain.decisions.routing import route_of
+from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import JobState, NewJob
 from jobwire_server.store.jobs import ClaimRequest, JobStore, Success
 from jobwire_server.store.queues import QueueStore
@@ -77,7 +78,7 @@ class Lives:
             await self._jobs.submit(self._queue, [self._own(job) for job in batch])
             (claimed,) = await self._jobs.claim(self._queue, [wish], DAY_MS)
             ends = [
-                Success(job.job_id[-26:], "bench", job.fencing_token, b"result")
+                Success(job.job_id[ULID], "bench", job.fencing_token, b"result")
                 for job in claimed.assignments
             ]
             await self._jobs.succeed(self._queue, ends, DAY_MS)
@@ -88,7 +89,7 @@ class Lives:
         self.done += total
 
     def _own(self, job: NewJob) -> NewJob:
-        return job._replace(queue=self._queue, job_id=f"{self._queue}-{job.job_id[-26:]}")
+        return job._replace(queue=self._queue, job_id=job_id_of(self._queue, job.job_id[ULID]))
 
     async def check(self) -> None:
         """Checks that every job has succeeded."""

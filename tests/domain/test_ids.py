@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from jobwire_server.domain import ids
 from jobwire_server.domain.ids import (
     ALPHABET,
     QUEUE,
@@ -11,6 +16,7 @@ from jobwire_server.domain.ids import (
     UlidFactory,
     is_job_id_of,
     job_id_of,
+    job_ids_in,
     job_ids_of,
     split_job_id,
     split_ulids,
@@ -49,6 +55,12 @@ def test_a_millisecond_that_runs_out_of_numbers_borrows_the_next() -> None:
     assert ulid_time_ms(second) == 7_001
 
 
+def test_a_factory_makes_the_ids_of_a_queue_s_jobs() -> None:
+    job_id = UlidFactory(lambda: 1_700_000_000_123).job_id("a-b")
+    assert split_job_id(job_id) == ("a-b", job_id[ULID])
+    assert ulid_time_ms(job_id[ULID]) == 1_700_000_000_123
+
+
 def test_two_factories_do_not_make_the_same_ids() -> None:
     factories = [UlidFactory(lambda: 1) for _ in range(20)]
     assert len({make() for make in factories for _ in range(50)}) == 1_000
@@ -70,6 +82,8 @@ def test_ids_come_in_batches_as_the_store_returns_them() -> None:
     make = UlidFactory(lambda: 1_700_000_000_000)
     ulids = [make() for _ in range(3)]
     assert job_ids_of("a", [ulid.encode() for ulid in ulids]) == [f"a-{ulid}" for ulid in ulids]
+    named = [SimpleNamespace(queue=queue, ulid=ulids[0]) for queue in ("a", "b")]
+    assert job_ids_in(named) == [f"a-{ulids[0]}", f"b-{ulids[0]}"]
     assert split_ulids("".join(ulids)) == ulids
     assert split_ulids("") == []
 
@@ -94,3 +108,16 @@ def test_ids_come_in_batches_as_the_store_returns_them() -> None:
 def test_what_is_no_job_id_is_refused(text: str) -> None:
     assert split_job_id(text) is None
     assert not is_job_id_of("default", text)
+
+
+def test_nobody_else_makes_an_id_or_takes_one_apart_by_hand() -> None:
+    by_hand = re.compile(r"\[-2[67]:|\[:-2[67]\]|-\{[a-z_.]*ulid")
+    server = Path(ids.__file__).parent.parent
+    found = [
+        (str(path.relative_to(server)), line.strip())
+        for path in server.rglob("*.py")
+        if path != Path(ids.__file__)
+        for line in path.read_text("utf-8").splitlines()
+        if by_hand.search(line)
+    ]
+    assert found == []

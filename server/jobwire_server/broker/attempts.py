@@ -25,6 +25,7 @@ from jobwire_server.domain.errors import (
     StoreUnavailable,
     WrongState,
 )
+from jobwire_server.domain.ids import QUEUE, ULID, job_id_of
 from jobwire_server.domain.model import (
     Assignment,
     Completed,
@@ -86,7 +87,7 @@ class Attempts:
     async def _read(self, queue: str, ulid: str) -> Job:
         job = await self._lanes.of(queue).read_basic.one(ulid)
         if job is None:
-            raise JobNotFound(f"{queue}-{ulid}")
+            raise JobNotFound(job_id_of(queue, ulid))
         return job
 
     async def complete_many(
@@ -193,7 +194,9 @@ class Attempts:
                 if outcome.next_attempt_at_ms:
                     self._alarms.due_in(queue, ending.backoff_ms)
                 return outcome
-        raise StoreUnavailable(f"{queue}-{ulid} changes faster than its ending can be decided")
+        raise StoreUnavailable(
+            f"{job_id_of(queue, ulid)} changes faster than its ending can be decided"
+        )
 
     def give_back(
         self,
@@ -230,7 +233,7 @@ class Attempts:
             return endings.after_release(job, False, "not delivered", self._options)
 
         async def release(assignment: Assignment) -> None:
-            queue, ulid = assignment.job_id[:-27], assignment.job_id[-26:]
+            queue, ulid = assignment.job_id[QUEUE], assignment.job_id[ULID]
             try:
                 # Not as the holder's own word: should the worker have it after all, its
                 # completion must not be taken for a repeat of this.

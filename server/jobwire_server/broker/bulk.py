@@ -17,7 +17,7 @@ from jobwire_server.domain.decisions.filters import JobFilter, Pace
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobNotFound, JobwireError, QueueNotFound, ServerDraining
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import BulkProgress, Job, JobState, RecordFacts
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -133,7 +133,7 @@ class Bulk:
     async def _read(self, queue: str, ulid: str) -> Job:
         (job,) = await self._jobs.read(queue, [ulid], full=False)
         if job is None:
-            raise JobNotFound(f"{queue}-{ulid}")
+            raise JobNotFound(job_id_of(queue, ulid))
         return job
 
     async def retry(
@@ -205,7 +205,7 @@ class Bulk:
         async def end(jobs: Sequence[Job]) -> list[bool]:
             outcomes = await self._jobs.cancel(
                 queue,
-                [(job.job_id[-ULID_LENGTH:], reason) for job in jobs],
+                [(job.job_id[ULID], reason) for job in jobs],
                 options.cancel_grace_ms,
                 retain_ended_ms(await self._settings.get(queue), options),
                 only,
@@ -229,7 +229,7 @@ class Bulk:
         await self._begin(queue)
 
         async def forget(jobs: Sequence[Job]) -> list[bool]:
-            seen = [(job.job_id[-ULID_LENGTH:], job.revision) for job in jobs]
+            seen = [(job.job_id[ULID], job.revision) for job in jobs]
             return await self._store.forget(queue, seen)
 
         action = _Action(wanted, TERMINAL, forget)
@@ -317,7 +317,7 @@ def redrive_item(
 ) -> RedriveItem:
     """Return the redrive of a job as it was read."""
     return RedriveItem(
-        ulid=job.job_id[-ULID_LENGTH:],
+        ulid=job.job_id[ULID],
         route_id=route_of(facts.operation, facts.requirements).id,
         priority=facts.priority,
         number=job.redrive.number if job.redrive else 0,

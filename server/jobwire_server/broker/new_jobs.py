@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2b
 
-from jobwire_server.domain.ids import JobId, job_id_of
+from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model import NewJob, Route
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.domain.store_clock import StoreClock
@@ -20,15 +20,15 @@ class NewJobs:
     Args:
         records: Writes the stamps.
         clock: The store's time.
-        new_ulid: Makes ids.
+        new_job_id: Makes the id of a queue's next job.
     """
 
     def __init__(
-        self, records: RecordCodec, clock: StoreClock, new_ulid: Callable[[], str]
+        self, records: RecordCodec, clock: StoreClock, new_job_id: Callable[[str], JobId]
     ) -> None:
         self._records = records
         self._now_ms = clock.now_ms
-        self._new_ulid = new_ulid
+        self._new_job_id = new_job_id
         self._stamp_ms = -1
         self._stamp = b""
 
@@ -39,9 +39,7 @@ class NewJobs:
         """
         if (now := self._now_ms()) != self._stamp_ms:
             self._make_stamp(now)
-        return NewJob(
-            job_id or job_id_of(queue, self._new_ulid()), queue, route, 0, content + self._stamp
-        )
+        return NewJob(job_id or self._new_job_id(queue), queue, route, 0, content + self._stamp)
 
     def make(self, draft: NewJob) -> NewJob:
         """Return the job of a draft: named if its producer did not, stamped, its request digested.
@@ -54,7 +52,7 @@ class NewJobs:
             self._make_stamp(now)
         request = draft.request
         return draft._replace(
-            job_id=draft.job_id or job_id_of(draft.queue, self._new_ulid()),
+            job_id=draft.job_id or self._new_job_id(draft.queue),
             record=draft.record + self._stamp,
             request=request and request._replace(digest=digest_of(draft.record)),
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.domain.errors import LeaseLost
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Renewal, Reported
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.jobs import Report
@@ -40,7 +41,7 @@ class Reports:
         report = _of_worker(item, worker_id, lease_ms)
         renewal = await self._lanes.of(item.queue).report.one(report)
         if renewal.lost:
-            raise LeaseLost(f"{item.queue}-{item.ulid}", item.fencing_token)
+            raise LeaseLost(job_id_of(item.queue, item.ulid), item.fencing_token)
         if renewal.refusal:
             raise renewal.refusal
         return renewal

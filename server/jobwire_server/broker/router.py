@@ -16,6 +16,7 @@ from jobwire_server.broker.submissions import Submission
 from jobwire_server.broker.wiring import Parts
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import JobNotFound, JobwireError
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import (
     Completed,
     Ended,
@@ -137,7 +138,7 @@ class Router:
         lanes = self._parts.lanes.of(queue)
         job = await (lanes.read if full else lanes.read_basic).one(ulid)
         if job is None:
-            raise JobNotFound(f"{queue}-{ulid}")
+            raise JobNotFound(job_id_of(queue, ulid))
         return job
 
     async def cancel_job(self, queue: str, ulid: str, reason: str) -> Job:

@@ -12,7 +12,7 @@ from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.submissions import Submission, Submissions
 from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import InvalidRequest, JobwireError
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Accepted, NewJob, NotNow, OutputPosition
 from jobwire_server.watch.job_watch import JobWatch, WatchWish
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
@@ -57,7 +57,7 @@ class JobRuns:
         # Apart from the call: a caller that goes while it is under way has a job all the same.
         accepted = self._tasks.begin(self._submissions.submit_one(submission))
         try:
-            ulid = (await asyncio.shield(accepted)).job_id[-ULID_LENGTH:]
+            ulid = (await asyncio.shield(accepted)).job_id[ULID]
             async with aclosing(self._watch.watch(job.queue, ulid, wish)) as steps:  # type: ignore[type-var]
                 async for step in steps:
                     yield step
@@ -74,7 +74,7 @@ class JobRuns:
         # A job that holds the unique key in place of this one is not this caller's to end.
         if job.unique and accepted.existing_record == b"":
             return
-        wanted = accepted.job_id[-ULID_LENGTH:], "its caller broke off"
+        wanted = accepted.job_id[ULID], "its caller broke off"
         try:
             await self._lanes.of(job.queue).cancel.one(wanted)
         except JobwireError as error:

@@ -201,7 +201,7 @@ def build_parts(
     # Producers and operators.
     open_queues = OpenQueues(jobs, queues, options, backlog, settings, lanes, clocks, dispatchers)
     announcements = Announcements(queues, open_queues, clocks, clock, activity)
-    new_jobs = NewJobs(records, clock, new_ulid)
+    new_jobs = NewJobs(records, clock, new_ulid.job_id)
     submissions = Submissions(
         records, open_queues, lanes, alarms, condition, backlog, limits, clock
     )

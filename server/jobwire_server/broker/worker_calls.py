@@ -8,6 +8,7 @@ from jobwire_server.broker.attempts import Attempts
 from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.reports import Reports
 from jobwire_server.domain.errors import JobNotFound, JobwireError
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Completed, Ended, Renewal, Reported, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -69,7 +70,7 @@ class WorkerCalls:
         queue, ulid = wish.job
         job = await self._lanes.of(queue).read_basic.one(ulid)
         if job is None:
-            raise JobNotFound(f"{queue}-{ulid}")
+            raise JobNotFound(job_id_of(queue, ulid))
         facts = self._records.facts(job.record)
         assignment, lease_ms = await self._claims.claim_job(wish.worker_id, job, facts)
         return Handed((assignment,), lease_ms, await self._cancel_notices.told(wish.worker_id))
@@ -105,7 +106,9 @@ class WorkerCalls:
             WorkerNotFound: It never registered, was lost, or left.
         """
         status = await self._known.beat(worker_id)
-        self._streams.hear(worker_id, ((f"{queue}-{ulid}", token) for queue, ulid, token in leases))
+        self._streams.hear(
+            worker_id, ((job_id_of(queue, ulid), token) for queue, ulid, token in leases)
+        )
         if stuck is not None:
             await self._known.note_stuck(worker_id, stuck)
         lease_ms = await self._known.lease_ms(worker_id, self._options.lease_ms)

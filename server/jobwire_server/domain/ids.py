@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import NewType, TypeGuard, cast
+from typing import NewType, Protocol, TypeGuard, cast
 
 JobId = NewType("JobId", str)
 """A well-formed job id. Whoever gets one from outside parses it at the door, and nobody again.
@@ -55,6 +55,20 @@ def job_ids_of(queue: str, ulids: Iterable[bytes]) -> list[JobId]:
     """Return the ids of jobs of one queue, from their ULIDs as the store returns them."""
     prefix = queue + "-"
     return cast("list[JobId]", [prefix + ulid.decode() for ulid in ulids])
+
+
+class _Named(Protocol):
+    """What names a job by its queue and ULID."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def ulid(self) -> str: ...
+
+
+def job_ids_in(items: Iterable[_Named]) -> list[JobId]:
+    """Return the ids of the jobs that the items name."""
+    return cast("list[JobId]", [f"{item.queue}-{item.ulid}" for item in items])
 
 
 def split_job_id(job_id: str) -> tuple[str, str] | None:
@@ -116,6 +130,10 @@ class UlidFactory:
 
     def __call__(self) -> str:
         """Return the next ULID."""
+        return self.job_id("")[ULID]
+
+    def job_id(self, queue: str) -> JobId:
+        """Return the id of the queue's next job."""
         now = self._now_ms()
         if now > self._last_ms:
             self._begin(now)
@@ -128,7 +146,7 @@ class UlidFactory:
             # Within a millisecond the ids differ in their last four characters alone.
             self._high = high
             self._head = self._time_part + _encode(high, 6)
-        return self._head + _PAIRS[low >> 10] + _PAIRS[low & 1023]
+        return f"{queue}-{self._head}{_PAIRS[low >> 10]}{_PAIRS[low & 1023]}"  # type: ignore[return-value]
 
     def _begin(self, ms: int) -> None:
         self._last_ms = ms

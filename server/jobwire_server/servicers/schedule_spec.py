@@ -13,6 +13,7 @@ from jobwire_server.domain.decisions.schedules import (
     shortest_distance,
 )
 from jobwire_server.domain.errors import InvalidRequest
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import NotNow
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
@@ -180,7 +181,7 @@ def to_wire(schedule: Schedule) -> schedule_service_pb2.Schedule:
         message.recent_runs.add(
             due_at=convert.moment(run.due_ms),
             submitted_at=convert.moment(run.submitted_ms),
-            job_id=f"{schedule.queue}-{run.ulid}",
+            job_id=job_id_of(schedule.queue, run.ulid),
             triggered=run.triggered,
         )
     return message

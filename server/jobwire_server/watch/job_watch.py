@@ -18,6 +18,7 @@ from jobwire_server.domain.errors import (
     ServerDraining,
     StoreUnavailable,
 )
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import BEGINNING, Job, OutputPosition
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Notices
@@ -159,7 +160,7 @@ class JobWatch:
         if self.draining:
             raise ServerDraining
         if watched.event is None:
-            raise JobNotFound(f"{queue.queue}-{watched.ulid}")
+            raise JobNotFound(job_id_of(queue.queue, watched.ulid))
         return watched.event.job
 
     async def _next_output(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import CursorCompacted, QueueNotFound, ServerDraining, WatchLagged
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.jobs import JobStore, PageToken
@@ -99,7 +99,7 @@ class Told:
 
     def admits(self, job: Job) -> bool:
         """Return whether a job is to be told as it stands, and take it for told."""
-        ulid = job.job_id[-ULID_LENGTH:]
+        ulid = job.job_id[ULID]
         known = ulid in self.live
         wanted = not self._states or job.state in self._states
         # What a former watch told is not known: what may have been told is told to have left.
@@ -168,7 +168,7 @@ class QueueWatch:
         whatever_state = replace(wanted, states=())
 
         def matches(job: Job) -> bool:
-            ulid = job.job_id[-ULID_LENGTH:]
+            ulid = job.job_id[ULID]
             return (
                 (not named or ulid in named)
                 and whatever_state.keeps(job, self._records)
@@ -266,7 +266,7 @@ class QueueWatch:
                 yield step
             return
         async for job in self._present(queue, (), (), full):
-            told.discard(job.job_id[-ULID_LENGTH:])
+            told.discard(job.job_id[ULID])
             yield job, ""
         # What was told and is no longer live has ended meanwhile.
         if told:

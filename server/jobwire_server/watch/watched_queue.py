@@ -10,7 +10,7 @@ import structlog
 
 from jobwire_server.domain.background import Loop, heard
 from jobwire_server.domain.errors import StoreUnavailable
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import split_ulids
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import Followed, JobStore
@@ -46,7 +46,7 @@ def split_event(data: bytes) -> tuple[str, list[str]]:
     log_id = ""
     if text.startswith("#"):
         log_id, _, text = text[1:].partition("#")
-    return log_id, [text[at : at + ULID_LENGTH] for at in range(0, len(text), ULID_LENGTH)]
+    return log_id, split_ulids(text)
 
 
 class WatchedQueue:

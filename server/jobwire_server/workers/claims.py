@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import WrongState
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
@@ -192,7 +193,7 @@ class Claims:
             )
         lease_ms = self._options.lease_of(spec)
         assignment = await self._jobs.claim_job(
-            queue, job.job_id[-26:], worker_id, lease_ms, route.id, facts.priority
+            queue, job.job_id[ULID], worker_id, lease_ms, route.id, facts.priority
         )
         self._due.due_in(queue, lease_ms)
         return assignment, lease_ms

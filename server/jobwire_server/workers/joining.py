@@ -10,6 +10,7 @@ import structlog
 
 from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import JobwireError, StoreUnavailable
+from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Former
 from jobwire_server.store.jobs import Report
 from jobwire_server.workers.broker_parts import HeldJobs, Reports
@@ -59,7 +60,7 @@ class Joining:
         named: dict[str, Leases] = {queue: [] for queue in session.attach.spec.queues}
         for queue, ulid, token in session.attach.leases:
             named.setdefault(queue, []).append((ulid, token))
-            session.keep(f"{queue}-{ulid}", token)
+            session.keep(job_id_of(queue, ulid), token)
         # Side by side: the node of one queue may be away, which is no reason not to serve others.
         outcomes = await asyncio.gather(
             *(self._try_join(session, queue, held, former) for queue, held in named.items())
@@ -124,7 +125,7 @@ class Joining:
             renewals = await self._reports.renew(queue, reports)
             for (ulid, token), renewal in zip(leases, renewals, strict=True):
                 if renewal.lost:
-                    session.lose(f"{queue}-{ulid}", token)
+                    session.lose(job_id_of(queue, ulid), token)
                 elif renewal.cancel:
                     session.cancel(renewal.cancel)
         if queue in session.attach.spec.queues:

@@ -11,7 +11,7 @@ import structlog
 
 from jobwire_server.domain.background import Loop
 from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.ids import ULID_LENGTH
+from jobwire_server.domain.ids import QUEUE, ULID, job_id_of, split_ulids
 from jobwire_server.domain.options import RENEWALS_A_LEASE, BrokerOptions
 from jobwire_server.store.jobs import Report
 from jobwire_server.workers.broker_parts import Reports
@@ -96,9 +96,7 @@ class LeaseKeeper:
 
     async def check(self, queue: str, ulids: str) -> None:
         """Ask about those leases of a queue that something happened to; ULIDs end to end."""
-        named = [
-            f"{queue}-{ulids[at : at + ULID_LENGTH]}" for at in range(0, len(ulids), ULID_LENGTH)
-        ]
+        named = [job_id_of(queue, ulid) for ulid in split_ulids(ulids)]
         leases = [
             _Held(session, job_id, session.leases.tokens[job_id])
             for session in self._sessions.values()
@@ -122,7 +120,7 @@ class LeaseKeeper:
             return
         reports = [
             Report(
-                held.job_id[-ULID_LENGTH:],
+                held.job_id[ULID],
                 held.session.worker_id,
                 held.fencing_token,
                 held.session.lease_ms,
@@ -138,4 +136,4 @@ class LeaseKeeper:
 
 
 def _queue_of(job_id: str) -> str:
-    return job_id[: -ULID_LENGTH - 1]
+    return job_id[QUEUE]

@@ -22,6 +22,7 @@ from jobwire_server.domain.errors import (
     StoreUnavailable,
     WrongState,
 )
+from jobwire_server.domain.ids import job_id_of, job_ids_in
 from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
@@ -292,12 +293,12 @@ class WorkerSession:
 
     async def _take_in(self, frame: FrameIn) -> None:
         freed = 0
-        for queue, ulid, token, _ in frame.completions:
-            freed += self.leases.let_go(f"{queue}-{ulid}", token)
+        for job_id, ended in zip(job_ids_in(frame.completions), frame.completions, strict=True):
+            freed += self.leases.let_go(job_id, ended.fencing_token)
         if freed:
             self.demand.unreserve(freed)
         for report in frame.reports:
-            self.leases.has_arrived(f"{report.queue}-{report.ulid}", report.fencing_token)
+            self.leases.has_arrived(job_id_of(report.queue, report.ulid), report.fencing_token)
         for refused in frame.refused:
             # Wrong as it is, it shows that the assignment has arrived.
             self.leases.has_arrived(refused.job_id, refused.fencing_token)
@@ -334,7 +335,7 @@ class WorkerSession:
         refused = []
         for ended, outcome in zip(completions, outcomes, strict=True):
             if isinstance(outcome, JobwireError):
-                job_id = f"{ended.queue}-{ended.ulid}"
+                job_id = job_id_of(ended.queue, ended.ulid)
                 refused.append(Refused(job_id, ended.fencing_token, outcome))
                 if isinstance(outcome, STILL_HELD):
                     self.keep(job_id, ended.fencing_token)
@@ -349,16 +350,16 @@ class WorkerSession:
             renewals = await self._reports.report_many(self.worker_id, reports)
         except Exception as error:
             why = self._unrecorded(error)
-            return [Refused(f"{r.queue}-{r.ulid}", r.fencing_token, why) for r in reports]
+            return [Refused(job_id_of(r.queue, r.ulid), r.fencing_token, why) for r in reports]
         refused = []
         for reported, renewal in zip(reports, renewals, strict=True):
             if renewal.lost:
-                job_id = f"{reported.queue}-{reported.ulid}"
+                job_id = job_id_of(reported.queue, reported.ulid)
                 self._forget(job_id, reported.fencing_token)
                 lost = LeaseLost(job_id, reported.fencing_token)
                 refused.append(Refused(job_id, reported.fencing_token, lost))
             elif renewal.refusal:
-                job_id = f"{reported.queue}-{reported.ulid}"
+                job_id = job_id_of(reported.queue, reported.ulid)
                 refused.append(Refused(job_id, reported.fencing_token, renewal.refusal))
             elif renewal.cancel:
                 self.cancel(renewal.cancel)
