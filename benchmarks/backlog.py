@@ -12,7 +12,8 @@ from time import perf_counter
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState
-from jobwire_server.store.jobs import ClaimRequest, Success
+from jobwire_server.store.attempts import Success
+from jobwire_server.store.claims import ClaimRequest
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, compared

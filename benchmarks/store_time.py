@@ -15,7 +15,8 @@ from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState, NewJob
-from jobwire_server.store.jobs import ClaimRequest, Success
+from jobwire_server.store.attempts import Success
+from jobwire_server.store.claims import ClaimRequest
 
 from benchmarks import jobs
 from benchmarks.figures import Figure, Goal, compared

@@ -14,7 +14,9 @@ from typing import Any
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import JobState, NewJob
-from jobwire_server.store.jobs import ClaimRequest, JobStore, Success
+from jobwire_server.store.attempts import Success
+from jobwire_server.store.claims import ClaimRequest
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.runner import Argument, ScriptRunner
 from jobwire_server.store.scripts import Script, load

@@ -9,7 +9,7 @@ import pytest
 
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.model import JobState, NewJob
-from jobwire_server.store.jobs import ClaimRequest
+from jobwire_server.store.claims import ClaimRequest
 
 from tests.support.jobs import new_job, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts

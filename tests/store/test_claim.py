@@ -9,7 +9,8 @@ import pytest
 from jobwire_server.domain.decisions.endings import Budget
 from jobwire_server.domain.errors import JobNotFound, WrongState
 from jobwire_server.domain.model import Assignment, JobState, Outcome
-from jobwire_server.store.jobs import ClaimRequest, JobStore
+from jobwire_server.store.claims import ClaimRequest
+from jobwire_server.store.jobs import JobStore
 
 from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job, next_ulid, ulid_of

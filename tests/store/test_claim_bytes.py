@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobwire_server.domain.model import NewJob
-from jobwire_server.store.jobs import Claimed, ClaimRequest
+from jobwire_server.store.claims import Claimed, ClaimRequest
 
 from tests.support.jobs import new_job
 from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store import runner as runner_module
-from jobwire_server.store.jobs import ClaimRequest
+from jobwire_server.store.claims import ClaimRequest
 
 from tests.support.brokers import running_broker
 from tests.support.jobs import new_job

@@ -17,7 +17,7 @@ from jobwire_server.domain.model import (
     Piece,
     Written,
 )
-from jobwire_server.store.jobs import AttemptEnd, Report, Success
+from jobwire_server.store.attempts import AttemptEnd, Report, Success
 
 from tests.support.jobs import new_job, next_ulid, ulid_of
 from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts

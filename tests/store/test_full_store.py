@@ -9,7 +9,7 @@ import pytest
 
 from jobwire_server.domain.errors import StoreFull
 from jobwire_server.domain.model import Completed, JobState
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 from jobwire_server.store.upkeep import WHENEVER_MS
 
 from tests.support.jobs import new_job, ulid_of, worker_spec

@@ -6,7 +6,7 @@ import pytest
 
 from jobwire_server.domain.errors import JobNotFound, WrongState
 from jobwire_server.domain.model import CancelNotice, JobState, Renewal
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 
 from tests.support.jobs import new_job, next_ulid
 from tests.support.scripts import GRACE_MS, RETAIN_MS, Scripts

@@ -6,7 +6,7 @@ import pytest
 
 from jobwire_server.domain.model import JobState
 from jobwire_server.store.bulk import BulkStore, RedriveItem
-from jobwire_server.store.jobs import PageToken
+from jobwire_server.store.reads import PageToken
 
 from tests.support.jobs import new_job, next_ulid, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts

@@ -14,7 +14,7 @@ from jobwire_server.domain.model import (
     UniqueKey,
     Written,
 )
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 
 from tests.support.jobs import new_job, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts

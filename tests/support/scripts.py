@@ -8,8 +8,10 @@ import redis
 
 from jobwire_server.domain.decisions.endings import Budget, Ending
 from jobwire_server.domain.model import Assignment, Job, JobState, NewJob, Outcome
+from jobwire_server.store.attempts import AttemptEnd, Success
+from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.connection.connect import Connection
-from jobwire_server.store.jobs import AttemptEnd, ClaimRequest, JobStore, Success
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.upkeep import UpkeepStore

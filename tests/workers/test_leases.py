@@ -10,7 +10,7 @@ import pytest
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.model import CancelNotice, Renewal
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 from jobwire_server.workers import leases
 from jobwire_server.workers.broker_parts import Reports
 from jobwire_server.workers.held_leases import HeldLeases

@@ -36,7 +36,7 @@ from jobwire_server.domain.model import (
     Released,
 )
 from jobwire_server.domain.options import BrokerOptions, RetryDefaults
-from jobwire_server.store.jobs import AttemptEnd, Success
+from jobwire_server.store.attempts import AttemptEnd, Success
 from jobwire_server.store.settings_cache import QueueSettingsCache
 
 log = structlog.get_logger(__name__)

@@ -22,8 +22,9 @@ from jobwire_server.domain.model import BulkProgress, Job, JobState, RecordFacts
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.bulk import BulkStore, RedriveItem, Redriven, not_redrivable
-from jobwire_server.store.jobs import JobStore, PageToken
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.reads import PageToken
 from jobwire_server.store.settings_cache import QueueSettingsCache
 
 FIRST_PAGE = 50
@@ -242,7 +243,7 @@ class Bulk:
             raise ServerDraining
         if not await self._registry.exists(queue):
             raise QueueNotFound(queue)
-        return await self._store.now_ms(queue)
+        return await self._jobs.now_ms(queue)
 
     async def _act(
         self,

@@ -15,7 +15,8 @@ from jobwire_server.domain.decisions.endings import Ending
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.model import Completed, Former, Job, Worker, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.jobs import AttemptEnd, JobStore
+from jobwire_server.store.attempts import AttemptEnd
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.workers import LostWorker, WorkerStore
 

@@ -10,8 +10,9 @@ from jobwire_server.domain.decisions.retention import retain_ended_ms, retain_su
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import Accepted, Completed, Job, JobState, NewJob, Renewal
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.store.attempts import AttemptEnd, Report, Success
 from jobwire_server.store.group_commit import Backlog, GroupCommit
-from jobwire_server.store.jobs import AttemptEnd, JobStore, Report, Success
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.workers.dispatchers import Dispatchers
 

@@ -10,8 +10,8 @@ from jobwire_server.domain.decisions.paging import bad_token, decode_token, enco
 from jobwire_server.domain.errors import QueueNotFound
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
-from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.reads import PageToken, ReadStore
 
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
@@ -20,7 +20,7 @@ LOOK_AT = 2_000
 class JobListing:
     """Finds the jobs of a queue state by state. Raises StoreUnavailable."""
 
-    def __init__(self, jobs: JobStore, queues: QueueStore, records: RecordCodec) -> None:
+    def __init__(self, jobs: ReadStore, queues: QueueStore, records: RecordCodec) -> None:
         self._jobs = jobs
         self._queues = queues
         self._records = records

@@ -10,7 +10,7 @@ from jobwire_server.domain.errors import LeaseLost
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Renewal, Reported
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 from jobwire_server.workers.known_workers import KnownWorkers
 
 

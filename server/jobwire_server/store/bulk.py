@@ -73,12 +73,6 @@ class BulkStore(QueueScripts):
         answers = await self._run("forget", queue, args)
         return [answer == 1 for answer in answers]
 
-    async def now_ms(self, queue: str) -> int:
-        """Return the store's time, Unix ms."""
-        args: list[Argument] = [0]
-        (now,) = await self._run("read", queue, args)
-        return int(now)
-
 
 def not_redrivable(job_id: str, state: JobState) -> WrongState:
     """Return the refusal of a redrive that the job's state does not allow."""

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from jobwire_server.store.attempts import AttemptEnd, AttemptStore, Report, Success
+from jobwire_server.store.attempts import AttemptStore
 from jobwire_server.store.cancels import CancelStore
-from jobwire_server.store.claims import Claimed, ClaimRequest, ClaimStore
-from jobwire_server.store.reads import Followed, LogPage, PageToken, ReadStore
+from jobwire_server.store.claims import ClaimStore
+from jobwire_server.store.reads import ReadStore
 from jobwire_server.store.submissions import SubmissionStore
-
-__all__ = [
-    "AttemptEnd",
-    "ClaimRequest",
-    "Claimed",
-    "Followed",
-    "JobStore",
-    "LogPage",
-    "PageToken",
-    "Report",
-    "Success",
-]
 
 
 class JobStore(SubmissionStore, ClaimStore, AttemptStore, CancelStore, ReadStore):

@@ -116,3 +116,9 @@ class ReadStore(QueueScripts):
         reply = await self._runner.command("HGETALL", keys.routes_key(queue))
         flat = reply if isinstance(reply, dict) else codec.pairs(reply)
         return {name.decode(): parse_descriptor(text) for name, text in flat.items()}
+
+    async def now_ms(self, queue: str) -> int:
+        """Return the store's time, Unix ms."""
+        args: list[Argument] = [0]
+        (now,) = await self._run("read", queue, args)
+        return int(now)

@@ -20,8 +20,8 @@ from jobwire_server.domain.errors import (
 )
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import BEGINNING, Job, OutputPosition
-from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Notices
+from jobwire_server.store.reads import ReadStore
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent, WatchedJob, events_of
 from jobwire_server.watch.watched_queue import WatchedQueue
 
@@ -78,7 +78,7 @@ class JobWatch:
         bookmark_s: How long a stream may be quiet before it carries a sign of life.
     """
 
-    def __init__(self, store: JobStore, notices: Notices, bookmark_s: float) -> None:
+    def __init__(self, store: ReadStore, notices: Notices, bookmark_s: float) -> None:
         self._store = store
         self._notices = notices
         self.bookmark_s = bookmark_s

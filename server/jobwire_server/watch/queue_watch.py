@@ -11,8 +11,8 @@ from jobwire_server.domain.errors import CursorCompacted, QueueNotFound, ServerD
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
-from jobwire_server.store.jobs import JobStore, PageToken
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.reads import PageToken, ReadStore
 from jobwire_server.watch.job_watch import JobWatch
 
 MOST_WAITING = 100_000
@@ -128,7 +128,7 @@ class QueueWatch:
     """
 
     def __init__(
-        self, jobs: JobWatch, store: JobStore, queues: QueueStore, records: RecordCodec
+        self, jobs: JobWatch, store: ReadStore, queues: QueueStore, records: RecordCodec
     ) -> None:
         self._jobs = jobs
         self._store = store

@@ -13,8 +13,8 @@ from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.ids import split_ulids
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.store import keys
-from jobwire_server.store.jobs import Followed, JobStore
 from jobwire_server.store.notices import Listener, Notices
+from jobwire_server.store.reads import Followed, ReadStore
 from jobwire_server.watch.watched_job import JobEvent, Tail, WatchedJob, events_of
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ def split_event(data: bytes) -> tuple[str, list[str]]:
 class WatchedQueue:
     """What is watched of one queue in this server."""
 
-    def __init__(self, queue: str, store: JobStore, notices: Notices) -> None:
+    def __init__(self, queue: str, store: ReadStore, notices: Notices) -> None:
         self.queue = queue
         self.jobs: dict[str, WatchedJob] = {}
         self.many: set[ManyWatcher] = set()

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import Assignment, Completed, Ended, Former, Renewal, Reported
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 from jobwire_server.store.workers import LostWorker
 
 

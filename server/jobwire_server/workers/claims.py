@@ -18,7 +18,7 @@ from jobwire_server.domain.model import (
     WorkerStatus,
 )
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.jobs import JobStore
+from jobwire_server.store.claims import ClaimStore
 from jobwire_server.workers.broker_parts import Attempts, Due
 from jobwire_server.workers.demand import OneShot
 from jobwire_server.workers.dispatchers import Dispatchers
@@ -70,7 +70,7 @@ class Claims:
 
     def __init__(
         self,
-        store: JobStore,
+        store: ClaimStore,
         known: KnownWorkers,
         waiting: WaitingCalls,
         dispatchers: Dispatchers,

@@ -20,7 +20,8 @@ from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import Route
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store import keys
-from jobwire_server.store.jobs import ClaimRequest, JobStore
+from jobwire_server.store.claims import ClaimRequest
+from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.workers.broker_parts import Attempts

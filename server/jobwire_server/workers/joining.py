@@ -12,7 +12,7 @@ from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import JobwireError, StoreUnavailable
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Former
-from jobwire_server.store.jobs import Report
+from jobwire_server.store.attempts import Report
 from jobwire_server.workers.broker_parts import HeldJobs, Reports
 from jobwire_server.workers.dispatchers import Dispatchers
 from jobwire_server.workers.session import WorkerSession
