@@ -10,7 +10,6 @@ from jobwire_server.domain.decisions.endings import Budget
 from jobwire_server.domain.errors import JobNotFound, WrongState
 from jobwire_server.domain.model import Assignment, JobState, Outcome
 from jobwire_server.store.claims import ClaimRequest
-from jobwire_server.store.jobs import JobStore
 
 from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job, next_ulid, ulid_of
@@ -123,8 +122,8 @@ async def test_a_repeated_call_gets_the_first_answer(scripts: Scripts) -> None:
     await scripts.submit(*(new_job() for _ in range(4)))
     first = await scripts.claim("w1", 3)
     before = scripts.dump()
-    # As if the answer had been lost: the same server repeats the call under the same number.
-    scripts.jobs._claim_calls -= 1
+    # As if the answer had been lost.
+    scripts.runner.repeats_next = True
     assert await scripts.claim("w1", 3) == first
     assert scripts.changed(before) == {}
     scripts.check()
@@ -139,10 +138,10 @@ async def test_a_repeated_call_does_not_get_what_its_worker_was_given_since(
         await scripts.read(ulid), S.PENDING, condition="lost", outcome=Outcome.CRASHED
     )
     scripts.shift(5)
-    other = JobStore(scripts.runner, "s2")
+    other = scripts.of_server("s2")
     (second,) = await other.claim("default", [ClaimRequest("w1", 1, LEASE_MS, (PLAIN,))], RETAIN_MS)
     assert _ids(second.assignments) == [f"default-{ulid}"]
-    scripts.jobs._claim_calls -= 1
+    scripts.runner.repeats_next = True
     assert await scripts.claim() == []
     scripts.check()
 
@@ -152,7 +151,7 @@ async def test_the_calls_of_other_servers_are_not_taken_for_repeated_ones(
 ) -> None:
     await scripts.submit(*(new_job() for _ in range(4)))
     first = await scripts.claim("w1", 2)
-    other = JobStore(scripts.runner, "s2")
+    other = scripts.of_server("s2")
     (second,) = await other.claim("default", [ClaimRequest("w2", 2, LEASE_MS, (PLAIN,))], RETAIN_MS)
     assert set(_ids(first)).isdisjoint(_ids(second.assignments))
     assert len(second.assignments) == 2
@@ -177,7 +176,7 @@ async def test_a_repeated_call_gets_its_answer_although_the_queue_was_paused_mea
     await scripts.submit()
     first = await scripts.claim()
     await scripts.queues.set_paused("default", True)
-    scripts.jobs._claim_calls -= 1
+    scripts.runner.repeats_next = True
     assert await scripts.claim() == first
 
 

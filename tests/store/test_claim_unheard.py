@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store import runner as runner_module
-from jobwire_server.store.claims import ClaimRequest
+from jobwire_server.store.claims import ClaimRequest, assignments
 
 from tests.support.brokers import running_broker
 from tests.support.jobs import new_job
-from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
+from tests.support.scripts import LEASE_MS, RETAIN_MS, AnswerLost, Scripts
 from tests.support.stores import StoreProcess
 from tests.support.waiting import eventually
 
@@ -36,10 +38,11 @@ async def _claim(scripts: Scripts, worker: str, most: int, unheard: _Unheard) ->
 
 async def _lost(scripts: Scripts, worker: str, most: int) -> list[Assignment]:
     """Claim as the store sees it, while the server hears nothing of the answer."""
-    heard = dict(scripts.jobs._heard)
-    taken = await _claim(scripts, worker, most, _Unheard())
-    scripts.jobs._heard = heard
-    return taken
+    scripts.runner.loses_next = True
+    with pytest.raises(AnswerLost) as lost:
+        await _claim(scripts, worker, most, _Unheard())
+    (_, _, _, answer) = lost.value.args[0]
+    return assignments("default", answer)
 
 
 async def test_the_next_claim_tells_of_jobs_whose_claim_was_not_heard(scripts: Scripts) -> None:
@@ -92,10 +95,8 @@ async def test_a_repeated_claim_tells_it_again(scripts: Scripts) -> None:
     await scripts.submit(*(new_job() for _ in range(2)))
     await _lost(scripts, "w2", 1)
     first, again = _Unheard(), _Unheard()
-    heard = dict(scripts.jobs._heard)
     taken = await _claim(scripts, "w1", 1, first)
-    scripts.jobs._claim_calls -= 1
-    scripts.jobs._heard = heard
+    scripts.runner.repeats_next = True
     assert await _claim(scripts, "w1", 1, again) == taken
     assert first.leases == again.leases != []
 

@@ -230,8 +230,8 @@ async def test_when_the_work_is_cancelled_nobody_who_waits_behind_it_hangs(
     await eventually(lambda: writer.calls == [[1]], "the first call")
     behind = asyncio.create_task(group.one(2))
     await eventually(lambda: backlog.waiting == 2, "another waits")
-    assert group._task is not None
-    group._task.cancel()
+    (work,) = (task for task in asyncio.all_tasks() if task.get_name() == "group-commit")
+    work.cancel()
     async with asyncio.timeout(5):
         outcomes = await asyncio.gather(first, behind, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2

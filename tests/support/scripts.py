@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -13,7 +14,7 @@ from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.connection.connect import Connection
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
-from jobwire_server.store.runner import ScriptRunner
+from jobwire_server.store.runner import Argument, ScriptRunner
 from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 
@@ -42,6 +43,37 @@ class Near:
         return f"Near({self.ms})"
 
 
+class AnswerLost(Exception):
+    """The store did what it was told, and nobody heard of it. Its argument is the answer."""
+
+
+class FaultyRunner(ScriptRunner):
+    """Runs scripts, and does by wish what a bad connection makes of a call."""
+
+    def __init__(self, client: Any, **wait: int) -> None:
+        super().__init__(client, **wait)
+        self.repeats_next = False
+        """The next call of a script is the one before once more, as after a lost answer."""
+        self.loses_next = False
+        """The next answer is lost."""
+        self._before: dict[str, Sequence[Argument]] = {}
+
+    async def run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+        """Run a script.
+
+        Raises:
+            AnswerLost: That was wished for.
+        """
+        if self.repeats_next:
+            self.repeats_next, args = False, self._before[name]
+        self._before[name] = args
+        answer = await super().run(name, key, args)
+        if self.loses_next:
+            self.loses_next = False
+            raise AnswerLost(answer)
+        return answer
+
+
 class Scripts:
     """Every script of one server, and a look at what it wrote.
 
@@ -56,11 +88,18 @@ class Scripts:
         self, connection: Connection, client: redis.Redis, server_id: str = "s1", **wait: int
     ) -> None:
         self.client = client
-        self.runner = ScriptRunner(connection.client, **wait)
+        self._connection = connection
+        self.runner = FaultyRunner(connection.client, **wait)
         self.jobs = JobStore(self.runner, server_id)
         self.upkeep = UpkeepStore(self.runner)
         self.queues = QueueStore(self.runner)
         self.workers = WorkerStore(self.runner, "s1")
+
+    def of_server(self, server_id: str) -> JobStore:
+        """Return another server's scripts of jobs."""
+        runner = ScriptRunner(self._connection.client)
+        runner.clock_shift_ms = self.runner.clock_shift_ms
+        return JobStore(runner, server_id)
 
     def shift(self, ms: int) -> None:
         """Moves the clock of every script."""

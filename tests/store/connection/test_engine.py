@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from jobwire_server.store.connection import engine as module
 from jobwire_server.store.connection.connect import StoreRefused
+from jobwire_server.store.connection.data_directory import DataDirectory
 from jobwire_server.store.connection.engine import EmbeddedValkey
 
 from tests.support.stores import wait_until
@@ -157,6 +158,7 @@ async def test_a_valkey_that_dies_is_started_again_with_its_data(engine: Embedde
 
 SERVER = """
 import asyncio, pathlib, sys
+from jobwire_server.store.connection.data_directory import DataDirectory
 from jobwire_server.store.connection.engine import EmbeddedValkey
 async def main():
     engine = EmbeddedValkey(pathlib.Path(sys.argv[1]))
@@ -289,7 +291,7 @@ def test_it_runs_under_uvloop(tmp_path: Path) -> None:
         os.kill(_pid(engine), signal.SIGKILL)
         await eventually(lambda: engine.restarts == 1, "the process is back")
         await engine.stop()
-        assert not engine._directory.locked_by_valkey()
+        assert not DataDirectory(tmp_path / "data").locked_by_valkey()
         wait_until(lambda: not _alive(engine), "the process is gone")
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
