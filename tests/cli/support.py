@@ -30,7 +30,7 @@ def jobwire(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+    """Run a command to its end."""
     done = warm.run(
         "jobwire.cli",
         arguments,
@@ -47,7 +47,7 @@ def jobwire(
 def running(
     *arguments: str, target: str, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Runs a command beside the test, which reads its standard error; ends it in any case."""
+    """Run a command beside the test, which reads its standard error; end it in any case."""
     process = subprocess.Popen(
         [*JOBWIRE, *arguments],
         cwd=ROOT,
@@ -65,7 +65,7 @@ def running(
 
 
 def read_until(stream: IO[str] | None, words: str) -> None:
-    """Reads lines up to the first that holds some words."""
+    """Read lines up to the first that holds some words."""
     assert stream is not None
     read = []
     for line in stream:

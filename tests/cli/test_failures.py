@@ -31,14 +31,14 @@ def last_line(text: str) -> dict[str, Any]:
 
 
 def failed(target: str, queue: str, *options: str) -> str:
-    """Submits a job that fails for good, and waits for that."""
+    """Submit a job that fails for good, and wait for that."""
     job_id = submit(target, "fail", "-q", queue, *options)
     assert jobwire("watch", job_id, target=target).returncode == 1
     return job_id
 
 
 def at_a_terminal(*arguments: str, target: str, answer: str) -> tuple[int, str]:
-    """Runs a command as if a person sat before it, who answers its question."""
+    """Run a command as if a person sat before it, who answers its question."""
     person, terminal = pty.openpty()
     process = subprocess.Popen(
         [*JOBWIRE, *arguments, "--target", target],

@@ -12,7 +12,7 @@ from tests.cli.support import jobwire
 
 
 def made(target: str, *arguments: str) -> dict[str, Any]:
-    """Makes a schedule; returns it."""
+    """Make a schedule and return it."""
     done = jobwire("schedules", "create", *arguments, "--json", target=target)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

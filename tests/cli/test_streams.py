@@ -33,7 +33,7 @@ WORDS = "ä…→\U0001f600"
 def shell(
     line: str, target: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a line of bash, in which `jobwire` is the command."""
+    """Run a line of bash, in which `jobwire` is the command."""
     jobwire = shlex.join(JOBWIRE)
     return subprocess.run(
         ["bash", "-c", f'jobwire() {{ {jobwire} "$@"; }}; set -o pipefail; {line}'],

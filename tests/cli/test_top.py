@@ -48,7 +48,7 @@ def test_top_stays_up_over_a_restart_of_the_broker_and_ends_on_ctrl_c(tmp_path: 
 
 
 def _until_drawn(terminal: Terminal, words: str) -> None:
-    """Waits until some words are drawn after all that was read before."""
+    """Wait until some words are drawn after all that was read before."""
     terminal.seen = b""
     terminal.read_until(words)
 
@@ -107,7 +107,7 @@ def test_a_worker_is_let_go_by_command(target: str) -> None:
 
 
 def _id_of(process: subprocess.Popen[bytes], client: Client) -> str:
-    """Waits for a worker's registration."""
+    """Wait for a worker's registration."""
     deadline = time.monotonic() + 60
     while True:
         for found in client.workers():
@@ -117,7 +117,7 @@ def _id_of(process: subprocess.Popen[bytes], client: Client) -> str:
 
 
 def _until_counted(client: Client) -> WorkerInfo:
-    """Waits until the broker's counters of the one worker tell of a success."""
+    """Wait until the broker's counters of the one worker tell of a success."""
     deadline = time.monotonic() + 60
     while True:
         (found,) = client.workers()

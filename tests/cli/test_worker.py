@@ -36,7 +36,7 @@ def worker(
 
 
 def registered(client: Client, worker_id: str) -> WorkerInfo:
-    """Waits for a worker that is heard of."""
+    """Wait for a worker that is heard of."""
     deadline = time.monotonic() + 60
     while True:
         for found in client.workers():

@@ -97,7 +97,7 @@ class Broker(
         await self.server.start()
 
     def add_services(self, server: aio.Server) -> None:
-        """Adds what a test serves beside these services."""
+        """Add what a test serves beside these services."""
 
     async def stop(self) -> None:
         if self.server is not None:
@@ -105,16 +105,16 @@ class Broker(
             self.server = None
 
     def fail(self, method: str, *statuses: tuple[Any, ...]) -> None:
-        """Makes the next calls of a method fail, each with a status of `rich_status`."""
+        """Make the next calls of a method fail, each with a status of `rich_status`."""
         self.failures[method].extend(statuses)
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-        """Waits for a condition on what this broker holds."""
+        """Wait for a condition on what this broker holds."""
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(condition)
 
     async def add(self, operation: str, payload: job_pb2.Payload | None = None) -> job_pb2.Job:
-        """Puts a job into the queue, without a client."""
+        """Put a job into the queue, without a client."""
         job_id = f"default-{len(self.jobs):026d}"
         job = job_pb2.Job(
             id=job_id,

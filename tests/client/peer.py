@@ -70,28 +70,28 @@ class Stream:
         return [self.attach.credits, *told][-1]
 
     def send(self, **fields: Any) -> None:
-        """Sends a frame."""
+        """Send a frame."""
         if fields.get("assignments"):
             self.brought.append(fields["assignments"])
         self.outgoing.put_nowait(pb.WorkResponse(**fields))
 
     def assign(self, *operations: str, payload: job_pb2.Payload | None = None) -> list[str]:
-        """Sends new jobs in one frame; returns their ids."""
+        """Send new jobs in one frame; return their ids."""
         assignments = [self._peer.new_job(operation, payload) for operation in operations]
         self.send(assignments=assignments)
         return [assignment.job_id for assignment in assignments]
 
     def end(self, status: tuple[Any, ...] | None = None) -> None:
-        """Ends the stream: OK, or with a status of `rich_status`."""
+        """End the stream: OK, or with a status of `rich_status`."""
         self.outgoing.put_nowait(status)
 
     async def completion(self, job_id: str) -> pb.Completion:
-        """Waits for the end of a job."""
+        """Wait for the end of a job."""
         await self._peer.until(lambda: any(c.job_id == job_id for c in self.completions))
         return next(c for c in self.completions if c.job_id == job_id)
 
     async def started(self, job_id: str) -> None:
-        """Waits until a handler has reported anything."""
+        """Wait until a handler has reported anything."""
         await self._peer.until(lambda: any(r.job_id == job_id for r in self.reports))
 
 
@@ -147,12 +147,12 @@ class Peer(pb_grpc.WorkerServiceServicer):
         )
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-        """Waits for a condition on what has arrived."""
+        """Wait for a condition on what has arrived."""
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(condition)
 
     async def stream(self, number: int = 0) -> Stream:
-        """Waits for an attachment."""
+        """Wait for an attachment."""
         await self.until(lambda: len(self.streams) > number)
         return self.streams[number]
 

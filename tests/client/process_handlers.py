@@ -60,7 +60,7 @@ def state_of_programs(context: Context) -> dict[str, Any]:
 
 
 def start_and_wait(context: Context) -> None:
-    """Starts programs, names them, and does not heed the signal to stop."""
+    """Start programs, name them, and ignore the signal to stop."""
     scripts = context.payload
     programs = [subprocess.Popen(["sh", "-c", script]) for script in scripts]
     # A child of a child, whose parent has ended.
@@ -79,7 +79,7 @@ def leave_running(context: Context) -> list[int]:
 
 
 def leave_tracker(context: Context) -> int:
-    """Has multiprocessing start a process of its own, which stays."""
+    """Have multiprocessing start a process of its own, which stays."""
     from multiprocessing import shared_memory
 
     memory = shared_memory.SharedMemory(create=True, size=16)

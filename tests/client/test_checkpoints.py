@@ -31,7 +31,7 @@ def reports_of(stream: Stream, job: str) -> list[pb.Report]:
 
 
 def answer(stream: Stream, number: int, error: errors_pb2.ItemError | None = None) -> None:
-    """Answers the frame of a report, which the peer has left to the test."""
+    """Answer the frame of a report, which the peer has left to the test."""
     carried = [(frame, report) for frame in stream.frames for report in frame.reports]
     frame, report = carried[number]
     refused = [pb.Refused(job_id=report.job_id, fencing_token=report.fencing_token, error=error)]

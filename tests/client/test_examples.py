@@ -55,7 +55,7 @@ def _demo(tmp_path: Path, inputs: Path) -> Terminal:
 
 
 def _many(inputs: Path) -> Path:
-    """Adds so many files that they take a while."""
+    """Add so many files that they take a while."""
     for number in range(300):
         (inputs / f"{number}.txt").write_text("line\n" * 1000)
     return inputs

@@ -44,7 +44,7 @@ def in_executor(method: str | None) -> int:
 
 
 def in_forks(_: object) -> int:
-    """Forks many times; each child ends at once."""
+    """Fork many times; each child ends at once."""
     for _ in range(30):
         child = os.fork()
         if not child:
@@ -55,7 +55,7 @@ def in_forks(_: object) -> int:
 
 
 def in_program(_: object) -> int:
-    """Runs a program."""
+    """Run a program."""
     done = subprocess.run([sys.executable, "-c", "print(285)"], capture_output=True, check=True)
     return int(done.stdout)
 
@@ -84,7 +84,7 @@ async def on_loop(context: Context) -> int:
 
 @worker.operation("returns")
 def child_returns(context: Context) -> list[int]:
-    """Forks children that come back from the handler."""
+    """Fork children that come back from the handler."""
     codes = []
     for raises in (False, True):
         child = os.fork()
@@ -98,7 +98,7 @@ def child_returns(context: Context) -> list[int]:
 
 @worker.operation("awaits")
 async def child_awaits(context: Context) -> int:
-    """Forks a child that goes on with the worker's loop."""
+    """Fork a child that goes on with the worker's loop."""
     child = os.fork()
     if not child:
         await asyncio.sleep(0)

@@ -58,7 +58,7 @@ def worker(programs: Path, target: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def attached(client: Client) -> None:
-    """Waits for the one worker."""
+    """Wait for the one worker."""
     deadline = time.monotonic() + 30
     while not any(worker.attached for worker in client.workers()):
         assert time.monotonic() < deadline

@@ -36,7 +36,7 @@ def script(tmp_path: Path, body: str, head: str = HEAD) -> Path:
 
 
 async def run(broker: Broker, *command: str | Path) -> tuple[int, str]:
-    """Runs a program to its end; returns its exit code and what it said."""
+    """Run a program to its end; return its exit code and what it wrote."""
     with subprocess.Popen(
         [sys.executable, *command, broker.target],
         stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.processes
 
 
 async def gone(pids: Sequence[int]) -> None:
-    """Waits until no process of these runs."""
+    """Wait until no process of these runs."""
     await eventually(
         lambda: not any(lives(pid) for pid in pids), f"the processes {pids} are gone", timeout_s=20
     )

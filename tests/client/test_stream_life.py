@@ -369,7 +369,7 @@ async def test_a_refused_attachment_is_raised(peer: Peer) -> None:
 
 
 async def leave(peer: Peer, worker: Worker, *jobs: str) -> tuple[Stream, list[str]]:
-    """Attaches a worker and starts its jobs."""
+    """Attach a worker and start its jobs."""
     await worker.start()
     stream = await peer.stream()
     return stream, stream.assign(*jobs)

@@ -58,7 +58,7 @@ def worker_of(address: str, gate: threading.Event, **options: object) -> Worker:
 
 
 async def shown(client: AsyncClient, worker: Worker, stuck: int) -> None:
-    """Waits until the broker tells of so many stuck handlers."""
+    """Wait until the broker tells of so many stuck handlers."""
     async with asyncio.timeout(30):
         while (await client.worker(worker.id)).stuck != stuck:  # noqa: ASYNC110 - the server's word
             await asyncio.sleep(0.05)

@@ -62,7 +62,7 @@ def need(module: str) -> None:
 async def script(
     source: str, target: str, *, first: str = "", patience_s: float = 60, **environment: str
 ) -> tuple[int, str, str]:
-    """Runs Python in another process; its exit code and what it wrote."""
+    """Run Python in another process; return its exit code and what it wrote."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-X",
@@ -479,7 +479,7 @@ async def test_under_gevent_calls_and_streams_leave_the_other_greenlets_running(
 
 
 async def finishing(broker: Broker) -> Broker:
-    """Has the broker end its first job when one arrives that says so."""
+    """Have the broker end its first job when one arrives that says so."""
     from jobwire.v1 import job_pb2
 
     async def finish() -> None:

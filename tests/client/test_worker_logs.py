@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def script(address: str, arguments: str) -> Iterator[list[str]]:
-    """Runs the worker above; its lines are there when it has ended."""
+    """Run the worker above; its lines are there when it has ended."""
     lines: list[str] = []
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.replace("{arguments}", arguments), address],

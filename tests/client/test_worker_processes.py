@@ -67,7 +67,7 @@ async def test_a_process_that_died_while_it_waited_fails_no_job(broker: Broker) 
 
 
 def is_there(pid: int) -> bool:
-    """Tells whether a process lives, or was not waited for yet."""
+    """Tell whether a process lives, or was not waited for yet."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

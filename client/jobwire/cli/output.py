@@ -21,6 +21,9 @@ from rich.text import Text
 from jobwire.cli.terminal import can_show, console, in_json, in_line, put, shown
 from jobwire.models import Job, JobState, RetryPolicy
 
+LIVE_STATES = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
+DEPTH_STATES = (*LIVE_STATES, JobState.SUCCEEDED, JobState.FAILED)
+"""The columns of a table of queues."""
 STATE_STYLES = {
     JobState.SCHEDULED: "cyan",
     JobState.PENDING: "blue",

@@ -8,16 +8,19 @@ from typing import Any, Literal, TypeAlias
 import click
 
 from jobwire.cli.group import Settings, cli, common, pass_settings
-from jobwire.cli.output import print_facts, print_json, print_rows, retry_text, span
+from jobwire.cli.output import (
+    DEPTH_STATES,
+    print_facts,
+    print_json,
+    print_rows,
+    retry_text,
+    span,
+)
 from jobwire.cli.output import size as shown_size
 from jobwire.cli.parameters import count, duration, size, span_or_default
-from jobwire.models import JobState, RetryPolicy
+from jobwire.models import RetryPolicy
 from jobwire.operators import QueueConfig, QueueInfo
 
-_STATES = (
-    *(JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING),
-    *(JobState.SUCCEEDED, JobState.FAILED),
-)
 Span: TypeAlias = float | Literal["default"] | None
 
 
@@ -37,7 +40,7 @@ def queues(context: click.Context) -> None:
             print_json(queue)
         return
     print_rows(
-        ["QUEUE", *(state.value for state in _STATES), "OLDEST", "DELIVERS"],
+        ["QUEUE", *(state.value for state in DEPTH_STATES), "OLDEST", "DELIVERS"],
         [_queue_row(queue) for queue in found],
         empty="no queues yet: the first job submitted to a queue creates it",
     )
@@ -46,7 +49,7 @@ def queues(context: click.Context) -> None:
 def _queue_row(queue: QueueInfo) -> list[Any]:
     return [
         queue.name,
-        *(queue.depth.get(state, 0) for state in _STATES),
+        *(queue.depth.get(state, 0) for state in DEPTH_STATES),
         span(queue.oldest_pending_age),
         "paused" if queue.paused else "yes",
     ]

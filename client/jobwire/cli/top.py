@@ -18,7 +18,14 @@ from rich.text import Text
 
 from jobwire._sync.client import Client
 from jobwire.cli.group import Settings, cli, common, pass_settings
-from jobwire.cli.output import STATE_STYLES, print_json, print_rows, span
+from jobwire.cli.output import (
+    DEPTH_STATES,
+    LIVE_STATES,
+    STATE_STYLES,
+    print_json,
+    print_rows,
+    span,
+)
 from jobwire.cli.parameters import duration
 from jobwire.cli.terminal import console, has_screen, in_line, put
 from jobwire.errors import CallError
@@ -30,10 +37,8 @@ SAMPLES = 5
 # After this many intervals without an answer the screen says so.
 PATIENCE = 2.5
 
-_LIVE = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
-_STATES = (*_LIVE, JobState.SUCCEEDED, JobState.FAILED)
 _QUEUE_COLUMNS = (
-    *("QUEUE", *(state.value for state in _STATES), "OLDEST"),
+    *("QUEUE", *(state.value for state in DEPTH_STATES), "OLDEST"),
     *("IN/S", "START/S", "DONE/S", "FAIL/S"),
 )
 _WORKER_COLUMNS = (
@@ -235,7 +240,7 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
 
 
 def _how_busy(queue: QueueInfo) -> tuple[int, int]:
-    live = sum(queue.depth.get(state, 0) for state in _LIVE)
+    live = sum(queue.depth.get(state, 0) for state in LIVE_STATES)
     return live, queue.totals.submitted
 
 
@@ -248,7 +253,7 @@ def _queue_row(history: History, queue: QueueInfo) -> list[Any]:
     rates = history.of_queue(queue)
     return [
         f"{queue.name} (paused)" if queue.paused else queue.name,
-        *(queue.depth.get(state, 0) for state in _STATES),
+        *(queue.depth.get(state, 0) for state in DEPTH_STATES),
         span(_whole(queue.oldest_pending_age)),
         *map(_per_second, (rates.submitted, rates.started, rates.succeeded, rates.failed)),
     ]
