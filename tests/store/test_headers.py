@@ -15,7 +15,7 @@ FOLDER = files("jobwire_server.store") / "lua"
 SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write"}
 ANSWERS_OF = {
     "identity": "submit",
-    "room": "submit",
+    "limits": "submit",
     "admit": "submit",
     "enter": "submit",
     "cancel": "cancel",

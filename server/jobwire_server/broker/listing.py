@@ -76,7 +76,7 @@ class JobListing:
                 token = following
         if index >= len(order):
             return found, ""
-        return found, encode_token(scope, index, token.source, token.last, token.place)
+        return found, encode_token(scope, index, token.source, token.last, token.mark)
 
 
 def _scope(wanted: JobFilter) -> str:

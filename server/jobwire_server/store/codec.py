@@ -146,7 +146,7 @@ def pairs(flat: list[Any]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def decode_place(raw: bytes) -> OutputPosition:
+def decode_position(raw: bytes) -> OutputPosition:
     """Read `<attempt>-<offset>`, b'' as the beginning."""
     attempt, _, offset = raw.partition(b"-")
     return OutputPosition(int(attempt), int(offset)) if raw else BEGINNING
@@ -156,8 +156,8 @@ def decode_written(flat: list[bytes]) -> list[Written]:
     """Read pieces of output as follow.lua returns them: id, kind and channel, content."""
     written = []
     pieces = iter(flat)
-    for place, tag, content in zip(pieces, pieces, pieces, strict=True):
-        attempt, offset = decode_place(place)
+    for position, tag, content in zip(pieces, pieces, pieces, strict=True):
+        attempt, offset = decode_position(position)
         piece = Piece(tag[1:].decode(), tag[:1] == b"t", content)
         written.append(Written(attempt, offset, (piece,)))
     return written
@@ -220,8 +220,8 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         result=long_result or fields.get(b"r", b""),
         checkpoint=checkpoint,
         output_bytes=number(b"ob"),
-        output_end=decode_place(fields.get(b"oe", b"")),
-        output_first=decode_place(fields.get(b"of", b"")),
+        output_end=decode_position(fields.get(b"oe", b"")),
+        output_first=decode_position(fields.get(b"of", b"")),
         worker_id=worker_id if state.leased else "",
         fencing_token=token,
         lease_expires_at_ms=int(lease_end) if state.leased else 0,

@@ -16,7 +16,7 @@ from jobwire_server.store.runner import Argument, QueueScripts
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A watched job as it stands, with output behind the place that was asked for."""
+    """A watched job as it stands, with output behind the position that was asked for."""
 
     job: Job
     more: bool
@@ -39,7 +39,7 @@ class PageToken:
 
     source: str = ""
     last: str = ""
-    place: str = ""
+    mark: str = ""
 
 
 class ReadStore(QueueScripts):
@@ -66,8 +66,8 @@ class ReadStore(QueueScripts):
             most_bytes: How much output of each job to read, give or take a piece.
         """
         args: list[Argument] = [most_bytes]
-        for ulid, record, place in jobs:
-            args += (ulid, 1 if record else 0, place)
+        for ulid, record, position in jobs:
+            args += (ulid, 1 if record else 0, position)
         now, *rows = await self._run("follow", queue, args)
         followed: list[Followed | None] = []
         for (ulid, record, _), row in zip(jobs, rows, strict=True):
@@ -103,12 +103,12 @@ class ReadStore(QueueScripts):
         self, queue: str, state: JobState, most: int, token: PageToken
     ) -> tuple[list[str], PageToken | None]:
         """Return a page of ULIDs that may be in the state, and where to go on, None at the end."""
-        source, last, place, *ids = await self._run(
+        source, last, mark, *ids = await self._run(
             "list",
             queue,
-            [int(state), most, token.source, token.last, token.place],
+            [int(state), most, token.source, token.last, token.mark],
         )
-        following = PageToken(source.decode(), last.decode(), place.decode()) if source else None
+        following = PageToken(source.decode(), last.decode(), mark.decode()) if source else None
         return [ulid.decode() for ulid in ids], following
 
     async def routes(self, queue: str) -> dict[str, Route]:

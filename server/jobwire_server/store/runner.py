@@ -104,7 +104,7 @@ class ScriptRunner:
         self._activity = activity
         self._address = address
         self._probing: set[tuple[str, int]] = set()
-        """Places long away, at which one call is finding out whether they still are."""
+        """Parts long away, for which one call is finding out whether they still are."""
         self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
         self._in_slots = isinstance(client, RedisCluster)
         self._down_since: dict[tuple[str, int], float] = {}
@@ -180,19 +180,19 @@ class ScriptRunner:
         began = monotonic()
         if not self._down_since:
             return await self._until_answered(kind, key, call, began)
-        place = self._place(kind, key)
-        since = self._down_since.get(place)
+        part = self._part(kind, key)
+        since = self._down_since.get(part)
         if since is None or began - since <= RETRY_WINDOW_S:
             return await self._until_answered(kind, key, call, began)
         # A store that hangs holds each call for as long as a read may last. One call at a time
         # finds out whether it is back; the others fail at once.
-        if place in self._probing:
+        if part in self._probing:
             raise self._unavailable(since, "it is being tried")
-        self._probing.add(place)
+        self._probing.add(part)
         try:
             return await self._until_answered(kind, key, call, began)
         finally:
-            self._probing.discard(place)
+            self._probing.discard(part)
 
     async def _until_answered(self, kind: str, key: str, call: Any, began: float) -> Any:
         pause = FIRST_PAUSE_S
@@ -209,18 +209,18 @@ class ScriptRunner:
                             " it with ACL SETUSER, as the server's log says"
                         ) from error
                     raise
-                place = self._place(kind, key)
-                if place not in self._down_since:
-                    self._down_since[place] = began
+                part = self._part(kind, key)
+                if part not in self._down_since:
+                    self._down_since[part] = began
                     log.warning("store unreachable", key=key, error=str(error))
                 # Once the store has been away for longer than the window, callers fail at once.
                 now = monotonic()
                 if (
                     now + pause > began + RETRY_WINDOW_S
-                    or now - self._down_since[place] > RETRY_WINDOW_S
+                    or now - self._down_since[part] > RETRY_WINDOW_S
                 ):
                     cause = str(cause_of(error)).rstrip(".") or type(error).__name__
-                    raise self._unavailable(self._down_since[place], cause) from error
+                    raise self._unavailable(self._down_since[part], cause) from error
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
@@ -235,11 +235,11 @@ class ScriptRunner:
         )
 
     def _note_back(self, kind: str, key: str) -> None:
-        since = self._down_since.pop(self._place(kind, key), None)
+        since = self._down_since.pop(self._part(kind, key), None)
         if since is not None:
             log.info("store back", key=key, after_s=round(monotonic() - since, 2))
 
-    def _place(self, kind: str, key: str) -> tuple[str, int]:
+    def _part(self, kind: str, key: str) -> tuple[str, int]:
         # That one node of a cluster is away says nothing about queues on the others.
         return (kind, key_slot(key.encode())) if self._in_slots else ("", 0)
 

@@ -34,7 +34,7 @@ local function admit(prefix, ulid, record, item, now, retention)
       return { KEY_HOLDER, holder.state, holder.ulid }
     end
   end
-  local full = take_room(prefix, record, replaced)
+  local full = count_in(prefix, record, replaced)
   if full then return full end
   redis.call('SET', prefix .. 'r:' .. ulid, record)
   if replaced then replace(prefix, replaced, ulid, now, retention) end

@@ -6,7 +6,7 @@ local NOTHING = {}
 -- Writes the records of the whole batch in one command. That fails only if an id exists already, after a lost answer; then each job
 -- is looked at by itself. An id that is twice in the batch is written once: MSETNX would take the last of them. Jobs whose
 -- request id or unique key decides about them are looked at in their turn. Returns whether the records are written, and the
--- places of the items that are to be looked at all the same.
+-- indexes of the items that are to be looked at all the same.
 local function write_records(P, items, first, max_waiting, max_live)
   local pairs_to_set, seen, alone, size, bytes = {}, {}, {}, 0, 0
   for at = first, #items, 6 do
@@ -20,7 +20,7 @@ local function write_records(P, items, first, max_waiting, max_live)
     end
     seen[ulid] = true
   end
-  measure_room(P, (#items - first + 1) / 6, bytes, max_waiting, max_live)
+  measure_load(P, (#items - first + 1) / 6, bytes, max_waiting, max_live)
   return all_fit and size > 0 and redis.call('MSETNX', unpack(pairs_to_set)) == 1, alone
 end
 

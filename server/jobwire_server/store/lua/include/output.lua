@@ -32,9 +32,9 @@ end
 -- queue}; nothing is written then.
 local function write_output(prefix, ulid, offset, first, pieces, job_most, queue_most, now)
   local key = prefix .. 'j:' .. ulid
-  local attempt, end_place, kept, own_most, drops_oldest = unpack(redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot'))
+  local attempt, end_position, kept, own_most, drops_oldest = unpack(redis.call('HMGET', key, 'n', 'oe', 'ob', 'ol', 'ot'))
   local reached = 0
-  local last_attempt, last_end = string.match(end_place or '', '^(%d+)-(%d+)$')
+  local last_attempt, last_end = string.match(end_position or '', '^(%d+)-(%d+)$')
   if last_attempt == attempt then reached = tonumber(last_end) end
   if offset > reached then return { OUTPUT_GAP, reached } end
   local size = 0

@@ -141,7 +141,7 @@ local function pop_entries(prefix, routes, need, now, ageing)
   return entries
 end
 
--- Returns entries from the place `first` on to where they were taken from, the last one first, so that each finds its place again.
+-- Returns entries from index `first` on to where they were taken from, the last one first, so that each stands where it stood.
 local function put_back(prefix, entries, first)
   for i = #entries.ulids, first, -1 do
     local ulid, route, priority = entries.ulids[i], entries.routes[i], entries.priorities[i]

@@ -36,7 +36,7 @@ local function insert_by_age(key, ulid)
   return 1
 end
 
--- Puts one job where claims find it, at the end or, with by_age, at its old place; and notes the wake-up.
+-- Puts one job where claims find it, at the end or, with by_age, where its age puts it; and notes the wake-up.
 local function push_ready(prefix, ulid, route, priority, by_age)
   priority = tonumber(priority) or 0
   local added = 1

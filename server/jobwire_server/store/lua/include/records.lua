@@ -3,7 +3,7 @@
 -- Records read in one go, before their sizes are known.
 local RECORDS_AT_ONCE = 32
 
--- Returns the records of the jobs from the place `first` on, as many as are read in one go, and whether none of them has a HASH: most
+-- Returns the records of the jobs from index `first` on, as many as are read in one go, and whether none of them has a HASH: most
 -- jobs come here for the first time, and then there is nothing to read of each.
 local function records_from(prefix, ulids, first)
   local records, hashes = {}, {}

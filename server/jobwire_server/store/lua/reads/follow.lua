@@ -14,9 +14,9 @@ local most = tonumber(ARGV[2])
 -- Pieces hold 64 KiB at most, so that a step of the read stays bounded.
 local STEP = 16
 
-local function add_output(row, key, place)
-  local inside = string.sub(place, 1, 1) == '~'
-  local from = inside and string.sub(place, 2) or place
+local function add_output(row, key, position)
+  local inside = string.sub(position, 1, 1) == '~'
+  local from = inside and string.sub(position, 2) or position
   if inside then
     local before = redis.call('XREVRANGE', key, from, '-', 'COUNT', 1)[1]
     if before and before[1] ~= from then
@@ -44,7 +44,7 @@ end
 local answer = { clock_ms(ARGV[1]) }
 for at = 3, #ARGV, 3 do
   local ulid = ARGV[at]
-  local known, place = ARGV[at + 1] == '1', ARGV[at + 2]
+  local known, position = ARGV[at + 1] == '1', ARGV[at + 2]
   local there = known and redis.call('EXISTS', P .. 'r:' .. ulid) == 1
   local record = known and '' or redis.call('GET', P .. 'r:' .. ulid)
   if not record or (known and not there) then
@@ -55,7 +55,7 @@ for at = 3, #ARGV, 3 do
     local history = redis.call('LRANGE', P .. 'h:' .. ulid, 0, -1)
     local row = { record, fields, lease, history, redis.call('GET', P .. 'x:' .. ulid) or '',
       redis.call('GET', P .. 'c:' .. ulid) or '', 0 }
-    if place ~= '' then add_output(row, P .. 'o:' .. ulid, place) end
+    if position ~= '' then add_output(row, P .. 'o:' .. ulid, position) end
     answer[#answer + 1] = row
   end
 end

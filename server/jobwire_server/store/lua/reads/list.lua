@@ -4,23 +4,23 @@
 -- ARGV[1] state
 -- ARGV[2] the most ids to look at
 -- ARGV[3] source to go on in ('' from the start): for PENDING 'z:<route>' or 'l:<route>', otherwise 'z'
--- ARGV[4] last id seen there ('' none)   ARGV[5] its place: a score, for a LIST its index, '' where the id is enough
--- Returns {source, last, place, then the ids}: where to go on; source '' after the last page
+-- ARGV[4] last id seen there ('' none)   ARGV[5] its mark: a score, for a LIST its index, '' where the id is enough
+-- Returns {source, last, mark, then the ids}: where to go on; source '' after the last page
 --   Ids of stale entries are among them; the reader compares the state.
 --constants states
 
 local P = KEYS[1]
-local state, most, source, last, place = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local state, most, source, last, mark = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local KEY = { [SCHEDULED] = 'scheduled' }
 
 -- From a ZSET, in the order of (score, id), which is the order of the set itself.
 local function from_zset(key)
   local ids, offset = {}, 0
-  local from = place == '' and '-inf' or place
+  local from = mark == '' and '-inf' or mark
   while #ids < most do
     local page = redis.call('ZRANGE', key, from, '+inf', 'BYSCORE', 'LIMIT', offset, most, 'WITHSCORES')
     for i = 1, #page, 2 do
-      if last == '' or page[i + 1] ~= place or page[i] > last then
+      if last == '' or page[i + 1] ~= mark or page[i] > last then
         ids[#ids + 1] = page[i]
         if #ids == most then return ids, page[i], page[i + 1] end
       end
@@ -54,12 +54,12 @@ local function from_leases()
 end
 
 -- From a LIST: claims shorten it at the front, so the last id stands at its index or before it, or it and all before it are gone. A job
--- that was redriven may stand twice: its last place up to the index counts, or a listing would come back to where it was for ever.
+-- that was redriven may stand twice: its last index up to the index counts, or a listing would come back to where it was for ever.
 local function from_list(key)
   local start = 0
   if last ~= '' then
-    local places = redis.call('LPOS', key, last, 'COUNT', 0, 'MAXLEN', tonumber(place) + 1)
-    local found = places[#places] or redis.call('LPOS', key, last)
+    local indexes = redis.call('LPOS', key, last, 'COUNT', 0, 'MAXLEN', tonumber(mark) + 1)
+    local found = indexes[#indexes] or redis.call('LPOS', key, last)
     start = found and found + 1 or 0
   end
   local ids = redis.call('LRANGE', key, start, start + most - 1)
@@ -88,7 +88,7 @@ end
 local function rank(name) return (string.sub(name, 1, 1) == 'z' and '0' or '1') .. name end
 for i, name in ipairs(sources) do
   if source == '' or rank(name) >= rank(source) then
-    if name ~= source then last, place = '', '' end
+    if name ~= source then last, mark = '', '' end
     local read = string.sub(name, 1, 1) == 'z' and from_zset or from_list
     local ids, at, score = read(P .. name)
     if at then return { name, at, score, unpack(ids) } end

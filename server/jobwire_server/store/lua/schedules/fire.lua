@@ -15,12 +15,12 @@
 --   RUN_SKIPPED because of an earlier job or the holder of its unique key | SCHEDULE_CHANGED since the decision: nothing done |
 --   RUN_HELD_BACK the queue is at its limit: nothing done
 --constants states codes
---include clock fields start ready tally signals chunks state holder unique terminal identity room admit enter cancel runs
+--include clock fields start ready tally signals chunks state holder unique terminal identity limits admit enter cancel runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
 local grace, retention = tonumber(ARGV[2]), tonumber(ARGV[3])
-local codes, jobs, places = {}, {}, {}
+local codes, jobs, entering = {}, {}, {}
 local known, stands = {}, {}
 local read_schedule = reader_of({
   creation_id = 'cid', revision = 'rev', due = 'due', route = 'rt', priority = 'p', extra = 'x', descriptor = 'rd',
@@ -60,14 +60,14 @@ for at = 6, #ARGV, 10 do
       jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found.route, found.priority
       jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], found.extra, record
       redis.call('HSETNX', P .. 'routes', found.route, found.descriptor)
-      places[#places + 1] = at
+      entering[#entering + 1] = at
     end
   end
 end
 
 local entered = {}
 if #jobs > 0 then enter_jobs(P, now, entered, jobs, 1, retention, tonumber(ARGV[4]), tonumber(ARGV[5])) end
-for i, at in ipairs(places) do codes[at] = settled(entered[i], ARGV[at], ARGV[at + 6]) end
+for i, at in ipairs(entering) do codes[at] = settled(entered[i], ARGV[at], ARGV[at + 6]) end
 
 local answer, held = { now, 0 }, {}
 for at = 6, #ARGV, 10 do

@@ -10,7 +10,7 @@
 -- ARGV[10] extra of the job, as for submit.lua
 -- Returns {DONE, what submit.lua answers for the job} | {SCHEDULE_CHANGED} since the job was made of it: nothing done
 --constants states codes
---include clock fields start ready tally chunks state holder unique terminal identity room admit enter runs
+--include clock fields start ready tally chunks state holder unique terminal identity limits admit enter runs
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -30,7 +30,7 @@
 --   holds its unique key, which is the answer | {KEY_TAKEN, state, ulid} of the holder, for which it is refused |
 --   {TOO_MANY_PENDING, jobs that wait} | {TOO_MANY_BYTES, live bytes} the queue is at its limit}
 --constants states codes
---include clock start ready tally chunks state holder unique terminal identity room admit enter
+--include clock start ready tally chunks state holder unique terminal identity limits admit enter
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])

@@ -3,7 +3,7 @@ local most_waiting, most_live, waiting, live = 0, 0, 0, 0
 local all_fit = true
 
 -- Looks whether a whole batch fits, with what this call has done already; then nobody asks again.
-local function measure_room(prefix, jobs, bytes, max_waiting, max_live)
+local function measure_load(prefix, jobs, bytes, max_waiting, max_live)
   if max_waiting == 0 and max_live == 0 then return end
   local scheduled, pending = unpack(redis.call('HMGET', prefix .. 'counts', SCHEDULED, PENDING))
   most_waiting, most_live = max_waiting, max_live
@@ -12,8 +12,8 @@ local function measure_room(prefix, jobs, bytes, max_waiting, max_live)
   all_fit = (max_waiting == 0 or waiting + jobs <= max_waiting) and (max_live == 0 or live + bytes <= max_live)
 end
 
--- Takes room for one job: returns nil, or the refusal. `replaced` is a job whose room becomes free, if any.
-local function take_room(prefix, record, replaced)
+-- Counts one job in: returns nil, or the refusal. `replaced` is a job that leaves in its favour, if any.
+local function count_in(prefix, record, replaced)
   if all_fit then return nil end
   local left = replaced and record_bytes(prefix, replaced.ulid) or 0
   local waiting_then, live_then = waiting + (replaced and 0 or 1), live + #record - left
