@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 NONE_COLLECTED = 5
 """The exit code of pytest where no test fits its arguments."""
@@ -23,7 +24,7 @@ def main() -> int:
     parts = (
         [["-m", "not alone and not processes", *side_by_side]]
         if quick
-        else [["-m", "not alone", *side_by_side], ["-m", "alone"]]
+        else [["-m", "not alone", *side_by_side], ["-m", "alone", *_where_they_are(arguments)]]
     )
     codes = [
         subprocess.run(
@@ -34,6 +35,14 @@ def main() -> int:
     if set(codes) == {NONE_COLLECTED}:
         return NONE_COLLECTED
     return next((code for code in codes if code not in (0, NONE_COLLECTED)), 0)
+
+
+def _where_they_are(arguments: list[str]) -> list[str]:
+    """Return the files with tests marked `alone`, unless the arguments name files themselves."""
+    if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
+        return []
+    files = sorted(Path("tests").rglob("test_*.py"))
+    return [str(file) for file in files if "mark.alone" in file.read_text(encoding="utf-8")]
 
 
 def _environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from jobwire import AsyncClient
 
 from tests.cli.support import broker as real_broker
 from tests.client.broker import Broker
+from tests.client.support import Server
 
 
 @pytest.fixture
@@ -33,3 +35,13 @@ def broker_address() -> Iterator[str]:
     """The address of a real broker, started for this test."""
     with real_broker() as address:
         yield address
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A broker to kill and start again."""
+    with tempfile.TemporaryDirectory(prefix="jobwire-", dir="/tmp") as folder:
+        made = Server(folder)
+        yield made
+        made.process.terminate()
+        made.process.wait(30)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from jobwire import Context, ProcessOptions, Worker, to_payload
 from jobwire.v1 import job_pb2, worker_service_pb2
 
 from tests.client.broker import Broker
+from tests.support import warm
+from tests.support.stores import free_port
 
 
 def worker_at(
@@ -89,3 +92,21 @@ def waiting_for(gate: asyncio.Event) -> Callable[[Context], Any]:
 async def started(broker: Broker, job: job_pb2.Job) -> None:
     """Wait until the handler of a job has reported that."""
     await broker.until(lambda: job.progress.message == "started")
+
+
+class Server:
+    """A broker on a data directory, to kill and start again."""
+
+    def __init__(self, folder: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._serve = ["serve", "--listen", self.address, "--http-listen", "", "--data-dir", folder]
+        self._folder = Path(folder)
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self.process = warm.start("jobwire.cli", self._serve, output=log.fileno())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -29,10 +23,8 @@ from jobwire import (
 )
 from jobwire.output import OutputLog
 
-from tests.cli.support import JOBWIRE
 from tests.client import handlers
-from tests.client.support import worker_at
-from tests.support.stores import free_port
+from tests.client.support import Server, worker_at
 
 pytestmark = pytest.mark.processes
 
@@ -150,35 +142,6 @@ async def test_prints_of_handlers_beside_each_other_are_kept_apart(broker_addres
         for name, job in zip("abcd", jobs, strict=True):
             lines = [line async for line in job.output()]
             assert lines == [f"{name} {number}" for number in range(50)]
-
-
-class Server:
-    """A broker on a data directory, to kill and start again."""
-
-    def __init__(self, folder: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
-        self._serve = [*JOBWIRE, "serve", "--listen", self.address, "--http-listen", ""]
-        self._folder = Path(folder)
-        self.start()
-
-    def start(self) -> None:
-        with (self._folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self._serve, "--data-dir", str(self._folder)], stdout=log, stderr=log
-            )
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="jobwire-", dir="/tmp") as folder:
-        made = Server(folder)
-        yield made
-        made.process.terminate()
-        made.process.wait(30)
 
 
 @pytest.mark.parametrize("transport", ["stream", "unary"])

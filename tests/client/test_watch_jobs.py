@@ -12,12 +12,10 @@ import pytest
 
 from jobwire import AsyncClient, Context, JobState, Worker
 
-from tests.client.support import worker_at
-from tests.client.test_output import Server, server
+from tests.client.support import Server, worker_at
 
 pytestmark = pytest.mark.processes
 
-__all__ = ["server"]
 TOKENS = Path(__file__).resolve().parents[2] / "examples" / "tokens"
 
 

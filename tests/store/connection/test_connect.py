@@ -155,5 +155,6 @@ async def test_every_kind_of_connection_can_be_cancelled(cluster: StoreProcess) 
     assert isinstance(connection.dedicated(node), _Cancellable)
     await connection.client.set("k", "v")
     for found in (*connection.client.get_nodes(), *connection.client.startup_nodes):  # type: ignore[union-attr]
+        # The library has no other word for the connections of a node.
         assert all(isinstance(c, _Cancellable) for c in found._connections)
     await connection.close()

@@ -270,6 +270,7 @@ async def test_start_waits_for_a_long_load_and_says_so(
             pipe.set(f"k{n}", "v")
         pipe.execute()
     await engine.stop()
+    # Nothing else makes a load last: Valkey takes these as directives alone.
     plain = EmbeddedValkey._directives
     slow = ["--key-load-delay", "40", "--loading-process-events-interval-bytes", "1024"]
     monkeypatch.setattr(EmbeddedValkey, "_directives", lambda self: plain(self) + slow)
