@@ -28,6 +28,7 @@ local at = 2 + 2
 while at <= #ARGV do
   local ulid, pieces = ARGV[at], tonumber(ARGV[at + 7])
   local key, first = P .. 'j:' .. ulid, at + 8
+  -- Locals and no table by names: include/fields.lua has the reason.
   local state, token, worker, revision, cancel_deadline, cancel_reason = unpack(redis.call('HMGET', key, 's', 't', 'w', 'v', 'cd', 'ca'))
   if not state and redis.call('EXISTS', P .. 'r:' .. ulid) == 0 then
     answer[#answer + 1] = { NOT_FOUND }

@@ -29,6 +29,7 @@ local live, ended = 0, 0
 for at = 3, #ARGV, 4 do
   local ulid, worker = ARGV[at], ARGV[at + 1]
   local key = P .. 'j:' .. ulid
+  -- Locals and no table by names: include/fields.lua has the reason.
   local state, token, holder, revision, bytes, has_rare = unpack(redis.call('HMGET', key, 's', 't', 'w', 'v', 'b', 'y'))
   state = tonumber(state)
   if not state then

@@ -82,6 +82,7 @@ for r, request in ipairs(requests) do
       if at == 1 then records, all_bare = records_from(P, entries.ulids, i) end
       local record = records[at]
       local key = P .. 'j:' .. ulid
+      -- Locals and no table by names: include/fields.lua has the reason.
       local state, token, attempt, revision, timeout, expires_at, deadline, checkpoint
       if not all_bare or claimed[ulid] then
         state, token, attempt, revision, timeout, expires_at, deadline, checkpoint =
