@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -276,3 +277,28 @@ async def test_a_worker_is_told_with_the_leases_that_it_holds(broker: Broker) ->
     listed = await broker.router.operators.workers_after("", 10)
     assert [(one.spec.worker_id, one.held_jobs) for one in listed] == [("w1", 2), ("w2", 1)]
     assert await broker.router.operators.find_worker("nobody") is None
+
+
+async def test_a_status_that_changes_during_a_sign_of_life_is_not_taken_back(
+    valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = valkey_broker
+    await broker.register()
+    await broker.router.set_worker_status("w1", WorkerStatus.PAUSED)
+    workers = broker.parts.workers
+    touch = workers.touch
+    answered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(signs: Any) -> Any:
+        statuses = await touch(signs)
+        answered.set()
+        await go_on.wait()
+        return statuses
+
+    monkeypatch.setattr(workers, "touch", slow)
+    beating = asyncio.create_task(broker.router.heartbeat("w1", []))
+    await answered.wait()
+    await broker.router.set_worker_status("w1", WorkerStatus.READY)
+    go_on.set()
+    await beating
+    assert (await broker.parts.known.get("w1"))[1] is WorkerStatus.READY

@@ -16,6 +16,7 @@ import grpc
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from jobwire_server.domain.background import Loop
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.domain.units import printable
 
@@ -47,7 +48,7 @@ class Certificates:
         self._news: grpc.ServerCertificateConfiguration | None = None
         """For the next handshake."""
         self._looking = asyncio.Lock()
-        self._watcher: asyncio.Task[None] | None = None
+        self._loop = Loop("certificates", self._watch, error_pause_s=LOOK_S)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Read the files; what gRPC is to serve with, from now on.
@@ -65,15 +66,11 @@ class Certificates:
 
     def start(self) -> None:
         """Begin to look at the files."""
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(), name="certificates")
+        self._loop.start()
 
     async def stop(self) -> None:
         """No longer look at them; fine before start."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-            self._watcher = None
+        await self._loop.stop()
 
     async def look(self, *, patient: bool = False) -> None:
         """Read the files again if they have changed; what can't be used is told and left alone.
@@ -102,13 +99,9 @@ class Certificates:
                 self._news = _configuration(found)
                 log.info("certificates read again", sha256=_fingerprint(found[0]))
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                await self.look(patient=True)
-            except Exception:
-                log.exception("certificates not looked at")
+    async def _watch(self) -> float:
+        await self.look(patient=True)
+        return LOOK_S
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration:
         """For gRPC, in its threads, before each handshake."""

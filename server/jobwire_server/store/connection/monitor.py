@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from jobwire_server.domain.background import Loop
 from jobwire_server.store.connection.condition import StoreCondition
 from jobwire_server.store.connection.connect import STORE_ERRORS, Connection, cause_of
 
@@ -51,7 +52,7 @@ class StoreMonitor:
         self._condition = condition
         self._on_change = on_change
         self._inspection = inspection
-        self._task: asyncio.Task[None] | None = None
+        self._loop = Loop("store-monitor", self._follow, error_pause_s=PERIOD_S)
         self._part = ""
         self._untried = RIGHTS_EVERY
         """Looks left until the rights are tried again."""
@@ -65,35 +66,30 @@ class StoreMonitor:
 
     def start(self) -> None:
         """Start looking. Idempotent."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="store-monitor")
+        self._loop.start()
 
     async def stop(self) -> None:
-        """Stop looking. Idempotent, and fine before start."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        """Look no more. Idempotent, and fine before start."""
+        await self._loop.stop()
 
-    async def _run(self) -> None:
+    async def _follow(self) -> float:
         condition = self._condition
-        while True:
-            was_away, was_unfit = bool(condition.away), condition.unfit
-            problem = await self._look()
-            if problem:
-                condition.missed(problem)
-                if not was_away:
-                    log.error("the store can't be used", problem=condition.problem)
-            else:
-                condition.answered()
-                if was_away:
-                    log.info("the store is back", url=self._connection.url)
-                    # After a failover this may be another store.
-                    self._untried = 0
-                await self._inspect()
-            if was_away != bool(condition.away) or was_unfit != condition.unfit:
-                await self._on_change()
-            await asyncio.sleep(AWAY_PERIOD_S if condition.away else PERIOD_S)
+        was_away, was_unfit = bool(condition.away), condition.unfit
+        problem = await self._look()
+        if problem:
+            condition.missed(problem)
+            if not was_away:
+                log.error("the store can't be used", problem=condition.problem)
+        else:
+            condition.answered()
+            if was_away:
+                log.info("the store is back", url=self._connection.url)
+                # After a failover this may be another store.
+                self._untried = 0
+            await self._inspect()
+        if was_away != bool(condition.away) or was_unfit != condition.unfit:
+            await self._on_change()
+        return AWAY_PERIOD_S if condition.away else PERIOD_S
 
     async def _look(self) -> str:
         """Ask for a sign of life; return why there was none."""
