@@ -355,7 +355,7 @@ def test_a_process_that_is_killed_in_the_start_is_started_again(
     wait_until(lambda: server.log.count("waiting for the store") >= 2, "both have begun")
     assert server.process is not None
     os.kill(_children(server.process.pid)[0], signal.SIGKILL)
-    wait_until(lambda: "was killed in its start" in server.log, "the parent has seen it")
+    wait_until(lambda: "was killed during startup" in server.log, "the parent has seen it")
     own_store.start()
     wait_until(lambda: _answers_well(server), "both serve")
 

@@ -11,7 +11,8 @@ import pytest
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.units import format_duration, format_size, parse_duration
-from jobwire_server.host.settings import Settings, load_settings, unknown_variables
+from jobwire_server.host.load_settings import load_settings, unknown_variables
+from jobwire_server.host.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -18,20 +18,20 @@ from pydantic.fields import FieldInfo
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.domain.server_info import StoreInfo
 from jobwire_server.domain.units import format_duration, format_size, printable
+from jobwire_server.host.child_process import ProcessDied
 from jobwire_server.host.event_loop import calm_the_collector, run, unless
-from jobwire_server.host.reload import read_again
-from jobwire_server.host.server import Application
-from jobwire_server.host.settings import (
+from jobwire_server.host.load_settings import (
     CONFIG_VARIABLE,
     DEFAULT_CONFIG,
-    PREFIX,
-    Settings,
     load_settings,
     unknown_variables,
 )
+from jobwire_server.host.reload import read_again
+from jobwire_server.host.server import Application
+from jobwire_server.host.settings import PREFIX, Settings
 from jobwire_server.host.shared_port import AddressInUse
 from jobwire_server.host.signals import Signals, end_without_a_word
-from jobwire_server.host.supervisor import ProcessDied, Supervisor
+from jobwire_server.host.supervisor import Supervisor
 from jobwire_server.store.connection.connect import StoreRefused
 from jobwire_server.telemetry.logs import LogFormat, configure_logs
 from jobwire_server.telemetry.standard_streams import (

@@ -45,7 +45,7 @@ async def unless(hurry: asyncio.Event | None, work: Coroutine[Any, Any, None]) -
 
 
 def calm_the_collector() -> None:
-    """Have the garbage collector look seldom, and never again at what is there from the start.
+    """Have the garbage collector run rarely, and freeze what was made during startup.
 
     A batch makes thousands of objects that live for milliseconds and hold no cycles; at Python's
     own thresholds a busy server spends a sixth of its time looking through them.

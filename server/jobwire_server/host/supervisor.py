@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import Any
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -23,16 +18,16 @@ from structlog.typing import FilteringBoundLogger
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.domain.units import parse_address
 from jobwire_server.host.child_messages import DRAIN, NOW, Failed, LookAgain, Orders, Served, Word
+from jobwire_server.host.child_process import ChildProcess, ProcessDied, ending
 from jobwire_server.host.event_loop import unless
 from jobwire_server.host.http import HttpServer, Verdict
-from jobwire_server.host.server import STUCK_HELP, STUCK_METRIC, STUCK_S, show_restarts
+from jobwire_server.host.server import STUCK_HELP, STUCK_METRIC, show_restarts
 from jobwire_server.host.settings import Settings
 from jobwire_server.host.shared_port import HeldPort
 from jobwire_server.store.connection.engine import EmbeddedValkey
-from jobwire_server.store.connection.programs import Program
 from jobwire_server.telemetry.logs import LogFormat
 from jobwire_server.telemetry.metrics import Metrics, ProcessesCollector, SharedRpcMetrics
-from jobwire_server.telemetry.shared_counters import SharedCounters, State
+from jobwire_server.telemetry.shared_counters import State
 
 RESTART_BACKOFF_S = (0.1, 30.0)
 """The first and the longest wait before a process that dies again and again is started."""
@@ -43,120 +38,9 @@ SLACK_S = 10.0
 KILL_AFTER_S = 5.0
 """For the end of a process that was told to hurry."""
 KILLED_STARTS = 3
-"""Processes of one slot that may be killed in the server's start before it gives up."""
+"""How often a process may be killed during the server's startup before it gives up."""
 
 log: FilteringBoundLogger = structlog.get_logger("jobwire.supervisor")
-
-
-class ProcessDied(ConfigurationError):
-    """A process ended in its start without a reason that it could tell."""
-
-    def __init__(self, index: int, status: int) -> None:
-        super().__init__(f"process {index} ended in its start ({_ending(status)})")
-        self.killed = status < 0
-        """A signal ended it: of somebody, or of a system without memory."""
-
-
-class Slot:
-    """One of the processes, and whoever takes its place after its death.
-
-    Args:
-        index: From 0.
-    """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.counters = SharedCounters.create()
-        self.restarts = 0
-        """How often a process took the place of one that died."""
-        self.started_at = 0.0
-        self._process: Program | None = None
-        self._link: Connection | None = None
-        self._told: Word | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The process id; None: it does not run just now."""
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
-
-    @property
-    def serves(self) -> bool:
-        """It takes calls, and reaches a store that is trusted with jobs."""
-        counters = self.counters
-        return counters.state is State.SERVING and counters.store_up and counters.store_fit
-
-    @property
-    def stuck(self) -> bool:
-        """Its event loop has not come round for long."""
-        return (
-            self.counters.state is not State.DOWN
-            and time.monotonic() - self.counters.beat > STUCK_S
-        )
-
-    async def start(self, orders: Orders) -> Served | Failed | None:
-        """Start a process; returns its first word, None if it ended without one."""
-        ours, its = Pipe()
-        self.started_at = time.monotonic()
-        try:
-            self._process = Program.start(
-                sys.executable,
-                # Whatever lies in the current directory is not to be imported.
-                *(
-                    "-P",
-                    "-m",
-                    "jobwire_server.host.child",
-                    str(its.fileno()),
-                    str(self.counters.fd),
-                ),
-                pass_fds=(its.fileno(), self.counters.fd),
-            )
-        finally:
-            its.close()
-        with suppress(OSError):  # it is dead already, which its end of the pipe tells
-            ours.send(orders)
-        self._link = ours
-        if self._told:  # before there was anybody to hear it
-            self.tell(self._told)
-        first: Served | Failed | None = await _receive(ours)
-        return first
-
-    def tell(self, word: Word) -> None:
-        """Say it to the process, or to the one that is being started."""
-        if isinstance(word, str):
-            self._told = word  # whoever takes its place hears it too
-        if self._link is not None:
-            with suppress(OSError):
-                self._link.send(word)
-
-    def kill(self) -> None:
-        """End it by force."""
-        if self._process is not None:
-            self._process.kill()
-
-    async def ended(self) -> int:
-        """Wait until the process has ended; its exit status, 0 if there was none."""
-        status = await self._process.wait() if self._process is not None else 0
-        self.counters.clear_levels()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        return status
-
-
-async def _receive(link: Connection) -> Any:
-    """The next word of the other side; None if it is gone."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(link.fileno(), readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(link.fileno())
-    try:
-        return link.recv()
-    except (EOFError, OSError):
-        return None
 
 
 class Supervisor:
@@ -176,10 +60,10 @@ class Supervisor:
         """What the first process said; set by start."""
         self._log_format = log_format
         self._log_level: str = settings.log_level
-        self._slots = [Slot(index) for index in range(settings.processes)]
+        self._children = [ChildProcess(index) for index in range(settings.processes)]
         self._port: HeldPort | None = None
         self._engine: EmbeddedValkey | None = None
-        self._keepers: list[asyncio.Task[None]] = []
+        self._keeping: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
@@ -204,7 +88,7 @@ class Supervisor:
             self._engine = EmbeddedValkey(settings.data_dir, settings.durability)
             await self._engine.start()
         self._serve_http()
-        starts = [asyncio.ensure_future(self._start_first(slot)) for slot in self._slots]
+        starts = [asyncio.ensure_future(self._start_first(child)) for child in self._children]
         try:
             for each in asyncio.as_completed(starts):
                 self.served = await each
@@ -212,9 +96,9 @@ class Supervisor:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-        self._keepers = [
-            asyncio.create_task(self._keep(slot), name=f"keeper-{slot.index}")
-            for slot in self._slots
+        self._keeping = [
+            asyncio.create_task(self._keep(child), name=f"keep-{child.index}")
+            for child in self._children
         ]
 
     async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
@@ -224,7 +108,7 @@ class Supervisor:
             grace_s: How long their calls in hand may take. 0: none at all.
             hurry: Once set, nothing is waited for any more.
         """
-        started = bool(self._keepers)
+        started = bool(self._keeping)
         if started and not self._stopping.is_set():
             log.info("draining", grace_s=grace_s)
         self._stopping.set()
@@ -233,11 +117,13 @@ class Supervisor:
             await unless(hurry, _within(grace_s + SLACK_S, self._ends()))
         self._tell(NOW)
         await _within(KILL_AFTER_S, self._ends())
-        for slot in self._slots:
-            if slot.pid is not None:
-                log.error("a process does not end and is killed", process=slot.index, pid=slot.pid)
-                slot.kill()
-        await asyncio.gather(*self._ends(), *self._keepers)
+        for child in self._children:
+            if child.pid is not None:
+                log.error(
+                    "a process does not end and is killed", process=child.index, pid=child.pid
+                )
+                child.kill()
+        await asyncio.gather(*self._ends(), *self._keeping)
         if self.http is not None:
             await asyncio.to_thread(self.http.stop)
         if self._engine is not None:
@@ -258,13 +144,13 @@ class Supervisor:
         self._tell(LookAgain(self._log_level))
 
     def _tell(self, word: Word) -> None:
-        for slot in self._slots:
-            slot.tell(word)
+        for child in self._children:
+            child.tell(word)
 
     def _ends(self) -> list[Awaitable[int]]:
-        return [slot.ended() for slot in self._slots]
+        return [child.ended() for child in self._children]
 
-    def _orders(self, slot: Slot) -> Orders:
+    def _orders(self, child: ChildProcess) -> Orders:
         embedded = self._engine is not None
         settings = {
             **self.settings.model_dump(),
@@ -273,48 +159,48 @@ class Supervisor:
         }
         return Orders(
             settings=settings,
-            index=slot.index,
+            index=child.index,
             store_url=self._engine.url if self._engine is not None else self.settings.redis_url,
             embedded=embedded,
             log_format=self._log_format,
         )
 
-    async def _start_first(self, slot: Slot) -> Served:
+    async def _start_first(self, child: ChildProcess) -> Served:
         """Start a process; try again where somebody killed it on its way."""
         for _ in range(KILLED_STARTS):
             try:
-                return await self._start_slot(slot)
+                return await self._start_child(child)
             except ProcessDied as died:
                 if not died.killed or self._stopping.is_set():
                     raise
                 log.error(
-                    "a process was killed in its start and is started again", error=died.message
+                    "a process was killed during startup and is started again", error=died.message
                 )
                 await asyncio.sleep(RESTART_BACKOFF_S[0])
-        return await self._start_slot(slot)
+        return await self._start_child(child)
 
-    async def _start_slot(self, slot: Slot) -> Served:
-        word = await slot.start(self._orders(slot))
+    async def _start_child(self, child: ChildProcess) -> Served:
+        word = await child.start(self._orders(child))
         if word is None:
-            status = await slot.ended()
-            raise ProcessDied(slot.index, status)
+            status = await child.ended()
+            raise ProcessDied(child.index, status)
         if isinstance(word, Failed):
             raise word.error
         return word
 
-    async def _keep(self, slot: Slot) -> None:
+    async def _keep(self, child: ChildProcess) -> None:
         """Start the process again for as long as the server is not to stop."""
         delay = RESTART_BACKOFF_S[0]
         while True:
-            status = await slot.ended()
+            status = await child.ended()
             if self._stopping.is_set():
                 return
-            if time.monotonic() - slot.started_at > STABLE_S:
+            if time.monotonic() - child.started_at > STABLE_S:
                 delay = RESTART_BACKOFF_S[0]
             log.error(
                 "a process has ended and is started again",
-                process=slot.index,
-                ending=_ending(status),
+                process=child.index,
+                ending=ending(status),
                 wait_s=delay,
             )
             with suppress(TimeoutError):
@@ -323,28 +209,28 @@ class Supervisor:
                     return
             delay = min(delay * 2, RESTART_BACKOFF_S[1])
             try:
-                await self._start_slot(slot)
+                await self._start_child(child)
             except ConfigurationError as error:
                 if not self._stopping.is_set():
-                    log.error("a process does not start", process=slot.index, error=error.message)
+                    log.error("a process does not start", process=child.index, error=error.message)
             else:
-                slot.restarts += 1
-                log.info("the process is back", process=slot.index, restarts=slot.restarts)
+                child.restarts += 1
+                log.info("the process is back", process=child.index, restarts=child.restarts)
 
     # What is shown.
 
     def _serve_http(self) -> None:
         if not self.settings.http_listen:
             return
-        slots = self._slots
+        children = self._children
         pids: dict[str, Callable[[], int | None]] = {"parent": os.getpid}
-        for slot in slots:
-            pids[str(slot.index)] = _pid_of(slot)
+        for child in children:
+            pids[str(child.index)] = _pid_of(child)
         metrics = Metrics(
-            SharedRpcMetrics([slot.counters for slot in slots]), ProcessesCollector(pids)
+            SharedRpcMetrics([child.counters for child in children]), ProcessesCollector(pids)
         )
         metrics.gauge(
-            "jobwire_processes", "How many processes are to serve", lambda: float(len(slots))
+            "jobwire_processes", "How many processes are to serve", lambda: float(len(children))
         )
         metrics.gauge(
             "jobwire_processes_serving",
@@ -354,15 +240,17 @@ class Supervisor:
         metrics.gauge(
             "jobwire_process_restarts",
             "How often a process died and was started again",
-            lambda: float(sum(slot.restarts for slot in slots)),
+            lambda: float(sum(child.restarts for child in children)),
         )
         metrics.gauge(
             "jobwire_store_up",
             "1: the store can be reached, by every process that runs",
-            lambda: float(_store_is_up(slots)),
+            lambda: float(_store_is_up(children)),
         )
         metrics.gauge(
-            STUCK_METRIC, STUCK_HELP, lambda: float(sum(s.counters.stuck_handlers for s in slots))
+            STUCK_METRIC,
+            STUCK_HELP,
+            lambda: float(sum(s.counters.stuck_handlers for s in children)),
         )
         if self._engine is not None:
             show_restarts(metrics, self._engine)
@@ -372,10 +260,10 @@ class Supervisor:
         self.http = http
 
     def _serving(self) -> int:
-        return sum(slot.serves for slot in self._slots)
+        return sum(child.serves for child in self._children)
 
     def _alive(self) -> Verdict:
-        stuck = [str(slot.index) for slot in self._slots if slot.stuck]
+        stuck = [str(child.index) for child in self._children if child.stuck]
         if stuck:
             return False, f"the event loop is stuck in process {', '.join(stuck)}"
         return True, "ok"
@@ -384,31 +272,24 @@ class Supervisor:
         if self._stopping.is_set():
             return False, "draining"
         serving = self._serving()
-        running = [slot.counters for slot in self._slots if slot.counters.state is State.SERVING]
+        running = [
+            child.counters for child in self._children if child.counters.state is State.SERVING
+        ]
         why = ""
         if any(not counters.store_up for counters in running):
             why = "; the store does not answer"
         elif any(not counters.store_fit for counters in running):
             why = "; the store is unfit for new jobs, see the log or GetServerInfo"
-        return serving > 0, f"{serving} of {len(self._slots)} processes serve{why}"
+        return serving > 0, f"{serving} of {len(self._children)} processes serve{why}"
 
 
-def _pid_of(slot: Slot) -> Callable[[], int | None]:
-    return lambda: slot.pid
+def _pid_of(child: ChildProcess) -> Callable[[], int | None]:
+    return lambda: child.pid
 
 
-def _store_is_up(slots: Iterable[Slot]) -> bool:
-    running = [slot for slot in slots if slot.counters.state is not State.DOWN]
-    return bool(running) and all(slot.counters.store_up for slot in running)
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+def _store_is_up(children: Iterable[ChildProcess]) -> bool:
+    running = [child for child in children if child.counters.state is not State.DOWN]
+    return bool(running) and all(child.counters.store_up for child in running)
 
 
 async def _within(seconds: float, ends: Iterable[Awaitable[int]]) -> None:

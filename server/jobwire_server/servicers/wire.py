@@ -95,7 +95,7 @@ CompleteJobResponse: Any = _CLASSES["CompleteJobResponse"]
 
 @lru_cache(maxsize=256)
 def _around(id_length: int, state: int, in_batch: bool) -> tuple[bytes, bytes]:
-    # No length or tag is 0, so that it is found where it is and not a byte before.
+    # No length or tag is 0, so that where it is found is unambiguous.
     name = "\0" * id_length
     answer: Any = job_service_pb2.SubmitJobResponse(job_id=name, state=state)  # type: ignore[arg-type]
     if in_batch:

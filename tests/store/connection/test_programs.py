@@ -18,7 +18,7 @@ COUNTING = """
 import asyncio, ctypes, os, pathlib, signal, sys
 import uvloop
 from jobwire_server.store.connection.engine import EmbeddedValkey
-from jobwire_server.host.supervisor import Slot
+from jobwire_server.host.child_process import ChildProcess
 from jobwire_server.host.child_messages import Orders
 
 forks = 0
@@ -36,12 +36,12 @@ async def main():
     while engine.restarts == 0:
         await asyncio.sleep(0.01)
     await engine.stop()
-    slot = Slot(0)
-    starting = asyncio.ensure_future(slot.start(Orders({}, 0, "", False, "json")))
+    child = ChildProcess(0)
+    starting = asyncio.ensure_future(child.start(Orders({}, 0, "", False, "json")))
     await asyncio.sleep(0)
-    slot.kill()
+    child.kill()
     await starting
-    await slot.ended()
+    await child.ended()
 
 uvloop.run(main())
 print(forks)
