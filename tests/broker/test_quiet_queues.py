@@ -184,6 +184,6 @@ async def test_writes_go_on_where_nothing_can_be_announced(
     # The registry's key is of a kind that the script can't use, as good as away.
     broker.client.set(keys.REGISTRY + "stirred", "spoilt")
     await eventually(lambda: activity.deaf, "it has noticed")
-    activity.quiet.add(keys.queue_prefix("default"))
+    activity.may_be_quiet(keys.queue_prefix("default"))
     (answer,) = await broker.submitted(new_job())
     assert ulid_of(answer.job_id)

@@ -63,7 +63,7 @@ class Announcements:
     def start(self) -> None:
         """Begin."""
         if not self._loop.runs:
-            self._activity.deaf = False
+            self._activity.were_announced(())
             self._loop.start()
 
     async def stop(self) -> None:
@@ -95,12 +95,11 @@ class Announcements:
         try:
             tidy = time.monotonic() >= self._next_discovery_s
             now_ms, stirred = await self._queues.stir(queues, since_ms, tidy=tidy)
-            self._activity.deaf = False
             self._clock.told(now_ms)
-            self._activity.quiet.difference_update(map(keys.queue_prefix, queues))
+            self._activity.were_announced(map(keys.queue_prefix, queues))
         except BaseException:
             # Writes go on where the registry alone is away; meanwhile all queues are looked at.
-            self._activity.deaf = True
+            self._activity.not_announced()
             raise
         finally:
             if waiting is not None and not waiting.done():

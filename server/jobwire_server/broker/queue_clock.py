@@ -174,7 +174,7 @@ class QueueClock:
         return max(0, fired.next_due_ms - fired.now_ms) if fired.next_due_ms else None
 
     def _may_be_quiet(self) -> None:
-        self._activity.quiet.add(keys.queue_prefix(self._queue))
+        self._activity.may_be_quiet(keys.queue_prefix(self._queue))
 
 
 class QueueClocks:

@@ -8,6 +8,7 @@ is announced *before* it is written to, and again while it is written to.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from jobwire_server.domain.background import Alarm
 
@@ -24,6 +25,19 @@ class Activity:
         """Somebody waits."""
         self._written: set[str] = set()
         self._announced: asyncio.Future[None] | None = None
+
+    def may_be_quiet(self, prefix: str) -> None:
+        """Other servers may consider a queue quiet from now on."""
+        self.quiet.add(prefix)
+
+    def were_announced(self, prefixes: Iterable[str]) -> None:
+        """Announcements arrive, and these queues are known to be written to."""
+        self.deaf = False
+        self.quiet.difference_update(prefixes)
+
+    def not_announced(self) -> None:
+        """Announcements do not arrive just now."""
+        self.deaf = True
 
     def write(self, prefix: str) -> bool:
         """Note a write that is about to happen; True if `announced` must be awaited before it."""

@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from jobwire_server.domain.errors import StoreUnavailable
-from jobwire_server.domain.model import Job, OutputPosition, Written
+from jobwire_server.domain.model import Job, JobState, OutputPosition, Written
+from jobwire_server.store.reads import Followed
 
 TAIL_BYTES = 256 << 10
 TAIL_EVENTS = 256
@@ -179,6 +180,59 @@ class WatchedJob:
         if not self.listeners:
             self.tail = None
 
+    def join(self) -> asyncio.Future[bool]:
+        """Return what is done after a read that begins from now on; False: it failed."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.joining.append(future)
+        return future
+
+    def take_joining(self) -> list[asyncio.Future[bool]]:
+        """Return those who wait for the read that begins now."""
+        joining, self.joining = self.joining, []
+        return joining
+
+    def failed(self, joining: list[asyncio.Future[bool]], error: StoreUnavailable) -> None:
+        """The read failed: those who have seen the job wait for the next, the others are told."""
+        self.joining += [future for future in joining if not future.done()]
+        if not self.known:
+            self.error = error
+            for future in self.take_joining():
+                # Whoever came during the read may have left during it.
+                if not future.done():
+                    future.set_result(False)
+
+    def update(self, row: Followed | None) -> bool:
+        """Take over what was read; return whether it is news."""
+        self.error = None
+        self.known = True
+        if row is None:
+            news = self.event is not None
+            self.event = None
+            return news
+        # Another is news, not only a higher one: a failover may have lost what made that.
+        news = self.event is None or _version(row.job) != _version(self.event.job)
+        # Output does not count as a revision; the event is made anew only where the state is.
+        if self.event is None or news:
+            self.event = JobEvent(row.job)
+        else:
+            self.event.job = row.job
+        return self._add_output(row) or news if self.listeners else news
+
+    def _add_output(self, row: Followed) -> bool:
+        news = self.tail is None
+        if self.tail is None:
+            self.tail = Tail(row.job.output_end)
+        elif self.tail.end < row.job.output_first:
+            # Some was dropped before it could be read: those who are behind ask the store, which
+            # tells them so.
+            self.tail = Tail(row.job.output_first)
+        for event in events_of(row.output):
+            fresh = event.behind(self.tail.end)
+            if fresh is not None:
+                self.tail.add(fresh)
+                news = True
+        return news
+
     async def wait(self, timeout_s: float) -> bool:
         """Wait for something new; return False if nothing came."""
         loop = asyncio.get_running_loop()
@@ -203,3 +257,7 @@ class WatchedJob:
 def _time_out(future: asyncio.Future[bool]) -> None:
     if not future.done():
         future.set_result(False)
+
+
+def _version(job: Job) -> tuple[int, JobState, int]:
+    return job.revision, job.state, job.fencing_token

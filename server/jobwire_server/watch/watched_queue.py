@@ -11,11 +11,10 @@ import structlog
 from jobwire_server.domain.background import Loop, heard
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.ids import split_ulids
-from jobwire_server.domain.model import Job, JobState
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener, Notices
-from jobwire_server.store.reads import Followed, ReadStore
-from jobwire_server.watch.watched_job import JobEvent, Tail, WatchedJob, events_of
+from jobwire_server.store.reads import ReadStore
+from jobwire_server.watch.watched_job import WatchedJob
 
 log = structlog.get_logger(__name__)
 
@@ -149,7 +148,7 @@ class WatchedQueue:
                 self.mark(ulid)
 
     def reset(self) -> None:
-        """Events may have been missed: reads everything afresh."""
+        """Events may have been missed: read everything afresh."""
         self.mark_all()
         for watcher in self.many:
             watcher.reset()
@@ -167,10 +166,8 @@ class WatchedQueue:
 
     def join(self, job: WatchedJob) -> asyncio.Future[bool]:
         """Have the job read afresh; the future is done after a read that begins from now on."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        job.joining.append(future)
         self.mark(job.ulid)
-        return future
+        return job.join()
 
     async def stop(self) -> None:
         """End the reader; tolerates never entered."""
@@ -216,10 +213,9 @@ class WatchedQueue:
         return 0.0 if self._dirty else REFRESH_S
 
     async def _read(self, jobs: list[WatchedJob]) -> None:
-        """Read jobs, and tells whoever came before the read began."""
-        joining = [(job, job.joining) for job in jobs]
-        for job in jobs:
-            job.joining = []
+        """Read jobs, and tell whoever came before the read began."""
+        # Whoever comes from now on waits for the next read.
+        joining = [(job, job.take_joining()) for job in jobs]
         wanted = [(job.ulid, job.record, job.position) for job in jobs]
         try:
             rows = await self._store.follow(self.queue, wanted, OUTPUT_AT_ONCE)
@@ -230,63 +226,16 @@ class WatchedQueue:
                 log.exception("watched jobs not read", queue=self.queue)
                 error = StoreUnavailable("the job could not be read")
             for job, futures in joining:
-                self._postpone(job, futures, error)
+                self._dirty[job.ulid] = None
+                job.failed(futures, error)
             await asyncio.sleep(RETRY_PAUSE_S)
             return
         for job, row in zip(jobs, rows, strict=True):
-            if self._update(job, row):
+            if job.update(row):
                 job.tell()
+            if row is not None and row.more and job.listeners:
+                self.mark(job.ulid)
         for _, futures in joining:
             for future in futures:
                 if not future.done():
                     future.set_result(True)
-
-    def _postpone(
-        self, job: WatchedJob, futures: list[asyncio.Future[bool]], error: StoreUnavailable
-    ) -> None:
-        """Those who have seen the job wait for the store; those who have not are told."""
-        self._dirty[job.ulid] = None
-        job.joining += [future for future in futures if not future.done()]
-        if not job.known:
-            job.error = error
-            for future in job.joining:
-                # Whoever came during the read may have left during it.
-                if not future.done():
-                    future.set_result(False)
-            job.joining = []
-
-    def _update(self, job: WatchedJob, row: Followed | None) -> bool:
-        """Take over what was read; True if it is news."""
-        job.error = None
-        job.known = True
-        if row is None:
-            news = job.event is not None
-            job.event = None
-            return news
-        # Another is news, not only a higher one: a failover may have lost what made that.
-        news = job.event is None or _version(row.job) != _version(job.event.job)
-        # Output does not count as a revision; the event is made anew only where the state is.
-        if job.event is None or news:
-            job.event = JobEvent(row.job)
-        else:
-            job.event.job = row.job
-        if job.listeners:
-            if job.tail is None:
-                job.tail = Tail(row.job.output_end)
-                news = True
-            elif job.tail.end < row.job.output_first:
-                # Some was dropped before it could be read: those who are behind ask the store,
-                # which tells them so.
-                job.tail = Tail(row.job.output_first)
-            for event in events_of(row.output):
-                fresh = event.behind(job.tail.end)
-                if fresh is not None:
-                    job.tail.add(fresh)
-                    news = True
-            if row.more:
-                self.mark(job.ulid)
-        return news
-
-
-def _version(job: Job) -> tuple[int, JobState, int]:
-    return job.revision, job.state, job.fencing_token
