@@ -9,38 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import monotonic
 
 import structlog
 
 from jobwire_server.domain.errors import (
     JobwireError,
-    LeaseLost,
-    ServerBusy,
     ServerDraining,
     StoreUnavailable,
-    WrongState,
 )
 from jobwire_server.domain.ids import job_id_of, job_ids_in
 from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
-    Completed,
-    Ended,
     LeaseRef,
-    Reported,
     WorkerStatus,
 )
 from jobwire_server.workers.broker_parts import Attempts, Reports
 from jobwire_server.workers.demand import Demand
+from jobwire_server.workers.frame_recorder import FrameRecorder
 from jobwire_server.workers.frames import (
     Attach,
     DrainNotice,
     FrameIn,
     FrameOut,
     Receipt,
-    Refused,
 )
 from jobwire_server.workers.held_leases import HeldLeases
 from jobwire_server.workers.known_workers import KnownWorkers
@@ -48,8 +42,6 @@ from jobwire_server.workers.session_times import SessionTimes
 
 log = structlog.get_logger(__name__)
 
-MAX_FRAMES_IN_HAND = 32
-"""Frames that wait for the store at once; beyond it the session reads no further."""
 MAX_RECEIPTS = 256
 """Receipts that wait to be read; a worker that does not read them is not listened to either."""
 MAX_LOST = 20_000
@@ -58,8 +50,6 @@ FRAME_BYTES = 1 << 20
 """Records of one frame, but for a single one that is larger: with the rest of the frame well below
 the 4 MiB that gRPC clients take unless told otherwise.
 """
-STILL_HELD = (WrongState, StoreUnavailable, ServerBusy)
-"""Why a completion was refused although the job may be the worker's still."""
 
 
 class StreamDemand(Demand):
@@ -111,7 +101,6 @@ class WorkerSession:
         self.lease_ms = lease_ms
         self.times = times
         self._attempts = attempts
-        self._reports = reports
         self._known = known
         self.leases = HeldLeases(attach.credit_bytes)
         self.stuck = 0
@@ -128,9 +117,7 @@ class WorkerSession:
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
-        self._frames: set[asyncio.Task[None]] = set()
-        self._reporting: set[asyncio.Task[None]] = set()
-        """Those of the frames that hold reports."""
+        self._recorder = FrameRecorder(self, attempts, reports)
         now = monotonic()
         self.heard_at = now
         self.writing_since: float | None = None
@@ -139,7 +126,7 @@ class WorkerSession:
         self._until_idle = False
         self._suspended_at: float | None = None
         self._ready = True
-        self.assigned = self.succeeded = self.failed = 0
+        self.assigned = 0
         self._told = ""
 
     # ------------------------------------------------------------ to the worker
@@ -176,7 +163,7 @@ class WorkerSession:
     def lose(self, job_id: str, fencing_token: int) -> None:
         """Tell the worker that a job is no longer its own."""
         if self.leases.holds(job_id, fencing_token):
-            self._forget(job_id)
+            self.forget(job_id)
             self._out.lost.append(LeaseRef(job_id, fencing_token))
             self._wake.set()
 
@@ -287,8 +274,7 @@ class WorkerSession:
             await self._drained.wait()
         if frame.detach:
             self.detached = True
-            while self._frames:
-                await asyncio.wait(self._frames)
+            await self._recorder.finish()
             self.end()
 
     async def _take_in(self, frame: FrameIn) -> None:
@@ -302,77 +288,14 @@ class WorkerSession:
         for refused in frame.refused:
             # Wrong as it is, it shows that the assignment has arrived.
             self.leases.has_arrived(refused.job_id, refused.fencing_token)
-        task = asyncio.create_task(self._record(frame, [*self._reporting]), name="frame")
-        self._frames.add(task)
-        task.add_done_callback(self._frames.discard)
-        if frame.reports:
-            self._reporting.add(task)
-            task.add_done_callback(self._reporting.discard)
-        while len(self._frames) >= MAX_FRAMES_IN_HAND:
-            await asyncio.wait(self._frames, return_when=asyncio.FIRST_COMPLETED)
+        await self._recorder.take(frame)
 
-    async def _record(self, frame: FrameIn, reporting: list[asyncio.Task[None]]) -> None:
-        """Have a frame recorded: reports before completions, also those of the frames before it.
-
-        Otherwise the last words of a job could come after its end, and be refused.
-        """
-        refused = frame.refused
-        if frame.reports:
-            refused += await self._record_reports(frame.reports)
-        if frame.completions:
-            if reporting:
-                await asyncio.wait(reporting)
-            refused += await self._record_completions(frame.completions)
-        self._out.receipts.append(Receipt(frame.sequence, refused))
+    def confirm(self, receipt: Receipt) -> None:
+        """Tell the worker what became of a frame."""
+        self._out.receipts.append(receipt)
         self._wake.set()
 
-    async def _record_completions(self, completions: Sequence[Ended]) -> list[Refused]:
-        outcomes: Sequence[Completed | JobwireError]
-        try:
-            outcomes = await self._attempts.complete_many(self.worker_id, completions)
-        except Exception as error:
-            outcomes = [self._unrecorded(error)] * len(completions)
-        refused = []
-        for ended, outcome in zip(completions, outcomes, strict=True):
-            if isinstance(outcome, JobwireError):
-                job_id = job_id_of(ended.queue, ended.ulid)
-                refused.append(Refused(job_id, ended.fencing_token, outcome))
-                if isinstance(outcome, STILL_HELD):
-                    self.keep(job_id, ended.fencing_token)
-            elif type(ended.outcome) is bytes:
-                self.succeeded += 1
-            else:
-                self.failed += 1
-        return refused
-
-    async def _record_reports(self, reports: Sequence[Reported]) -> list[Refused]:
-        try:
-            renewals = await self._reports.report_many(self.worker_id, reports)
-        except Exception as error:
-            why = self._unrecorded(error)
-            return [Refused(job_id_of(r.queue, r.ulid), r.fencing_token, why) for r in reports]
-        refused = []
-        for reported, renewal in zip(reports, renewals, strict=True):
-            if renewal.lost:
-                job_id = job_id_of(reported.queue, reported.ulid)
-                self._forget(job_id, reported.fencing_token)
-                lost = LeaseLost(job_id, reported.fencing_token)
-                refused.append(Refused(job_id, reported.fencing_token, lost))
-            elif renewal.refusal:
-                job_id = job_id_of(reported.queue, reported.ulid)
-                refused.append(Refused(job_id, reported.fencing_token, renewal.refusal))
-            elif renewal.cancel:
-                self.cancel(renewal.cancel)
-        return refused
-
-    def _unrecorded(self, error: Exception) -> JobwireError:
-        """What failed altogether is refused item by item, for a later repeat."""
-        if isinstance(error, JobwireError):
-            return error
-        log.error("frame not recorded", worker_id=self.worker_id, exc_info=error)
-        return StoreUnavailable("it is not known whether it was recorded; send it again")
-
-    def _forget(self, job_id: str, fencing_token: int | None = None) -> None:
+    def forget(self, job_id: str, fencing_token: int | None = None) -> None:
         """Free the credit of a job that the worker no longer holds."""
         if self.leases.let_go(job_id, fencing_token):
             self.demand.unreserve(1)
@@ -428,7 +351,7 @@ class WorkerSession:
         elif self._suspended_at is not None and now - self._suspended_at > limit:
             self.end(StoreUnavailable("assignments are not acknowledged"))
         elif self._drain_until is not None:
-            if self._until_idle and not self.leases and not self._frames and not self._out:
+            if self._until_idle and not self.leases and not len(self._recorder) and not self._out:
                 self.end(ServerDraining())
             elif now > self._drain_until:
                 self.end(StoreUnavailable("the stream was to be left by its deadline"))
@@ -465,22 +388,22 @@ class WorkerSession:
 
     async def settle(self) -> None:
         """Return once the frames in hand are recorded: the worker has sent them, stream or not."""
-        await asyncio.gather(*self._frames, return_exceptions=True)
+        await self._recorder.finish()
 
     def count_on(self, stats: str) -> None:
         """Count on from what an earlier stream of the process told (`stats`)."""
         if stats:
             told = json.loads(stats)
             self.assigned = told["assigned"]
-            self.succeeded, self.failed = told["succeeded"], told["failed"]
+            self._recorder.count_on(told["succeeded"], told["failed"])
 
     def stats(self) -> str:
         """Return the counters as JSON if they changed since the last call, '' otherwise."""
         counters = {
             "credits": self.credits,
             "assigned": self.assigned,
-            "succeeded": self.succeeded,
-            "failed": self.failed,
+            "succeeded": self._recorder.succeeded,
+            "failed": self._recorder.failed,
         }
         if self.stuck:
             counters["stuck"] = self.stuck
