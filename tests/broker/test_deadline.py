@@ -162,7 +162,7 @@ async def test_whichever_server_is_up_enforces_a_deadline_when_it_comes(store_ur
 async def test_a_server_keeps_the_deadline_of_a_job_that_it_accepts(store_url: str) -> None:
     async with running_broker(store_url) as broker:
         await broker.register()
-        # The queue's keeper sleeps for a day by now.
+        # The queue's clock sleeps for a day by now.
         await broker.submit()
         (ulid,) = await broker.submit(new_job(priority=1, deadline_ms=broker.now_ms() + 500))
         claimed = await broker.claim_one()

@@ -105,7 +105,7 @@ async def test_a_queue_tells_its_bytes(broker: Broker) -> None:
     assert queue.ended_bytes == len(jobs[0].record) + 70
 
 
-async def test_the_keeper_drops_output_and_jobs_when_their_time_has_come(valkey_url: str) -> None:
+async def test_the_clock_drops_output_and_jobs_when_their_time_has_come(valkey_url: str) -> None:
     async with running_broker(valkey_url, QUIET, tick_ms=50) as broker:
         await _configured(broker, {"retain_output_ms": 0, "max_ended_jobs": 1})
         await broker.submit()

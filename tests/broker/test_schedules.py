@@ -214,8 +214,8 @@ async def test_schedules_outlive_a_kill_of_the_store(own_store: StoreProcess) ->
         broker.check()
 
 
-async def test_the_keeper_fires_a_schedule_when_it_is_due(valkey_url: str) -> None:
-    # The ticks are a day apart: only the schedule itself wakes the keeper.
+async def test_the_clock_fires_a_schedule_when_it_is_due(valkey_url: str) -> None:
+    # The ticks are a day apart: only the schedule itself wakes the clock.
     async with running_broker(valkey_url) as broker:
         plan = Plan(every_ms=1_000, overlap=Overlap.ALLOW)
         await _create(broker, plan=plan)
@@ -293,7 +293,7 @@ async def test_one_schedule_that_can_not_be_decided_does_not_stop_the_others(
     broker.client.hset(key, "plan", plan.replace(b'"UTC"', b'"No/Where"'))
     broker.shift(2 * MINUTE)
     fired = await broker.parts.due_schedules.fire("default", ["bad", "good"])
-    # The keeper waits before it tries again.
+    # The clock waits before it tries again.
     assert fired.held_back
     assert len(_fired(broker)) == 2
     assert "schedule not decided" in capsys.readouterr().out

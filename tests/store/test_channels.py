@@ -24,7 +24,7 @@ async def test_a_queue_called_workers_is_watched_beside_the_workers(valkey_url: 
         watch = broker.watch(ulid_of(job), "workers")
         first = await anext(watch)
         assert first is not None
-        # As the roster does once a worker attaches.
+        # As `Signals` does once a worker attaches.
         await notices.listen(keys.WORKER_EVENTS, Listener(lambda data: None, lambda: None))
         await broker.router.cancel_job("workers", ulid_of(job), "")
         async with asyncio.timeout(UNTIL_REFRESH_S):

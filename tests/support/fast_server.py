@@ -18,7 +18,7 @@ from jobwire_server.host.settings import Settings
 from jobwire_server.store.runner import ScriptRunner
 
 TICK_MS = 20
-"""So that keepers look as often as they would, more or less."""
+"""So that clocks look as often as they would, more or less."""
 
 
 def shift_ms(epoch_s: float, base_ms: float, speed: float) -> int:

@@ -26,7 +26,7 @@ async def test_a_worker_is_told_at_the_deadline_that_the_job_is_not_its_own_any_
         await worker.loses(assignment)
         job = await producer.until(job_id, JOB_STATE_FAILED)
         assert job.failure.type == "DEADLINE_EXCEEDED"
-        # Its room is free again.
+        # Its credit is free again.
         (other,) = await producer.submit()
         _, following = await worker.jobs(2)
         assert following.job_id == other

@@ -69,7 +69,7 @@ async def test_a_submit_through_one_server_wakes_an_idle_worker_on_another(
         await worker.attach()
         for count in range(1, 21):
             await producer.submit(operation="work", priority=count % 3)
-            # Not so much as the tick of the queue's keeper helps it along.
+            # Not so much as the tick of the queue's clock helps it along.
             (*_, assignment) = await worker.jobs(count)
             await worker.complete(assignment)
 
@@ -95,7 +95,7 @@ async def test_jobs_that_return_wake_idle_workers_on_other_servers(
         await taker.jobs(1)
 
 
-async def test_a_cancellation_needs_no_round_of_the_lease_keeper(
+async def test_a_cancellation_needs_no_round_of_the_lease_renewal(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signs_of_life, "PERIOD_S", 3_600.0)

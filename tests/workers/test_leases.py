@@ -1,4 +1,4 @@
-"""The lease keeper alone."""
+"""The renewal of leases alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobwire_server.store.attempts import Report
 from jobwire_server.workers import leases
 from jobwire_server.workers.broker_parts import Reports
 from jobwire_server.workers.held_leases import HeldLeases
-from jobwire_server.workers.leases import LeaseKeeper
+from jobwire_server.workers.leases import Leases
 from jobwire_server.workers.session import WorkerSession
 
 from tests.support.jobs import next_ulid
 
 
 class Session:
-    """What the keeper knows of a session."""
+    """What the renewal knows of a session."""
 
     lease_ms = 1_000
 
@@ -64,16 +64,16 @@ class Store:
         return [self.answers.get(r.ulid, Renewal(lost=False)) for r in reports]
 
 
-def keeper_of(store: Store, *sessions: Session) -> LeaseKeeper:
-    """Returns a keeper of these sessions."""
+def leases_of(store: Store, *sessions: Session) -> Leases:
+    """Returns the renewal of these sessions."""
     by_worker = {s.worker_id: cast(WorkerSession, s) for s in sessions}
-    return LeaseKeeper(by_worker, cast(Reports, store), BrokerOptions())
+    return Leases(by_worker, cast(Reports, store), BrokerOptions())
 
 
 async def test_one_call_a_queue_renews_the_leases_of_all_workers() -> None:
     store = Store()
     held = [jobs("a", 3) | jobs("b", 2), jobs("a", 4)]
-    await keeper_of(store, Session("w1", held[0]), Session("w2", held[1])).renew_all()
+    await leases_of(store, Session("w1", held[0]), Session("w2", held[1])).renew_all()
     assert sorted((queue, len(reports)) for queue, reports in store.calls) == [("a", 7), ("b", 2)]
     asked = {(f"{q}-{r.ulid}", r.fencing_token) for q, rs in store.calls for r in rs}
     assert asked == {*(held[0] | held[1]).items()}
@@ -81,14 +81,14 @@ async def test_one_call_a_queue_renews_the_leases_of_all_workers() -> None:
 
 async def test_a_silent_workers_leases_are_left_out() -> None:
     store = Store()
-    await keeper_of(store, Session("w1", jobs("a", 3), renewable=False)).renew_all()
+    await leases_of(store, Session("w1", jobs("a", 3), renewable=False)).renew_all()
     assert not store.calls
 
 
 async def test_many_leases_are_renewed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_AT_ONCE", 4)
     store = Store()
-    await keeper_of(store, Session("w1", jobs("a", 10))).renew_all()
+    await leases_of(store, Session("w1", jobs("a", 10))).renew_all()
     assert [len(reports) for _, reports in store.calls] == [4, 4, 2]
 
 
@@ -97,7 +97,7 @@ async def test_a_queue_that_is_away_does_not_keep_others_from_their_renewal() ->
     store.away = {"a", "c"}
     session = Session("w1", jobs("a", 1) | jobs("b", 1) | jobs("c", 1) | jobs("d", 1))
     with pytest.raises(StoreUnavailable):
-        await keeper_of(store, session).renew_all()
+        await leases_of(store, session).renew_all()
     assert sorted(queue for queue, _ in store.calls) == ["b", "d"]
     assert not session.lost
 
@@ -110,7 +110,7 @@ async def test_answers_are_passed_on_to_the_session_that_holds_the_lease() -> No
     store.answers[stopped[-26:]] = Renewal(
         lost=False, cancel=CancelNotice(stopped, two.leases.tokens[stopped], "why", 1)
     )
-    await keeper_of(store, one, two).check_queue("a")
+    await leases_of(store, one, two).check_queue("a")
     assert (one.lost, one.cancelled) == ([gone], [])
     assert (two.lost, two.cancelled) == ([], [stopped])
 
@@ -118,11 +118,11 @@ async def test_answers_are_passed_on_to_the_session_that_holds_the_lease() -> No
 async def test_only_what_is_held_is_asked_about() -> None:
     store = Store()
     session = Session("w1", jobs("a", 2) | jobs("b", 1))
-    keeper = keeper_of(store, session)
+    leases = leases_of(store, session)
     first = next(iter(session.leases.tokens))
-    await keeper.check("a", first[-26:] + next_ulid())
-    await keeper.check("a", next_ulid())
-    await keeper.check_queue("nobody-holds-any")
+    await leases.check("a", first[-26:] + next_ulid())
+    await leases.check("a", next_ulid())
+    await leases.check_queue("nobody-holds-any")
     assert [(queue, [r.ulid for r in reports]) for queue, reports in store.calls] == [
         ("a", [first[-26:]])
     ]

@@ -212,7 +212,7 @@ async def test_a_cancellation_is_told_once(server: StreamServer, producer: Produ
         report = Report(job_id=job_id, fencing_token=assignment.fencing_token)
         before = (await producer.job(job_id)).lease_expires_at.ToMilliseconds()
         await worker.receipt(await worker.post(reports=[report]))
-        # Some rounds of the lease keeper, each of which finds the job to be cancelled.
+        # Some rounds of the lease renewal, each of which finds the job to be cancelled.
         await eventually(lambda: len(worker.frames) > 8, "some heartbeats")
         assert (await producer.job(job_id)).lease_expires_at.ToMilliseconds() > before
         assert len(worker.cancellations) == 1

@@ -260,7 +260,7 @@ async def test_what_the_old_stream_was_given_after_the_new_one_attached_comes_ba
             jobs = await old.jobs(1)
             monkeypatch.setattr(workers, "touch", late)
             await new.attach(jobs)
-            # The new stream has no room, so this one goes over the old one.
+            # The new stream has no free credit, so this one goes over the old one.
             (job_id,) = await producer.submit()
             await old.jobs(2)
             deaf.set()
@@ -301,7 +301,7 @@ async def test_the_goodbye_of_an_older_stream_leaves_the_newer_one_alone(
             await new.attach()
             (kept,) = await producer.submit()
             (mine,) = await new.jobs(1)
-            # The new stream has no room, so this one goes over the old one.
+            # The new stream has no free credit, so this one goes over the old one.
             await old.send(credits=1)
             (stray,) = await producer.submit()
             await old.jobs(1)

@@ -73,7 +73,7 @@ class Bulk:
     Args:
         jobs: Where jobs are read and cancelled.
         store: Where they are put back and forgotten.
-        registry: Which queues there are.
+        queues: Which queues there are.
         alarms: Told when something is due.
         settings: Of the queues.
         options: Grace and retention.
@@ -84,7 +84,7 @@ class Bulk:
         self,
         jobs: JobStore,
         store: BulkStore,
-        registry: QueueStore,
+        queues: QueueStore,
         alarms: Alarms,
         settings: QueueSettingsCache,
         options: BrokerOptions,
@@ -92,7 +92,7 @@ class Bulk:
     ) -> None:
         self._jobs = jobs
         self._store = store
-        self._registry = registry
+        self._queues = queues
         self._alarms = alarms
         self._settings = settings
         self._options = options
@@ -241,7 +241,7 @@ class Bulk:
         """Return the store's time, if there is such a queue."""
         if self._draining:
             raise ServerDraining
-        if not await self._registry.exists(queue):
+        if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         return await self._jobs.now_ms(queue)
 

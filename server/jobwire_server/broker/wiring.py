@@ -52,7 +52,7 @@ from jobwire_server.workers.departures import Departures
 from jobwire_server.workers.dispatchers import Dispatchers
 from jobwire_server.workers.joining import Joining
 from jobwire_server.workers.known_workers import KnownWorkers
-from jobwire_server.workers.leases import LeaseKeeper
+from jobwire_server.workers.leases import Leases
 from jobwire_server.workers.reaper import Reaper
 from jobwire_server.workers.sessions import Sessions
 from jobwire_server.workers.signals import Signals
@@ -185,7 +185,7 @@ def build_parts(
     # Their streams.
     stream_tasks = OwnedTasks()
     sessions = Sessions(attempts, reports, known, options, server_id)
-    leases = LeaseKeeper(sessions.by_worker, reports, options)
+    leases = Leases(sessions.by_worker, reports, options)
     signs = SignsOfLife(sessions.by_worker, workers, clock)
     signals = Signals(notices, leases, signs, stream_tasks)
     joining = Joining(reports, held, dispatchers, stream_tasks)

@@ -1,4 +1,4 @@
-"""Watch streams: events of the hub as answers, put into bytes once for all who watch."""
+"""Watch streams: events as answers, put into bytes once for all who watch."""
 
 from __future__ import annotations
 

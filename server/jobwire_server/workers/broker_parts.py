@@ -1,4 +1,4 @@
-"""What the parts of this room ask of the broker."""
+"""What workers' parts ask of the broker."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ long.
 LATE_JOIN_S = 0.5
 """How often a queue is tried that could not be reached then."""
 
-Leases = list[tuple[str, int]]
+NamedLeases = list[tuple[str, int]]
 """ULIDs and fencing tokens, of one queue."""
 
 
@@ -48,7 +48,7 @@ class Joining:
         self._dispatchers = dispatchers
         self._tasks = tasks
 
-    async def settle(self, session: WorkerSession, former: Former) -> dict[str, Leases]:
+    async def settle(self, session: WorkerSession, former: Former) -> dict[str, NamedLeases]:
         """Settle what the worker holds: what it names goes on, the rest returns to the queues.
 
         Returns:
@@ -57,7 +57,7 @@ class Joining:
         Raises:
             StoreUnavailable: None of its queues could be reached.
         """
-        named: dict[str, Leases] = {queue: [] for queue in session.attach.spec.queues}
+        named: dict[str, NamedLeases] = {queue: [] for queue in session.attach.spec.queues}
         for queue, ulid, token in session.attach.leases:
             named.setdefault(queue, []).append((ulid, token))
             session.keep(job_id_of(queue, ulid), token)
@@ -73,7 +73,7 @@ class Joining:
         session.greet()
         return {queue: named[queue] for queue in late}
 
-    def offer(self, session: WorkerSession, late: dict[str, Leases], former: Former) -> None:
+    def offer(self, session: WorkerSession, late: dict[str, NamedLeases], former: Former) -> None:
         """Offer the worker's demand to its queues; to those that are late once they are joined."""
         for queue in session.attach.spec.queues:
             if queue not in late:
@@ -89,7 +89,7 @@ class Joining:
             self._dispatchers.of(queue).withdraw(session.demand)
 
     async def _try_join(
-        self, session: WorkerSession, queue: str, leases: Leases, former: Former
+        self, session: WorkerSession, queue: str, leases: NamedLeases, former: Former
     ) -> StoreUnavailable | None:
         try:
             async with asyncio.timeout(JOIN_PATIENCE_S):
@@ -101,7 +101,7 @@ class Joining:
         return None
 
     async def _join_later(
-        self, session: WorkerSession, queue: str, leases: Leases, former: Former
+        self, session: WorkerSession, queue: str, leases: NamedLeases, former: Former
     ) -> None:
         """Let a worker into a queue that could not be reached when it attached."""
         while not session.ended.done():
@@ -117,7 +117,7 @@ class Joining:
             return
 
     async def _join(
-        self, session: WorkerSession, queue: str, leases: Leases, former: Former
+        self, session: WorkerSession, queue: str, leases: NamedLeases, former: Former
     ) -> None:
         """Settle what the worker holds in a queue."""
         if leases:

@@ -1,4 +1,4 @@
-"""The lease keeper: renews what the workers on streams hold, and tells them what is lost."""
+"""Leases: renews what the workers on streams hold, and tells them what is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Held(NamedTuple):
     fencing_token: int
 
 
-class LeaseKeeper:
+class Leases:
     """Asks the store about leases, in batches, and passes its answers on. `start` and `stop` are
     idempotent.
 

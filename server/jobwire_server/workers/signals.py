@@ -14,7 +14,7 @@ from jobwire_server.domain.background import Loop, OwnedTasks
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener, Notices
-from jobwire_server.workers.leases import LeaseKeeper
+from jobwire_server.workers.leases import Leases
 from jobwire_server.workers.signs_of_life import SignsOfLife
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Signals:
     """
 
     def __init__(
-        self, notices: Notices, leases: LeaseKeeper, signs: SignsOfLife, tasks: OwnedTasks
+        self, notices: Notices, leases: Leases, signs: SignsOfLife, tasks: OwnedTasks
     ) -> None:
         self._notices = notices
         self._leases = leases

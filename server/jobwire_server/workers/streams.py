@@ -20,7 +20,7 @@ from jobwire_server.store.workers import WorkerStore
 from jobwire_server.workers.departures import Departures
 from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.joining import Joining
-from jobwire_server.workers.leases import LeaseKeeper
+from jobwire_server.workers.leases import Leases
 from jobwire_server.workers.session import WorkerSession
 from jobwire_server.workers.sessions import Sessions
 from jobwire_server.workers.signals import Signals
@@ -54,7 +54,7 @@ class Streams:
         clock: StoreClock,
         joining: Joining,
         departures: Departures,
-        leases: LeaseKeeper,
+        leases: Leases,
         signs: SignsOfLife,
         signals: Signals,
         tasks: OwnedTasks,
