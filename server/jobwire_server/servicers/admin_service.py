@@ -9,7 +9,7 @@ from jobwire.v1 import admin_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.model import Worker, WorkerStatus
 from jobwire_server.domain.server_info import ServerFacts
-from jobwire_server.servicers import bulk, convert
+from jobwire_server.servicers import convert, many_jobs
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.queue_config import check_config
 from jobwire_server.watch.queue_watch import CaughtUp
@@ -144,15 +144,15 @@ class AdminService:
     ) -> AsyncIterator[Any]:
         """Forget many jobs before their retention ends."""
         checker = Checker()
-        wanted = bulk.job_filter(checker, request.filter)
+        wanted = many_jobs.job_filter(checker, request.filter)
         for at, state in enumerate(wanted.states):
             if not state.terminal:
                 text = f"must be a terminal state, not {state.name}; cancel such jobs first"
                 checker.add(f"filter.states[{at}]", text)
-        most = bulk.most_jobs(checker, request.max_jobs)
+        most = many_jobs.most_jobs(checker, request.max_jobs)
         checker.raise_if_any()
         steps = self._router.bulk.purge(wanted, dry_run=request.dry_run, max_jobs=most)
-        async for answer in bulk.answers(steps, admin_service_pb2.PurgeJobsResponse):
+        async for answer in many_jobs.answers(steps, admin_service_pb2.PurgeJobsResponse):
             yield answer
 
     async def GetServerInfo(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.router import Router
-from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.options import Limits
-from jobwire_server.servicers import bulk, convert, wire
+from jobwire_server.servicers import convert, many_jobs, wire
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
 from jobwire_server.servicers.submission import JobChecks, check_batch
 from jobwire_server.servicers.submit_answers import submit_response, submit_results
@@ -20,7 +18,6 @@ from jobwire_server.servicers.watching import answers, job_step, wish_of
 MAX_REASON_BYTES = 512
 MAX_BATCH_ID = 56
 """With `:` and the index of an item behind it, it still is a request id."""
-_LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class JobService:
@@ -56,22 +53,10 @@ class JobService:
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: object) -> Any:
         """List the jobs of a queue, page by page."""
         checker = Checker()
-        queue = checker.queue("queue", request.queue)
+        wanted = many_jobs.listed_jobs(checker, request)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
-        if request.operation:
-            checker.operation("operation", request.operation)
-        states = bulk.states_of(checker, "states", request.states)
-        checker.labels("labels", request.labels)
-        checker.text("failure_type", request.failure_type, bulk.MAX_TYPE_BYTES)
         checker.raise_if_any()
         full = request.view == job_pb2.JOB_VIEW_FULL
-        wanted = JobFilter(
-            queue,
-            states=tuple(states),
-            operation=request.operation,
-            labels=dict(request.labels),
-            failure_type=request.failure_type,
-        )
         jobs, token = await self._router.listing.page(
             wanted, page_size, request.page_token, full=full
         )
@@ -112,25 +97,9 @@ class JobService:
     ) -> AsyncIterator[Any]:
         """Stream the jobs of a queue that match a filter."""
         checker = Checker()
-        queue = checker.queue("queue", request.queue)
-        if request.operation:
-            checker.operation("operation", request.operation)
-        states = bulk.states_of(checker, "states", request.states)
-        checker.labels("labels", request.labels)
-        ulids = bulk.ulids_of(checker, "job_ids", queue, request.job_ids)
-        if request.cursor and not _LOG_ID.fullmatch(request.cursor):
-            checker.add("cursor", "is not a cursor that this method gave out; watch without one")
-        if request.cursor and request.only_changes:
-            checker.add("only_changes", "can't be combined with a cursor")
+        wanted = many_jobs.watched_jobs(checker, request)
         checker.raise_if_any()
         full = request.view == job_pb2.JOB_VIEW_FULL
-        wanted = JobFilter(
-            queue,
-            states=tuple(states),
-            operation=request.operation,
-            labels=dict(request.labels),
-            ulids=tuple(ulids),
-        )
         steps = self._router.watch_jobs(
             wanted, full=full, cursor=request.cursor, only_changes=request.only_changes
         )
@@ -161,10 +130,10 @@ class JobService:
     ) -> AsyncIterator[Any]:
         """Put many jobs back after their end."""
         checker = Checker()
-        wanted = bulk.job_filter(checker, request.filter)
+        wanted = many_jobs.job_filter(checker, request.filter)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
-        most = bulk.most_jobs(checker, request.max_jobs)
-        per_second = bulk.pace(checker, request.max_per_second)
+        most = many_jobs.most_jobs(checker, request.max_jobs)
+        per_second = many_jobs.pace(checker, request.max_per_second)
         checker.raise_if_any()
         steps = self._router.bulk.retry(
             wanted,
@@ -173,7 +142,7 @@ class JobService:
             max_jobs=most,
             per_second=per_second,
         )
-        async for answer in bulk.answers(steps, job_service_pb2.RetryJobsResponse):
+        async for answer in many_jobs.answers(steps, job_service_pb2.RetryJobsResponse):
             yield answer
 
     async def CancelJobs(
@@ -181,12 +150,12 @@ class JobService:
     ) -> AsyncIterator[Any]:
         """Ask for the end of many jobs."""
         checker = Checker()
-        wanted = bulk.job_filter(checker, request.filter)
+        wanted = many_jobs.job_filter(checker, request.filter)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
-        most = bulk.most_jobs(checker, request.max_jobs)
+        most = many_jobs.most_jobs(checker, request.max_jobs)
         checker.raise_if_any()
         steps = self._router.bulk.cancel(wanted, reason, dry_run=request.dry_run, max_jobs=most)
-        async for answer in bulk.answers(steps, job_service_pb2.CancelJobsResponse):
+        async for answer in many_jobs.answers(steps, job_service_pb2.CancelJobsResponse):
             yield answer
 
 

@@ -1,8 +1,10 @@
-"""Actions on many jobs: from the contract's filters to the router, and progress back."""
+"""Many jobs: from the contract's filters to the router, and progress back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -20,6 +22,7 @@ SLOWEST, FASTEST = 0.01, 100_000.0
 """Jobs a second of a redrive."""
 _LAST_S = 253_402_300_799
 """The last second that a Timestamp may name."""
+_LOG_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _STATES = [int(state) for state in JobState]
 
 
@@ -71,6 +74,38 @@ def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilte
         failure_type=message.failure_type,
         ulids=tuple(ulids_of(checker, "filter.job_ids", queue, message.job_ids)),
         **moments,
+    )
+
+
+def listed_jobs(checker: Checker, request: job_service_pb2.ListJobsRequest) -> JobFilter:
+    """Return the jobs that a listing is about."""
+    checker.text("failure_type", request.failure_type, MAX_TYPE_BYTES)
+    return replace(_shown_jobs(checker, request), failure_type=request.failure_type)
+
+
+def watched_jobs(checker: Checker, request: job_service_pb2.WatchJobsRequest) -> JobFilter:
+    """Return the jobs that a watch is about."""
+    wanted = _shown_jobs(checker, request)
+    if request.cursor and not _LOG_ID.fullmatch(request.cursor):
+        checker.add("cursor", "is not a cursor that this method gave out; watch without one")
+    if request.cursor and request.only_changes:
+        checker.add("only_changes", "can't be combined with a cursor")
+    ulids = ulids_of(checker, "job_ids", wanted.queue, request.job_ids)
+    return replace(wanted, ulids=tuple(ulids))
+
+
+def _shown_jobs(
+    checker: Checker, request: job_service_pb2.ListJobsRequest | job_service_pb2.WatchJobsRequest
+) -> JobFilter:
+    queue = checker.queue("queue", request.queue)
+    if request.operation:
+        checker.operation("operation", request.operation)
+    checker.labels("labels", request.labels)
+    return JobFilter(
+        queue,
+        states=tuple(states_of(checker, "states", request.states)),
+        operation=request.operation,
+        labels=dict(request.labels),
     )
 
 
