@@ -154,7 +154,7 @@ async def test_a_job_that_fails_again_at_once_is_not_redriven_for_ever(broker: B
     await broker.register()
     ulids = await dead_letters(broker, 120)
     store = broker.router.bulk._store
-    once = store.retry
+    once = store.redrive
 
     async def then_fail(queue: str, items: list[object]) -> object:
         outcomes = await once(queue, items)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ async def test_a_job_that_fails_again_at_once_is_not_redriven_for_ever(broker: B
         await fail_all(broker, len(items))
         return outcomes
 
-    store.retry = then_fail  # type: ignore[assignment, method-assign]
+    store.redrive = then_fail  # type: ignore[assignment, method-assign]
     last = await told(retry(broker))
     assert last.changed == 120
     assert set(await states(broker, ulids)) == {S.FAILED}
@@ -301,7 +301,7 @@ async def test_a_store_that_goes_away_ends_it_and_it_may_be_repeated(broker: Bro
     await broker.register()
     await dead_letters(broker, 120)
     store = broker.router.bulk._store
-    once = store.retry
+    once = store.redrive
     calls = 0
 
     async def away(queue: str, items: object) -> object:
@@ -311,7 +311,7 @@ async def test_a_store_that_goes_away_ends_it_and_it_may_be_repeated(broker: Bro
             raise StoreUnavailable("gone")
         return await once(queue, items)  # type: ignore[arg-type]
 
-    store.retry = away  # type: ignore[assignment, method-assign]
+    store.redrive = away  # type: ignore[assignment, method-assign]
     with pytest.raises(StoreUnavailable):
         await told(retry(broker))
     last = await told(retry(broker))

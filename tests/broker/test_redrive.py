@@ -234,13 +234,13 @@ async def test_a_forgotten_redrive_call_is_not_done_twice(broker: Broker) -> Non
     ulid = await dead_letter(broker)
     store = broker.parts.bulk_store
     items = []
-    once = store.retry
+    once = store.redrive
 
     async def remember(queue: str, batch: list[object]) -> object:
         items.extend(batch)
         return await once(queue, batch)  # type: ignore[arg-type]
 
-    store.retry = remember  # type: ignore[assignment, method-assign]
+    store.redrive = remember  # type: ignore[assignment, method-assign]
     await retry(broker, ulid)
     claimed = await broker.claim_one()
     await fail(broker, ulid, claimed.fencing_token)

@@ -1,4 +1,4 @@
-"""progress.lua and cancel.lua."""
+"""report.lua and cancel.lua."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ async def test_a_listing_ends_although_jobs_that_were_redriven_stand_twice_on_th
     ulids = await scripts.submit(*(new_job() for _ in range(20)))
     await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
     items = [RedriveItem(ulid, PLAIN, 0, 0, "") for ulid in ulids]
-    await BulkStore(scripts.runner).retry("default", items)
+    await BulkStore(scripts.runner).redrive("default", items)
     # Each page ends at a job whose former entry stands as far in front as a page is long.
     pages = await _pages(scripts, S.PENDING, 20)
     assert set().union(*pages) == set(ulids)

@@ -65,7 +65,7 @@ async def test_a_job_that_was_cancelled_and_redriven_again_and_again_is_handed_o
     for number in range(3):
         await scripts.jobs.cancel("default", [(ulid, "") for ulid in ulids], 0, RETAIN_MS)
         items = [RedriveItem(ulid, jobs[0].route.id, priority, number, "") for ulid in ulids]
-        await BulkStore(scripts.runner).retry("default", items)
+        await BulkStore(scripts.runner).redrive("default", items)
         scripts.check()
     first = await scripts.claim("w1", 25)
     second = await scripts.claim("w1", 100)

@@ -124,7 +124,7 @@ class Bulk:
                 raise not_redrivable(job.job_id, job.state)
             return job
         item = redrive_item(job, self._records.facts(job.record), reason, delay_ms=delay_ms)
-        (outcome,) = await self._store.retry(queue, [item])
+        (outcome,) = await self._store.redrive(queue, [item])
         if isinstance(outcome, JobwireError):
             raise outcome
         if delay_ms:
@@ -177,7 +177,7 @@ class Bulk:
                 )
                 for job in jobs
             ]
-            outcomes = await self._store.retry(queue, items)
+            outcomes = await self._store.redrive(queue, items)
             if pace is not None:
                 self._alarms.due_in(queue, max(0, items[0].due_ms - now_ms))
             return [isinstance(outcome, Redriven) and outcome.now for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""Attempts in the store: progress.lua, succeed.lua and end_attempt.lua."""
+"""Attempts in the store: report.lua, succeed.lua and end_attempt.lua."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class AttemptStore(QueueScripts):
             # The first byte tells an empty checkpoint, which removes the old one, from none.
             args.append(b"" if report.checkpoint is None else b"=" + report.checkpoint)
             args += codec.encode_written(report.output)
-        answers = await self._run("progress", queue, args)
+        answers = await self._run("report", queue, args)
         return [
             renewal(queue, report.ulid, report.fencing_token, answer)
             for report, answer in zip(reports, answers, strict=True)

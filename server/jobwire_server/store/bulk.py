@@ -39,7 +39,7 @@ class Redriven(NamedTuple):
 class BulkStore(QueueScripts):
     """Scripts that act on jobs by their ids. Methods raise StoreUnavailable."""
 
-    async def retry(
+    async def redrive(
         self, queue: str, items: Sequence[RedriveItem]
     ) -> list[Redriven | JobwireError]:
         """Put FAILED, CANCELLED and EXPIRED jobs back; answer the others with their error."""
@@ -47,7 +47,7 @@ class BulkStore(QueueScripts):
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
-        answers = await self._run("retry", queue, args)
+        answers = await self._run("redrive", queue, args)
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):
             job_id = job_id_of(queue, item.ulid)

@@ -1,4 +1,4 @@
-"""Cancellations in the store: cancel.lua and cancels.lua."""
+"""Cancellations in the store: cancel.lua and take_cancels.lua."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CancelStore(QueueScripts):
 
     async def take(self, queue: str, worker_id: str) -> list[CancelNotice]:
         """Return the jobs of a queue that the worker must stop, each once."""
-        (flat,) = await self._run("cancels", queue, [worker_id])
+        (flat,) = await self._run("take_cancels", queue, [worker_id])
         parts = iter(flat)
         return [
             CancelNotice(

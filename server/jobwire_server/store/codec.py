@@ -164,7 +164,7 @@ def decode_written(flat: list[bytes]) -> list[Written]:
 
 
 def encode_written(output: Written | None) -> list[str | bytes | int]:
-    """Return output as progress.lua reads it."""
+    """Return output as report.lua reads it."""
     if output is None:
         return [0, 0]
     args: list[str | bytes | int] = [output.offset, len(output.pieces)]

@@ -26,7 +26,7 @@ UNWAITED = frozenset(
         # coming. Waiting would declare workers lost because a replica is away.
         *("worker_register", "worker_attach", "worker_remove", "worker_touch"),
         # Repeats what a cancellation said, whose answer has waited.
-        "cancels",
+        "take_cancels",
         # Only says which queues need a look, and after a failover every server looks everywhere.
         "stir",
     }

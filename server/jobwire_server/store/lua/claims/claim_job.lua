@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- claim_job.lua: PENDING -> RUNNING for one job named by id. Its entry on the route goes stale and is dropped by a later claim.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue (claim.lua), (progress.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue (claim.lua), (report.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] ulid   ARGV[3] worker   ARGV[4] lease, ms   ARGV[5] route   ARGV[6] priority
 -- Returns {DONE, token, attempt, record, checkpoint or ''} | {NOT_FOUND} | {WRONG_STATE, state} not PENDING | {QUEUE_PAUSED}

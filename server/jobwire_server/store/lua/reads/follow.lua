@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- follow.lua: watched jobs as they stand, with the output behind a position, all at one moment.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> o:<ulid> (progress.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> o:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the bytes of output after which no more of a job is read in this call
 -- then for each job three: ulid, 1 to leave out the record, position ('' no output | '<attempt>-<offset>' | '~<attempt>-<offset>' one

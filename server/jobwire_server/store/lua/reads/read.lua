@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- read.lua: jobs as they stand, all at one moment.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (progress.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] full 0|1: with 1 also the history, a long result and the checkpoint
 -- then for each job one: ulid

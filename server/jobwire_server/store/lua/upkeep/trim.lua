@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- trim.lua: drops what a queue keeps for less time than its jobs: the output of ended jobs, and old entries of the event log.
--- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> o:<ulid> usage (progress.lua)
+-- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> o:<ulid> usage (report.lua)
 --           written  ZSET    ulid of a job that keeps output -> when to look at it again, Unix ms (include/output.lua)
 --           log      STREAM  the event log (include/tally.lua)
 -- ARGV[1] clock shift, ms

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- retry.lua: FAILED, CANCELLED or EXPIRED -> PENDING or SCHEDULED for each job (a redrive), with fresh budgets. Its attempts, its
+-- redrive.lua: FAILED, CANCELLED or EXPIRED -> PENDING or SCHEDULED for each job (a redrive), with fresh budgets. Its attempts, its
 -- output, its checkpoint and its fencing token stay.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> u:<name> usage l:<route> z:<route> ready scheduled counts (submit.lua)
 --           done:<state>  ZSET     ulid -> when it may be forgotten, Unix ms

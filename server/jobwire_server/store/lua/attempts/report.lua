@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- progress.lua: RUNNING or CANCELLING: records a report, output and a checkpoint, renews the lease, and reports a cancellation.
+-- report.lua: RUNNING or CANCELLING: records a report, output and a checkpoint, renews the lease, and reports a cancellation.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> leases (claim.lua)
 --           o:<ulid>  STREAM  output: '<attempt>-<offset of its first byte>' -> kind and channel ('t' text, 'b' bytes), content
 --           c:<ulid>  STRING  the checkpoint; the field ck of j:<ulid> says that there is one

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- cancels.lua: tells workers which of their jobs to stop, each once.
+-- take_cancels.lua: tells workers which of their jobs to stop, each once.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: j:<ulid> cancels:<worker> (cancel.lua)
 -- then for each worker one: its id, in ARGV
 -- Returns for each worker a list: for each job ulid, fencing token, deadline in Unix ms, reason
