@@ -153,7 +153,7 @@ async def test_what_can_not_be_redriven_is_counted_and_left_alone(broker: Broker
 async def test_a_job_that_fails_again_at_once_is_not_redriven_for_ever(broker: Broker) -> None:
     await broker.register()
     ulids = await dead_letters(broker, 120)
-    store = broker.router.bulk._store
+    store = broker.parts.bulk_store
     once = store.redrive
 
     async def then_fail(queue: str, items: list[object]) -> object:
@@ -253,7 +253,7 @@ async def test_what_has_ended_is_forgotten_with_all_that_is_kept(broker: Broker)
 async def test_a_job_that_is_redriven_meanwhile_is_not_forgotten(broker: Broker) -> None:
     await broker.register()
     ulids = await dead_letters(broker, 2)
-    store = broker.router.bulk._store
+    store = broker.parts.bulk_store
     once = store.forget
 
     async def redrive_then_forget(queue: str, jobs: object) -> object:
@@ -300,7 +300,7 @@ async def test_a_server_that_drains_ends_it(broker: Broker) -> None:
 async def test_a_store_that_goes_away_ends_it_and_it_may_be_repeated(broker: Broker) -> None:
     await broker.register()
     await dead_letters(broker, 120)
-    store = broker.router.bulk._store
+    store = broker.parts.bulk_store
     once = store.redrive
     calls = 0
 

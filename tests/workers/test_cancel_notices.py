@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+import pytest
+
 from jobwire_server.domain.model import CancelNotice, JobState
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener
+from jobwire_server.workers import cancel_notices
 from jobwire_server.workers.claims import ClaimWish
 
 from tests.support.brokers import Broker, running_broker
@@ -165,49 +168,59 @@ async def test_a_claim_without_news_asks_the_store_for_none(broker: Broker) -> N
     assert taken == []
 
 
-async def test_workers_that_poll_no_more_are_let_go(broker: Broker) -> None:
+class _Clock:
+    """The clock by which idle workers are let go, moved by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_s = 0.0
+        monkeypatch.setattr(cancel_notices, "monotonic", lambda: monotonic() + self.ahead_s)
+
+
+def _listened(broker: Broker) -> set[str]:
+    """The channels of cancellations that somebody hears."""
+    return {name.decode() for name in broker.client.pubsub_shardchannels("*:cancels")}
+
+
+async def test_workers_that_poll_no_more_are_let_go(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock(monkeypatch)
     await broker.register("w1")
     await broker.router.register_worker(worker_spec("w2", queues=("other",)))
-    polls = broker.parts.cancel_notices
     await poll(broker, "w1")
-    polls._swept_at -= 1_000
-    polls._workers["w1"].heard_at -= 1_000
+    assert _listened(broker) == {"jw:{default}:cancels"}
+    clock.ahead_s += 1_000
     await poll(broker, "w2")
-    assert [*polls._workers] == ["w2"]
-    assert [*polls._listening] == ["other"]
-    await eventually(
-        lambda: broker.client.pubsub_shardchannels("*:cancels") == [b"jw:{other}:cancels"],
-        "the channel is silent",
-    )
+    await eventually(lambda: _listened(broker) == {"jw:{other}:cancels"}, "the channel is silent")
     # It comes back as any.
     ulid = await running(broker)
     await broker.router.cancel_job("default", ulid, "")
     assert len(await poll(broker, "w1")) == 1
 
 
-async def test_a_worker_that_comes_while_others_are_let_go_is_told(broker: Broker) -> None:
+async def test_a_worker_that_comes_while_others_are_let_go_is_told(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock(monkeypatch)
     for name in ("default", "other"):
         await broker.submit(new_job(name))
         await broker.router.register_worker(worker_spec(f"of-{name}", queues=(name,)))
         await poll(broker, f"of-{name}")
-    await broker.submit()
     await broker.router.register_worker(worker_spec("late", queues=("default", "other")))
-    polls = broker.parts.cancel_notices
+    await broker.router.register_worker(worker_spec("next", queues=("third",)))
     notices = broker.parts.notices
     silence = notices.silence
 
     async def meanwhile(channel: str, listener: Listener | None = None) -> None:
-        notices.silence = silence
-        polls._swept_at = monotonic()
-        await polls._listen_for("late", ("default", "other"))
+        monkeypatch.setattr(notices, "silence", silence)
+        await broker.parts.cancel_notices.told("late")
         await silence(channel, listener)
 
-    for worker in polls._workers.values():
-        worker.heard_at -= 1_000
-    polls._swept_at -= 1_000
-    notices.silence = meanwhile  # type: ignore[method-assign]
-    await polls._sweep()
-    assert polls._listening.keys() == {"default", "other"}
+    clock.ahead_s += 1_000
+    monkeypatch.setattr(notices, "silence", meanwhile)
+    # The first claim of a worker lets those go that are idle.
+    await broker.parts.cancel_notices.told("next")
+    assert _listened(broker) == {f"jw:{{{name}}}:cancels" for name in ("default", "other", "third")}
 
 
 async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker: Broker) -> None:
