@@ -171,6 +171,7 @@ class RawWorker:
         self.sequence = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
+        self._said_all = False
 
     async def __aenter__(self) -> RawWorker:
         return self
@@ -212,6 +213,16 @@ class RawWorker:
         """Sends a frame as it is."""
         # With two writes in hand grpc ends the call as INTERNAL, and heartbeats are written too.
         async with self._writing:
+            if not self._said_all:
+                await self.call.write(frame)
+
+    async def write_last(self, frame: WorkRequest) -> None:
+        """Sends a frame that the server ends the stream for, and nothing behind it.
+
+        Where a stream ends while something is written, grpc may call that INTERNAL.
+        """
+        async with self._writing:
+            self._said_all = True
             await self.call.write(frame)
 
     async def done_writing(self) -> None:

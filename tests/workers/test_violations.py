@@ -95,7 +95,7 @@ async def test_a_first_frame_that_is_wrong_ends_the_stream(
 ) -> None:
     frame, field = FIRST[case]
     async with RawWorker(server.address, "bad") as bad:
-        await bad.write(frame)
+        await bad.write_last(frame)
         code, details = await bad.end()
     assert (code.name, field in details) == ("INVALID_ARGUMENT", True), details
 
@@ -126,7 +126,7 @@ async def test_a_later_frame_that_is_wrong_ends_the_stream(
     async with RawWorker(server.address, "bad") as bad:
         await bad.attach()
         await bad.jobs(1)
-        await bad.write(frame)
+        await bad.write_last(frame)
         code, details = await bad.end()
     assert (code.name, field in details) == ("INVALID_ARGUMENT", True), details
 
@@ -138,7 +138,7 @@ async def test_a_frame_of_a_later_version_alone_is_refused_by_its_name(
     frame = WorkRequest.FromString(b"\xc2\x0c\x03abc")
     async with RawWorker(server.address, "bad") as bad:
         await bad.attach()
-        await bad.write(frame)
+        await bad.write_last(frame)
         code, details = await bad.end()
     assert (code.name, "something that this server knows" in details) == ("INVALID_ARGUMENT", True)
 
