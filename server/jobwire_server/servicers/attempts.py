@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from jobwire.v1 import worker_service_pb2
+from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.domain.ids import split_job_id
-from jobwire_server.domain.model import Ended, Released, Reported
-from jobwire_server.servicers.checks import (
-    Checker,
-    check_checkpoint,
-    check_failure,
-    check_output,
-    check_progress,
-    is_sound,
-)
+from jobwire_server.domain.model import Ended, Failure, Piece, Released, Reported, Written
+from jobwire_server.servicers.checks import DAY_MS, Checker, is_sound
 from jobwire_server.workers.frames import Refused
 
 MAX_REASON_BYTES = 512
+MAX_DETAILS_BYTES = 16 << 10
+MAX_CHECKPOINT_BYTES = 64 << 10
+MAX_CHUNK_BYTES = 64 << 10
+MAX_CHUNKS = 256
+MAX_OUTPUT_BYTES = 1 << 20
+"""Of one report."""
+_CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _NO_OUTCOME = "must be set to one of success, failure, cancelled, released"
 
 
@@ -50,7 +52,7 @@ class AttemptChecks:
             checker.payload(f"{prefix}success.result", result, self._max_result_bytes)
             outcome = result.SerializeToString()
         elif kind == "failure":
-            outcome = check_failure(checker, f"{prefix}failure", completion.failure)
+            outcome = _failure(checker, f"{prefix}failure", completion.failure)
         elif kind == "released":
             released = completion.released
             reason = checker.text(f"{prefix}released.reason", released.reason, MAX_REASON_BYTES)
@@ -84,9 +86,9 @@ class AttemptChecks:
             queue,
             ulid,
             message.fencing_token,
-            check_progress(checker, "progress", message.progress),
-            check_output(checker, "output", message.output),
-            check_checkpoint(checker, "checkpoint", message),
+            _progress(checker, "progress", message.progress),
+            _output(checker, "output", message.output),
+            _checkpoint(checker, "checkpoint", message),
         )
 
     def reported_or_refused(self, item: Report) -> Reported | Refused:
@@ -96,3 +98,86 @@ class AttemptChecks:
         if checker.violations:
             return Refused(item.job_id, item.fencing_token, checker.error())
         return reported
+
+
+def _progress(checker: Checker, field: str, progress: job_pb2.Progress) -> bytes:
+    """Return a progress report as it is stored."""
+    if progress.HasField("fraction") and not (0 <= progress.fraction <= 1):
+        checker.add(f"{field}.fraction", f"must be 0 to 1, not {progress.fraction}")
+    checker.text(f"{field}.message", progress.message, 1024)
+    if progress.HasField("details"):
+        checker.payload(f"{field}.details", progress.details, MAX_DETAILS_BYTES)
+    progress.ClearField("updated_at")
+    return progress.SerializeToString()
+
+
+def _checkpoint(
+    checker: Checker, field: str, message: UpdateProgressRequest | Report
+) -> bytes | None:
+    """Return the checkpoint of a report as it is stored, None if it has none."""
+    if not message.HasField("checkpoint"):
+        return None
+    checker.payload(field, message.checkpoint, MAX_CHECKPOINT_BYTES)
+    return message.checkpoint.SerializeToString()
+
+
+def _failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
+    """Return a failure; texts that are too long for the record are cut, as the contract says."""
+    checker.text(f"{field}.type", failure.type, 128)
+    if failure.HasField("details"):
+        checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
+    after = None
+    if failure.HasField("retry_after"):
+        after = checker.duration_ms(f"{field}.retry_after", failure.retry_after, 0, 30 * DAY_MS)
+    return Failure(
+        type=failure.type,
+        message=_cut(failure.message, 4096),
+        stack=_cut(failure.stack, 16 << 10),
+        details=failure.details.SerializeToString(),
+        non_retryable=failure.non_retryable,
+        retry_after_ms=after,
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    """Shorten a text to so many bytes without breaking a character."""
+    return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")
+
+
+def _output(checker: Checker, field: str, chunks: Sequence[job_pb2.OutputChunk]) -> Written | None:
+    """Return output as it is stored; neighbours on one channel become one piece."""
+    if not chunks:
+        return None
+    if len(chunks) > MAX_CHUNKS:
+        checker.add(field, f"may hold at most {MAX_CHUNKS} chunks, not {len(chunks)}")
+        return None
+    first = at = chunks[0].offset
+    pieces: list[Piece] = []
+    for number, chunk in enumerate(chunks):
+        name = f"{field}[{number}]"
+        channel = chunk.channel or "stdout"
+        if not _CHANNEL.fullmatch(channel):
+            checker.add(
+                f"{name}.channel", "must be 1 to 32 characters out of letters, digits and . _ -"
+            )
+        text = chunk.WhichOneof("content") == "text"
+        content = chunk.text.encode() if text else chunk.data
+        if not 0 < len(content) <= MAX_CHUNK_BYTES:
+            checker.add(name, f"must hold 1 to {MAX_CHUNK_BYTES} bytes, not {len(content)}")
+        if chunk.offset != at:
+            checker.add(
+                f"{name}.offset", f"must continue the chunk before: {at}, not {chunk.offset}"
+            )
+        at += len(content)
+        last = pieces[-1] if pieces else None
+        if (
+            last is not None
+            and (last.channel, last.text) == (channel, text)
+            and len(last.content) + len(content) <= MAX_CHUNK_BYTES
+        ):
+            pieces[-1] = Piece(channel, text, last.content + content)
+        else:
+            pieces.append(Piece(channel, text, content))
+    if at - first > MAX_OUTPUT_BYTES:
+        checker.add(field, f"may hold at most {MAX_OUTPUT_BYTES} bytes, not {at - first}")
+    return Written(0, first, tuple(pieces))
