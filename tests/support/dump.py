@@ -44,7 +44,7 @@ return found
 
 
 def dump_keys(client: redis.Redis, prefix: str) -> dict[str, Value]:
-    """Returns every key under the prefix, the prefix cut off, with its whole value.
+    """Return every key under the prefix, the prefix cut off, with its whole value.
 
     A HASH becomes a dict of texts, a ZSET one of scores, a LIST a list, a SET a set, and a STRING
     bytes.
@@ -58,19 +58,19 @@ def dump_keys(client: redis.Redis, prefix: str) -> dict[str, Value]:
 
 
 def dump_queue(client: redis.Redis, queue: str = "default") -> dict[str, Value]:
-    """Returns every key of a queue but the samples, which any look of the clock may add to."""
+    """Return every key of a queue but the samples, which any look of the clock may add to."""
     found = dump_keys(client, keys.queue_prefix(queue))
     found.pop("samples", None)
     return found
 
 
 def dump_workers(client: redis.Redis) -> dict[str, Value]:
-    """Returns every key of the worker registry."""
+    """Return every key of the worker registry."""
     return dump_keys(client, keys.WORKERS)
 
 
 def changes(before: dict[str, Value], after: dict[str, Value]) -> dict[str, Value | None]:
-    """Returns the keys that differ with their new values, None for those that are gone."""
+    """Return the keys that differ with their new values, None for those that are gone."""
     return {
         key: after.get(key)
         for key in sorted(before.keys() | after.keys())
@@ -124,7 +124,7 @@ class QueueDump:
 
 
 def check_invariants(client: redis.Redis, queue: str = "default") -> QueueDump:
-    """Checks that all structures of a queue tell the same story; returns them."""
+    """Check that all structures of a queue tell the same story; return them."""
     dump = QueueDump(dump_queue(client, queue))
     _check_counts(dump)
     _check_leases(dump)

@@ -102,7 +102,7 @@ class Scripts:
         return JobStore(runner, server_id)
 
     def shift(self, ms: int) -> None:
-        """Moves the clock of every script."""
+        """Move the clock of every script."""
         self.runner.clock_shift_ms += ms
 
     @property
@@ -112,28 +112,28 @@ class Scripts:
         return int(seconds * 1000 + micros // 1000 + self.runner.clock_shift_ms)
 
     def after(self, ms: int) -> Near:
-        """Returns what equals the moment so far from now."""
+        """Return what equals the moment so far from now."""
         return Near(self.now_ms + ms)
 
     def dump(self) -> dict[str, Any]:
-        """Returns every key of the queue `default`."""
+        """Return every key of the queue `default`."""
         return {**dump_queue(self.client)}
 
     def workers_dump(self) -> dict[str, Any]:
-        """Returns every key of the worker registry."""
+        """Return every key of the worker registry."""
         return {**dump_workers(self.client)}
 
     def changed(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Returns what differs from an earlier dump, without the memory of the last claim."""
+        """Return what differs from an earlier dump, without the memory of the last claim."""
         found = changes(before, self.dump())
         return {key: value for key, value in found.items() if not key.startswith("claimed:")}
 
     def check(self) -> QueueDump:
-        """Checks the invariants of the queue `default`."""
+        """Check the invariants of the queue `default`."""
         return check_invariants(self.client)
 
     async def submit(self, *jobs: NewJob) -> list[str]:
-        """Writes jobs, one of them if none is named; returns their ULIDs."""
+        """Write jobs, one of them if none is named; return their ULIDs."""
         given = jobs or (new_job(),)
         await self.jobs.submit("default", given)
         return [ulid_of(job) for job in given]
@@ -141,14 +141,14 @@ class Scripts:
     async def claim(
         self, worker: str = "w1", most: int = 1, *jobs: NewJob, lease_ms: int = LEASE_MS
     ) -> list[Assignment]:
-        """Claims off the routes of the jobs named, or the plain one."""
+        """Claim from the routes of the jobs named, or from the plain one."""
         routes = tuple(sorted({job.route.id for job in jobs or (new_job(),)}))
         request = ClaimRequest(worker, most, lease_ms, routes)
         (claimed,) = await self.jobs.claim("default", [request], RETAIN_MS)
         return claimed.assignments
 
     async def running(self, job: NewJob | None = None, worker: str = "w1") -> str:
-        """Writes a job and claims it; returns its ULID."""
+        """Write a job and claim it; return its ULID."""
         job = job or new_job()
         (ulid,) = await self.submit(job)
         (assignment,) = await self.claim(worker, 1, job)
@@ -156,7 +156,7 @@ class Scripts:
         return ulid
 
     async def read(self, ulid: str) -> Job:
-        """Returns a job in full."""
+        """Return a job in full."""
         (job,) = await self.jobs.read("default", [ulid], full=True)
         assert job is not None
         return job
@@ -164,13 +164,13 @@ class Scripts:
     async def succeed(
         self, ulid: str, token: int = 1, worker: str = "w1", result: bytes = b""
     ) -> Any:
-        """Completes one job; returns the answer."""
+        """Complete one job; return the answer."""
         item = Success(ulid, worker, token, result)
         (answer,) = await self.jobs.succeed("default", [item], RETAIN_MS)
         return answer
 
     async def cancel(self, ulid: str, reason: str = "why") -> Any:
-        """Cancels one job; returns the answer."""
+        """Cancel one job; return the answer."""
         (answer,) = await self.jobs.cancel("default", [(ulid, reason)], GRACE_MS, RETAIN_MS)
         return answer
 
@@ -184,12 +184,12 @@ class Scripts:
         budget: Budget = Budget.FAILURES,
         backoff_ms: int = 0,
     ) -> Any:
-        """Applies one decided ending; returns the answer."""
+        """Apply one decided ending; return the answer."""
         ending = Ending(outcome, target, budget, backoff_ms)
         end = AttemptEnd(job, condition, ending)
         (answer,) = await self.jobs.end_attempts("default", [end], RETAIN_MS)
         return answer
 
     async def tick(self, most: int = 200) -> Any:
-        """Lets the clock act once."""
+        """Let the clock act once."""
         return await self.upkeep.tick("default", most, RETAIN_MS, 5_000, 13)

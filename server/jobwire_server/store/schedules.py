@@ -78,12 +78,12 @@ class Schedule:
 
     @property
     def version(self) -> str:
-        """Identifies the content that jobs were made from."""
+        """Names the content that jobs were made from."""
         return f"{self.creation_id}.{self.revision}"
 
     @property
     def standing(self) -> str:
-        """Identifies what changes are based on: its version and its next moment."""
+        """Names what changes are based on: its version and its next moment."""
         return f"{self.version}.{self.due_ms or ''}"
 
 
