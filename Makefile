@@ -32,8 +32,8 @@ demo: install ## Start a broker and run real jobs through it (DIR=a folder of yo
 # Most tests wait for something most of the time: for two cores, six at once are about right. Those that
 # fill the machine, or count on it, come after the others and one by one.
 JOBS ?= 6
-test: install ## Run all tests (ARGS="-k words" for some of them, JOBS=0 for one at a time)
-	@$(BIN)/python tools/run_tests.py $(JOBS) $(ARGS)
+test: install ## Run all tests (ARGS="-k words" for some of them, JOBS=0 for one at a time, SOAK=20000 streams)
+	@$(if $(SOAK),JOBWIRE_TEST_SOAK=$(SOAK)) $(BIN)/python tools/run_tests.py $(JOBS) $(ARGS)
 
 check: lint ## Lint, and run the tests that start no processes
 	@$(BIN)/python tools/run_tests.py --quick $(JOBS) $(ARGS)

@@ -21,6 +21,7 @@ from tests.support.stores import Engine, StoreProcess, server_binary
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 _PROCESS_ROOMS = {"benchmarks", "cli", "e2e", "faults", "host", "packaging", "soak"}
+_STORE_ROOMS = {"store", "support"}
 _PROCESS_FIXTURES = {"broker_address", "own_store"}
 _STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 """Audit events."""
@@ -157,7 +158,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = any("store_engine" in mark.args[0] for mark in test.iter_markers("parametrize"))
     if "store_engine" not in metafunc.fixturenames or chosen:
         return
-    is_near = _room(test.path) == "store" or test.get_closest_marker("both_engines") is not None
+    is_near = (
+        _room(test.path) in _STORE_ROOMS or test.get_closest_marker("both_engines") is not None
+    )
     metafunc.parametrize("store_engine", ["valkey", "redis"] if is_near else ["valkey"])
 
 

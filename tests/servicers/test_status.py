@@ -148,6 +148,7 @@ def test_a_store_that_is_away_is_unavailable_with_a_delay(error: Exception) -> N
     assert known.retry_after_ms
 
 
+@pytest.mark.both_engines
 async def test_what_a_full_store_says_becomes_store_full(own_store: StoreProcess) -> None:
     async with Redis.from_url(own_store.url) as client:
         await client.config_set("maxmemory", 1)
