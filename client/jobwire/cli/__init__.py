@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 __all__ = ["main"]
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, `Exit.INTERRUPTED`; this module imports nothing before `prepare`."""
+
 
 def main() -> NoReturn:
-    """The entry point."""
+    """Run the command line of this process, and end it."""
     try:
         # Before anything opens a file: it would get the number of a standard stream that is closed.
         from jobwire.cli.terminal import prepare
@@ -19,5 +24,19 @@ def main() -> NoReturn:
 
         code = run()
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _end_at_once(code)
     sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End the process without tearing Python down.
+
+    After Ctrl-C in the middle of a stream, gRPC may have corrupted the heap: with grpcio 1.82.3 one
+    of some 90 watches died of SIGABRT in the last garbage collection, instead of exiting with 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
