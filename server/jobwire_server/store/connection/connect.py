@@ -37,7 +37,7 @@ from jobwire_server.store.connection.sending import (
     TlsConnection,
 )
 from jobwire_server.store.connection.sentinels import SentinelPool, Sentinels
-from jobwire_server.store.connection.urls import redacted, tidy
+from jobwire_server.store.connection.urls import redacted, tells_nothing_hidden, tidy
 
 MAX_CONNECTIONS = 64
 """Group commit keeps few calls under way; more connections would only queue inside the store."""
@@ -202,7 +202,7 @@ def connect(url: str, *, max_connections: int = MAX_CONNECTIONS) -> Connection:
         connection = make(tidy(url), max_connections)
     except (ValueError, TypeError, RedisError) as error:
         # What the parser complains of may be the second half of a password.
-        why = "an option is wrong" if "password=" in url.lower() else str(error)
+        why = str(error) if tells_nothing_hidden(str(error), url) else "a part of it is wrong"
         raise ConfigurationError(
             f"redis_url: {redacted(url)} can't be used: {why}; the forms are {FORMS}"
         ) from None

@@ -11,6 +11,7 @@ _WITHOUT_USER = re.compile(
     r"/|(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?(?:,[^@/?]*)?(?:/[^@?]*)?\?"
 )
 """A path, or an address and a query behind it: an `@` in there is no end of a password."""
+_WORD = re.compile(r"[A-Za-z0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -35,6 +36,12 @@ def redacted(url: str) -> str:
     user, colon, _ = rest[:last].partition(":")
     shown = user + ":" if colon and (not user or _NAME.fullmatch(user)) else ""
     return before + shown + HIDDEN + rest[last:]
+
+
+def tells_nothing_hidden(text: str, url: str) -> bool:
+    """Return True if a text holds no word of the URL that may not be shown."""
+    hidden = {*_WORD.findall(url), *_WORD.findall(unquote(url))} - {*_WORD.findall(redacted(url))}
+    return not any(word in text for word in hidden)
 
 
 def tidy(url: str) -> str:
