@@ -48,11 +48,12 @@ def _often(settings: Settings) -> BrokerOptions:
 _usual = Settings.broker_options
 
 if __name__ == "__main__":
-    import jobwire_server.broker.router as router
+    from jobwire_server.broker import wiring
 
     epoch, base, factor = map(float, sys.argv[1:4])
     FastRunner.clock = (epoch, base, factor)
-    router.ScriptRunner = FastRunner  # type: ignore[attr-defined, misc]
+    assert wiring.ScriptRunner is ScriptRunner, "servers are wired elsewhere now"
+    wiring.ScriptRunner = FastRunner  # type: ignore[attr-defined, misc]
     Settings.broker_options = _often  # type: ignore[method-assign]
     del sys.argv[1:4]
     serve()
