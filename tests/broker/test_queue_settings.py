@@ -86,7 +86,7 @@ async def test_a_change_reaches_servers_that_did_not_make_it(valkey_url: str) ->
         await one.submit()
         await two.submit()
         await one.router.operators.configure_queue("default", {"retry": QUEUE})
-        await eventually(lambda: two.parts.settings._known["default"].retry == QUEUE, "it is known")
+        await eventually(lambda: two.parts.settings.known("default").retry == QUEUE, "it is known")
 
 
 async def test_a_server_that_has_not_looked_at_a_queue_asks_the_store(valkey_url: str) -> None:
@@ -96,7 +96,19 @@ async def test_a_server_that_has_not_looked_at_a_queue_asks_the_store(valkey_url
     async with running_broker(valkey_url, OPTIONS, "s2") as other:
         assert (await other.parts.settings.get("default")).retry == QUEUE
         assert await other.parts.settings.get("nobody") == NO_SETTINGS
-        assert "nobody" not in other.parts.settings._known
+
+
+async def test_names_that_somebody_made_up_fill_no_memory() -> None:
+    asked: list[str] = []
+
+    async def read(queue: str) -> QueueSettings:
+        asked.append(queue)
+        return NO_SETTINGS
+
+    cache = QueueSettingsCache(read)
+    for _ in range(2):
+        assert await cache.get("nobody") == NO_SETTINGS
+    assert asked == ["nobody", "nobody"]
 
 
 async def test_what_was_read_before_a_change_does_not_hide_it() -> None:

@@ -18,6 +18,7 @@ from jobwire_server.domain.decisions.schedules import MissedRuns, Overlap, Plan
 from jobwire_server.domain.errors import ScheduleNotFound
 from jobwire_server.domain.model import JobState
 from jobwire_server.store.activity import Activity
+from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.schedules import Template
 
 from tests.support.brokers import QUIET, Broker, running_broker
@@ -81,18 +82,19 @@ async def test_servers_that_fire_one_moment_at_once_submit_one_job(store_url: st
         brokers[0].check()
 
 
-async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(broker: Broker) -> None:
+async def test_a_firing_that_is_repeated_after_a_lost_answer_is_one_job(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await _create(broker)
     broker.shift(MINUTE)
-    runner = broker.parts.runner
-    once = runner._once
+    run = ScriptRunner.run
 
-    async def twice(script: Any, key: str, args: Any) -> Any:
-        if script.name == "fire":
-            await once(script, key, args)
-        return await once(script, key, args)
+    async def run_twice(self: ScriptRunner, name: str, key: str, args: Any) -> Any:
+        if name == "fire":
+            await run(self, name, key, args)
+        return await run(self, name, key, args)
 
-    runner._once = twice  # type: ignore[method-assign]
+    monkeypatch.setattr(ScriptRunner, "run", run_twice)
     await broker.parts.due_schedules.fire("default", ["s1"])
     assert len(_fired(broker)) == 1
     assert (await broker.router.schedules.get("default", "s1")).total_runs == 1

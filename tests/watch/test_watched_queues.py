@@ -6,6 +6,7 @@ import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.store import keys
+from jobwire_server.store.connection.subscriber import Subscriber
 from jobwire_server.watch import job_watch as watch_module
 from jobwire_server.watch.watched_queue import WatchedQueue
 
@@ -35,16 +36,16 @@ async def test_a_watcher_that_comes_while_a_queue_is_left_hears_all_of_it(
 ) -> None:
     watch, notices = valkey_broker.parts.job_watch, valkey_broker.parts.notices
     former = await watch.enter("default")
-    remove = notices._subscriber.remove
+    remove = Subscriber.remove
     entered: list[WatchedQueue] = []
 
-    async def remove_slowly(channel: bytes) -> None:
-        await remove(channel)
+    async def remove_slowly(self: Subscriber, channel: bytes) -> None:
+        await remove(self, channel)
         if not entered:
             entered.append(await watch.enter("default"))
             entered[0].watch_many(_Nobody())
 
-    monkeypatch.setattr(notices._subscriber, "remove", remove_slowly)
+    monkeypatch.setattr(Subscriber, "remove", remove_slowly)
     monkeypatch.setattr(watch_module, "LINGER_S", 0.05)
     # So that the sweeper looks at once, and soon again.
     await watch.sweeper.stop()
@@ -52,24 +53,24 @@ async def test_a_watcher_that_comes_while_a_queue_is_left_hears_all_of_it(
     await eventually(lambda: bool(entered), "the former subscription is given up")
     await eventually(lambda: not former.watched, "what was read for it is given up as well")
     assert _heard(valkey_broker) >= {EVENTS, OUTPUTS}
-    assert {name.decode() for name in notices._listeners} >= {EVENTS, OUTPUTS}
+    assert all(notices.listeners(name) for name in (EVENTS, OUTPUTS))
 
 
 async def test_a_subscription_that_fails_half_way_leaves_no_listener_behind(
     valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch, notices = valkey_broker.parts.job_watch, valkey_broker.parts.notices
-    add = notices._subscriber.add
+    add = Subscriber.add
 
-    async def refuse_events(channel: bytes) -> None:
+    async def refuse_events(self: Subscriber, channel: bytes) -> None:
         if channel == EVENTS.encode():
             raise StoreUnavailable("not now")
-        await add(channel)
+        await add(self, channel)
 
-    monkeypatch.setattr(notices._subscriber, "add", refuse_events)
+    monkeypatch.setattr(Subscriber, "add", refuse_events)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await watch.enter("default")
-    monkeypatch.setattr(notices._subscriber, "add", add)
+    monkeypatch.setattr(Subscriber, "add", add)
     await watch.enter("default")
-    assert [len(notices._listeners[name.encode()]) for name in (EVENTS, OUTPUTS)] == [1, 1]
+    assert [notices.listeners(name) for name in (EVENTS, OUTPUTS)] == [1, 1]

@@ -57,6 +57,10 @@ class Notices:
         else:
             await self._drop(name, listener)
 
+    def listeners(self, channel: str) -> int:
+        """Return how many listen to a channel."""
+        return len(self._listeners.get(channel.encode(), ()))
+
     async def _drop(self, name: bytes, listener: Listener) -> None:
         listeners = self._listeners.get(name, [])
         if listener in listeners:
