@@ -12,7 +12,7 @@ from time import perf_counter
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState
-from jobwire_server.store.attempts import Success
+from jobwire_server.store.attempts import SuccessToWrite
 from jobwire_server.store.claims import ClaimRequest
 
 from benchmarks import jobs
@@ -59,7 +59,7 @@ class Side:
         await self._restore(taken)
 
     async def _restore(self, taken: list[Assignment]) -> None:
-        ends = [Success(job.job_id[ULID], WORKER, job.fencing_token, b"") for job in taken]
+        ends = [SuccessToWrite(job.job_id[ULID], WORKER, job.fencing_token, b"") for job in taken]
         await self.layers.jobs.succeed(QUEUE, ends, RETENTION_MS)
         await self.layers.jobs.submit(QUEUE, self.maker.make(len(taken)))
         self.seen.update(job.job_id for job in taken)

@@ -15,7 +15,7 @@ from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import JobState, NewJob
-from jobwire_server.store.attempts import Success
+from jobwire_server.store.attempts import SuccessToWrite
 from jobwire_server.store.claims import ClaimRequest
 
 from benchmarks import backlogged, jobs
@@ -129,7 +129,7 @@ class StoreOnly:
         await self._layers.jobs.submit(QUEUE, batch)
         (claimed,) = await self._layers.jobs.claim(QUEUE, [self._request], RETENTION_MS)
         ends = [
-            Success(job.job_id[ULID], "bench", job.fencing_token, b"done")
+            SuccessToWrite(job.job_id[ULID], "bench", job.fencing_token, b"done")
             for job in claimed.assignments
         ]
         answers = await self._layers.jobs.succeed(QUEUE, ends, RETENTION_MS)

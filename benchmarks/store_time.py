@@ -15,7 +15,7 @@ from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Assignment, JobState, NewJob
-from jobwire_server.store.attempts import Success
+from jobwire_server.store.attempts import SuccessToWrite
 from jobwire_server.store.claims import ClaimRequest
 
 from benchmarks import jobs
@@ -68,7 +68,7 @@ class Jobwire:
 
     async def succeed(self) -> int:
         ends = [
-            Success(job.job_id[ULID], WORKER, job.fencing_token, RESULT)
+            SuccessToWrite(job.job_id[ULID], WORKER, job.fencing_token, RESULT)
             for job in self._held.pop(0)
         ]
         answers = await self._layers.jobs.succeed(QUEUE, ends, RETENTION_MS)

@@ -14,7 +14,7 @@ from typing import Any
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import ULID, job_id_of
 from jobwire_server.domain.model import JobState, NewJob
-from jobwire_server.store.attempts import Success
+from jobwire_server.store.attempts import SuccessToWrite
 from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
@@ -80,7 +80,7 @@ class Lives:
             await self._jobs.submit(self._queue, [self._own(job) for job in batch])
             (claimed,) = await self._jobs.claim(self._queue, [wish], DAY_MS)
             ends = [
-                Success(job.job_id[ULID], "bench", job.fencing_token, b"result")
+                SuccessToWrite(job.job_id[ULID], "bench", job.fencing_token, b"result")
                 for job in claimed.assignments
             ]
             await self._jobs.succeed(self._queue, ends, DAY_MS)

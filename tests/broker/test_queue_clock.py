@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jobwire_server.broker.queue_clock import AT_ONCE, QueueClock
 from jobwire_server.domain.background import Alarm
-from jobwire_server.domain.model import Assignment, Ended
+from jobwire_server.domain.model import Assignment, Completion
 from jobwire_server.store.activity import Activity
 
 from tests.support.brokers import QUIET, Broker, running_broker
@@ -48,7 +48,7 @@ async def test_forgetting_goes_on_for_as_long_as_there_are_jobs_to_forget(valkey
         claimed: list[Assignment] = []
         while len(claimed) < len(jobs):
             claimed += await broker.claim("w1", 500)
-        ends = [Ended("default", ulid_of(a.job_id), a.fencing_token, b"") for a in claimed]
+        ends = [Completion("default", ulid_of(a.job_id), a.fencing_token, b"") for a in claimed]
         await broker.parts.attempts.complete_many("w1", ends)
         async with _clock(broker):
             await eventually(

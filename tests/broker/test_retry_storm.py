@@ -10,7 +10,7 @@ import pytest
 
 from jobwire_server.broker import queue_clock
 from jobwire_server.domain.decisions.endings import backoff_ms
-from jobwire_server.domain.model import Ended, Failure, JobState, RetryPolicy
+from jobwire_server.domain.model import Completion, Failure, JobState, RetryPolicy
 from jobwire_server.domain.options import RetryDefaults
 
 from tests.support.brokers import QUIET, Broker, running_broker
@@ -51,7 +51,9 @@ async def _fail_all(broker: Broker) -> None:
     failed = 0
     while claimed := await broker.claim("w1", 1_000):
         ends = [
-            Ended("default", one.job_id[-26:], one.fencing_token, Failure("Down", "it is down"))
+            Completion(
+                "default", one.job_id[-26:], one.fencing_token, Failure("Down", "it is down")
+            )
             for one in claimed
         ]
         outcomes = await broker.parts.attempts.complete_many("w1", ends)

@@ -17,7 +17,7 @@ from jobwire_server.domain.model import (
     Piece,
     Written,
 )
-from jobwire_server.store.attempts import AttemptEnd, Report, Success
+from jobwire_server.store.attempts import EndToWrite, ReportToWrite, SuccessToWrite
 
 from tests.support.jobs import new_job, next_ulid, ulid_of
 from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
@@ -106,8 +106,8 @@ async def test_each_item_of_a_batch_of_results_is_answered_by_itself(scripts: Sc
     mine = await scripts.claim("w1", 100)
     theirs = await scripts.claim("w2", 100)
 
-    def item(assignment: Assignment, worker: str) -> Success:
-        return Success(ulid_of(assignment.job_id), worker, assignment.fencing_token, b"")
+    def item(assignment: Assignment, worker: str) -> SuccessToWrite:
+        return SuccessToWrite(ulid_of(assignment.job_id), worker, assignment.fencing_token, b"")
 
     items = [
         item(one, worker)
@@ -123,7 +123,7 @@ async def test_each_item_of_a_batch_of_results_is_answered_by_itself(scripts: Sc
 
 async def test_the_same_result_twice_in_a_batch_counts_once(scripts: Scripts) -> None:
     ulid = await scripts.running()
-    item = Success(ulid, "w1", 1, b"x")
+    item = SuccessToWrite(ulid, "w1", 1, b"x")
     answers = await scripts.jobs.succeed("default", [item, item], RETAIN_MS)
     assert answers == [Completed(S.SUCCEEDED)] * 2
     assert scripts.dump()["totals"]["succeeded"] == "1"
@@ -183,7 +183,7 @@ async def test_a_failure_is_kept_with_its_attempt(scripts: Scripts) -> None:
     failure = Failure("Broken", "it bröke\n\x00", "a\nb", b"\x00\xff", True, 7)
     ulid = await scripts.running()
     ending = Ending(Outcome.FAILED, S.FAILED, Budget.FAILURES, failure=failure)
-    end = AttemptEnd(await scripts.read(ulid), "worker", ending)
+    end = EndToWrite(await scripts.read(ulid), "worker", ending)
     await scripts.jobs.end_attempts("default", [end], RETAIN_MS)
     job = await scripts.read(ulid)
     assert job.failure == failure
@@ -281,7 +281,7 @@ async def test_a_job_given_back_as_undelivered_does_not_expire_if_it_wrote_outpu
 ) -> None:
     ulid = await scripts.running(new_job(expires_at_ms=scripts.now_ms + 60_000))
     output = Written(1, 0, (Piece("stdout", True, b"here"),))
-    await scripts.jobs.report("default", [Report(ulid, "w1", 1, LEASE_MS, b"", output)])
+    await scripts.jobs.report("default", [ReportToWrite(ulid, "w1", 1, LEASE_MS, b"", output)])
     job = await scripts.read(ulid)
     await scripts.end(job, S.PENDING, outcome=Outcome.UNDELIVERED, budget=Budget.NONE)
     assert "timers" not in scripts.check().keys
@@ -370,7 +370,7 @@ async def test_a_thousand_endings_at_once(scripts: Scripts) -> None:
     ulids = [ulid_of(one.job_id) for one in taken]
     jobs = await scripts.jobs.read("default", ulids, full=False)
     ending = Ending(Outcome.RELEASED, S.PENDING, Budget.INTERRUPTIONS)
-    ends = [AttemptEnd(job, "worker", ending) for job in jobs if job]
+    ends = [EndToWrite(job, "worker", ending) for job in jobs if job]
     # 500 are the most that one group commit gathers.
     for part in (ends[500:], ends[:500]):
         await scripts.jobs.end_attempts("default", part, RETAIN_MS)

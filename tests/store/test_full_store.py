@@ -9,7 +9,7 @@ import pytest
 
 from jobwire_server.domain.errors import StoreFull
 from jobwire_server.domain.model import Completed, JobState
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.store.upkeep import WHENEVER_MS
 
 from tests.support.jobs import new_job, ulid_of, worker_spec
@@ -54,7 +54,7 @@ async def test_in_a_full_store_jobs_are_claimed_reported_completed_and_cancelled
         third,
         fourth,
     ]
-    report = Report(first, "w1", 1, 60_000, b"half")
+    report = ReportToWrite(first, "w1", 1, 60_000, b"half")
     assert not (await full.jobs.report("default", [report]))[0].lost
     assert await full.succeed(first, result=b"r" * 200) == Completed(S.SUCCEEDED)
     retried = await full.end(await full.read(second), S.SCHEDULED, backoff_ms=1_000)

@@ -6,7 +6,7 @@ import pytest
 
 from jobwire_server.domain.errors import JobNotFound, WrongState
 from jobwire_server.domain.model import CancelNotice, JobState, Renewal
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 
 from tests.support.jobs import new_job, next_ulid
 from tests.support.scripts import GRACE_MS, RETAIN_MS, Scripts
@@ -18,7 +18,7 @@ async def _report(
     scripts: Scripts, ulid: str, progress: bytes = b"", *, token: int = 1, worker: str = "w1"
 ) -> Renewal:
     (renewal,) = await scripts.jobs.report(
-        "default", [Report(ulid, worker, token, 60_000, progress)]
+        "default", [ReportToWrite(ulid, worker, token, 60_000, progress)]
     )
     return renewal
 
@@ -82,7 +82,7 @@ async def test_a_report_tells_the_worker_of_a_cancellation(scripts: Scripts) -> 
 
 async def test_a_report_twice_in_one_batch_leaves_the_later_one(scripts: Scripts) -> None:
     ulid = await scripts.running()
-    reports = [Report(ulid, "w1", 1, 1_000, text) for text in (b"one", b"two")]
+    reports = [ReportToWrite(ulid, "w1", 1, 1_000, text) for text in (b"one", b"two")]
     await scripts.jobs.report("default", reports)
     assert (await scripts.read(ulid)).progress == b"two"
 

@@ -14,7 +14,7 @@ from jobwire_server.domain.model import (
     UniqueKey,
     Written,
 )
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 
 from tests.support.jobs import new_job, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts
@@ -27,7 +27,7 @@ async def written(scripts: Scripts, text: str = "hello", **fields: int) -> str:
     """A running job that has written output."""
     ulid = await scripts.running(new_job(**fields))  # type: ignore[arg-type]
     piece = Piece("stdout", True, text.encode())
-    report = Report(ulid, "w1", 1, 30_000, b"", Written(0, 0, (piece,)))
+    report = ReportToWrite(ulid, "w1", 1, 30_000, b"", Written(0, 0, (piece,)))
     (renewal,) = await scripts.jobs.report("default", [report])
     assert renewal.refusal is None
     return ulid

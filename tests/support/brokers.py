@@ -14,14 +14,14 @@ from jobwire_server.domain.model import (
     Accepted,
     Assignment,
     Completed,
-    Ended,
+    Completion,
     Failure,
     Job,
     JobState,
     NewJob,
     Released,
     Renewal,
-    Reported,
+    WorkerReport,
     Written,
 )
 from jobwire_server.domain.options import BrokerOptions
@@ -128,24 +128,24 @@ class Broker:
         self, queue: str, ulid: str, worker_id: str, token: int, result: bytes
     ) -> Completed:
         """Completes a job with a result."""
-        return await self.router.complete(worker_id, Ended(queue, ulid, token, result))
+        return await self.router.complete(worker_id, Completion(queue, ulid, token, result))
 
     async def fail(
         self, queue: str, ulid: str, worker_id: str, token: int, failure: Failure
     ) -> Completed:
         """Ends an attempt with a failure."""
-        return await self.router.complete(worker_id, Ended(queue, ulid, token, failure))
+        return await self.router.complete(worker_id, Completion(queue, ulid, token, failure))
 
     async def release(
         self, queue: str, ulid: str, worker_id: str, token: int, started: bool, reason: str
     ) -> Completed:
         """Gives a job back."""
         released = Released(started, reason)
-        return await self.router.complete(worker_id, Ended(queue, ulid, token, released))
+        return await self.router.complete(worker_id, Completion(queue, ulid, token, released))
 
     async def confirm_cancel(self, queue: str, ulid: str, worker_id: str, token: int) -> Completed:
         """Ends an attempt because of a cancellation."""
-        return await self.router.complete(worker_id, Ended(queue, ulid, token, None))
+        return await self.router.complete(worker_id, Completion(queue, ulid, token, None))
 
     async def report(
         self,
@@ -158,7 +158,7 @@ class Broker:
         checkpoint: bytes | None = None,
     ) -> Renewal:
         """Reports from a running job."""
-        reported = Reported(queue, ulid, token, progress, output, checkpoint)
+        reported = WorkerReport(queue, ulid, token, progress, output, checkpoint)
         return await self.router.report(worker_id, reported)
 
     async def job(self, ulid: str, queue: str = "default") -> Job:

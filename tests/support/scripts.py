@@ -9,7 +9,7 @@ import redis
 
 from jobwire_server.domain.decisions.endings import Budget, Ending
 from jobwire_server.domain.model import Assignment, Job, JobState, NewJob, Outcome
-from jobwire_server.store.attempts import AttemptEnd, Success
+from jobwire_server.store.attempts import EndToWrite, SuccessToWrite
 from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.connection.connect import Connection
 from jobwire_server.store.jobs import JobStore
@@ -165,7 +165,7 @@ class Scripts:
         self, ulid: str, token: int = 1, worker: str = "w1", result: bytes = b""
     ) -> Any:
         """Complete one job; return the answer."""
-        item = Success(ulid, worker, token, result)
+        item = SuccessToWrite(ulid, worker, token, result)
         (answer,) = await self.jobs.succeed("default", [item], RETAIN_MS)
         return answer
 
@@ -186,7 +186,7 @@ class Scripts:
     ) -> Any:
         """Apply one decided ending; return the answer."""
         ending = Ending(outcome, target, budget, backoff_ms)
-        end = AttemptEnd(job, condition, ending)
+        end = EndToWrite(job, condition, ending)
         (answer,) = await self.jobs.end_attempts("default", [end], RETAIN_MS)
         return answer
 

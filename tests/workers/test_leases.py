@@ -10,7 +10,7 @@ import pytest
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.model import CancelNotice, Renewal
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.workers import leases
 from jobwire_server.workers.broker_parts import Reports
 from jobwire_server.workers.held_leases import HeldLeases
@@ -52,11 +52,11 @@ class Store:
     """Answers renewals, and remembers the calls."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, list[Report]]] = []
+        self.calls: list[tuple[str, list[ReportToWrite]]] = []
         self.answers: dict[str, Renewal] = {}
         self.away: set[str] = set()
 
-    async def renew(self, queue: str, reports: Sequence[Report]) -> Sequence[Renewal]:
+    async def renew(self, queue: str, reports: Sequence[ReportToWrite]) -> Sequence[Renewal]:
         """Answers each as it was told to."""
         if queue in self.away:
             raise StoreUnavailable("away")

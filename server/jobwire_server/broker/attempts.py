@@ -29,14 +29,14 @@ from jobwire_server.domain.ids import QUEUE, ULID, job_id_of
 from jobwire_server.domain.model import (
     Assignment,
     Completed,
-    Ended,
+    Completion,
     Failure,
     Job,
     JobState,
     Released,
 )
 from jobwire_server.domain.options import BrokerOptions, RetryDefaults
-from jobwire_server.store.attempts import AttemptEnd, Success
+from jobwire_server.store.attempts import EndToWrite, SuccessToWrite
 from jobwire_server.store.settings_cache import QueueSettingsCache
 
 log = structlog.get_logger(__name__)
@@ -91,7 +91,7 @@ class Attempts:
         return job
 
     async def complete_many(
-        self, worker_id: str, items: Sequence[Ended]
+        self, worker_id: str, items: Sequence[Completion]
     ) -> list[Completed | JobwireError]:
         """End attempts over any queues; answer each with its outcome or why it was refused.
 
@@ -99,7 +99,7 @@ class Attempts:
         by side.
         """
         outcomes: list[Completed | JobwireError] = [_UNDONE] * len(items)
-        successes: dict[str, tuple[list[int], list[Success]]] = {}
+        successes: dict[str, tuple[list[int], list[SuccessToWrite]]] = {}
         others: list[int] = []
         for at, (queue, ulid, token, outcome) in enumerate(items):
             if type(outcome) is bytes:
@@ -107,11 +107,11 @@ class Attempts:
                 if group is None:
                     group = successes[queue] = [], []
                 group[0].append(at)
-                group[1].append(Success(ulid, worker_id, token, outcome))
+                group[1].append(SuccessToWrite(ulid, worker_id, token, outcome))
             else:
                 others.append(at)
 
-        async def succeed(queue: str, indexes: list[int], batch: list[Success]) -> None:
+        async def succeed(queue: str, indexes: list[int], batch: list[SuccessToWrite]) -> None:
             try:
                 answers = await self._lanes.of(queue).succeed.submit(batch)
             except JobwireError as error:
@@ -130,7 +130,7 @@ class Attempts:
         )
         return outcomes
 
-    async def complete(self, worker_id: str, item: Ended) -> Completed:
+    async def complete(self, worker_id: str, item: Completion) -> Completed:
         """End an attempt as its holder says.
 
         A result completes the job. After a failure another attempt follows when the backoff is
@@ -144,7 +144,7 @@ class Attempts:
         """
         queue, ulid, token, outcome = item
         if isinstance(outcome, bytes):
-            success = Success(ulid, worker_id, token, outcome)
+            success = SuccessToWrite(ulid, worker_id, token, outcome)
             answer = await self._lanes.of(queue).succeed.one(success)
             if isinstance(answer, JobwireError):
                 raise answer
@@ -187,7 +187,7 @@ class Attempts:
                 # decided again.
                 state=job.state if fits else JobState.SUCCEEDED,
             )
-            outcome = await lanes.end.one(AttemptEnd(held, condition, ending))
+            outcome = await lanes.end.one(EndToWrite(held, condition, ending))
             if isinstance(outcome, JobwireError):
                 raise outcome
             if outcome is not None:

@@ -15,7 +15,7 @@ from jobwire_server.domain.decisions.endings import Ending
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.model import Completed, Former, Job, Worker, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.attempts import AttemptEnd
+from jobwire_server.store.attempts import EndToWrite
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.workers import LostWorker, WorkerStore
@@ -74,7 +74,7 @@ class HeldJobs:
                 ending = endings.after_deadline(job)
             else:
                 ending = endings.after_cancellation()
-            ends.append(AttemptEnd(job, condition, ending))
+            ends.append(EndToWrite(job, condition, ending))
         await self._apply(queue, ends)
 
     async def _holders(
@@ -128,7 +128,7 @@ class HeldJobs:
         for at in range(0, len(ulids), AT_ONCE):
             jobs = await self._jobs.read(queue, ulids[at : at + AT_ONCE], full=False)
             ends = [
-                AttemptEnd(job, condition, decide(job))
+                EndToWrite(job, condition, decide(job))
                 for job in jobs
                 if job is not None
                 and job.state.leased
@@ -143,7 +143,7 @@ class HeldJobs:
             ended += await self._apply(queue, ends)
         return ended
 
-    async def _apply(self, queue: str, ends: list[AttemptEnd]) -> int:
+    async def _apply(self, queue: str, ends: list[EndToWrite]) -> int:
         """Apply decisions; those that no longer fit are left to the next look.
 
         Returns how many were applied.

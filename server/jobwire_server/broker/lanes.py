@@ -10,7 +10,7 @@ from jobwire_server.domain.decisions.retention import retain_ended_ms, retain_su
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import Accepted, Completed, Job, JobState, NewJob, Renewal
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.attempts import AttemptEnd, Report, Success
+from jobwire_server.store.attempts import EndToWrite, ReportToWrite, SuccessToWrite
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
@@ -27,11 +27,11 @@ def _job_bytes(job: NewJob) -> int:
     return len(job.record)
 
 
-def _result_bytes(success: Success) -> int:
+def _result_bytes(success: SuccessToWrite) -> int:
     return len(success.result)
 
 
-def _report_bytes(report: Report) -> int:
+def _report_bytes(report: ReportToWrite) -> int:
     size = len(report.progress) + len(report.checkpoint or b"")
     if report.output is not None:
         size += sum(len(piece.content) for piece in report.output.pieces)
@@ -53,15 +53,15 @@ class Lanes:
     ) -> None:
         linger_s = options.max_linger_ms / 1000
 
-        async def succeed(items: Sequence[Success]) -> Sequence[Completed | JobwireError]:
+        async def succeed(items: Sequence[SuccessToWrite]) -> Sequence[Completed | JobwireError]:
             chosen = await settings.get(queue)
             return await store.succeed(queue, items, retain_succeeded_ms(chosen, options))
 
-        async def report(items: Sequence[Report]) -> Sequence[Renewal]:
+        async def report(items: Sequence[ReportToWrite]) -> Sequence[Renewal]:
             return await store.report(queue, items, options.limits)
 
         async def end(
-            items: Sequence[AttemptEnd],
+            items: Sequence[EndToWrite],
         ) -> Sequence[Completed | JobwireError | None]:
             chosen = await settings.get(queue)
             return await store.end_attempts(queue, items, retain_ended_ms(chosen, options))
@@ -75,13 +75,13 @@ class Lanes:
         self.known: GroupCommit[NewJob, Accepted | JobwireError | None] = GroupCommit(
             partial(store.known, queue), backlog, max_items=READ_ITEMS
         )
-        self.succeed: GroupCommit[Success, Completed | JobwireError] = GroupCommit(
+        self.succeed: GroupCommit[SuccessToWrite, Completed | JobwireError] = GroupCommit(
             succeed, backlog, weigh=_result_bytes, linger_s=linger_s
         )
-        self.end: GroupCommit[AttemptEnd, Completed | JobwireError | None] = GroupCommit(
+        self.end: GroupCommit[EndToWrite, Completed | JobwireError | None] = GroupCommit(
             end, backlog
         )
-        self.report: GroupCommit[Report, Renewal] = GroupCommit(
+        self.report: GroupCommit[ReportToWrite, Renewal] = GroupCommit(
             report, backlog, weigh=_report_bytes, linger_s=linger_s
         )
         self.cancel: GroupCommit[tuple[str, str], JobState | JobwireError] = GroupCommit(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.domain.errors import LeaseLost
 from jobwire_server.domain.ids import job_id_of
-from jobwire_server.domain.model import Renewal, Reported
+from jobwire_server.domain.model import Renewal, WorkerReport
 from jobwire_server.domain.options import BrokerOptions
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.workers.known_workers import KnownWorkers
 
 
@@ -28,7 +28,7 @@ class Reports:
         self._known = known
         self._options = options
 
-    async def report(self, worker_id: str, item: Reported) -> Renewal:
+    async def report(self, worker_id: str, item: WorkerReport) -> Renewal:
         """Record progress, output and a checkpoint, and renew the lease.
 
         Raises:
@@ -46,7 +46,7 @@ class Reports:
             raise renewal.refusal
         return renewal
 
-    async def report_many(self, worker_id: str, items: Sequence[Reported]) -> list[Renewal]:
+    async def report_many(self, worker_id: str, items: Sequence[WorkerReport]) -> list[Renewal]:
         """Record reports and renew leases over any queues; answer each."""
         lease_ms = await self._known.lease_ms(worker_id, self._options.lease_ms)
         by_queue: dict[str, list[int]] = {}
@@ -62,11 +62,11 @@ class Reports:
         await asyncio.gather(*(renew(queue, indexes) for queue, indexes in by_queue.items()))
         return renewals
 
-    async def renew(self, queue: str, reports: Sequence[Report]) -> Sequence[Renewal]:
+    async def renew(self, queue: str, reports: Sequence[ReportToWrite]) -> Sequence[Renewal]:
         """Record reports of one queue; answer each."""
         return await self._lanes.of(queue).report.submit(reports)
 
 
-def _of_worker(item: Reported, worker_id: str, lease_ms: int) -> Report:
+def _of_worker(item: WorkerReport, worker_id: str, lease_ms: int) -> ReportToWrite:
     _, ulid, token, progress, output, checkpoint = item
-    return Report(ulid, worker_id, token, lease_ms, progress, output, checkpoint)
+    return ReportToWrite(ulid, worker_id, token, lease_ms, progress, output, checkpoint)

@@ -1,8 +1,7 @@
 """The router: the one public API under every transport.
 
 Nothing else creates a job or changes the state of one. Each method hands on to the part that does
-it; the pure decisions say what is to happen and the store makes it so. It knows neither gRPC nor
-the contract's messages.
+it; pure decisions say what is to happen and the store makes it so. It knows no gRPC and no protos.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from jobwire_server.domain.errors import JobNotFound, JobwireError
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import (
     Completed,
-    Ended,
+    Completion,
     Job,
     JobState,
     OutputPosition,
     Queue,
     Renewal,
-    Reported,
     Worker,
+    WorkerReport,
     WorkerSpec,
     WorkerStatus,
 )
@@ -236,11 +235,11 @@ class Router:
         """Lease jobs behind a completion, as `WorkerCalls.claim_next`."""
         return await self._parts.worker_calls.claim_next(wish)
 
-    async def report(self, worker_id: str, item: Reported) -> Renewal:
+    async def report(self, worker_id: str, item: WorkerReport) -> Renewal:
         """Record progress, output and a checkpoint, and renew the lease, as `Reports.report`."""
         return await self._parts.reports.report(worker_id, item)
 
-    async def complete(self, worker_id: str, item: Ended) -> Completed:
+    async def complete(self, worker_id: str, item: Completion) -> Completed:
         """End an attempt, as `Attempts.complete`."""
         return await self._parts.worker_calls.complete(worker_id, item)
 

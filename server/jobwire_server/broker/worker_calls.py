@@ -9,7 +9,7 @@ from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.reports import Reports
 from jobwire_server.domain.errors import JobNotFound, JobwireError
 from jobwire_server.domain.ids import job_id_of
-from jobwire_server.domain.model import Completed, Ended, Renewal, Reported, WorkerStatus
+from jobwire_server.domain.model import Completed, Completion, Renewal, WorkerReport, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.workers.cancel_notices import CancelNotices
@@ -84,7 +84,7 @@ class WorkerCalls:
         except JobwireError:
             return Handed()
 
-    async def complete(self, worker_id: str, item: Ended) -> Completed:
+    async def complete(self, worker_id: str, item: Completion) -> Completed:
         """End an attempt, as `Attempts.complete`."""
         self._known.hear(worker_id)
         return await self._attempts.complete(worker_id, item)
@@ -112,5 +112,5 @@ class WorkerCalls:
         if stuck is not None:
             await self._known.note_stuck(worker_id, stuck)
         lease_ms = await self._known.lease_ms(worker_id, self._options.lease_ms)
-        reported = [Reported(queue, ulid, token, b"") for queue, ulid, token in leases]
+        reported = [WorkerReport(queue, ulid, token, b"") for queue, ulid, token in leases]
         return status, await self._reports.report_many(worker_id, reported), lease_ms

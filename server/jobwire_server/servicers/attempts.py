@@ -9,7 +9,7 @@ from typing import Any
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.domain.ids import split_job_id
-from jobwire_server.domain.model import Ended, Failure, Piece, Released, Reported, Written
+from jobwire_server.domain.model import Completion, Failure, Piece, Released, WorkerReport, Written
 from jobwire_server.servicers.checks import DAY_MS, Checker, is_sound
 from jobwire_server.workers.frames import Refused
 
@@ -36,7 +36,7 @@ class AttemptChecks:
 
     def ended(
         self, checker: Checker, completion: worker_service_pb2.Completion, prefix: str = ""
-    ) -> Ended:
+    ) -> Completion:
         """Return the end of an attempt, which is of no use if the checker noted anything.
 
         Args:
@@ -59,9 +59,9 @@ class AttemptChecks:
             outcome = Released(not released.not_started, reason)
         elif kind is None:
             checker.add(f"{prefix}outcome", _NO_OUTCOME)
-        return Ended(queue, ulid, completion.fencing_token, outcome)
+        return Completion(queue, ulid, completion.fencing_token, outcome)
 
-    def ended_or_refused(self, item: worker_service_pb2.Completion) -> Ended | Refused:
+    def ended_or_refused(self, item: worker_service_pb2.Completion) -> Completion | Refused:
         """Return the end of an attempt that a frame tells, or why it is refused."""
         # Nearly all are results that need no change; whatever is wrong is found on the long way.
         if item.WhichOneof("outcome") == "success":
@@ -72,17 +72,17 @@ class AttemptChecks:
                 and is_sound(result)
                 and len(written := result.SerializeToString()) <= self._max_result_bytes
             ):
-                return Ended(*parts, item.fencing_token, written)
+                return Completion(*parts, item.fencing_token, written)
         checker = Checker()
         ended = self.ended(checker, item)
         if checker.violations:
             return Refused(item.job_id, item.fencing_token, checker.error())
         return ended
 
-    def reported(self, checker: Checker, message: Report | UpdateProgressRequest) -> Reported:
+    def reported(self, checker: Checker, message: Report | UpdateProgressRequest) -> WorkerReport:
         """Return a report, which is of no use if the checker noted anything."""
         queue, ulid = checker.job_id("job_id", message.job_id)
-        return Reported(
+        return WorkerReport(
             queue,
             ulid,
             message.fencing_token,
@@ -91,7 +91,7 @@ class AttemptChecks:
             _checkpoint(checker, "checkpoint", message),
         )
 
-    def reported_or_refused(self, item: Report) -> Reported | Refused:
+    def reported_or_refused(self, item: Report) -> WorkerReport | Refused:
         """Return a report of a frame, or why it is refused."""
         checker = Checker()
         reported = self.reported(checker, item)

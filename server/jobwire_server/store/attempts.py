@@ -19,7 +19,7 @@ DEFAULT_LIMITS = Limits()
 SUCCEEDED = Completed(JobState.SUCCEEDED)
 
 
-class Success(NamedTuple):
+class SuccessToWrite(NamedTuple):
     """The end of an attempt with a result."""
 
     ulid: str
@@ -29,7 +29,7 @@ class Success(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptEnd:
+class EndToWrite:
     """A decided end of an attempt, applied only if what it was decided on still holds."""
 
     job: Job
@@ -38,7 +38,7 @@ class AttemptEnd:
     ending: Ending
 
 
-class Report(NamedTuple):
+class ReportToWrite(NamedTuple):
     """A report. One with nothing to record only renews the lease."""
 
     ulid: str
@@ -55,7 +55,7 @@ class AttemptStore(QueueScripts):
     """Records what lease holders report, and how attempts end."""
 
     async def report(
-        self, queue: str, reports: Sequence[Report], limits: Limits = DEFAULT_LIMITS
+        self, queue: str, reports: Sequence[ReportToWrite], limits: Limits = DEFAULT_LIMITS
     ) -> list[Renewal]:
         """Record progress, output and checkpoints, and renew leases; answer gone ones as lost."""
         args: list[Argument] = [
@@ -74,7 +74,7 @@ class AttemptStore(QueueScripts):
         ]
 
     async def succeed(
-        self, queue: str, items: Sequence[Success], retention_ms: int
+        self, queue: str, items: Sequence[SuccessToWrite], retention_ms: int
     ) -> list[Completed | JobwireError]:
         """Complete each job whose lease the caller holds; answer the others with their error."""
         args: list[Argument] = [retention_ms]
@@ -89,7 +89,7 @@ class AttemptStore(QueueScripts):
         ]
 
     async def end_attempts(
-        self, queue: str, ends: Sequence[AttemptEnd], retention_ms: int
+        self, queue: str, ends: Sequence[EndToWrite], retention_ms: int
     ) -> list[Completed | JobwireError | None]:
         """Apply decided endings; answer None for a job that changed: decide again."""
         args: list[Argument] = [retention_ms]

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from jobwire_server.domain.errors import JobwireError
-from jobwire_server.domain.model import Assignment, Completed, Ended, Former, Renewal, Reported
-from jobwire_server.store.attempts import Report
+from jobwire_server.domain.model import (
+    Assignment,
+    Completed,
+    Completion,
+    Former,
+    Renewal,
+    WorkerReport,
+)
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.store.workers import LostWorker
 
 
@@ -15,7 +22,7 @@ class Attempts(Protocol):
     """Ends attempts for their holders."""
 
     async def complete_many(
-        self, worker_id: str, items: Sequence[Ended]
+        self, worker_id: str, items: Sequence[Completion]
     ) -> Sequence[Completed | JobwireError]:
         """End attempts over any queues; answer each with its outcome or why it was refused."""
 
@@ -43,10 +50,10 @@ class HeldJobs(Protocol):
 class Reports(Protocol):
     """Records reports and renews leases."""
 
-    async def report_many(self, worker_id: str, items: Sequence[Reported]) -> Sequence[Renewal]:
+    async def report_many(self, worker_id: str, items: Sequence[WorkerReport]) -> Sequence[Renewal]:
         """Record reports and renew leases over any queues; answer each."""
 
-    async def renew(self, queue: str, reports: Sequence[Report]) -> Sequence[Renewal]:
+    async def renew(self, queue: str, reports: Sequence[ReportToWrite]) -> Sequence[Renewal]:
         """Record reports of one queue; answer each."""
 
 

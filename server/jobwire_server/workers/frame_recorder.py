@@ -16,7 +16,7 @@ from jobwire_server.domain.errors import (
     WrongState,
 )
 from jobwire_server.domain.ids import job_id_of
-from jobwire_server.domain.model import CancelNotice, Completed, Ended, Reported
+from jobwire_server.domain.model import CancelNotice, Completed, Completion, WorkerReport
 from jobwire_server.workers.broker_parts import Attempts, Reports
 from jobwire_server.workers.frames import FrameIn, Receipt, Refused
 
@@ -101,7 +101,7 @@ class FrameRecorder:
             refused += await self._record_completions(frame.completions)
         self._session.confirm(Receipt(frame.sequence, refused))
 
-    async def _record_completions(self, completions: Sequence[Ended]) -> list[Refused]:
+    async def _record_completions(self, completions: Sequence[Completion]) -> list[Refused]:
         outcomes: Sequence[Completed | JobwireError]
         try:
             outcomes = await self._attempts.complete_many(self._session.worker_id, completions)
@@ -120,7 +120,7 @@ class FrameRecorder:
                 self.failed += 1
         return refused
 
-    async def _record_reports(self, reports: Sequence[Reported]) -> list[Refused]:
+    async def _record_reports(self, reports: Sequence[WorkerReport]) -> list[Refused]:
         try:
             renewals = await self._reports.report_many(self._session.worker_id, reports)
         except Exception as error:

@@ -10,9 +10,9 @@ from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
-    Ended,
+    Completion,
     LeaseRef,
-    Reported,
+    WorkerReport,
     WorkerSpec,
     WorkerStatus,
 )
@@ -53,8 +53,8 @@ class FrameIn:
     """So many frames with assignments have arrived in all; 0: no news."""
     stuck: int | None = None
     """Handlers that do not stop."""
-    reports: list[Reported] = field(default_factory=list)
-    completions: list[Ended] = field(default_factory=list)
+    reports: list[WorkerReport] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     """Those of its reports and completions that have a wrong field."""
     credits: int | None = None

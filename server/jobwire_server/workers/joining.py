@@ -12,7 +12,7 @@ from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import JobwireError, StoreUnavailable
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Former
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.workers.broker_parts import HeldJobs, Reports
 from jobwire_server.workers.dispatchers import Dispatchers
 from jobwire_server.workers.session import WorkerSession
@@ -121,7 +121,9 @@ class Joining:
     ) -> None:
         """Settle what the worker holds in a queue."""
         if leases:
-            reports = [Report(u, session.worker_id, t, session.lease_ms, b"") for u, t in leases]
+            reports = [
+                ReportToWrite(u, session.worker_id, t, session.lease_ms, b"") for u, t in leases
+            ]
             renewals = await self._reports.renew(queue, reports)
             for (ulid, token), renewal in zip(leases, renewals, strict=True):
                 if renewal.lost:

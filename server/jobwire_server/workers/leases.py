@@ -13,7 +13,7 @@ from jobwire_server.domain.background import Loop
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import QUEUE, ULID, job_id_of, split_ulids
 from jobwire_server.domain.options import RENEWALS_A_LEASE, BrokerOptions
-from jobwire_server.store.attempts import Report
+from jobwire_server.store.attempts import ReportToWrite
 from jobwire_server.workers.broker_parts import Reports
 from jobwire_server.workers.session import WorkerSession
 
@@ -119,7 +119,7 @@ class Leases:
         if not leases:
             return
         reports = [
-            Report(
+            ReportToWrite(
                 held.job_id[ULID],
                 held.session.worker_id,
                 held.fencing_token,

@@ -68,7 +68,7 @@ class Released(NamedTuple):
     reason: str
 
 
-class Ended(NamedTuple):
+class Completion(NamedTuple):
     """The end of an attempt, as its worker reports it."""
 
     queue: str
@@ -78,7 +78,7 @@ class Ended(NamedTuple):
     """The result; a failure; a job given back; None confirms a cancellation."""
 
 
-class Reported(NamedTuple):
+class WorkerReport(NamedTuple):
     """A worker's report: progress, output, a checkpoint, or none, which only renews the lease."""
 
     queue: str
