@@ -30,6 +30,7 @@ from jobwire.v1.worker_service_pb2 import (
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from tests.faults.history import Journal
+from tests.faults.lives import BARE
 from tests.faults.wishes import draw
 
 QUEUE = "faults-bare"
@@ -67,7 +68,7 @@ class Bare:
         self.channel = open_async_channel(ConnectionOptions(target=target))
         self.jobs = JobServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.workers = WorkerServiceStub(self.channel)  # type: ignore[no-untyped-call]
-        self.worker_id = f"bare-{rng.getrandbits(48):012x}"
+        self.worker_id = f"{BARE}{rng.getrandbits(48):012x}"
         self.journal = journal
         self.rng = rng
         self.pause_s = pause_s

@@ -92,7 +92,9 @@ def repeats_get_the_first_answer(trail: Trail, final: Final) -> Found:
                     (before, event),
                 )
         elif event["code"] not in BUSY:
-            exists = before is not None or key in final.jobs
+            # Nothing is known by an id that gave way, once the holder of the key has ended.
+            answered = before is not None and _holds_its_answer(key, before)
+            exists = answered or key in final.jobs
             if exists or event["code"] != "INVALID_ARGUMENT":
                 yield Violation(
                     "a repeat gets the first answer",

@@ -18,6 +18,8 @@ NEXT: dict[str, set[str]] = defaultdict(set)
 for (_before, _), _after in TRANSITIONS.items():
     NEXT[_before.name].add(_after.name)
 FREE_DELIVERIES = 3
+BARE = "bare-"
+"""How the ids of workers without an SDK begin."""
 KEPT_ATTEMPTS = 100
 SHOWN = 8
 
@@ -190,6 +192,9 @@ def _wrongly_charged(
         # It may have had the job, which waited for a place or for its process.
         ups = trail.processes_of(attempt["worker"], begin - 1, end + 0.5)
         blame = any(trail.to_blame(up["pid"], up["who"], begin - 1, end + 0.5) for up in ups)
+        if attempt["worker"].startswith(BARE):
+            # Without an SDK it stays with a server that hangs, and nobody hears of it.
+            blame = blame or trail.unknown("", begin - 1, end + 0.5)
         if ups and not blame and undelivered < FREE_DELIVERIES:
             return "it never reached its worker, which lived"
     # One that is told to end while no server answers may end with a result that nobody has.
