@@ -64,6 +64,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.store.flush()
         self.model = Model()
+        self.recorded: set[tuple[str, int, str]] = set()
+        """ULID, token and worker of each attempt whose end its worker has said."""
         self.runner = asyncio.Runner()
         self.purges: list[Callable[[str, int], Awaitable[object]]] = []
         self.stack = AsyncExitStack()
@@ -351,6 +353,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(2):  # the second as if the answer had been lost
             done = self.run(broker.succeed("default", job.ulid, job.worker, job.token, b"r"))
             assert done.state is S.SUCCEEDED
+        self.recorded.add((job.ulid, job.token, job.worker))
         job.end(S.SUCCEEDED)
 
     @precondition(lambda self: self.leased)
@@ -358,6 +361,7 @@ class Machine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, final: bool) -> None:
         job = self._pick(data, self.leased)
         worker, broker = job.worker, self._broker(data)
+        self.recorded.add((job.ulid, job.token, worker))
         job.fail(self.model.now, final=final)
         failure = Failure("x", non_retryable=final)
         for _ in range(2):
@@ -369,6 +373,7 @@ class Machine(RuleBasedStateMachine):
     def release(self, data: st.DataObject, started: bool) -> None:
         job = self._pick(data, self.leased)
         worker, broker = job.worker, self._broker(data)
+        self.recorded.add((job.ulid, job.token, worker))
         job.release(started=started)
         done = self.run(broker.release("default", job.ulid, worker, job.token, started, ""))
         assert done.state is job.state
@@ -386,6 +391,7 @@ class Machine(RuleBasedStateMachine):
             assert job.state is S.RUNNING
         else:
             assert job.state is S.CANCELLING
+            self.recorded.add((job.ulid, job.token, job.worker))
             job.end(S.CANCELLED)
 
     @precondition(lambda self: self.model.jobs)
@@ -393,17 +399,21 @@ class Machine(RuleBasedStateMachine):
     def write_without_the_lease(self, data: st.DataObject, worker: str, off: int) -> None:
         job = self._pick(data, self.jobs)
         broker, token = self._broker(data), job.token + off
-        for write in (
-            broker.succeed("default", job.ulid, worker, token, b"r"),
-            broker.fail("default", job.ulid, worker, token, Failure("x")),
-            broker.release("default", job.ulid, worker, token, True, ""),
-            broker.report("default", job.ulid, worker, token, b"x", None, b"stolen"),
+        held = "default", job.ulid, worker, token
+        for end in (
+            lambda: broker.succeed(*held, b"r"),
+            lambda: broker.fail(*held, Failure("x")),
+            lambda: broker.release(*held, True, ""),
         ):
             try:
-                self.run(write)
+                done = self.run(end())
             except LeaseLost:
                 continue
-            raise AssertionError("a write without the lease was taken")
+            # A recorded end is answered as recorded, and nothing is written.
+            assert done.repeated, "an end without the lease was taken"
+            assert (job.ulid, token, worker) in self.recorded
+        with pytest.raises(LeaseLost):
+            self.run(broker.report(*held, b"x", None, b"stolen"))
 
     # What happens to workers, queues and clocks -----------------------------
 

@@ -17,7 +17,10 @@ from tests.support.terminals import Terminal, own_terminal
 
 ROOT = Path(__file__).parents[2]
 # What rich writes for colours, for bars and for a screen of its own.
-_OWN = re.compile(rb"\x1b\[[0-9;]*m|\x1b\[[0-9]*[A-K]|\x1b\[\?(25|1049)[hl]|\x1b\[H|\r(?!\n)")
+_OWN = re.compile(
+    # An interrupt may tear one of them apart, before the last ones.
+    rb"\x1b\[?[0-9;?]*(?=\x1b)|\x1b\[[0-9;]*m|\x1b\[[0-9]*[A-K]|\x1b\[\?(25|1049)[hl]|\x1b\[H|\r(?!\n)"
+)
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 

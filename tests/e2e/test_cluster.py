@@ -38,6 +38,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.timeout(120)
 
 PATIENCE_S = 40.0
+UNDELIVERED = AttemptOutcome.UNDELIVERED
 LONG_LEASE = ("--lease", "60s", "--worker-timeout", "60s", "--heartbeat-interval", "500ms")
 """A failover must not cost an attempt, so that the tests see every second start."""
 EACH_FOR_ITSELF = ("--cluster-require-full-coverage", "no")
@@ -148,7 +149,9 @@ async def _each_ends_once(hands: Hands, handles: list[AsyncJobHandle]) -> None:
         job = await handle.wait(timeout=PATIENCE_S)
         assert job.state is JobState.SUCCEEDED
         assert job.result == {"token": job.fencing_token}
-        assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
+        # A busy machine may acknowledge an assignment too late: it never began.
+        begun = [each.outcome for each in job.attempts if each.outcome is not UNDELIVERED]
+        assert begun == [AttemptOutcome.SUCCEEDED]
         assert hands.starts[handle.id] == 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import redis
 
 from jobwire import AttemptOutcome, Client, JobHandle, JobState, RetryPolicy
 
@@ -99,6 +100,14 @@ def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
             assert totals.started > totals.succeeded
 
 
+def _written_out(data_dir: Path) -> bool:
+    """True if the store keeps nothing back; it may for 2 s with `everysec`, if a sync is slow."""
+    path = (data_dir / "socket").read_text().strip()
+    with redis.Redis(unix_socket_path=path) as store:
+        found = store.info("persistence")
+    return not found["aof_pending_bio_fsync"] and not found["aof_buffer_length"]
+
+
 def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
     tmp_path: Path, start_server: StartServer
 ) -> None:
@@ -107,6 +116,7 @@ def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
     for end in ("stop", "kill the server", "kill the store", "kill both"):
         with Client(server.address) as client:
             accepted += [client.submit("nobody", number).id for number in range(50)]
+            wait_until(lambda: _written_out(tmp_path), "the store has written all of it")
             pid = int((tmp_path / "valkey.pid").read_text())
             if end == "kill the store":
                 os.kill(pid, signal.SIGKILL)
