@@ -132,9 +132,9 @@ async def test_answers_pass_through_and_are_counted() -> None:
         assert (await server.unary("a")).value == "a"
         assert await _drain(server.stream("b")) == ["first", "b"]
         assert await _drain(server.both(["c", "d"])) == ["c", "d"]
-        for name in ("Unary", "Stream", "Both"):
-            assert server.method(name).codes == {"OK": 1}
-            assert server.method(name).in_flight == 0
+        methods = [server.method(name) for name in ("Unary", "Stream", "Both")]
+        await eventually(lambda: not any(m.in_flight for m in methods), "the calls have ended")
+        assert [method.codes for method in methods] == [{"OK": 1}] * 3
         assert sum(server.method("Unary").buckets) == 1
 
 
@@ -182,6 +182,7 @@ async def test_an_abort_by_hand_keeps_its_status() -> None:
             grpc.StatusCode.DATA_LOSS,
             "by hand",
         )
+        await eventually(lambda: server.method("Unary").in_flight == 0, "the call has ended")
         assert server.method("Unary").codes == {"DATA_LOSS": 1}
 
 
@@ -280,6 +281,7 @@ async def test_a_flood_of_failures_does_not_flood_the_log(monkeypatch: pytest.Mo
                     failed += await asyncio.gather(server.unary("down"), return_exceptions=True)
             assert told() == len(failed)
         assert all(isinstance(error, grpc.aio.AioRpcError) for error in failed)
+        await eventually(lambda: server.method("Unary").in_flight == 0, "the call has ended")
         assert server.method("Unary").codes == {"UNAVAILABLE": len(failed)}
         # Of each second that it took, also of the two that it began and ended in.
         assert len(logs) <= 3 * (int(monotonic() - began) + 2)
