@@ -13,6 +13,7 @@ from jobwire_server.workers.claims import ClaimWish
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, next_ulid, worker_spec
+from tests.support.waiting import eventually
 
 S = JobState
 TIMEOUT_MS = 15_000
@@ -247,6 +248,26 @@ async def test_what_a_worker_serves_changes_when_it_registers_again(broker: Brok
     assert await broker.claim() == []
     await broker.router.register_worker(worker_spec(operations=("other",)))
     assert len(await broker.claim()) == 1
+
+
+async def test_a_worker_that_registers_anew_elsewhere_is_served_by_its_new_description(
+    valkey_url: str,
+) -> None:
+    async with (
+        running_broker(valkey_url, QUIET, "s1") as one,
+        running_broker(valkey_url, QUIET, "s2") as two,
+    ):
+        await one.register()
+        # Known by its former description, there as well.
+        assert await two.claim() == []
+        waiting = asyncio.create_task(two.claim(wait_ms=60_000))
+        await eventually(lambda: len(two.parts.waiting) == 1, "the claim waits")
+        await one.router.register_worker(worker_spec(operations=("other",)), "another process")
+        # Whoever waits by the former one is not served by it any more.
+        assert await waiting == []
+        (ulid,) = await one.submit(new_job(operation="other"))
+        await one.submit()
+        assert [each.job_id[-26:] for each in await two.claim(most=2)] == [ulid]
 
 
 async def test_a_worker_that_leaves_gives_its_jobs_back_as_interruptions(broker: Broker) -> None:

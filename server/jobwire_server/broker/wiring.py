@@ -174,7 +174,7 @@ def build_parts(
 
     # Workers.
     waiting = WaitingCalls()
-    known = KnownWorkers(workers, backlog, waiting)
+    known = KnownWorkers(workers, backlog, waiting, notices)
     reaper = Reaper(workers, options, held)
     registration = Registration(known, held, reaper)
     reports = Reports(lanes, known, options)

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from time import monotonic
 
 from jobwire_server.domain.background import Loop
-from jobwire_server.domain.errors import Superseded, WorkerNotFound
+from jobwire_server.domain.errors import StoreUnavailable, Superseded, WorkerNotFound
 from jobwire_server.domain.model import Worker, WorkerSpec, WorkerStatus
+from jobwire_server.store import keys
 from jobwire_server.store.group_commit import Backlog, GroupCommit
+from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.workers import SignOfLife, WorkerStore
 from jobwire_server.workers.waiting_calls import WaitingCalls
 
@@ -30,7 +32,7 @@ IDLE_S = 60.0
 
 
 class _Entry:
-    __slots__ = ("changes", "heard_at", "spec", "status", "stuck")
+    __slots__ = ("changes", "heard_at", "spec", "stale", "status", "stuck")
 
     def __init__(self, spec: WorkerSpec, status: WorkerStatus) -> None:
         self.spec = spec
@@ -38,6 +40,8 @@ class _Entry:
         self.heard_at = monotonic()
         self.changes = 0
         """How often its status was changed through this server."""
+        self.stale = False
+        """It may have registered anew at another server: read again before the next claim."""
         self.stuck = 0
         """Handlers that do not stop, of a worker that makes calls."""
 
@@ -48,12 +52,18 @@ class KnownWorkers:
     Args:
         store: The registry.
         backlog: What waits for the store.
-        waiting: Calls that end when the status of their worker changes.
+        waiting: Calls that end when their worker changes.
+        notices: Tell of workers that change through other servers.
     """
 
-    def __init__(self, store: WorkerStore, backlog: Backlog, waiting: WaitingCalls) -> None:
+    def __init__(
+        self, store: WorkerStore, backlog: Backlog, waiting: WaitingCalls, notices: Notices
+    ) -> None:
         self._store = store
         self._waiting = waiting
+        self._notices = notices
+        self._listener = Listener(self._changed, self._any_changed)
+        self._listens = False
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
@@ -73,6 +83,7 @@ class KnownWorkers:
 
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
         """Make the worker known, READY, with this description, as `WorkerStore.register`."""
+        await self._listen()
         left = await self._store.register(spec, instance)
         self._entries[spec.worker_id] = _Entry(spec, WorkerStatus.READY)
         return left
@@ -84,10 +95,34 @@ class KnownWorkers:
             WorkerNotFound: It never registered, was lost, or left.
         """
         entry = self._entries.get(worker_id)
-        if entry is None:
+        if entry is None or entry.stale:
+            await self._listen()
             entry = self._remember(worker_id, await self._store.read(worker_id))
         self.hear(worker_id)
         return entry.spec, entry.status
+
+    async def _listen(self) -> None:
+        """Hear of workers that change from now on; without that the cache is a second behind."""
+        if self._listens:
+            return
+        self._listens = True
+        try:
+            await self._notices.listen(keys.WORKER_EVENTS, self._listener)
+        except StoreUnavailable:
+            self._listens = False
+
+    def _changed(self, data: bytes) -> None:
+        """Read a worker again before its next claim: another process may have its id by now."""
+        worker_id = data.decode().partition(" ")[0]
+        entry = self._entries.get(worker_id)
+        if entry is not None and worker_id not in self._attached:
+            entry.stale = True
+            if worker_id in self._present:
+                self._loop.wake()
+
+    def _any_changed(self) -> None:
+        for worker_id in [*self._entries]:
+            self._changed(worker_id.encode())
 
     def learn(self, spec: WorkerSpec, status: WorkerStatus) -> None:
         """Take over what an attachment told about a worker, and keep it until `forget`."""
@@ -200,7 +235,11 @@ class KnownWorkers:
     def _remember(self, worker_id: str, worker: Worker | None) -> _Entry:
         if worker is None or worker.status is WorkerStatus.LOST:
             raise WorkerNotFound(worker_id)
-        entry = self._entries[worker_id] = _Entry(worker.spec, worker.status)
+        entry = self._entries.get(worker_id)
+        if entry is None:
+            entry = self._entries[worker_id] = _Entry(worker.spec, worker.status)
+        entry.spec, entry.stale = worker.spec, False
+        self._note(worker_id, worker.status)
         return entry
 
     async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | Superseded | None]:
@@ -217,7 +256,22 @@ class KnownWorkers:
                 self._note(worker_id, status)
         return statuses
 
+    async def _look_again(self) -> None:
+        """End the calls that wait by a description which is no longer their worker's."""
+        for worker_id in [*self._present]:
+            entry = self._entries.get(worker_id)
+            if entry is None or not entry.stale:
+                continue
+            former = entry.spec
+            worker = await self._store.read(worker_id)
+            if worker is None or worker.status is WorkerStatus.LOST:
+                self._entries.pop(worker_id, None)
+            elif self._remember(worker_id, worker).spec == former:
+                continue
+            self._waiting.interrupt({worker_id})
+
     async def _flush(self) -> float:
+        await self._look_again()
         due = [*self._heard.union(self._present)]
         self._heard.clear()
         try:
@@ -228,6 +282,9 @@ class KnownWorkers:
             raise
         finally:
             self._drop_idle()
+        if self._listens and self._entries.keys() <= self._attached:
+            self._listens = False
+            await self._notices.silence(keys.WORKER_EVENTS, self._listener)
         return FLUSH_S
 
     def _drop_idle(self) -> None:
