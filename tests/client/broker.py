@@ -108,7 +108,7 @@ class Broker(
         """Make the next calls of a method fail, each with a status of `rich_status`."""
         self.failures[method].extend(statuses)
 
-    async def until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         """Wait for a condition on what this broker holds."""
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(condition)

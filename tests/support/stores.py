@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,8 @@ START_DEADLINE_S = 60.0
 _LOT = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = range(15_000 + _LOT, 32_000, 16)
 _CHANCE = random.SystemRandom()
+_handed_out: deque[int] = deque(maxlen=200)
+"""The latest: some of them may not be in use yet."""
 
 
 def wait_until(
@@ -54,6 +57,8 @@ def free_port() -> int:
     """
     while True:
         port = _CHANCE.choice(_PORTS)
+        if port in _handed_out:
+            continue
         with socket.socket() as probe:
             # As servers do, so that a port whose last connections linger is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,6 +66,7 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        _handed_out.append(port)
         return port
 
 

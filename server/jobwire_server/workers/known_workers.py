@@ -64,6 +64,7 @@ class KnownWorkers:
         self._notices = notices
         self._listener = Listener(self._changed, self._any_changed)
         self._listens = False
+        self._next_flush = monotonic() + FLUSH_S
         self._entries: dict[str, _Entry] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
@@ -272,6 +273,10 @@ class KnownWorkers:
 
     async def _flush(self) -> float:
         await self._look_again()
+        early_s = self._next_flush - monotonic()
+        if early_s > 0:
+            return early_s
+        self._next_flush = monotonic() + FLUSH_S
         due = [*self._heard.union(self._present)]
         self._heard.clear()
         try:
