@@ -76,9 +76,12 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("job_id", "operation", "attempt", "outcome", "duration_s"):
+        for name in ("job_id", "operation", "attempt", "outcome"):
             if value := getattr(record, name, None):
                 line[name] = value
+        # 0 is a duration.
+        if (duration_s := getattr(record, "duration_s", None)) is not None:
+            line["duration_s"] = duration_s
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
         return in_json(json.dumps(line, ensure_ascii=True))

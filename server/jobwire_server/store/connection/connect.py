@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode
@@ -252,17 +252,24 @@ class _Parts:
     options: dict[str, Any]
 
 
+_URL = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
+"""Addresses, path, query and fragment; it fits any text."""
+
+
 def _split(url: str, default_port: int) -> _Parts:
-    parts = urlsplit(url)
-    userinfo, _, addresses = parts.netloc.rpartition("@")
+    # By hand: newer Pythons take a list of addresses with an IPv6 one in it for a wrong host.
+    match = _URL.fullmatch(url.partition("://")[2])
+    assert match is not None
+    netloc, path, query_text, _ = match.groups()
+    userinfo, _, addresses = netloc.rpartition("@")
     hosts = []
     for address in addresses.split(","):
-        match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d{1,5}))?", address)
-        if match is None:
+        found = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d{1,5}))?", address)
+        if found is None:
             raise ValueError(f"{address!r} is not HOST:PORT")
-        hosts.append((match[1].strip("[]"), int(match[2] or default_port)))
+        hosts.append((found[1].strip("[]"), int(found[2] or default_port)))
     # redis-py's own parser gives the options their types.
-    query = urlencode(parse_qsl(parts.query, keep_blank_values=True))
+    query = urlencode(parse_qsl(query_text or "", keep_blank_values=True))
     options: dict[str, Any] = dict(parse_url(f"redis://h?{query}"))
     options.pop("host", None)
     username, _, password = userinfo.partition(":")
@@ -270,7 +277,7 @@ def _split(url: str, default_port: int) -> _Parts:
         options["username"] = unquote(username)
     if password:
         options["password"] = unquote(password)
-    return _Parts(hosts, unquote(parts.path.strip("/")), options)
+    return _Parts(hosts, unquote(path.strip("/")), options)
 
 
 def _sentinel(url: str, max_connections: int) -> Connection:
