@@ -9,7 +9,9 @@ import pytest
 from redis import exceptions as redis_errors
 
 from jobwire_server.domain.errors import StoreUnavailable
-from jobwire_server.store.runner import RETRY_WINDOW_S
+from jobwire_server.store.connection.condition import StoreCondition
+from jobwire_server.store.connection.connect import connect
+from jobwire_server.store.runner import RETRY_WINDOW_S, ScriptRunner
 from jobwire_server.store.scripts import load, names
 
 from tests.support.fixtures import open_scripts
@@ -49,6 +51,31 @@ async def test_a_store_that_stays_away_is_told_within_the_window_and_then_at_onc
         own_store.start()
         await scripts.submit()
         scripts.check()
+
+
+async def test_a_store_that_was_found_back_is_tried_by_every_call(own_store: StoreProcess) -> None:
+    connection = connect(own_store.url)
+    condition = StoreCondition(connection.address)
+    runner = ScriptRunner(connection.client, condition=condition)
+    try:
+        own_store.pause()
+        with pytest.raises(StoreUnavailable):
+            await runner.command("STRLEN", "k")
+        finding_out = asyncio.create_task(runner.command("STRLEN", "k"))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable, match="it is being tried"):
+            await runner.command("STRLEN", "k")
+        condition.missed("it hangs")
+        condition.answered()
+        tried = asyncio.create_task(runner.command("STRLEN", "k"))
+        await asyncio.sleep(0)
+        assert not tried.done()
+        own_store.resume()
+        assert await tried == 0
+        await asyncio.wait([finding_out])
+    finally:
+        own_store.resume()
+        await connection.close()
 
 
 async def test_a_job_whose_answer_was_lost_is_there_once(own_store: StoreProcess) -> None:

@@ -147,7 +147,7 @@ def build_parts(
         connection.client,
         wait_replicas=options.wait_replicas,
         wait_timeout_ms=options.wait_timeout_ms,
-        address=connection.address,
+        condition=condition,
         activity=activity,
     )
     jobs = JobStore(runner, server_id)

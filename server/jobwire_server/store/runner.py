@@ -20,6 +20,7 @@ from redis.crc import key_slot
 from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
 from jobwire_server.store import keys
 from jobwire_server.store.activity import Activity
+from jobwire_server.store.connection.condition import StoreCondition
 from jobwire_server.store.connection.connect import cause_of, denial_of
 from jobwire_server.store.connection.replicas import ReplicaWait
 from jobwire_server.store.scripts import Script, load
@@ -87,7 +88,7 @@ class ScriptRunner:
         client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
         wait_replicas: How many replicas must have a write before it counts; 0: none.
         wait_timeout_ms: How long they may take.
-        address: Where the store is, for people.
+        condition: Of the store, kept by whoever watches it; None: it is taken to be well.
         activity: Notes which queues are written to. None: nobody needs to know.
     """
 
@@ -97,12 +98,12 @@ class ScriptRunner:
         *,
         wait_replicas: int = 0,
         wait_timeout_ms: int = 1_000,
-        address: str = "the store",
+        condition: StoreCondition | None = None,
         activity: Activity | None = None,
     ) -> None:
         self._client = client
         self._activity = activity
-        self._address = address
+        self._condition = condition or StoreCondition()
         self._probing: set[tuple[str, int]] = set()
         """Parts long away, for which one call is finding out whether they still are."""
         self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
@@ -182,7 +183,7 @@ class ScriptRunner:
             return await self._until_answered(kind, key, call, began)
         part = self._part(kind, key)
         since = self._down_since.get(part)
-        if since is None or began - since <= RETRY_WINDOW_S:
+        if since is None or not self._long_away(since, began):
             return await self._until_answered(kind, key, call, began)
         # A store that hangs holds each call for as long as a read may last. One call at a time
         # finds out whether it is back; the others fail at once.
@@ -205,7 +206,7 @@ class ScriptRunner:
                 if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
                     if denied := denial_of(error):
                         raise StoreUnfit(
-                            f"{self._address} refuses a right to this server's user: {denied}; mend"
+                            f"{self._condition.address} refuses a right to this server's user: {denied}; mend"
                             " it with ACL SETUSER, as the server's log says"
                         ) from error
                     raise
@@ -215,9 +216,8 @@ class ScriptRunner:
                     log.warning("store unreachable", key=key, error=str(error))
                 # Once the store has been away for longer than the window, callers fail at once.
                 now = monotonic()
-                if (
-                    now + pause > began + RETRY_WINDOW_S
-                    or now - self._down_since[part] > RETRY_WINDOW_S
+                if now + pause > began + RETRY_WINDOW_S or self._long_away(
+                    self._down_since[part], now
                 ):
                     cause = str(cause_of(error)).rstrip(".") or type(error).__name__
                     raise self._unavailable(self._down_since[part], cause) from error
@@ -228,9 +228,14 @@ class ScriptRunner:
                     self._note_back(kind, key)
                 return answer
 
+    def _long_away(self, since: float, now: float) -> bool:
+        # A store that was found back is tried by every call: the one that is finding out may still
+        # wait for what it asked while the store hung.
+        return now - max(since, self._condition.back_at) > RETRY_WINDOW_S
+
     def _unavailable(self, since: float, cause: str) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self._address} has not answered for {monotonic() - since:.0f} s ({cause}); what was"
+            f"{self._condition.address} has not answered for {monotonic() - since:.0f} s ({cause}); what was"
             " asked of it may have been done: repeat it with the same ids"
         )
 

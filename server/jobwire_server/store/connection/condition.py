@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 
 from jobwire_server.domain.errors import StoreUnfit
@@ -23,10 +24,14 @@ class StoreCondition:
         self.unfit = ""
         """Why no new jobs are accepted, with the remedy; "" while they are."""
         self._answered_at = monotonic()
+        self.back_at = -inf
+        """When it last came back, of the monotonic clock; calls that failed before say nothing."""
 
     def answered(self) -> None:
         """Note that the store has just answered."""
         self._answered_at = monotonic()
+        if self.away:
+            self.back_at = self._answered_at
         self.away = ""
 
     def missed(self, cause: str) -> None:
