@@ -206,8 +206,8 @@ class ScriptRunner:
                 if not isinstance(error, PASSING) and not str(error).startswith(PASSING_REPLIES):
                     if denied := denial_of(error):
                         raise StoreUnfit(
-                            f"{self._condition.address} refuses a right to this server's user: {denied}; mend"
-                            " it with ACL SETUSER, as the server's log says"
+                            f"{self._condition.address} refuses a right to this server's user:"
+                            f" {denied}; mend it with ACL SETUSER, as the server's log says"
                         ) from error
                     raise
                 part = self._part(kind, key)
@@ -235,8 +235,8 @@ class ScriptRunner:
 
     def _unavailable(self, since: float, cause: str) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self._condition.address} has not answered for {monotonic() - since:.0f} s ({cause}); what was"
-            " asked of it may have been done: repeat it with the same ids"
+            f"{self._condition.address} has not answered for {monotonic() - since:.0f} s ({cause});"
+            " what was asked of it may have been done: repeat it with the same ids"
         )
 
     def _note_back(self, kind: str, key: str) -> None:
