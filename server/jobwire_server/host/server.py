@@ -39,6 +39,7 @@ from jobwire_server.store.connection.connect import Connection, connect
 from jobwire_server.store.connection.engine import EmbeddedValkey
 from jobwire_server.store.connection.monitor import StoreMonitor
 from jobwire_server.store.connection.preflight import Inspection, check_store
+from jobwire_server.telemetry.loop_delay import LoopDelay
 from jobwire_server.telemetry.metrics import Metrics, RpcMetrics
 from jobwire_server.telemetry.shared_counters import SharedCounters, State
 
@@ -91,6 +92,7 @@ class Application:
         self._sibling = sibling
         self.server_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._rpc = RpcMetrics(sibling.counters if sibling is not None else None)
+        self._loop_delay = LoopDelay(self._rpc)
         self.facts: ServerFacts | None = None
         """What is running; set by start."""
         self.address = settings.listen
@@ -171,6 +173,7 @@ class Application:
         self._serve_http()
         await self._store_changed()
         self._monitor.start()
+        self._loop_delay.start()
         self._show(State.SERVING)
 
     async def look_at_certificates(self) -> None:
@@ -202,6 +205,7 @@ class Application:
             await self._router.stop()
         if self._monitor is not None:
             await self._monitor.stop()
+        self._loop_delay.stop()
         if self.http is not None:
             await asyncio.to_thread(self.http.stop)
         if self._connection is not None:

@@ -66,6 +66,10 @@ SCHEDULES = "schedules"
 """The row of the moments of schedules; those of methods have names that begin with a slash."""
 MOMENTS = ("submitted", "skipped", "missed")
 """What becomes of a moment, in the order of the cells from the second on."""
+LOOP = "event loop"
+"""The row of the event loop's delays, which are kept as the times of a method are."""
+STALLS = 1
+"""The cell with the number of its stalls."""
 
 Cells: TypeAlias = "list[float] | memoryview[float]"
 
@@ -177,10 +181,22 @@ def _families(rows: Iterable[MethodStats]) -> Iterator[Metric]:
         " earlier job, or missed",
         labels=["outcome"],
     )
+    delays = HistogramMetricFamily(
+        "jobwire_event_loop_delay_seconds",
+        "How late the event loop came round to a timer, in looks at it some 20 times a second",
+    )
+    stalls = CounterMetricFamily(
+        "jobwire_event_loop_stalls",
+        "How often the event loop computed for more than 100 ms without coming round",
+    )
     for stats in rows:
         if stats.method == SCHEDULES:
             for at, outcome in enumerate(MOMENTS, 1):
                 moments.add_metric([outcome], stats.cells[at])
+            continue
+        if stats.method == LOOP:
+            delays.add_metric([], _cumulated(stats.buckets), stats.seconds)
+            stalls.add_metric([], stats.cells[STALLS])
             continue
         for code, count in stats.codes.items():
             calls.add_metric([stats.method, code], count)
@@ -192,6 +208,8 @@ def _families(rows: Iterable[MethodStats]) -> Iterator[Metric]:
     yield flying
     yield took
     yield moments
+    yield delays
+    yield stalls
 
 
 class ProcessesCollector(Collector):
