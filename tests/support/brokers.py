@@ -81,7 +81,7 @@ class Broker:
     async def watch(self, ulid: str, queue: str = "default") -> AsyncGenerator[Job | None, None]:
         """The states of a job as its watcher is told them; None is a sign of life."""
         async with aclosing(self.router.watch_job(queue, ulid)) as stream:  # type: ignore[type-var]
-            async for event, _, _ in stream:
+            async for event, _ in stream:
                 assert not isinstance(event, OutputEvent)
                 yield event.job if event else None
 

@@ -71,8 +71,8 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 13
     """The id is already in use for something else. ALREADY_EXISTS."""
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 14
-    """The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
-    Start again without a token.
+    """The page token or cursor is not one that this method returned for the same filter, or the
+    store's key of tokens was replaced since. INVALID_ARGUMENT. Start again without it.
     """
     ERROR_REASON_SUPERSEDED: _ErrorReason.ValueType  # 16
     """Another stream attached with the same worker id. ABORTED. If that was not this worker's own
@@ -166,8 +166,8 @@ one after its restart, takes the call.
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 13
 """The id is already in use for something else. ALREADY_EXISTS."""
 ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 14
-"""The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
-Start again without a token.
+"""The page token or cursor is not one that this method returned for the same filter, or the
+store's key of tokens was replaced since. INVALID_ARGUMENT. Start again without it.
 """
 ERROR_REASON_SUPERSEDED: ErrorReason.ValueType  # 16
 """Another stream attached with the same worker id. ABORTED. If that was not this worker's own

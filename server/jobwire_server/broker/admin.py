@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobwire_server.domain.decisions.paging import decode_token, encode_token
 from jobwire_server.domain.errors import QueueNotFound, WorkerNotFound
 from jobwire_server.domain.model import LeaseRef, Queue, QueueChanges, Worker, WorkerStatus
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.store.tokens import Tokens
 from jobwire_server.store.workers import WorkerStore
 
 
@@ -22,11 +22,13 @@ class Operators:
         queues: QueueStore,
         workers: WorkerStore,
         settings: QueueSettingsCache,
+        tokens: Tokens,
     ) -> None:
         self._jobs = jobs
         self._queues = queues
         self._workers = workers
         self._settings = settings
+        self._tokens = tokens
 
     async def list_workers(
         self,
@@ -47,15 +49,15 @@ class Operators:
         Raises:
             BadPageToken: The token is of another listing.
         """
-        scope = f"workers:{queue}:{int(status or 0)}"
-        workers = await self.workers_after(_after(scope, page_token), page_size)
+        scope = ("workers", queue, str(int(status or 0)))
+        workers = await self.workers_after(await self._after(page_token, *scope), page_size)
         last = workers[-1].spec.worker_id if len(workers) == page_size else ""
         wanted = [
             worker
             for worker in workers
             if (not queue or queue in worker.spec.queues) and status in (None, worker.status)
         ]
-        return wanted, encode_token(scope, last) if last else ""
+        return wanted, (await self._tokens.seal(*scope)).write(last) if last else ""
 
     async def workers_after(self, worker_id: str, most: int) -> list[Worker]:
         """Return up to so many workers whose ids sort behind another, with their leases."""
@@ -89,9 +91,11 @@ class Operators:
         Raises:
             BadPageToken: The token is of another listing.
         """
-        names = await self._queues.names(_after("queues", page_token), page_size)
+        names = await self._queues.names(await self._after(page_token, "queues"), page_size)
         queues = [await self._queues.read(name, detail=False) for name in names]
-        return queues, encode_token("queues", names[-1]) if len(names) == page_size else ""
+        if len(names) < page_size:
+            return queues, ""
+        return queues, (await self._tokens.seal("queues")).write(names[-1])
 
     async def get_queue(self, queue: str) -> Queue:
         """Return a queue with its oldest ready job and its samples. Raises QueueNotFound."""
@@ -119,7 +123,6 @@ class Operators:
         await self._queues.set_paused(queue, paused)
         return await self._queues.read(queue, detail=True)
 
-
-def _after(scope: str, page_token: str) -> str:
-    """Return what the page before ended with, '' for the first one."""
-    return str(decode_token(scope, page_token, 1)[0]) if page_token else ""
+    async def _after(self, page_token: str, *scope: str) -> str:
+        """Return what the page before ended with, '' for the first one."""
+        return await self._tokens.read(page_token, *scope) if page_token else ""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
 from jobwire_server.domain.decisions.filters import JobFilter
-from jobwire_server.domain.decisions.paging import bad_token, decode_token, encode_token
 from jobwire_server.domain.errors import QueueNotFound
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.reads import PageToken, ReadStore
+from jobwire_server.store.tokens import Tokens
 
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
@@ -20,10 +17,13 @@ LOOK_AT = 2_000
 class JobListing:
     """Finds the jobs of a queue state by state. Raises StoreUnavailable."""
 
-    def __init__(self, jobs: ReadStore, queues: QueueStore, records: RecordCodec) -> None:
+    def __init__(
+        self, jobs: ReadStore, queues: QueueStore, records: RecordCodec, tokens: Tokens
+    ) -> None:
         self._jobs = jobs
         self._queues = queues
         self._records = records
+        self._tokens = tokens
 
     async def page(
         self,
@@ -47,13 +47,11 @@ class JobListing:
         """
         queue = wanted.queue
         order = list(dict.fromkeys(wanted.states)) or list(JobState)
-        scope = f"jobs:{queue}:{[int(state) for state in order]}:{full}:{_scope(wanted)}"
+        scope = ("jobs", *wanted.scope(), str(full))
         index, token = 0, PageToken()
         if page_token:
-            at, *after = decode_token(scope, page_token, 4)
-            if not isinstance(at, int) or not 0 <= at < len(order) or not _ends_page(after):
-                raise bad_token()
-            index, token = at, PageToken(*(str(part) for part in after))
+            at, *after = (await self._tokens.read(page_token, *scope)).split(" ")
+            index, token = int(at), PageToken(*after)
         elif not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         found: list[Job] = []
@@ -76,19 +74,5 @@ class JobListing:
                 token = following
         if index >= len(order):
             return found, ""
-        return found, encode_token(scope, index, token.source, token.last, token.mark)
-
-
-def _scope(wanted: JobFilter) -> str:
-    """Return what a page token depends on besides queue and states."""
-    if not wanted.labels and not wanted.failure_type:
-        return wanted.operation
-    return repr((wanted.operation, sorted(wanted.labels.items()), wanted.failure_type))
-
-
-_PAGE_END = re.compile(r"(|z|[lz]:[0-9a-f]{16}) ([0-9a-z]{26})? ([0-9]{1,20}(\.[0-9]+)?)?")
-
-
-def _ends_page(parts: Sequence[str | int]) -> bool:
-    """True for what a page of jobs can end at; anything else was made up."""
-    return _PAGE_END.fullmatch(" ".join(str(part) for part in parts)) is not None
+        seal = await self._tokens.seal(*scope)
+        return found, seal.write(f"{index} {token.source} {token.last} {token.mark}")

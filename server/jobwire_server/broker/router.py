@@ -21,7 +21,6 @@ from jobwire_server.domain.model import (
     Completion,
     Job,
     JobState,
-    OutputPosition,
     Queue,
     Renewal,
     Worker,
@@ -29,9 +28,8 @@ from jobwire_server.domain.model import (
     WorkerSpec,
     WorkerStatus,
 )
-from jobwire_server.watch.job_watch import EVERYTHING, WatchWish
+from jobwire_server.watch.job_watch import EVERYTHING, JobCourse, WatchWish
 from jobwire_server.watch.queue_watch import CaughtUp
-from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 from jobwire_server.workers.claims import ClaimWish, Handed
 from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.session import WorkerSession
@@ -40,8 +38,6 @@ log = structlog.get_logger(__name__)
 
 TIME_PATIENCE_S = 1.0
 """How long a start waits for the store's time; clocks of queues refresh it."""
-
-JobCourse = AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]
 
 
 class Router:
@@ -77,7 +73,7 @@ class Router:
     async def start(self) -> None:
         """Begin the background loops. Does not fail if the store is away."""
         parts = self._parts
-        await self._learn_time()
+        await self._ask_store()
         await parts.notices.start()
         parts.known.start()
         parts.job_watch.start()
@@ -85,15 +81,18 @@ class Router:
         parts.announcements.start()
         parts.streams.start()
 
-    async def _learn_time(self) -> None:
-        """Ask the store for the time, before anything is stamped or checked by this machine's."""
+    async def _ask_store(self) -> None:
+        """Ask the store for the time, before anything is stamped or checked by this machine's, and
+        for the key of tokens.
+        """
         try:
             async with asyncio.timeout(TIME_PATIENCE_S):
                 # Of any queue, there or not: every look at one brings the time along.
                 queue = await self._parts.queues.read("default", detail=False)
                 self.clock.told(queue.now_ms)
+                await self._parts.tokens.seal()
         except (JobwireError, TimeoutError):
-            log.debug("the store's time is not known yet")
+            log.debug("the store did not tell its time or its key of tokens yet")
 
     async def drain(self, deadline_s: float = 30.0) -> None:
         """End long polls with what they have, watch streams with ServerDraining, and send the

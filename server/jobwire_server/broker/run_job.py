@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from contextlib import aclosing
 
 import structlog
@@ -13,9 +13,8 @@ from jobwire_server.broker.submissions import Submission, Submissions
 from jobwire_server.domain.background import OwnedTasks
 from jobwire_server.domain.errors import InvalidRequest, JobwireError
 from jobwire_server.domain.ids import ULID
-from jobwire_server.domain.model import Accepted, NewJob, NotNow, OutputPosition
-from jobwire_server.watch.job_watch import JobWatch, WatchWish
-from jobwire_server.watch.watched_job import JobEvent, OutputEvent
+from jobwire_server.domain.model import Accepted, NewJob, NotNow
+from jobwire_server.watch.job_watch import JobCourse, JobWatch, WatchWish
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +39,7 @@ class JobRuns:
 
     async def run(
         self, submission: Submission, wish: WatchWish, *, cancel_on_disconnect: bool
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
+    ) -> JobCourse:
         """Submit a job and yield its course, as `watch_job`.
 
         Args:

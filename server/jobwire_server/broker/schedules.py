@@ -13,7 +13,6 @@ from jobwire_server.broker.alarms import Alarms
 from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.new_jobs import digest_of
 from jobwire_server.broker.open_queues import OpenQueues
-from jobwire_server.domain.decisions.paging import decode_token, encode_token
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.decisions.schedules import (
@@ -41,6 +40,7 @@ from jobwire_server.store.schedules import (
     template_fields,
 )
 from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.store.tokens import Tokens
 
 DECISIONS = 100
 """How often a change is decided again because the schedule changed, or was fired, under it."""
@@ -59,6 +59,7 @@ class Schedules:
         new_ulid: Makes ids for jobs that are triggered.
         condition: Of the store.
         records: Stamps the jobs.
+        tokens: Say where a listing goes on.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Schedules:
         new_ulid: Callable[[], str],
         condition: StoreCondition,
         records: RecordCodec,
+        tokens: Tokens,
     ) -> None:
         self._records = records
+        self._tokens = tokens
         self._store = store
         self._open_queues = open_queues
         self._lanes = lanes
@@ -145,10 +148,12 @@ class Schedules:
         Raises:
             BadPageToken: The token is of another listing.
         """
-        scope = f"schedules:{queue}"
-        after = str(decode_token(scope, page_token, 1)[0]) if page_token else ""
+        scope = "schedules", queue
+        after = await self._tokens.read(page_token, *scope) if page_token else ""
         found, more = await self._store.page(queue, after, page_size)
-        return found, encode_token(scope, found[-1].schedule_id) if more else ""
+        if not more:
+            return found, ""
+        return found, (await self._tokens.seal(*scope)).write(found[-1].schedule_id)
 
     async def update(
         self,

@@ -41,6 +41,7 @@ from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.schedules import ScheduleStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.store.tokens import Tokens
 from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.admin_watch import AdminWatch
@@ -80,6 +81,7 @@ class Parts:
     cancels: CancelStore
     schedule_store: ScheduleStore
     settings: QueueSettingsCache
+    tokens: Tokens
     activity: Activity
     notices: Notices
     alarms: Alarms
@@ -159,6 +161,7 @@ def build_parts(
     cancels = CancelStore(runner)
     notices = Notices(connection)
     settings = QueueSettingsCache(queues.settings)
+    tokens = Tokens(runner)
     limits = options.limits
     backlog = Backlog(limits.max_queued_requests, limits.max_queued_bytes)
 
@@ -206,15 +209,24 @@ def build_parts(
         records, open_queues, lanes, alarms, condition, backlog, limits, clock
     )
     schedules = Schedules(
-        schedule_store, open_queues, lanes, alarms, settings, options, new_ulid, condition, records
+        schedule_store,
+        open_queues,
+        lanes,
+        alarms,
+        settings,
+        options,
+        new_ulid,
+        condition,
+        records,
+        tokens,
     )
     bulk = Bulk(jobs, bulk_store, queues, alarms, settings, options, records)
-    listing = JobListing(jobs, queues, records)
-    operators = Operators(jobs, queues, workers, settings)
+    listing = JobListing(jobs, queues, records, tokens)
+    operators = Operators(jobs, queues, workers, settings, tokens)
 
     # Watchers.
-    job_watch = JobWatch(jobs, notices, options.bookmark_ms / 1000)
-    queue_watch = QueueWatch(job_watch, jobs, queues, records)
+    job_watch = JobWatch(jobs, notices, tokens, options.bookmark_ms / 1000)
+    queue_watch = QueueWatch(job_watch, jobs, queues, records, tokens)
     admin_watch = AdminWatch(job_watch, notices, queues, operators)
     runs = JobRuns(submissions, lanes, job_watch, tasks)
 
@@ -234,6 +246,7 @@ def build_parts(
         cancels=cancels,
         schedule_store=schedule_store,
         settings=settings,
+        tokens=tokens,
         activity=activity,
         notices=notices,
         alarms=alarms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from jobwire_server.domain.model import Job, OutputPosition, Written
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import Checker
-from jobwire_server.watch.job_watch import WatchWish, decode_cursor, encode_cursor
+from jobwire_server.watch.job_watch import JobCourse, WatchWish
 from jobwire_server.watch.queue_watch import CaughtUp
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
 
@@ -35,11 +35,9 @@ def wish_of(
     if isinstance(request, job_service_pb2.WatchJobRequest):
         start = request.WhichOneof("start")
         if start == "cursor":
-            reached = decode_cursor(request.cursor)
-            if reached is None:
-                checker.add("cursor", "is not a cursor that a watch gave out; watch without one")
-            else:
-                return replace(wish, seen_revision=reached[0], position=reached[1], resumed=True)
+            if not request.cursor:
+                checker.add("cursor", "must not be empty: leave it unset to watch from the start")
+            return replace(wish, cursor=request.cursor)
         elif start == "output_from":
             wanted = request.output_from
             position = OutputPosition(wanted.attempt, wanted.offset)
@@ -50,7 +48,7 @@ def wish_of(
 
 
 async def answers(
-    events: AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]],
+    events: JobCourse,
     clock: StoreClock,
     *,
     full: bool,
@@ -61,15 +59,14 @@ async def answers(
     are one message, which is how the cursor joins what all watchers share.
     """
     async with aclosing(events) as steps:  # type: ignore[type-var]
-        async for event, revision, position in steps:
+        async for event, cursor in steps:
             if event is None:
                 body = _bookmark(clock)
             elif isinstance(event, JobEvent):
                 body = event.encoded.get(full) or _encode_job(event, full)
             else:
                 body = event.encoded or _encode_output(event)
-            cursor = encode_cursor(revision, position).encode()
-            yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor
+            yield body + _CURSOR_TAG + bytes([len(cursor)]) + cursor.encode()
 
 
 def job_step(job: Job | CaughtUp | None, cursor: str, clock: StoreClock, *, full: bool) -> Any:

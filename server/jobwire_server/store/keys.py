@@ -24,6 +24,8 @@ REGISTRY = "jw:{queues}:"
 """Prefix of the registry of queues. A queue may be called `queues`, so the same rule holds."""
 QUEUES = REGISTRY + "all"
 """ZSET: the name of every queue, scored 0."""
+TOKEN_KEY = REGISTRY + "token-key"
+"""STRING: the secret with which page tokens and cursors are sealed."""
 
 
 def queue_prefix(queue: str) -> str:

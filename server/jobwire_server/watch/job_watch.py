@@ -9,9 +9,11 @@ resubscription.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from jobwire_server.domain.background import Loop
+from jobwire_server.domain.decisions.tokens import Seal
 from jobwire_server.domain.errors import (
     CursorCompacted,
     JobNotFound,
@@ -22,6 +24,7 @@ from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import BEGINNING, Job, OutputPosition
 from jobwire_server.store.notices import Notices
 from jobwire_server.store.reads import ReadStore
+from jobwire_server.store.tokens import Tokens
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent, WatchedJob, events_of
 from jobwire_server.watch.watched_queue import WatchedQueue
 
@@ -38,6 +41,8 @@ class WatchWish:
     states: bool = True
     """Every state; False: the terminal one only."""
     output: bool = True
+    cursor: str = ""
+    """Of an earlier watch of the job, which says what was seen and the position; '' for none."""
     seen_revision: int = -1
     """States up to this one are not told again."""
     position: OutputPosition = BEGINNING
@@ -54,19 +59,9 @@ class WatchWish:
 
 EVERYTHING = WatchWish()
 
-
-def encode_cursor(revision: int, position: OutputPosition) -> str:
-    """Return where a watcher stands, as text."""
-    return f"{revision}-{position.attempt}-{position.offset}"
-
-
-def decode_cursor(cursor: str) -> tuple[int, OutputPosition] | None:
-    """Read back what `encode_cursor` wrote; None for anything else."""
-    parts = cursor.split("-")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        return None
-    revision, attempt, offset = (int(part) for part in parts)
-    return revision, OutputPosition(attempt, offset)
+JobCourse: TypeAlias = AsyncIterator[tuple[JobEvent | OutputEvent | None, str]]
+"""What becomes of a job, each step with the cursor behind it; None is a sign of life."""
+_Steps: TypeAlias = AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]
 
 
 class JobWatch:
@@ -75,12 +70,16 @@ class JobWatch:
     Args:
         store: Where jobs are read.
         notices: Where events come from.
+        tokens: Seal cursors.
         bookmark_s: How long a stream may be quiet before it carries a sign of life.
     """
 
-    def __init__(self, store: ReadStore, notices: Notices, bookmark_s: float) -> None:
+    def __init__(
+        self, store: ReadStore, notices: Notices, tokens: Tokens, bookmark_s: float
+    ) -> None:
         self._store = store
         self._notices = notices
+        self._tokens = tokens
         self.bookmark_s = bookmark_s
         self.queues: dict[str, WatchedQueue] = {}
         """Those that are watched, or were a moment ago."""
@@ -91,34 +90,43 @@ class JobWatch:
         """Begin to close what is no longer watched."""
         self.sweeper.start()
 
-    async def watch(
-        self, queue: str, ulid: str, wish: WatchWish
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
+    async def watch(self, queue: str, ulid: str, wish: WatchWish) -> JobCourse:
         """Yield the job as it stands, then every change and all output until the terminal state.
 
-        With each event come the revision and the position that the watcher has reached; an event of
-        None is a sign of life. A watcher that is slower than the changes is given the newest state
-        only; output it is given whole.
+        With each event comes the cursor behind it; an event of None is a sign of life. A watcher
+        that is slower than the changes is given the newest state only; output it is given whole.
 
         Raises:
+            BadPageToken: The cursor is not one of the job.
             JobNotFound: There is none, or it was forgotten meanwhile.
             CursorCompacted: Output behind the wished position is no longer kept.
             StoreUnavailable: The first read failed.
             ServerDraining: The server shuts down.
         """
+        scope = "job", job_id_of(queue, ulid)
+        if wish.cursor:
+            text = await self._tokens.read(wish.cursor, *scope, field="cursor")
+            seen, *reached = map(int, text.split())
+            wish = replace(
+                wish, seen_revision=seen, position=OutputPosition(*reached), resumed=True
+            )
         watched = await self.enter(queue)
         job = watched.watch_job(ulid, output=wish.output)
         try:
             if not await watched.join(job):
                 raise job.error or StoreUnavailable("the job could not be read")
-            async for step in self._follow(watched, job, wish):
-                yield step
+            seal = await self._tokens.seal(*scope)
+            async for event, revision, position in self._follow(watched, job, wish, seal):
+                yield event, _cursor(seal, revision, position)
+                if event is None:
+                    # The key may have been replaced meanwhile.
+                    seal = await self._tokens.seal(*scope)
         finally:
             watched.leave_job(job, output=wish.output)
 
     async def _follow(
-        self, queue: WatchedQueue, watched: WatchedJob, wish: WatchWish
-    ) -> AsyncIterator[tuple[JobEvent | OutputEvent | None, int, OutputPosition]]:
+        self, queue: WatchedQueue, watched: WatchedJob, wish: WatchWish, seal: Seal
+    ) -> _Steps:
         job = self._job(queue, watched)
         seen, position = wish.seen_revision, wish.position
         told: JobEvent | None = None
@@ -138,7 +146,7 @@ class JobWatch:
                 yield event, seen, position
             if wish.output:
                 output, position = await self._next_output(
-                    queue, watched, job, position, inside, strict
+                    queue, watched, job, position, inside, strict, seal
                 )
                 strict = True
                 for one in output:
@@ -171,6 +179,7 @@ class JobWatch:
         position: OutputPosition,
         inside: bool,
         strict: bool,
+        seal: Seal,
     ) -> tuple[list[OutputEvent], OutputPosition]:
         """Return the next output behind a position: the tail's, otherwise the store's.
 
@@ -181,6 +190,7 @@ class JobWatch:
             position: What is before it was told.
             inside: True if the position may lie inside a piece.
             strict: True if everything behind the position must still be kept.
+            seal: Of cursors.
         """
         tail = watched.tail
         if tail is not None and position >= tail.floor:
@@ -201,7 +211,7 @@ class JobWatch:
             raise CursorCompacted(
                 f"output of {job.job_id} before offset {first.offset} of attempt {first.attempt} is"
                 " no longer kept; go on from there",
-                encode_cursor(0, first),
+                _cursor(seal, 0, first),
             )
         events = []
         for event in events_of(row.output):
@@ -257,3 +267,9 @@ class JobWatch:
                 del self.queues[watched.queue]
                 await watched.close()
         return LINGER_S
+
+
+def _cursor(seal: Seal, revision: int, position: OutputPosition) -> str:
+    """Return where a watcher stands."""
+    attempt, offset = position
+    return seal.write(f"{revision} {attempt} {offset}")

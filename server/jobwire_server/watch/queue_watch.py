@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 from jobwire_server.domain.decisions.filters import JobFilter
@@ -13,6 +14,7 @@ from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.reads import PageToken, ReadStore
+from jobwire_server.store.tokens import Tokens
 from jobwire_server.watch.job_watch import JobWatch
 
 MOST_WAITING = 100_000
@@ -125,15 +127,22 @@ class QueueWatch:
         store: Where jobs are read.
         queues: Which queues there are.
         records: Reads what jobs are about.
+        tokens: Seal cursors.
     """
 
     def __init__(
-        self, jobs: JobWatch, store: ReadStore, queues: QueueStore, records: RecordCodec
+        self,
+        jobs: JobWatch,
+        store: ReadStore,
+        queues: QueueStore,
+        records: RecordCodec,
+        tokens: Tokens,
     ) -> None:
         self._jobs = jobs
         self._store = store
         self._queues = queues
         self._records = records
+        self._tokens = tokens
 
     async def watch(
         self,
@@ -145,6 +154,9 @@ class QueueWatch:
     ) -> AsyncIterator[tuple[Job | CaughtUp | None, str]]:
         """Yield jobs with the cursor behind each; None is a sign of life.
 
+        A cursor seals the entry of the queue's log up to which all was told, and is '' where there
+        is none.
+
         Args:
             wanted: The jobs of one queue. One that leaves the states wanted is told once more.
             full: With payloads, results and attempts.
@@ -152,11 +164,32 @@ class QueueWatch:
             only_changes: True: without what is there at the beginning.
 
         Raises:
+            BadPageToken: The cursor is not one of a watch with this filter.
             QueueNotFound: No job was ever submitted to the queue.
             CursorCompacted: The queue's log does not reach back to the cursor, or it keeps none.
             WatchLagged: Too many changes waited.
             ServerDraining: The server shuts down.
         """
+        scope = ("jobs-watch", *wanted.scope())
+        began = ""
+        if cursor:
+            began = await self._tokens.read(cursor, *scope, field="cursor")
+        seal = await self._tokens.seal(*scope)
+        sealed_at, sealed = "", ""
+        steps = self._watch(wanted, full=full, began=began, only_changes=only_changes)
+        async with aclosing(steps):
+            async for job, at in steps:
+                if at != sealed_at:
+                    sealed_at, sealed = at, seal.write(at) if at else ""
+                yield job, sealed
+                if job is None:
+                    # The key may have been replaced meanwhile.
+                    seal, sealed_at = await self._tokens.seal(*scope), ""
+
+    async def _watch(
+        self, wanted: JobFilter, *, full: bool, began: str, only_changes: bool
+    ) -> AsyncGenerator[tuple[Job | CaughtUp | None, str]]:
+        """Yield jobs with the entry of the log behind each, as `watch`."""
         queue, states, ulids = wanted.queue, wanted.states, wanted.ulids
         if not await self._queues.exists(queue):
             raise QueueNotFound(queue)
@@ -164,7 +197,7 @@ class QueueWatch:
         watcher = QueueWatcher()
         watched.watch_many(watcher)
         named = set(ulids)
-        told = Told(states, resumed=bool(cursor))
+        told = Told(states, resumed=bool(began))
         whatever_state = replace(wanted, states=())
 
         def matches(job: Job) -> bool:
@@ -176,9 +209,9 @@ class QueueWatch:
             )
 
         try:
-            at = cursor
-            if cursor:
-                async for job, at in self._replay(queue, cursor, full):
+            at = began
+            if began:
+                async for job, at in self._replay(queue, began, full):
                     if job is not None and matches(job):
                         yield job, at
             else:

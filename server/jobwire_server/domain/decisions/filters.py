@@ -31,6 +31,19 @@ class JobFilter:
     ulids: tuple[str, ...] = ()
     """These jobs only; empty: all of the queue."""
 
+    def scope(self) -> tuple[str, ...]:
+        """Return all that it says, for the tokens of a method that has this filter."""
+        return (
+            self.queue,
+            self.operation,
+            self.failure_type,
+            " ".join(str(int(state)) for state in self.states),
+            f"{self.submitted_after_ms} {self.submitted_before_ms}",
+            f"{self.finished_after_ms} {self.finished_before_ms}",
+            " ".join(self.ulids),
+            *(part for pair in sorted(self.labels.items()) for part in pair),
+        )
+
     @property
     def reads_records(self) -> bool:
         """True if what the producer wrote decides, so that the record has to be read."""

@@ -1,59 +1,10 @@
-"""Page tokens, rates, and the state table itself."""
+"""Rates, and the state table itself."""
 
 from __future__ import annotations
 
-import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-
-import pytest
-
 from jobwire_server.domain.decisions.lifecycle import TRANSITIONS, Event
-from jobwire_server.domain.decisions.paging import decode_token, encode_token
 from jobwire_server.domain.decisions.rates import SAMPLE_MS, SAMPLES, rates
-from jobwire_server.domain.errors import BadPageToken
 from jobwire_server.domain.model import JobState
-
-
-@pytest.mark.parametrize("place", [(), ("a",), (0, "z:route", "ülid", "12"), ("", "", "")])
-def test_a_token_brings_back_its_place(place: tuple[str | int, ...]) -> None:
-    token = encode_token("scope", *place)
-    assert token.isascii()
-    assert "=" not in token
-    assert decode_token("scope", token, len(place)) == [*place]
-
-
-def test_a_token_of_another_filter_is_refused() -> None:
-    with pytest.raises(BadPageToken) as refused:
-        decode_token("jobs:b", encode_token("jobs:a", "x"), 1)
-    assert [violation.field for violation in refused.value.violations] == ["page_token"]
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        "x",
-        "====",
-        "ä",
-        "bnVsbA",
-        urlsafe_b64encode(b"\xff\xfe").decode(),
-        urlsafe_b64encode(b"{}").decode(),
-        urlsafe_b64encode(b"[]").decode(),
-        urlsafe_b64encode(b"5").decode(),
-        encode_token("scope"),
-        encode_token("scope", "a", "b"),
-        encode_token("scope", "a") + "AAAA",
-    ],
-)
-def test_what_is_no_token_is_refused(token: str) -> None:
-    with pytest.raises(BadPageToken):
-        decode_token("scope", token, 1)
-
-
-def test_a_token_with_values_of_other_kinds_is_refused() -> None:
-    head = json.loads(urlsafe_b64decode(encode_token("s", "a") + "=="))[0]
-    forged = urlsafe_b64encode(json.dumps([head, {"a": 1}]).encode()).decode()
-    with pytest.raises(BadPageToken):
-        decode_token("s", forged, 1)
 
 
 def test_a_rate_is_the_difference_over_the_window() -> None:
