@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
 
-.PHONY: help install demo test check faults lint format proto breaking bench plots lock upgrade clean
+.PHONY: help install demo test check smoke faults lint format proto breaking bench plots lock upgrade clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,11 +32,14 @@ demo: install ## Start a broker and run real jobs through it (DIR=a folder of yo
 # Most tests wait for something most of the time: for two cores, six at once are about right. Those that
 # fill the machine, or count on it, come after the others and one by one.
 JOBS ?= 6
-test: install ## Run all tests (ARGS="-k words" for some of them, JOBS=0 for one at a time, SOAK=20000 streams)
+test: install ## Run all tests but those of `make smoke` (ARGS="-k words" for some of them, JOBS=0 for one at a time, SOAK=20000 streams)
 	@$(if $(SOAK),JOBWIRE_TEST_SOAK=$(SOAK)) $(BIN)/python tools/run_tests.py $(JOBS) $(ARGS)
 
 check: lint ## Lint, and run the tests that start no processes
 	@$(BIN)/python tools/run_tests.py --quick $(JOBS) $(ARGS)
+
+smoke: install ## Run each benchmark very small, and faults for half a minute: do these tools work?
+	@$(BIN)/python tools/run_tests.py --smoke 3 $(ARGS)
 
 faults: install ## Kill, stop and cut what runs, and check what came of it (MINUTES=5 SEED= CONFIG=all)
 	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),5) --config $(or $(CONFIG),all) \

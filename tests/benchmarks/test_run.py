@@ -89,6 +89,7 @@ def _alive(pids: set[str]) -> bool:
     return not pids.isdisjoint(line.strip() for line in _lines_of_ps("pid"))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> None:
     if BENCHMARKS[name].engine == "redis" and server_binary("redis") is None:
@@ -120,6 +121,7 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
     assert _processes_below(folder) == []
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", [name for name, b in BENCHMARKS.items() if b.run_backlog])
 def test_a_benchmark_runs_with_a_backlog(name: str, folder: Path) -> None:
     done = subprocess.run(
@@ -146,6 +148,7 @@ def test_a_benchmark_without_such_a_comparison_says_so_of_a_backlog() -> None:
     assert "memory" in done.stderr
 
 
+@pytest.mark.smoke
 def test_a_profile_of_each_process_is_written_where_it_is_wanted(folder: Path) -> None:
     profiles = folder / "profiles"
     done = subprocess.run(
@@ -166,6 +169,7 @@ def test_a_profile_of_each_process_is_written_where_it_is_wanted(folder: Path) -
         assert pstats.Stats(str(file)).total_calls > 1_000  # type: ignore[attr-defined]
 
 
+@pytest.mark.smoke
 async def test_a_benchmark_that_is_stopped_ends_what_it_started(folder: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *_command("submit-unary", "--rounds", "1000"),

@@ -10,11 +10,10 @@ from tests.faults.plan import QUICK
 from tests.faults.report import describe
 from tests.faults.run import Settings, run
 
-pytestmark = pytest.mark.processes
-
 SEED = 11
 
 
+@pytest.mark.smoke
 @pytest.mark.timeout(300)
 def test_several_dozen_faults_break_no_rule(tmp_path: Path) -> None:
     # With the product's own times: with shorter ones a busy machine is a fault by itself.
