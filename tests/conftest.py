@@ -30,6 +30,7 @@ _may_start = True
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all tests are collected: each of them stays
     leftovers.adopt_orphans()
     # A shell starts what it runs in the background with Ctrl-C ignored, and so would start all that
     # tests interrupt.
@@ -90,6 +91,7 @@ def pytest_collection_finish() -> None:
     """Keep the collector from looking at thousands of tests again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _remove(folder: str, owner: int) -> None:

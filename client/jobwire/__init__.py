@@ -10,161 +10,136 @@ raise is in `jobwire.errors`, what they return in `jobwire.models`, `jobwire.sch
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from typing import Any
 
-from jobwire._async.bulk import AsyncBulkAction
-from jobwire._async.client import AsyncClient
-from jobwire._async.handle import AsyncBatchError, AsyncJobHandle
-from jobwire._async.watching import AsyncJobWatch
-from jobwire._capture import OutputHandler
-from jobwire._connection import Tls, __version__
-from jobwire._sync.bulk import BulkAction
-from jobwire._sync.client import Client
-from jobwire._sync.handle import BatchError, JobHandle
-from jobwire._sync.watching import JobWatch
-from jobwire.bulk import BulkProgress
-from jobwire.context import Context, Report, TestContext
-from jobwire.errors import (
-    AccessDenied,
-    AlreadyExists,
-    CallError,
-    ChangedMeanwhile,
-    ClientClosed,
-    DeadlineExceeded,
-    InvalidRequest,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    JobNotFound,
-    JobUnsuccessful,
-    JobwireError,
-    LeaseLost,
-    NotFound,
-    OutputFull,
-    OutputTrimmed,
-    PreconditionFailed,
-    QueueFull,
-    QueueNotFound,
-    ResourceExhausted,
-    ScheduleNotFound,
-    Unavailable,
-    UniqueKeyTaken,
-    Violation,
-    WorkerNotFound,
-    WrongState,
-)
-from jobwire.models import (
-    Attempt,
-    AttemptOutcome,
-    Failure,
-    Job,
-    JobState,
-    NewJob,
-    OutputChunk,
-    OutputPolicy,
-    OutputPosition,
-    Progress,
-    Redrive,
-    RetryPolicy,
-)
-from jobwire.operators import (
-    Lease,
-    QueueConfig,
-    QueueInfo,
-    QueueRates,
-    QueueTotals,
-    ServerInfo,
-    WorkerChange,
-    WorkerInfo,
-    WorkerStatus,
-    WorkerTotals,
-)
-from jobwire.payloads import Payload, from_payload, to_payload
-from jobwire.schedules import Schedule, ScheduleRun
-from jobwire.signals import Fatal, Retry, Stopped
-from jobwire.unique import UniqueKey
-from jobwire.worker import JobFilter, ProcessOptions, Worker, WorkerStats
+# Imported when it is first used: whoever only submits needs no worker, and the server, which reads
+# the contract in `jobwire.v1`, nothing of it. The same names stand in `__init__.pyi`.
+_WHERE = {
+    "_async.bulk": ("AsyncBulkAction",),
+    "_async.client": ("AsyncClient",),
+    "_async.handle": (
+        "AsyncBatchError",
+        "AsyncJobHandle",
+    ),
+    "_async.watching": ("AsyncJobWatch",),
+    "_capture": ("OutputHandler",),
+    "_connection": (
+        "Tls",
+        "__version__",
+    ),
+    "_sync.bulk": ("BulkAction",),
+    "_sync.client": ("Client",),
+    "_sync.handle": (
+        "BatchError",
+        "JobHandle",
+    ),
+    "_sync.watching": ("JobWatch",),
+    "bulk": ("BulkProgress",),
+    "context": (
+        "Context",
+        "Report",
+        "TestContext",
+    ),
+    "errors": (
+        "AccessDenied",
+        "AlreadyExists",
+        "CallError",
+        "ChangedMeanwhile",
+        "ClientClosed",
+        "DeadlineExceeded",
+        "InvalidRequest",
+        "JobCancelled",
+        "JobExpired",
+        "JobFailed",
+        "JobNotFound",
+        "JobUnsuccessful",
+        "JobwireError",
+        "LeaseLost",
+        "NotFound",
+        "OutputFull",
+        "OutputTrimmed",
+        "PreconditionFailed",
+        "QueueFull",
+        "QueueNotFound",
+        "ResourceExhausted",
+        "ScheduleNotFound",
+        "Unavailable",
+        "UniqueKeyTaken",
+        "Violation",
+        "WorkerNotFound",
+        "WrongState",
+    ),
+    "models": (
+        "Attempt",
+        "AttemptOutcome",
+        "Failure",
+        "Job",
+        "JobState",
+        "NewJob",
+        "OutputChunk",
+        "OutputPolicy",
+        "OutputPosition",
+        "Progress",
+        "Redrive",
+        "RetryPolicy",
+    ),
+    "operators": (
+        "Lease",
+        "QueueConfig",
+        "QueueInfo",
+        "QueueRates",
+        "QueueTotals",
+        "ServerInfo",
+        "WorkerChange",
+        "WorkerInfo",
+        "WorkerStatus",
+        "WorkerTotals",
+    ),
+    "payloads": (
+        "Payload",
+        "from_payload",
+        "to_payload",
+    ),
+    "schedules": (
+        "Schedule",
+        "ScheduleRun",
+    ),
+    "signals": (
+        "Fatal",
+        "Retry",
+        "Stopped",
+    ),
+    "unique": ("UniqueKey",),
+    "worker": (
+        "JobFilter",
+        "ProcessOptions",
+        "Worker",
+        "WorkerStats",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+_MODULES = ("bulk", "context", "errors", "ids", "models", "operators", "output", "payloads")
+_MODULES += ("schedules", "signals", "unique", "worker")
 
-__all__ = [
-    "AccessDenied",
-    "AlreadyExists",
-    "AsyncBatchError",
-    "AsyncBulkAction",
-    "AsyncClient",
-    "AsyncJobHandle",
-    "AsyncJobWatch",
-    "Attempt",
-    "AttemptOutcome",
-    "BatchError",
-    "BulkAction",
-    "BulkProgress",
-    "CallError",
-    "ChangedMeanwhile",
-    "Client",
-    "ClientClosed",
-    "Context",
-    "DeadlineExceeded",
-    "Failure",
-    "Fatal",
-    "InvalidRequest",
-    "Job",
-    "JobCancelled",
-    "JobExpired",
-    "JobFailed",
-    "JobFilter",
-    "JobHandle",
-    "JobNotFound",
-    "JobState",
-    "JobUnsuccessful",
-    "JobWatch",
-    "JobwireError",
-    "Lease",
-    "LeaseLost",
-    "NewJob",
-    "NotFound",
-    "OutputChunk",
-    "OutputFull",
-    "OutputHandler",
-    "OutputPolicy",
-    "OutputPosition",
-    "OutputTrimmed",
-    "Payload",
-    "PreconditionFailed",
-    "ProcessOptions",
-    "Progress",
-    "QueueConfig",
-    "QueueFull",
-    "QueueInfo",
-    "QueueNotFound",
-    "QueueRates",
-    "QueueTotals",
-    "Redrive",
-    "Report",
-    "ResourceExhausted",
-    "Retry",
-    "RetryPolicy",
-    "Schedule",
-    "ScheduleNotFound",
-    "ScheduleRun",
-    "ServerInfo",
-    "Stopped",
-    "TestContext",
-    "Tls",
-    "Unavailable",
-    "UniqueKey",
-    "UniqueKeyTaken",
-    "Violation",
-    "Worker",
-    "WorkerChange",
-    "WorkerInfo",
-    "WorkerNotFound",
-    "WorkerStats",
-    "WorkerStatus",
-    "WorkerTotals",
-    "WrongState",
-    "__version__",
-    "from_payload",
-    "to_payload",
-]
+__all__ = [*sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is not None:
+        value = getattr(import_module(f"jobwire.{module}"), name)
+    elif name in _MODULES:
+        value = import_module(f"jobwire.{name}")
+    else:
+        raise AttributeError(f"module 'jobwire' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF, *_MODULES})
+
 
 # What a library says goes where the application sends it, and nowhere unless it does.
 logging.getLogger("jobwire").addHandler(logging.NullHandler())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from jobwire_server.host.signals import end_without_a_word
 from jobwire_server.telemetry.standard_streams import open_closed_streams
 
@@ -10,6 +12,10 @@ if __name__ == "__main__":
     end_without_a_word()
     open_closed_streams()
 
+    # What is imported stays for good: the garbage collector need not look through it.
+    gc.disable()
     from jobwire_server.host.command import serve
 
+    gc.freeze()
+    gc.enable()
     serve()

@@ -1,12 +1,15 @@
-"""Commands of other packages."""
+"""Commands of this package, each imported when it is wanted, and of others."""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from importlib.metadata import EntryPoint
 
 import click
 import pytest
 
+import jobwire.cli
 from jobwire.cli import app, group
 
 
@@ -51,3 +54,13 @@ def test_what_nobody_expected_is_one_line_and_70(
     error = capsys.readouterr().err
     assert error.startswith("jobwire: internal error: TypeError")
     assert len(error.splitlines()) == 1
+
+
+def test_every_command_is_found_in_its_module() -> None:
+    context = click.Context(group.cli)
+    listed = {*group.cli.list_commands(context)} - {"serve"}
+    assert all(group.cli.get_command(context, name) for name in listed)
+    for module in pkgutil.iter_modules(jobwire.cli.__path__, "jobwire.cli."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    assert {*group.cli.commands} == listed

@@ -50,6 +50,8 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 import {module} as imported
+for name in getattr(imported, "__all__", ()):
+    getattr(imported, name)
 print(imported.__file__)
 """
 

@@ -15,8 +15,10 @@ import sys
 import time
 
 # Not by name: what the commands import is all that is wanted.
-import jobwire.cli.app  # noqa: F401
+import jobwire
+import jobwire.cli.app
 import jobwire_server.host.command  # noqa: F401
+from jobwire.cli import group
 
 LENGTH_BYTES = 4
 
@@ -25,6 +27,9 @@ def main() -> None:
     """Fork off what is asked for, until nobody asks any more."""
     asked = socket.socket(fileno=int(sys.argv[1]))
     sys.path.append(os.getcwd())
+    group.register_all()
+    for name in jobwire.__all__:
+        getattr(jobwire, name)
     gc.freeze()
     while True:
         length, streams, _, _ = socket.recv_fds(asked, LENGTH_BYTES, 3)

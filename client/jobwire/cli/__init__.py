@@ -16,11 +16,15 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command line of this process, and end it."""
     try:
-        # Before anything opens a file: it would get the number of a standard stream that is closed.
-        from jobwire.cli.terminal import prepare
+        from jobwire.cli.importing import uncollected
 
-        prepare()
-        from jobwire.cli.app import run
+        with uncollected():
+            # Before anything opens a file: it would get the number of a standard stream that is
+            # closed.
+            from jobwire.cli.terminal import prepare
+
+            prepare()
+            from jobwire.cli.app import run
 
         code = run()
     except KeyboardInterrupt:

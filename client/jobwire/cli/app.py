@@ -1,4 +1,4 @@
-"""Runs a command line, with every command of this package, and returns its exit code."""
+"""Runs a command line and returns its exit code."""
 
 from __future__ import annotations
 
@@ -9,21 +9,6 @@ from collections.abc import Sequence
 
 import click
 
-# Each registers itself with `cli`.
-from jobwire.cli import (
-    bench,  # noqa: F401
-    bulk,  # noqa: F401
-    completion,  # noqa: F401
-    info,  # noqa: F401
-    jobs,  # noqa: F401
-    queues,  # noqa: F401
-    run_job,  # noqa: F401
-    schedules,  # noqa: F401
-    top,  # noqa: F401
-    watch,  # noqa: F401
-    worker,  # noqa: F401
-    workers,  # noqa: F401
-)
 from jobwire.cli.failures import (
     Exit,
     exit_code_of,

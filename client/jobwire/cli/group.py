@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import FrameType
@@ -15,14 +16,15 @@ from typing import Any, TypeVar
 
 import click
 
+import jobwire
 from jobwire._connection import ConnectionOptions, Tls, __version__
-from jobwire._sync.client import Client
 from jobwire.cli.failures import (
     EXIT_CODES_HELP,
     Exit,
     say,
 )
 from jobwire.cli.health import Health, health_of
+from jobwire.cli.importing import uncollected
 from jobwire.cli.parameters import positive_duration
 from jobwire.cli.terminal import silence_broken
 
@@ -30,6 +32,28 @@ COMMANDS_GROUP = "jobwire.commands"
 _DESTRUCTIVE = {"cancel", "delete", "purge", "redrive"}
 # Short, for people at a terminal.
 DEFAULT_TIMEOUT_S = 5.0
+
+# Which module registers a command. Only the one that is wanted is imported.
+_MODULES = {
+    "bench": "bench",
+    "cancel": "bulk",
+    "completion": "completion",
+    "dead": "jobs",
+    "get": "jobs",
+    "info": "info",
+    "list": "jobs",
+    "purge": "bulk",
+    "queues": "queues",
+    "redrive": "bulk",
+    "retry": "bulk",
+    "run": "run_job",
+    "schedules": "schedules",
+    "submit": "jobs",
+    "top": "top",
+    "watch": "watch",
+    "worker": "worker",
+    "workers": "workers",
+}
 
 # `jobwire queue show images` reads as well as `queues`.
 _SINGULAR = {"queue": "queues", "schedule": "schedules"}
@@ -55,14 +79,14 @@ class Settings:
         """Ask the server how it is."""
         return health_of(self.target, self.tls)
 
-    def client(self) -> Client:
+    def client(self) -> jobwire.Client:
         """Open a client.
 
         Raises:
             click.UsageError: An address is malformed.
         """
         try:
-            return Client(self.target, timeout_s=self.timeout_s, tls=self.tls)
+            return jobwire.Client(self.target, timeout_s=self.timeout_s, tls=self.tls)
         except ValueError as error:
             raise click.UsageError(f"--target or JOBWIRE_TARGET: {error}") from error
 
@@ -214,13 +238,31 @@ class CommandGroup(_Suggesting):
             return Exit.OK
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_entry_points()})
+        return sorted({*_MODULES, *_entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, _SINGULAR.get(cmd_name, cmd_name))
+        cmd_name = _SINGULAR.get(cmd_name, cmd_name)
+        if cmd_name in _MODULES:
+            _register(cmd_name)
+        command = super().get_command(ctx, cmd_name)
         if command is None and (found := _entry_points().get(cmd_name)) is not None:
             return _load(found)
         return command
+
+    def _meant(self, name: str) -> str:
+        register_all()
+        return super()._meant(name)
+
+
+def register_all() -> None:
+    """Import every command of this package."""
+    for command in _MODULES:
+        _register(command)
+
+
+def _register(command: str) -> None:
+    with uncollected():
+        import_module(f"jobwire.cli.{_MODULES[command]}")
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -229,7 +271,8 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 def _load(found: EntryPoint) -> click.Command:
     try:
-        loaded = found.load()
+        with uncollected():
+            loaded = found.load()
     except ImportError as error:
         return _missing(found.name, error)
     if not isinstance(loaded, click.Command):

@@ -172,7 +172,3 @@ def main(link_fd: int, counters_fd: int) -> int:
     finally:
         let_go_of_the_rest()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -75,7 +75,7 @@ class ChildProcess:
                 *(
                     "-P",
                     "-m",
-                    "jobwire_server.host.child",
+                    "jobwire_server.host.child_start",
                     str(its.fileno()),
                     str(self.counters.fd),
                 ),

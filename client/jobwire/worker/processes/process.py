@@ -30,16 +30,19 @@ _LEAVE_S = 1.0
 _LOOK_S = 0.02
 
 # It can import nothing of ours until it has the search path of this process. If none comes, the
-# worker was killed meanwhile.
+# worker was killed meanwhile. The garbage collector need not look through what stays for good.
 BEGIN = """\
-import sys
+import gc, sys
 from multiprocessing.connection import Connection
 pipe = Connection(int(sys.argv[1]))
 try:
     sys.path[:] = pipe.recv()
 except (EOFError, OSError):
     sys.exit()
+gc.disable()
 from jobwire.worker.processes.serving import serve
+gc.freeze()
+gc.enable()
 serve(pipe)
 """
 
