@@ -167,7 +167,7 @@ async def test_bytes_that_are_no_frame_end_the_stream(
         async with asyncio.timeout(20):
             code, details = await call.code(), await call.details()
     assert code.name == "INVALID_ARGUMENT", details
-    assert "is not a WorkRequest" in details
+    assert "can't be read as the method's message" in details
 
 
 async def test_a_stream_on_which_nobody_attaches_is_ended(

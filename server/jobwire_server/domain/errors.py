@@ -63,14 +63,19 @@ def _that_fit(violations: Sequence[Violation]) -> tuple[Violation, ...]:
 
 
 class InvalidRequest(JobwireError):
-    """One or more fields are missing, malformed or out of range."""
+    """One or more fields are missing, malformed or out of range.
+
+    Args:
+        violations: What is wrong; as many as fit are told.
+        left_out: How many more there are.
+    """
 
     reason = "INVALID_FIELD"
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    def __init__(self, violations: Sequence[Violation], left_out: int = 0) -> None:
         self.violations = _that_fit(violations)
         texts = [f"{v.field}: {v.description}" for v in self.violations]
-        more = len(violations) - len(self.violations)
+        more = len(violations) - len(self.violations) + left_out
         if more:
             texts.append(f"and {more} more")
         super().__init__(

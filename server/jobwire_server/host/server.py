@@ -13,13 +13,11 @@ from importlib.metadata import version
 
 import grpc
 import structlog
-from grpc_channelz.v1 import channelz, channelz_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import (  # type: ignore[import-untyped]
     health,
     health_pb2,
     health_pb2_grpc,
 )
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.broker.router import Router
@@ -33,6 +31,7 @@ from jobwire_server.host.settings import Settings
 from jobwire_server.host.shared_port import refused
 from jobwire_server.servicers import SERVICE_NAMES, generic_handlers
 from jobwire_server.servicers.interceptor import CallInterceptor
+from jobwire_server.servicers.introspection import add_introspection
 from jobwire_server.servicers.records import JobSpecRecords
 from jobwire_server.store.connection.condition import StoreCondition
 from jobwire_server.store.connection.connect import Connection, connect
@@ -254,14 +253,7 @@ class Application:
         )
         server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        channelz.add_channelz_servicer(server)
-        names = (
-            *SERVICE_NAMES,
-            health.SERVICE_NAME,
-            reflection.SERVICE_NAME,
-            channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
-        )
-        reflection.enable_server_reflection(names, server)
+        add_introspection(server, (*SERVICE_NAMES, health.SERVICE_NAME))
         host, _ = parse_address(self.settings.listen)
         credentials = self._credentials()
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from jobwire.v1 import (
@@ -24,7 +24,6 @@ from jobwire.v1 import (
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.servicers.admin_service import AdminService
-from jobwire_server.servicers.interceptor import UNREADABLE
 from jobwire_server.servicers.job_service import JobService
 from jobwire_server.servicers.schedule_service import ScheduleService
 from jobwire_server.servicers.worker_service import WorkerService
@@ -66,18 +65,6 @@ def _serialize(answer: Message | bytes) -> bytes:
     return answer if type(answer) is bytes else answer.SerializeToString()  # type: ignore[union-attr]
 
 
-def _careful(message: type[Message]) -> Callable[[bytes], object]:
-    parse = message.FromString
-
-    def parse_or_mark(data: bytes) -> object:
-        try:
-            return parse(data)
-        except DecodeError:
-            return UNREADABLE
-
-    return parse_or_mark
-
-
 # Taken from the descriptors rather than from the generated registration, because answers may be
 # messages of `wire`, which the generated code's serializers refuse.
 def _handler(
@@ -90,6 +77,4 @@ def _handler(
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
     message = GetMessageClass(method.input_type)
-    # A stream's reader is told of what can't be read; a lone request is refused by the interceptor.
-    parse = message.FromString if method.client_streaming else _careful(message)
-    return make(behaviour, request_deserializer=parse, response_serializer=_serialize)
+    return make(behaviour, request_deserializer=message.FromString, response_serializer=_serialize)

@@ -69,8 +69,8 @@ class AttemptChecks:
             parts = split_job_id(item.job_id)
             if (
                 parts
-                and is_sound(result)
                 and len(written := result.SerializeToString()) <= self._max_result_bytes
+                and is_sound(result)
             ):
                 return Completion(*parts, item.fencing_token, written)
         checker = Checker()
@@ -141,7 +141,7 @@ def _failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
 
 def _cut(text: str, most: int) -> str:
     """Shorten a text to so many bytes without breaking a character."""
-    return text if len(text) * 4 <= most else text.encode()[:most].decode(errors="ignore")
+    return text if len(text) * 4 <= most else text[:most].encode()[:most].decode(errors="ignore")
 
 
 def _output(checker: Checker, field: str, chunks: Sequence[job_pb2.OutputChunk]) -> Written | None:

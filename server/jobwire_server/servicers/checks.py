@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import isfinite
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToJson, SerializeToJsonError
-from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2, worker_service_pb2
@@ -21,11 +18,15 @@ from jobwire_server.domain.model import (
     WorkerStatus,
 )
 from jobwire_server.servicers.json_text import check_json
+from jobwire_server.servicers.struct_text import StructError, struct_text
 
 DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
 TEN_YEARS_MS = 3653 * DAY_MS
 MAX_LABELS = 16
+MAX_STATES = 16
+MAX_VIOLATIONS = 100
+"""That are noted of one request; of more only the number is told."""
 MAX_WORKER_LABELS = 64
 MAX_QUEUES = 64
 MAX_OPERATIONS = 512
@@ -35,6 +36,10 @@ CHOOSABLE_STATUSES = frozenset(
 )
 """What a worker may say of itself."""
 
+TURN_S = 0.005
+"""After so long with one request other calls have their turn."""
+MAX_PATH = 300
+"""Characters of a path into a payload that is told."""
 _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
@@ -47,6 +52,7 @@ class Checker:
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
+        self._left_out = 0
         self.too_large = False
         self.only_now = True
         """True while nothing was noted that was wrong at every time and with all settings."""
@@ -60,8 +66,11 @@ class Checker:
             now: True if the same may have been right before: it depends on the time or on a setting
                 of the server.
         """
-        self.violations.append(Violation(field, description))
         self.only_now &= now
+        if len(self.violations) < MAX_VIOLATIONS:
+            self.violations.append(Violation(field, description))
+        else:
+            self._left_out += 1
 
     def raise_if_any(self) -> None:
         """Refuse the request if anything was noted.
@@ -74,7 +83,8 @@ class Checker:
 
     def error(self) -> InvalidRequest:
         """Return what was noted, as the refusal of the request."""
-        return (TooLarge if self.too_large else InvalidRequest)(self.violations)
+        kind = TooLarge if self.too_large else InvalidRequest
+        return kind(self.violations, self._left_out)
 
     def queue(self, field: str, name: str, *, required: bool = False) -> str:
         """Return the queue's name, the default one for an unset field."""
@@ -87,6 +97,15 @@ class Checker:
                 f" with a letter or a digit, not {name[:80]!r}",
             )
         return name
+
+    def queues(self, field: str, names: Sequence[str], most: int = MAX_QUEUES) -> tuple[str, ...]:
+        """Return the names of queues, each once; none if there are too many."""
+        if len(names) > most:
+            self.add(field, f"may name at most {most}, not {len(names)}")
+            return ()
+        for at, name in enumerate(names):
+            self.queue(f"{field}[{at}]", name, required=True)
+        return tuple(dict.fromkeys(names))
 
     def job_id(self, field: str, job_id: str) -> tuple[str, str]:
         """Return the queue and the ULID of a job id."""
@@ -175,20 +194,17 @@ class Checker:
         """Check a payload, and turn a struct into the JSON text that it stands for."""
         kind = payload.WhichOneof("kind")
         if kind == "struct":
-            # In the order of the keys, so that a repeated request has the same content.
             try:
-                payload.json = MessageToJson(
-                    payload.struct, indent=None, ensure_ascii=False, sort_keys=True
-                )
-            except (SerializeToJsonError, ValueError):
-                path = f"{field}.struct{_not_finite(payload.struct)}"
-                self.add(path, "is a number that JSON can't carry: NaN or infinite")
-        elif kind == "json":
+                payload.json = struct_text(payload.struct)
+            except StructError as error:
+                self.add(f"{field}.struct{error.path[:MAX_PATH]}", str(error))
+        size = payload.ByteSize()
+        # A text that is too large anyway is not read.
+        if kind == "json" and size <= most:
             try:
                 check_json(payload.json)
             except ValueError as error:
                 self.add(f"{field}.json", str(error))
-        size = payload.ByteSize()
         if size > most:
             self.too_large = True
             self.add(
@@ -197,24 +213,6 @@ class Checker:
                 " and send a reference, or raise the limit",
                 now=True,
             )
-
-
-def _not_finite(holder: Struct | ListValue) -> str:
-    """Return the path to the first number in a structure that is NaN or infinite."""
-    entries = (
-        [(f".fields[{key[:80]!r}]", value) for key, value in sorted(holder.fields.items())]
-        if isinstance(holder, Struct)
-        else [(f".values[{at}]", value) for at, value in enumerate(holder.values)]
-    )
-    for path, value in entries:
-        kind = value.WhichOneof("kind")
-        if kind == "number_value" and not isfinite(value.number_value):
-            return path
-        if kind == "struct_value" and (rest := _not_finite(value.struct_value)):
-            return path + rest
-        if kind == "list_value" and (rest := _not_finite(value.list_value)):
-            return path + rest
-    return ""
 
 
 def is_operation(name: str) -> bool:
@@ -254,14 +252,13 @@ def _span(ms: int) -> str:
 def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Checker) -> WorkerSpec:
     """Return a worker's description."""
     checker.worker_id(f"{field}.worker_id", message.worker_id)
-    if len(message.queues) > MAX_QUEUES:
-        checker.add(f"{field}.queues", f"may name at most {MAX_QUEUES}, not {len(message.queues)}")
-    for at, name in enumerate(message.queues[:MAX_QUEUES]):
-        checker.queue(f"{field}.queues[{at}]", name, required=True)
-    if not 0 < len(message.operations) <= MAX_OPERATIONS:
-        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(message.operations)}"
+    queues = checker.queues(f"{field}.queues", message.queues)
+    operations = message.operations
+    if not 0 < len(operations) <= MAX_OPERATIONS:
+        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(operations)}"
         checker.add(f"{field}.operations", text)
-    for at, name in enumerate(message.operations[:MAX_OPERATIONS]):
+        operations = []  # type: ignore[assignment]
+    for at, name in enumerate(operations):
         checker.operation(f"{field}.operations[{at}]", name)
     checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
     checker.text(f"{field}.client", message.client, 128)
@@ -272,8 +269,8 @@ def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Che
         )
     return WorkerSpec(
         worker_id=message.worker_id,
-        queues=tuple(dict.fromkeys(message.queues)) or (DEFAULT_QUEUE,),
-        operations=frozenset(message.operations),
+        queues=queues or (DEFAULT_QUEUE,),
+        operations=frozenset(operations),
         labels=dict(message.labels),
         concurrency=message.concurrency,
         lease_ms=lease_ms,

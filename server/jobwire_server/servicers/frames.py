@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from time import perf_counter
 from typing import Any
 
 from jobwire.v1 import worker_service_pb2
@@ -11,7 +13,7 @@ from jobwire_server.domain.model import LeaseRef, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions, Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.attempts import AttemptChecks
-from jobwire_server.servicers.checks import CHOOSABLE_STATUSES, Checker, worker_spec
+from jobwire_server.servicers.checks import CHOOSABLE_STATUSES, TURN_S, Checker, worker_spec
 from jobwire_server.workers.frames import Attach, FrameIn, FrameOut, Receipt, Refused
 from jobwire_server.workers.session import WorkerSession
 
@@ -70,7 +72,7 @@ class FrameChecks:
             message.attempt,
         )
 
-    def frame(self, request: worker_service_pb2.WorkRequest) -> FrameIn:
+    async def frame(self, request: worker_service_pb2.WorkRequest) -> FrameIn:
         """Return a frame, checked.
 
         Raises:
@@ -92,7 +94,7 @@ class FrameChecks:
             elif name in ("completions", "reports"):
                 if len(value) > MAX_ITEMS:
                     raise refuse(name, f"may hold at most {MAX_ITEMS}, not {len(value)}")
-                self._add_items(frame, name, value)
+                await self._add_items(frame, name, value)
             elif name == "credits":
                 if value > MAX_CREDITS:
                     raise refuse("credits", f"must be 0 to {MAX_CREDITS}, not {value}")
@@ -114,8 +116,10 @@ class FrameChecks:
             raise refuse("sequence", "must be above 0 in a frame with reports or completions")
         return frame
 
-    def _add_items(self, frame: FrameIn, name: str, items: Iterable[Any]) -> None:
+    async def _add_items(self, frame: FrameIn, name: str, items: Iterable[Any]) -> None:
         attempts = self._attempts
+        # Other calls have their turn while a frame with much to read is checked.
+        until = perf_counter() + TURN_S
         if name == "completions":
             for item in items:
                 ended = attempts.ended_or_refused(item)
@@ -123,6 +127,9 @@ class FrameChecks:
                     frame.refused.append(ended)
                 else:
                     frame.completions.append(ended)
+                if perf_counter() > until:
+                    await asyncio.sleep(0)
+                    until = perf_counter() + TURN_S
         else:
             for item in items:
                 reported = attempts.reported_or_refused(item)
@@ -130,6 +137,9 @@ class FrameChecks:
                     frame.refused.append(reported)
                 else:
                     frame.reports.append(reported)
+                if perf_counter() > until:
+                    await asyncio.sleep(0)
+                    until = perf_counter() + TURN_S
 
 
 class FrameWriter:

@@ -19,16 +19,15 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
 
-from jobwire_server.domain.errors import InvalidRequest, ServerDraining, Violation
+from jobwire_server.domain.errors import ServerDraining
 from jobwire_server.servicers.garbage import Refuse
+from jobwire_server.servicers.reading import Unreadable, marking, raising
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
 from jobwire_server.telemetry.current_call import Call, enter_call
 from jobwire_server.telemetry.metrics import IN_FLIGHT, MethodStats, RpcMetrics
 
 SLOW_S = 1.0
 """A unary call that takes longer is written to the log, unless it asked for a wait."""
-UNREADABLE = object()
-"""Stands for a request whose bytes are not a message of its type."""
 LINES_PER_S = 50
 """Failures written in one second; a store that is down fails thousands."""
 WHILE_DRAINING = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
@@ -98,7 +97,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         else:  # runs in a thread, where no coroutine can stand around it
             return handler
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        result: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+        # What can't be read is refused here, or told to whoever reads the stream: gRPC itself
+        # would make it a defect of the server.
+        reads = raising if handler.request_streaming else marking
+        result: Handler = make(
+            wrapped, reads(handler.request_deserializer), handler.response_serializer
+        )
         return result
 
     def _coroutine(self, behavior: Any, stats: MethodStats, always: bool, timed: bool) -> Any:
@@ -111,8 +115,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._draining and not always:
                     raise ServerDraining()
-                if request is UNREADABLE:
-                    raise _unreadable()
+                if type(request) is Unreadable:
+                    raise request.error
                 response = await behavior(request, context)
             except BaseException as error:
                 await self._failed(error, request, context, entered, stats, started)
@@ -142,8 +146,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._draining and not always:
                     raise ServerDraining()
-                if request is UNREADABLE:
-                    raise _unreadable()
+                if type(request) is Unreadable:
+                    raise request.error
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -232,11 +236,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.warning("slow call" if slow else "call", **fields)
         else:
             log.info("call", **fields)
-
-
-def _unreadable() -> InvalidRequest:
-    text = "can't be read as the method's message; generate the stubs anew from the contract"
-    return InvalidRequest([Violation("request", text)])
 
 
 def _is_unimplemented(error: BaseException, context: Any) -> bool:

@@ -16,6 +16,8 @@ from jobwire_server.servicers.submit_answers import submit_response, submit_resu
 from jobwire_server.servicers.watching import answers, job_step, wish_of
 
 MAX_REASON_BYTES = 512
+MAX_BATCH = 1_000
+"""Jobs of a batch, whatever the server is configured for."""
 MAX_BATCH_ID = 56
 """With `:` and the index of an item behind it, it still is a request id."""
 
@@ -38,9 +40,12 @@ class JobService:
         checker = Checker()
         if request.request_id:
             checker.request_id("request_id", request.request_id, MAX_BATCH_ID)
-            checker.raise_if_any()
+        if len(requests) > MAX_BATCH:
+            checker.add("requests", f"must hold 1 to {MAX_BATCH} jobs, not {len(requests)}")
+        checker.raise_if_any()
         too_many = submissions.check_batch(len(requests), lambda: may_be_repeat(request))
-        answers = await submissions.submit_batch(check_batch(self._jobs, request), too_many)
+        checked = await check_batch(self._jobs, request)
+        answers = await submissions.submit_batch(checked, too_many)
         return wire.SubmitJobsResponse(results=submit_results(answers))
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobwire.v1 import job_service_pb2
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.model import BulkProgress, JobState
-from jobwire_server.servicers.checks import Checker
+from jobwire_server.servicers.checks import MAX_STATES, Checker
 
 MAX_JOB_IDS = 1_000
 MAX_TYPE_BYTES = 128
@@ -26,6 +26,9 @@ _STATES = [int(state) for state in JobState]
 
 def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobState]:
     """Return the states of a filter."""
+    if len(states) > MAX_STATES:
+        checker.add(field, f"may name at most {MAX_STATES}, not {len(states)}")
+        return []
     for at, state in enumerate(states):
         if state not in _STATES:
             checker.add(f"{field}[{at}]", "must be one of the states a job can be in")

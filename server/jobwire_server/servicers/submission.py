@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import lru_cache
+from time import perf_counter
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.new_jobs import NewJobs
@@ -24,6 +26,7 @@ from jobwire_server.servicers.checks import (
     DAY_MS,
     DEFAULT_QUEUE,
     TEN_YEARS_MS,
+    TURN_S,
     Checker,
     check_retry,
     is_operation,
@@ -33,6 +36,8 @@ from jobwire_server.servicers.records import RESERVED_LABELS, drop_stamp
 
 MAX_PRIORITY = 255
 MAX_KEY_BYTES = 128
+SMALL_BATCH_BYTES = 64 << 10
+"""Of a batch that is checked in one go."""
 MAX_PERIOD_MS = 365 * DAY_MS
 
 _FIELDS = job_pb2.JobSpec.DESCRIPTOR.fields_by_name
@@ -70,7 +75,6 @@ class JobChecks:
             len(fields) == 2
             and fields[0][0] is _OPERATION
             and fields[1][0] is _PAYLOAD
-            and is_sound(fields[1][1])
             and not request_id
             and not request.request_id
             # Before the cache, which must not keep megabytes of nonsense.
@@ -78,6 +82,7 @@ class JobChecks:
             and (route := _route_of_names(queue, operation))
             and (not job_id or is_job_id_of(queue, job_id))
             and len(content := spec.SerializeToString()) <= self._limits.max_payload_bytes
+            and is_sound(fields[1][1])
         ):
             return self._new_jobs.plain(queue, route, content, job_id)
         return self._unusual(request, Checker(), self._now_ms(), request.request_id or request_id)
@@ -189,7 +194,7 @@ def _route_of_names(queue: str, operation: str) -> Route | None:
 
 
 def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
-    if not 0 < len(unique.key.encode()) <= MAX_KEY_BYTES:
+    if not unique.key or len(unique.key.encode()) > MAX_KEY_BYTES:
         checker.add("spec.unique.key", f"must have 1 to {MAX_KEY_BYTES} bytes")
     if unique.scope not in job_pb2.UniqueScope.values():
         checker.add("spec.unique.scope", "must be PENDING, UNFINISHED or PERIOD")
@@ -214,9 +219,21 @@ def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
     )
 
 
-def check_batch(jobs: JobChecks, request: job_service_pb2.SubmitJobsRequest) -> list[Submission]:
-    """Return what each request of a batch asks for; with a batch's id, each is named by it."""
+async def check_batch(
+    jobs: JobChecks, request: job_service_pb2.SubmitJobsRequest
+) -> list[Submission]:
+    """Return what each request of a batch asks for; with a batch's id, each is named by it.
+
+    Other calls have their turn while a batch with much to read is checked.
+    """
     batch_id = request.request_id
-    if not batch_id:
+    if not batch_id and request.ByteSize() <= SMALL_BATCH_BYTES:
         return [jobs.check(item) for item in request.requests]
-    return [jobs.check(item, f"{batch_id}:{at}") for at, item in enumerate(request.requests)]
+    checked = []
+    until = perf_counter() + TURN_S
+    for at, item in enumerate(request.requests):
+        checked.append(jobs.check(item, f"{batch_id}:{at}" if batch_id else ""))
+        if perf_counter() > until:
+            await asyncio.sleep(0)
+            until = perf_counter() + TURN_S
+    return checked

@@ -13,14 +13,12 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.background import heard
-from jobwire_server.domain.errors import InvalidRequest
 from jobwire_server.domain.options import Limits
-from jobwire_server.servicers.frames import FRAME, FrameChecks, FrameWriter, refuse
+from jobwire_server.servicers.frames import FrameChecks, FrameWriter, refuse
 from jobwire_server.servicers.status import DETAILS_KEY, Refusal, details_of
 from jobwire_server.telemetry.current_call import current_call
 from jobwire_server.workers.frames import Attach
@@ -36,16 +34,10 @@ LAST_WRITE_S = 1.0
 """How long a peer may take to read the message in hand when its stream ends."""
 
 
-def _unreadable(error: DecodeError) -> InvalidRequest:
-    return refuse(FRAME, f"is not a WorkRequest: {error}")
-
-
 def _why(session: WorkerSession, ends: Iterable[BaseException | None]) -> Exception | None:
     """Return what a stream is ended with, None for OK."""
     # What the session ended with explains best; else what the reader found wrong with a frame.
     for end in (session.ended.exception() if session.ended.done() else None, *ends):
-        if isinstance(end, DecodeError):
-            return _unreadable(end)
         if isinstance(end, Exception):
             return end
     return None
@@ -112,8 +104,6 @@ class WorkStreams:
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
                 first = await anext(requests, None)
-        except DecodeError as error:
-            raise _unreadable(error) from error
         except TimeoutError:
             text = (
                 f"must be in the first frame, within {ATTACH_TIMEOUT_S:.0f} s of the stream's begin"
@@ -127,7 +117,7 @@ class WorkStreams:
         self, requests: AsyncIterator[worker_service_pb2.WorkRequest], session: WorkerSession
     ) -> None:
         async for request in requests:
-            await session.receive(self._checks.frame(request))
+            await session.receive(await self._checks.frame(request))
 
     async def _write(self, session: WorkerSession, context: Any) -> None:
         while not session.ended.done():

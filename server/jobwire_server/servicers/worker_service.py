@@ -143,11 +143,9 @@ def claim_wish(
     checker: Checker, request: worker_service_pb2.ClaimJobRequest, limits: Limits
 ) -> ClaimWish:
     """Return what a call asks for."""
-    for at, name in enumerate(request.queues):
-        checker.queue(f"queues[{at}]", name, required=True)
     return ClaimWish(
         checker.worker_id("worker_id", request.worker_id),
-        request.queues,
+        checker.queues("queues", request.queues),
         checker.count("max_jobs", request.max_jobs, 1, limits.max_batch_jobs, 1),
         checker.duration_ms("wait", request.wait, 0, MAX_WAIT_MS),
         checker.job_id("job_id", request.job_id) if request.job_id else None,

@@ -1,0 +1,181 @@
+"""Whatever can be repeated has a bound, which is checked before anybody goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from jobwire_server.domain.options import Limits
+from jobwire_server.servicers import reading
+from jobwire_server.servicers.reading import Unreadable, marking
+
+from tests.support.contract import admin, job_pb2, jobs, schedules, workers
+from tests.support.grpc_servers import Served, refused, served_broker
+from tests.support.stalls import no_stall_above
+
+STALL_S = 0.1
+COUNT = 20_000
+Path = tuple[FieldDescriptor, ...]
+TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+
+
+@pytest.fixture
+async def large(valkey_url: str) -> AsyncIterator[Served]:
+    """A server that takes messages of the default size."""
+    async with served_broker(valkey_url, Limits()) as running:
+        yield running
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _part(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _repeated(message: Descriptor, before: Path = ()) -> Iterator[Path]:
+    """Yields the way to each list and map of a message."""
+    for field in message.fields:
+        kind = field.message_type
+        path = (*before, field)
+        if field.is_repeated:
+            yield path
+        if kind is None or not kind.full_name.startswith("jobwire.") or kind in _kinds(before):
+            continue
+        if not kind.GetOptions().map_entry:
+            yield from _repeated(kind, path)
+
+
+def _kinds(path: Path) -> list[Descriptor | None]:
+    return [field.message_type for field in path]
+
+
+def _with(path: Path, count: int, *, alike: bool = False) -> bytes:
+    """Returns a message in which the last field of a path is there so many times.
+
+    Args:
+        path: The way to the field.
+        count: How many times.
+        alike: A map has the same key every time.
+    """
+    *outer, last = path
+    kind = last.message_type
+    if kind is not None and kind.GetOptions().map_entry and not alike:
+        content = b"".join(_part(last.number, _part(1, b"%d" % at)) for at in range(count))
+    elif kind is None and last.type not in (
+        FieldDescriptor.TYPE_STRING,
+        FieldDescriptor.TYPE_BYTES,
+    ):
+        content = _part(last.number, b"\1" * count)
+    else:
+        content = _part(last.number, b"") * count
+    for field in reversed(outer):
+        content = _part(field.number, content)
+    return content
+
+
+def _methods() -> Iterator[Any]:
+    for module in (jobs, workers, admin, schedules):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            yield from service.methods
+
+
+UNARY = [
+    (method, path)
+    for method in _methods()
+    if not method.client_streaming
+    for path in _repeated(method.input_type)
+    # What is wrong with an item of a batch is in the item's answer.
+    if method.name != "SubmitJobs" or len(path) == 1
+]
+
+
+async def _answer(served: Served, method: Any, data: bytes) -> grpc.aio.AioRpcError | None:
+    name = f"/{method.containing_service.full_name}/{method.name}"
+    options = (("grpc.max_send_message_length", -1),)
+    async with grpc.aio.insecure_channel(served.address, options) as channel:
+        try:
+            if method.server_streaming:
+                async for _ in channel.unary_stream(name)(data):
+                    pass
+            else:
+                await channel.unary_unary(name)(data)
+        except grpc.aio.AioRpcError as error:
+            return error
+    return None
+
+
+def _field_of(path: Path) -> str:
+    return ".".join(field.name for field in path)
+
+
+async def test_a_list_beyond_its_bound_is_refused_by_field(large: Served) -> None:
+    assert len(UNARY) > 30
+    for method, path in UNARY:
+        data, name = _with(path, COUNT), f"{method.name}: {_field_of(path)}"
+        async with no_stall_above(STALL_S):
+            error = await _answer(large, method, data)
+        assert error is not None, name
+        said = refused(error)
+        assert said.code is grpc.StatusCode.INVALID_ARGUMENT, name
+        named = _field_of(path) in said.fields or said.metadata.get("more_violations")
+        assert named, f"{name}: {said.message}"
+
+
+def test_a_large_message_with_too_many_parts_is_not_even_read() -> None:
+    count = reading.LOOK_FROM_BYTES // 2
+    unknown = _part(9_999, b"") * count
+    torn = [b"\xff" * 600_000, b"\x0b" * 600_000]
+    for message in {method.input_type for method in _methods()}:
+        read = marking(GetMessageClass(message).FromString)
+        for path in _repeated(message):
+            found = read(_with(path, 2 * count, alike=True))
+            assert type(found) is Unreadable, f"{message.name}: {_field_of(path)}"
+            (violation,) = found.error.violations
+            assert violation.field == _field_of(path)
+        for data in (unknown, *torn):
+            assert type(read(data)) is Unreadable
+
+
+def test_a_large_message_within_the_bounds_is_read() -> None:
+    spec = job_pb2.JobSpec(
+        operation="op",
+        payload=job_pb2.Payload(json='"' + "x" * 3_000 + '"'),
+        labels={f"k{at}": "v" * 40 for at in range(16)},
+    )
+    batch = jobs.SubmitJobsRequest(requests=[jobs.SubmitJobRequest(spec=spec)] * 1_000)
+    assert marking(jobs.SubmitJobsRequest.FromString)(batch.SerializeToString()) == batch
+    lease = workers.LeaseRef(job_id="q" * 60 + "-" + "0" * 26, fencing_token=1 << 40)
+    beat = workers.HeartbeatRequest(worker_id="w", leases=[lease] * 10_000)
+    assert marking(workers.HeartbeatRequest.FromString)(beat.SerializeToString()) == beat
+    big = jobs.SubmitJobRequest(spec=job_pb2.JobSpec(payload=job_pb2.Payload(data=b"\n" * 2**21)))
+    assert marking(jobs.SubmitJobRequest.FromString)(big.SerializeToString()) == big
+
+
+async def test_a_batch_with_much_to_read_does_not_hold_the_loop(large: Served) -> None:
+    struct = job_pb2.Payload()
+    struct.struct.update({"list": [0] * 2_000})
+    spec = job_pb2.JobSpec(operation="op", payload=struct)
+    request = jobs.SubmitJobsRequest(requests=[jobs.SubmitJobRequest(spec=spec)] * 60)
+    async with no_stall_above(STALL_S):
+        answer = await large.jobs.SubmitJobs(request)
+    assert all(result.HasField("accepted") for result in answer.results)
+
+
+async def test_a_compressed_message_counts_as_it_is_unpacked(served: Served) -> None:
+    request = jobs.SubmitJobRequest(
+        spec=job_pb2.JobSpec(operation="op", payload=job_pb2.Payload(data=bytes(10 << 20)))
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await served.jobs.SubmitJob(request, compression=grpc.Compression.Gzip)
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
