@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import redis
 
+from jobwire_server.broker.listing import MAX_CALLS
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import BadPageToken, QueueNotFound
 from jobwire_server.domain.model import Failure, Job, JobState
 from jobwire_server.servicers.records import JobSpecRecords
 
 from tests.support.brokers import Broker
-from tests.support.jobs import new_job
+from tests.support.jobs import new_job, worker_spec
 
 S = JobState
+
+
+@pytest.fixture
+def calls_of_the_store(valkey_broker: Broker) -> Callable[[], int]:
+    """Tells how many scripts and commands the store has been sent."""
+    client: redis.Redis = valkey_broker.client
+
+    def count() -> int:
+        stats = client.info("commandstats")
+        named = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_smembers", "cmdstat_zrangebylex")
+        return sum(stats.get(name, {"calls": 0})["calls"] for name in named)
+
+    return count
 
 
 async def _all(
@@ -197,3 +214,48 @@ async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> Non
     ]
     rest, end = await router.operators.list_queues(2, token)
     assert ([queue.name for queue in rest], end) == (["c"], "")
+
+
+async def test_a_filter_that_nothing_fits_costs_a_few_calls_of_the_store(
+    valkey_broker: Broker, calls_of_the_store: Callable[[], int]
+) -> None:
+    await valkey_broker.submit(*(new_job() for _ in range(3_000)))
+    wanted, token, pages, found = JobFilter("default", operation="nope"), "", 0, 0
+    while True:
+        before = calls_of_the_store()
+        page, token = await valkey_broker.router.listing.page(wanted, 1, token, full=False)
+        assert calls_of_the_store() - before <= MAX_CALLS + 2
+        pages, found = pages + 1, found + len(page)
+        if not token:
+            break
+    assert (pages, found) == (2, 0)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 50])
+async def test_a_filter_brings_each_job_that_fits_once_whatever_the_page(
+    valkey_broker: Broker, page_size: int
+) -> None:
+    jobs = [new_job(operation="rare" if at % 7 == 0 else "common") for at in range(120)]
+    await valkey_broker.submit(*jobs)
+    expected = [job.job_id for job in jobs if job.route.operation == "rare"]
+    found = [job.job_id for job in await _all(valkey_broker, [], page_size, "rare")]
+    assert sorted(found) == sorted(expected)
+    assert len(found) == len(expected)
+
+
+async def test_pages_of_workers_and_queues_end_after_some_calls_of_the_store(
+    valkey_broker: Broker, calls_of_the_store: Callable[[], int]
+) -> None:
+    names = [f"q{at}" for at in range(64)]
+    for at in range(12):
+        spec = replace(worker_spec(f"w{at:02}"), queues=tuple(names))
+        await valkey_broker.router.register_worker(spec)
+    operators, token, found = valkey_broker.router.operators, "", []
+    while True:
+        before = calls_of_the_store()
+        page, token = await operators.list_workers(100, token)
+        assert calls_of_the_store() - before <= 400
+        found += [worker.spec.worker_id for worker in page]
+        if not token:
+            break
+    assert found == [f"w{at:02}" for at in range(12)]

@@ -12,6 +12,9 @@ from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.tokens import Tokens
 from jobwire_server.store.workers import WorkerStore
 
+MAX_CALLS = 256
+"""Calls of the store for one page, roughly: it ends early then."""
+
 
 class Operators:
     """Reads workers and queues, and sets queues. Raises StoreUnavailable."""
@@ -50,14 +53,21 @@ class Operators:
             BadPageToken: The token is of another listing.
         """
         scope = ("workers", queue, str(int(status or 0)))
-        workers = await self.workers_after(await self._after(page_token, *scope), page_size)
-        last = workers[-1].spec.worker_id if len(workers) == page_size else ""
-        wanted = [
-            worker
-            for worker in workers
-            if (not queue or queue in worker.spec.queues) and status in (None, worker.status)
-        ]
-        return wanted, (await self._tokens.seal(*scope)).write(last) if last else ""
+        after = await self._after(page_token, *scope)
+        workers = await self._workers.page(after, page_size)
+        wanted: list[Worker] = []
+        calls = looked = 0
+        for worker in workers:
+            if calls >= MAX_CALLS:
+                break
+            looked += 1
+            if (not queue or queue in worker.spec.queues) and status in (None, worker.status):
+                wanted.append(await self._with_leases(worker))
+                calls += len(worker.spec.queues)
+        if looked < page_size and looked == len(workers):
+            return wanted, ""
+        last = workers[looked - 1].spec.worker_id
+        return wanted, (await self._tokens.seal(*scope)).write(last)
 
     async def workers_after(self, worker_id: str, most: int) -> list[Worker]:
         """Return up to so many workers whose ids sort behind another, with their leases."""
@@ -91,6 +101,7 @@ class Operators:
         Raises:
             BadPageToken: The token is of another listing.
         """
+        page_size = min(page_size, MAX_CALLS)
         names = await self._queues.names(await self._after(page_token, "queues"), page_size)
         queues = [await self._queues.read(name, detail=False) for name in names]
         if len(names) < page_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import QueueNotFound
+from jobwire_server.domain.ids import ULID
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.store.queues import QueueStore
@@ -12,6 +13,10 @@ from jobwire_server.store.tokens import Tokens
 
 LOOK_AT = 2_000
 """The most jobs that one page of a filtered listing looks at."""
+MAX_CALLS = 40
+"""Calls of the store for one page, which ends early then."""
+AT_ONCE, FULL_AT_ONCE = 200, 50
+"""Jobs that are read at once where a filter picks from them."""
 
 
 class JobListing:
@@ -55,19 +60,36 @@ class JobListing:
         elif not await self._queues.exists(queue):
             raise QueueNotFound(queue)
         found: list[Job] = []
-        looked = 0
-        while index < len(order) and len(found) < page_size and looked < LOOK_AT:
-            state = order[index]
-            # One id for each job still wanted, so that no job is found and then left out of the
-            # page.
-            most = page_size - len(found)
+        looked = calls = 0
+        at_once = (FULL_AT_ONCE if full else AT_ONCE) if wanted.narrows else page_size
+        most = at_once
+        while (
+            index < len(order)
+            and len(found) < page_size
+            and looked < LOOK_AT
+            and calls <= MAX_CALLS - 2
+        ):
+            state, room = order[index], page_size - len(found)
+            if not wanted.narrows:
+                most = room
             ids, following = await self._jobs.list_ids(queue, state, most, token)
-            looked += max(len(ids), 1)
             # An entry that a job left behind may stand beside its present one.
             once = [*dict.fromkeys(ids)]
-            for job in await self._jobs.read(queue, once, full=full) if once else []:
-                if job is not None and job.state is state and wanted.keeps(job, self._records):
-                    found.append(job)
+            rows = await self._jobs.read(queue, once, full=full) if once else []
+            calls += 2 if once else 1
+            kept = [
+                job
+                for job in rows
+                if job is not None and job.state is state and wanted.keeps(job, self._records)
+            ]
+            if len(kept) > room:
+                # A page goes on behind the last job that was looked at, so it looks again: at those
+                # alone for which there is room.
+                most = ids.index(kept[room - 1].job_id[ULID]) + 1
+                continue
+            most = at_once
+            looked += max(len(ids), 1)
+            found += kept
             if following is None:
                 index, token = index + 1, PageToken()
             else:

@@ -45,6 +45,17 @@ class JobFilter:
         )
 
     @property
+    def narrows(self) -> bool:
+        """True if more than the state decides whether a job of the queue is meant."""
+        return bool(
+            self.reads_records
+            or self.failure_type
+            or self.finished_after_ms
+            or self.finished_before_ms
+            or self.ulids
+        )
+
+    @property
     def reads_records(self) -> bool:
         """True if what the producer wrote decides, so that the record has to be read."""
         return bool(
