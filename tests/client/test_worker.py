@@ -18,6 +18,7 @@ from jobwire.v1 import job_pb2, worker_service_pb2
 from tests.client import handlers
 from tests.client.broker import Broker, reason, rich_status
 from tests.client.support import cancel, completion, started, waiting_for, worker_of
+from tests.support.waiting import eventually
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "away", reason("STORE_UNAVAILABLE"))
 
@@ -296,37 +297,43 @@ async def test_a_cancelled_async_handler_is_cancelled_at_its_await(broker: Broke
 
 
 async def test_a_cancelled_sync_handler_sees_the_signal_and_the_reason(broker: Broker) -> None:
+    begun = threading.Event()
     seen: list[tuple[bool, str, str]] = []
 
     def wait(context: Context) -> None:
+        begun.set()
         stopped = context.wait_cancelled(60)
         seen.append((stopped, context.stop_reason, context.stop_message))
         context.raise_if_cancelled()
 
     async with worker_of(broker, wait=wait):
         job = await broker.add("wait")
-        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await eventually(begun.is_set, "the handler runs")
         await cancel(broker, job)
         assert (await completion(broker, job)).HasField("cancelled")
     assert seen == [(True, "cancelled", "changed my mind")]
 
 
 async def test_a_handler_may_still_finish_after_a_cancellation(broker: Broker) -> None:
+    begun = threading.Event()
+
     def finish(context: Context) -> str:
+        begun.set()
         context.wait_cancelled(60)
         return "done all the same"
 
     async with worker_of(broker, finish=finish):
         job = await broker.add("finish")
-        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await eventually(begun.is_set, "the handler runs")
         await cancel(broker, job)
         assert (await completion(broker, job)).success.result.json == '"done all the same"'
 
 
 async def test_a_lost_lease_stops_the_handler_and_nothing_is_said(broker: Broker) -> None:
-    stopped = asyncio.Event()
+    begun, stopped = asyncio.Event(), asyncio.Event()
 
     async def sleep(context: Context) -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -334,7 +341,7 @@ async def test_a_lost_lease_stops_the_handler_and_nothing_is_said(broker: Broker
 
     async with worker_of(broker, sleep=sleep):
         job = await broker.add("sleep")
-        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        await begun.wait()
         broker.lost.add(job.id)
         async with asyncio.timeout(10):
             await stopped.wait()
@@ -367,7 +374,12 @@ async def test_a_restart_of_the_broker_is_survived_with_the_job_in_hand(broker: 
     gate = asyncio.Event()
     async with worker_of(broker, wait=waiting_for(gate)):
         job = await broker.add("wait")
-        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        # In a heartbeat it is in the worker's hand: the broker hands it out earlier.
+        await broker.until(
+            lambda: any(
+                lease.job_id == job.id for c in broker.calls["Heartbeat"] for lease in c.leases
+            )
+        )
         await broker.stop()
         gate.set()
         await broker.start()
@@ -378,9 +390,10 @@ async def test_a_restart_of_the_broker_is_survived_with_the_job_in_hand(broker: 
 
 
 async def test_a_forgotten_worker_registers_again_and_drops_what_it_held(broker: Broker) -> None:
-    stopped = asyncio.Event()
+    begun, stopped = asyncio.Event(), asyncio.Event()
 
     async def sleep(context: Context) -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -388,7 +401,8 @@ async def test_a_forgotten_worker_registers_again_and_drops_what_it_held(broker:
 
     async with worker_of(broker, sleep=sleep, ok=lambda context: 1):
         job = await broker.add("sleep")
-        await broker.until(lambda: job.state == job_pb2.JOB_STATE_RUNNING)
+        # The broker has handed it out before the worker has it.
+        await begun.wait()
         broker.workers.clear()
         await broker.touch()
         await broker.until(lambda: len(broker.calls["RegisterWorker"]) == 2)

@@ -189,7 +189,7 @@ def build_parts(
     stream_tasks = OwnedTasks()
     sessions = Sessions(attempts, reports, known, options, server_id)
     leases = Leases(sessions.by_worker, reports, options)
-    signs = SignsOfLife(sessions.by_worker, workers, clock)
+    signs = SignsOfLife(sessions.by_worker, workers, clock, options.worker_timeout_ms)
     signals = Signals(notices, leases, signs, stream_tasks)
     joining = Joining(reports, held, dispatchers, stream_tasks)
     departures = Departures(workers, options, attempts, registration, reaper, stream_tasks)

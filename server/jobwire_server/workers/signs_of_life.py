@@ -13,7 +13,7 @@ from jobwire_server.store.workers import SignOfLife, WorkerStore
 from jobwire_server.workers.session import WorkerSession
 
 PERIOD_S = 1.0
-"""How often signs of life and counters go to the store."""
+"""How often signs of life and counters go to the store, at least."""
 AT_ONCE = 500
 """Workers of one call."""
 WEEK_S = 7 * 86_400.0
@@ -27,15 +27,21 @@ class SignsOfLife:
         sessions: Those of this server, by worker.
         workers: The registry.
         clock: The store's time.
+        worker_timeout_ms: The silence that makes a worker lost.
     """
 
     def __init__(
-        self, sessions: Mapping[str, WorkerSession], workers: WorkerStore, clock: StoreClock
+        self,
+        sessions: Mapping[str, WorkerSession],
+        workers: WorkerStore,
+        clock: StoreClock,
+        worker_timeout_ms: int,
     ) -> None:
         self._sessions = sessions
         self._workers = workers
         self._clock = clock
-        self._loop = Loop("stream-signs-of-life", self._touch, error_pause_s=PERIOD_S)
+        self._period_s = min(PERIOD_S, worker_timeout_ms / 4000)
+        self._loop = Loop("stream-signs-of-life", self._touch, error_pause_s=self._period_s)
 
     def start(self) -> None:
         """Begin."""
@@ -73,7 +79,7 @@ class SignsOfLife:
             ]
             for session, status in zip(part, await self._workers.touch(signs), strict=True):
                 self._hear(session, status)
-        return PERIOD_S * random.uniform(0.9, 1.0)
+        return self._period_s * random.uniform(0.9, 1.0)
 
     def _hear(self, session: WorkerSession, status: WorkerStatus | Superseded | None) -> None:
         if isinstance(status, Superseded):
