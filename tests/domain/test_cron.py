@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice, pairwise
+from time import thread_time
 from typing import NamedTuple
 
 import pytest
+from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -303,3 +305,34 @@ def test_every_zone_of_the_list_can_be_read() -> None:
 
 def test_there_is_a_macro_for_each_that_the_contract_names() -> None:
     assert set(MACROS) == {"@hourly", "@daily", "@weekly", "@monthly", "@yearly"}
+
+
+DAYS = st.sampled_from(["*", "*/7", "1", "29", "30,31", "L", "LW", "1-7", "28-31", "13"])
+MONTHS = st.sampled_from(["*", "2", "4,6", "2-3", "*/5", "DEC"])
+WEEKDAYS = st.sampled_from(["*", "*/7", "1", "7", "FRI", "MON#5", "5L", "1-5", "0,3#2", "*/6"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(DAYS, MONTHS, WEEKDAYS, IN_2027)
+def test_days_are_those_that_cronsim_finds(day: str, month: str, weekday: str, at: int) -> None:
+    expression = f"30 4,16 {day} {month} {weekday}"
+    try:
+        cron = cron_of(expression)
+    except CronError:
+        return
+    seconds = at // 1000 * 1000
+    expected = next(CronSim(expression, datetime.fromtimestamp(seconds / 1000, UTC)), None)
+    found = cron.after(seconds)
+    assert found == (expected and int(expected.timestamp()) * 1000)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Africa/Casablanca", "UTC"])
+@pytest.mark.parametrize(
+    "expression", ["0 0 29 2 */7", "0 0 29 2 0", "0 0 * 2 MON#5", "0 0 29 2 1#5", "0 0 1 1 1#5"]
+)
+def test_what_is_due_every_28_years_is_found_at_once(zone: str, expression: str) -> None:
+    cron = cron_of(expression, zone)
+    for year in range(2026, 2031):
+        began = thread_time()
+        cron.after(_ms(f"{year}-03-01T00:00Z"))
+        assert thread_time() - began < 0.05

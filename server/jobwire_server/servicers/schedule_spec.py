@@ -150,7 +150,7 @@ def _check_moments(
         else:
             checker.add("spec.cron.expression", "is never due", now=True)
         return
-    distance = shortest_distance(plan, now_ms)
+    distance = shortest_distance(plan, now_ms) if plan.jitter_ms else 0
     if distance and plan.jitter_ms > distance:
         checker.add(
             "spec.jitter",

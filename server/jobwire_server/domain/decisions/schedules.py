@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import NamedTuple
 
 from jobwire_server.domain.decisions.cron import cron_of
@@ -18,6 +18,9 @@ from jobwire_server.domain.decisions.cron import cron_of
 LATE_MS = 60_000
 """A moment that passed longer ago than this was missed."""
 NEXT_RUNS = 5
+FORESEEN_MS = 50 * 366 * 86_400_000
+COMPARED_MS = 5 * 366 * 86_400_000
+"""How far on distances of moments are compared."""
 LOOK_AT = 1_000
 """The most moments of an expression that one decision goes through."""
 CATCH_UP = 50
@@ -95,16 +98,21 @@ def moments(plan: Plan, first_ms: int) -> Iterator[int]:
 
 
 def next_runs(plan: Plan, due_ms: int) -> tuple[int, ...]:
-    """Return the moment that a schedule stands at and a few that follow."""
-    return tuple(islice(moments(plan, due_ms), NEXT_RUNS))
+    """Return the moment that a schedule stands at and a few that follow, at most 50 years on."""
+    return tuple(_until(due_ms + FORESEEN_MS, islice(moments(plan, due_ms), NEXT_RUNS)))
 
 
 def shortest_distance(plan: Plan, after_ms: int) -> int:
     """Return the shortest distance of the next moments, 0 if there is one at most."""
     if plan.every_ms:
         return plan.every_ms
-    following = islice(moments(plan, next_after(plan, after_ms)), 25)
+    first = next_after(plan, after_ms)
+    following = _until(first + COMPARED_MS, islice(moments(plan, first), 25))
     return min((later - earlier for earlier, later in pairwise(following)), default=0)
+
+
+def _until(last_ms: int, found: Iterator[int]) -> Iterator[int]:
+    return takewhile(lambda moment: moment <= last_ms, found)
 
 
 def decide(plan: Plan, due_ms: int, now_ms: int) -> list[Step]:
