@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from time import thread_time
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import reading
+from jobwire_server.servicers.json_text import check_json
 from jobwire_server.servicers.reading import Unreadable, marking
 
 from tests.support.contract import admin, job_pb2, jobs, schedules, workers
@@ -180,3 +183,26 @@ async def test_a_compressed_message_counts_as_it_is_unpacked(served: Served) -> 
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await served.jobs.SubmitJob(request, compression=grpc.Compression.Gzip)
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def _filled(item: str, size: int = 1 << 20) -> str:
+    return "[" + ",".join([item] * (size // (len(item) + 1))) + "]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _filled("1e300"),
+        _filled("{}"),
+        _filled("[" * 150 + "]" * 150),
+        _filled('"\\u00e9"'),
+        _filled("1e300")[:-1] + ",1e400]",
+        _filled("1" * 250),
+    ],
+    ids=["exponents", "objects", "levels", "escapes", "beyond", "digits"],
+)
+def test_the_largest_json_text_is_checked_soon(text: str) -> None:
+    began = thread_time()
+    with suppress(ValueError):
+        check_json(text)
+    assert thread_time() - began < 0.3
