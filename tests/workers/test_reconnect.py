@@ -17,6 +17,8 @@ from jobwire.v1.job_pb2 import (
     JOB_STATE_SUCCEEDED,
     Job,
 )
+from jobwire.v1.worker_service_pb2 import HeartbeatRequest, RegisterWorkerRequest
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire_server.domain.model import WorkerStatus
 
 from tests.support.streams import (
@@ -388,6 +390,18 @@ async def test_the_counters_of_a_worker_go_on_over_its_streams(
                     await asyncio.sleep(0.02)
             assert found.attached
             assert (found.assigned, found.failed, found.credits) == (found.succeeded, 0, 2)
+
+
+async def test_a_worker_that_made_calls_before_attaches_with_stuck_handlers(
+    server: StreamServer,
+) -> None:
+    async with RawWorker(server.address) as worker:
+        stub = WorkerServiceStub(worker.channel)
+        await stub.RegisterWorker(
+            RegisterWorkerRequest(worker=worker.first.worker, instance_id="i1")
+        )
+        await stub.Heartbeat(HeartbeatRequest(worker_id="w1", stuck=2))
+        await worker.attach()
 
 
 async def test_no_call_of_these_is_logged_as_a_defect(

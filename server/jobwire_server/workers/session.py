@@ -394,8 +394,9 @@ class WorkerSession:
         """Count on from what an earlier stream of the process told (`stats`)."""
         if stats:
             told = json.loads(stats)
-            self.assigned = told["assigned"]
-            self._recorder.count_on(told["succeeded"], told["failed"])
+            # A worker that made calls before tells of stuck handlers alone.
+            self.assigned = told.get("assigned", 0)
+            self._recorder.count_on(told.get("succeeded", 0), told.get("failed", 0))
 
     def stats(self) -> str:
         """Return the counters as JSON if they changed since the last call, '' otherwise."""
