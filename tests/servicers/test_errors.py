@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
+from structlog.testing import capture_logs
 
 from tests.support.contract import admin, errors, job_pb2, jobs, workers
 from tests.support.grpc_servers import Served, refusal, refused, served_broker
@@ -256,3 +257,11 @@ async def test_thousands_of_violations_fit_into_one_refusal(served: Served) -> N
     left_out = 3_000 - len(found.fields)
     assert found.metadata["more_violations"] == str(left_out)
     assert found.message.endswith(f"and {left_out} more")
+
+
+async def test_what_is_no_job_id_is_not_logged_as_one(served: Served) -> None:
+    long = "secret" * 1_000
+    with capture_logs() as logs:
+        await refusal(served.jobs.GetJob(jobs.GetJobRequest(job_id=long)))
+        await refusal(served.workers.CompleteJob(_succeed(long, 1)))
+    assert [len(line["job_id"]) for line in logs if line["event"] == "call"] == [90, 90]

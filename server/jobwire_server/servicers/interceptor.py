@@ -30,6 +30,8 @@ SLOW_S = 1.0
 """A unary call that takes longer is written to the log, unless it asked for a wait."""
 LINES_PER_S = 50
 """Failures written in one second; a store that is down fails thousands."""
+LONGEST_ID = 90
+"""Characters of a job's id; of what a caller calls one no more is written."""
 WHILE_DRAINING = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 """Services that answer until the end."""
 
@@ -247,7 +249,7 @@ def _job_id(request: Any) -> str:
     job_id = getattr(request, "job_id", "") or getattr(
         getattr(request, "completion", None), "job_id", ""
     )
-    return job_id if isinstance(job_id, str) else ""
+    return job_id[:LONGEST_ID] if isinstance(job_id, str) else ""
 
 
 def _asked_to_wait(request: Any) -> bool:
