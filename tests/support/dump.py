@@ -13,6 +13,9 @@ from jobwire_server.store import keys
 
 LEASED = (JobState.RUNNING, JobState.CANCELLING)
 
+BYTES = "surrogateescape"
+"""How bytes that are no text are kept in one, and counted."""
+
 Value = bytes | dict[str, str] | dict[str, float] | list[str] | set[str]
 
 
@@ -82,7 +85,7 @@ def _value(kind: str, value: Any) -> Value:
     if kind == "string":
         text: bytes = value
         return text
-    texts = [part.decode(errors="replace") for part in value]
+    texts = [part.decode(errors=BYTES) for part in value]
     if kind in ("list", "stream"):
         return texts
     if kind == "set":
@@ -190,7 +193,8 @@ def _check_bytes(dump: QueueDump) -> None:
         assert dump.jobs[ulid].get("b", str(size)) == str(size)
     ended = dump.in_state(*(state for state in JobState if state.terminal))
     results = sum(
-        len(dump.keys.get(f"x:{ulid}", dump.jobs[ulid].get("r", "").encode())) for ulid in ended
+        len(dump.keys.get(f"x:{ulid}") or dump.jobs[ulid].get("r", "").encode(errors=BYTES))
+        for ulid in ended
     )
     usage = dump.keys.get("usage", {})
     assert int(usage.get("live", 0)) == sum(sizes[ulid] for ulid in dump.jobs.keys() - ended)
