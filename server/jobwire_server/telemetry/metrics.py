@@ -183,7 +183,7 @@ def _families(rows: Iterable[MethodStats]) -> Iterator[Metric]:
     )
     delays = HistogramMetricFamily(
         "jobwire_event_loop_delay_seconds",
-        "How late the event loop came round to a timer, in looks at it some 20 times a second",
+        "How late the event loop came round to a timer, in looks at it some 40 times a second",
     )
     stalls = CounterMetricFamily(
         "jobwire_event_loop_stalls",
