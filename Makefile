@@ -45,6 +45,9 @@ faults: install ## Kill, stop and cut what runs, and check what came of it (MINU
 	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),5) --config $(or $(CONFIG),all) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
+fuzz: install ## Send the server all kinds of inputs, and check what came of them (MINUTES=5 SEED=)
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 lint: install ## Check style, types, layers, the contract and generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

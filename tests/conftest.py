@@ -20,7 +20,7 @@ from tests.support.stores import Engine, StoreProcess, server_binary
 
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
-_PROCESS_ROOMS = {"benchmarks", "cli", "e2e", "faults", "host", "packaging", "soak"}
+_PROCESS_ROOMS = {"benchmarks", "cli", "e2e", "faults", "fuzz", "host", "packaging", "soak"}
 _STORE_ROOMS = {"store", "support"}
 _PROCESS_FIXTURES = {"broker_address", "own_store"}
 _STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}

@@ -56,10 +56,14 @@ class ServerProcess:
         self.process: Process | None = None
 
     @property
+    def log_file(self) -> Path:
+        """Where it writes; begun anew at each start."""
+        return self._directory / "log"
+
+    @property
     def log(self) -> str:
         """All that it has written so far."""
-        path = self._directory / "log"
-        return path.read_text() if path.exists() else ""
+        return self.log_file.read_text() if self.log_file.exists() else ""
 
     def spawn(self) -> None:
         """Start the process without waiting for it."""
@@ -67,11 +71,11 @@ class ServerProcess:
         flags += ["--http-listen", self.http or "127.0.0.1:0"]
         if self.data_dir is not None:
             flags += ["--data-dir", str(self.data_dir)]
-        (self._directory / "log").unlink(missing_ok=True)
+        self.log_file.unlink(missing_ok=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBWIRE_")}
         env = {**inherited, **self.env, "PYTHONUNBUFFERED": "1"}
         flags += self.flags
-        with (self._directory / "log").open("wb") as log:
+        with self.log_file.open("wb") as log:
             if self._cold:
                 self.process = subprocess.Popen(
                     [*self.wrapper, sys.executable, "-m", *self.module, *flags],
