@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from jobwire_server.telemetry.current_call import enter_call
+from jobwire_server.telemetry.log_bounds import LINES_PER_S, MAX_EVENTS, Rate
 from jobwire_server.telemetry.logs import configure_logs
 
 
@@ -119,3 +120,58 @@ def test_a_traceback_is_in_the_line_of_its_event() -> None:
         structlog.get_logger("x").error("failed", exc_info=error)
     (line,) = _lines(stream)
     assert line["exception"][0]["exc_value"] == "a defect"
+
+
+def _fail_with(payload: str) -> None:
+    secret = {"password": "p4ssw0rd", "payload": payload}
+    try:
+        raise ValueError(f"can't read {secret['payload']}")
+    except ValueError as error:
+        error.add_note(payload)
+        raise KeyError(payload) from error
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_defect_with_a_megabyte_in_hand_logs_a_short_traceback(form: Any) -> None:
+    stream = io.StringIO()
+    configure_logs(form, "info", stream)
+    payload = "payload " * (1 << 17)
+    try:
+        _fail_with(payload)
+    except KeyError as error:
+        structlog.get_logger("x").error("failed", exc_info=error, said=payload, many=[payload] * 3)
+        logging.getLogger("library").error("failed: %s", payload, exc_info=error)
+    written = stream.getvalue()
+    assert "_fail_with" in written, "it says where"
+    assert "p4ssw0rd" not in written, "it shows no variable"
+    assert len(written) < 20_000
+
+
+def test_no_event_fills_the_log_whoever_writes_it() -> None:
+    stream = io.StringIO()
+    configure_logs("json", "info", stream)
+    log, library = structlog.get_logger("x"), logging.getLogger("library")
+    for at in range(1_000):
+        log.warning("trouble", at=at)
+        library.warning("trouble with %s", at)
+    log.warning("something else")
+    lines = _lines(stream)
+    # A new second may have begun meanwhile.
+    assert 100 < len(lines) <= 301
+    assert "something else" in [line["event"] for line in lines]
+
+
+def test_lines_that_were_left_out_are_counted() -> None:
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    assert sum(rate.admits("a") for _ in range(80)) == LINES_PER_S
+    assert rate.admits("b")
+    now[0] = 1.0
+    assert rate.admits("a")
+    assert [rate.left_out("a"), rate.left_out("a"), rate.left_out("b")] == [30, 0, 0]
+
+
+def test_events_that_somebody_makes_up_take_a_bounded_memory_and_share_one_bound() -> None:
+    rate = Rate(lambda: 0.0)
+    admitted = sum(rate.admits(f"made up {at}") for at in range(5_000))
+    assert admitted == MAX_EVENTS + LINES_PER_S

@@ -15,6 +15,9 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line of this process, and end it."""
+    # Before gRPC is imported, whose library writes a line of its own form for each handshake
+    # that fails, at the rate of whoever connects.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         from jobwire.cli.importing import uncollected
 

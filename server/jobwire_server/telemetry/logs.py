@@ -11,6 +11,13 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from jobwire_server.telemetry.current_call import current_call
+from jobwire_server.telemetry.log_bounds import (
+    MAX_FRAMES,
+    Rate,
+    short_tracebacks,
+    shorten,
+    write_traceback,
+)
 from jobwire_server.telemetry.standard_streams import lenient
 
 LogFormat = Literal["auto", "console", "json"]
@@ -18,7 +25,9 @@ LogFormat = Literal["auto", "console", "json"]
 
 # Without the variables of the frames, which hold what callers sent.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(
-    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, use_rich=False)
+    structlog.tracebacks.ExceptionDictTransformer(
+        show_locals=False, use_rich=False, max_frames=MAX_FRAMES
+    )
 )
 
 
@@ -44,6 +53,7 @@ def configure_logs(
     stream = lenient(stream or sys.stderr)
     for_people = format == "console" or (format == "auto" and stream.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
+    rate = Rate()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _add_request_id,
@@ -52,16 +62,12 @@ def configure_logs(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendering: list[Processor] = (
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=write_traceback)]
         if for_people
-        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, short_tracebacks, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
-        processors=[*shared, *rendering],
+        processors=[rate.processor, *shared, shorten, *rendering],
         # A line below the level costs one call of an empty function.
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
@@ -71,9 +77,14 @@ def configure_logs(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                shorten,
+                *rendering,
+            ],
         )
     )
+    handler.addFilter(rate.filter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # What libraries say below a warning is of use only to whoever debugs them.
