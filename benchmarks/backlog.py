@@ -68,7 +68,7 @@ class Side:
     async def check(self) -> None:
         """Checks that no job was lost or delivered twice."""
         check(len(self.seen) == self.claimed, "a job was delivered twice")
-        depth = (await self.layers.queues.read(QUEUE, detail=False)).depth
+        depth = (await self.layers.queues.read(QUEUE, detail=False)).counts
         expected = {JobState.PENDING: self.backlog, JobState.SUCCEEDED: self.claimed}
         check(depth == expected, f"the queue holds {depth}, not {expected}")
 

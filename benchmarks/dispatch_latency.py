@@ -282,7 +282,7 @@ async def _arrival(workers: Workers, total: int, tasks: list[asyncio.Task[None]]
 
 async def _all_done(layers: jobs.Layers, expected: int) -> None:
     async def finished() -> bool:
-        depth = (await layers.queues.read("default", detail=False)).depth
+        depth = (await layers.queues.read("default", detail=False)).counts
         return depth == {JobState.SUCCEEDED: expected}
 
     await until(finished, f"all {expected} jobs have succeeded")

@@ -52,7 +52,7 @@ class Done:
             for task in tasks:
                 if task.done():
                     task.result()
-            depth = (await self._queues.read(QUEUE, detail=False)).depth
+            depth = (await self._queues.read(QUEUE, detail=False)).counts
             return depth.get(JobState.SUCCEEDED, 0) >= self.count
 
         what = f"{self.count:,} jobs are done"
@@ -64,7 +64,9 @@ class Done:
         expected = {JobState.SUCCEEDED: self.count}
         if self._backlog:
             expected[JobState.PENDING] = self._backlog
-        check(dict(queue.depth) == expected, f"of {self.count:,} jobs the queue has {queue.depth}")
+        check(
+            dict(queue.counts) == expected, f"of {self.count:,} jobs the queue has {queue.counts}"
+        )
         totals = {name: queue.totals.get(name, 0) for name in ("submitted", "started", "succeeded")}
         totals["submitted"] -= self._backlog
         check(set(totals.values()) == {self.count}, f"of {self.count:,} jobs: {totals}")

@@ -139,7 +139,7 @@ class StoreOnly:
     async def check(self, done: int) -> None:
         """Checks that so many jobs have been through."""
         check(self.done == done, f"{self.done:,} of {done:,} jobs")
-        depth = (await self._layers.queues.read(QUEUE, detail=False)).depth
+        depth = (await self._layers.queues.read(QUEUE, detail=False)).counts
         check(depth == {JobState.SUCCEEDED: done}, f"the queue holds {depth}")
 
 

@@ -28,7 +28,7 @@ async def run(plan: Plan) -> list[Figure]:
             await jobs.fill(layers, "default", plan.size.jobs, jobs.JobMaker(), plan.say)
             await _settled(store)
             after = await store.info("memory")
-            depth = (await layers.queues.read("default", detail=False)).depth
+            depth = (await layers.queues.read("default", detail=False)).counts
             check(depth == {JobState.PENDING: plan.size.jobs}, f"the queue holds {depth}")
             plan.say(f"on {store.version}")
         bytes_each.append((after["used_memory"] - before["used_memory"]) / plan.size.jobs)

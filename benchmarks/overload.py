@@ -82,7 +82,7 @@ class Kind:
         self.growth.append(max(grown) / (1 << 20))
 
     async def _check(self, store: Store, least: int, most: int) -> None:
-        depth = (await jobs.Layers(store).queues.read("default", detail=False)).depth
+        depth = (await jobs.Layers(store).queues.read("default", detail=False)).counts
         # What was not answered in time may be in the store all the same.
         there = depth.get(JobState.PENDING, 0)
         check(

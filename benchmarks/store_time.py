@@ -76,7 +76,7 @@ class Jobwire:
 
     async def check(self, done: int) -> None:
         """Checks that so many jobs have succeeded and nothing else is there."""
-        depth = (await self._layers.queues.read(QUEUE, detail=False)).depth
+        depth = (await self._layers.queues.read(QUEUE, detail=False)).counts
         check(depth == {JobState.SUCCEEDED: done}, f"the queue holds {depth}, not {done} results")
 
 

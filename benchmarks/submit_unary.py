@@ -149,7 +149,7 @@ async def _check_stored(store: Store, accepted: list[str], expected: int, backlo
     check(len(set(accepted)) == expected, "a call was answered with the id of another")
     layers = jobs.Layers(store)
     queue = await layers.queues.read("default", detail=False)
-    depth = {state.name: count for state, count in queue.depth.items()}
+    depth = {state.name: count for state, count in queue.counts.items()}
     check(
         depth == {"PENDING": backlog + expected},
         f"{expected} jobs were accepted, {depth} are there",

@@ -95,7 +95,7 @@ class Lives:
 
     async def check(self) -> None:
         """Checks that every job has succeeded."""
-        depth = (await self._queues.read(self._queue, detail=False)).depth
+        depth = (await self._queues.read(self._queue, detail=False)).counts
         check(depth == {JobState.SUCCEEDED: self.done}, f"{self._queue} holds {depth}")
 
 

@@ -116,7 +116,7 @@ class QueueInfo:
 
     name: str
     paused: bool
-    depth: Mapping[JobState, int]
+    counts: Mapping[JobState, int]
     """Jobs in each state; states without jobs are left out."""
     oldest_pending_age: timedelta | None
     rates: QueueRates | None
@@ -135,9 +135,9 @@ class QueueInfo:
         """Read the wire's form."""
         rates, totals = proto.rates, proto.totals
         return cls(
-            name=proto.name,
+            name=proto.queue,
             paused=proto.paused,
-            depth={JobState.from_proto(entry.state): entry.count for entry in proto.depth},
+            counts={JobState.from_proto(entry.state): entry.count for entry in proto.counts},
             oldest_pending_age=span_of(proto, "oldest_pending_age"),
             rates=(
                 QueueRates(

@@ -94,9 +94,13 @@ def change_spec(spec: schedule_service_pb2.ScheduleSpec, changes: ScheduleChange
             if given[name] is not None:
                 getattr(spec, name).CopyFrom(to_duration(given[name], name))
     if "missed" in given:
-        spec.missed_runs = _number(schedule_service_pb2.MissedRuns, given["missed"], "missed")
+        spec.missed_run_policy = _number(
+            schedule_service_pb2.MissedRunPolicy, given["missed"], "missed"
+        )
     if "overlap" in given:
-        spec.overlap = _number(schedule_service_pb2.Overlap, given["overlap"], "overlap")
+        spec.overlap_policy = _number(
+            schedule_service_pb2.OverlapPolicy, given["overlap"], "overlap"
+        )
     if "description" in given:
         spec.description = given["description"] or ""
 
@@ -143,7 +147,7 @@ def _change_cadence(spec: schedule_service_pb2.ScheduleSpec, given: dict[str, An
 
 
 def _number(kind: Any, word: str | None, name: str) -> Any:
-    prefix = "MISSED_RUNS" if name == "missed" else "OVERLAP"
+    prefix = "MISSED_RUN_POLICY" if name == "missed" else "OVERLAP_POLICY"
     words = get_args(Missed if name == "missed" else Overlap)
     if word is None:
         return kind.Value(f"{prefix}_UNSPECIFIED")
@@ -153,11 +157,11 @@ def _number(kind: Any, word: str | None, name: str) -> Any:
 
 
 _MISSED: dict[int, Missed] = {
-    schedule_service_pb2.MissedRuns.Value(f"MISSED_RUNS_{word.upper()}"): word
+    schedule_service_pb2.MissedRunPolicy.Value(f"MISSED_RUN_POLICY_{word.upper()}"): word
     for word in get_args(Missed)
 }
 _OVERLAPS: dict[int, Overlap] = {
-    schedule_service_pb2.Overlap.Value(f"OVERLAP_{word.upper()}"): word
+    schedule_service_pb2.OverlapPolicy.Value(f"OVERLAP_POLICY_{word.upper()}"): word
     for word in get_args(Overlap)
 }
 
@@ -244,9 +248,9 @@ class Schedule:
             anchor=moment_of(spec.interval, "anchor"),
             start_at=moment_of(spec, "start_at"),
             end_at=moment_of(spec, "end_at"),
-            missed=_MISSED.get(spec.missed_runs, "run_latest"),
+            missed=_MISSED.get(spec.missed_run_policy, "run_latest"),
             catch_up_window=span_of(spec, "catch_up_window"),
-            overlap=_OVERLAPS.get(spec.overlap, "skip"),
+            overlap=_OVERLAPS.get(spec.overlap_policy, "skip"),
             jitter=span_of(spec, "jitter"),
             description=spec.description,
             priority=job.priority,

@@ -111,7 +111,7 @@ def ended(client: Client) -> int:
 def left_over(client: Client) -> int:
     """Return how many jobs an earlier run of the demo left waiting."""
     try:
-        depth = client.queue(QUEUE).depth
+        depth = client.queue(QUEUE).counts
     except NotFound:
         return 0
     return sum(count for state, count in depth.items() if not state.is_terminal)

@@ -188,7 +188,7 @@ async def test_plain_jobs_are_dispatched_and_completed_within_their_budget(serve
     async with counted(served.broker.client) as costs, worker:
         async with asyncio.timeout(60):
             await all_handled.wait()
-    assert (await served.broker.router.operators.get_queue("default")).depth == {
+    assert (await served.broker.router.operators.get_queue("default")).counts == {
         JobState.SUCCEEDED: JOBS
     }
     within(WORK_STREAM, costs, JOBS)

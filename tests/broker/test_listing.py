@@ -208,7 +208,7 @@ async def test_queues_are_listed_with_their_depths(valkey_broker: Broker) -> Non
     for queue, count in (("b", 2), ("a", 1), ("c", 3)):
         await router.submissions.submit(queue, [new_job(queue) for _ in range(count)])
     first, token = await router.operators.list_queues(2)
-    assert [(queue.name, dict(queue.depth)) for queue in first] == [
+    assert [(queue.name, dict(queue.counts)) for queue in first] == [
         ("a", {S.PENDING: 1}),
         ("b", {S.PENDING: 2}),
     ]

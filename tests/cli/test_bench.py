@@ -41,9 +41,9 @@ def test_bench_forgets_its_jobs_and_touches_no_other_queue(target: str) -> None:
         other = client.submit("jobwire.bench", {"n": 1}, queue="beside").id
         before = client.queue("beside")
         assert jobwire(*SMALL, target=target).returncode == 0
-        assert client.queue(QUEUE).depth == {}
+        assert client.queue(QUEUE).counts == {}
         after = client.queue("beside")
-        assert (after.depth, after.totals) == (before.depth, before.totals)
+        assert (after.counts, after.totals) == (before.counts, before.totals)
         assert client.get(other).state is JobState.PENDING
         client.cancel(other)
 
@@ -72,7 +72,7 @@ def test_bench_that_is_interrupted_forgets_its_jobs(target: str) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 130
     with Client(target) as client:
-        assert client.queue(QUEUE).depth == {}
+        assert client.queue(QUEUE).counts == {}
 
 
 def test_bench_without_a_server_says_so() -> None:

@@ -117,7 +117,7 @@ class Broker(
         """Put a job into the queue, without a client."""
         job_id = f"default-{len(self.jobs):026d}"
         job = job_pb2.Job(
-            id=job_id,
+            job_id=job_id,
             queue="default",
             spec=job_pb2.JobSpec(operation=operation, payload=payload),
             state=job_pb2.JOB_STATE_PENDING,
@@ -148,7 +148,7 @@ class Broker(
         existed = request.job_id in self.jobs
         if not existed:
             self.jobs[request.job_id] = job_pb2.Job(
-                id=request.job_id,
+                job_id=request.job_id,
                 queue=request.queue,
                 spec=request.spec,
                 state=job_pb2.JOB_STATE_PENDING,
@@ -198,7 +198,7 @@ class Broker(
     async def ListJobs(self, request: Any, context: Any) -> Any:
         await self.enter("ListJobs", request, context)
         first = int(request.page_token or 0)
-        found = [job for job in self.jobs.values() if job.queue == request.queue]
+        found = [job for job in self.jobs.values() if job.queue == request.filter.queue]
         end = first + request.page_size
         return jobs.ListJobsResponse(
             jobs=found[first:end], next_page_token=str(end) if end < len(found) else ""
@@ -229,7 +229,7 @@ class Broker(
             job.state = job_pb2.JOB_STATE_CANCELLING
             self.notices.append(
                 workers.CancelNotice(
-                    job_id=job.id, fencing_token=job.fencing_token, reason=request.reason
+                    job_id=job.job_id, fencing_token=job.fencing_token, reason=request.reason
                 )
             )
         else:
@@ -249,7 +249,7 @@ class Broker(
 
     async def _check_lease(self, request: Any, context: Any) -> job_pb2.Job:
         job = self.jobs[request.job_id]
-        if job.fencing_token != request.fencing_token or job.id in self.lost:
+        if job.fencing_token != request.fencing_token or job.job_id in self.lost:
             await context.abort(
                 *rich_status(
                     grpc.StatusCode.FAILED_PRECONDITION, "the lease is lost", reason("LEASE_LOST")
@@ -278,7 +278,7 @@ class Broker(
             job.worker_id = worker_id
             assignments.append(
                 workers.Assignment(
-                    job_id=job.id,
+                    job_id=job.job_id,
                     fencing_token=job.fencing_token,
                     attempt=job.attempt,
                     spec=job.spec,
@@ -353,7 +353,7 @@ class Broker(
         return workers.HeartbeatResponse(
             lost_leases=[lease for lease in request.leases if lease.job_id in self.lost],
             cancellations=[notice for notice in self.notices if notice.job_id in held],
-            drain=self.drain,
+            drain=workers.Drain(leave=True) if self.drain else None,
         )
 
     async def DeregisterWorker(self, request: Any, context: Any) -> Any:
@@ -366,14 +366,14 @@ class Broker(
     async def ListQueues(self, request: Any, context: Any) -> Any:
         await self.enter("ListQueues", request, context)
         queue = admin.Queue(
-            name="default",
-            depth=[admin.StateCount(state=job_pb2.JOB_STATE_PENDING, count=len(self.pending))],
+            queue="default",
+            counts=[admin.StateCount(state=job_pb2.JOB_STATE_PENDING, count=len(self.pending))],
         )
         return admin.ListQueuesResponse(queues=[queue])
 
     async def PauseQueue(self, request: Any, context: Any) -> Any:
         await self.enter("PauseQueue", request, context)
-        return admin.PauseQueueResponse(queue=admin.Queue(name=request.queue, paused=True))
+        return admin.PauseQueueResponse(queue=admin.Queue(queue=request.queue, paused=True))
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
         await self.enter("GetServerInfo", request, context)

@@ -49,7 +49,7 @@ async def completion(broker: Broker, job: job_pb2.Job) -> worker_service_pb2.Com
 
     def said() -> list[worker_service_pb2.Completion]:
         calls = broker.calls["CompleteJob"]
-        return [call.completion for call in calls if call.completion.job_id == job.id]
+        return [call.completion for call in calls if call.completion.job_id == job.job_id]
 
     await broker.until(said)
     return said()[-1]
@@ -73,7 +73,7 @@ async def cancel(broker: Broker, job: job_pb2.Job) -> None:
     """Cancel a job with the next heartbeat."""
     broker.notices.append(
         worker_service_pb2.CancelNotice(
-            job_id=job.id, fencing_token=job.fencing_token, reason="changed my mind"
+            job_id=job.job_id, fencing_token=job.fencing_token, reason="changed my mind"
         )
     )
 

@@ -181,7 +181,7 @@ async def test_result_raises_how_the_job_ended(
     job.failure.type = "ValueError"
     await broker.touch(job)
     with pytest.raises(error):
-        await client.job(job.id).result(timeout=10)
+        await client.job(job.job_id).result(timeout=10)
 
 
 async def test_result_that_takes_too_long_is_a_timeout_error(
@@ -189,7 +189,7 @@ async def test_result_that_takes_too_long_is_a_timeout_error(
 ) -> None:
     job = await broker.add("work")
     with pytest.raises(TimeoutError) as raised:
-        await client.job(job.id).result(timeout=0.1)
+        await client.job(job.job_id).result(timeout=0.1)
     assert isinstance(raised.value, DeadlineExceeded)
 
 
@@ -198,7 +198,7 @@ async def test_watch_goes_on_after_a_restart_and_shows_no_state_twice(
 ) -> None:
     job = await broker.add("work")
     seen = []
-    async for state in client.watch(job.id):
+    async for state in client.watch(job.job_id):
         seen.append((state.revision, state.state))
         if len(seen) == 1:
             await broker.stop()
@@ -218,7 +218,7 @@ async def test_watch_gives_up_when_no_server_answers_for_the_reconnect_time(
 ) -> None:
     job = await broker.add("work")
     async with AsyncClient(broker.target, reconnect_s=0.3) as client:
-        states = client.watch(job.id)
+        states = client.watch(job.job_id)
         assert (await anext(states)).state is JobState.PENDING
         await broker.stop()
         with pytest.raises(Unavailable):

@@ -129,7 +129,7 @@ async def test_run_watches_the_job_that_holds_the_key(
 
     async def run_job(self: Broker, request: object, context: object) -> AsyncIterator[object]:
         await self.enter("RunJob", request, context)
-        begun = job_pb2.Job(id=job.id, state=job_pb2.JOB_STATE_RUNNING, revision=2)
+        begun = job_pb2.Job(job_id=job.job_id, state=job_pb2.JOB_STATE_RUNNING, revision=2)
         yield RunJobResponse(job=begun, cursor="c1")
 
     monkeypatch.setattr(Broker, "RunJob", run_job)
@@ -137,7 +137,7 @@ async def test_run_watches_the_job_that_holds_the_key(
     await broker.start()
     job.revision = 5
     watch = await client.run("work", unique_key="k")
-    assert watch.job_id == job.id
+    assert watch.job_id == job.job_id
     states = [event.state async for event in watch]  # type: ignore[union-attr]
     assert states[-1] == "SUCCEEDED"
-    assert broker.calls["WatchJob"][-1].job_id == job.id
+    assert broker.calls["WatchJob"][-1].job_id == job.job_id

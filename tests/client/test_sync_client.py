@@ -111,13 +111,13 @@ def test_submit_many_sends_one_call_for_a_small_batch(played: Played) -> None:
 def test_result_reconnects_and_returns_the_value(played: Played) -> None:
     result = played.call(played.client.job("default-x").result, timeout=10)
     request, rpc = played.take_stream("WatchJob")
-    running = job_pb2.Job(id="default-x", state=job_pb2.JOB_STATE_RUNNING, revision=4)
+    running = job_pb2.Job(job_id="default-x", state=job_pb2.JOB_STATE_RUNNING, revision=4)
     rpc.send_response(job_service_pb2.WatchJobResponse(job=running))
     code, message, metadata = rich_status(grpc.StatusCode.UNAVAILABLE, "draining")
     rpc.terminate(metadata, code, message)
     again, rpc = played.take_stream("WatchJob")
     done = job_pb2.Job(
-        id="default-x",
+        job_id="default-x",
         state=job_pb2.JOB_STATE_SUCCEEDED,
         revision=5,
         result=job_pb2.Payload(data=b"\x00\x01"),

@@ -54,7 +54,7 @@ async def test_workers_and_queues_are_watched(broker_address: str) -> None:
         await client.submit("nobody", queue="many")
         async with asyncio.timeout(20):
             async for queue in client.watch_queues(["many"], interval=0.2):
-                if queue.depth.get(JobState.PENDING) == 1:
+                if queue.counts.get(JobState.PENDING) == 1:
                     break
 
 

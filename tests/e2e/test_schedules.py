@@ -63,9 +63,9 @@ def _spec(begin: datetime, end: datetime, **cadence: Any) -> Any:
         job=job_pb2.JobSpec(operation="op"),
         start_at=_moment(begin),
         end_at=_moment(end),
-        missed_runs=schedules.MISSED_RUNS_RUN_ALL,
+        missed_run_policy=schedules.MISSED_RUN_POLICY_RUN_ALL,
         catch_up_window=Duration(seconds=int(MONTH.total_seconds())),
-        overlap=schedules.OVERLAP_ALLOW,
+        overlap_policy=schedules.OVERLAP_POLICY_ALLOW,
         **cadence,
     )
 

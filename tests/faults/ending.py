@@ -120,7 +120,7 @@ def collect(world: World, client: Client, outputs_of: set[str]) -> Final:
             output = _output(client, job.id) if job.id in outputs_of else None
             final.jobs[job.id] = plain(job, output)
         with suppress(NotFound):
-            depth = client.queue(queue).depth
+            depth = client.queue(queue).counts
             final.counts[queue] = {state.value: count for state, count in depth.items() if count}
         with _store(world).client() as raw:
             try:

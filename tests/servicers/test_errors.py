@@ -58,7 +58,7 @@ async def test_an_unknown_job_is_not_found_by_every_method_that_names_one(
 
 async def test_an_unknown_queue_is_not_found(served: Served) -> None:
     for call in (
-        served.jobs.ListJobs(jobs.ListJobsRequest(queue="none")),
+        served.jobs.ListJobs(jobs.ListJobsRequest(filter=jobs.JobFilter(queue="none"))),
         served.admin.GetQueue(admin.GetQueueRequest(queue="none")),
         served.admin.PauseQueue(admin.PauseQueueRequest(queue="none")),
         served.admin.ResumeQueue(admin.ResumeQueueRequest(queue="none")),

@@ -92,7 +92,7 @@ async def test_run_job_follows_the_job_that_holds_the_key(served: Served) -> Non
     first = await served.jobs.SubmitJob(_unique())
     call = served.jobs.RunJob(jobs.RunJobRequest(submit=_unique(), cancel_on_disconnect=True))
     answer = await call.read()
-    assert answer.job.id == first.job_id
+    assert answer.job.job_id == first.job_id
     call.cancel()
     await served.workers.RegisterWorker(
         workers.RegisterWorkerRequest(worker=workers.WorkerSpec(worker_id="w1", operations=["op"]))

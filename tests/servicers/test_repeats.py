@@ -69,7 +69,7 @@ async def test_a_repeat_whose_time_has_passed_gets_its_first_answer(
     batch = await served.jobs.SubmitJobs(jobs.SubmitJobsRequest(requests=[request]))
     assert batch.results[0].accepted.job_id == first.job_id
     stream = served.jobs.RunJob(jobs.RunJobRequest(submit=request))
-    assert (await stream.read()).job.id == first.job_id
+    assert (await stream.read()).job.job_id == first.job_id
     stream.cancel()
     assert len(served.broker.dump()) > 0
     served.broker.check()

@@ -45,7 +45,7 @@ async def _get(served: Served, name: str = "s1") -> Any:
 async def _jobs(served: Served) -> list[Any]:
     """All jobs, in the order of their due moments."""
     found = await served.jobs.ListJobs(jobs.ListJobsRequest(page_size=1000, view=2))
-    return sorted(found.jobs, key=lambda job: job.id)
+    return sorted(found.jobs, key=lambda job: job.job_id)
 
 
 def _due(job: Any) -> int:
@@ -79,7 +79,7 @@ async def _succeed(served: Served, one: Any) -> None:
 
 
 async def test_a_schedule_submits_its_job_at_each_moment_with_its_labels(served: Served) -> None:
-    made = await _create(served, overlap=schedules.OVERLAP_ALLOW)
+    made = await _create(served, overlap_policy=schedules.OVERLAP_POLICY_ALLOW)
     assert made.queue == "default"
     assert made.revision == 1
     created = _ms(made.created_at)
@@ -95,11 +95,10 @@ async def test_a_schedule_submits_its_job_at_each_moment_with_its_labels(served:
     assert first.spec.labels["jobwire.schedule"] == "s1"
     assert [_due(first), _due(second)] == due[:2]
     assert first.state == job_pb2.JOB_STATE_PENDING
-    assert _ms(first.spec.created_at) >= due[0]
-    assert first.spec.schema_version == 1
+    assert _ms(first.created_at) >= due[0]
     found = await _get(served)
     assert found.total_runs == 2
-    assert [run.job_id for run in found.recent_runs] == [second.id, first.id]
+    assert [run.job_id for run in found.recent_runs] == [second.job_id, first.job_id]
     assert [_ms(run.due_at) for run in found.recent_runs] == [due[1], due[0]]
     assert [_ms(at) for at in found.next_runs] == [due[2] + at * MINUTE for at in range(5)]
     assert (found.skipped_runs, found.missed_runs) == (0, 0)
@@ -127,9 +126,9 @@ async def test_what_a_schedule_says_is_told_as_it_was_said(served: Served) -> No
     said = spec(
         3600,
         start_at=Timestamp(seconds=1_900_000_000),
-        missed_runs=schedules.MISSED_RUNS_RUN_ALL,
+        missed_run_policy=schedules.MISSED_RUN_POLICY_RUN_ALL,
         catch_up_window=Duration(seconds=600),
-        overlap=schedules.OVERLAP_CANCEL_PREVIOUS,
+        overlap_policy=schedules.OVERLAP_POLICY_CANCEL_PREVIOUS,
         jitter=Duration(seconds=30),
         description="hourly",
     )
@@ -178,7 +177,7 @@ async def test_an_update_replaces_what_is_said_and_keeps_the_history(served: Ser
 
 
 async def test_pausing_forgives_and_resuming_goes_on_from_now(served: Served) -> None:
-    made = await _create(served, missed_runs=schedules.MISSED_RUNS_RUN_ALL)
+    made = await _create(served, missed_run_policy=schedules.MISSED_RUN_POLICY_RUN_ALL)
     request = schedules.PauseScheduleRequest(schedule_id="s1", reason="holidays")
     paused = (await served.schedules.PauseSchedule(request)).schedule
     assert (paused.paused, paused.pause_reason, paused.revision) == (True, "holidays", 2)
@@ -221,10 +220,10 @@ async def test_deleting_leaves_jobs_and_nothing_else(served: Served) -> None:
 
 
 async def test_a_schedule_made_again_under_its_name_begins_anew(served: Served) -> None:
-    await _create(served, overlap=schedules.OVERLAP_ALLOW)
+    await _create(served, overlap_policy=schedules.OVERLAP_POLICY_ALLOW)
     await served.broker.after(MINUTE)
     await served.schedules.DeleteSchedule(schedules.DeleteScheduleRequest(schedule_id="s1"))
-    again = await _create(served, overlap=schedules.OVERLAP_ALLOW)
+    again = await _create(served, overlap_policy=schedules.OVERLAP_POLICY_ALLOW)
     assert (again.revision, again.total_runs, len(again.recent_runs)) == (1, 0, 0)
 
 
@@ -331,13 +330,13 @@ async def test_overlap_skip_leaves_moments_out_until_the_job_has_ended(served: S
 
 
 async def test_overlap_cancel_previous_cancels_what_waits_and_what_runs(served: Served) -> None:
-    await _create(served, overlap=schedules.OVERLAP_CANCEL_PREVIOUS)
+    await _create(served, overlap_policy=schedules.OVERLAP_POLICY_CANCEL_PREVIOUS)
     await served.broker.after(MINUTE)
     await served.broker.after(MINUTE)
     first, second = await _jobs(served)
     assert first.state == job_pb2.JOB_STATE_CANCELLED
     assert first.cancel_reason
-    assert (await _claim(served)).job_id == second.id
+    assert (await _claim(served)).job_id == second.job_id
     await served.broker.after(MINUTE)
     _, second, third = await _jobs(served)
     assert second.state == job_pb2.JOB_STATE_CANCELLING
@@ -355,7 +354,7 @@ async def test_of_moments_missed_for_days_the_latest_runs(served: Served) -> Non
 
 
 async def test_a_schedule_that_skips_misses_runs_nothing_that_is_late(served: Served) -> None:
-    made = await _create(served, every_s=3600, missed_runs=schedules.MISSED_RUNS_SKIP)
+    made = await _create(served, every_s=3600, missed_run_policy=schedules.MISSED_RUN_POLICY_SKIP)
     await served.broker.after(5 * HOUR + 2 * MINUTE)
     assert await _jobs(served) == []
     assert (await _get(served)).missed_runs == 5
@@ -367,7 +366,7 @@ async def test_a_schedule_that_skips_misses_runs_nothing_that_is_late(served: Se
 async def test_run_all_makes_up_for_each_missed_moment_within_its_window(served: Served) -> None:
     made = await _create(
         served,
-        missed_runs=schedules.MISSED_RUNS_RUN_ALL,
+        missed_run_policy=schedules.MISSED_RUN_POLICY_RUN_ALL,
         catch_up_window=Duration(seconds=3600),
     )
     await served.broker.after(3 * HOUR + 30_000)
@@ -383,7 +382,7 @@ async def test_a_schedule_ends_at_its_end(served: Served) -> None:
     now = served.broker.now_ms()
     end = Timestamp()
     end.FromMilliseconds(now + 2 * MINUTE + 30_000)
-    made = await _create(served, overlap=schedules.OVERLAP_ALLOW, end_at=end)
+    made = await _create(served, overlap_policy=schedules.OVERLAP_POLICY_ALLOW, end_at=end)
     assert len(made.next_runs) == 2
     for _ in range(4):
         await served.broker.after(MINUTE)
@@ -410,8 +409,8 @@ async def test_jitter_delays_a_job_and_not_its_moment(served: Served) -> None:
 async def test_a_full_queue_holds_a_schedule_back_and_loses_nothing(served: Served) -> None:
     made = await _create(
         served,
-        overlap=schedules.OVERLAP_ALLOW,
-        missed_runs=schedules.MISSED_RUNS_RUN_ALL,
+        overlap_policy=schedules.OVERLAP_POLICY_ALLOW,
+        missed_run_policy=schedules.MISSED_RUN_POLICY_RUN_ALL,
     )
     config = admin.QueueConfig(max_pending_jobs=1)
     await served.admin.ConfigureQueue(admin.ConfigureQueueRequest(queue="default", config=config))
@@ -433,7 +432,7 @@ async def test_a_full_queue_holds_a_schedule_back_and_loses_nothing(served: Serv
 async def test_a_unique_key_that_is_held_leaves_a_moment_out(served: Served) -> None:
     job = job_pb2.JobSpec(operation="op", unique=job_pb2.UniqueKey(key="k"))
     await served.jobs.SubmitJob(jobs.SubmitJobRequest(spec=job))
-    await _create(served, job=job, overlap=schedules.OVERLAP_ALLOW)
+    await _create(served, job=job, overlap_policy=schedules.OVERLAP_POLICY_ALLOW)
     await served.broker.after(MINUTE)
     found = await _get(served)
     assert (found.total_runs, found.skipped_runs, len(await _jobs(served))) == (0, 1, 1)
@@ -507,8 +506,8 @@ BAD: list[tuple[str, Any, str, str]] = [
         "spec.catch_up_window",
         "1 minute to",
     ),
-    ("Create", _create_with(missed_runs=9), "spec.missed_runs", "RUN_ALL"),
-    ("Create", _create_with(overlap=9), "spec.overlap", "ALLOW"),
+    ("Create", _create_with(missed_run_policy=9), "spec.missed_run_policy", "RUN_ALL"),
+    ("Create", _create_with(overlap_policy=9), "spec.overlap_policy", "ALLOW"),
     ("Create", _create_with(description="x" * 1025), "spec.description", "1024"),
     ("Create", _job(operation=""), "spec.job.operation", "operation name"),
     ("Create", _job(run_at=MOMENT), "spec.job.run_at", "schedule"),

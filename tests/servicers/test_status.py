@@ -47,6 +47,12 @@ SAMPLES: list[tuple[JobwireError, StatusCode]] = [
     (errors.StoreUnfit("evicts"), StatusCode.UNAVAILABLE),
     (errors.StoreFull(), StatusCode.RESOURCE_EXHAUSTED),
     (errors.QueueFull("full"), StatusCode.RESOURCE_EXHAUSTED),
+    (errors.TooManyQueues("too many"), StatusCode.RESOURCE_EXHAUSTED),
+    (errors.QueueInUse("in use"), StatusCode.FAILED_PRECONDITION),
+    (
+        errors.Unsupported([errors.Violation("spec.group_key", "unset")], "groups"),
+        StatusCode.FAILED_PRECONDITION,
+    ),
     (errors.ServerBusy("busy"), StatusCode.RESOURCE_EXHAUSTED),
     (errors.ServerDraining(), StatusCode.UNAVAILABLE),
 ]

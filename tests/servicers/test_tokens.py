@@ -24,7 +24,7 @@ HOSTILE = [
 
 
 def _calls(served: Served, token: str, job_id: str) -> dict[str, Any]:
-    watched = jobs.WatchJobsRequest(queue="default", cursor=token)
+    watched = jobs.WatchJobsRequest(filter=jobs.JobFilter(queue="default"), cursor=token)
     watch = jobs.WatchJobRequest(job_id=job_id, cursor=token)
     return {
         "jobs": served.jobs.ListJobs(jobs.ListJobsRequest(page_size=1, page_token=token)),
@@ -68,7 +68,9 @@ async def _tokens(served: Served, job_id: str) -> dict[str, str]:
     async for answer in served.jobs.WatchJob(jobs.WatchJobRequest(job_id=job_id)):
         found["watch"] = answer.cursor
         break
-    async for answer in served.jobs.WatchJobs(jobs.WatchJobsRequest(queue="default")):
+    async for answer in served.jobs.WatchJobs(
+        jobs.WatchJobsRequest(filter=jobs.JobFilter(queue="default"))
+    ):
         if answer.cursor:
             found["watch of a queue"] = answer.cursor
             break
@@ -122,6 +124,7 @@ async def test_a_cursor_holds_for_its_job_or_its_filter(served: Served) -> None:
     ]
     for fields in filters:
         request = jobs.WatchJobsRequest(
-            **{"queue": "default", **fields}, cursor=tokens["watch of a queue"]
+            filter=jobs.JobFilter(**{"queue": "default", **fields}),
+            cursor=tokens["watch of a queue"],
         )
         assert (await refusal(served.jobs.WatchJobs(request))).reason == "BAD_PAGE_TOKEN"

@@ -162,7 +162,7 @@ async def test_a_queue_tells_its_depths_totals_and_oldest_job(scripts: Scripts) 
     jobs = [new_job(), new_job(priority=5), new_job(delay_ms=60_000)]
     await scripts.submit(*jobs)
     queue = await scripts.queues.read("default", detail=True)
-    assert queue.depth == {S.SCHEDULED: 1, S.PENDING: 2}
+    assert queue.counts == {S.SCHEDULED: 1, S.PENDING: 2}
     assert queue.totals == {"submitted": 3}
     assert not queue.paused
     assert queue.now_ms == scripts.after(0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from jobwire.v1 import job_pb2
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.ids import UlidFactory
@@ -17,10 +15,11 @@ from jobwire_server.domain.model import (
     UniqueKey,
     WorkerSpec,
 )
+from jobwire_server.servicers.records import JobSpecRecords
 
 OPERATION = "work"
 DAY_MS = 86_400_000
-CREATED_AT = Timestamp(seconds=1_800_000_000)
+STAMP = JobSpecRecords().stamp(1_800_000_000_000)
 
 next_ulid = UlidFactory(lambda: time.time_ns() // 1_000_000)
 
@@ -45,16 +44,14 @@ def new_job(
 ) -> NewJob:
     """Returns a job with a record as the servers write it."""
     requirements = requirements or {}
-    spec = job_pb2.JobSpec(
-        operation=operation, requirements=requirements, priority=priority, created_at=CREATED_AT
-    )
+    spec = job_pb2.JobSpec(operation=operation, requirements=requirements, priority=priority)
     spec.payload.data = payload.encode()
     return NewJob(
         job_id=f"{queue}-{ulid or next_ulid()}",
         queue=queue,
         route=route_of(operation, requirements),
         priority=priority,
-        record=spec.SerializeToString(deterministic=True),
+        record=spec.SerializeToString(deterministic=True) + STAMP,
         run_at_ms=run_at_ms,
         delay_ms=delay_ms,
         expires_at_ms=expires_at_ms,

@@ -30,6 +30,7 @@ from tests.watch.support import (
 
 PIECES = [b"a", b"bcd", b"ef", b"ghijklmnop", b"q"]
 WHOLE = b"".join(PIECES)
+END = job_service_pb2.OutputFromEnd()
 
 
 async def _finished(hands: Hands) -> str:
@@ -118,7 +119,7 @@ async def test_output_from_an_offset_that_is_still_to_come_begins_there(hands: H
 async def test_from_the_end_only_what_is_written_from_now_on_is_told(hands: Hands) -> None:
     lease = await hands.running()
     await hands.write(lease, chunk(b"before", 0))
-    async with hands.watch(lease.job_id, output_from_end=True) as watcher:
+    async with hands.watch(lease.job_id, output_from_end=END) as watcher:
         await watcher.sees(RUNNING)
         await hands.write(lease, chunk(b"after", 6))
         await hands.complete(lease)
@@ -316,7 +317,7 @@ async def test_a_queue_that_is_watched_again_while_its_room_is_closed_is_heard(
         await hands.register()
         lease = await hands.running()
         for number in range(50):
-            async with hands.watch(lease.job_id, output_from_end=True) as watcher:
+            async with hands.watch(lease.job_id, output_from_end=END) as watcher:
                 await watcher.sees(RUNNING)
                 await hands.write(lease, chunk(b"x", number))
                 await watcher.reads(1, b"x")

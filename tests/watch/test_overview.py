@@ -60,7 +60,7 @@ def _told(reader: Reader, worker_id: str) -> list[Any]:
     for answer in reader.answers:
         if answer.worker.spec.worker_id == worker_id:
             found.append(answer.worker)
-        elif answer.left == worker_id:
+        elif answer.left.worker_id == worker_id:
             found.append("left")
     return found
 
@@ -125,8 +125,8 @@ async def test_queues_are_told_at_first_and_then_when_they_change(hands: Hands) 
         def depth(queue: str) -> dict[int, int]:
             for answer in reversed(reader.answers):
                 for found in answer.queues:
-                    if found.name == queue:
-                        return {item.state: item.count for item in found.depth}
+                    if found.queue == queue:
+                        return {item.state: item.count for item in found.counts}
             return {}
 
         await reader.until(lambda: depth("default") == {PENDING: 1}, "the queue as it stands")
@@ -142,7 +142,7 @@ async def test_only_the_queues_that_are_named_are_told(hands: Hands) -> None:
     request = admin_service_pb2.WatchQueuesRequest(queues=["other"])
     async with Reader(hands.admin.WatchQueues(request)) as reader:
         await reader.until(lambda: reader.answers, "an answer")
-        assert [queue.name for queue in reader.answers[0].queues] == ["other"]
+        assert [queue.queue for queue in reader.answers[0].queues] == ["other"]
 
 
 async def test_watchers_of_queues_and_workers_are_told_that_the_server_drains(

@@ -29,7 +29,11 @@ class Many:
         self.cursor = ""
         self.cursors: list[str] = []
         self.caught_up = 0
-        self.call = hands.jobs.WatchJobs(job_service_pb2.WatchJobsRequest(**request))
+        names = job_service_pb2.JobFilter.DESCRIPTOR.fields_by_name
+        wanted = {name: request.pop(name) for name in names if name in request}
+        self.call = hands.jobs.WatchJobs(
+            job_service_pb2.WatchJobsRequest(filter=job_service_pb2.JobFilter(**wanted), **request)
+        )
         self.task = asyncio.create_task(self._read())
         self._newest: dict[str, int] = {}
 
@@ -46,9 +50,9 @@ class Many:
         async for answer in self.call:
             if answer.HasField("job"):
                 job = answer.job
-                assert job.revision >= self._newest.get(job.id, 0), "a state older than one seen"
-                self._newest[job.id] = job.revision
-                self.told.append((job.id, job.state))
+                assert job.revision >= self._newest.get(job.job_id, 0), "an older state"
+                self._newest[job.job_id] = job.revision
+                self.told.append((job.job_id, job.state))
             else:
                 self.caught_up += answer.bookmark.caught_up
             self.cursor = answer.cursor or self.cursor
@@ -283,9 +287,9 @@ async def test_what_makes_no_sense_is_refused(hands: Hands) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"cursor": "x"}, "cursor"),
         ({"cursor": "x", "only_changes": True}, "only_changes"),
-        ({"job_ids": ["nonsense"]}, "job_ids[0]"),
-        ({"queue": "other", "job_ids": [job_id]}, "job_ids[0]"),
-        ({"states": [99]}, "states[0]"),
+        ({"job_ids": ["nonsense"]}, "filter.job_ids[0]"),
+        ({"queue": "other", "job_ids": [job_id]}, "filter.job_ids[0]"),
+        ({"states": [99]}, "filter.states[0]"),
     ]
     for request, field in wrong:
         said = await Many(hands, **request).fails()

@@ -51,7 +51,7 @@ class Run:
             lambda: self.account.states[-1:] == [state] or self.task.done(), f"state {state}"
         )
         assert self.account.states[-1] == state
-        return self.account.jobs[-1].id
+        return self.account.jobs[-1].job_id
 
     async def break_off(self) -> None:
         self.call.cancel()
@@ -78,7 +78,7 @@ async def test_a_run_that_is_asked_for_again_creates_no_second_job(hands: Hands)
     for run in runs:
         assert await run.sees(PENDING) == job_id
     listed = await hands.jobs.ListJobs(job_service_pb2.ListJobsRequest())
-    assert [job.id for job in listed.jobs] == [job_id]
+    assert [job.job_id for job in listed.jobs] == [job_id]
     lease = await hands.claim(job_id)
     await hands.complete(lease)
     await asyncio.gather(*(run.task for run in runs))

@@ -66,11 +66,13 @@ class JobMethods:
             full: True brings payload, result, attempts and stack traces too.
         """
         request = jobs_pb2.ListJobsRequest(
-            queue=queue,
-            states=[state.to_proto() for state in states],
-            operation=operation,
-            labels=labels,
-            failure_type=failure_type,
+            filter=jobs_pb2.JobFilter(
+                queue=queue,
+                states=[state.to_proto() for state in states],
+                operation=operation,
+                labels=labels,
+                failure_type=failure_type,
+            ),
             page_size=page_size,
             view=_view(full),
         )
@@ -152,11 +154,13 @@ class JobMethods:
             only_changes: True leaves out the jobs as they stand at the beginning.
         """
         request = jobs_pb2.WatchJobsRequest(
-            queue=queue,
-            operation=operation,
-            states=[state.to_proto() for state in states],
-            labels=labels,
-            job_ids=job_ids,
+            filter=jobs_pb2.JobFilter(
+                queue=queue,
+                operation=operation,
+                states=[state.to_proto() for state in states],
+                labels=labels,
+                job_ids=job_ids,
+            ),
             view=_view(full),
             only_changes=only_changes,
         )

@@ -36,7 +36,7 @@ class QueueWatch:
         self._reconnect_s = reconnect_s
         self._told: dict[str, int] = {}
         """Revisions of the live jobs that were yielded."""
-        self._awaited = set(request.job_ids)
+        self._awaited = set(request.filter.job_ids)
         self._began = False
         self._present: set[str] | None = None
         """Jobs that this stream has listed so far; None for one that resumed."""
@@ -63,7 +63,7 @@ class QueueWatch:
                         for job in jobs:
                             if self._is_news(job):
                                 yield job
-                        if self._request.job_ids and not self._awaited:
+                        if self._request.filter.job_ids and not self._awaited:
                             return
             except CallError as error:
                 if not isinstance(error, OutputTrimmed) and error.reason != "WATCH_LAGGED":
@@ -80,7 +80,7 @@ class QueueWatch:
     def _is_news(self, job: Job) -> bool:
         if self._present is not None:
             self._present.add(job.id)
-        if self._request.job_ids and job.id not in self._awaited:
+        if self._request.filter.job_ids and job.id not in self._awaited:
             return False
         if job.revision <= self._told.get(job.id, -1):
             return False
@@ -97,7 +97,8 @@ class QueueWatch:
         self._began = True
         if present is None:
             return []
-        if not (self._request.states or self._request.operation or self._request.labels):
+        wanted = self._request.filter
+        if not (wanted.states or wanted.operation or wanted.labels):
             # A job that is named but not listed is no longer known.
             self._awaited &= present | self._told.keys()
         jobs = []

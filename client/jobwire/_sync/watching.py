@@ -62,7 +62,7 @@ class Wish:
         elif self.start:
             request.cursor = self.start
         elif self.from_end:
-            request.output_from_end = True
+            request.output_from_end.SetInParent()
         return request
 
 

@@ -181,7 +181,7 @@ class _Bench:
     async def _all_done(self) -> None:
         seen, since = -1, perf_counter()
         while seen < self._done:
-            depth = (await self._client.queue(self._load.queue)).depth
+            depth = (await self._client.queue(self._load.queue)).counts
             done = depth.get(JobState.SUCCEEDED, 0)
             if done > seen:
                 seen, since = done, perf_counter()
@@ -204,7 +204,7 @@ class _Bench:
 
 async def _check_unused(client: AsyncClient, queue: str) -> None:
     try:
-        depth = (await client.queue(queue)).depth
+        depth = (await client.queue(queue)).counts
     except NotFound:
         return
     if depth:
@@ -218,7 +218,7 @@ async def _check_unused(client: AsyncClient, queue: str) -> None:
 async def _forget(client: AsyncClient, queue: str) -> None:
     """Cancel and purge what the queue holds."""
     try:
-        depth = (await client.queue(queue)).depth
+        depth = (await client.queue(queue)).counts
         if any(not state.is_terminal for state in depth):
             await client.cancel_jobs(queue, reason="the benchmark has ended").wait()
         await client.purge_jobs(queue).wait()

@@ -49,7 +49,7 @@ def queues(context: click.Context) -> None:
 def _queue_row(queue: QueueInfo) -> list[Any]:
     return [
         queue.name,
-        *(queue.depth.get(state, 0) for state in DEPTH_STATES),
+        *(queue.counts.get(state, 0) for state in DEPTH_STATES),
         span(queue.oldest_pending_age),
         "paused" if queue.paused else "yes",
     ]
@@ -65,7 +65,7 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
         [
             ("queue", queue.name),
             ("delivers", "no, it is paused" if queue.paused else "yes"),
-            *((state.value.lower(), count) for state, count in sorted(queue.depth.items())),
+            *((state.value.lower(), count) for state, count in sorted(queue.counts.items())),
             ("oldest", span(queue.oldest_pending_age)),
             ("live", _of(shown_size(queue.live_bytes), queue.config.max_live_bytes)),
             ("ended", _of(shown_size(queue.ended_bytes), queue.config.max_ended_bytes)),

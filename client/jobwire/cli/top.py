@@ -85,7 +85,7 @@ class Snapshot:
             CallError: It did not answer.
         """
         queues = [
-            client.queue(queue.name) if averages or queue.depth.get(JobState.PENDING) else queue
+            client.queue(queue.name) if averages or queue.counts.get(JobState.PENDING) else queue
             for queue in client.queues()
         ]
         return cls(monotonic(), queues, list(client.workers()))
@@ -240,7 +240,7 @@ def draw(history: History, *, address: str, trouble: str, height: int) -> Render
 
 
 def _how_busy(queue: QueueInfo) -> tuple[int, int]:
-    live = sum(queue.depth.get(state, 0) for state in LIVE_STATES)
+    live = sum(queue.counts.get(state, 0) for state in LIVE_STATES)
     return live, queue.totals.submitted
 
 
@@ -253,7 +253,7 @@ def _queue_row(history: History, queue: QueueInfo) -> list[Any]:
     rates = history.of_queue(queue)
     return [
         f"{queue.name} (paused)" if queue.paused else queue.name,
-        *(queue.depth.get(state, 0) for state in DEPTH_STATES),
+        *(queue.counts.get(state, 0) for state in DEPTH_STATES),
         span(_whole(queue.oldest_pending_age)),
         *map(_per_second, (rates.submitted, rates.started, rates.succeeded, rates.failed)),
     ]

@@ -141,7 +141,7 @@ class Job:
         """Read the wire's form."""
         spec = proto.spec
         return cls(
-            id=proto.id,
+            id=proto.job_id,
             queue=proto.queue,
             operation=spec.operation,
             state=JobState.from_proto(proto.state),
@@ -155,7 +155,7 @@ class Job:
             deadline=moment_of(spec, "deadline"),
             unique_key=UniqueKey.from_proto(spec.unique) if spec.HasField("unique") else None,
             retention=span_of(spec, "retention"),
-            created_at=moment_of(spec, "created_at"),
+            created_at=moment_of(proto, "created_at"),
             run_at=moment_of(proto, "run_at"),
             started_at=moment_of(proto, "started_at"),
             finished_at=moment_of(proto, "finished_at"),

@@ -29,7 +29,7 @@ class RetryPolicy:
     def to_proto(self) -> job_pb2.RetryPolicy:
         """Return the wire's form."""
         return job_pb2.RetryPolicy(
-            max_attempts=self.max_attempts or 0,
+            max_attempts=self.max_attempts,
             initial_backoff=(
                 None
                 if self.initial_backoff is None
@@ -38,7 +38,7 @@ class RetryPolicy:
             max_backoff=None
             if self.max_backoff is None
             else to_duration(self.max_backoff, "max_backoff"),
-            multiplier=self.multiplier or 0.0,
+            multiplier=self.multiplier,
             jitter=self.jitter,
         )
 
@@ -46,10 +46,10 @@ class RetryPolicy:
     def from_proto(cls, proto: job_pb2.RetryPolicy) -> RetryPolicy:
         """Read the wire's form."""
         return cls(
-            max_attempts=proto.max_attempts or None,
+            max_attempts=proto.max_attempts if proto.HasField("max_attempts") else None,
             initial_backoff=span_of(proto, "initial_backoff"),
             max_backoff=span_of(proto, "max_backoff"),
-            multiplier=proto.multiplier or None,
+            multiplier=proto.multiplier if proto.HasField("multiplier") else None,
             jitter=proto.jitter if proto.HasField("jitter") else None,
         )
 

@@ -23,84 +23,87 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from jobwire.v1 import job_pb2 as jobwire_dot_v1_dot_job__pb2
 from jobwire.v1 import job_service_pb2 as jobwire_dot_v1_dot_job__service__pb2
 from jobwire.v1 import worker_service_pb2 as jobwire_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejobwire/v1/admin_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xbb\x02\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12%\n\x05\x64\x65pth\x18\x03 \x03(\x0b\x32\x16.jobwire.v1.StateCount\x12\x35\n\x12oldest_pending_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05rates\x18\x05 \x01(\x0b\x32\x16.jobwire.v1.QueueRates\x12\'\n\x06totals\x18\x06 \x01(\x0b\x32\x17.jobwire.v1.QueueTotals\x12\'\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x04\x12\x12\n\nlive_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x65nded_bytes\x18\n \x01(\x04\"\xe6\x04\n\x0bQueueConfig\x12\x1e\n\x11\x65vent_log_entries\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x10max_output_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12&\n\x05retry\x18\x03 \x01(\x0b\x32\x17.jobwire.v1.RetryPolicy\x12\x1d\n\x10max_pending_jobs\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x1b\n\x0emax_live_bytes\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x33\n\x10retain_succeeded\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cretain_ended\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_ended_jobs\x18\x08 \x01(\x04H\x04\x88\x01\x01\x12\x1c\n\x0fmax_ended_bytes\x18\t \x01(\x04H\x05\x88\x01\x01\x12\x30\n\rretain_output\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10retain_event_log\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fpriority_ageing\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_event_log_entriesB\x13\n\x11_max_output_bytesB\x13\n\x11_max_pending_jobsB\x11\n\x0f_max_live_bytesB\x11\n\x0f_max_ended_jobsB\x12\n\x10_max_ended_bytes\"\\\n\x10PurgeJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.jobwire.v1.JobFilter\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x10\n\x08max_jobs\x18\x03 \x01(\x04\"?\n\x11PurgeJobsResponse\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x18.jobwire.v1.BulkProgress\"O\n\x15\x43onfigureQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\":\n\x16\x43onfigureQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"$\n\x13WatchWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"\x7f\n\x14WatchWorkersResponse\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.WorkerH\x00\x12\x0e\n\x04left\x18\x02 \x01(\tH\x00\x12(\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"Q\n\x12WatchQueuesRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"8\n\x13WatchQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\"@\n\nStateCount\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"~\n\nQueueRates\x12\x11\n\tsubmitted\x18\x01 \x01(\x01\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\tsucceeded\x18\x03 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x0bQueueTotals\x12\x11\n\tsubmitted\x18\x01 \x01(\x04\x12\x0f\n\x07started\x18\x02 \x01(\x04\x12\x11\n\tsucceeded\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x04\x12\x0f\n\x07retried\x18\x07 \x01(\x04\x12\x0f\n\x07\x63rashed\x18\x08 \x01(\x04\x12\x10\n\x08released\x18\t \x01(\x04\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"4\n\x10GetQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\"\n\x11PauseQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"6\n\x12PauseQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"#\n\x12ResumeQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"7\n\x13ResumeQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\xe5\x02\n\x06Worker\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.jobwire.v1.WorkerSpec\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\theld_jobs\x18\x05 \x01(\r\x12$\n\x06leases\x18\x06 \x03(\x0b\x32\x14.jobwire.v1.LeaseRef\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12\x0f\n\x07\x63redits\x18\t \x01(\r\x12(\n\x06totals\x18\n \x01(\x0b\x32\x18.jobwire.v1.WorkerTotals\x12\r\n\x05stuck\x18\x0b \x01(\r\"C\n\x0cWorkerTotals\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x04\x12\x11\n\tsucceeded\x18\x02 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x04\"t\n\x12ListWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.jobwire.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xe5\x02\n\x15GetServerInfoResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstore_engine\x18\x04 \x01(\t\x12\x15\n\rstore_version\x18\x05 \x01(\t\x12\x16\n\x0estore_embedded\x18\x06 \x01(\x08\x12\x18\n\x10store_durability\x18\x07 \x01(\t\x12(\n\x06limits\x18\x08 \x01(\x0b\x32\x18.jobwire.v1.ServerLimits\x12.\n\nstore_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprocesses\x18\n \x01(\r\x12\x15\n\rprocess_index\x18\x0b \x01(\r\x12\x15\n\rstore_problem\x18\x0c \x01(\t\"\x90\x01\n\x0cServerLimits\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_result_bytes\x18\x02 \x01(\x04\x12\x16\n\x0emax_batch_jobs\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_output_bytes\x18\x05 \x01(\x04\x32\xcb\x07\n\x0c\x41\x64minService\x12K\n\nListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12\x45\n\x08GetQueue\x12\x1b.jobwire.v1.GetQueueRequest\x1a\x1c.jobwire.v1.GetQueueResponse\x12K\n\nPauseQueue\x12\x1d.jobwire.v1.PauseQueueRequest\x1a\x1e.jobwire.v1.PauseQueueResponse\x12N\n\x0bResumeQueue\x12\x1e.jobwire.v1.ResumeQueueRequest\x1a\x1f.jobwire.v1.ResumeQueueResponse\x12N\n\x0bListWorkers\x12\x1e.jobwire.v1.ListWorkersRequest\x1a\x1f.jobwire.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.jobwire.v1.GetWorkerRequest\x1a\x1d.jobwire.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n\x0cWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n\x0bWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n\x0e\x43onfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12J\n\tPurgeJobs\x12\x1c.jobwire.v1.PurgeJobsRequest\x1a\x1d.jobwire.v1.PurgeJobsResponse0\x01\x12T\n\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejobwire/v1/admin_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xcf\x02\n\x05Queue\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12&\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x16.jobwire.v1.StateCount\x12\x35\n\x12oldest_pending_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05rates\x18\x05 \x01(\x0b\x32\x16.jobwire.v1.QueueRates\x12\'\n\x06totals\x18\x06 \x01(\x0b\x32\x17.jobwire.v1.QueueTotals\x12\'\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x03\x12\x12\n\nlive_bytes\x18\t \x01(\x03\x12\x13\n\x0b\x65nded_bytes\x18\n \x01(\x03\x12\x10\n\x08revision\x18\x0b \x01(\x03\"\x9a\x05\n\x0bQueueConfig\x12\x1e\n\x11\x65vent_log_entries\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x10max_output_bytes\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12&\n\x05retry\x18\x03 \x01(\x0b\x32\x17.jobwire.v1.RetryPolicy\x12\x1d\n\x10max_pending_jobs\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0emax_live_bytes\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x33\n\x10retain_succeeded\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cretain_ended\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_ended_jobs\x18\x08 \x01(\x03H\x04\x88\x01\x01\x12\x1c\n\x0fmax_ended_bytes\x18\t \x01(\x03H\x05\x88\x01\x01\x12\x30\n\rretain_output\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10retain_event_log\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fpriority_ageing\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10\x64\x65\x66\x61ult_priority\x18\r \x01(\x05H\x06\x88\x01\x01\x42\x14\n\x12_event_log_entriesB\x13\n\x11_max_output_bytesB\x13\n\x11_max_pending_jobsB\x11\n\x0f_max_live_bytesB\x11\n\x0f_max_ended_jobsB\x12\n\x10_max_ended_bytesB\x13\n\x11_default_priority\"\\\n\x10PurgeJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.jobwire.v1.JobFilter\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x10\n\x08max_jobs\x18\x03 \x01(\x03\"?\n\x11PurgeJobsResponse\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x18.jobwire.v1.BulkProgress\"\xa9\x01\n\x15\x43onfigureQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.jobwire.v1.QueueConfig\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x15\n\rallow_missing\x18\x05 \x01(\x08\":\n\x16\x43onfigureQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"$\n\x13WatchWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"\x97\x01\n\x14WatchWorkersResponse\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.WorkerH\x00\x12&\n\x04left\x18\x02 \x01(\x0b\x32\x16.jobwire.v1.WorkerLeftH\x00\x12(\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x14.jobwire.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"\x1f\n\nWorkerLeft\x12\x11\n\tworker_id\x18\x01 \x01(\t\"Q\n\x12WatchQueuesRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"8\n\x13WatchQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\"@\n\nStateCount\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.jobwire.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"~\n\nQueueRates\x12\x11\n\tsubmitted\x18\x01 \x01(\x01\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\tsucceeded\x18\x03 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x0bQueueTotals\x12\x11\n\tsubmitted\x18\x01 \x01(\x03\x12\x0f\n\x07started\x18\x02 \x01(\x03\x12\x11\n\tsucceeded\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x11\n\tcancelled\x18\x05 \x01(\x03\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x03\x12\x0f\n\x07retried\x18\x07 \x01(\x03\x12\x0f\n\x07\x63rashed\x18\x08 \x01(\x03\x12\x10\n\x08released\x18\t \x01(\x03\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.jobwire.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"4\n\x10GetQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"9\n\x11PauseQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"6\n\x12PauseQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"#\n\x12ResumeQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\"7\n\x13ResumeQueueResponse\x12 \n\x05queue\x18\x01 \x01(\x0b\x32\x11.jobwire.v1.Queue\"\xb6\x03\n\x06Worker\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.jobwire.v1.WorkerSpec\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\theld_jobs\x18\x05 \x01(\x05\x12$\n\x06leases\x18\x06 \x03(\x0b\x32\x14.jobwire.v1.LeaseRef\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12\x0f\n\x07\x63redits\x18\t \x01(\x05\x12(\n\x06totals\x18\n \x01(\x0b\x32\x18.jobwire.v1.WorkerTotals\x12\r\n\x05stuck\x18\x0b \x01(\x05\x12\x11\n\x04\x66ree\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x33\n\x0fstatus_metadata\x18\r \x01(\x0b\x32\x1a.jobwire.v1.StatusMetadataB\x07\n\x05_free\"C\n\x0cWorkerTotals\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x03\x12\x11\n\tsucceeded\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\"t\n\x12ListWorkersRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.jobwire.v1.WorkerStatus\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.jobwire.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.jobwire.v1.Worker\"\x16\n\x14GetServerInfoRequest\"\xf7\x02\n\x15GetServerInfoResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstore_engine\x18\x04 \x01(\t\x12\x15\n\rstore_version\x18\x05 \x01(\t\x12\x16\n\x0estore_embedded\x18\x06 \x01(\x08\x12\x18\n\x10store_durability\x18\x07 \x01(\t\x12(\n\x06limits\x18\x08 \x01(\x0b\x32\x18.jobwire.v1.ServerLimits\x12.\n\nstore_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprocesses\x18\n \x01(\x05\x12\x15\n\rprocess_index\x18\x0b \x01(\x05\x12\x15\n\rstore_problem\x18\x0c \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\r \x03(\t\"\xa4\x01\n\x0cServerLimits\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_result_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_batch_jobs\x18\x03 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x03\x12\x18\n\x10max_output_bytes\x18\x05 \x01(\x03\x12\x12\n\nmax_queues\x18\x06 \x01(\x05\x32\xcb\x07\n\x0c\x41\x64minService\x12K\n\nListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12\x45\n\x08GetQueue\x12\x1b.jobwire.v1.GetQueueRequest\x1a\x1c.jobwire.v1.GetQueueResponse\x12K\n\nPauseQueue\x12\x1d.jobwire.v1.PauseQueueRequest\x1a\x1e.jobwire.v1.PauseQueueResponse\x12N\n\x0bResumeQueue\x12\x1e.jobwire.v1.ResumeQueueRequest\x1a\x1f.jobwire.v1.ResumeQueueResponse\x12N\n\x0bListWorkers\x12\x1e.jobwire.v1.ListWorkersRequest\x1a\x1f.jobwire.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.jobwire.v1.GetWorkerRequest\x1a\x1d.jobwire.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n\x0cWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n\x0bWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n\x0e\x43onfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12J\n\tPurgeJobs\x12\x1c.jobwire.v1.PurgeJobsRequest\x1a\x1d.jobwire.v1.PurgeJobsResponse0\x01\x12T\n\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB7\n\x0e\x64\x65v.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
-  _globals['_QUEUE']._serialized_start=197
-  _globals['_QUEUE']._serialized_end=512
-  _globals['_QUEUECONFIG']._serialized_start=515
-  _globals['_QUEUECONFIG']._serialized_end=1129
-  _globals['_PURGEJOBSREQUEST']._serialized_start=1131
-  _globals['_PURGEJOBSREQUEST']._serialized_end=1223
-  _globals['_PURGEJOBSRESPONSE']._serialized_start=1225
-  _globals['_PURGEJOBSRESPONSE']._serialized_end=1288
-  _globals['_CONFIGUREQUEUEREQUEST']._serialized_start=1290
-  _globals['_CONFIGUREQUEUEREQUEST']._serialized_end=1369
-  _globals['_CONFIGUREQUEUERESPONSE']._serialized_start=1371
-  _globals['_CONFIGUREQUEUERESPONSE']._serialized_end=1429
-  _globals['_WATCHWORKERSREQUEST']._serialized_start=1431
-  _globals['_WATCHWORKERSREQUEST']._serialized_end=1467
-  _globals['_WATCHWORKERSRESPONSE']._serialized_start=1469
-  _globals['_WATCHWORKERSRESPONSE']._serialized_end=1596
-  _globals['_WATCHQUEUESREQUEST']._serialized_start=1598
-  _globals['_WATCHQUEUESREQUEST']._serialized_end=1679
-  _globals['_WATCHQUEUESRESPONSE']._serialized_start=1681
-  _globals['_WATCHQUEUESRESPONSE']._serialized_end=1737
-  _globals['_STATECOUNT']._serialized_start=1739
-  _globals['_STATECOUNT']._serialized_end=1803
-  _globals['_QUEUERATES']._serialized_start=1805
-  _globals['_QUEUERATES']._serialized_end=1931
-  _globals['_QUEUETOTALS']._serialized_start=1934
-  _globals['_QUEUETOTALS']._serialized_end=2106
-  _globals['_LISTQUEUESREQUEST']._serialized_start=2108
-  _globals['_LISTQUEUESREQUEST']._serialized_end=2166
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=2168
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=2248
-  _globals['_GETQUEUEREQUEST']._serialized_start=2250
-  _globals['_GETQUEUEREQUEST']._serialized_end=2282
-  _globals['_GETQUEUERESPONSE']._serialized_start=2284
-  _globals['_GETQUEUERESPONSE']._serialized_end=2336
-  _globals['_PAUSEQUEUEREQUEST']._serialized_start=2338
-  _globals['_PAUSEQUEUEREQUEST']._serialized_end=2372
-  _globals['_PAUSEQUEUERESPONSE']._serialized_start=2374
-  _globals['_PAUSEQUEUERESPONSE']._serialized_end=2428
-  _globals['_RESUMEQUEUEREQUEST']._serialized_start=2430
-  _globals['_RESUMEQUEUEREQUEST']._serialized_end=2465
-  _globals['_RESUMEQUEUERESPONSE']._serialized_start=2467
-  _globals['_RESUMEQUEUERESPONSE']._serialized_end=2522
-  _globals['_WORKER']._serialized_start=2525
-  _globals['_WORKER']._serialized_end=2882
-  _globals['_WORKERTOTALS']._serialized_start=2884
-  _globals['_WORKERTOTALS']._serialized_end=2951
-  _globals['_LISTWORKERSREQUEST']._serialized_start=2953
-  _globals['_LISTWORKERSREQUEST']._serialized_end=3069
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=3071
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=3154
-  _globals['_GETWORKERREQUEST']._serialized_start=3156
-  _globals['_GETWORKERREQUEST']._serialized_end=3193
-  _globals['_GETWORKERRESPONSE']._serialized_start=3195
-  _globals['_GETWORKERRESPONSE']._serialized_end=3250
-  _globals['_DRAINWORKERREQUEST']._serialized_start=3252
-  _globals['_DRAINWORKERREQUEST']._serialized_end=3291
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=3293
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=3350
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=3352
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=3374
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=3377
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=3734
-  _globals['_SERVERLIMITS']._serialized_start=3737
-  _globals['_SERVERLIMITS']._serialized_end=3881
-  _globals['_ADMINSERVICE']._serialized_start=3884
-  _globals['_ADMINSERVICE']._serialized_end=4855
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z#jobwire.dev/go/jobwire/v1;jobwirev1'
+  _globals['_QUEUE']._serialized_start=231
+  _globals['_QUEUE']._serialized_end=566
+  _globals['_QUEUECONFIG']._serialized_start=569
+  _globals['_QUEUECONFIG']._serialized_end=1235
+  _globals['_PURGEJOBSREQUEST']._serialized_start=1237
+  _globals['_PURGEJOBSREQUEST']._serialized_end=1329
+  _globals['_PURGEJOBSRESPONSE']._serialized_start=1331
+  _globals['_PURGEJOBSRESPONSE']._serialized_end=1394
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_start=1397
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_end=1566
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_start=1568
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_end=1626
+  _globals['_WATCHWORKERSREQUEST']._serialized_start=1628
+  _globals['_WATCHWORKERSREQUEST']._serialized_end=1664
+  _globals['_WATCHWORKERSRESPONSE']._serialized_start=1667
+  _globals['_WATCHWORKERSRESPONSE']._serialized_end=1818
+  _globals['_WORKERLEFT']._serialized_start=1820
+  _globals['_WORKERLEFT']._serialized_end=1851
+  _globals['_WATCHQUEUESREQUEST']._serialized_start=1853
+  _globals['_WATCHQUEUESREQUEST']._serialized_end=1934
+  _globals['_WATCHQUEUESRESPONSE']._serialized_start=1936
+  _globals['_WATCHQUEUESRESPONSE']._serialized_end=1992
+  _globals['_STATECOUNT']._serialized_start=1994
+  _globals['_STATECOUNT']._serialized_end=2058
+  _globals['_QUEUERATES']._serialized_start=2060
+  _globals['_QUEUERATES']._serialized_end=2186
+  _globals['_QUEUETOTALS']._serialized_start=2189
+  _globals['_QUEUETOTALS']._serialized_end=2361
+  _globals['_LISTQUEUESREQUEST']._serialized_start=2363
+  _globals['_LISTQUEUESREQUEST']._serialized_end=2421
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=2423
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=2503
+  _globals['_GETQUEUEREQUEST']._serialized_start=2505
+  _globals['_GETQUEUEREQUEST']._serialized_end=2537
+  _globals['_GETQUEUERESPONSE']._serialized_start=2539
+  _globals['_GETQUEUERESPONSE']._serialized_end=2591
+  _globals['_PAUSEQUEUEREQUEST']._serialized_start=2593
+  _globals['_PAUSEQUEUEREQUEST']._serialized_end=2650
+  _globals['_PAUSEQUEUERESPONSE']._serialized_start=2652
+  _globals['_PAUSEQUEUERESPONSE']._serialized_end=2706
+  _globals['_RESUMEQUEUEREQUEST']._serialized_start=2708
+  _globals['_RESUMEQUEUEREQUEST']._serialized_end=2743
+  _globals['_RESUMEQUEUERESPONSE']._serialized_start=2745
+  _globals['_RESUMEQUEUERESPONSE']._serialized_end=2800
+  _globals['_WORKER']._serialized_start=2803
+  _globals['_WORKER']._serialized_end=3241
+  _globals['_WORKERTOTALS']._serialized_start=3243
+  _globals['_WORKERTOTALS']._serialized_end=3310
+  _globals['_LISTWORKERSREQUEST']._serialized_start=3312
+  _globals['_LISTWORKERSREQUEST']._serialized_end=3428
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=3430
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=3513
+  _globals['_GETWORKERREQUEST']._serialized_start=3515
+  _globals['_GETWORKERREQUEST']._serialized_end=3552
+  _globals['_GETWORKERRESPONSE']._serialized_start=3554
+  _globals['_GETWORKERRESPONSE']._serialized_end=3609
+  _globals['_DRAINWORKERREQUEST']._serialized_start=3611
+  _globals['_DRAINWORKERREQUEST']._serialized_end=3650
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=3652
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=3709
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=3711
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=3733
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=3736
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=4111
+  _globals['_SERVERLIMITS']._serialized_start=4114
+  _globals['_SERVERLIMITS']._serialized_end=4278
+  _globals['_ADMINSERVICE']._serialized_start=4281
+  _globals['_ADMINSERVICE']._serialized_end=5252
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ The operators' side: queues, workers, the server itself."""
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import duration_pb2 as duration_pb2
+from google.protobuf import field_mask_pb2 as field_mask_pb2
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
@@ -29,9 +30,9 @@ class Queue(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
-    DEPTH_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
     OLDEST_PENDING_AGE_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
     TOTALS_FIELD_NUMBER: builtins.int
@@ -39,7 +40,8 @@ class Queue(message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: builtins.int
     LIVE_BYTES_FIELD_NUMBER: builtins.int
     ENDED_BYTES_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    REVISION_FIELD_NUMBER: builtins.int
+    queue: builtins.str
     """Its name."""
     paused: builtins.bool
     """True: accepts jobs and delivers none."""
@@ -49,9 +51,11 @@ class Queue(message.Message):
     """How many bytes the specs of its live jobs take."""
     ended_bytes: builtins.int
     """How many bytes the specs and results of its ended jobs take."""
+    revision: builtins.int
+    """Grows with every change of its settings."""
     @builtins.property
-    def depth(self) -> containers.RepeatedCompositeFieldContainer[StateCount]:
-        """How many jobs stand in each state; states without jobs are left out."""
+    def counts(self) -> containers.RepeatedCompositeFieldContainer[StateCount]:
+        """How many jobs stand in each state, ended ones included; states without jobs are left out."""
 
     @builtins.property
     def oldest_pending_age(self) -> duration_pb2.Duration:
@@ -72,9 +76,9 @@ class Queue(message.Message):
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
+        queue: builtins.str = ...,
         paused: builtins.bool = ...,
-        depth: abc.Iterable[StateCount] | None = ...,
+        counts: abc.Iterable[StateCount] | None = ...,
         oldest_pending_age: duration_pb2.Duration | None = ...,
         rates: QueueRates | None = ...,
         totals: QueueTotals | None = ...,
@@ -82,16 +86,17 @@ class Queue(message.Message):
         output_bytes: builtins.int = ...,
         live_bytes: builtins.int = ...,
         ended_bytes: builtins.int = ...,
+        revision: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config", "oldest_pending_age", b"oldest_pending_age", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "depth", b"depth", "ended_bytes", b"ended_bytes", "live_bytes", b"live_bytes", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "output_bytes", b"output_bytes", "paused", b"paused", "rates", b"rates", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "counts", b"counts", "ended_bytes", b"ended_bytes", "live_bytes", b"live_bytes", "oldest_pending_age", b"oldest_pending_age", "output_bytes", b"output_bytes", "paused", b"paused", "queue", b"queue", "rates", b"rates", "revision", b"revision", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class QueueConfig(message.Message):
-    """The settings of a queue."""
+    """The settings of a queue. An unset field is at its default."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -107,43 +112,45 @@ class QueueConfig(message.Message):
     RETAIN_OUTPUT_FIELD_NUMBER: builtins.int
     RETAIN_EVENT_LOG_FIELD_NUMBER: builtins.int
     PRIORITY_AGEING_FIELD_NUMBER: builtins.int
+    DEFAULT_PRIORITY_FIELD_NUMBER: builtins.int
     event_log_entries: builtins.int
     """How many job changes the event log keeps, which lets WatchJobs resume from a cursor: 1 to
-    1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in ConfigureQueue: no
-    change.
+    1000000, or 0 for no log, the default. Each costs some 30 bytes of the store.
     """
     max_output_bytes: builtins.int
-    """The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
-    GiB unless configured otherwise. Unset in ConfigureQueue: no change.
+    """The most bytes of output that the jobs of the queue keep together. Unset or 0: the server's
+    limit, 1 GiB unless configured otherwise.
     """
     max_pending_jobs: builtins.int
     """The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
-    (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. 0: no limit. Unset in
-    ConfigureQueue: no change.
+    (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. Unset or 0: no limit.
     """
     max_live_bytes: builtins.int
     """The most bytes that the specs of its live jobs may take together; above it submissions are
-    refused in the same way. 0: no limit. Unset in ConfigureQueue: no change.
+    refused in the same way. Unset or 0: no limit.
     """
     max_ended_jobs: builtins.int
     """The most ended jobs that are kept; above it, those that would be forgotten first are
-    forgotten early. 0: no limit. Unset in ConfigureQueue: no change.
+    forgotten early. Unset or 0: no limit.
     """
     max_ended_bytes: builtins.int
-    """The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
-    in ConfigureQueue: no change.
+    """The most bytes that the specs and results of ended jobs may take together. Unset or 0: no
+    limit.
+    """
+    default_priority: builtins.int
+    """The priority of jobs that name none: 0 to 255. Unset: 0. Applies to jobs that are accepted
+    after the change.
     """
     @builtins.property
     def retry(self) -> job_pb2.RetryPolicy:
         """The defaults for unset retry fields of its jobs; fields unset here take the server's default.
-        The message replaces the previous one as a whole; an empty one removes it. Applies to every
-        attempt that ends after the change. Unset in ConfigureQueue: no change.
+        Applies to every attempt that ends after the change.
         """
 
     @builtins.property
     def retain_succeeded(self) -> duration_pb2.Duration:
-        """How long SUCCEEDED jobs are kept: 0 to 10 years. Unset in ConfigureQueue: no change; a
-        negative duration: the server's default, 1 day unless configured otherwise.
+        """How long SUCCEEDED jobs are kept: 0 to 10 years. Unset: the server's default, 1 day unless
+        configured otherwise.
         """
 
     @builtins.property
@@ -152,21 +159,20 @@ class QueueConfig(message.Message):
 
     @builtins.property
     def retain_output(self) -> duration_pb2.Duration:
-        """How long the output of an ended job is kept, if shorter than the job itself. Unset in
-        ConfigureQueue: no change; a negative duration: as long as the job.
+        """How long the output of an ended job is kept, if shorter than the job itself. 0 to 10 years;
+        unset: as long as the job.
         """
 
     @builtins.property
     def retain_event_log(self) -> duration_pb2.Duration:
-        """The age above which entries of the event log are dropped. Unset in ConfigureQueue: no change;
-        a negative duration: no limit but `event_log_entries`.
+        """The age above which entries of the event log are dropped. Unset: no limit but
+        `event_log_entries`.
         """
 
     @builtins.property
     def priority_ageing(self) -> duration_pb2.Duration:
         """A job that has waited this long counts as one priority higher, twice as long two higher, and
-        so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset in
-        ConfigureQueue: no change; a negative duration: no ageing, the default.
+        so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset: no ageing.
         """
 
     def __init__(
@@ -184,11 +190,14 @@ class QueueConfig(message.Message):
         retain_output: duration_pb2.Duration | None = ...,
         retain_event_log: duration_pb2.Duration | None = ...,
         priority_ageing: duration_pb2.Duration | None = ...,
+        default_priority: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_default_priority", b"_default_priority", "_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "default_priority", b"default_priority", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_default_priority", b"_default_priority", "_event_log_entries", b"_event_log_entries", "_max_ended_bytes", b"_max_ended_bytes", "_max_ended_jobs", b"_max_ended_jobs", "_max_live_bytes", b"_max_live_bytes", "_max_output_bytes", b"_max_output_bytes", "_max_pending_jobs", b"_max_pending_jobs", "default_priority", b"default_priority", "event_log_entries", b"event_log_entries", "max_ended_bytes", b"max_ended_bytes", "max_ended_jobs", b"max_ended_jobs", "max_live_bytes", b"max_live_bytes", "max_output_bytes", b"max_output_bytes", "max_pending_jobs", b"max_pending_jobs", "priority_ageing", b"priority_ageing", "retain_ended", b"retain_ended", "retain_event_log", b"retain_event_log", "retain_output", b"retain_output", "retain_succeeded", b"retain_succeeded", "retry", b"retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_priority: _TypeAlias = typing.Literal["default_priority"]  # noqa: Y015
+    _WhichOneofArgType__default_priority: _TypeAlias = typing.Literal["_default_priority", b"_default_priority"]  # noqa: Y015
     _WhichOneofReturnType__event_log_entries: _TypeAlias = typing.Literal["event_log_entries"]  # noqa: Y015
     _WhichOneofArgType__event_log_entries: _TypeAlias = typing.Literal["_event_log_entries", b"_event_log_entries"]  # noqa: Y015
     _WhichOneofReturnType__max_ended_bytes: _TypeAlias = typing.Literal["max_ended_bytes"]  # noqa: Y015
@@ -201,6 +210,8 @@ class QueueConfig(message.Message):
     _WhichOneofArgType__max_output_bytes: _TypeAlias = typing.Literal["_max_output_bytes", b"_max_output_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_pending_jobs: _TypeAlias = typing.Literal["max_pending_jobs"]  # noqa: Y015
     _WhichOneofArgType__max_pending_jobs: _TypeAlias = typing.Literal["_max_pending_jobs", b"_max_pending_jobs"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_priority) -> _WhichOneofReturnType__default_priority | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_log_entries) -> _WhichOneofReturnType__event_log_entries | None: ...
     @typing.overload
@@ -274,21 +285,38 @@ class ConfigureQueueRequest(message.Message):
 
     QUEUE_FIELD_NUMBER: builtins.int
     CONFIG_FIELD_NUMBER: builtins.int
+    UPDATE_MASK_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """Required."""
+    revision: builtins.int
+    """The revision of the queue that the change was made from. 0 or unset: whatever it is now."""
+    allow_missing: builtins.bool
+    """True: a queue that does not exist is created."""
     @builtins.property
     def config(self) -> QueueConfig:
-        """The settings; unset fields stay as they are."""
+        """The settings that `update_mask` names; one that is unset here goes back to its default."""
+
+    @builtins.property
+    def update_mask(self) -> field_mask_pb2.FieldMask:
+        """Which settings to change, by their names in QueueConfig, also parts of one
+        (`retry.max_attempts`); `*` for all of them. At most 32 names. Unset: those that are set in
+        `config`, so that none goes back to its default.
+        """
 
     def __init__(
         self,
         *,
         queue: builtins.str = ...,
         config: QueueConfig | None = ...,
+        update_mask: field_mask_pb2.FieldMask | None = ...,
+        revision: builtins.int = ...,
+        allow_missing: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_missing", b"allow_missing", "config", b"config", "queue", b"queue", "revision", b"revision", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,11 +371,13 @@ class WatchWorkersResponse(message.Message):
     WORKER_FIELD_NUMBER: builtins.int
     LEFT_FIELD_NUMBER: builtins.int
     BOOKMARK_FIELD_NUMBER: builtins.int
-    left: builtins.str
-    """The id of a worker that left or was forgotten."""
     @builtins.property
     def worker(self) -> Worker:
         """The worker as it stands now."""
+
+    @builtins.property
+    def left(self) -> WorkerLeft:
+        """A worker left or was forgotten."""
 
     @builtins.property
     def bookmark(self) -> job_service_pb2.Bookmark:
@@ -357,7 +387,7 @@ class WatchWorkersResponse(message.Message):
         self,
         *,
         worker: Worker | None = ...,
-        left: builtins.str = ...,
+        left: WorkerLeft | None = ...,
         bookmark: job_service_pb2.Bookmark | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["bookmark", b"bookmark", "event", b"event", "left", b"left", "worker", b"worker"]  # noqa: Y015
@@ -367,6 +397,26 @@ class WatchWorkersResponse(message.Message):
     _WhichOneofReturnType_event: _TypeAlias = typing.Literal["worker", "left", "bookmark"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class WorkerLeft(message.Message):
+    """A worker that is no longer listed."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class WatchQueuesRequest(message.Message):
@@ -405,7 +455,7 @@ class WatchQueuesResponse(message.Message):
     QUEUES_FIELD_NUMBER: builtins.int
     @builtins.property
     def queues(self) -> containers.RepeatedCompositeFieldContainer[Queue]:
-        """With depths and rates."""
+        """With counts and rates."""
 
     def __init__(
         self,
@@ -631,16 +681,20 @@ class PauseQueueRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     QUEUE_FIELD_NUMBER: builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """Required: no queue is paused by default."""
+    allow_missing: builtins.bool
+    """True: a queue that does not exist is created, paused."""
     def __init__(
         self,
         *,
         queue: builtins.str = ...,
+        allow_missing: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_missing", b"allow_missing", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -725,6 +779,8 @@ class Worker(message.Message):
     CREDITS_FIELD_NUMBER: builtins.int
     TOTALS_FIELD_NUMBER: builtins.int
     STUCK_FIELD_NUMBER: builtins.int
+    FREE_FIELD_NUMBER: builtins.int
+    STATUS_METADATA_FIELD_NUMBER: builtins.int
     status: worker_service_pb2.WorkerStatus.ValueType
     """READY, PAUSED, DRAINING or LOST."""
     held_jobs: builtins.int
@@ -738,6 +794,10 @@ class Worker(message.Message):
     stuck: builtins.int
     """How many of its handlers are still running although they were told to stop, as the worker
     reports. When that equals `spec.concurrency`, it can take no job.
+    """
+    free: builtins.int
+    """How many more jobs it can take at the moment: of its credits if it holds a stream, otherwise of
+    its concurrency. Unset: not known.
     """
     @builtins.property
     def spec(self) -> worker_service_pb2.WorkerSpec:
@@ -759,6 +819,10 @@ class Worker(message.Message):
     def totals(self) -> WorkerTotals:
         """Counts since it registered."""
 
+    @builtins.property
+    def status_metadata(self) -> worker_service_pb2.StatusMetadata:
+        """What it tells of itself, as in UpdateWorkerStatus."""
+
     def __init__(
         self,
         *,
@@ -773,12 +837,16 @@ class Worker(message.Message):
         credits: builtins.int = ...,
         totals: WorkerTotals | None = ...,
         stuck: builtins.int = ...,
+        free: builtins.int | None = ...,
+        status_metadata: worker_service_pb2.StatusMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["last_seen_at", b"last_seen_at", "registered_at", b"registered_at", "spec", b"spec", "totals", b"totals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_free", b"_free", "free", b"free", "last_seen_at", b"last_seen_at", "registered_at", b"registered_at", "spec", b"spec", "status_metadata", b"status_metadata", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attached", b"attached", "credits", b"credits", "held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "server_id", b"server_id", "spec", b"spec", "status", b"status", "stuck", b"stuck", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_free", b"_free", "attached", b"attached", "credits", b"credits", "free", b"free", "held_jobs", b"held_jobs", "last_seen_at", b"last_seen_at", "leases", b"leases", "registered_at", b"registered_at", "server_id", b"server_id", "spec", b"spec", "status", b"status", "status_metadata", b"status_metadata", "stuck", b"stuck", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__free: _TypeAlias = typing.Literal["free"]  # noqa: Y015
+    _WhichOneofArgType__free: _TypeAlias = typing.Literal["_free", b"_free"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free) -> _WhichOneofReturnType__free | None: ...
 
 @typing.final
 class WorkerTotals(message.Message):
@@ -983,6 +1051,7 @@ class GetServerInfoResponse(message.Message):
     PROCESSES_FIELD_NUMBER: builtins.int
     PROCESS_INDEX_FIELD_NUMBER: builtins.int
     STORE_PROBLEM_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     server_id: builtins.str
     """Id of this process; a new one after each start."""
     version: builtins.str
@@ -1017,6 +1086,12 @@ class GetServerInfoResponse(message.Message):
     def store_time(self) -> timestamp_pb2.Timestamp:
         """The store's time."""
 
+    @builtins.property
+    def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What this server supports beyond the first version of this contract; what a job may name in
+        `required_features`. Ignore names that you do not know.
+        """
+
     def __init__(
         self,
         *,
@@ -1032,10 +1107,11 @@ class GetServerInfoResponse(message.Message):
         processes: builtins.int = ...,
         process_index: builtins.int = ...,
         store_problem: builtins.str = ...,
+        features: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "started_at", b"started_at", "store_time", b"store_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "process_index", b"process_index", "processes", b"processes", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_problem", b"store_problem", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["features", b"features", "limits", b"limits", "process_index", b"process_index", "processes", b"processes", "server_id", b"server_id", "started_at", b"started_at", "store_durability", b"store_durability", "store_embedded", b"store_embedded", "store_engine", b"store_engine", "store_problem", b"store_problem", "store_time", b"store_time", "store_version", b"store_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1050,6 +1126,7 @@ class ServerLimits(message.Message):
     MAX_BATCH_JOBS_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: builtins.int
+    MAX_QUEUES_FIELD_NUMBER: builtins.int
     max_payload_bytes: builtins.int
     """The largest serialized `JobSpec.payload`."""
     max_result_bytes: builtins.int
@@ -1060,6 +1137,8 @@ class ServerLimits(message.Message):
     """The largest message on the wire."""
     max_output_bytes: builtins.int
     """The most output that one job keeps."""
+    max_queues: builtins.int
+    """The most queues."""
     def __init__(
         self,
         *,
@@ -1068,9 +1147,10 @@ class ServerLimits(message.Message):
         max_batch_jobs: builtins.int = ...,
         max_message_bytes: builtins.int = ...,
         max_output_bytes: builtins.int = ...,
+        max_queues: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["max_batch_jobs", b"max_batch_jobs", "max_message_bytes", b"max_message_bytes", "max_output_bytes", b"max_output_bytes", "max_payload_bytes", b"max_payload_bytes", "max_result_bytes", b"max_result_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["max_batch_jobs", b"max_batch_jobs", "max_message_bytes", b"max_message_bytes", "max_output_bytes", b"max_output_bytes", "max_payload_bytes", b"max_payload_bytes", "max_queues", b"max_queues", "max_result_bytes", b"max_result_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -113,9 +113,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetQueue(self, request, context):
-        """Returns one queue with its depths and rates.
+        """Returns one queue with its counts and rates.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ class AdminServiceServicer:
         """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
         a paused queue answers OK.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue, and `allow_missing` is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +134,7 @@ class AdminServiceServicer:
     def ResumeQueue(self, request, context):
         """Starts deliveries again. Resuming a queue that is not paused answers OK.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +170,8 @@ class AdminServiceServicer:
 
     def WatchWorkers(self, request, context):
         """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-        when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+        when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+        number of jobs that it holds changes. Other counters alone are not a change.
 
         INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
         """
@@ -179,7 +180,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchQueues(self, request, context):
-        """Streams queues with their depths and rates: first all of them, then once a second (or at the
+        """Streams queues with their counts and rates: first all of them, then once a second (or at the
         interval asked for) those that changed.
 
         INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
@@ -189,16 +190,18 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureQueue(self, request, context):
-        """Changes the settings of a queue; unset fields stay as they are.
+        """Changes the settings of a queue that `update_mask` names.
 
-        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+        INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+        queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+        current one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PurgeJobs(self, request, context):
-        """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+        """Forgets ended jobs that match a filter, before their retention ends, with
         everything that is kept of them. Live jobs are never purged; cancel them first. With
         `dry_run` it counts and changes nothing. Ending the call stops it.
 

@@ -41,20 +41,20 @@ class AdminServiceStub:
     INVALID_ARGUMENT: a bad page size or token.
     """
     GetQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetQueueRequest, _admin_service_pb2.GetQueueResponse]
-    """Returns one queue with its depths and rates.
+    """Returns one queue with its counts and rates.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue.
     """
     PauseQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]
     """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
     a paused queue answers OK.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue, and `allow_missing` is not set.
     """
     ResumeQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]
     """Starts deliveries again. Resuming a queue that is not paused answers OK.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue.
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]
     """Lists the workers by id, page by page; lost ones stay listed for an hour.
@@ -74,23 +74,26 @@ class AdminServiceStub:
     """
     WatchWorkers: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.WatchWorkersRequest, _admin_service_pb2.WatchWorkersResponse]
     """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-    when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+    when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+    number of jobs that it holds changes. Other counters alone are not a change.
 
     INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
     """
     WatchQueues: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]
-    """Streams queues with their depths and rates: first all of them, then once a second (or at the
+    """Streams queues with their counts and rates: first all of them, then once a second (or at the
     interval asked for) those that changed.
 
     INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
     """
     ConfigureQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]
-    """Changes the settings of a queue; unset fields stay as they are.
+    """Changes the settings of a queue that `update_mask` names.
 
-    INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+    INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+    queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+    current one.
     """
     PurgeJobs: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]
-    """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+    """Forgets ended jobs that match a filter, before their retention ends, with
     everything that is kept of them. Live jobs are never purged; cancel them first. With
     `dry_run` it counts and changes nothing. Ending the call stops it.
 
@@ -112,20 +115,20 @@ class AdminServiceAsyncStub(AdminServiceStub):
     INVALID_ARGUMENT: a bad page size or token.
     """
     GetQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetQueueRequest, _admin_service_pb2.GetQueueResponse]  # type: ignore[assignment]
-    """Returns one queue with its depths and rates.
+    """Returns one queue with its counts and rates.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue.
     """
     PauseQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]  # type: ignore[assignment]
     """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
     a paused queue answers OK.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue, and `allow_missing` is not set.
     """
     ResumeQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]  # type: ignore[assignment]
     """Starts deliveries again. Resuming a queue that is not paused answers OK.
 
-    NOT_FOUND: no job was ever submitted to it.
+    NOT_FOUND: no such queue.
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """Lists the workers by id, page by page; lost ones stay listed for an hour.
@@ -145,23 +148,26 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     WatchWorkers: _aio.UnaryStreamMultiCallable[_admin_service_pb2.WatchWorkersRequest, _admin_service_pb2.WatchWorkersResponse]  # type: ignore[assignment]
     """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-    when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+    when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+    number of jobs that it holds changes. Other counters alone are not a change.
 
     INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
     """
     WatchQueues: _aio.UnaryStreamMultiCallable[_admin_service_pb2.WatchQueuesRequest, _admin_service_pb2.WatchQueuesResponse]  # type: ignore[assignment]
-    """Streams queues with their depths and rates: first all of them, then once a second (or at the
+    """Streams queues with their counts and rates: first all of them, then once a second (or at the
     interval asked for) those that changed.
 
     INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
     """
     ConfigureQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ConfigureQueueRequest, _admin_service_pb2.ConfigureQueueResponse]  # type: ignore[assignment]
-    """Changes the settings of a queue; unset fields stay as they are.
+    """Changes the settings of a queue that `update_mask` names.
 
-    INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+    INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+    queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+    current one.
     """
     PurgeJobs: _aio.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]  # type: ignore[assignment]
-    """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+    """Forgets ended jobs that match a filter, before their retention ends, with
     everything that is kept of them. Live jobs are never purged; cancel them first. With
     `dry_run` it counts and changes nothing. Ending the call stops it.
 
@@ -192,9 +198,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetQueueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetQueueResponse, _abc.Awaitable[_admin_service_pb2.GetQueueResponse]]:
-        """Returns one queue with its depths and rates.
+        """Returns one queue with its counts and rates.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue.
         """
 
     @_abc_1.abstractmethod
@@ -206,7 +212,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
         a paused queue answers OK.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue, and `allow_missing` is not set.
         """
 
     @_abc_1.abstractmethod
@@ -217,7 +223,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_service_pb2.ResumeQueueResponse, _abc.Awaitable[_admin_service_pb2.ResumeQueueResponse]]:
         """Starts deliveries again. Resuming a queue that is not paused answers OK.
 
-        NOT_FOUND: no job was ever submitted to it.
+        NOT_FOUND: no such queue.
         """
 
     @_abc_1.abstractmethod
@@ -261,7 +267,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.WatchWorkersResponse], _abc.AsyncIterator[_admin_service_pb2.WatchWorkersResponse]]:
         """Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-        when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+        when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+        number of jobs that it holds changes. Other counters alone are not a change.
 
         INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
         """
@@ -272,7 +279,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.WatchQueuesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.WatchQueuesResponse], _abc.AsyncIterator[_admin_service_pb2.WatchQueuesResponse]]:
-        """Streams queues with their depths and rates: first all of them, then once a second (or at the
+        """Streams queues with their counts and rates: first all of them, then once a second (or at the
         interval asked for) those that changed.
 
         INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
@@ -284,9 +291,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ConfigureQueueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ConfigureQueueResponse, _abc.Awaitable[_admin_service_pb2.ConfigureQueueResponse]]:
-        """Changes the settings of a queue; unset fields stay as they are.
+        """Changes the settings of a queue that `update_mask` names.
 
-        INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+        INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+        queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+        current one.
         """
 
     @_abc_1.abstractmethod
@@ -295,7 +304,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.PurgeJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.PurgeJobsResponse], _abc.AsyncIterator[_admin_service_pb2.PurgeJobsResponse]]:
-        """Forgets ended jobs of a queue that match a filter, before their retention ends, with
+        """Forgets ended jobs that match a filter, before their retention ends, with
         everything that is kept of them. Live jobs are never purged; cancel them first. With
         `dry_run` it counts and changes nothing. Ending the call stops it.
 

@@ -22,24 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17jobwire/v1/errors.proto\x12\njobwire.v1\"\xeb\x01\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.jobwire.v1.ErrorReason\x12.\n\nviolations\x18\x04 \x03(\x0b\x32\x1a.jobwire.v1.FieldViolation\x12\x35\n\x08metadata\x18\x05 \x03(\x0b\x32#.jobwire.v1.ItemError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t*\xa6\x06\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_QUEUE_NOT_FOUND\x10\x03\x12!\n\x1d\x45RROR_REASON_WORKER_NOT_FOUND\x10\x04\x12\x1b\n\x17\x45RROR_REASON_LEASE_LOST\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x07\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18\x45RROR_REASON_SERVER_BUSY\x10\x0b\x12 \n\x1c\x45RROR_REASON_SERVER_DRAINING\x10\x0c\x12\x1f\n\x1b\x45RROR_REASON_ALREADY_EXISTS\x10\r\x12\x1f\n\x1b\x45RROR_REASON_BAD_PAGE_TOKEN\x10\x0e\x12\x1b\n\x17\x45RROR_REASON_SUPERSEDED\x10\x10\x12!\n\x1d\x45RROR_REASON_CURSOR_COMPACTED\x10\x11\x12\x1c\n\x18\x45RROR_REASON_OUTPUT_FULL\x10\x12\x12\x1b\n\x17\x45RROR_REASON_OUTPUT_GAP\x10\x13\x12\x1d\n\x19\x45RROR_REASON_WATCH_LAGGED\x10\x14\x12!\n\x1d\x45RROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12#\n\x1f\x45RROR_REASON_SCHEDULE_NOT_FOUND\x10\x16\x12\"\n\x1e\x45RROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x1c\n\x18\x45RROR_REASON_STORE_UNFIT\x10\x18\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x42(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17jobwire/v1/errors.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\"\x9b\x02\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.jobwire.v1.ErrorReason\x12.\n\nviolations\x18\x04 \x03(\x0b\x32\x1a.jobwire.v1.FieldViolation\x12\x35\n\x08metadata\x18\x05 \x03(\x0b\x32#.jobwire.v1.ItemError.MetadataEntry\x12.\n\x0bretry_delay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t*\x85\x07\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_QUEUE_NOT_FOUND\x10\x03\x12!\n\x1d\x45RROR_REASON_WORKER_NOT_FOUND\x10\x04\x12\x1b\n\x17\x45RROR_REASON_LEASE_LOST\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x07\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18\x45RROR_REASON_SERVER_BUSY\x10\x0b\x12 \n\x1c\x45RROR_REASON_SERVER_DRAINING\x10\x0c\x12\x1f\n\x1b\x45RROR_REASON_ALREADY_EXISTS\x10\r\x12\x1f\n\x1b\x45RROR_REASON_BAD_PAGE_TOKEN\x10\x0e\x12\x1b\n\x17\x45RROR_REASON_SUPERSEDED\x10\x10\x12!\n\x1d\x45RROR_REASON_CURSOR_COMPACTED\x10\x11\x12\x1c\n\x18\x45RROR_REASON_OUTPUT_FULL\x10\x12\x12\x1b\n\x17\x45RROR_REASON_OUTPUT_GAP\x10\x13\x12\x1d\n\x19\x45RROR_REASON_WATCH_LAGGED\x10\x14\x12!\n\x1d\x45RROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12#\n\x1f\x45RROR_REASON_SCHEDULE_NOT_FOUND\x10\x16\x12\"\n\x1e\x45RROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x1c\n\x18\x45RROR_REASON_STORE_UNFIT\x10\x18\x12\x1c\n\x18\x45RROR_REASON_UNSUPPORTED\x10\x19\x12\x1d\n\x19\x45RROR_REASON_QUEUE_IN_USE\x10\x1a\x12 \n\x1c\x45RROR_REASON_TOO_MANY_QUEUES\x10\x1b\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x42\x37\n\x0e\x64\x65v.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.errors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z#jobwire.dev/go/jobwire/v1;jobwirev1'
   _globals['_ITEMERROR_METADATAENTRY']._loaded_options = None
   _globals['_ITEMERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORREASON']._serialized_start=332
-  _globals['_ERRORREASON']._serialized_end=1138
-  _globals['_ITEMERROR']._serialized_start=40
-  _globals['_ITEMERROR']._serialized_end=275
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=228
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=275
-  _globals['_FIELDVIOLATION']._serialized_start=277
-  _globals['_FIELDVIOLATION']._serialized_end=329
+  _globals['_ERRORREASON']._serialized_start=412
+  _globals['_ERRORREASON']._serialized_end=1313
+  _globals['_ITEMERROR']._serialized_start=72
+  _globals['_ITEMERROR']._serialized_end=355
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=308
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=355
+  _globals['_FIELDVIOLATION']._serialized_start=357
+  _globals['_FIELDVIOLATION']._serialized_end=409
 # @@protoc_insertion_point(module_scope)

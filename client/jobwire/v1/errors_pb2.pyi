@@ -5,6 +5,7 @@ The machine-readable reasons behind every error status that Jobwire returns."""
 
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
+from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
@@ -34,7 +35,9 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 2
     """No job has this id: it never existed, or its retention has ended. NOT_FOUND."""
     ERROR_REASON_QUEUE_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """No queue has this name yet; the first job submitted to a queue creates it. NOT_FOUND."""
+    """No queue has this name. The first job that is submitted to a queue creates it, and so does
+    ConfigureQueue with `allow_missing`. NOT_FOUND.
+    """
     ERROR_REASON_WORKER_NOT_FOUND: _ErrorReason.ValueType  # 4
     """No worker has this id, or it was lost or deregistered. NOT_FOUND. The worker
     registers again and must treat every lease that it held as lost.
@@ -108,6 +111,17 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
     operator; what was accepted before goes on.
     """
+    ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 25
+    """The server does not support what the request asks for: a name in `required_features`, or a
+    field that is set aside for a later version. FAILED_PRECONDITION. The metadata names it under
+    `feature`.
+    """
+    ERROR_REASON_QUEUE_IN_USE: _ErrorReason.ValueType  # 26
+    """The queue has live jobs or schedules and can't be deleted. FAILED_PRECONDITION."""
+    ERROR_REASON_TOO_MANY_QUEUES: _ErrorReason.ValueType  # 27
+    """The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
+    uses, or raise the limit.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
     INTERNAL.
@@ -129,7 +143,9 @@ violation for each field. Fix the request; do not repeat it unchanged.
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 2
 """No job has this id: it never existed, or its retention has ended. NOT_FOUND."""
 ERROR_REASON_QUEUE_NOT_FOUND: ErrorReason.ValueType  # 3
-"""No queue has this name yet; the first job submitted to a queue creates it. NOT_FOUND."""
+"""No queue has this name. The first job that is submitted to a queue creates it, and so does
+ConfigureQueue with `allow_missing`. NOT_FOUND.
+"""
 ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 4
 """No worker has this id, or it was lost or deregistered. NOT_FOUND. The worker
 registers again and must treat every lease that it held as lost.
@@ -203,6 +219,17 @@ ERROR_REASON_STORE_UNFIT: ErrorReason.ValueType  # 24
 a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
 operator; what was accepted before goes on.
 """
+ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 25
+"""The server does not support what the request asks for: a name in `required_features`, or a
+field that is set aside for a later version. FAILED_PRECONDITION. The metadata names it under
+`feature`.
+"""
+ERROR_REASON_QUEUE_IN_USE: ErrorReason.ValueType  # 26
+"""The queue has live jobs or schedules and can't be deleted. FAILED_PRECONDITION."""
+ERROR_REASON_TOO_MANY_QUEUES: ErrorReason.ValueType  # 27
+"""The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
+uses, or raise the limit.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.
 INTERNAL.
@@ -241,6 +268,7 @@ class ItemError(message.Message):
     REASON_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
     METADATA_FIELD_NUMBER: builtins.int
+    RETRY_DELAY_FIELD_NUMBER: builtins.int
     code: builtins.int
     """The canonical status code, as in google.rpc.Code: 3 is INVALID_ARGUMENT."""
     message: builtins.str
@@ -255,6 +283,10 @@ class ItemError(message.Message):
     def metadata(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """Facts that go with the reason, such as `state`."""
 
+    @builtins.property
+    def retry_delay(self) -> duration_pb2.Duration:
+        """When to try again, as RetryInfo says for a call. Unset: trying again unchanged does not help."""
+
     def __init__(
         self,
         *,
@@ -263,10 +295,11 @@ class ItemError(message.Message):
         reason: ErrorReason.ValueType = ...,
         violations: abc.Iterable[FieldViolation] | None = ...,
         metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        retry_delay: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_delay", b"retry_delay", "violations", b"violations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,11 +54,21 @@ class _JobStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_JobState.Valu
     JOB_STATE_CANCELLED: _JobState.ValueType  # 7
     """Terminal: cancelled."""
     JOB_STATE_EXPIRED: _JobState.ValueType  # 8
-    """Terminal: its `expires_at` passed before any worker started it."""
+    """Terminal: it was not started before its `expires_at`."""
+    JOB_STATE_BLOCKED: _JobState.ValueType  # 9
+    """Waits for the jobs in its `dependencies`. Set aside for servers with the feature
+    `dependencies`; others never send it.
+    """
+    JOB_STATE_WAITING: _JobState.ValueType  # 10
+    """Its worker has suspended it until something happens. Set aside for servers with the feature
+    `suspend`; others never send it.
+    """
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """Where a job stands. SCHEDULED, PENDING, RUNNING and CANCELLING are live; the
-    other four are terminal.
+    """Where a job stands. SCHEDULED, PENDING, RUNNING and CANCELLING are live; SUCCEEDED, FAILED,
+    CANCELLED and EXPIRED are terminal. A job is in a terminal state exactly if its `finished_at` is
+    set, which also holds for states that a later version adds: a client that meets a number it does
+    not know shows the number, and asks `finished_at` whether the job has ended.
     """
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
@@ -86,7 +96,15 @@ JOB_STATE_FAILED: JobState.ValueType  # 6
 JOB_STATE_CANCELLED: JobState.ValueType  # 7
 """Terminal: cancelled."""
 JOB_STATE_EXPIRED: JobState.ValueType  # 8
-"""Terminal: its `expires_at` passed before any worker started it."""
+"""Terminal: it was not started before its `expires_at`."""
+JOB_STATE_BLOCKED: JobState.ValueType  # 9
+"""Waits for the jobs in its `dependencies`. Set aside for servers with the feature
+`dependencies`; others never send it.
+"""
+JOB_STATE_WAITING: JobState.ValueType  # 10
+"""Its worker has suspended it until something happens. Set aside for servers with the feature
+`suspend`; others never send it.
+"""
 
 class _UniqueScope:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -169,6 +187,60 @@ OUTPUT_OVERFLOW_REFUSE: OutputOverflow.ValueType  # 1
 OUTPUT_OVERFLOW_TRIM: OutputOverflow.ValueType  # 2
 """The oldest output is dropped. A watcher that asks for it is told so."""
 
+class _DependencyCondition:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DependencyConditionEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_DependencyCondition.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    DEPENDENCY_CONDITION_UNSPECIFIED: _DependencyCondition.ValueType  # 0
+    """SUCCEEDED."""
+    DEPENDENCY_CONDITION_SUCCEEDED: _DependencyCondition.ValueType  # 1
+    """It succeeded."""
+    DEPENDENCY_CONDITION_ENDED: _DependencyCondition.ValueType  # 2
+    """It ended, however that was."""
+    DEPENDENCY_CONDITION_FAILED: _DependencyCondition.ValueType  # 3
+    """It ended without success."""
+
+class DependencyCondition(_DependencyCondition, metaclass=_DependencyConditionEnumTypeWrapper):
+    """Which end of another job lets this one go on."""
+
+DEPENDENCY_CONDITION_UNSPECIFIED: DependencyCondition.ValueType  # 0
+"""SUCCEEDED."""
+DEPENDENCY_CONDITION_SUCCEEDED: DependencyCondition.ValueType  # 1
+"""It succeeded."""
+DEPENDENCY_CONDITION_ENDED: DependencyCondition.ValueType  # 2
+"""It ended, however that was."""
+DEPENDENCY_CONDITION_FAILED: DependencyCondition.ValueType  # 3
+"""It ended without success."""
+
+class _FailureOrigin:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FailureOriginEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_FailureOrigin.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    FAILURE_ORIGIN_UNSPECIFIED: _FailureOrigin.ValueType  # 0
+    """Not known: the record of a former release."""
+    FAILURE_ORIGIN_WORKER: _FailureOrigin.ValueType  # 1
+    """The worker reported it."""
+    FAILURE_ORIGIN_BROKER: _FailureOrigin.ValueType  # 2
+    """The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
+    `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+    """
+
+class FailureOrigin(_FailureOrigin, metaclass=_FailureOriginEnumTypeWrapper):
+    """Who found that an attempt or a job failed."""
+
+FAILURE_ORIGIN_UNSPECIFIED: FailureOrigin.ValueType  # 0
+"""Not known: the record of a former release."""
+FAILURE_ORIGIN_WORKER: FailureOrigin.ValueType  # 1
+"""The worker reported it."""
+FAILURE_ORIGIN_BROKER: FailureOrigin.ValueType  # 2
+"""The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
+`INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+"""
+
 class _AttemptOutcome:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -176,7 +248,7 @@ class _AttemptOutcome:
 class _AttemptOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_AttemptOutcome.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     ATTEMPT_OUTCOME_UNSPECIFIED: _AttemptOutcome.ValueType  # 0
-    """Still running."""
+    """Never sent."""
     ATTEMPT_OUTCOME_SUCCEEDED: _AttemptOutcome.ValueType  # 1
     """With a result."""
     ATTEMPT_OUTCOME_FAILED: _AttemptOutcome.ValueType  # 2
@@ -194,12 +266,14 @@ class _AttemptOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Attempt
     worker is alive and did not name the job, or fell silent together with its server. Touches no
     budget; but after three of them each further one is CRASHED, and counts as a crash.
     """
+    ATTEMPT_OUTCOME_RUNNING: _AttemptOutcome.ValueType  # 8
+    """It has not ended."""
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
     """How an attempt ended."""
 
 ATTEMPT_OUTCOME_UNSPECIFIED: AttemptOutcome.ValueType  # 0
-"""Still running."""
+"""Never sent."""
 ATTEMPT_OUTCOME_SUCCEEDED: AttemptOutcome.ValueType  # 1
 """With a result."""
 ATTEMPT_OUTCOME_FAILED: AttemptOutcome.ValueType  # 2
@@ -217,6 +291,8 @@ ATTEMPT_OUTCOME_UNDELIVERED: AttemptOutcome.ValueType  # 7
 worker is alive and did not name the job, or fell silent together with its server. Touches no
 budget; but after three of them each further one is CRASHED, and counts as a crash.
 """
+ATTEMPT_OUTCOME_RUNNING: AttemptOutcome.ValueType  # 8
+"""It has not ended."""
 
 class _JobView:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -227,32 +303,55 @@ class _JobViewEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_JobView.ValueT
     JOB_VIEW_UNSPECIFIED: _JobView.ValueType  # 0
     """The method's default, named at the method."""
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
-    """Without payload, result, attempts and stack traces."""
+    """Without payload, headers, result, checkpoint, attempts and stack traces."""
     JOB_VIEW_FULL: _JobView.ValueType  # 2
     """Everything."""
 
 class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
-    """How much of each job an answer carries."""
+    """How much of each job an answer carries. A view that the server does not know is refused."""
 
 JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
 """The method's default, named at the method."""
 JOB_VIEW_BASIC: JobView.ValueType  # 1
-"""Without payload, result, attempts and stack traces."""
+"""Without payload, headers, result, checkpoint, attempts and stack traces."""
 JOB_VIEW_FULL: JobView.ValueType  # 2
 """Everything."""
 
 @typing.final
 class Payload(message.Message):
     """The content of a job, a result or a progress report. Exactly one kind is set, or none for an
-    empty payload. The broker passes the bytes on unchanged.
+    empty payload. The broker passes the bytes on unchanged. A payload whose kind the reader does not
+    know, because it is newer, is an error and never an empty payload: the broker refuses it, and so
+    does a worker.
     """
 
     DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class MetadataEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     JSON_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     STRUCT_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     json: builtins.str
     """JSON text (RFC 8259), UTF-8. Checked once when it enters (a mistake is refused with its
     position), and never parsed again between producer and handler. Also refused: a number that
@@ -268,7 +367,17 @@ class Payload(message.Message):
 
     @builtins.property
     def struct(self) -> struct_pb2.Struct:
-        """A structure; stored and delivered as `json`. NaN and infinity are refused."""
+        """A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
+        infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
+        broker sees them, and belong into `json`. At most 100 levels.
+        """
+
+    @builtins.property
+    def metadata(self) -> containers.ScalarMap[builtins.str, builtins.bytes]:
+        """What programs need to read the content: a codec, a content type, the id of a key. Delivered
+        with the content and not inspected. At most 16; keys are 1 to 63 letters, digits and `. _ / -`;
+        keys and values together at most 4 KiB.
+        """
 
     def __init__(
         self,
@@ -277,10 +386,11 @@ class Payload(message.Message):
         data: builtins.bytes = ...,
         message: any_pb2.Any | None = ...,
         struct: struct_pb2.Struct | None = ...,
+        metadata: abc.Mapping[builtins.str, builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["data", b"data", "json", b"json", "kind", b"kind", "message", b"message", "struct", b"struct"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["data", b"data", "json", b"json", "kind", b"kind", "message", b"message", "struct", b"struct"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["data", b"data", "json", b"json", "kind", b"kind", "message", b"message", "metadata", b"metadata", "struct", b"struct"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["json", "data", "message", "struct"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -288,8 +398,8 @@ class Payload(message.Message):
 
 @typing.final
 class RetryPolicy(message.Message):
-    """How often and when a failing job is retried. Unset fields take the queue's default, and if that
-    is unset too, the server's.
+    """How often and when a failing job is retried. Each unset field takes the queue's default, and if
+    that is unset too, the server's.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -301,11 +411,11 @@ class RetryPolicy(message.Message):
     JITTER_FIELD_NUMBER: builtins.int
     max_attempts: builtins.int
     """The number of failures that ends the job, including that of the first attempt: 1 means no
-    retry. 1 to 1000; 0 or unset: the default, 3 unless configured otherwise. Crashes and
-    interruptions do not count here.
+    retry. 1 to 1000; unset: the default, 3 unless configured otherwise. Crashes and interruptions
+    do not count here.
     """
     multiplier: builtins.float
-    """The factor from each wait to the next. 1 to 10; 0 or unset: 2."""
+    """The factor from each wait to the next. 1 to 10; unset: 2."""
     jitter: builtins.float
     """The share of each wait that is random, so that jobs which failed together do not come back
     together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
@@ -323,19 +433,28 @@ class RetryPolicy(message.Message):
     def __init__(
         self,
         *,
-        max_attempts: builtins.int = ...,
+        max_attempts: builtins.int | None = ...,
         initial_backoff: duration_pb2.Duration | None = ...,
         max_backoff: duration_pb2.Duration | None = ...,
-        multiplier: builtins.float = ...,
+        multiplier: builtins.float | None = ...,
         jitter: builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_jitter", b"_jitter", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_backoff", b"max_backoff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_jitter", b"_jitter", "_max_attempts", b"_max_attempts", "_multiplier", b"_multiplier", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "multiplier", b"multiplier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_jitter", b"_jitter", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "multiplier", b"multiplier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_jitter", b"_jitter", "_max_attempts", b"_max_attempts", "_multiplier", b"_multiplier", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "multiplier", b"multiplier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__jitter: _TypeAlias = typing.Literal["jitter"]  # noqa: Y015
     _WhichOneofArgType__jitter: _TypeAlias = typing.Literal["_jitter", b"_jitter"]  # noqa: Y015
+    _WhichOneofReturnType__max_attempts: _TypeAlias = typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__multiplier: _TypeAlias = typing.Literal["multiplier"]  # noqa: Y015
+    _WhichOneofArgType__multiplier: _TypeAlias = typing.Literal["_multiplier", b"_multiplier"]  # noqa: Y015
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__multiplier) -> _WhichOneofReturnType__multiplier | None: ...
 
 @typing.final
 class UniqueKey(message.Message):
@@ -513,6 +632,26 @@ class JobSpec(message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @typing.final
+    class HeadersEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OPERATION_FIELD_NUMBER: builtins.int
     PAYLOAD_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
@@ -523,22 +662,28 @@ class JobSpec(message.Message):
     RUN_AT_FIELD_NUMBER: builtins.int
     DELAY_FIELD_NUMBER: builtins.int
     EXPIRES_AT_FIELD_NUMBER: builtins.int
+    EXPIRES_AFTER_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
+    DEADLINE_AFTER_FIELD_NUMBER: builtins.int
     UNIQUE_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    SCHEMA_VERSION_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    REQUIRED_FEATURES_FIELD_NUMBER: builtins.int
+    GROUP_KEY_FIELD_NUMBER: builtins.int
+    DEPENDENCIES_FIELD_NUMBER: builtins.int
     operation: builtins.str
     """The job's type, which picks the worker's handler, for example `image.thumbnail`. Required; 1
     to 128 letters, digits and `. _ / : -`, beginning with a letter or a digit.
     """
     priority: builtins.int
-    """0 to 255; higher is delivered first, and within one priority the job that became
-    ready first. Unset: 0.
+    """0 to 255; higher is delivered first, and within one priority the job that became ready first.
+    Unset: the queue's `default_priority`, 0 unless configured otherwise.
     """
-    schema_version: builtins.int
-    """Output only: the layout version of the stored record, currently 1."""
+    group_key: builtins.str
+    """Set aside for servers with the feature `groups`; others refuse it. The tenant, account or host
+    that the job belongs to, for fair sharing and limits: up to 128 bytes.
+    """
     @builtins.property
     def payload(self) -> Payload:
         """The handler's input. At most the server's `max_payload_bytes` (1 MiB unless
@@ -578,8 +723,15 @@ class JobSpec(message.Message):
 
     @builtins.property
     def expires_at(self) -> timestamp_pb2.Timestamp:
-        """The job is not started after this moment: it becomes EXPIRED. Must be after the submission
-        and after `run_at`, and at most 10 years ahead. Unset: never.
+        """Not after this moment. Must be after the submission and after `run_at`, and at most 10 years
+        ahead.
+        """
+
+    @builtins.property
+    def expires_after(self) -> duration_pb2.Duration:
+        """Not later than this long after the job was accepted; for a schedule's job, after the moment
+        at which it is due. Above 0 and above `delay`, and at most 10 years. The job is handed on
+        with the `expires_at` that it comes to.
         """
 
     @builtins.property
@@ -588,11 +740,13 @@ class JobSpec(message.Message):
 
     @builtins.property
     def deadline(self) -> timestamp_pb2.Timestamp:
-        """The end of the job as a whole, with all attempts and waits. A job that is still live at this
-        moment becomes FAILED with `DEADLINE_EXCEEDED` (CANCELLED if it was CANCELLING), and a worker
-        that is running it loses the lease. A retry that could not start before the deadline does not
-        happen. Must be after the submission and after `run_at`, and at most 10 years ahead. Unset:
-        none.
+        """At this moment. Must be after the submission and after `run_at`, and at most 10 years ahead."""
+
+    @builtins.property
+    def deadline_after(self) -> duration_pb2.Duration:
+        """This long after the job was accepted; for a schedule's job, after the moment at which it is
+        due. Above 0 and above `delay`, and at most 10 years. The job is handed on with the
+        `deadline` that it comes to.
         """
 
     @builtins.property
@@ -606,10 +760,23 @@ class JobSpec(message.Message):
         """
 
     @builtins.property
-    def created_at(self) -> timestamp_pb2.Timestamp:
-        """Output only: when the broker accepted the job, by the server's view of the store's clock. It
-        is earlier than the write: by milliseconds, or by as much as the store's answers were late,
-        which is seconds while it hangs. Nothing is decided by it.
+    def headers(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """What travels with the job for other programs, for example the W3C trace context under
+        `traceparent`. Handed to the handler; in no filter and no BASIC view. At most 64; keys are 1 to
+        128 lower-case letters, digits and `. _ -`; keys and values together at most 8 KiB.
+        """
+
+    @builtins.property
+    def required_features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a server must support to take this job, by the names in `GetServerInfoResponse.features`:
+        one that lacks a feature refuses the job, where it would ignore a field that it does not know.
+        At most 16, each 1 to 64 lower-case letters, digits and `_`.
+        """
+
+    @builtins.property
+    def dependencies(self) -> containers.RepeatedCompositeFieldContainer[Dependency]:
+        """Set aside for servers with the feature `dependencies`; others refuse them. The jobs that must
+        end before this one becomes ready.
         """
 
     def __init__(
@@ -617,7 +784,7 @@ class JobSpec(message.Message):
         *,
         operation: builtins.str = ...,
         payload: Payload | None = ...,
-        priority: builtins.int = ...,
+        priority: builtins.int | None = ...,
         requirements: abc.Mapping[builtins.str, builtins.str] | None = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
         retry: RetryPolicy | None = ...,
@@ -625,20 +792,61 @@ class JobSpec(message.Message):
         run_at: timestamp_pb2.Timestamp | None = ...,
         delay: duration_pb2.Duration | None = ...,
         expires_at: timestamp_pb2.Timestamp | None = ...,
+        expires_after: duration_pb2.Duration | None = ...,
         output: OutputPolicy | None = ...,
         deadline: timestamp_pb2.Timestamp | None = ...,
+        deadline_after: duration_pb2.Duration | None = ...,
         unique: UniqueKey | None = ...,
         retention: duration_pb2.Duration | None = ...,
-        created_at: timestamp_pb2.Timestamp | None = ...,
-        schema_version: builtins.int = ...,
+        headers: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        required_features: abc.Iterable[builtins.str] | None = ...,
+        group_key: builtins.str = ...,
+        dependencies: abc.Iterable[Dependency] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "deadline", b"deadline", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "output", b"output", "payload", b"payload", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "start", b"start", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_priority", b"_priority", "deadline", b"deadline", "deadline_after", b"deadline_after", "delay", b"delay", "end", b"end", "execution_timeout", b"execution_timeout", "expires_after", b"expires_after", "expires_at", b"expires_at", "expiry", b"expiry", "output", b"output", "payload", b"payload", "priority", b"priority", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "start", b"start", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["created_at", b"created_at", "deadline", b"deadline", "delay", b"delay", "execution_timeout", b"execution_timeout", "expires_at", b"expires_at", "labels", b"labels", "operation", b"operation", "output", b"output", "payload", b"payload", "priority", b"priority", "requirements", b"requirements", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "schema_version", b"schema_version", "start", b"start", "unique", b"unique"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_priority", b"_priority", "deadline", b"deadline", "deadline_after", b"deadline_after", "delay", b"delay", "dependencies", b"dependencies", "end", b"end", "execution_timeout", b"execution_timeout", "expires_after", b"expires_after", "expires_at", b"expires_at", "expiry", b"expiry", "group_key", b"group_key", "headers", b"headers", "labels", b"labels", "operation", b"operation", "output", b"output", "payload", b"payload", "priority", b"priority", "required_features", b"required_features", "requirements", b"requirements", "retention", b"retention", "retry", b"retry", "run_at", b"run_at", "start", b"start", "unique", b"unique"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType_end: _TypeAlias = typing.Literal["deadline", "deadline_after"]  # noqa: Y015
+    _WhichOneofArgType_end: _TypeAlias = typing.Literal["end", b"end"]  # noqa: Y015
+    _WhichOneofReturnType_expiry: _TypeAlias = typing.Literal["expires_at", "expires_after"]  # noqa: Y015
+    _WhichOneofArgType_expiry: _TypeAlias = typing.Literal["expiry", b"expiry"]  # noqa: Y015
     _WhichOneofReturnType_start: _TypeAlias = typing.Literal["run_at", "delay"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_end) -> _WhichOneofReturnType_end | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expiry) -> _WhichOneofReturnType_expiry | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+@typing.final
+class Dependency(message.Message):
+    """A job that must end before another may start."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    CONDITION_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """Required; of any queue."""
+    condition: DependencyCondition.ValueType
+    """Unset: SUCCEEDED."""
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        condition: DependencyCondition.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["condition", b"condition", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Progress(message.Message):
@@ -690,10 +898,11 @@ class Failure(message.Message):
     DETAILS_FIELD_NUMBER: builtins.int
     NON_RETRYABLE_FIELD_NUMBER: builtins.int
     RETRY_AFTER_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
+    PAUSE_GROUP_FOR_FIELD_NUMBER: builtins.int
     type: builtins.str
-    """The kind of failure, for programs: an exception's class name, for example. At most
-    128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`,
-    `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+    """The kind of failure, for programs: an exception's class name, for example. At most 128 bytes.
+    A worker may choose any; `origin` tells its failures from the broker's.
     """
     message: builtins.str
     """For people. At most 4096 bytes; a longer one is cut."""
@@ -703,6 +912,8 @@ class Failure(message.Message):
     """True: another attempt would fail in the same way, so the job becomes FAILED at once, however
     many attempts it has left.
     """
+    origin: FailureOrigin.ValueType
+    """Output only: who found it."""
     @builtins.property
     def details(self) -> Payload:
         """Anything for programs, at most 16 KiB."""
@@ -711,6 +922,12 @@ class Failure(message.Message):
     def retry_after(self) -> duration_pb2.Duration:
         """The wait before the next attempt, in place of the computed backoff. 0 to 30 days. Unset: the
         policy's backoff.
+        """
+
+    @builtins.property
+    def pause_group_for(self) -> duration_pb2.Duration:
+        """Set aside for servers with the feature `groups`; others refuse it. No job of the same group is
+        started for this long: a handler that was told to slow down passes it on.
         """
 
     def __init__(
@@ -722,10 +939,12 @@ class Failure(message.Message):
         details: Payload | None = ...,
         non_retryable: builtins.bool = ...,
         retry_after: duration_pb2.Duration | None = ...,
+        origin: FailureOrigin.ValueType = ...,
+        pause_group_for: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["details", b"details", "retry_after", b"retry_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["details", b"details", "pause_group_for", b"pause_group_for", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["details", b"details", "message", b"message", "non_retryable", b"non_retryable", "retry_after", b"retry_after", "stack", b"stack", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["details", b"details", "message", b"message", "non_retryable", b"non_retryable", "origin", b"origin", "pause_group_for", b"pause_group_for", "retry_after", b"retry_after", "stack", b"stack", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -815,11 +1034,11 @@ class Redrive(message.Message):
 
 @typing.final
 class Job(message.Message):
-    """A job as it stands. Its `spec.created_at` says when it was accepted."""
+    """A job as it stands."""
 
     DESCRIPTOR: descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
+    JOB_ID_FIELD_NUMBER: builtins.int
     QUEUE_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
@@ -843,7 +1062,9 @@ class Job(message.Message):
     CHECKPOINT_FIELD_NUMBER: builtins.int
     LAST_REDRIVE_FIELD_NUMBER: builtins.int
     PURGE_AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    CREATED_AT_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
     """`<queue>-<26 lower-case ULID characters>`, sortable by the time of submission
     within a queue.
     """
@@ -871,9 +1092,13 @@ class Job(message.Message):
     """Why it was cancelled, in the words of whoever asked."""
     output_bytes: builtins.int
     """How many bytes of output are kept, over all attempts."""
+    priority: builtins.int
+    """The priority that it has: that of its spec, or of its queue when it was accepted."""
     @builtins.property
     def spec(self) -> JobSpec:
-        """What the producer asked for. Its `payload` is left out in a BASIC view."""
+        """What the producer asked for, with `expires_at` and `deadline` as moments. Its `payload` and
+        `headers` are left out in a BASIC view.
+        """
 
     @builtins.property
     def run_at(self) -> timestamp_pb2.Timestamp:
@@ -885,7 +1110,7 @@ class Job(message.Message):
 
     @builtins.property
     def finished_at(self) -> timestamp_pb2.Timestamp:
-        """When it reached its terminal state."""
+        """When it reached its terminal state; set exactly if it is in one."""
 
     @builtins.property
     def progress(self) -> Progress:
@@ -905,7 +1130,9 @@ class Job(message.Message):
 
     @builtins.property
     def attempts(self) -> containers.RepeatedCompositeFieldContainer[Attempt]:
-        """The latest 100 attempts, oldest first. Left out in a BASIC view."""
+        """The newest attempts, oldest of them first: at most 100, and at most 512 KiB of them.
+        Left out in a BASIC view.
+        """
 
     @builtins.property
     def checkpoint(self) -> Payload:
@@ -919,10 +1146,17 @@ class Job(message.Message):
     def purge_at(self) -> timestamp_pb2.Timestamp:
         """For terminal states: the latest moment at which the broker forgets the job."""
 
+    @builtins.property
+    def created_at(self) -> timestamp_pb2.Timestamp:
+        """When the broker accepted the job, by the server's view of the store's clock. It is earlier than
+        the write: by milliseconds, or by as much as the store's answers were late, which is seconds
+        while it hangs. Nothing is decided by it.
+        """
+
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        job_id: builtins.str = ...,
         queue: builtins.str = ...,
         spec: JobSpec | None = ...,
         state: JobState.ValueType = ...,
@@ -946,9 +1180,11 @@ class Job(message.Message):
         checkpoint: Payload | None = ...,
         last_redrive: Redrive | None = ...,
         purge_at: timestamp_pb2.Timestamp | None = ...,
+        created_at: timestamp_pb2.Timestamp | None = ...,
+        priority: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "failure", b"failure", "finished_at", b"finished_at", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "result", b"result", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "created_at", b"created_at", "failure", b"failure", "finished_at", b"finished_at", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "progress", b"progress", "purge_at", b"purge_at", "result", b"result", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "checkpoint", b"checkpoint", "crashes", b"crashes", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "id", b"id", "interruptions", b"interruptions", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "output_bytes", b"output_bytes", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "checkpoint", b"checkpoint", "crashes", b"crashes", "created_at", b"created_at", "failure", b"failure", "failures", b"failures", "fencing_token", b"fencing_token", "finished_at", b"finished_at", "interruptions", b"interruptions", "job_id", b"job_id", "last_redrive", b"last_redrive", "lease_expires_at", b"lease_expires_at", "output_bytes", b"output_bytes", "priority", b"priority", "progress", b"progress", "purge_at", b"purge_at", "queue", b"queue", "result", b"result", "revision", b"revision", "run_at", b"run_at", "spec", b"spec", "started_at", b"started_at", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

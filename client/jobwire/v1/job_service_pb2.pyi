@@ -23,6 +23,37 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _JobOrder:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobOrderEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_JobOrder.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    JOB_ORDER_UNSPECIFIED: _JobOrder.ValueType  # 0
+    """STATE."""
+    JOB_ORDER_STATE: _JobOrder.ValueType  # 1
+    """State by state, in the order of the filter, live ones first if it names none; within a state
+    oldest first for live jobs, and soonest forgotten first for ended ones.
+    """
+    JOB_ORDER_STATE_REVERSE: _JobOrder.ValueType  # 2
+    """As STATE, but within a state the other way round: newest first for live jobs, latest forgotten
+    first for ended ones.
+    """
+
+class JobOrder(_JobOrder, metaclass=_JobOrderEnumTypeWrapper):
+    """In which order jobs are listed. Over several queues it is that of the queues' names first."""
+
+JOB_ORDER_UNSPECIFIED: JobOrder.ValueType  # 0
+"""STATE."""
+JOB_ORDER_STATE: JobOrder.ValueType  # 1
+"""State by state, in the order of the filter, live ones first if it names none; within a state
+oldest first for live jobs, and soonest forgotten first for ended ones.
+"""
+JOB_ORDER_STATE_REVERSE: JobOrder.ValueType  # 2
+"""As STATE, but within a state the other way round: newest first for live jobs, latest forgotten
+first for ended ones.
+"""
+
 class _WatchContent:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -102,26 +133,30 @@ class SubmitJobResponse(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     EXISTED_FIELD_NUMBER: builtins.int
+    FORGOTTEN_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """Its id."""
     state: job_pb2.JobState.ValueType
-    """PENDING or SCHEDULED; for a repeated submission the job's state by now, or unspecified if the
-    job of a `request_id` has been forgotten.
+    """PENDING or SCHEDULED; for a repeated submission the job's state by now. Unspecified only if
+    `forgotten`.
     """
     existed: builtins.bool
     """True if nothing was written now: `job_id` or `request_id` had been accepted before, or
     another job holds the unique key and is the answer instead of a new one.
     """
+    forgotten: builtins.bool
+    """True: the job of this `request_id` ended and has been forgotten since."""
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         state: job_pb2.JobState.ValueType = ...,
         existed: builtins.bool = ...,
+        forgotten: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["existed", b"existed", "job_id", b"job_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["existed", b"existed", "forgotten", b"forgotten", "job_id", b"job_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,8 +287,8 @@ class GetJobResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class ListJobsRequest(message.Message):
-    """Which jobs to list."""
+class JobFilter(message.Message):
+    """Which jobs: for lists, watches and actions on many jobs. Unset fields do not narrow the choice."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -282,30 +317,47 @@ class ListJobsRequest(message.Message):
     OPERATION_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     FAILURE_TYPE_FIELD_NUMBER: builtins.int
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    VIEW_FIELD_NUMBER: builtins.int
+    SUBMITTED_AFTER_FIELD_NUMBER: builtins.int
+    SUBMITTED_BEFORE_FIELD_NUMBER: builtins.int
+    FINISHED_AFTER_FIELD_NUMBER: builtins.int
+    FINISHED_BEFORE_FIELD_NUMBER: builtins.int
+    JOB_IDS_FIELD_NUMBER: builtins.int
     queue: builtins.str
-    """Unset: `default`."""
-    operation: builtins.str
-    """Only jobs of this operation. Unset: all."""
-    failure_type: builtins.str
-    """Only jobs whose failure is of this type, for example `CRASHED_TOO_OFTEN`. Unset: all."""
-    page_size: builtins.int
-    """At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
-    empty, while there are more.
+    """A queue, or a pattern of queues: `*` stands for any number of characters, also none, at most
+    4 times; `billing-*`, or `*` for all. Required where jobs are changed: nothing is done to many
+    jobs by default. Unset elsewhere: `default`.
     """
-    page_token: builtins.str
-    """`next_page_token` of the previous answer, with the same filter. Unset: the first page."""
-    view: job_pb2.JobView.ValueType
-    """Unset: BASIC."""
+    operation: builtins.str
+    """Only jobs of this operation."""
+    failure_type: builtins.str
+    """Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`. At most 128 bytes."""
     @builtins.property
     def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
-        """Only jobs in these states. Empty: all, live ones first."""
+        """Only jobs in these states; at most 16."""
 
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Only jobs with all of these labels."""
+        """Only jobs with all of these labels; at most 16."""
+
+    @builtins.property
+    def submitted_after(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that were submitted at this moment or later."""
+
+    @builtins.property
+    def submitted_before(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that were submitted before this moment."""
+
+    @builtins.property
+    def finished_after(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that ended at this moment or later."""
+
+    @builtins.property
+    def finished_before(self) -> timestamp_pb2.Timestamp:
+        """Only jobs that ended before this moment."""
+
+    @builtins.property
+    def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only these jobs, at most 1000; all of them in queues that `queue` names."""
 
     def __init__(
         self,
@@ -315,13 +367,57 @@ class ListJobsRequest(message.Message):
         operation: builtins.str = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
         failure_type: builtins.str = ...,
+        submitted_after: timestamp_pb2.Timestamp | None = ...,
+        submitted_before: timestamp_pb2.Timestamp | None = ...,
+        finished_after: timestamp_pb2.Timestamp | None = ...,
+        finished_before: timestamp_pb2.Timestamp | None = ...,
+        job_ids: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["finished_after", b"finished_after", "finished_before", b"finished_before", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "finished_after", b"finished_after", "finished_before", b"finished_before", "job_ids", b"job_ids", "labels", b"labels", "operation", b"operation", "queue", b"queue", "states", b"states", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListJobsRequest(message.Message):
+    """Which jobs to list."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    ORDER_BY_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
+    empty, while there are more.
+    """
+    page_token: builtins.str
+    """`next_page_token` of the previous answer, with the same filter and order. Unset: the first
+    page. At most 1024 characters.
+    """
+    view: job_pb2.JobView.ValueType
+    """Unset: BASIC."""
+    order_by: JobOrder.ValueType
+    """Unset: STATE."""
+    @builtins.property
+    def filter(self) -> JobFilter:
+        """Unset: all jobs of the queue `default`."""
+
+    def __init__(
+        self,
+        *,
+        filter: JobFilter | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         view: job_pb2.JobView.ValueType = ...,
+        order_by: JobOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "labels", b"labels", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "queue", b"queue", "states", b"states", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -373,13 +469,13 @@ class WatchJobRequest(message.Message):
     """The `cursor` of the last answer of an earlier watch of this job: nothing up to it is sent
     again.
     """
-    output_from_end: builtins.bool
-    """True: only what is written from now on. Otherwise, and if none of these is set: at the
-    beginning of what is kept.
-    """
     @builtins.property
     def output_from(self) -> job_pb2.OutputPosition:
         """At a position in the output."""
+
+    @builtins.property
+    def output_from_end(self) -> OutputFromEnd:
+        """Only what is written from now on."""
 
     def __init__(
         self,
@@ -389,7 +485,7 @@ class WatchJobRequest(message.Message):
         content: WatchContent.ValueType = ...,
         cursor: builtins.str = ...,
         output_from: job_pb2.OutputPosition | None = ...,
-        output_from_end: builtins.bool = ...,
+        output_from_end: OutputFromEnd | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "output_from", b"output_from", "output_from_end", b"output_from_end", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -398,6 +494,21 @@ class WatchJobRequest(message.Message):
     _WhichOneofReturnType_start: _TypeAlias = typing.Literal["cursor", "output_from", "output_from_end"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+@typing.final
+class OutputFromEnd(message.Message):
+    """A watch of the output that begins at its end. No fields."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Output(message.Message):
@@ -543,77 +654,37 @@ class RunJobResponse(message.Message):
 
 @typing.final
 class WatchJobsRequest(message.Message):
-    """Which jobs to watch. Unset fields do not narrow the choice."""
+    """Which jobs to watch."""
 
     DESCRIPTOR: descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(message.Message):
-        DESCRIPTOR: descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    QUEUE_FIELD_NUMBER: builtins.int
-    OPERATION_FIELD_NUMBER: builtins.int
-    STATES_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    JOB_IDS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     CURSOR_FIELD_NUMBER: builtins.int
     ONLY_CHANGES_FIELD_NUMBER: builtins.int
-    queue: builtins.str
-    """Unset: `default`."""
-    operation: builtins.str
-    """Only jobs of this operation."""
     view: job_pb2.JobView.ValueType
     """Unset: BASIC."""
     cursor: builtins.str
     """The `cursor` of the last answer of an earlier watch with the same filter. Unset: begin with
-    the live jobs as they stand.
+    the live jobs as they stand. At most 1024 characters.
     """
     only_changes: builtins.bool
     """True: skip the live jobs as they stand, and send only changes from now on. Not with a cursor."""
     @builtins.property
-    def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
-        """Only jobs in these states."""
-
-    @builtins.property
-    def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Only jobs with all of these labels."""
-
-    @builtins.property
-    def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these jobs; at most 1000."""
+    def filter(self) -> JobFilter:
+        """Unset: all jobs of the queue `default`. Its queue must not be a pattern."""
 
     def __init__(
         self,
         *,
-        queue: builtins.str = ...,
-        operation: builtins.str = ...,
-        states: abc.Iterable[job_pb2.JobState.ValueType] | None = ...,
-        labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
-        job_ids: abc.Iterable[builtins.str] | None = ...,
+        filter: JobFilter | None = ...,
         view: job_pb2.JobView.ValueType = ...,
         cursor: builtins.str = ...,
         only_changes: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "job_ids", b"job_ids", "labels", b"labels", "only_changes", b"only_changes", "operation", b"operation", "queue", b"queue", "states", b"states", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "filter", b"filter", "only_changes", b"only_changes", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,96 +795,6 @@ class CancelJobResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class JobFilter(message.Message):
-    """Which jobs of a queue to act on. Unset fields do not narrow the choice."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    @typing.final
-    class LabelsEntry(message.Message):
-        DESCRIPTOR: descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    QUEUE_FIELD_NUMBER: builtins.int
-    STATES_FIELD_NUMBER: builtins.int
-    OPERATION_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    FAILURE_TYPE_FIELD_NUMBER: builtins.int
-    SUBMITTED_AFTER_FIELD_NUMBER: builtins.int
-    SUBMITTED_BEFORE_FIELD_NUMBER: builtins.int
-    FINISHED_AFTER_FIELD_NUMBER: builtins.int
-    FINISHED_BEFORE_FIELD_NUMBER: builtins.int
-    JOB_IDS_FIELD_NUMBER: builtins.int
-    queue: builtins.str
-    """Required: nothing is done to many jobs by default."""
-    operation: builtins.str
-    """Only jobs of this operation."""
-    failure_type: builtins.str
-    """Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`."""
-    @builtins.property
-    def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
-        """Only jobs in these states."""
-
-    @builtins.property
-    def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Only jobs with all of these labels."""
-
-    @builtins.property
-    def submitted_after(self) -> timestamp_pb2.Timestamp:
-        """Only jobs that were submitted at this moment or later."""
-
-    @builtins.property
-    def submitted_before(self) -> timestamp_pb2.Timestamp:
-        """Only jobs that were submitted before this moment."""
-
-    @builtins.property
-    def finished_after(self) -> timestamp_pb2.Timestamp:
-        """Only jobs that ended at this moment or later."""
-
-    @builtins.property
-    def finished_before(self) -> timestamp_pb2.Timestamp:
-        """Only jobs that ended before this moment."""
-
-    @builtins.property
-    def job_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these jobs, at most 1000; all of them in `queue`."""
-
-    def __init__(
-        self,
-        *,
-        queue: builtins.str = ...,
-        states: abc.Iterable[job_pb2.JobState.ValueType] | None = ...,
-        operation: builtins.str = ...,
-        labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
-        failure_type: builtins.str = ...,
-        submitted_after: timestamp_pb2.Timestamp | None = ...,
-        submitted_before: timestamp_pb2.Timestamp | None = ...,
-        finished_after: timestamp_pb2.Timestamp | None = ...,
-        finished_before: timestamp_pb2.Timestamp | None = ...,
-        job_ids: abc.Iterable[builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["finished_after", b"finished_after", "finished_before", b"finished_before", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "finished_after", b"finished_after", "finished_before", b"finished_before", "job_ids", b"job_ids", "labels", b"labels", "operation", b"operation", "queue", b"queue", "states", b"states", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
 class BulkProgress(message.Message):
     """How far an action on many jobs is."""
 
@@ -860,10 +841,16 @@ class RetryJobRequest(message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     DELAY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """Required."""
     reason: builtins.str
     """For people; kept with the job. At most 512 bytes."""
+    request_id: builtins.str
+    """Makes it safe to repeat this request: the same id is answered as the first time, also after the
+    job has ended again. As for SubmitJobRequest; kept with the job, the latest alone. Unset: each
+    request is a new one.
+    """
     @builtins.property
     def delay(self) -> duration_pb2.Duration:
         """Not until this long from now. 0 to 10 years."""
@@ -874,10 +861,11 @@ class RetryJobRequest(message.Message):
         job_id: builtins.str = ...,
         reason: builtins.str = ...,
         delay: duration_pb2.Duration | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["delay", b"delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["delay", b"delay", "job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delay", b"delay", "job_id", b"job_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

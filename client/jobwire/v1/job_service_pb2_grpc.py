@@ -143,12 +143,12 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-        state, in the order of the filter; within a state oldest first for live jobs and soonest
-        forgotten first for ended ones. A job that changes its state while you page may be seen twice
-        or not at all; one that stays is seen once.
+        """Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+        job that changes its state while you page may be seen twice or not at all; one that stays is
+        seen once. An answer is at most some 3 MiB.
 
-        INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+        INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+        that fits none is an empty list. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,14 +222,15 @@ class JobServiceServicer:
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
         and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-        key by now. Retry: safe.
+        key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+        may redrive a job that has ended again meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryJobs(self, request, context):
-        """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+        """Redrives all jobs that match a filter, in the order in which they were submitted
         or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
         With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
         redriven stays so.
@@ -241,7 +242,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJobs(self, request, context):
-        """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+        """Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
         counts and changes nothing. Ending the call stops it.
 
         INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.

@@ -65,12 +65,12 @@ class JobServiceStub:
     NOT_FOUND: no such job, or its retention has ended. Retry: safe.
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-    state, in the order of the filter; within a state oldest first for live jobs and soonest
-    forgotten first for ended ones. A job that changes its state while you page may be seen twice
-    or not at all; one that stays is seen once.
+    """Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+    job that changes its state while you page may be seen twice or not at all; one that stays is
+    seen once. An answer is at most some 3 MiB.
 
-    INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+    INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+    that fits none is an empty list. Retry: safe.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Answers at once with the job as it stands, then again after every change, interleaved with
@@ -124,10 +124,11 @@ class JobServiceStub:
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. Retry: safe.
+    key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+    may redrive a job that has ended again meanwhile.
     """
     RetryJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]
-    """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+    """Redrives all jobs that match a filter, in the order in which they were submitted
     or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
     With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
     redriven stays so.
@@ -135,7 +136,7 @@ class JobServiceStub:
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
     CancelJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]
-    """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+    """Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
     counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
@@ -178,12 +179,12 @@ class JobServiceAsyncStub(JobServiceStub):
     NOT_FOUND: no such job, or its retention has ended. Retry: safe.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-    state, in the order of the filter; within a state oldest first for live jobs and soonest
-    forgotten first for ended ones. A job that changes its state while you page may be seen twice
-    or not at all; one that stays is seen once.
+    """Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+    job that changes its state while you page may be seen twice or not at all; one that stays is
+    seen once. An answer is at most some 3 MiB.
 
-    INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+    INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+    that fits none is an empty list. Retry: safe.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Answers at once with the job as it stands, then again after every change, interleaved with
@@ -237,10 +238,11 @@ class JobServiceAsyncStub(JobServiceStub):
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
     and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. Retry: safe.
+    key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+    may redrive a job that has ended again meanwhile.
     """
     RetryJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
-    """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+    """Redrives all jobs that match a filter, in the order in which they were submitted
     or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
     With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
     redriven stays so.
@@ -248,7 +250,7 @@ class JobServiceAsyncStub(JobServiceStub):
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
     """
     CancelJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.CancelJobsRequest, _job_service_pb2.CancelJobsResponse]  # type: ignore[assignment]
-    """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+    """Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
     counts and changes nothing. Ending the call stops it.
 
     INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
@@ -312,12 +314,12 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-        state, in the order of the filter; within a state oldest first for live jobs and soonest
-        forgotten first for ended ones. A job that changes its state while you page may be seen twice
-        or not at all; one that stays is seen once.
+        """Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+        job that changes its state while you page may be seen twice or not at all; one that stays is
+        seen once. An answer is at most some 3 MiB.
 
-        INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+        INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+        that fits none is an empty list. Retry: safe.
         """
 
     @_abc_1.abstractmethod
@@ -401,7 +403,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
         and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-        key by now. Retry: safe.
+        key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+        may redrive a job that has ended again meanwhile.
         """
 
     @_abc_1.abstractmethod
@@ -410,7 +413,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RetryJobsResponse], _abc.AsyncIterator[_job_service_pb2.RetryJobsResponse]]:
-        """Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+        """Redrives all jobs that match a filter, in the order in which they were submitted
         or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
         With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
         redriven stays so.
@@ -424,7 +427,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.CancelJobsResponse], _abc.AsyncIterator[_job_service_pb2.CancelJobsResponse]]:
-        """Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+        """Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
         counts and changes nothing. Ending the call stops it.
 
         INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.

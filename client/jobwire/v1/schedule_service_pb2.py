@@ -27,60 +27,60 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from jobwire.v1 import job_pb2 as jobwire_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jobwire/v1/schedule_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\"4\n\x0b\x43ronCadence\x12\x12\n\nexpression\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\"g\n\x0fIntervalCadence\x12(\n\x05\x65very\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x06\x61nchor\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x03\n\x0cScheduleSpec\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\'\n\x04\x63ron\x18\x02 \x01(\x0b\x32\x17.jobwire.v1.CronCadenceH\x00\x12/\n\x08interval\x18\x03 \x01(\x0b\x32\x1b.jobwire.v1.IntervalCadenceH\x00\x12,\n\x08start_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x0bmissed_runs\x18\x06 \x01(\x0e\x32\x16.jobwire.v1.MissedRuns\x12\x32\n\x0f\x63\x61tch_up_window\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x07overlap\x18\x08 \x01(\x0e\x32\x13.jobwire.v1.Overlap\x12)\n\x06jitter\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\tB\t\n\x07\x63\x61\x64\x65nce\"\x8a\x03\n\x08Schedule\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnext_runs\x18\t \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0brecent_runs\x18\n \x03(\x0b\x32\x17.jobwire.v1.ScheduleRun\x12\x12\n\ntotal_runs\x18\x0b \x01(\x04\x12\x14\n\x0cskipped_runs\x18\x0c \x01(\x04\x12\x13\n\x0bmissed_runs\x18\r \x01(\x04\"\x8e\x01\n\x0bScheduleRun\x12*\n\x06\x64ue_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csubmitted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x11\n\ttriggered\x18\x04 \x01(\x08\"s\n\x15\x43reateScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\"@\n\x16\x43reateScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"8\n\x12GetScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"=\n\x13GetScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"L\n\x14ListSchedulesRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSchedulesResponse\x12\'\n\tschedules\x18\x01 \x03(\x0b\x32\x14.jobwire.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x15UpdateScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x10\n\x08revision\x18\x04 \x01(\x04\"@\n\x16UpdateScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"J\n\x14PauseScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"?\n\x15PauseScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\";\n\x15ResumeScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"@\n\x16ResumeScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"P\n\x16TriggerScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\")\n\x17TriggerScheduleResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\";\n\x15\x44\x65leteScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteScheduleResponse*t\n\nMissedRuns\x12\x1b\n\x17MISSED_RUNS_UNSPECIFIED\x10\x00\x12\x14\n\x10MISSED_RUNS_SKIP\x10\x01\x12\x1a\n\x16MISSED_RUNS_RUN_LATEST\x10\x02\x12\x17\n\x13MISSED_RUNS_RUN_ALL\x10\x03*d\n\x07Overlap\x12\x17\n\x13OVERLAP_UNSPECIFIED\x10\x00\x12\x10\n\x0cOVERLAP_SKIP\x10\x01\x12\x11\n\rOVERLAP_ALLOW\x10\x02\x12\x1b\n\x17OVERLAP_CANCEL_PREVIOUS\x10\x03\x32\xcd\x05\n\x0fScheduleService\x12W\n\x0e\x43reateSchedule\x12!.jobwire.v1.CreateScheduleRequest\x1a\".jobwire.v1.CreateScheduleResponse\x12N\n\x0bGetSchedule\x12\x1e.jobwire.v1.GetScheduleRequest\x1a\x1f.jobwire.v1.GetScheduleResponse\x12T\n\rListSchedules\x12 .jobwire.v1.ListSchedulesRequest\x1a!.jobwire.v1.ListSchedulesResponse\x12W\n\x0eUpdateSchedule\x12!.jobwire.v1.UpdateScheduleRequest\x1a\".jobwire.v1.UpdateScheduleResponse\x12T\n\rPauseSchedule\x12 .jobwire.v1.PauseScheduleRequest\x1a!.jobwire.v1.PauseScheduleResponse\x12W\n\x0eResumeSchedule\x12!.jobwire.v1.ResumeScheduleRequest\x1a\".jobwire.v1.ResumeScheduleResponse\x12Z\n\x0fTriggerSchedule\x12\".jobwire.v1.TriggerScheduleRequest\x1a#.jobwire.v1.TriggerScheduleResponse\x12W\n\x0e\x44\x65leteSchedule\x12!.jobwire.v1.DeleteScheduleRequest\x1a\".jobwire.v1.DeleteScheduleResponseB(\n\x0e\x64\x65v.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jobwire/v1/schedule_service.proto\x12\njobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\"4\n\x0b\x43ronCadence\x12\x12\n\nexpression\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\"g\n\x0fIntervalCadence\x12(\n\x05\x65very\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x06\x61nchor\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x03\n\x0cScheduleSpec\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.jobwire.v1.JobSpec\x12\'\n\x04\x63ron\x18\x02 \x01(\x0b\x32\x17.jobwire.v1.CronCadenceH\x00\x12/\n\x08interval\x18\x03 \x01(\x0b\x32\x1b.jobwire.v1.IntervalCadenceH\x00\x12,\n\x08start_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x11missed_run_policy\x18\x06 \x01(\x0e\x32\x1b.jobwire.v1.MissedRunPolicy\x12\x32\n\x0f\x63\x61tch_up_window\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eoverlap_policy\x18\x08 \x01(\x0e\x32\x19.jobwire.v1.OverlapPolicy\x12)\n\x06jitter\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\tB\t\n\x07\x63\x61\x64\x65nce\"\x8a\x03\n\x08Schedule\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnext_runs\x18\t \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0brecent_runs\x18\n \x03(\x0b\x32\x17.jobwire.v1.ScheduleRun\x12\x12\n\ntotal_runs\x18\x0b \x01(\x03\x12\x14\n\x0cskipped_runs\x18\x0c \x01(\x03\x12\x13\n\x0bmissed_runs\x18\r \x01(\x03\"\x8e\x01\n\x0bScheduleRun\x12*\n\x06\x64ue_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csubmitted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x11\n\ttriggered\x18\x04 \x01(\x08\"s\n\x15\x43reateScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\"@\n\x16\x43reateScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"8\n\x12GetScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"=\n\x13GetScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"L\n\x14ListSchedulesRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSchedulesResponse\x12\'\n\tschedules\x18\x01 \x03(\x0b\x32\x14.jobwire.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x15UpdateScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.jobwire.v1.ScheduleSpec\x12\x10\n\x08revision\x18\x04 \x01(\x03\"@\n\x16UpdateScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"J\n\x14PauseScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"?\n\x15PauseScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\";\n\x15ResumeScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"@\n\x16ResumeScheduleResponse\x12&\n\x08schedule\x18\x01 \x01(\x0b\x32\x14.jobwire.v1.Schedule\"P\n\x16TriggerScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\")\n\x17TriggerScheduleResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\";\n\x15\x44\x65leteScheduleRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteScheduleResponse*\x91\x01\n\x0fMissedRunPolicy\x12!\n\x1dMISSED_RUN_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16MISSED_RUN_POLICY_SKIP\x10\x01\x12 \n\x1cMISSED_RUN_POLICY_RUN_LATEST\x10\x02\x12\x1d\n\x19MISSED_RUN_POLICY_RUN_ALL\x10\x03*\x86\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x02\x12\"\n\x1eOVERLAP_POLICY_CANCEL_PREVIOUS\x10\x03\x32\xcd\x05\n\x0fScheduleService\x12W\n\x0e\x43reateSchedule\x12!.jobwire.v1.CreateScheduleRequest\x1a\".jobwire.v1.CreateScheduleResponse\x12N\n\x0bGetSchedule\x12\x1e.jobwire.v1.GetScheduleRequest\x1a\x1f.jobwire.v1.GetScheduleResponse\x12T\n\rListSchedules\x12 .jobwire.v1.ListSchedulesRequest\x1a!.jobwire.v1.ListSchedulesResponse\x12W\n\x0eUpdateSchedule\x12!.jobwire.v1.UpdateScheduleRequest\x1a\".jobwire.v1.UpdateScheduleResponse\x12T\n\rPauseSchedule\x12 .jobwire.v1.PauseScheduleRequest\x1a!.jobwire.v1.PauseScheduleResponse\x12W\n\x0eResumeSchedule\x12!.jobwire.v1.ResumeScheduleRequest\x1a\".jobwire.v1.ResumeScheduleResponse\x12Z\n\x0fTriggerSchedule\x12\".jobwire.v1.TriggerScheduleRequest\x1a#.jobwire.v1.TriggerScheduleResponse\x12W\n\x0e\x44\x65leteSchedule\x12!.jobwire.v1.DeleteScheduleRequest\x1a\".jobwire.v1.DeleteScheduleResponseB7\n\x0e\x64\x65v.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobwire.v1.schedule_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z\024jobwire/v1;jobwirev1'
-  _globals['_MISSEDRUNS']._serialized_start=2416
-  _globals['_MISSEDRUNS']._serialized_end=2532
-  _globals['_OVERLAP']._serialized_start=2534
-  _globals['_OVERLAP']._serialized_end=2634
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.jobwire.v1P\001Z#jobwire.dev/go/jobwire/v1;jobwirev1'
+  _globals['_MISSEDRUNPOLICY']._serialized_start=2441
+  _globals['_MISSEDRUNPOLICY']._serialized_end=2586
+  _globals['_OVERLAPPOLICY']._serialized_start=2589
+  _globals['_OVERLAPPOLICY']._serialized_end=2723
   _globals['_CRONCADENCE']._serialized_start=136
   _globals['_CRONCADENCE']._serialized_end=188
   _globals['_INTERVALCADENCE']._serialized_start=190
   _globals['_INTERVALCADENCE']._serialized_end=293
   _globals['_SCHEDULESPEC']._serialized_start=296
-  _globals['_SCHEDULESPEC']._serialized_end=734
-  _globals['_SCHEDULE']._serialized_start=737
-  _globals['_SCHEDULE']._serialized_end=1131
-  _globals['_SCHEDULERUN']._serialized_start=1134
-  _globals['_SCHEDULERUN']._serialized_end=1276
-  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1278
-  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1393
-  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1395
-  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1459
-  _globals['_GETSCHEDULEREQUEST']._serialized_start=1461
-  _globals['_GETSCHEDULEREQUEST']._serialized_end=1517
-  _globals['_GETSCHEDULERESPONSE']._serialized_start=1519
-  _globals['_GETSCHEDULERESPONSE']._serialized_end=1580
-  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1582
-  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1658
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1660
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1749
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1751
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1868
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=1870
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=1934
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=1936
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2010
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2012
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2075
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2077
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2136
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2138
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2202
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2204
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=2284
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=2286
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=2327
-  _globals['_DELETESCHEDULEREQUEST']._serialized_start=2329
-  _globals['_DELETESCHEDULEREQUEST']._serialized_end=2388
-  _globals['_DELETESCHEDULERESPONSE']._serialized_start=2390
-  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2414
-  _globals['_SCHEDULESERVICE']._serialized_start=2637
-  _globals['_SCHEDULESERVICE']._serialized_end=3354
+  _globals['_SCHEDULESPEC']._serialized_end=758
+  _globals['_SCHEDULE']._serialized_start=761
+  _globals['_SCHEDULE']._serialized_end=1155
+  _globals['_SCHEDULERUN']._serialized_start=1158
+  _globals['_SCHEDULERUN']._serialized_end=1300
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1302
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1417
+  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1419
+  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1483
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=1485
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=1541
+  _globals['_GETSCHEDULERESPONSE']._serialized_start=1543
+  _globals['_GETSCHEDULERESPONSE']._serialized_end=1604
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1606
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1682
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1684
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1773
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1775
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1892
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=1894
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=1958
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=1960
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2034
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2036
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2099
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2101
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2160
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2162
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2226
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2228
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=2308
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=2310
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=2351
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=2353
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=2412
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=2414
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2438
+  _globals['_SCHEDULESERVICE']._serialized_start=2726
+  _globals['_SCHEDULESERVICE']._serialized_end=3443
 # @@protoc_insertion_point(module_scope)

@@ -22,62 +22,62 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
-class _MissedRuns:
+class _MissedRunPolicy:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _MissedRunsEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MissedRuns.ValueType], builtins.type):
+class _MissedRunPolicyEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MissedRunPolicy.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
-    MISSED_RUNS_UNSPECIFIED: _MissedRuns.ValueType  # 0
+    MISSED_RUN_POLICY_UNSPECIFIED: _MissedRunPolicy.ValueType  # 0
     """RUN_LATEST."""
-    MISSED_RUNS_SKIP: _MissedRuns.ValueType  # 1
+    MISSED_RUN_POLICY_SKIP: _MissedRunPolicy.ValueType  # 1
     """They are skipped, except for one that is at most a minute late."""
-    MISSED_RUNS_RUN_LATEST: _MissedRuns.ValueType  # 2
+    MISSED_RUN_POLICY_RUN_LATEST: _MissedRunPolicy.ValueType  # 2
     """One job makes up for all of them, with the latest missed moment."""
-    MISSED_RUNS_RUN_ALL: _MissedRuns.ValueType  # 3
+    MISSED_RUN_POLICY_RUN_ALL: _MissedRunPolicy.ValueType  # 3
     """One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
-    `overlap` says.
+    `overlap_policy` says.
     """
 
-class MissedRuns(_MissedRuns, metaclass=_MissedRunsEnumTypeWrapper):
+class MissedRunPolicy(_MissedRunPolicy, metaclass=_MissedRunPolicyEnumTypeWrapper):
     """What happens to due moments that passed while no server was up, or the store was away."""
 
-MISSED_RUNS_UNSPECIFIED: MissedRuns.ValueType  # 0
+MISSED_RUN_POLICY_UNSPECIFIED: MissedRunPolicy.ValueType  # 0
 """RUN_LATEST."""
-MISSED_RUNS_SKIP: MissedRuns.ValueType  # 1
+MISSED_RUN_POLICY_SKIP: MissedRunPolicy.ValueType  # 1
 """They are skipped, except for one that is at most a minute late."""
-MISSED_RUNS_RUN_LATEST: MissedRuns.ValueType  # 2
+MISSED_RUN_POLICY_RUN_LATEST: MissedRunPolicy.ValueType  # 2
 """One job makes up for all of them, with the latest missed moment."""
-MISSED_RUNS_RUN_ALL: MissedRuns.ValueType  # 3
+MISSED_RUN_POLICY_RUN_ALL: MissedRunPolicy.ValueType  # 3
 """One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
-`overlap` says.
+`overlap_policy` says.
 """
 
-class _Overlap:
+class _OverlapPolicy:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _OverlapEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Overlap.ValueType], builtins.type):
+class _OverlapPolicyEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_OverlapPolicy.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
-    OVERLAP_UNSPECIFIED: _Overlap.ValueType  # 0
+    OVERLAP_POLICY_UNSPECIFIED: _OverlapPolicy.ValueType  # 0
     """SKIP."""
-    OVERLAP_SKIP: _Overlap.ValueType  # 1
+    OVERLAP_POLICY_SKIP: _OverlapPolicy.ValueType  # 1
     """The moment is skipped, and counted in `skipped_runs`."""
-    OVERLAP_ALLOW: _Overlap.ValueType  # 2
+    OVERLAP_POLICY_ALLOW: _OverlapPolicy.ValueType  # 2
     """The new job is submitted alongside the old one."""
-    OVERLAP_CANCEL_PREVIOUS: _Overlap.ValueType  # 3
+    OVERLAP_POLICY_CANCEL_PREVIOUS: _OverlapPolicy.ValueType  # 3
     """The old job is cancelled as by CancelJob, and the new one submitted."""
 
-class Overlap(_Overlap, metaclass=_OverlapEnumTypeWrapper):
+class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
     """What happens at a due moment while the job of an earlier one is live."""
 
-OVERLAP_UNSPECIFIED: Overlap.ValueType  # 0
+OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 """SKIP."""
-OVERLAP_SKIP: Overlap.ValueType  # 1
+OVERLAP_POLICY_SKIP: OverlapPolicy.ValueType  # 1
 """The moment is skipped, and counted in `skipped_runs`."""
-OVERLAP_ALLOW: Overlap.ValueType  # 2
+OVERLAP_POLICY_ALLOW: OverlapPolicy.ValueType  # 2
 """The new job is submitted alongside the old one."""
-OVERLAP_CANCEL_PREVIOUS: Overlap.ValueType  # 3
+OVERLAP_POLICY_CANCEL_PREVIOUS: OverlapPolicy.ValueType  # 3
 """The old job is cancelled as by CancelJob, and the new one submitted."""
 
 @typing.final
@@ -151,21 +151,21 @@ class ScheduleSpec(message.Message):
     INTERVAL_FIELD_NUMBER: builtins.int
     START_AT_FIELD_NUMBER: builtins.int
     END_AT_FIELD_NUMBER: builtins.int
-    MISSED_RUNS_FIELD_NUMBER: builtins.int
+    MISSED_RUN_POLICY_FIELD_NUMBER: builtins.int
     CATCH_UP_WINDOW_FIELD_NUMBER: builtins.int
-    OVERLAP_FIELD_NUMBER: builtins.int
+    OVERLAP_POLICY_FIELD_NUMBER: builtins.int
     JITTER_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
-    missed_runs: MissedRuns.ValueType
+    missed_run_policy: MissedRunPolicy.ValueType
     """Unset: RUN_LATEST."""
-    overlap: Overlap.ValueType
+    overlap_policy: OverlapPolicy.ValueType
     """Unset: SKIP."""
     description: builtins.str
     """For people. At most 1024 bytes."""
     @builtins.property
     def job(self) -> job_pb2.JobSpec:
-        """What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-        set; `unique` may be: a moment at which another job holds the key is skipped. The job is
+        """What to submit at each due moment. Moments (`run_at`, `expires_at`, `deadline`) and `delay`
+        can't be set; `expires_after` and `deadline_after` count from the due moment; `unique` may be set: a moment at which another job holds the key is skipped. The job is
         labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
         UTC.
         """
@@ -205,15 +205,15 @@ class ScheduleSpec(message.Message):
         interval: IntervalCadence | None = ...,
         start_at: timestamp_pb2.Timestamp | None = ...,
         end_at: timestamp_pb2.Timestamp | None = ...,
-        missed_runs: MissedRuns.ValueType = ...,
+        missed_run_policy: MissedRunPolicy.ValueType = ...,
         catch_up_window: duration_pb2.Duration | None = ...,
-        overlap: Overlap.ValueType = ...,
+        overlap_policy: OverlapPolicy.ValueType = ...,
         jitter: duration_pb2.Duration | None = ...,
         description: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["cadence", b"cadence", "catch_up_window", b"catch_up_window", "cron", b"cron", "end_at", b"end_at", "interval", b"interval", "jitter", b"jitter", "job", b"job", "start_at", b"start_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cadence", b"cadence", "catch_up_window", b"catch_up_window", "cron", b"cron", "description", b"description", "end_at", b"end_at", "interval", b"interval", "jitter", b"jitter", "job", b"job", "missed_runs", b"missed_runs", "overlap", b"overlap", "start_at", b"start_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cadence", b"cadence", "catch_up_window", b"catch_up_window", "cron", b"cron", "description", b"description", "end_at", b"end_at", "interval", b"interval", "jitter", b"jitter", "job", b"job", "missed_run_policy", b"missed_run_policy", "overlap_policy", b"overlap_policy", "start_at", b"start_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_cadence: _TypeAlias = typing.Literal["cron", "interval"]  # noqa: Y015
     _WhichOneofArgType_cadence: _TypeAlias = typing.Literal["cadence", b"cadence"]  # noqa: Y015
@@ -251,9 +251,9 @@ class Schedule(message.Message):
     total_runs: builtins.int
     """Jobs submitted."""
     skipped_runs: builtins.int
-    """Due moments skipped because of `overlap`, or because another job held the unique key."""
+    """Due moments skipped because of `overlap_policy`, or because another job held the unique key."""
     missed_runs: builtins.int
-    """Due moments skipped because of `missed_runs`."""
+    """Due moments skipped because of `missed_run_policy`."""
     @builtins.property
     def spec(self) -> ScheduleSpec:
         """What it says."""

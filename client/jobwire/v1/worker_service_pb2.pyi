@@ -87,6 +87,7 @@ class WorkerSpec(message.Message):
     CONCURRENCY_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     CLIENT_FIELD_NUMBER: builtins.int
+    BUILD_ID_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Unique among live workers: 1 to 64 letters, digits and `. _ : @ -`. A good id is the host
     name, the process id and a random part.
@@ -95,6 +96,8 @@ class WorkerSpec(message.Message):
     """How many jobs it runs at once, for display. 0: unknown."""
     client: builtins.str
     """For people: the SDK and its version, for example `jobwire-python/0.1.0`. At most 128 bytes."""
+    build_id: builtins.str
+    """Which build of its program it runs, for people: a version or a commit. At most 128 bytes."""
     @builtins.property
     def queues(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """The queues it takes jobs from; 1 to 64. Empty: `default`. Jobs of several queues are taken
@@ -127,10 +130,11 @@ class WorkerSpec(message.Message):
         concurrency: builtins.int = ...,
         lease_duration: duration_pb2.Duration | None = ...,
         client: builtins.str = ...,
+        build_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["client", b"client", "concurrency", b"concurrency", "labels", b"labels", "lease_duration", b"lease_duration", "operations", b"operations", "queues", b"queues", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["build_id", b"build_id", "client", b"client", "concurrency", b"concurrency", "labels", b"labels", "lease_duration", b"lease_duration", "operations", b"operations", "queues", b"queues", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +247,7 @@ class Assignment(message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     CHECKPOINT_FIELD_NUMBER: builtins.int
+    CREATED_AT_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     fencing_token: builtins.int
@@ -257,6 +262,10 @@ class Assignment(message.Message):
     def checkpoint(self) -> job_pb2.Payload:
         """What an earlier attempt saved. Unset: nothing was."""
 
+    @builtins.property
+    def created_at(self) -> timestamp_pb2.Timestamp:
+        """When the broker accepted the job, as `Job.created_at`."""
+
     def __init__(
         self,
         *,
@@ -265,10 +274,11 @@ class Assignment(message.Message):
         attempt: builtins.int = ...,
         spec: job_pb2.JobSpec | None = ...,
         checkpoint: job_pb2.Payload | None = ...,
+        created_at: timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "fencing_token", b"fencing_token", "job_id", b"job_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "created_at", b"created_at", "fencing_token", b"fencing_token", "job_id", b"job_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,9 +335,7 @@ class ClaimJobResponse(message.Message):
     CANCELLATIONS_FIELD_NUMBER: builtins.int
     @builtins.property
     def assignments(self) -> containers.RepeatedCompositeFieldContainer[Assignment]:
-        """At most `max_jobs`, and at most some 2 MiB from one queue; empty if nothing came within
-        `wait`.
-        """
+        """At most `max_jobs`, and at most some 3 MiB; empty if nothing came within `wait`."""
 
     @builtins.property
     def lease_duration(self) -> duration_pb2.Duration:
@@ -476,6 +484,7 @@ class Completion(message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     CANCELLED_FIELD_NUMBER: builtins.int
     RELEASED_FIELD_NUMBER: builtins.int
+    SUSPENDED_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """The job."""
     fencing_token: builtins.int
@@ -503,6 +512,12 @@ class Completion(message.Message):
         started.
         """
 
+    @builtins.property
+    def suspended(self) -> Suspended:
+        """Set aside for servers with the feature `suspend`; others refuse it. The job gives its worker
+        back and waits.
+        """
+
     def __init__(
         self,
         *,
@@ -512,12 +527,13 @@ class Completion(message.Message):
         failure: job_pb2.Failure | None = ...,
         cancelled: Cancelled | None = ...,
         released: Released | None = ...,
+        suspended: Suspended | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "released", b"released", "success", b"success"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "released", b"released", "success", b"success", "suspended", b"suspended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cancelled", b"cancelled", "failure", b"failure", "fencing_token", b"fencing_token", "job_id", b"job_id", "outcome", b"outcome", "released", b"released", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cancelled", b"cancelled", "failure", b"failure", "fencing_token", b"fencing_token", "job_id", b"job_id", "outcome", b"outcome", "released", b"released", "success", b"success", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["success", "failure", "cancelled", "released"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["success", "failure", "cancelled", "released", "suspended"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
@@ -561,6 +577,21 @@ class Cancelled(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class Suspended(message.Message):
+    """A job that waits without a worker. No fields yet."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Released(message.Message):
     """A job given back."""
 
@@ -568,19 +599,27 @@ class Released(message.Message):
 
     NOT_STARTED_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    DELAY_FIELD_NUMBER: builtins.int
     not_started: builtins.bool
     """True: the handler never began; no budget is touched. False: it was interrupted."""
     reason: builtins.str
     """For people; kept with the attempt. At most 512 bytes."""
+    @builtins.property
+    def delay(self) -> duration_pb2.Duration:
+        """Set aside for servers with the feature `snooze`; others refuse it. Not again until this long
+        from now.
+        """
+
     def __init__(
         self,
         *,
         not_started: builtins.bool = ...,
         reason: builtins.str = ...,
+        delay: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["delay", b"delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["not_started", b"not_started", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delay", b"delay", "not_started", b"not_started", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,8 +780,6 @@ class HeartbeatResponse(message.Message):
     CANCELLATIONS_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
-    drain: builtins.bool
-    """True: take no new jobs, finish, deregister."""
     @builtins.property
     def lost_leases(self) -> containers.RepeatedCompositeFieldContainer[LeaseRef]:
         """Those of the named leases that are no longer the worker's: stop these handlers."""
@@ -750,6 +787,10 @@ class HeartbeatResponse(message.Message):
     @builtins.property
     def cancellations(self) -> containers.RepeatedCompositeFieldContainer[CancelNotice]:
         """Those of the named jobs that should be cancelled. Repeated until the worker acts."""
+
+    @builtins.property
+    def drain(self) -> Drain:
+        """Set: take no new jobs, finish and deregister (`leave`)."""
 
     @builtins.property
     def lease_duration(self) -> duration_pb2.Duration:
@@ -760,10 +801,10 @@ class HeartbeatResponse(message.Message):
         *,
         lost_leases: abc.Iterable[LeaseRef] | None = ...,
         cancellations: abc.Iterable[CancelNotice] | None = ...,
-        drain: builtins.bool = ...,
+        drain: Drain | None = ...,
         lease_duration: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["drain", b"drain", "lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["cancellations", b"cancellations", "drain", b"drain", "lease_duration", b"lease_duration", "lost_leases", b"lost_leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -777,19 +818,25 @@ class UpdateWorkerStatusRequest(message.Message):
 
     WORKER_ID_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Required."""
     status: WorkerStatus.ValueType
-    """READY, PAUSED or DRAINING."""
+    """READY, PAUSED or DRAINING. Unset: no change."""
+    @builtins.property
+    def metadata(self) -> StatusMetadata:
+        """Replaces what the worker tells of itself. Unset: no change."""
+
     def __init__(
         self,
         *,
         worker_id: builtins.str = ...,
         status: WorkerStatus.ValueType = ...,
+        metadata: StatusMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["metadata", b"metadata", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -814,6 +861,50 @@ class UpdateWorkerStatusResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class StatusMetadata(message.Message):
+    """What a worker tells of itself besides its status, for people and programs: a temperature, the
+    model that it has loaded, why it is paused.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class EntriesEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def entries(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """At most 16; keys are 1 to 63 letters, digits and `. _ / -`, values at most 256 bytes."""
+
+    def __init__(
+        self,
+        *,
+        entries: abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class WorkRequest(message.Message):
     """A frame from the worker. Fields may be combined; lists are batches."""
 
@@ -830,6 +921,8 @@ class WorkRequest(message.Message):
     DETACH_FIELD_NUMBER: builtins.int
     RECEIVED_FIELD_NUMBER: builtins.int
     STUCK_FIELD_NUMBER: builtins.int
+    CREDIT_BYTES_FIELD_NUMBER: builtins.int
+    STATUS_METADATA_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """The number of this frame, which its receipt names: above 0 and, within a stream, different
     from that of every unanswered frame. A new stream may go on counting or start over. Required
@@ -851,6 +944,10 @@ class WorkRequest(message.Message):
     timeout, and take up slots that no other job can have. For people and alerts. Unset: no
     change; 0 when it registers.
     """
+    credit_bytes: builtins.int
+    """Changes how many bytes of specs the worker may hold, as `Attach.credit_bytes`; 0: no limit.
+    Unset: no change.
+    """
     @builtins.property
     def attach(self) -> Attach:
         """Who the worker is; in the first frame and in no other."""
@@ -869,13 +966,19 @@ class WorkRequest(message.Message):
 
     @builtins.property
     def heartbeat(self) -> Heartbeat:
-        """A sign of life, when there is nothing else to send."""
+        """A sign of life, when there is nothing else to send. A frame in which the server knows nothing
+        is one as well.
+        """
 
     @builtins.property
     def detach(self) -> Detach:
         """The worker leaves. Jobs that it still holds go back as interruptions, and the server ends the
         stream.
         """
+
+    @builtins.property
+    def status_metadata(self) -> StatusMetadata:
+        """Replaces what the worker tells of itself. Unset: no change."""
 
     def __init__(
         self,
@@ -891,15 +994,21 @@ class WorkRequest(message.Message):
         detach: Detach | None = ...,
         received: builtins.int = ...,
         stuck: builtins.int | None = ...,
+        credit_bytes: builtins.int | None = ...,
+        status_metadata: StatusMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "_stuck", b"_stuck", "attach", b"attach", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "stuck", b"stuck"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_credit_bytes", b"_credit_bytes", "_credits", b"_credits", "_stuck", b"_stuck", "attach", b"attach", "credit_bytes", b"credit_bytes", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "status_metadata", b"status_metadata", "stuck", b"stuck"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_credits", b"_credits", "_stuck", b"_stuck", "acks", b"acks", "attach", b"attach", "completions", b"completions", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "received", b"received", "reports", b"reports", "sequence", b"sequence", "status", b"status", "stuck", b"stuck"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_credit_bytes", b"_credit_bytes", "_credits", b"_credits", "_stuck", b"_stuck", "acks", b"acks", "attach", b"attach", "completions", b"completions", "credit_bytes", b"credit_bytes", "credits", b"credits", "detach", b"detach", "heartbeat", b"heartbeat", "received", b"received", "reports", b"reports", "sequence", b"sequence", "status", b"status", "status_metadata", b"status_metadata", "stuck", b"stuck"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credit_bytes: _TypeAlias = typing.Literal["credit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__credit_bytes: _TypeAlias = typing.Literal["_credit_bytes", b"_credit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__credits: _TypeAlias = typing.Literal["credits"]  # noqa: Y015
     _WhichOneofArgType__credits: _TypeAlias = typing.Literal["_credits", b"_credits"]  # noqa: Y015
     _WhichOneofReturnType__stuck: _TypeAlias = typing.Literal["stuck"]  # noqa: Y015
     _WhichOneofArgType__stuck: _TypeAlias = typing.Literal["_stuck", b"_stuck"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_bytes) -> _WhichOneofReturnType__credit_bytes | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__credits) -> _WhichOneofReturnType__credits | None: ...
     @typing.overload
@@ -917,6 +1026,7 @@ class Attach(message.Message):
     CREDITS_FIELD_NUMBER: builtins.int
     CREDIT_BYTES_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     instance_id: builtins.str
     """New for each process of the worker: 1 to 64 characters as for `worker_id`. Distinguishes a
     broken stream of a living process (same id: leases that it does not name were never delivered
@@ -943,6 +1053,13 @@ class Attach(message.Message):
     def leases(self) -> containers.RepeatedCompositeFieldContainer[LeaseRef]:
         """The leases that it holds from an earlier stream. At most 10000."""
 
+    @builtins.property
+    def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the worker supports beyond the first version of this contract, by the names in
+        `Attached.features`. At most 64. A server does not use a feature that the worker does not name,
+        and ignores names that it does not know.
+        """
+
     def __init__(
         self,
         *,
@@ -952,10 +1069,11 @@ class Attach(message.Message):
         credits: builtins.int = ...,
         credit_bytes: builtins.int = ...,
         attempt: builtins.int = ...,
+        features: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "credit_bytes", b"credit_bytes", "credits", b"credits", "instance_id", b"instance_id", "leases", b"leases", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "credit_bytes", b"credit_bytes", "credits", b"credits", "features", b"features", "instance_id", b"instance_id", "leases", b"leases", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,7 +123,8 @@ class WorkerServiceServicer:
 
     def ClaimJob(self, request, context):
         """Hands out jobs that the worker may run: of its queues and operations, with requirements
-        that its labels satisfy, highest priority first and then the one that became ready first.
+        that its labels satisfy, highest priority first and then the one that became ready first; its
+        queues in turn, until `max_jobs` are found or none of them has more.
         With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
         after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 
@@ -178,7 +179,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWorkerStatus(self, request, context):
-        """Changes whether the worker takes jobs.
+        """Changes whether the worker takes jobs, and what it tells of itself.
 
         INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
         """
@@ -246,8 +247,8 @@ class WorkerServiceServicer:
         had died.
 
         The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-        `attach`, a second `attach`, a field out of its range, a frame without any field that the
-        server knows); the message says which. What is wrong with a single completion or report is in
+        `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+        which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
         its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
         `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
         `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or

@@ -58,7 +58,8 @@ class WorkerServiceStub:
     """
     ClaimJob: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ClaimJobRequest, _worker_service_pb2.ClaimJobResponse]
     """Hands out jobs that the worker may run: of its queues and operations, with requirements
-    that its labels satisfy, highest priority first and then the one that became ready first.
+    that its labels satisfy, highest priority first and then the one that became ready first; its
+    queues in turn, until `max_jobs` are found or none of them has more.
     With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
     after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 
@@ -97,7 +98,7 @@ class WorkerServiceStub:
     INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
     """
     UpdateWorkerStatus: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerStatusRequest, _worker_service_pb2.UpdateWorkerStatusResponse]
-    """Changes whether the worker takes jobs.
+    """Changes whether the worker takes jobs, and what it tells of itself.
 
     INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
     """
@@ -157,8 +158,8 @@ class WorkerServiceStub:
     had died.
 
     The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-    `attach`, a second `attach`, a field out of its range, a frame without any field that the
-    server knows); the message says which. What is wrong with a single completion or report is in
+    `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+    which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
     its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
     `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
     `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or
@@ -198,7 +199,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ClaimJob: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ClaimJobRequest, _worker_service_pb2.ClaimJobResponse]  # type: ignore[assignment]
     """Hands out jobs that the worker may run: of its queues and operations, with requirements
-    that its labels satisfy, highest priority first and then the one that became ready first.
+    that its labels satisfy, highest priority first and then the one that became ready first; its
+    queues in turn, until `max_jobs` are found or none of them has more.
     With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
     after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 
@@ -237,7 +239,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
     """
     UpdateWorkerStatus: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerStatusRequest, _worker_service_pb2.UpdateWorkerStatusResponse]  # type: ignore[assignment]
-    """Changes whether the worker takes jobs.
+    """Changes whether the worker takes jobs, and what it tells of itself.
 
     INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
     """
@@ -297,8 +299,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     had died.
 
     The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-    `attach`, a second `attach`, a field out of its range, a frame without any field that the
-    server knows); the message says which. What is wrong with a single completion or report is in
+    `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+    which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
     its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
     `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
     `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or
@@ -347,7 +349,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.ClaimJobResponse, _abc.Awaitable[_worker_service_pb2.ClaimJobResponse]]:
         """Hands out jobs that the worker may run: of its queues and operations, with requirements
-        that its labels satisfy, highest priority first and then the one that became ready first.
+        that its labels satisfy, highest priority first and then the one that became ready first; its
+        queues in turn, until `max_jobs` are found or none of them has more.
         With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
         after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 
@@ -410,7 +413,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.UpdateWorkerStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.UpdateWorkerStatusResponse, _abc.Awaitable[_worker_service_pb2.UpdateWorkerStatusResponse]]:
-        """Changes whether the worker takes jobs.
+        """Changes whether the worker takes jobs, and what it tells of itself.
 
         INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
         """
@@ -482,8 +485,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         had died.
 
         The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-        `attach`, a second `attach`, a field out of its range, a frame without any field that the
-        server knows); the message says which. What is wrong with a single completion or report is in
+        `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+        which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
         its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
         `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
         `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or

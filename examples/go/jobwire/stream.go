@@ -209,11 +209,11 @@ func (w *Worker) greet(ctx context.Context, s, before *stream) (*pb.WorkResponse
 	return s.work.Recv()
 }
 
-func (w *Worker) credits() uint32 {
+func (w *Worker) credits() int32 {
 	if w.draining {
 		return 0
 	}
-	return uint32(w.Concurrency)
+	return int32(w.Concurrency)
 }
 
 // sayAgain queues what the previous stream carried and no receipt answered; the lock is held.
@@ -226,7 +226,7 @@ func (w *Worker) sayAgain() {
 			}
 		}
 	}
-	w.sent = map[uint64]*pb.WorkRequest{}
+	w.sent = map[int64]*pb.WorkRequest{}
 	w.saidStatus = false
 }
 
@@ -360,7 +360,7 @@ func (w *Worker) nextFrame(s *stream) *pb.WorkRequest {
 	frame, some := &pb.WorkRequest{Acks: w.acks}, len(w.acks) > 0
 	w.acks = nil
 	if w.draining && !w.saidStatus {
-		none := uint32(0)
+		none := int32(0)
 		frame.Credits, frame.Status = &none, pb.WorkerStatus_WORKER_STATUS_DRAINING
 		w.saidStatus, some = true, true
 	}

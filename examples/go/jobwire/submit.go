@@ -59,7 +59,7 @@ func SubmitAndWatch(
 			return err
 		}
 	}
-	revision := uint64(0)
+	revision := int64(0)
 	for {
 		err = watch(ctx, client, id, func(job *pb.Job) {
 			// The first answer of a new watch may be a state that was seen before.

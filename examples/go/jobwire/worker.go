@@ -67,9 +67,9 @@ type Worker struct {
 	acks        []*pb.LeaseRef
 	reports     map[string]*pb.Report
 	completions []*pb.Completion
-	sent        map[uint64]*pb.WorkRequest // frames without a receipt
-	sequence    uint64
-	attempts    uint64 // to attach
+	sent        map[int64]*pb.WorkRequest // frames without a receipt
+	sequence    int64
+	attempts    int64 // to attach
 	draining    bool
 	saidStatus  bool
 	wake        chan struct{} // something to send
@@ -98,12 +98,12 @@ func (w *Worker) Run(ctx context.Context) error {
 		WorkerId:    fmt.Sprintf("%s-%d-%s", host, os.Getpid(), randomHex(4)),
 		Queues:      w.Queues,
 		Operations:  operations,
-		Concurrency: uint32(w.Concurrency),
+		Concurrency: int32(w.Concurrency),
 		Client:      "jobwire-go-example",
 	}
 	w.instance = randomHex(8)
 	w.held, w.reports = map[string]*held{}, map[string]*pb.Report{}
-	w.sent, w.wake = map[uint64]*pb.WorkRequest{}, make(chan struct{}, 1)
+	w.sent, w.wake = map[int64]*pb.WorkRequest{}, make(chan struct{}, 1)
 
 	stopped := make(chan struct{})
 	defer close(stopped)

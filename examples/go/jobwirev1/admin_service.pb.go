@@ -12,6 +12,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -29,11 +30,11 @@ const (
 type Queue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
-	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
 	// True: accepts jobs and delivers none.
 	Paused bool `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
-	// How many jobs stand in each state; states without jobs are left out.
-	Depth []*StateCount `protobuf:"bytes,3,rep,name=depth,proto3" json:"depth,omitempty"`
+	// How many jobs stand in each state, ended ones included; states without jobs are left out.
+	Counts []*StateCount `protobuf:"bytes,3,rep,name=counts,proto3" json:"counts,omitempty"`
 	// How long the oldest PENDING job has been ready; unset if there is none.
 	OldestPendingAge *durationpb.Duration `protobuf:"bytes,4,opt,name=oldest_pending_age,json=oldestPendingAge,proto3" json:"oldest_pending_age,omitempty"`
 	// Averages over about the last minute. Left out by ListQueues.
@@ -43,11 +44,13 @@ type Queue struct {
 	// Its settings.
 	Config *QueueConfig `protobuf:"bytes,7,opt,name=config,proto3" json:"config,omitempty"`
 	// How many bytes of output its jobs keep.
-	OutputBytes uint64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	OutputBytes int64 `protobuf:"varint,8,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
 	// How many bytes the specs of its live jobs take.
-	LiveBytes uint64 `protobuf:"varint,9,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
+	LiveBytes int64 `protobuf:"varint,9,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
 	// How many bytes the specs and results of its ended jobs take.
-	EndedBytes    uint64 `protobuf:"varint,10,opt,name=ended_bytes,json=endedBytes,proto3" json:"ended_bytes,omitempty"`
+	EndedBytes int64 `protobuf:"varint,10,opt,name=ended_bytes,json=endedBytes,proto3" json:"ended_bytes,omitempty"`
+	// Grows with every change of its settings.
+	Revision      int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,9 +85,9 @@ func (*Queue) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Queue) GetName() string {
+func (x *Queue) GetQueue() string {
 	if x != nil {
-		return x.Name
+		return x.Queue
 	}
 	return ""
 }
@@ -96,9 +99,9 @@ func (x *Queue) GetPaused() bool {
 	return false
 }
 
-func (x *Queue) GetDepth() []*StateCount {
+func (x *Queue) GetCounts() []*StateCount {
 	if x != nil {
-		return x.Depth
+		return x.Counts
 	}
 	return nil
 }
@@ -131,71 +134,77 @@ func (x *Queue) GetConfig() *QueueConfig {
 	return nil
 }
 
-func (x *Queue) GetOutputBytes() uint64 {
+func (x *Queue) GetOutputBytes() int64 {
 	if x != nil {
 		return x.OutputBytes
 	}
 	return 0
 }
 
-func (x *Queue) GetLiveBytes() uint64 {
+func (x *Queue) GetLiveBytes() int64 {
 	if x != nil {
 		return x.LiveBytes
 	}
 	return 0
 }
 
-func (x *Queue) GetEndedBytes() uint64 {
+func (x *Queue) GetEndedBytes() int64 {
 	if x != nil {
 		return x.EndedBytes
 	}
 	return 0
 }
 
-// The settings of a queue.
+func (x *Queue) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// The settings of a queue. An unset field is at its default.
 type QueueConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many job changes the event log keeps, which lets WatchJobs resume from a cursor: 1 to
-	// 1000000, or 0 for no log. Each costs some 30 bytes of the store. Unset in ConfigureQueue: no
-	// change.
-	EventLogEntries *uint32 `protobuf:"varint,1,opt,name=event_log_entries,json=eventLogEntries,proto3,oneof" json:"event_log_entries,omitempty"`
-	// The most bytes of output that the jobs of the queue keep together; 0: the server's limit, 1
-	// GiB unless configured otherwise. Unset in ConfigureQueue: no change.
-	MaxOutputBytes *uint64 `protobuf:"varint,2,opt,name=max_output_bytes,json=maxOutputBytes,proto3,oneof" json:"max_output_bytes,omitempty"`
+	// 1000000, or 0 for no log, the default. Each costs some 30 bytes of the store.
+	EventLogEntries *int32 `protobuf:"varint,1,opt,name=event_log_entries,json=eventLogEntries,proto3,oneof" json:"event_log_entries,omitempty"`
+	// The most bytes of output that the jobs of the queue keep together. Unset or 0: the server's
+	// limit, 1 GiB unless configured otherwise.
+	MaxOutputBytes *int64 `protobuf:"varint,2,opt,name=max_output_bytes,json=maxOutputBytes,proto3,oneof" json:"max_output_bytes,omitempty"`
 	// The defaults for unset retry fields of its jobs; fields unset here take the server's default.
-	// The message replaces the previous one as a whole; an empty one removes it. Applies to every
-	// attempt that ends after the change. Unset in ConfigureQueue: no change.
+	// Applies to every attempt that ends after the change.
 	Retry *RetryPolicy `protobuf:"bytes,3,opt,name=retry,proto3" json:"retry,omitempty"`
 	// The most jobs that may be SCHEDULED or PENDING together; above it submissions are refused
-	// (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. 0: no limit. Unset in
-	// ConfigureQueue: no change.
-	MaxPendingJobs *uint64 `protobuf:"varint,4,opt,name=max_pending_jobs,json=maxPendingJobs,proto3,oneof" json:"max_pending_jobs,omitempty"`
+	// (`QUEUE_FULL`). Retries and redrives of accepted jobs are not. Unset or 0: no limit.
+	MaxPendingJobs *int64 `protobuf:"varint,4,opt,name=max_pending_jobs,json=maxPendingJobs,proto3,oneof" json:"max_pending_jobs,omitempty"`
 	// The most bytes that the specs of its live jobs may take together; above it submissions are
-	// refused in the same way. 0: no limit. Unset in ConfigureQueue: no change.
-	MaxLiveBytes *uint64 `protobuf:"varint,5,opt,name=max_live_bytes,json=maxLiveBytes,proto3,oneof" json:"max_live_bytes,omitempty"`
-	// How long SUCCEEDED jobs are kept: 0 to 10 years. Unset in ConfigureQueue: no change; a
-	// negative duration: the server's default, 1 day unless configured otherwise.
+	// refused in the same way. Unset or 0: no limit.
+	MaxLiveBytes *int64 `protobuf:"varint,5,opt,name=max_live_bytes,json=maxLiveBytes,proto3,oneof" json:"max_live_bytes,omitempty"`
+	// How long SUCCEEDED jobs are kept: 0 to 10 years. Unset: the server's default, 1 day unless
+	// configured otherwise.
 	RetainSucceeded *durationpb.Duration `protobuf:"bytes,6,opt,name=retain_succeeded,json=retainSucceeded,proto3" json:"retain_succeeded,omitempty"`
 	// How long FAILED, CANCELLED and EXPIRED jobs are kept; as above, 14 days by default.
 	RetainEnded *durationpb.Duration `protobuf:"bytes,7,opt,name=retain_ended,json=retainEnded,proto3" json:"retain_ended,omitempty"`
 	// The most ended jobs that are kept; above it, those that would be forgotten first are
-	// forgotten early. 0: no limit. Unset in ConfigureQueue: no change.
-	MaxEndedJobs *uint64 `protobuf:"varint,8,opt,name=max_ended_jobs,json=maxEndedJobs,proto3,oneof" json:"max_ended_jobs,omitempty"`
-	// The most bytes that the specs and results of ended jobs may take together. 0: no limit. Unset
-	// in ConfigureQueue: no change.
-	MaxEndedBytes *uint64 `protobuf:"varint,9,opt,name=max_ended_bytes,json=maxEndedBytes,proto3,oneof" json:"max_ended_bytes,omitempty"`
-	// How long the output of an ended job is kept, if shorter than the job itself. Unset in
-	// ConfigureQueue: no change; a negative duration: as long as the job.
+	// forgotten early. Unset or 0: no limit.
+	MaxEndedJobs *int64 `protobuf:"varint,8,opt,name=max_ended_jobs,json=maxEndedJobs,proto3,oneof" json:"max_ended_jobs,omitempty"`
+	// The most bytes that the specs and results of ended jobs may take together. Unset or 0: no
+	// limit.
+	MaxEndedBytes *int64 `protobuf:"varint,9,opt,name=max_ended_bytes,json=maxEndedBytes,proto3,oneof" json:"max_ended_bytes,omitempty"`
+	// How long the output of an ended job is kept, if shorter than the job itself. 0 to 10 years;
+	// unset: as long as the job.
 	RetainOutput *durationpb.Duration `protobuf:"bytes,10,opt,name=retain_output,json=retainOutput,proto3" json:"retain_output,omitempty"`
-	// The age above which entries of the event log are dropped. Unset in ConfigureQueue: no change;
-	// a negative duration: no limit but `event_log_entries`.
+	// The age above which entries of the event log are dropped. Unset: no limit but
+	// `event_log_entries`.
 	RetainEventLog *durationpb.Duration `protobuf:"bytes,11,opt,name=retain_event_log,json=retainEventLog,proto3" json:"retain_event_log,omitempty"`
 	// A job that has waited this long counts as one priority higher, twice as long two higher, and
-	// so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset in
-	// ConfigureQueue: no change; a negative duration: no ageing, the default.
+	// so on, so that low priorities are not starved. 100 milliseconds to 30 days. Unset: no ageing.
 	PriorityAgeing *durationpb.Duration `protobuf:"bytes,12,opt,name=priority_ageing,json=priorityAgeing,proto3" json:"priority_ageing,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The priority of jobs that name none: 0 to 255. Unset: 0. Applies to jobs that are accepted
+	// after the change.
+	DefaultPriority *int32 `protobuf:"varint,13,opt,name=default_priority,json=defaultPriority,proto3,oneof" json:"default_priority,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *QueueConfig) Reset() {
@@ -228,14 +237,14 @@ func (*QueueConfig) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *QueueConfig) GetEventLogEntries() uint32 {
+func (x *QueueConfig) GetEventLogEntries() int32 {
 	if x != nil && x.EventLogEntries != nil {
 		return *x.EventLogEntries
 	}
 	return 0
 }
 
-func (x *QueueConfig) GetMaxOutputBytes() uint64 {
+func (x *QueueConfig) GetMaxOutputBytes() int64 {
 	if x != nil && x.MaxOutputBytes != nil {
 		return *x.MaxOutputBytes
 	}
@@ -249,14 +258,14 @@ func (x *QueueConfig) GetRetry() *RetryPolicy {
 	return nil
 }
 
-func (x *QueueConfig) GetMaxPendingJobs() uint64 {
+func (x *QueueConfig) GetMaxPendingJobs() int64 {
 	if x != nil && x.MaxPendingJobs != nil {
 		return *x.MaxPendingJobs
 	}
 	return 0
 }
 
-func (x *QueueConfig) GetMaxLiveBytes() uint64 {
+func (x *QueueConfig) GetMaxLiveBytes() int64 {
 	if x != nil && x.MaxLiveBytes != nil {
 		return *x.MaxLiveBytes
 	}
@@ -277,14 +286,14 @@ func (x *QueueConfig) GetRetainEnded() *durationpb.Duration {
 	return nil
 }
 
-func (x *QueueConfig) GetMaxEndedJobs() uint64 {
+func (x *QueueConfig) GetMaxEndedJobs() int64 {
 	if x != nil && x.MaxEndedJobs != nil {
 		return *x.MaxEndedJobs
 	}
 	return 0
 }
 
-func (x *QueueConfig) GetMaxEndedBytes() uint64 {
+func (x *QueueConfig) GetMaxEndedBytes() int64 {
 	if x != nil && x.MaxEndedBytes != nil {
 		return *x.MaxEndedBytes
 	}
@@ -312,6 +321,13 @@ func (x *QueueConfig) GetPriorityAgeing() *durationpb.Duration {
 	return nil
 }
 
+func (x *QueueConfig) GetDefaultPriority() int32 {
+	if x != nil && x.DefaultPriority != nil {
+		return *x.DefaultPriority
+	}
+	return 0
+}
+
 // Which jobs to forget.
 type PurgeJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -320,7 +336,7 @@ type PurgeJobsRequest struct {
 	// True: count, and change nothing.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// The most jobs to forget. Unset: all.
-	MaxJobs       uint64 `protobuf:"varint,3,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	MaxJobs       int64 `protobuf:"varint,3,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,7 +385,7 @@ func (x *PurgeJobsRequest) GetDryRun() bool {
 	return false
 }
 
-func (x *PurgeJobsRequest) GetMaxJobs() uint64 {
+func (x *PurgeJobsRequest) GetMaxJobs() int64 {
 	if x != nil {
 		return x.MaxJobs
 	}
@@ -427,8 +443,16 @@ type ConfigureQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// The settings; unset fields stay as they are.
-	Config        *QueueConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	// The settings that `update_mask` names; one that is unset here goes back to its default.
+	Config *QueueConfig `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	// Which settings to change, by their names in QueueConfig, also parts of one
+	// (`retry.max_attempts`); `*` for all of them. At most 32 names. Unset: those that are set in
+	// `config`, so that none goes back to its default.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The revision of the queue that the change was made from. 0 or unset: whatever it is now.
+	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// True: a queue that does not exist is created.
+	AllowMissing  bool `protobuf:"varint,5,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,6 +499,27 @@ func (x *ConfigureQueueRequest) GetConfig() *QueueConfig {
 		return x.Config
 	}
 	return nil
+}
+
+func (x *ConfigureQueueRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *ConfigureQueueRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ConfigureQueueRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
 }
 
 // The queue after it.
@@ -630,13 +675,13 @@ func (x *WatchWorkersResponse) GetWorker() *Worker {
 	return nil
 }
 
-func (x *WatchWorkersResponse) GetLeft() string {
+func (x *WatchWorkersResponse) GetLeft() *WorkerLeft {
 	if x != nil {
 		if x, ok := x.Event.(*WatchWorkersResponse_Left); ok {
 			return x.Left
 		}
 	}
-	return ""
+	return nil
 }
 
 func (x *WatchWorkersResponse) GetBookmark() *Bookmark {
@@ -658,8 +703,8 @@ type WatchWorkersResponse_Worker struct {
 }
 
 type WatchWorkersResponse_Left struct {
-	// The id of a worker that left or was forgotten.
-	Left string `protobuf:"bytes,2,opt,name=left,proto3,oneof"`
+	// A worker left or was forgotten.
+	Left *WorkerLeft `protobuf:"bytes,2,opt,name=left,proto3,oneof"`
 }
 
 type WatchWorkersResponse_Bookmark struct {
@@ -672,6 +717,52 @@ func (*WatchWorkersResponse_Worker) isWatchWorkersResponse_Event() {}
 func (*WatchWorkersResponse_Left) isWatchWorkersResponse_Event() {}
 
 func (*WatchWorkersResponse_Bookmark) isWatchWorkersResponse_Event() {}
+
+// A worker that is no longer listed.
+type WorkerLeft struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	WorkerId      string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerLeft) Reset() {
+	*x = WorkerLeft{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerLeft) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerLeft) ProtoMessage() {}
+
+func (x *WorkerLeft) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerLeft.ProtoReflect.Descriptor instead.
+func (*WorkerLeft) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WorkerLeft) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
 
 // Which queues to watch.
 type WatchQueuesRequest struct {
@@ -686,7 +777,7 @@ type WatchQueuesRequest struct {
 
 func (x *WatchQueuesRequest) Reset() {
 	*x = WatchQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +789,7 @@ func (x *WatchQueuesRequest) String() string {
 func (*WatchQueuesRequest) ProtoMessage() {}
 
 func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +802,7 @@ func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesRequest.ProtoReflect.Descriptor instead.
 func (*WatchQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchQueuesRequest) GetQueues() []string {
@@ -731,7 +822,7 @@ func (x *WatchQueuesRequest) GetInterval() *durationpb.Duration {
 // The queues that changed since the last answer; empty as a sign of life.
 type WatchQueuesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With depths and rates.
+	// With counts and rates.
 	Queues        []*Queue `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -739,7 +830,7 @@ type WatchQueuesResponse struct {
 
 func (x *WatchQueuesResponse) Reset() {
 	*x = WatchQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +842,7 @@ func (x *WatchQueuesResponse) String() string {
 func (*WatchQueuesResponse) ProtoMessage() {}
 
 func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +855,7 @@ func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesResponse.ProtoReflect.Descriptor instead.
 func (*WatchQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchQueuesResponse) GetQueues() []*Queue {
@@ -780,14 +871,14 @@ type StateCount struct {
 	// The state.
 	State JobState `protobuf:"varint,1,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// The jobs in it.
-	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Count         int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +890,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +903,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -822,7 +913,7 @@ func (x *StateCount) GetState() JobState {
 	return JobState_JOB_STATE_UNSPECIFIED
 }
 
-func (x *StateCount) GetCount() uint64 {
+func (x *StateCount) GetCount() int64 {
 	if x != nil {
 		return x.Count
 	}
@@ -848,7 +939,7 @@ type QueueRates struct {
 
 func (x *QueueRates) Reset() {
 	*x = QueueRates{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +951,7 @@ func (x *QueueRates) String() string {
 func (*QueueRates) ProtoMessage() {}
 
 func (x *QueueRates) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +964,7 @@ func (x *QueueRates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRates.ProtoReflect.Descriptor instead.
 func (*QueueRates) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *QueueRates) GetSubmitted() float64 {
@@ -915,30 +1006,30 @@ func (x *QueueRates) GetWindow() *durationpb.Duration {
 type QueueTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Jobs accepted.
-	Submitted uint64 `protobuf:"varint,1,opt,name=submitted,proto3" json:"submitted,omitempty"`
+	Submitted int64 `protobuf:"varint,1,opt,name=submitted,proto3" json:"submitted,omitempty"`
 	// Claims, the first of a job and later ones.
-	Started uint64 `protobuf:"varint,2,opt,name=started,proto3" json:"started,omitempty"`
+	Started int64 `protobuf:"varint,2,opt,name=started,proto3" json:"started,omitempty"`
 	// Jobs that ended in SUCCEEDED.
-	Succeeded uint64 `protobuf:"varint,3,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
+	Succeeded int64 `protobuf:"varint,3,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
 	// Jobs that ended in FAILED.
-	Failed uint64 `protobuf:"varint,4,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed int64 `protobuf:"varint,4,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Jobs that ended in CANCELLED.
-	Cancelled uint64 `protobuf:"varint,5,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Cancelled int64 `protobuf:"varint,5,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// Jobs that ended in EXPIRED.
-	Expired uint64 `protobuf:"varint,6,opt,name=expired,proto3" json:"expired,omitempty"`
+	Expired int64 `protobuf:"varint,6,opt,name=expired,proto3" json:"expired,omitempty"`
 	// Attempts that failed and were scheduled again.
-	Retried uint64 `protobuf:"varint,7,opt,name=retried,proto3" json:"retried,omitempty"`
+	Retried int64 `protobuf:"varint,7,opt,name=retried,proto3" json:"retried,omitempty"`
 	// Attempts whose lease ran out or whose worker was lost.
-	Crashed uint64 `protobuf:"varint,8,opt,name=crashed,proto3" json:"crashed,omitempty"`
+	Crashed int64 `protobuf:"varint,8,opt,name=crashed,proto3" json:"crashed,omitempty"`
 	// Attempts that a worker gave back.
-	Released      uint64 `protobuf:"varint,9,opt,name=released,proto3" json:"released,omitempty"`
+	Released      int64 `protobuf:"varint,9,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueueTotals) Reset() {
 	*x = QueueTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1041,7 @@ func (x *QueueTotals) String() string {
 func (*QueueTotals) ProtoMessage() {}
 
 func (x *QueueTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,66 +1054,66 @@ func (x *QueueTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueTotals.ProtoReflect.Descriptor instead.
 func (*QueueTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *QueueTotals) GetSubmitted() uint64 {
+func (x *QueueTotals) GetSubmitted() int64 {
 	if x != nil {
 		return x.Submitted
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetStarted() uint64 {
+func (x *QueueTotals) GetStarted() int64 {
 	if x != nil {
 		return x.Started
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetSucceeded() uint64 {
+func (x *QueueTotals) GetSucceeded() int64 {
 	if x != nil {
 		return x.Succeeded
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetFailed() uint64 {
+func (x *QueueTotals) GetFailed() int64 {
 	if x != nil {
 		return x.Failed
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetCancelled() uint64 {
+func (x *QueueTotals) GetCancelled() int64 {
 	if x != nil {
 		return x.Cancelled
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetExpired() uint64 {
+func (x *QueueTotals) GetExpired() int64 {
 	if x != nil {
 		return x.Expired
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetRetried() uint64 {
+func (x *QueueTotals) GetRetried() int64 {
 	if x != nil {
 		return x.Retried
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetCrashed() uint64 {
+func (x *QueueTotals) GetCrashed() int64 {
 	if x != nil {
 		return x.Crashed
 	}
 	return 0
 }
 
-func (x *QueueTotals) GetReleased() uint64 {
+func (x *QueueTotals) GetReleased() int64 {
 	if x != nil {
 		return x.Released
 	}
@@ -1042,7 +1133,7 @@ type ListQueuesRequest struct {
 
 func (x *ListQueuesRequest) Reset() {
 	*x = ListQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1145,7 @@ func (x *ListQueuesRequest) String() string {
 func (*ListQueuesRequest) ProtoMessage() {}
 
 func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1158,7 @@ func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesRequest.ProtoReflect.Descriptor instead.
 func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListQueuesRequest) GetPageSize() int32 {
@@ -1097,7 +1188,7 @@ type ListQueuesResponse struct {
 
 func (x *ListQueuesResponse) Reset() {
 	*x = ListQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1200,7 @@ func (x *ListQueuesResponse) String() string {
 func (*ListQueuesResponse) ProtoMessage() {}
 
 func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1213,7 @@ func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesResponse.ProtoReflect.Descriptor instead.
 func (*ListQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListQueuesResponse) GetQueues() []*Queue {
@@ -1150,7 +1241,7 @@ type GetQueueRequest struct {
 
 func (x *GetQueueRequest) Reset() {
 	*x = GetQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1253,7 @@ func (x *GetQueueRequest) String() string {
 func (*GetQueueRequest) ProtoMessage() {}
 
 func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1266,7 @@ func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetQueueRequest) GetQueue() string {
@@ -1196,7 +1287,7 @@ type GetQueueResponse struct {
 
 func (x *GetQueueResponse) Reset() {
 	*x = GetQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1299,7 @@ func (x *GetQueueResponse) String() string {
 func (*GetQueueResponse) ProtoMessage() {}
 
 func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1312,7 @@ func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetQueueResponse) GetQueue() *Queue {
@@ -1235,14 +1326,16 @@ func (x *GetQueueResponse) GetQueue() *Queue {
 type PauseQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required: no queue is paused by default.
-	Queue         string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// True: a queue that does not exist is created, paused.
+	AllowMissing  bool `protobuf:"varint,2,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PauseQueueRequest) Reset() {
 	*x = PauseQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1347,7 @@ func (x *PauseQueueRequest) String() string {
 func (*PauseQueueRequest) ProtoMessage() {}
 
 func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1360,7 @@ func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueRequest.ProtoReflect.Descriptor instead.
 func (*PauseQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PauseQueueRequest) GetQueue() string {
@@ -1275,6 +1368,13 @@ func (x *PauseQueueRequest) GetQueue() string {
 		return x.Queue
 	}
 	return ""
+}
+
+func (x *PauseQueueRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
 }
 
 // The queue after it.
@@ -1288,7 +1388,7 @@ type PauseQueueResponse struct {
 
 func (x *PauseQueueResponse) Reset() {
 	*x = PauseQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1400,7 @@ func (x *PauseQueueResponse) String() string {
 func (*PauseQueueResponse) ProtoMessage() {}
 
 func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1413,7 @@ func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueResponse.ProtoReflect.Descriptor instead.
 func (*PauseQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PauseQueueResponse) GetQueue() *Queue {
@@ -1334,7 +1434,7 @@ type ResumeQueueRequest struct {
 
 func (x *ResumeQueueRequest) Reset() {
 	*x = ResumeQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1446,7 @@ func (x *ResumeQueueRequest) String() string {
 func (*ResumeQueueRequest) ProtoMessage() {}
 
 func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1459,7 @@ func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueRequest.ProtoReflect.Descriptor instead.
 func (*ResumeQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResumeQueueRequest) GetQueue() string {
@@ -1380,7 +1480,7 @@ type ResumeQueueResponse struct {
 
 func (x *ResumeQueueResponse) Reset() {
 	*x = ResumeQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1492,7 @@ func (x *ResumeQueueResponse) String() string {
 func (*ResumeQueueResponse) ProtoMessage() {}
 
 func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1505,7 @@ func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueResponse.ProtoReflect.Descriptor instead.
 func (*ResumeQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResumeQueueResponse) GetQueue() *Queue {
@@ -1427,7 +1527,7 @@ type Worker struct {
 	// When the broker last heard from it, to within a second or two.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	// How many jobs it holds.
-	HeldJobs uint32 `protobuf:"varint,5,opt,name=held_jobs,json=heldJobs,proto3" json:"held_jobs,omitempty"`
+	HeldJobs int32 `protobuf:"varint,5,opt,name=held_jobs,json=heldJobs,proto3" json:"held_jobs,omitempty"`
 	// Up to 1000 of those jobs. Left out by ListWorkers.
 	Leases []*LeaseRef `protobuf:"bytes,6,rep,name=leases,proto3" json:"leases,omitempty"`
 	// True: it holds a stream to a server; false: it makes calls, or its stream is broken.
@@ -1435,19 +1535,24 @@ type Worker struct {
 	// The server that its stream leads to, or led to last.
 	ServerId string `protobuf:"bytes,8,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	// How many jobs it may hold at once, if it holds a stream.
-	Credits uint32 `protobuf:"varint,9,opt,name=credits,proto3" json:"credits,omitempty"`
+	Credits int32 `protobuf:"varint,9,opt,name=credits,proto3" json:"credits,omitempty"`
 	// Counts since it registered.
 	Totals *WorkerTotals `protobuf:"bytes,10,opt,name=totals,proto3" json:"totals,omitempty"`
 	// How many of its handlers are still running although they were told to stop, as the worker
 	// reports. When that equals `spec.concurrency`, it can take no job.
-	Stuck         uint32 `protobuf:"varint,11,opt,name=stuck,proto3" json:"stuck,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Stuck int32 `protobuf:"varint,11,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	// How many more jobs it can take at the moment: of its credits if it holds a stream, otherwise of
+	// its concurrency. Unset: not known.
+	Free *int32 `protobuf:"varint,12,opt,name=free,proto3,oneof" json:"free,omitempty"`
+	// What it tells of itself, as in UpdateWorkerStatus.
+	StatusMetadata *StatusMetadata `protobuf:"bytes,13,opt,name=status_metadata,json=statusMetadata,proto3" json:"status_metadata,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1564,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1577,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Worker) GetSpec() *WorkerSpec {
@@ -1503,7 +1608,7 @@ func (x *Worker) GetLastSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Worker) GetHeldJobs() uint32 {
+func (x *Worker) GetHeldJobs() int32 {
 	if x != nil {
 		return x.HeldJobs
 	}
@@ -1531,7 +1636,7 @@ func (x *Worker) GetServerId() string {
 	return ""
 }
 
-func (x *Worker) GetCredits() uint32 {
+func (x *Worker) GetCredits() int32 {
 	if x != nil {
 		return x.Credits
 	}
@@ -1545,29 +1650,43 @@ func (x *Worker) GetTotals() *WorkerTotals {
 	return nil
 }
 
-func (x *Worker) GetStuck() uint32 {
+func (x *Worker) GetStuck() int32 {
 	if x != nil {
 		return x.Stuck
 	}
 	return 0
 }
 
+func (x *Worker) GetFree() int32 {
+	if x != nil && x.Free != nil {
+		return *x.Free
+	}
+	return 0
+}
+
+func (x *Worker) GetStatusMetadata() *StatusMetadata {
+	if x != nil {
+		return x.StatusMetadata
+	}
+	return nil
+}
+
 // What a worker on a stream has done since it registered, to within a second or two.
 type WorkerTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Jobs assigned to it.
-	Assigned uint64 `protobuf:"varint,1,opt,name=assigned,proto3" json:"assigned,omitempty"`
+	Assigned int64 `protobuf:"varint,1,opt,name=assigned,proto3" json:"assigned,omitempty"`
 	// Jobs that it completed with a result.
-	Succeeded uint64 `protobuf:"varint,2,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
+	Succeeded int64 `protobuf:"varint,2,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
 	// Jobs that it completed otherwise.
-	Failed        uint64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed        int64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerTotals) Reset() {
 	*x = WorkerTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1698,7 @@ func (x *WorkerTotals) String() string {
 func (*WorkerTotals) ProtoMessage() {}
 
 func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,24 +1711,24 @@ func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerTotals.ProtoReflect.Descriptor instead.
 func (*WorkerTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
-func (x *WorkerTotals) GetAssigned() uint64 {
+func (x *WorkerTotals) GetAssigned() int64 {
 	if x != nil {
 		return x.Assigned
 	}
 	return 0
 }
 
-func (x *WorkerTotals) GetSucceeded() uint64 {
+func (x *WorkerTotals) GetSucceeded() int64 {
 	if x != nil {
 		return x.Succeeded
 	}
 	return 0
 }
 
-func (x *WorkerTotals) GetFailed() uint64 {
+func (x *WorkerTotals) GetFailed() int64 {
 	if x != nil {
 		return x.Failed
 	}
@@ -1633,7 +1752,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1764,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1777,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListWorkersRequest) GetQueue() string {
@@ -1702,7 +1821,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1833,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1846,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1755,7 +1874,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1886,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1899,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetWorkerRequest) GetWorkerId() string {
@@ -1801,7 +1920,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1932,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1945,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1847,7 +1966,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1978,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1991,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -1893,7 +2012,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2024,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2037,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -1937,7 +2056,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2068,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2081,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 // What the server is.
@@ -1988,19 +2107,22 @@ type GetServerInfoResponse struct {
 	StoreTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=store_time,json=storeTime,proto3" json:"store_time,omitempty"`
 	// How many processes share the server's port, on one store; at least 1. Each has its own
 	// `server_id`, and this is the answer of one of them.
-	Processes uint32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
+	Processes int32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
 	// Which of them answers, from 0.
-	ProcessIndex uint32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
+	ProcessIndex int32 `protobuf:"varint,11,opt,name=process_index,json=processIndex,proto3" json:"process_index,omitempty"`
 	// What is wrong with the store at this moment, for people: since when it has not answered, or
 	// why no new jobs are accepted. Empty: nothing is wrong.
-	StoreProblem  string `protobuf:"bytes,12,opt,name=store_problem,json=storeProblem,proto3" json:"store_problem,omitempty"`
+	StoreProblem string `protobuf:"bytes,12,opt,name=store_problem,json=storeProblem,proto3" json:"store_problem,omitempty"`
+	// What this server supports beyond the first version of this contract; what a job may name in
+	// `required_features`. Ignore names that you do not know.
+	Features      []string `protobuf:"bytes,13,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2134,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2147,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{30}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetServerInfoResponse) GetServerId() string {
@@ -2091,14 +2213,14 @@ func (x *GetServerInfoResponse) GetStoreTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *GetServerInfoResponse) GetProcesses() uint32 {
+func (x *GetServerInfoResponse) GetProcesses() int32 {
 	if x != nil {
 		return x.Processes
 	}
 	return 0
 }
 
-func (x *GetServerInfoResponse) GetProcessIndex() uint32 {
+func (x *GetServerInfoResponse) GetProcessIndex() int32 {
 	if x != nil {
 		return x.ProcessIndex
 	}
@@ -2112,26 +2234,35 @@ func (x *GetServerInfoResponse) GetStoreProblem() string {
 	return ""
 }
 
+func (x *GetServerInfoResponse) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
 // The limits of a server.
 type ServerLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The largest serialized `JobSpec.payload`.
-	MaxPayloadBytes uint64 `protobuf:"varint,1,opt,name=max_payload_bytes,json=maxPayloadBytes,proto3" json:"max_payload_bytes,omitempty"`
+	MaxPayloadBytes int64 `protobuf:"varint,1,opt,name=max_payload_bytes,json=maxPayloadBytes,proto3" json:"max_payload_bytes,omitempty"`
 	// The largest serialized `Success.result`.
-	MaxResultBytes uint64 `protobuf:"varint,2,opt,name=max_result_bytes,json=maxResultBytes,proto3" json:"max_result_bytes,omitempty"`
+	MaxResultBytes int64 `protobuf:"varint,2,opt,name=max_result_bytes,json=maxResultBytes,proto3" json:"max_result_bytes,omitempty"`
 	// The longest SubmitJobs batch.
-	MaxBatchJobs uint32 `protobuf:"varint,3,opt,name=max_batch_jobs,json=maxBatchJobs,proto3" json:"max_batch_jobs,omitempty"`
+	MaxBatchJobs int32 `protobuf:"varint,3,opt,name=max_batch_jobs,json=maxBatchJobs,proto3" json:"max_batch_jobs,omitempty"`
 	// The largest message on the wire.
-	MaxMessageBytes uint64 `protobuf:"varint,4,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
+	MaxMessageBytes int64 `protobuf:"varint,4,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
 	// The most output that one job keeps.
-	MaxOutputBytes uint64 `protobuf:"varint,5,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	MaxOutputBytes int64 `protobuf:"varint,5,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
+	// The most queues.
+	MaxQueues     int32 `protobuf:"varint,6,opt,name=max_queues,json=maxQueues,proto3" json:"max_queues,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerLimits) Reset() {
 	*x = ServerLimits{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2274,7 @@ func (x *ServerLimits) String() string {
 func (*ServerLimits) ProtoMessage() {}
 
 func (x *ServerLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,40 +2287,47 @@ func (x *ServerLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLimits.ProtoReflect.Descriptor instead.
 func (*ServerLimits) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{31}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *ServerLimits) GetMaxPayloadBytes() uint64 {
+func (x *ServerLimits) GetMaxPayloadBytes() int64 {
 	if x != nil {
 		return x.MaxPayloadBytes
 	}
 	return 0
 }
 
-func (x *ServerLimits) GetMaxResultBytes() uint64 {
+func (x *ServerLimits) GetMaxResultBytes() int64 {
 	if x != nil {
 		return x.MaxResultBytes
 	}
 	return 0
 }
 
-func (x *ServerLimits) GetMaxBatchJobs() uint32 {
+func (x *ServerLimits) GetMaxBatchJobs() int32 {
 	if x != nil {
 		return x.MaxBatchJobs
 	}
 	return 0
 }
 
-func (x *ServerLimits) GetMaxMessageBytes() uint64 {
+func (x *ServerLimits) GetMaxMessageBytes() int64 {
 	if x != nil {
 		return x.MaxMessageBytes
 	}
 	return 0
 }
 
-func (x *ServerLimits) GetMaxOutputBytes() uint64 {
+func (x *ServerLimits) GetMaxOutputBytes() int64 {
 	if x != nil {
 		return x.MaxOutputBytes
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxQueues() int32 {
+	if x != nil {
+		return x.MaxQueues
 	}
 	return 0
 }
@@ -2199,59 +2337,69 @@ var File_jobwire_v1_admin_service_proto protoreflect.FileDescriptor
 const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1ejobwire/v1/admin_service.proto\x12\n" +
-	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\x9d\x03\n" +
-	"\x05Queue\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06paused\x18\x02 \x01(\bR\x06paused\x12,\n" +
-	"\x05depth\x18\x03 \x03(\v2\x16.jobwire.v1.StateCountR\x05depth\x12G\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobwire/v1/job.proto\x1a\x1cjobwire/v1/job_service.proto\x1a\x1fjobwire/v1/worker_service.proto\"\xbd\x03\n" +
+	"\x05Queue\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x16\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused\x12.\n" +
+	"\x06counts\x18\x03 \x03(\v2\x16.jobwire.v1.StateCountR\x06counts\x12G\n" +
 	"\x12oldest_pending_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x10oldestPendingAge\x12,\n" +
 	"\x05rates\x18\x05 \x01(\v2\x16.jobwire.v1.QueueRatesR\x05rates\x12/\n" +
 	"\x06totals\x18\x06 \x01(\v2\x17.jobwire.v1.QueueTotalsR\x06totals\x12/\n" +
 	"\x06config\x18\a \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\x12!\n" +
-	"\foutput_bytes\x18\b \x01(\x04R\voutputBytes\x12\x1d\n" +
+	"\foutput_bytes\x18\b \x01(\x03R\voutputBytes\x12\x1d\n" +
 	"\n" +
-	"live_bytes\x18\t \x01(\x04R\tliveBytes\x12\x1f\n" +
+	"live_bytes\x18\t \x01(\x03R\tliveBytes\x12\x1f\n" +
 	"\vended_bytes\x18\n" +
-	" \x01(\x04R\n" +
-	"endedBytes\"\x95\x06\n" +
+	" \x01(\x03R\n" +
+	"endedBytes\x12\x1a\n" +
+	"\brevision\x18\v \x01(\x03R\brevision\"\xda\x06\n" +
 	"\vQueueConfig\x12/\n" +
-	"\x11event_log_entries\x18\x01 \x01(\rH\x00R\x0feventLogEntries\x88\x01\x01\x12-\n" +
-	"\x10max_output_bytes\x18\x02 \x01(\x04H\x01R\x0emaxOutputBytes\x88\x01\x01\x12-\n" +
+	"\x11event_log_entries\x18\x01 \x01(\x05H\x00R\x0feventLogEntries\x88\x01\x01\x12-\n" +
+	"\x10max_output_bytes\x18\x02 \x01(\x03H\x01R\x0emaxOutputBytes\x88\x01\x01\x12-\n" +
 	"\x05retry\x18\x03 \x01(\v2\x17.jobwire.v1.RetryPolicyR\x05retry\x12-\n" +
-	"\x10max_pending_jobs\x18\x04 \x01(\x04H\x02R\x0emaxPendingJobs\x88\x01\x01\x12)\n" +
-	"\x0emax_live_bytes\x18\x05 \x01(\x04H\x03R\fmaxLiveBytes\x88\x01\x01\x12D\n" +
+	"\x10max_pending_jobs\x18\x04 \x01(\x03H\x02R\x0emaxPendingJobs\x88\x01\x01\x12)\n" +
+	"\x0emax_live_bytes\x18\x05 \x01(\x03H\x03R\fmaxLiveBytes\x88\x01\x01\x12D\n" +
 	"\x10retain_succeeded\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0fretainSucceeded\x12<\n" +
 	"\fretain_ended\x18\a \x01(\v2\x19.google.protobuf.DurationR\vretainEnded\x12)\n" +
-	"\x0emax_ended_jobs\x18\b \x01(\x04H\x04R\fmaxEndedJobs\x88\x01\x01\x12+\n" +
-	"\x0fmax_ended_bytes\x18\t \x01(\x04H\x05R\rmaxEndedBytes\x88\x01\x01\x12>\n" +
+	"\x0emax_ended_jobs\x18\b \x01(\x03H\x04R\fmaxEndedJobs\x88\x01\x01\x12+\n" +
+	"\x0fmax_ended_bytes\x18\t \x01(\x03H\x05R\rmaxEndedBytes\x88\x01\x01\x12>\n" +
 	"\rretain_output\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\fretainOutput\x12C\n" +
 	"\x10retain_event_log\x18\v \x01(\v2\x19.google.protobuf.DurationR\x0eretainEventLog\x12B\n" +
-	"\x0fpriority_ageing\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0epriorityAgeingB\x14\n" +
+	"\x0fpriority_ageing\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0epriorityAgeing\x12.\n" +
+	"\x10default_priority\x18\r \x01(\x05H\x06R\x0fdefaultPriority\x88\x01\x01B\x14\n" +
 	"\x12_event_log_entriesB\x13\n" +
 	"\x11_max_output_bytesB\x13\n" +
 	"\x11_max_pending_jobsB\x11\n" +
 	"\x0f_max_live_bytesB\x11\n" +
 	"\x0f_max_ended_jobsB\x12\n" +
-	"\x10_max_ended_bytes\"u\n" +
+	"\x10_max_ended_bytesB\x13\n" +
+	"\x11_default_priority\"u\n" +
 	"\x10PurgeJobsRequest\x12-\n" +
 	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x19\n" +
-	"\bmax_jobs\x18\x03 \x01(\x04R\amaxJobs\"I\n" +
+	"\bmax_jobs\x18\x03 \x01(\x03R\amaxJobs\"I\n" +
 	"\x11PurgeJobsResponse\x124\n" +
-	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress\"^\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress\"\xdc\x01\n" +
 	"\x15ConfigureQueueRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12/\n" +
-	"\x06config\x18\x02 \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\"A\n" +
+	"\x06config\x18\x02 \x01(\v2\x17.jobwire.v1.QueueConfigR\x06config\x12;\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12#\n" +
+	"\rallow_missing\x18\x05 \x01(\bR\fallowMissing\"A\n" +
 	"\x16ConfigureQueueResponse\x12'\n" +
 	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"+\n" +
 	"\x13WatchWorkersRequest\x12\x14\n" +
-	"\x05queue\x18\x01 \x01(\tR\x05queue\"\x97\x01\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\"\xaf\x01\n" +
 	"\x14WatchWorkersResponse\x12,\n" +
-	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerH\x00R\x06worker\x12\x14\n" +
-	"\x04left\x18\x02 \x01(\tH\x00R\x04left\x122\n" +
+	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerH\x00R\x06worker\x12,\n" +
+	"\x04left\x18\x02 \x01(\v2\x16.jobwire.v1.WorkerLeftH\x00R\x04left\x122\n" +
 	"\bbookmark\x18\x03 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmarkB\a\n" +
-	"\x05event\"c\n" +
+	"\x05event\")\n" +
+	"\n" +
+	"WorkerLeft\x12\x1b\n" +
+	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"c\n" +
 	"\x12WatchQueuesRequest\x12\x16\n" +
 	"\x06queues\x18\x01 \x03(\tR\x06queues\x125\n" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"@\n" +
@@ -2260,7 +2408,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"StateCount\x12*\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xad\x01\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"\xad\x01\n" +
 	"\n" +
 	"QueueRates\x12\x1c\n" +
 	"\tsubmitted\x18\x01 \x01(\x01R\tsubmitted\x12\x18\n" +
@@ -2269,15 +2417,15 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x06failed\x18\x04 \x01(\x01R\x06failed\x121\n" +
 	"\x06window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\x83\x02\n" +
 	"\vQueueTotals\x12\x1c\n" +
-	"\tsubmitted\x18\x01 \x01(\x04R\tsubmitted\x12\x18\n" +
-	"\astarted\x18\x02 \x01(\x04R\astarted\x12\x1c\n" +
-	"\tsucceeded\x18\x03 \x01(\x04R\tsucceeded\x12\x16\n" +
-	"\x06failed\x18\x04 \x01(\x04R\x06failed\x12\x1c\n" +
-	"\tcancelled\x18\x05 \x01(\x04R\tcancelled\x12\x18\n" +
-	"\aexpired\x18\x06 \x01(\x04R\aexpired\x12\x18\n" +
-	"\aretried\x18\a \x01(\x04R\aretried\x12\x18\n" +
-	"\acrashed\x18\b \x01(\x04R\acrashed\x12\x1a\n" +
-	"\breleased\x18\t \x01(\x04R\breleased\"O\n" +
+	"\tsubmitted\x18\x01 \x01(\x03R\tsubmitted\x12\x18\n" +
+	"\astarted\x18\x02 \x01(\x03R\astarted\x12\x1c\n" +
+	"\tsucceeded\x18\x03 \x01(\x03R\tsucceeded\x12\x16\n" +
+	"\x06failed\x18\x04 \x01(\x03R\x06failed\x12\x1c\n" +
+	"\tcancelled\x18\x05 \x01(\x03R\tcancelled\x12\x18\n" +
+	"\aexpired\x18\x06 \x01(\x03R\aexpired\x12\x18\n" +
+	"\aretried\x18\a \x01(\x03R\aretried\x12\x18\n" +
+	"\acrashed\x18\b \x01(\x03R\acrashed\x12\x1a\n" +
+	"\breleased\x18\t \x01(\x03R\breleased\"O\n" +
 	"\x11ListQueuesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -2288,33 +2436,37 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x0fGetQueueRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\";\n" +
 	"\x10GetQueueResponse\x12'\n" +
-	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\")\n" +
+	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"N\n" +
 	"\x11PauseQueueRequest\x12\x14\n" +
-	"\x05queue\x18\x01 \x01(\tR\x05queue\"=\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\x12#\n" +
+	"\rallow_missing\x18\x02 \x01(\bR\fallowMissing\"=\n" +
 	"\x12PauseQueueResponse\x12'\n" +
 	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"*\n" +
 	"\x12ResumeQueueRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\">\n" +
 	"\x13ResumeQueueResponse\x12'\n" +
-	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"\xcb\x03\n" +
+	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"\xb2\x04\n" +
 	"\x06Worker\x12*\n" +
 	"\x04spec\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x04spec\x120\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x12?\n" +
 	"\rregistered_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAt\x12<\n" +
 	"\flast_seen_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastSeenAt\x12\x1b\n" +
-	"\theld_jobs\x18\x05 \x01(\rR\bheldJobs\x12,\n" +
+	"\theld_jobs\x18\x05 \x01(\x05R\bheldJobs\x12,\n" +
 	"\x06leases\x18\x06 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x1a\n" +
 	"\battached\x18\a \x01(\bR\battached\x12\x1b\n" +
 	"\tserver_id\x18\b \x01(\tR\bserverId\x12\x18\n" +
-	"\acredits\x18\t \x01(\rR\acredits\x120\n" +
+	"\acredits\x18\t \x01(\x05R\acredits\x120\n" +
 	"\x06totals\x18\n" +
 	" \x01(\v2\x18.jobwire.v1.WorkerTotalsR\x06totals\x12\x14\n" +
-	"\x05stuck\x18\v \x01(\rR\x05stuck\"`\n" +
+	"\x05stuck\x18\v \x01(\x05R\x05stuck\x12\x17\n" +
+	"\x04free\x18\f \x01(\x05H\x00R\x04free\x88\x01\x01\x12C\n" +
+	"\x0fstatus_metadata\x18\r \x01(\v2\x1a.jobwire.v1.StatusMetadataR\x0estatusMetadataB\a\n" +
+	"\x05_free\"`\n" +
 	"\fWorkerTotals\x12\x1a\n" +
-	"\bassigned\x18\x01 \x01(\x04R\bassigned\x12\x1c\n" +
-	"\tsucceeded\x18\x02 \x01(\x04R\tsucceeded\x12\x16\n" +
-	"\x06failed\x18\x03 \x01(\x04R\x06failed\"\x98\x01\n" +
+	"\bassigned\x18\x01 \x01(\x03R\bassigned\x12\x1c\n" +
+	"\tsucceeded\x18\x02 \x01(\x03R\tsucceeded\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\x03R\x06failed\"\x98\x01\n" +
 	"\x12ListWorkersRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x120\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x12\x1b\n" +
@@ -2332,7 +2484,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"A\n" +
 	"\x13DrainWorkerResponse\x12*\n" +
 	"\x06worker\x18\x01 \x01(\v2\x12.jobwire.v1.WorkerR\x06worker\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xf8\x03\n" +
+	"\x14GetServerInfoRequest\"\x94\x04\n" +
 	"\x15GetServerInfoResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -2346,15 +2498,18 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"store_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoreTime\x12\x1c\n" +
 	"\tprocesses\x18\n" +
-	" \x01(\rR\tprocesses\x12#\n" +
-	"\rprocess_index\x18\v \x01(\rR\fprocessIndex\x12#\n" +
-	"\rstore_problem\x18\f \x01(\tR\fstoreProblem\"\xe0\x01\n" +
+	" \x01(\x05R\tprocesses\x12#\n" +
+	"\rprocess_index\x18\v \x01(\x05R\fprocessIndex\x12#\n" +
+	"\rstore_problem\x18\f \x01(\tR\fstoreProblem\x12\x1a\n" +
+	"\bfeatures\x18\r \x03(\tR\bfeatures\"\xff\x01\n" +
 	"\fServerLimits\x12*\n" +
-	"\x11max_payload_bytes\x18\x01 \x01(\x04R\x0fmaxPayloadBytes\x12(\n" +
-	"\x10max_result_bytes\x18\x02 \x01(\x04R\x0emaxResultBytes\x12$\n" +
-	"\x0emax_batch_jobs\x18\x03 \x01(\rR\fmaxBatchJobs\x12*\n" +
-	"\x11max_message_bytes\x18\x04 \x01(\x04R\x0fmaxMessageBytes\x12(\n" +
-	"\x10max_output_bytes\x18\x05 \x01(\x04R\x0emaxOutputBytes2\xcb\a\n" +
+	"\x11max_payload_bytes\x18\x01 \x01(\x03R\x0fmaxPayloadBytes\x12(\n" +
+	"\x10max_result_bytes\x18\x02 \x01(\x03R\x0emaxResultBytes\x12$\n" +
+	"\x0emax_batch_jobs\x18\x03 \x01(\x05R\fmaxBatchJobs\x12*\n" +
+	"\x11max_message_bytes\x18\x04 \x01(\x03R\x0fmaxMessageBytes\x12(\n" +
+	"\x10max_output_bytes\x18\x05 \x01(\x03R\x0emaxOutputBytes\x12\x1d\n" +
+	"\n" +
+	"max_queues\x18\x06 \x01(\x05R\tmaxQueues2\xcb\a\n" +
 	"\fAdminService\x12K\n" +
 	"\n" +
 	"ListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12E\n" +
@@ -2369,8 +2524,8 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\vWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n" +
 	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12J\n" +
 	"\tPurgeJobs\x12\x1c.jobwire.v1.PurgeJobsRequest\x1a\x1d.jobwire.v1.PurgeJobsResponse0\x01\x12T\n" +
-	"\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_admin_service_proto_rawDescOnce sync.Once
@@ -2384,7 +2539,7 @@ func file_jobwire_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_admin_service_proto_rawDescData
 }
 
-var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_jobwire_v1_admin_service_proto_goTypes = []any{
 	(*Queue)(nil),                  // 0: jobwire.v1.Queue
 	(*QueueConfig)(nil),            // 1: jobwire.v1.QueueConfig
@@ -2394,109 +2549,115 @@ var file_jobwire_v1_admin_service_proto_goTypes = []any{
 	(*ConfigureQueueResponse)(nil), // 5: jobwire.v1.ConfigureQueueResponse
 	(*WatchWorkersRequest)(nil),    // 6: jobwire.v1.WatchWorkersRequest
 	(*WatchWorkersResponse)(nil),   // 7: jobwire.v1.WatchWorkersResponse
-	(*WatchQueuesRequest)(nil),     // 8: jobwire.v1.WatchQueuesRequest
-	(*WatchQueuesResponse)(nil),    // 9: jobwire.v1.WatchQueuesResponse
-	(*StateCount)(nil),             // 10: jobwire.v1.StateCount
-	(*QueueRates)(nil),             // 11: jobwire.v1.QueueRates
-	(*QueueTotals)(nil),            // 12: jobwire.v1.QueueTotals
-	(*ListQueuesRequest)(nil),      // 13: jobwire.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),     // 14: jobwire.v1.ListQueuesResponse
-	(*GetQueueRequest)(nil),        // 15: jobwire.v1.GetQueueRequest
-	(*GetQueueResponse)(nil),       // 16: jobwire.v1.GetQueueResponse
-	(*PauseQueueRequest)(nil),      // 17: jobwire.v1.PauseQueueRequest
-	(*PauseQueueResponse)(nil),     // 18: jobwire.v1.PauseQueueResponse
-	(*ResumeQueueRequest)(nil),     // 19: jobwire.v1.ResumeQueueRequest
-	(*ResumeQueueResponse)(nil),    // 20: jobwire.v1.ResumeQueueResponse
-	(*Worker)(nil),                 // 21: jobwire.v1.Worker
-	(*WorkerTotals)(nil),           // 22: jobwire.v1.WorkerTotals
-	(*ListWorkersRequest)(nil),     // 23: jobwire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),    // 24: jobwire.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),       // 25: jobwire.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),      // 26: jobwire.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),     // 27: jobwire.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),    // 28: jobwire.v1.DrainWorkerResponse
-	(*GetServerInfoRequest)(nil),   // 29: jobwire.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 30: jobwire.v1.GetServerInfoResponse
-	(*ServerLimits)(nil),           // 31: jobwire.v1.ServerLimits
-	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
-	(*RetryPolicy)(nil),            // 33: jobwire.v1.RetryPolicy
-	(*JobFilter)(nil),              // 34: jobwire.v1.JobFilter
-	(*BulkProgress)(nil),           // 35: jobwire.v1.BulkProgress
-	(*Bookmark)(nil),               // 36: jobwire.v1.Bookmark
-	(JobState)(0),                  // 37: jobwire.v1.JobState
-	(*WorkerSpec)(nil),             // 38: jobwire.v1.WorkerSpec
-	(WorkerStatus)(0),              // 39: jobwire.v1.WorkerStatus
-	(*timestamppb.Timestamp)(nil),  // 40: google.protobuf.Timestamp
-	(*LeaseRef)(nil),               // 41: jobwire.v1.LeaseRef
+	(*WorkerLeft)(nil),             // 8: jobwire.v1.WorkerLeft
+	(*WatchQueuesRequest)(nil),     // 9: jobwire.v1.WatchQueuesRequest
+	(*WatchQueuesResponse)(nil),    // 10: jobwire.v1.WatchQueuesResponse
+	(*StateCount)(nil),             // 11: jobwire.v1.StateCount
+	(*QueueRates)(nil),             // 12: jobwire.v1.QueueRates
+	(*QueueTotals)(nil),            // 13: jobwire.v1.QueueTotals
+	(*ListQueuesRequest)(nil),      // 14: jobwire.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),     // 15: jobwire.v1.ListQueuesResponse
+	(*GetQueueRequest)(nil),        // 16: jobwire.v1.GetQueueRequest
+	(*GetQueueResponse)(nil),       // 17: jobwire.v1.GetQueueResponse
+	(*PauseQueueRequest)(nil),      // 18: jobwire.v1.PauseQueueRequest
+	(*PauseQueueResponse)(nil),     // 19: jobwire.v1.PauseQueueResponse
+	(*ResumeQueueRequest)(nil),     // 20: jobwire.v1.ResumeQueueRequest
+	(*ResumeQueueResponse)(nil),    // 21: jobwire.v1.ResumeQueueResponse
+	(*Worker)(nil),                 // 22: jobwire.v1.Worker
+	(*WorkerTotals)(nil),           // 23: jobwire.v1.WorkerTotals
+	(*ListWorkersRequest)(nil),     // 24: jobwire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 25: jobwire.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 26: jobwire.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 27: jobwire.v1.GetWorkerResponse
+	(*DrainWorkerRequest)(nil),     // 28: jobwire.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),    // 29: jobwire.v1.DrainWorkerResponse
+	(*GetServerInfoRequest)(nil),   // 30: jobwire.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 31: jobwire.v1.GetServerInfoResponse
+	(*ServerLimits)(nil),           // 32: jobwire.v1.ServerLimits
+	(*durationpb.Duration)(nil),    // 33: google.protobuf.Duration
+	(*RetryPolicy)(nil),            // 34: jobwire.v1.RetryPolicy
+	(*JobFilter)(nil),              // 35: jobwire.v1.JobFilter
+	(*BulkProgress)(nil),           // 36: jobwire.v1.BulkProgress
+	(*fieldmaskpb.FieldMask)(nil),  // 37: google.protobuf.FieldMask
+	(*Bookmark)(nil),               // 38: jobwire.v1.Bookmark
+	(JobState)(0),                  // 39: jobwire.v1.JobState
+	(*WorkerSpec)(nil),             // 40: jobwire.v1.WorkerSpec
+	(WorkerStatus)(0),              // 41: jobwire.v1.WorkerStatus
+	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
+	(*LeaseRef)(nil),               // 43: jobwire.v1.LeaseRef
+	(*StatusMetadata)(nil),         // 44: jobwire.v1.StatusMetadata
 }
 var file_jobwire_v1_admin_service_proto_depIdxs = []int32{
-	10, // 0: jobwire.v1.Queue.depth:type_name -> jobwire.v1.StateCount
-	32, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
-	11, // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
-	12, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
+	11, // 0: jobwire.v1.Queue.counts:type_name -> jobwire.v1.StateCount
+	33, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
+	12, // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
+	13, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
 	1,  // 4: jobwire.v1.Queue.config:type_name -> jobwire.v1.QueueConfig
-	33, // 5: jobwire.v1.QueueConfig.retry:type_name -> jobwire.v1.RetryPolicy
-	32, // 6: jobwire.v1.QueueConfig.retain_succeeded:type_name -> google.protobuf.Duration
-	32, // 7: jobwire.v1.QueueConfig.retain_ended:type_name -> google.protobuf.Duration
-	32, // 8: jobwire.v1.QueueConfig.retain_output:type_name -> google.protobuf.Duration
-	32, // 9: jobwire.v1.QueueConfig.retain_event_log:type_name -> google.protobuf.Duration
-	32, // 10: jobwire.v1.QueueConfig.priority_ageing:type_name -> google.protobuf.Duration
-	34, // 11: jobwire.v1.PurgeJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	35, // 12: jobwire.v1.PurgeJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	34, // 5: jobwire.v1.QueueConfig.retry:type_name -> jobwire.v1.RetryPolicy
+	33, // 6: jobwire.v1.QueueConfig.retain_succeeded:type_name -> google.protobuf.Duration
+	33, // 7: jobwire.v1.QueueConfig.retain_ended:type_name -> google.protobuf.Duration
+	33, // 8: jobwire.v1.QueueConfig.retain_output:type_name -> google.protobuf.Duration
+	33, // 9: jobwire.v1.QueueConfig.retain_event_log:type_name -> google.protobuf.Duration
+	33, // 10: jobwire.v1.QueueConfig.priority_ageing:type_name -> google.protobuf.Duration
+	35, // 11: jobwire.v1.PurgeJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	36, // 12: jobwire.v1.PurgeJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
 	1,  // 13: jobwire.v1.ConfigureQueueRequest.config:type_name -> jobwire.v1.QueueConfig
-	0,  // 14: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
-	21, // 15: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
-	36, // 16: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	32, // 17: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
-	0,  // 18: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	37, // 19: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
-	32, // 20: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
-	0,  // 21: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	0,  // 22: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 23: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
-	0,  // 24: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
-	38, // 25: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
-	39, // 26: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
-	40, // 27: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
-	40, // 28: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	41, // 29: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
-	22, // 30: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
-	39, // 31: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
-	21, // 32: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
-	21, // 33: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	21, // 34: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	40, // 35: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	31, // 36: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
-	40, // 37: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
-	13, // 38: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
-	15, // 39: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
-	17, // 40: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
-	19, // 41: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
-	23, // 42: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
-	25, // 43: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
-	27, // 44: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
-	6,  // 45: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
-	8,  // 46: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
-	4,  // 47: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
-	2,  // 48: jobwire.v1.AdminService.PurgeJobs:input_type -> jobwire.v1.PurgeJobsRequest
-	29, // 49: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
-	14, // 50: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
-	16, // 51: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
-	18, // 52: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
-	20, // 53: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
-	24, // 54: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
-	26, // 55: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
-	28, // 56: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
-	7,  // 57: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
-	9,  // 58: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
-	5,  // 59: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
-	3,  // 60: jobwire.v1.AdminService.PurgeJobs:output_type -> jobwire.v1.PurgeJobsResponse
-	30, // 61: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
-	50, // [50:62] is the sub-list for method output_type
-	38, // [38:50] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	37, // 14: jobwire.v1.ConfigureQueueRequest.update_mask:type_name -> google.protobuf.FieldMask
+	0,  // 15: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
+	22, // 16: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
+	8,  // 17: jobwire.v1.WatchWorkersResponse.left:type_name -> jobwire.v1.WorkerLeft
+	38, // 18: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	33, // 19: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
+	0,  // 20: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	39, // 21: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
+	33, // 22: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
+	0,  // 23: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
+	0,  // 24: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 25: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
+	0,  // 26: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
+	40, // 27: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
+	41, // 28: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
+	42, // 29: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
+	42, // 30: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	43, // 31: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
+	23, // 32: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
+	44, // 33: jobwire.v1.Worker.status_metadata:type_name -> jobwire.v1.StatusMetadata
+	41, // 34: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
+	22, // 35: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
+	22, // 36: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	22, // 37: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	42, // 38: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	32, // 39: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
+	42, // 40: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
+	14, // 41: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
+	16, // 42: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
+	18, // 43: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
+	20, // 44: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
+	24, // 45: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
+	26, // 46: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
+	28, // 47: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
+	6,  // 48: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
+	9,  // 49: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
+	4,  // 50: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
+	2,  // 51: jobwire.v1.AdminService.PurgeJobs:input_type -> jobwire.v1.PurgeJobsRequest
+	30, // 52: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
+	15, // 53: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
+	17, // 54: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
+	19, // 55: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
+	21, // 56: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
+	25, // 57: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
+	27, // 58: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
+	29, // 59: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
+	7,  // 60: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
+	10, // 61: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
+	5,  // 62: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
+	3,  // 63: jobwire.v1.AdminService.PurgeJobs:output_type -> jobwire.v1.PurgeJobsResponse
+	31, // 64: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
+	53, // [53:65] is the sub-list for method output_type
+	41, // [41:53] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_admin_service_proto_init() }
@@ -2513,13 +2674,14 @@ func file_jobwire_v1_admin_service_proto_init() {
 		(*WatchWorkersResponse_Left)(nil),
 		(*WatchWorkersResponse_Bookmark)(nil),
 	}
+	file_jobwire_v1_admin_service_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_admin_service_proto_rawDesc), len(file_jobwire_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,18 +46,18 @@ type AdminServiceClient interface {
 	//
 	// INVALID_ARGUMENT: a bad page size or token.
 	ListQueues(ctx context.Context, in *ListQueuesRequest, opts ...grpc.CallOption) (*ListQueuesResponse, error)
-	// Returns one queue with its depths and rates.
+	// Returns one queue with its counts and rates.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue.
 	GetQueue(ctx context.Context, in *GetQueueRequest, opts ...grpc.CallOption) (*GetQueueResponse, error)
 	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
 	// a paused queue answers OK.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue, and `allow_missing` is not set.
 	PauseQueue(ctx context.Context, in *PauseQueueRequest, opts ...grpc.CallOption) (*PauseQueueResponse, error)
 	// Starts deliveries again. Resuming a queue that is not paused answers OK.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue.
 	ResumeQueue(ctx context.Context, in *ResumeQueueRequest, opts ...grpc.CallOption) (*ResumeQueueResponse, error)
 	// Lists the workers by id, page by page; lost ones stay listed for an hour.
 	//
@@ -73,20 +73,23 @@ type AdminServiceClient interface {
 	// NOT_FOUND: no such live worker.
 	DrainWorker(ctx context.Context, in *DrainWorkerRequest, opts ...grpc.CallOption) (*DrainWorkerResponse, error)
 	// Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-	// when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+	// when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+	// number of jobs that it holds changes. Other counters alone are not a change.
 	//
 	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
 	WatchWorkers(ctx context.Context, in *WatchWorkersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkersResponse], error)
-	// Streams queues with their depths and rates: first all of them, then once a second (or at the
+	// Streams queues with their counts and rates: first all of them, then once a second (or at the
 	// interval asked for) those that changed.
 	//
 	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
 	WatchQueues(ctx context.Context, in *WatchQueuesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchQueuesResponse], error)
-	// Changes the settings of a queue; unset fields stay as they are.
+	// Changes the settings of a queue that `update_mask` names.
 	//
-	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+	// INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+	// current one.
 	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
-	// Forgets ended jobs of a queue that match a filter, before their retention ends, with
+	// Forgets ended jobs that match a filter, before their retention ends, with
 	// everything that is kept of them. Live jobs are never purged; cancel them first. With
 	// `dry_run` it counts and changes nothing. Ending the call stops it.
 	//
@@ -262,18 +265,18 @@ type AdminServiceServer interface {
 	//
 	// INVALID_ARGUMENT: a bad page size or token.
 	ListQueues(context.Context, *ListQueuesRequest) (*ListQueuesResponse, error)
-	// Returns one queue with its depths and rates.
+	// Returns one queue with its counts and rates.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue.
 	GetQueue(context.Context, *GetQueueRequest) (*GetQueueResponse, error)
 	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
 	// a paused queue answers OK.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue, and `allow_missing` is not set.
 	PauseQueue(context.Context, *PauseQueueRequest) (*PauseQueueResponse, error)
 	// Starts deliveries again. Resuming a queue that is not paused answers OK.
 	//
-	// NOT_FOUND: no job was ever submitted to it.
+	// NOT_FOUND: no such queue.
 	ResumeQueue(context.Context, *ResumeQueueRequest) (*ResumeQueueResponse, error)
 	// Lists the workers by id, page by page; lost ones stay listed for an hour.
 	//
@@ -289,20 +292,23 @@ type AdminServiceServer interface {
 	// NOT_FOUND: no such live worker.
 	DrainWorker(context.Context, *DrainWorkerRequest) (*DrainWorkerResponse, error)
 	// Streams the workers: each as it stands, then a bookmark with `caught_up`, then each again
-	// when it attaches, changes its status, is lost, or leaves. Counters alone are not a change.
+	// when it attaches, changes its status, is lost, or leaves; and at most once a second when the
+	// number of jobs that it holds changes. Other counters alone are not a change.
 	//
 	// INVALID_ARGUMENT: a bad filter. UNAVAILABLE: watch again.
 	WatchWorkers(*WatchWorkersRequest, grpc.ServerStreamingServer[WatchWorkersResponse]) error
-	// Streams queues with their depths and rates: first all of them, then once a second (or at the
+	// Streams queues with their counts and rates: first all of them, then once a second (or at the
 	// interval asked for) those that changed.
 	//
 	// INVALID_ARGUMENT: a bad name or interval. UNAVAILABLE: watch again.
 	WatchQueues(*WatchQueuesRequest, grpc.ServerStreamingServer[WatchQueuesResponse]) error
-	// Changes the settings of a queue; unset fields stay as they are.
+	// Changes the settings of a queue that `update_mask` names.
 	//
-	// INVALID_ARGUMENT: a field is out of its range. NOT_FOUND: no job was ever submitted to it.
+	// INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
+	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
+	// current one.
 	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
-	// Forgets ended jobs of a queue that match a filter, before their retention ends, with
+	// Forgets ended jobs that match a filter, before their retention ends, with
 	// everything that is kept of them. Live jobs are never purged; cancel them first. With
 	// `dry_run` it counts and changes nothing. Ending the call stops it.
 	//

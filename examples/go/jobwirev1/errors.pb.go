@@ -11,6 +11,7 @@ package jobwirev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -37,7 +38,8 @@ const (
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 1
 	// No job has this id: it never existed, or its retention has ended. NOT_FOUND.
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 2
-	// No queue has this name yet; the first job submitted to a queue creates it. NOT_FOUND.
+	// No queue has this name. The first job that is submitted to a queue creates it, and so does
+	// ConfigureQueue with `allow_missing`. NOT_FOUND.
 	ErrorReason_ERROR_REASON_QUEUE_NOT_FOUND ErrorReason = 3
 	// No worker has this id, or it was lost or deregistered. NOT_FOUND. The worker
 	// registers again and must treat every lease that it held as lost.
@@ -67,8 +69,8 @@ const (
 	ErrorReason_ERROR_REASON_SERVER_DRAINING ErrorReason = 12
 	// The id is already in use for something else. ALREADY_EXISTS.
 	ErrorReason_ERROR_REASON_ALREADY_EXISTS ErrorReason = 13
-	// The page token is not one that this method returned for the same filter. INVALID_ARGUMENT.
-	// Start again without a token.
+	// The page token or cursor is not one that this method returned for the same filter, or the
+	// store's key of tokens was replaced since. INVALID_ARGUMENT. Start again without it.
 	ErrorReason_ERROR_REASON_BAD_PAGE_TOKEN ErrorReason = 14
 	// Another stream attached with the same worker id. ABORTED. If that was not this worker's own
 	// new stream, two workers share an id: stop.
@@ -97,6 +99,15 @@ const (
 	// a right to the server's user. UNAVAILABLE with RetryInfo. The message has the remedy, for the
 	// operator; what was accepted before goes on.
 	ErrorReason_ERROR_REASON_STORE_UNFIT ErrorReason = 24
+	// The server does not support what the request asks for: a name in `required_features`, or a
+	// field that is set aside for a later version. FAILED_PRECONDITION. The metadata names it under
+	// `feature`.
+	ErrorReason_ERROR_REASON_UNSUPPORTED ErrorReason = 25
+	// The queue has live jobs or schedules and can't be deleted. FAILED_PRECONDITION.
+	ErrorReason_ERROR_REASON_QUEUE_IN_USE ErrorReason = 26
+	// The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
+	// uses, or raise the limit.
+	ErrorReason_ERROR_REASON_TOO_MANY_QUEUES ErrorReason = 27
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
@@ -129,6 +140,9 @@ var (
 		22: "ERROR_REASON_SCHEDULE_NOT_FOUND",
 		23: "ERROR_REASON_CHANGED_MEANWHILE",
 		24: "ERROR_REASON_STORE_UNFIT",
+		25: "ERROR_REASON_UNSUPPORTED",
+		26: "ERROR_REASON_QUEUE_IN_USE",
+		27: "ERROR_REASON_TOO_MANY_QUEUES",
 		15: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -156,6 +170,9 @@ var (
 		"ERROR_REASON_SCHEDULE_NOT_FOUND": 22,
 		"ERROR_REASON_CHANGED_MEANWHILE":  23,
 		"ERROR_REASON_STORE_UNFIT":        24,
+		"ERROR_REASON_UNSUPPORTED":        25,
+		"ERROR_REASON_QUEUE_IN_USE":       26,
+		"ERROR_REASON_TOO_MANY_QUEUES":    27,
 		"ERROR_REASON_INTERNAL":           15,
 	}
 )
@@ -200,7 +217,9 @@ type ItemError struct {
 	// For INVALID_FIELD: one for each field.
 	Violations []*FieldViolation `protobuf:"bytes,4,rep,name=violations,proto3" json:"violations,omitempty"`
 	// Facts that go with the reason, such as `state`.
-	Metadata      map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// When to try again, as RetryInfo says for a call. Unset: trying again unchanged does not help.
+	RetryDelay    *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_delay,json=retryDelay,proto3" json:"retry_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +289,13 @@ func (x *ItemError) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *ItemError) GetRetryDelay() *durationpb.Duration {
+	if x != nil {
+		return x.RetryDelay
+	}
+	return nil
+}
+
 // What is wrong with one field.
 type FieldViolation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -330,7 +356,7 @@ var File_jobwire_v1_errors_proto protoreflect.FileDescriptor
 const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\n" +
 	"\x17jobwire/v1/errors.proto\x12\n" +
-	"jobwire.v1\"\xa4\x02\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe0\x02\n" +
 	"\tItemError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12/\n" +
@@ -338,13 +364,15 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18\x04 \x03(\v2\x1a.jobwire.v1.FieldViolationR\n" +
 	"violations\x12?\n" +
-	"\bmetadata\x18\x05 \x03(\v2#.jobwire.v1.ItemError.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x05 \x03(\v2#.jobwire.v1.ItemError.MetadataEntryR\bmetadata\x12:\n" +
+	"\vretry_delay\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryDelay\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription*\xa6\x06\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription*\x85\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -370,9 +398,12 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12#\n" +
 	"\x1fERROR_REASON_SCHEDULE_NOT_FOUND\x10\x16\x12\"\n" +
 	"\x1eERROR_REASON_CHANGED_MEANWHILE\x10\x17\x12\x1c\n" +
-	"\x18ERROR_REASON_STORE_UNFIT\x10\x18\x12\x19\n" +
-	"\x15ERROR_REASON_INTERNAL\x10\x0fB(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"\x18ERROR_REASON_STORE_UNFIT\x10\x18\x12\x1c\n" +
+	"\x18ERROR_REASON_UNSUPPORTED\x10\x19\x12\x1d\n" +
+	"\x19ERROR_REASON_QUEUE_IN_USE\x10\x1a\x12 \n" +
+	"\x1cERROR_REASON_TOO_MANY_QUEUES\x10\x1b\x12\x19\n" +
+	"\x15ERROR_REASON_INTERNAL\x10\x0fB7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_errors_proto_rawDescOnce sync.Once
@@ -389,20 +420,22 @@ func file_jobwire_v1_errors_proto_rawDescGZIP() []byte {
 var file_jobwire_v1_errors_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_jobwire_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_jobwire_v1_errors_proto_goTypes = []any{
-	(ErrorReason)(0),       // 0: jobwire.v1.ErrorReason
-	(*ItemError)(nil),      // 1: jobwire.v1.ItemError
-	(*FieldViolation)(nil), // 2: jobwire.v1.FieldViolation
-	nil,                    // 3: jobwire.v1.ItemError.MetadataEntry
+	(ErrorReason)(0),            // 0: jobwire.v1.ErrorReason
+	(*ItemError)(nil),           // 1: jobwire.v1.ItemError
+	(*FieldViolation)(nil),      // 2: jobwire.v1.FieldViolation
+	nil,                         // 3: jobwire.v1.ItemError.MetadataEntry
+	(*durationpb.Duration)(nil), // 4: google.protobuf.Duration
 }
 var file_jobwire_v1_errors_proto_depIdxs = []int32{
 	0, // 0: jobwire.v1.ItemError.reason:type_name -> jobwire.v1.ErrorReason
 	2, // 1: jobwire.v1.ItemError.violations:type_name -> jobwire.v1.FieldViolation
 	3, // 2: jobwire.v1.ItemError.metadata:type_name -> jobwire.v1.ItemError.MetadataEntry
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	4, // 3: jobwire.v1.ItemError.retry_delay:type_name -> google.protobuf.Duration
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_errors_proto_init() }

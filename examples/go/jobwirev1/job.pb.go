@@ -27,8 +27,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Where a job stands. SCHEDULED, PENDING, RUNNING and CANCELLING are live; the
-// other four are terminal.
+// Where a job stands. SCHEDULED, PENDING, RUNNING and CANCELLING are live; SUCCEEDED, FAILED,
+// CANCELLED and EXPIRED are terminal. A job is in a terminal state exactly if its `finished_at` is
+// set, which also holds for states that a later version adds: a client that meets a number it does
+// not know shows the number, and asks `finished_at` whether the job has ended.
 type JobState int32
 
 const (
@@ -52,22 +54,30 @@ const (
 	JobState_JOB_STATE_FAILED JobState = 6
 	// Terminal: cancelled.
 	JobState_JOB_STATE_CANCELLED JobState = 7
-	// Terminal: its `expires_at` passed before any worker started it.
+	// Terminal: it was not started before its `expires_at`.
 	JobState_JOB_STATE_EXPIRED JobState = 8
+	// Waits for the jobs in its `dependencies`. Set aside for servers with the feature
+	// `dependencies`; others never send it.
+	JobState_JOB_STATE_BLOCKED JobState = 9
+	// Its worker has suspended it until something happens. Set aside for servers with the feature
+	// `suspend`; others never send it.
+	JobState_JOB_STATE_WAITING JobState = 10
 )
 
 // Enum value maps for JobState.
 var (
 	JobState_name = map[int32]string{
-		0: "JOB_STATE_UNSPECIFIED",
-		1: "JOB_STATE_SCHEDULED",
-		2: "JOB_STATE_PENDING",
-		3: "JOB_STATE_RUNNING",
-		4: "JOB_STATE_CANCELLING",
-		5: "JOB_STATE_SUCCEEDED",
-		6: "JOB_STATE_FAILED",
-		7: "JOB_STATE_CANCELLED",
-		8: "JOB_STATE_EXPIRED",
+		0:  "JOB_STATE_UNSPECIFIED",
+		1:  "JOB_STATE_SCHEDULED",
+		2:  "JOB_STATE_PENDING",
+		3:  "JOB_STATE_RUNNING",
+		4:  "JOB_STATE_CANCELLING",
+		5:  "JOB_STATE_SUCCEEDED",
+		6:  "JOB_STATE_FAILED",
+		7:  "JOB_STATE_CANCELLED",
+		8:  "JOB_STATE_EXPIRED",
+		9:  "JOB_STATE_BLOCKED",
+		10: "JOB_STATE_WAITING",
 	}
 	JobState_value = map[string]int32{
 		"JOB_STATE_UNSPECIFIED": 0,
@@ -79,6 +89,8 @@ var (
 		"JOB_STATE_FAILED":      6,
 		"JOB_STATE_CANCELLED":   7,
 		"JOB_STATE_EXPIRED":     8,
+		"JOB_STATE_BLOCKED":     9,
+		"JOB_STATE_WAITING":     10,
 	}
 )
 
@@ -277,11 +289,122 @@ func (OutputOverflow) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
+// Which end of another job lets this one go on.
+type DependencyCondition int32
+
+const (
+	// SUCCEEDED.
+	DependencyCondition_DEPENDENCY_CONDITION_UNSPECIFIED DependencyCondition = 0
+	// It succeeded.
+	DependencyCondition_DEPENDENCY_CONDITION_SUCCEEDED DependencyCondition = 1
+	// It ended, however that was.
+	DependencyCondition_DEPENDENCY_CONDITION_ENDED DependencyCondition = 2
+	// It ended without success.
+	DependencyCondition_DEPENDENCY_CONDITION_FAILED DependencyCondition = 3
+)
+
+// Enum value maps for DependencyCondition.
+var (
+	DependencyCondition_name = map[int32]string{
+		0: "DEPENDENCY_CONDITION_UNSPECIFIED",
+		1: "DEPENDENCY_CONDITION_SUCCEEDED",
+		2: "DEPENDENCY_CONDITION_ENDED",
+		3: "DEPENDENCY_CONDITION_FAILED",
+	}
+	DependencyCondition_value = map[string]int32{
+		"DEPENDENCY_CONDITION_UNSPECIFIED": 0,
+		"DEPENDENCY_CONDITION_SUCCEEDED":   1,
+		"DEPENDENCY_CONDITION_ENDED":       2,
+		"DEPENDENCY_CONDITION_FAILED":      3,
+	}
+)
+
+func (x DependencyCondition) Enum() *DependencyCondition {
+	p := new(DependencyCondition)
+	*p = x
+	return p
+}
+
+func (x DependencyCondition) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DependencyCondition) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_proto_enumTypes[4].Descriptor()
+}
+
+func (DependencyCondition) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_proto_enumTypes[4]
+}
+
+func (x DependencyCondition) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DependencyCondition.Descriptor instead.
+func (DependencyCondition) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
+}
+
+// Who found that an attempt or a job failed.
+type FailureOrigin int32
+
+const (
+	// Not known: the record of a former release.
+	FailureOrigin_FAILURE_ORIGIN_UNSPECIFIED FailureOrigin = 0
+	// The worker reported it.
+	FailureOrigin_FAILURE_ORIGIN_WORKER FailureOrigin = 1
+	// The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
+	// `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+	FailureOrigin_FAILURE_ORIGIN_BROKER FailureOrigin = 2
+)
+
+// Enum value maps for FailureOrigin.
+var (
+	FailureOrigin_name = map[int32]string{
+		0: "FAILURE_ORIGIN_UNSPECIFIED",
+		1: "FAILURE_ORIGIN_WORKER",
+		2: "FAILURE_ORIGIN_BROKER",
+	}
+	FailureOrigin_value = map[string]int32{
+		"FAILURE_ORIGIN_UNSPECIFIED": 0,
+		"FAILURE_ORIGIN_WORKER":      1,
+		"FAILURE_ORIGIN_BROKER":      2,
+	}
+)
+
+func (x FailureOrigin) Enum() *FailureOrigin {
+	p := new(FailureOrigin)
+	*p = x
+	return p
+}
+
+func (x FailureOrigin) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FailureOrigin) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_proto_enumTypes[5].Descriptor()
+}
+
+func (FailureOrigin) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_proto_enumTypes[5]
+}
+
+func (x FailureOrigin) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FailureOrigin.Descriptor instead.
+func (FailureOrigin) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
+}
+
 // How an attempt ended.
 type AttemptOutcome int32
 
 const (
-	// Still running.
+	// Never sent.
 	AttemptOutcome_ATTEMPT_OUTCOME_UNSPECIFIED AttemptOutcome = 0
 	// With a result.
 	AttemptOutcome_ATTEMPT_OUTCOME_SUCCEEDED AttemptOutcome = 1
@@ -299,6 +422,8 @@ const (
 	// worker is alive and did not name the job, or fell silent together with its server. Touches no
 	// budget; but after three of them each further one is CRASHED, and counts as a crash.
 	AttemptOutcome_ATTEMPT_OUTCOME_UNDELIVERED AttemptOutcome = 7
+	// It has not ended.
+	AttemptOutcome_ATTEMPT_OUTCOME_RUNNING AttemptOutcome = 8
 )
 
 // Enum value maps for AttemptOutcome.
@@ -312,6 +437,7 @@ var (
 		5: "ATTEMPT_OUTCOME_TIMED_OUT",
 		6: "ATTEMPT_OUTCOME_CANCELLED",
 		7: "ATTEMPT_OUTCOME_UNDELIVERED",
+		8: "ATTEMPT_OUTCOME_RUNNING",
 	}
 	AttemptOutcome_value = map[string]int32{
 		"ATTEMPT_OUTCOME_UNSPECIFIED": 0,
@@ -322,6 +448,7 @@ var (
 		"ATTEMPT_OUTCOME_TIMED_OUT":   5,
 		"ATTEMPT_OUTCOME_CANCELLED":   6,
 		"ATTEMPT_OUTCOME_UNDELIVERED": 7,
+		"ATTEMPT_OUTCOME_RUNNING":     8,
 	}
 )
 
@@ -336,11 +463,11 @@ func (x AttemptOutcome) String() string {
 }
 
 func (AttemptOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[4].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[6].Descriptor()
 }
 
 func (AttemptOutcome) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[4]
+	return &file_jobwire_v1_job_proto_enumTypes[6]
 }
 
 func (x AttemptOutcome) Number() protoreflect.EnumNumber {
@@ -349,16 +476,16 @@ func (x AttemptOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AttemptOutcome.Descriptor instead.
 func (AttemptOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{4}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{6}
 }
 
-// How much of each job an answer carries.
+// How much of each job an answer carries. A view that the server does not know is refused.
 type JobView int32
 
 const (
 	// The method's default, named at the method.
 	JobView_JOB_VIEW_UNSPECIFIED JobView = 0
-	// Without payload, result, attempts and stack traces.
+	// Without payload, headers, result, checkpoint, attempts and stack traces.
 	JobView_JOB_VIEW_BASIC JobView = 1
 	// Everything.
 	JobView_JOB_VIEW_FULL JobView = 2
@@ -389,11 +516,11 @@ func (x JobView) String() string {
 }
 
 func (JobView) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_proto_enumTypes[5].Descriptor()
+	return file_jobwire_v1_job_proto_enumTypes[7].Descriptor()
 }
 
 func (JobView) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_proto_enumTypes[5]
+	return &file_jobwire_v1_job_proto_enumTypes[7]
 }
 
 func (x JobView) Number() protoreflect.EnumNumber {
@@ -402,11 +529,13 @@ func (x JobView) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JobView.Descriptor instead.
 func (JobView) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
 }
 
 // The content of a job, a result or a progress report. Exactly one kind is set, or none for an
-// empty payload. The broker passes the bytes on unchanged.
+// empty payload. The broker passes the bytes on unchanged. A payload whose kind the reader does not
+// know, because it is newer, is an error and never an empty payload: the broker refuses it, and so
+// does a worker.
 type Payload struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How the content is carried.
@@ -417,7 +546,11 @@ type Payload struct {
 	//	*Payload_Data
 	//	*Payload_Message
 	//	*Payload_Struct
-	Kind          isPayload_Kind `protobuf_oneof:"kind"`
+	Kind isPayload_Kind `protobuf_oneof:"kind"`
+	// What programs need to read the content: a codec, a content type, the id of a key. Delivered
+	// with the content and not inspected. At most 16; keys are 1 to 63 letters, digits and `. _ / -`;
+	// keys and values together at most 4 KiB.
+	Metadata      map[string][]byte `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -495,6 +628,13 @@ func (x *Payload) GetStruct() *structpb.Struct {
 	return nil
 }
 
+func (x *Payload) GetMetadata() map[string][]byte {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type isPayload_Kind interface {
 	isPayload_Kind()
 }
@@ -519,7 +659,9 @@ type Payload_Message struct {
 }
 
 type Payload_Struct struct {
-	// A structure; stored and delivered as `json`. NaN and infinity are refused.
+	// A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
+	// infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
+	// broker sees them, and belong into `json`. At most 100 levels.
 	Struct *structpb.Struct `protobuf:"bytes,4,opt,name=struct,proto3,oneof"`
 }
 
@@ -531,21 +673,21 @@ func (*Payload_Message) isPayload_Kind() {}
 
 func (*Payload_Struct) isPayload_Kind() {}
 
-// How often and when a failing job is retried. Unset fields take the queue's default, and if that
-// is unset too, the server's.
+// How often and when a failing job is retried. Each unset field takes the queue's default, and if
+// that is unset too, the server's.
 type RetryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of failures that ends the job, including that of the first attempt: 1 means no
-	// retry. 1 to 1000; 0 or unset: the default, 3 unless configured otherwise. Crashes and
-	// interruptions do not count here.
-	MaxAttempts uint32 `protobuf:"varint,1,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	// retry. 1 to 1000; unset: the default, 3 unless configured otherwise. Crashes and interruptions
+	// do not count here.
+	MaxAttempts *int32 `protobuf:"varint,1,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
 	// The wait before the second attempt. 0 to 24 hours; unset: 1 second.
 	InitialBackoff *durationpb.Duration `protobuf:"bytes,2,opt,name=initial_backoff,json=initialBackoff,proto3" json:"initial_backoff,omitempty"`
 	// The longest wait between attempts. 0 to 30 days, not below `initial_backoff`; unset: 10
 	// minutes.
 	MaxBackoff *durationpb.Duration `protobuf:"bytes,3,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
-	// The factor from each wait to the next. 1 to 10; 0 or unset: 2.
-	Multiplier float64 `protobuf:"fixed64,4,opt,name=multiplier,proto3" json:"multiplier,omitempty"`
+	// The factor from each wait to the next. 1 to 10; unset: 2.
+	Multiplier *float64 `protobuf:"fixed64,4,opt,name=multiplier,proto3,oneof" json:"multiplier,omitempty"`
 	// The share of each wait that is random, so that jobs which failed together do not come back
 	// together. 0 to 1: 0.2 draws from 80 % to 120 % of the wait. Unset: 0.2.
 	Jitter        *float64 `protobuf:"fixed64,5,opt,name=jitter,proto3,oneof" json:"jitter,omitempty"`
@@ -583,9 +725,9 @@ func (*RetryPolicy) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *RetryPolicy) GetMaxAttempts() uint32 {
-	if x != nil {
-		return x.MaxAttempts
+func (x *RetryPolicy) GetMaxAttempts() int32 {
+	if x != nil && x.MaxAttempts != nil {
+		return *x.MaxAttempts
 	}
 	return 0
 }
@@ -605,8 +747,8 @@ func (x *RetryPolicy) GetMaxBackoff() *durationpb.Duration {
 }
 
 func (x *RetryPolicy) GetMultiplier() float64 {
-	if x != nil {
-		return x.Multiplier
+	if x != nil && x.Multiplier != nil {
+		return *x.Multiplier
 	}
 	return 0
 }
@@ -697,7 +839,7 @@ type OutputPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most the server's `max_output_bytes` (16 MiB unless configured otherwise); 0 or unset:
 	// that limit.
-	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	MaxBytes int64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	// What happens above it.
 	Overflow      OutputOverflow `protobuf:"varint,2,opt,name=overflow,proto3,enum=jobwire.v1.OutputOverflow" json:"overflow,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -734,7 +876,7 @@ func (*OutputPolicy) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *OutputPolicy) GetMaxBytes() uint64 {
+func (x *OutputPolicy) GetMaxBytes() int64 {
 	if x != nil {
 		return x.MaxBytes
 	}
@@ -759,7 +901,7 @@ type OutputChunk struct {
 	// The number of bytes that the attempt wrote before this chunk, over all channels. A chunk that
 	// was sent before is recognized by its offset and not written twice; a chunk that would leave a
 	// gap is refused.
-	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	// 1 byte to 64 KiB.
 	//
 	// Types that are valid to be assigned to Content:
@@ -808,7 +950,7 @@ func (x *OutputChunk) GetChannel() string {
 	return ""
 }
 
-func (x *OutputChunk) GetOffset() uint64 {
+func (x *OutputChunk) GetOffset() int64 {
 	if x != nil {
 		return x.Offset
 	}
@@ -862,9 +1004,9 @@ func (*OutputChunk_Data) isOutputChunk_Content() {}
 type OutputPosition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attempt that wrote it; 0: the latest.
-	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Bytes of that attempt's output before this position.
-	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Offset        int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -899,14 +1041,14 @@ func (*OutputPosition) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *OutputPosition) GetAttempt() uint32 {
+func (x *OutputPosition) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
 	}
 	return 0
 }
 
-func (x *OutputPosition) GetOffset() uint64 {
+func (x *OutputPosition) GetOffset() int64 {
 	if x != nil {
 		return x.Offset
 	}
@@ -923,9 +1065,9 @@ type JobSpec struct {
 	// The handler's input. At most the server's `max_payload_bytes` (1 MiB unless
 	// configured otherwise). Unset: empty.
 	Payload *Payload `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
-	// 0 to 255; higher is delivered first, and within one priority the job that became
-	// ready first. Unset: 0.
-	Priority uint32 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	// 0 to 255; higher is delivered first, and within one priority the job that became ready first.
+	// Unset: the queue's `default_priority`, 0 unless configured otherwise.
+	Priority *int32 `protobuf:"varint,3,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// Labels that a worker must have, each with this value, to receive the job, for
 	// example `gpu` = `a100`. At most 16; keys as for `labels`. Unset: any worker.
 	Requirements map[string]string `protobuf:"bytes,4,rep,name=requirements,proto3" json:"requirements,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -945,28 +1087,45 @@ type JobSpec struct {
 	//	*JobSpec_RunAt
 	//	*JobSpec_Delay
 	Start isJobSpec_Start `protobuf_oneof:"start"`
-	// The job is not started after this moment: it becomes EXPIRED. Must be after the submission
-	// and after `run_at`, and at most 10 years ahead. Unset: never.
-	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Until when the job may be started for the first time; after that it becomes EXPIRED. Neither:
+	// at any time.
+	//
+	// Types that are valid to be assigned to Expiry:
+	//
+	//	*JobSpec_ExpiresAt
+	//	*JobSpec_ExpiresAfter
+	Expiry isJobSpec_Expiry `protobuf_oneof:"expiry"`
 	// How much output is kept. Unset: the server's limit, and output above it is refused.
 	Output *OutputPolicy `protobuf:"bytes,11,opt,name=output,proto3" json:"output,omitempty"`
-	// The end of the job as a whole, with all attempts and waits. A job that is still live at this
-	// moment becomes FAILED with `DEADLINE_EXCEEDED` (CANCELLED if it was CANCELLING), and a worker
-	// that is running it loses the lease. A retry that could not start before the deadline does not
-	// happen. Must be after the submission and after `run_at`, and at most 10 years ahead. Unset:
-	// none.
-	Deadline *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// The end of the job as a whole, with all attempts and waits. A job that is still live then
+	// becomes FAILED with `DEADLINE_EXCEEDED` (CANCELLED if it was CANCELLING), and a worker that is
+	// running it loses the lease. A retry that could not start before the deadline does not happen.
+	// Neither: none.
+	//
+	// Types that are valid to be assigned to End:
+	//
+	//	*JobSpec_Deadline
+	//	*JobSpec_DeadlineAfter
+	End isJobSpec_End `protobuf_oneof:"end"`
 	// At most one job of the queue holds this key at a time. Unset: none.
 	Unique *UniqueKey `protobuf:"bytes,13,opt,name=unique,proto3" json:"unique,omitempty"`
 	// How long the job is kept after its end, however it ends. 0 to 10 years; unset: as long as the
 	// queue keeps jobs that ended in the same way.
 	Retention *durationpb.Duration `protobuf:"bytes,16,opt,name=retention,proto3" json:"retention,omitempty"`
-	// Output only: when the broker accepted the job, by the server's view of the store's clock. It
-	// is earlier than the write: by milliseconds, or by as much as the store's answers were late,
-	// which is seconds while it hangs. Nothing is decided by it.
-	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only: the layout version of the stored record, currently 1.
-	SchemaVersion uint32 `protobuf:"varint,15,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
+	// What travels with the job for other programs, for example the W3C trace context under
+	// `traceparent`. Handed to the handler; in no filter and no BASIC view. At most 64; keys are 1 to
+	// 128 lower-case letters, digits and `. _ -`; keys and values together at most 8 KiB.
+	Headers map[string]string `protobuf:"bytes,19,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What a server must support to take this job, by the names in `GetServerInfoResponse.features`:
+	// one that lacks a feature refuses the job, where it would ignore a field that it does not know.
+	// At most 16, each 1 to 64 lower-case letters, digits and `_`.
+	RequiredFeatures []string `protobuf:"bytes,20,rep,name=required_features,json=requiredFeatures,proto3" json:"required_features,omitempty"`
+	// Set aside for servers with the feature `groups`; others refuse it. The tenant, account or host
+	// that the job belongs to, for fair sharing and limits: up to 128 bytes.
+	GroupKey string `protobuf:"bytes,21,opt,name=group_key,json=groupKey,proto3" json:"group_key,omitempty"`
+	// Set aside for servers with the feature `dependencies`; others refuse them. The jobs that must
+	// end before this one becomes ready.
+	Dependencies  []*Dependency `protobuf:"bytes,22,rep,name=dependencies,proto3" json:"dependencies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1015,9 +1174,9 @@ func (x *JobSpec) GetPayload() *Payload {
 	return nil
 }
 
-func (x *JobSpec) GetPriority() uint32 {
-	if x != nil {
-		return x.Priority
+func (x *JobSpec) GetPriority() int32 {
+	if x != nil && x.Priority != nil {
+		return *x.Priority
 	}
 	return 0
 }
@@ -1075,9 +1234,27 @@ func (x *JobSpec) GetDelay() *durationpb.Duration {
 	return nil
 }
 
+func (x *JobSpec) GetExpiry() isJobSpec_Expiry {
+	if x != nil {
+		return x.Expiry
+	}
+	return nil
+}
+
 func (x *JobSpec) GetExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
-		return x.ExpiresAt
+		if x, ok := x.Expiry.(*JobSpec_ExpiresAt); ok {
+			return x.ExpiresAt
+		}
+	}
+	return nil
+}
+
+func (x *JobSpec) GetExpiresAfter() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.Expiry.(*JobSpec_ExpiresAfter); ok {
+			return x.ExpiresAfter
+		}
 	}
 	return nil
 }
@@ -1089,9 +1266,27 @@ func (x *JobSpec) GetOutput() *OutputPolicy {
 	return nil
 }
 
+func (x *JobSpec) GetEnd() isJobSpec_End {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
 func (x *JobSpec) GetDeadline() *timestamppb.Timestamp {
 	if x != nil {
-		return x.Deadline
+		if x, ok := x.End.(*JobSpec_Deadline); ok {
+			return x.Deadline
+		}
+	}
+	return nil
+}
+
+func (x *JobSpec) GetDeadlineAfter() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.End.(*JobSpec_DeadlineAfter); ok {
+			return x.DeadlineAfter
+		}
 	}
 	return nil
 }
@@ -1110,18 +1305,32 @@ func (x *JobSpec) GetRetention() *durationpb.Duration {
 	return nil
 }
 
-func (x *JobSpec) GetCreatedAt() *timestamppb.Timestamp {
+func (x *JobSpec) GetHeaders() map[string]string {
 	if x != nil {
-		return x.CreatedAt
+		return x.Headers
 	}
 	return nil
 }
 
-func (x *JobSpec) GetSchemaVersion() uint32 {
+func (x *JobSpec) GetRequiredFeatures() []string {
 	if x != nil {
-		return x.SchemaVersion
+		return x.RequiredFeatures
 	}
-	return 0
+	return nil
+}
+
+func (x *JobSpec) GetGroupKey() string {
+	if x != nil {
+		return x.GroupKey
+	}
+	return ""
+}
+
+func (x *JobSpec) GetDependencies() []*Dependency {
+	if x != nil {
+		return x.Dependencies
+	}
+	return nil
 }
 
 type isJobSpec_Start interface {
@@ -1142,6 +1351,102 @@ func (*JobSpec_RunAt) isJobSpec_Start() {}
 
 func (*JobSpec_Delay) isJobSpec_Start() {}
 
+type isJobSpec_Expiry interface {
+	isJobSpec_Expiry()
+}
+
+type JobSpec_ExpiresAt struct {
+	// Not after this moment. Must be after the submission and after `run_at`, and at most 10 years
+	// ahead.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expires_at,json=expiresAt,proto3,oneof"`
+}
+
+type JobSpec_ExpiresAfter struct {
+	// Not later than this long after the job was accepted; for a schedule's job, after the moment
+	// at which it is due. Above 0 and above `delay`, and at most 10 years. The job is handed on
+	// with the `expires_at` that it comes to.
+	ExpiresAfter *durationpb.Duration `protobuf:"bytes,17,opt,name=expires_after,json=expiresAfter,proto3,oneof"`
+}
+
+func (*JobSpec_ExpiresAt) isJobSpec_Expiry() {}
+
+func (*JobSpec_ExpiresAfter) isJobSpec_Expiry() {}
+
+type isJobSpec_End interface {
+	isJobSpec_End()
+}
+
+type JobSpec_Deadline struct {
+	// At this moment. Must be after the submission and after `run_at`, and at most 10 years ahead.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=deadline,proto3,oneof"`
+}
+
+type JobSpec_DeadlineAfter struct {
+	// This long after the job was accepted; for a schedule's job, after the moment at which it is
+	// due. Above 0 and above `delay`, and at most 10 years. The job is handed on with the
+	// `deadline` that it comes to.
+	DeadlineAfter *durationpb.Duration `protobuf:"bytes,18,opt,name=deadline_after,json=deadlineAfter,proto3,oneof"`
+}
+
+func (*JobSpec_Deadline) isJobSpec_End() {}
+
+func (*JobSpec_DeadlineAfter) isJobSpec_End() {}
+
+// A job that must end before another may start.
+type Dependency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required; of any queue.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Unset: SUCCEEDED.
+	Condition     DependencyCondition `protobuf:"varint,2,opt,name=condition,proto3,enum=jobwire.v1.DependencyCondition" json:"condition,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dependency) Reset() {
+	*x = Dependency{}
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dependency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dependency) ProtoMessage() {}
+
+func (x *Dependency) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
+func (*Dependency) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Dependency) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *Dependency) GetCondition() DependencyCondition {
+	if x != nil {
+		return x.Condition
+	}
+	return DependencyCondition_DEPENDENCY_CONDITION_UNSPECIFIED
+}
+
 // How far a running job is, in its worker's words. Each report replaces the one before.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1159,7 +1464,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1476,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1489,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -1218,9 +1523,8 @@ func (x *Progress) GetUpdatedAt() *timestamppb.Timestamp {
 // What went wrong in an attempt.
 type Failure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The kind of failure, for programs: an exception's class name, for example. At most
-	// 128 bytes. The broker's own are `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`,
-	// `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+	// The kind of failure, for programs: an exception's class name, for example. At most 128 bytes.
+	// A worker may choose any; `origin` tells its failures from the broker's.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// For people. At most 4096 bytes; a longer one is cut.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
@@ -1233,14 +1537,19 @@ type Failure struct {
 	NonRetryable bool `protobuf:"varint,5,opt,name=non_retryable,json=nonRetryable,proto3" json:"non_retryable,omitempty"`
 	// The wait before the next attempt, in place of the computed backoff. 0 to 30 days. Unset: the
 	// policy's backoff.
-	RetryAfter    *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	RetryAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	// Output only: who found it.
+	Origin FailureOrigin `protobuf:"varint,7,opt,name=origin,proto3,enum=jobwire.v1.FailureOrigin" json:"origin,omitempty"`
+	// Set aside for servers with the feature `groups`; others refuse it. No job of the same group is
+	// started for this long: a handler that was told to slow down passes it on.
+	PauseGroupFor *durationpb.Duration `protobuf:"bytes,8,opt,name=pause_group_for,json=pauseGroupFor,proto3" json:"pause_group_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1561,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1574,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Failure) GetType() string {
@@ -1310,15 +1619,29 @@ func (x *Failure) GetRetryAfter() *durationpb.Duration {
 	return nil
 }
 
+func (x *Failure) GetOrigin() FailureOrigin {
+	if x != nil {
+		return x.Origin
+	}
+	return FailureOrigin_FAILURE_ORIGIN_UNSPECIFIED
+}
+
+func (x *Failure) GetPauseGroupFor() *durationpb.Duration {
+	if x != nil {
+		return x.PauseGroupFor
+	}
+	return nil
+}
+
 // The record of one attempt.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 for the first.
-	Number uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Number int32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// The worker that held the lease.
 	WorkerId string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The token of that lease.
-	FencingToken uint64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// When the job was claimed.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// When the attempt ended; unset while it runs.
@@ -1333,7 +1656,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1668,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,10 +1681,10 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *Attempt) GetNumber() uint32 {
+func (x *Attempt) GetNumber() int32 {
 	if x != nil {
 		return x.Number
 	}
@@ -1375,7 +1698,7 @@ func (x *Attempt) GetWorkerId() string {
 	return ""
 }
 
-func (x *Attempt) GetFencingToken() uint64 {
+func (x *Attempt) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -1420,14 +1743,14 @@ type Redrive struct {
 	// The terminal state that it was taken out of.
 	FromState JobState `protobuf:"varint,3,opt,name=from_state,json=fromState,proto3,enum=jobwire.v1.JobState" json:"from_state,omitempty"`
 	// How often the job has been redriven, this time included.
-	Number        uint32 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	Number        int32 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Redrive) Reset() {
 	*x = Redrive{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1762,7 @@ func (x *Redrive) String() string {
 func (*Redrive) ProtoMessage() {}
 
 func (x *Redrive) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1775,7 @@ func (x *Redrive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redrive.ProtoReflect.Descriptor instead.
 func (*Redrive) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Redrive) GetRedrivenAt() *timestamppb.Timestamp {
@@ -1476,42 +1799,43 @@ func (x *Redrive) GetFromState() JobState {
 	return JobState_JOB_STATE_UNSPECIFIED
 }
 
-func (x *Redrive) GetNumber() uint32 {
+func (x *Redrive) GetNumber() int32 {
 	if x != nil {
 		return x.Number
 	}
 	return 0
 }
 
-// A job as it stands. Its `spec.created_at` says when it was accepted.
+// A job as it stands.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `<queue>-<26 lower-case ULID characters>`, sortable by the time of submission
 	// within a queue.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// The queue it was submitted to.
 	Queue string `protobuf:"bytes,2,opt,name=queue,proto3" json:"queue,omitempty"`
-	// What the producer asked for. Its `payload` is left out in a BASIC view.
+	// What the producer asked for, with `expires_at` and `deadline` as moments. Its `payload` and
+	// `headers` are left out in a BASIC view.
 	Spec *JobSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Where it stands.
 	State JobState `protobuf:"varint,4,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// Grows with every change; of two views of one job, the one with the higher revision is the
 	// newer.
-	Revision uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// For SCHEDULED: when it becomes PENDING.
 	RunAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=run_at,json=runAt,proto3" json:"run_at,omitempty"`
 	// When its latest attempt started.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// When it reached its terminal state.
+	// When it reached its terminal state; set exactly if it is in one.
 	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
 	// The number of the latest attempt; 0 before the first.
-	Attempt uint32 `protobuf:"varint,9,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt int32 `protobuf:"varint,9,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Failures since the submission or the last redrive, counted against `max_attempts`.
-	Failures uint32 `protobuf:"varint,10,opt,name=failures,proto3" json:"failures,omitempty"`
+	Failures int32 `protobuf:"varint,10,opt,name=failures,proto3" json:"failures,omitempty"`
 	// Crashes since then: leases that ran out, workers that were lost.
-	Crashes uint32 `protobuf:"varint,11,opt,name=crashes,proto3" json:"crashes,omitempty"`
+	Crashes int32 `protobuf:"varint,11,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	// Interruptions since then: releases by workers that shut down.
-	Interruptions uint32 `protobuf:"varint,12,opt,name=interruptions,proto3" json:"interruptions,omitempty"`
+	Interruptions int32 `protobuf:"varint,12,opt,name=interruptions,proto3" json:"interruptions,omitempty"`
 	// The latest progress report.
 	Progress *Progress `protobuf:"bytes,13,opt,name=progress,proto3" json:"progress,omitempty"`
 	// For SUCCEEDED: what the handler returned. Left out in a BASIC view.
@@ -1521,28 +1845,35 @@ type Job struct {
 	// For RUNNING and CANCELLING: who holds the lease.
 	WorkerId string `protobuf:"bytes,16,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The latest fencing token; 0 before the first claim.
-	FencingToken uint64 `protobuf:"varint,17,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,17,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// For RUNNING and CANCELLING: when the lease runs out unless it is renewed.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
 	// Why it was cancelled, in the words of whoever asked.
 	CancelReason string `protobuf:"bytes,19,opt,name=cancel_reason,json=cancelReason,proto3" json:"cancel_reason,omitempty"`
-	// The latest 100 attempts, oldest first. Left out in a BASIC view.
+	// The newest attempts, oldest of them first: at most 100, and at most 512 KiB of them.
+	// Left out in a BASIC view.
 	Attempts []*Attempt `protobuf:"bytes,20,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// How many bytes of output are kept, over all attempts.
-	OutputBytes uint64 `protobuf:"varint,23,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	OutputBytes int64 `protobuf:"varint,23,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
 	// What its worker saved last for the next attempt. Left out in a BASIC view.
 	Checkpoint *Payload `protobuf:"bytes,22,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// The latest redrive; unset if there was none.
 	LastRedrive *Redrive `protobuf:"bytes,24,opt,name=last_redrive,json=lastRedrive,proto3" json:"last_redrive,omitempty"`
 	// For terminal states: the latest moment at which the broker forgets the job.
-	PurgeAt       *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=purge_at,json=purgeAt,proto3" json:"purge_at,omitempty"`
+	PurgeAt *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=purge_at,json=purgeAt,proto3" json:"purge_at,omitempty"`
+	// When the broker accepted the job, by the server's view of the store's clock. It is earlier than
+	// the write: by milliseconds, or by as much as the store's answers were late, which is seconds
+	// while it hangs. Nothing is decided by it.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// The priority that it has: that of its spec, or of its queue when it was accepted.
+	Priority      int32 `protobuf:"varint,26,opt,name=priority,proto3" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_jobwire_v1_job_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1885,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,12 +1898,12 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_job_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *Job) GetId() string {
+func (x *Job) GetJobId() string {
 	if x != nil {
-		return x.Id
+		return x.JobId
 	}
 	return ""
 }
@@ -1598,7 +1929,7 @@ func (x *Job) GetState() JobState {
 	return JobState_JOB_STATE_UNSPECIFIED
 }
 
-func (x *Job) GetRevision() uint64 {
+func (x *Job) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
 	}
@@ -1626,28 +1957,28 @@ func (x *Job) GetFinishedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Job) GetAttempt() uint32 {
+func (x *Job) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
 	}
 	return 0
 }
 
-func (x *Job) GetFailures() uint32 {
+func (x *Job) GetFailures() int32 {
 	if x != nil {
 		return x.Failures
 	}
 	return 0
 }
 
-func (x *Job) GetCrashes() uint32 {
+func (x *Job) GetCrashes() int32 {
 	if x != nil {
 		return x.Crashes
 	}
 	return 0
 }
 
-func (x *Job) GetInterruptions() uint32 {
+func (x *Job) GetInterruptions() int32 {
 	if x != nil {
 		return x.Interruptions
 	}
@@ -1682,7 +2013,7 @@ func (x *Job) GetWorkerId() string {
 	return ""
 }
 
-func (x *Job) GetFencingToken() uint64 {
+func (x *Job) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -1710,7 +2041,7 @@ func (x *Job) GetAttempts() []*Attempt {
 	return nil
 }
 
-func (x *Job) GetOutputBytes() uint64 {
+func (x *Job) GetOutputBytes() int64 {
 	if x != nil {
 		return x.OutputBytes
 	}
@@ -1738,27 +2069,47 @@ func (x *Job) GetPurgeAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Job) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Job) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
 var File_jobwire_v1_job_proto protoreflect.FileDescriptor
 
 const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"\x14jobwire/v1/job.proto\x12\n" +
-	"jobwire.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n" +
+	"jobwire.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x02\n" +
 	"\aPayload\x12\x14\n" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x120\n" +
 	"\amessage\x18\x03 \x01(\v2\x14.google.protobuf.AnyH\x00R\amessage\x121\n" +
-	"\x06struct\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06structB\x06\n" +
-	"\x04kind\"\xf8\x01\n" +
-	"\vRetryPolicy\x12!\n" +
-	"\fmax_attempts\x18\x01 \x01(\rR\vmaxAttempts\x12B\n" +
+	"\x06struct\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06struct\x12=\n" +
+	"\bmetadata\x18\x05 \x03(\v2!.jobwire.v1.Payload.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x06\n" +
+	"\x04kind\"\xa2\x02\n" +
+	"\vRetryPolicy\x12&\n" +
+	"\fmax_attempts\x18\x01 \x01(\x05H\x00R\vmaxAttempts\x88\x01\x01\x12B\n" +
 	"\x0finitial_backoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
 	"\vmax_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxBackoff\x12\x1e\n" +
+	"maxBackoff\x12#\n" +
 	"\n" +
-	"multiplier\x18\x04 \x01(\x01R\n" +
-	"multiplier\x12\x1b\n" +
-	"\x06jitter\x18\x05 \x01(\x01H\x00R\x06jitter\x88\x01\x01B\t\n" +
+	"multiplier\x18\x04 \x01(\x01H\x01R\n" +
+	"multiplier\x88\x01\x01\x12\x1b\n" +
+	"\x06jitter\x18\x05 \x01(\x01H\x02R\x06jitter\x88\x01\x01B\x0f\n" +
+	"\r_max_attemptsB\r\n" +
+	"\v_multiplierB\t\n" +
 	"\a_jitter\"\xbc\x01\n" +
 	"\tUniqueKey\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
@@ -1767,51 +2118,65 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\von_conflict\x18\x04 \x01(\x0e2\x1a.jobwire.v1.UniqueConflictR\n" +
 	"onConflict\"c\n" +
 	"\fOutputPolicy\x12\x1b\n" +
-	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x126\n" +
+	"\tmax_bytes\x18\x01 \x01(\x03R\bmaxBytes\x126\n" +
 	"\boverflow\x18\x02 \x01(\x0e2\x1a.jobwire.v1.OutputOverflowR\boverflow\"v\n" +
 	"\vOutputChunk\x12\x18\n" +
 	"\achannel\x18\x01 \x01(\tR\achannel\x12\x16\n" +
-	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x14\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n" +
 	"\x04text\x18\x03 \x01(\tH\x00R\x04text\x12\x14\n" +
 	"\x04data\x18\x04 \x01(\fH\x00R\x04dataB\t\n" +
 	"\acontent\"B\n" +
 	"\x0eOutputPosition\x12\x18\n" +
-	"\aattempt\x18\x01 \x01(\rR\aattempt\x12\x16\n" +
-	"\x06offset\x18\x02 \x01(\x04R\x06offset\"\xc9\a\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattempt\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\"\x9e\n" +
+	"\n" +
 	"\aJobSpec\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12-\n" +
-	"\apayload\x18\x02 \x01(\v2\x13.jobwire.v1.PayloadR\apayload\x12\x1a\n" +
-	"\bpriority\x18\x03 \x01(\rR\bpriority\x12I\n" +
+	"\apayload\x18\x02 \x01(\v2\x13.jobwire.v1.PayloadR\apayload\x12\x1f\n" +
+	"\bpriority\x18\x03 \x01(\x05H\x03R\bpriority\x88\x01\x01\x12I\n" +
 	"\frequirements\x18\x04 \x03(\v2%.jobwire.v1.JobSpec.RequirementsEntryR\frequirements\x127\n" +
 	"\x06labels\x18\x05 \x03(\v2\x1f.jobwire.v1.JobSpec.LabelsEntryR\x06labels\x12-\n" +
 	"\x05retry\x18\x06 \x01(\v2\x17.jobwire.v1.RetryPolicyR\x05retry\x12F\n" +
 	"\x11execution_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\x10executionTimeout\x123\n" +
 	"\x06run_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x05runAt\x121\n" +
-	"\x05delay\x18\t \x01(\v2\x19.google.protobuf.DurationH\x00R\x05delay\x129\n" +
+	"\x05delay\x18\t \x01(\v2\x19.google.protobuf.DurationH\x00R\x05delay\x12;\n" +
 	"\n" +
 	"expires_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x120\n" +
-	"\x06output\x18\v \x01(\v2\x18.jobwire.v1.OutputPolicyR\x06output\x126\n" +
-	"\bdeadline\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12-\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampH\x01R\texpiresAt\x12@\n" +
+	"\rexpires_after\x18\x11 \x01(\v2\x19.google.protobuf.DurationH\x01R\fexpiresAfter\x120\n" +
+	"\x06output\x18\v \x01(\v2\x18.jobwire.v1.OutputPolicyR\x06output\x128\n" +
+	"\bdeadline\x18\f \x01(\v2\x1a.google.protobuf.TimestampH\x02R\bdeadline\x12B\n" +
+	"\x0edeadline_after\x18\x12 \x01(\v2\x19.google.protobuf.DurationH\x02R\rdeadlineAfter\x12-\n" +
 	"\x06unique\x18\r \x01(\v2\x15.jobwire.v1.UniqueKeyR\x06unique\x127\n" +
-	"\tretention\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\tretention\x129\n" +
-	"\n" +
-	"created_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12%\n" +
-	"\x0eschema_version\x18\x0f \x01(\rR\rschemaVersion\x1a?\n" +
+	"\tretention\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\tretention\x12:\n" +
+	"\aheaders\x18\x13 \x03(\v2 .jobwire.v1.JobSpec.HeadersEntryR\aheaders\x12+\n" +
+	"\x11required_features\x18\x14 \x03(\tR\x10requiredFeatures\x12\x1b\n" +
+	"\tgroup_key\x18\x15 \x01(\tR\bgroupKey\x12:\n" +
+	"\fdependencies\x18\x16 \x03(\v2\x16.jobwire.v1.DependencyR\fdependencies\x1a?\n" +
 	"\x11RequirementsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
-	"\x05start\"\xbc\x01\n" +
+	"\x05startB\b\n" +
+	"\x06expiryB\x05\n" +
+	"\x03endB\v\n" +
+	"\t_priorityJ\x04\b\x0e\x10\x0fJ\x04\b\x0f\x10\x10\"b\n" +
+	"\n" +
+	"Dependency\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12=\n" +
+	"\tcondition\x18\x02 \x01(\x0e2\x1f.jobwire.v1.DependencyConditionR\tcondition\"\xbc\x01\n" +
 	"\bProgress\x12\x1f\n" +
 	"\bfraction\x18\x01 \x01(\x01H\x00R\bfraction\x88\x01\x01\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12-\n" +
 	"\adetails\x18\x03 \x01(\v2\x13.jobwire.v1.PayloadR\adetails\x129\n" +
 	"\n" +
 	"updated_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAtB\v\n" +
-	"\t_fraction\"\xdd\x01\n" +
+	"\t_fraction\"\xd3\x02\n" +
 	"\aFailure\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -1819,11 +2184,13 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\adetails\x18\x04 \x01(\v2\x13.jobwire.v1.PayloadR\adetails\x12#\n" +
 	"\rnon_retryable\x18\x05 \x01(\bR\fnonRetryable\x12:\n" +
 	"\vretry_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\"\xba\x02\n" +
+	"retryAfter\x121\n" +
+	"\x06origin\x18\a \x01(\x0e2\x19.jobwire.v1.FailureOriginR\x06origin\x12A\n" +
+	"\x0fpause_group_for\x18\b \x01(\v2\x19.google.protobuf.DurationR\rpauseGroupFor\"\xba\x02\n" +
 	"\aAttempt\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1b\n" +
+	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12#\n" +
-	"\rfencing_token\x18\x03 \x01(\x04R\ffencingToken\x129\n" +
+	"\rfencing_token\x18\x03 \x01(\x03R\ffencingToken\x129\n" +
 	"\n" +
 	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x124\n" +
@@ -1835,37 +2202,40 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x123\n" +
 	"\n" +
 	"from_state\x18\x03 \x01(\x0e2\x14.jobwire.v1.JobStateR\tfromState\x12\x16\n" +
-	"\x06number\x18\x04 \x01(\rR\x06number\"\xf0\a\n" +
-	"\x03Job\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x06number\x18\x04 \x01(\x05R\x06number\"\xce\b\n" +
+	"\x03Job\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x14\n" +
 	"\x05queue\x18\x02 \x01(\tR\x05queue\x12'\n" +
 	"\x04spec\x18\x03 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\x12*\n" +
 	"\x05state\x18\x04 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\x121\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x121\n" +
 	"\x06run_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05runAt\x129\n" +
 	"\n" +
 	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12;\n" +
 	"\vfinished_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"finishedAt\x12\x18\n" +
-	"\aattempt\x18\t \x01(\rR\aattempt\x12\x1a\n" +
+	"\aattempt\x18\t \x01(\x05R\aattempt\x12\x1a\n" +
 	"\bfailures\x18\n" +
-	" \x01(\rR\bfailures\x12\x18\n" +
-	"\acrashes\x18\v \x01(\rR\acrashes\x12$\n" +
-	"\rinterruptions\x18\f \x01(\rR\rinterruptions\x120\n" +
+	" \x01(\x05R\bfailures\x12\x18\n" +
+	"\acrashes\x18\v \x01(\x05R\acrashes\x12$\n" +
+	"\rinterruptions\x18\f \x01(\x05R\rinterruptions\x120\n" +
 	"\bprogress\x18\r \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12+\n" +
 	"\x06result\x18\x0e \x01(\v2\x13.jobwire.v1.PayloadR\x06result\x12-\n" +
 	"\afailure\x18\x0f \x01(\v2\x13.jobwire.v1.FailureR\afailure\x12\x1b\n" +
 	"\tworker_id\x18\x10 \x01(\tR\bworkerId\x12#\n" +
-	"\rfencing_token\x18\x11 \x01(\x04R\ffencingToken\x12D\n" +
+	"\rfencing_token\x18\x11 \x01(\x03R\ffencingToken\x12D\n" +
 	"\x10lease_expires_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\x12#\n" +
 	"\rcancel_reason\x18\x13 \x01(\tR\fcancelReason\x12/\n" +
 	"\battempts\x18\x14 \x03(\v2\x13.jobwire.v1.AttemptR\battempts\x12!\n" +
-	"\foutput_bytes\x18\x17 \x01(\x04R\voutputBytes\x123\n" +
+	"\foutput_bytes\x18\x17 \x01(\x03R\voutputBytes\x123\n" +
 	"\n" +
 	"checkpoint\x18\x16 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
 	"checkpoint\x126\n" +
 	"\flast_redrive\x18\x18 \x01(\v2\x13.jobwire.v1.RedriveR\vlastRedrive\x125\n" +
-	"\bpurge_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\apurgeAt*\xe5\x01\n" +
+	"\bpurge_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\apurgeAt\x129\n" +
+	"\n" +
+	"created_at\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1a\n" +
+	"\bpriority\x18\x1a \x01(\x05R\bpriority*\x93\x02\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13JOB_STATE_SCHEDULED\x10\x01\x12\x15\n" +
@@ -1875,7 +2245,10 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n" +
 	"\x10JOB_STATE_FAILED\x10\x06\x12\x17\n" +
 	"\x13JOB_STATE_CANCELLED\x10\a\x12\x15\n" +
-	"\x11JOB_STATE_EXPIRED\x10\b*{\n" +
+	"\x11JOB_STATE_EXPIRED\x10\b\x12\x15\n" +
+	"\x11JOB_STATE_BLOCKED\x10\t\x12\x15\n" +
+	"\x11JOB_STATE_WAITING\x10\n" +
+	"*{\n" +
 	"\vUniqueScope\x12\x1c\n" +
 	"\x18UNIQUE_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14UNIQUE_SCOPE_PENDING\x10\x01\x12\x1b\n" +
@@ -1889,7 +2262,16 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x0eOutputOverflow\x12\x1f\n" +
 	"\x1bOUTPUT_OVERFLOW_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16OUTPUT_OVERFLOW_REFUSE\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_OVERFLOW_TRIM\x10\x02*\x86\x02\n" +
+	"\x14OUTPUT_OVERFLOW_TRIM\x10\x02*\xa0\x01\n" +
+	"\x13DependencyCondition\x12$\n" +
+	" DEPENDENCY_CONDITION_UNSPECIFIED\x10\x00\x12\"\n" +
+	"\x1eDEPENDENCY_CONDITION_SUCCEEDED\x10\x01\x12\x1e\n" +
+	"\x1aDEPENDENCY_CONDITION_ENDED\x10\x02\x12\x1f\n" +
+	"\x1bDEPENDENCY_CONDITION_FAILED\x10\x03*e\n" +
+	"\rFailureOrigin\x12\x1e\n" +
+	"\x1aFAILURE_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15FAILURE_ORIGIN_WORKER\x10\x01\x12\x19\n" +
+	"\x15FAILURE_ORIGIN_BROKER\x10\x02*\xa3\x02\n" +
 	"\x0eAttemptOutcome\x12\x1f\n" +
 	"\x1bATTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ATTEMPT_OUTCOME_SUCCEEDED\x10\x01\x12\x1a\n" +
@@ -1898,12 +2280,13 @@ const file_jobwire_v1_job_proto_rawDesc = "" +
 	"\x18ATTEMPT_OUTCOME_RELEASED\x10\x04\x12\x1d\n" +
 	"\x19ATTEMPT_OUTCOME_TIMED_OUT\x10\x05\x12\x1d\n" +
 	"\x19ATTEMPT_OUTCOME_CANCELLED\x10\x06\x12\x1f\n" +
-	"\x1bATTEMPT_OUTCOME_UNDELIVERED\x10\a*J\n" +
+	"\x1bATTEMPT_OUTCOME_UNDELIVERED\x10\a\x12\x1b\n" +
+	"\x17ATTEMPT_OUTCOME_RUNNING\x10\b*J\n" +
 	"\aJobView\x12\x18\n" +
 	"\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n" +
-	"\rJOB_VIEW_FULL\x10\x02B(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"\rJOB_VIEW_FULL\x10\x02B7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_job_proto_rawDescOnce sync.Once
@@ -1917,84 +2300,97 @@ func file_jobwire_v1_job_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_proto_rawDescData
 }
 
-var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_jobwire_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_jobwire_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_jobwire_v1_job_proto_goTypes = []any{
 	(JobState)(0),                 // 0: jobwire.v1.JobState
 	(UniqueScope)(0),              // 1: jobwire.v1.UniqueScope
 	(UniqueConflict)(0),           // 2: jobwire.v1.UniqueConflict
 	(OutputOverflow)(0),           // 3: jobwire.v1.OutputOverflow
-	(AttemptOutcome)(0),           // 4: jobwire.v1.AttemptOutcome
-	(JobView)(0),                  // 5: jobwire.v1.JobView
-	(*Payload)(nil),               // 6: jobwire.v1.Payload
-	(*RetryPolicy)(nil),           // 7: jobwire.v1.RetryPolicy
-	(*UniqueKey)(nil),             // 8: jobwire.v1.UniqueKey
-	(*OutputPolicy)(nil),          // 9: jobwire.v1.OutputPolicy
-	(*OutputChunk)(nil),           // 10: jobwire.v1.OutputChunk
-	(*OutputPosition)(nil),        // 11: jobwire.v1.OutputPosition
-	(*JobSpec)(nil),               // 12: jobwire.v1.JobSpec
-	(*Progress)(nil),              // 13: jobwire.v1.Progress
-	(*Failure)(nil),               // 14: jobwire.v1.Failure
-	(*Attempt)(nil),               // 15: jobwire.v1.Attempt
-	(*Redrive)(nil),               // 16: jobwire.v1.Redrive
-	(*Job)(nil),                   // 17: jobwire.v1.Job
-	nil,                           // 18: jobwire.v1.JobSpec.RequirementsEntry
-	nil,                           // 19: jobwire.v1.JobSpec.LabelsEntry
-	(*anypb.Any)(nil),             // 20: google.protobuf.Any
-	(*structpb.Struct)(nil),       // 21: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(DependencyCondition)(0),      // 4: jobwire.v1.DependencyCondition
+	(FailureOrigin)(0),            // 5: jobwire.v1.FailureOrigin
+	(AttemptOutcome)(0),           // 6: jobwire.v1.AttemptOutcome
+	(JobView)(0),                  // 7: jobwire.v1.JobView
+	(*Payload)(nil),               // 8: jobwire.v1.Payload
+	(*RetryPolicy)(nil),           // 9: jobwire.v1.RetryPolicy
+	(*UniqueKey)(nil),             // 10: jobwire.v1.UniqueKey
+	(*OutputPolicy)(nil),          // 11: jobwire.v1.OutputPolicy
+	(*OutputChunk)(nil),           // 12: jobwire.v1.OutputChunk
+	(*OutputPosition)(nil),        // 13: jobwire.v1.OutputPosition
+	(*JobSpec)(nil),               // 14: jobwire.v1.JobSpec
+	(*Dependency)(nil),            // 15: jobwire.v1.Dependency
+	(*Progress)(nil),              // 16: jobwire.v1.Progress
+	(*Failure)(nil),               // 17: jobwire.v1.Failure
+	(*Attempt)(nil),               // 18: jobwire.v1.Attempt
+	(*Redrive)(nil),               // 19: jobwire.v1.Redrive
+	(*Job)(nil),                   // 20: jobwire.v1.Job
+	nil,                           // 21: jobwire.v1.Payload.MetadataEntry
+	nil,                           // 22: jobwire.v1.JobSpec.RequirementsEntry
+	nil,                           // 23: jobwire.v1.JobSpec.LabelsEntry
+	nil,                           // 24: jobwire.v1.JobSpec.HeadersEntry
+	(*anypb.Any)(nil),             // 25: google.protobuf.Any
+	(*structpb.Struct)(nil),       // 26: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_jobwire_v1_job_proto_depIdxs = []int32{
-	20, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
-	21, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
-	22, // 2: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	22, // 3: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	1,  // 4: jobwire.v1.UniqueKey.scope:type_name -> jobwire.v1.UniqueScope
-	22, // 5: jobwire.v1.UniqueKey.period:type_name -> google.protobuf.Duration
-	2,  // 6: jobwire.v1.UniqueKey.on_conflict:type_name -> jobwire.v1.UniqueConflict
-	3,  // 7: jobwire.v1.OutputPolicy.overflow:type_name -> jobwire.v1.OutputOverflow
-	6,  // 8: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
-	18, // 9: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
-	19, // 10: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
-	7,  // 11: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
-	22, // 12: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
-	23, // 13: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
-	22, // 14: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
-	23, // 15: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 16: jobwire.v1.JobSpec.output:type_name -> jobwire.v1.OutputPolicy
-	23, // 17: jobwire.v1.JobSpec.deadline:type_name -> google.protobuf.Timestamp
-	8,  // 18: jobwire.v1.JobSpec.unique:type_name -> jobwire.v1.UniqueKey
-	22, // 19: jobwire.v1.JobSpec.retention:type_name -> google.protobuf.Duration
-	23, // 20: jobwire.v1.JobSpec.created_at:type_name -> google.protobuf.Timestamp
-	6,  // 21: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
-	23, // 22: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
-	6,  // 23: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
-	22, // 24: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
-	23, // 25: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	23, // 26: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
-	4,  // 27: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
-	14, // 28: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
-	23, // 29: jobwire.v1.Redrive.redriven_at:type_name -> google.protobuf.Timestamp
-	0,  // 30: jobwire.v1.Redrive.from_state:type_name -> jobwire.v1.JobState
-	12, // 31: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
-	0,  // 32: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
-	23, // 33: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
-	23, // 34: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	23, // 35: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
-	13, // 36: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
-	6,  // 37: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
-	14, // 38: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
-	23, // 39: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
-	15, // 40: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
-	6,  // 41: jobwire.v1.Job.checkpoint:type_name -> jobwire.v1.Payload
-	16, // 42: jobwire.v1.Job.last_redrive:type_name -> jobwire.v1.Redrive
-	23, // 43: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	25, // 0: jobwire.v1.Payload.message:type_name -> google.protobuf.Any
+	26, // 1: jobwire.v1.Payload.struct:type_name -> google.protobuf.Struct
+	21, // 2: jobwire.v1.Payload.metadata:type_name -> jobwire.v1.Payload.MetadataEntry
+	27, // 3: jobwire.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	27, // 4: jobwire.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	1,  // 5: jobwire.v1.UniqueKey.scope:type_name -> jobwire.v1.UniqueScope
+	27, // 6: jobwire.v1.UniqueKey.period:type_name -> google.protobuf.Duration
+	2,  // 7: jobwire.v1.UniqueKey.on_conflict:type_name -> jobwire.v1.UniqueConflict
+	3,  // 8: jobwire.v1.OutputPolicy.overflow:type_name -> jobwire.v1.OutputOverflow
+	8,  // 9: jobwire.v1.JobSpec.payload:type_name -> jobwire.v1.Payload
+	22, // 10: jobwire.v1.JobSpec.requirements:type_name -> jobwire.v1.JobSpec.RequirementsEntry
+	23, // 11: jobwire.v1.JobSpec.labels:type_name -> jobwire.v1.JobSpec.LabelsEntry
+	9,  // 12: jobwire.v1.JobSpec.retry:type_name -> jobwire.v1.RetryPolicy
+	27, // 13: jobwire.v1.JobSpec.execution_timeout:type_name -> google.protobuf.Duration
+	28, // 14: jobwire.v1.JobSpec.run_at:type_name -> google.protobuf.Timestamp
+	27, // 15: jobwire.v1.JobSpec.delay:type_name -> google.protobuf.Duration
+	28, // 16: jobwire.v1.JobSpec.expires_at:type_name -> google.protobuf.Timestamp
+	27, // 17: jobwire.v1.JobSpec.expires_after:type_name -> google.protobuf.Duration
+	11, // 18: jobwire.v1.JobSpec.output:type_name -> jobwire.v1.OutputPolicy
+	28, // 19: jobwire.v1.JobSpec.deadline:type_name -> google.protobuf.Timestamp
+	27, // 20: jobwire.v1.JobSpec.deadline_after:type_name -> google.protobuf.Duration
+	10, // 21: jobwire.v1.JobSpec.unique:type_name -> jobwire.v1.UniqueKey
+	27, // 22: jobwire.v1.JobSpec.retention:type_name -> google.protobuf.Duration
+	24, // 23: jobwire.v1.JobSpec.headers:type_name -> jobwire.v1.JobSpec.HeadersEntry
+	15, // 24: jobwire.v1.JobSpec.dependencies:type_name -> jobwire.v1.Dependency
+	4,  // 25: jobwire.v1.Dependency.condition:type_name -> jobwire.v1.DependencyCondition
+	8,  // 26: jobwire.v1.Progress.details:type_name -> jobwire.v1.Payload
+	28, // 27: jobwire.v1.Progress.updated_at:type_name -> google.protobuf.Timestamp
+	8,  // 28: jobwire.v1.Failure.details:type_name -> jobwire.v1.Payload
+	27, // 29: jobwire.v1.Failure.retry_after:type_name -> google.protobuf.Duration
+	5,  // 30: jobwire.v1.Failure.origin:type_name -> jobwire.v1.FailureOrigin
+	27, // 31: jobwire.v1.Failure.pause_group_for:type_name -> google.protobuf.Duration
+	28, // 32: jobwire.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	28, // 33: jobwire.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
+	6,  // 34: jobwire.v1.Attempt.outcome:type_name -> jobwire.v1.AttemptOutcome
+	17, // 35: jobwire.v1.Attempt.failure:type_name -> jobwire.v1.Failure
+	28, // 36: jobwire.v1.Redrive.redriven_at:type_name -> google.protobuf.Timestamp
+	0,  // 37: jobwire.v1.Redrive.from_state:type_name -> jobwire.v1.JobState
+	14, // 38: jobwire.v1.Job.spec:type_name -> jobwire.v1.JobSpec
+	0,  // 39: jobwire.v1.Job.state:type_name -> jobwire.v1.JobState
+	28, // 40: jobwire.v1.Job.run_at:type_name -> google.protobuf.Timestamp
+	28, // 41: jobwire.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	28, // 42: jobwire.v1.Job.finished_at:type_name -> google.protobuf.Timestamp
+	16, // 43: jobwire.v1.Job.progress:type_name -> jobwire.v1.Progress
+	8,  // 44: jobwire.v1.Job.result:type_name -> jobwire.v1.Payload
+	17, // 45: jobwire.v1.Job.failure:type_name -> jobwire.v1.Failure
+	28, // 46: jobwire.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
+	18, // 47: jobwire.v1.Job.attempts:type_name -> jobwire.v1.Attempt
+	8,  // 48: jobwire.v1.Job.checkpoint:type_name -> jobwire.v1.Payload
+	19, // 49: jobwire.v1.Job.last_redrive:type_name -> jobwire.v1.Redrive
+	28, // 50: jobwire.v1.Job.purge_at:type_name -> google.protobuf.Timestamp
+	28, // 51: jobwire.v1.Job.created_at:type_name -> google.protobuf.Timestamp
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_proto_init() }
@@ -2016,15 +2412,19 @@ func file_jobwire_v1_job_proto_init() {
 	file_jobwire_v1_job_proto_msgTypes[6].OneofWrappers = []any{
 		(*JobSpec_RunAt)(nil),
 		(*JobSpec_Delay)(nil),
+		(*JobSpec_ExpiresAt)(nil),
+		(*JobSpec_ExpiresAfter)(nil),
+		(*JobSpec_Deadline)(nil),
+		(*JobSpec_DeadlineAfter)(nil),
 	}
-	file_jobwire_v1_job_proto_msgTypes[7].OneofWrappers = []any{}
+	file_jobwire_v1_job_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_proto_rawDesc), len(file_jobwire_v1_job_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   14,
+			NumEnums:      8,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,6 +25,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// In which order jobs are listed. Over several queues it is that of the queues' names first.
+type JobOrder int32
+
+const (
+	// STATE.
+	JobOrder_JOB_ORDER_UNSPECIFIED JobOrder = 0
+	// State by state, in the order of the filter, live ones first if it names none; within a state
+	// oldest first for live jobs, and soonest forgotten first for ended ones.
+	JobOrder_JOB_ORDER_STATE JobOrder = 1
+	// As STATE, but within a state the other way round: newest first for live jobs, latest forgotten
+	// first for ended ones.
+	JobOrder_JOB_ORDER_STATE_REVERSE JobOrder = 2
+)
+
+// Enum value maps for JobOrder.
+var (
+	JobOrder_name = map[int32]string{
+		0: "JOB_ORDER_UNSPECIFIED",
+		1: "JOB_ORDER_STATE",
+		2: "JOB_ORDER_STATE_REVERSE",
+	}
+	JobOrder_value = map[string]int32{
+		"JOB_ORDER_UNSPECIFIED":   0,
+		"JOB_ORDER_STATE":         1,
+		"JOB_ORDER_STATE_REVERSE": 2,
+	}
+)
+
+func (x JobOrder) Enum() *JobOrder {
+	p := new(JobOrder)
+	*p = x
+	return p
+}
+
+func (x JobOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (JobOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_service_proto_enumTypes[0].Descriptor()
+}
+
+func (JobOrder) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_service_proto_enumTypes[0]
+}
+
+func (x JobOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use JobOrder.Descriptor instead.
+func (JobOrder) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{0}
+}
+
 // What of a job a watcher wants.
 type WatchContent int32
 
@@ -66,11 +121,11 @@ func (x WatchContent) String() string {
 }
 
 func (WatchContent) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_service_proto_enumTypes[0].Descriptor()
+	return file_jobwire_v1_job_service_proto_enumTypes[1].Descriptor()
 }
 
 func (WatchContent) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_service_proto_enumTypes[0]
+	return &file_jobwire_v1_job_service_proto_enumTypes[1]
 }
 
 func (x WatchContent) Number() protoreflect.EnumNumber {
@@ -79,7 +134,7 @@ func (x WatchContent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchContent.Descriptor instead.
 func (WatchContent) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{0}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{1}
 }
 
 // A job to accept.
@@ -166,12 +221,14 @@ type SubmitJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// PENDING or SCHEDULED; for a repeated submission the job's state by now, or unspecified if the
-	// job of a `request_id` has been forgotten.
+	// PENDING or SCHEDULED; for a repeated submission the job's state by now. Unspecified only if
+	// `forgotten`.
 	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
 	// True if nothing was written now: `job_id` or `request_id` had been accepted before, or
 	// another job holds the unique key and is the answer instead of a new one.
-	Existed       bool `protobuf:"varint,3,opt,name=existed,proto3" json:"existed,omitempty"`
+	Existed bool `protobuf:"varint,3,opt,name=existed,proto3" json:"existed,omitempty"`
+	// True: the job of this `request_id` ended and has been forgotten since.
+	Forgotten     bool `protobuf:"varint,4,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -223,6 +280,13 @@ func (x *SubmitJobResponse) GetState() JobState {
 func (x *SubmitJobResponse) GetExisted() bool {
 	if x != nil {
 		return x.Existed
+	}
+	return false
+}
+
+func (x *SubmitJobResponse) GetForgotten() bool {
+	if x != nil {
+		return x.Forgotten
 	}
 	return false
 }
@@ -517,33 +581,157 @@ func (x *GetJobResponse) GetJob() *Job {
 	return nil
 }
 
+// Which jobs: for lists, watches and actions on many jobs. Unset fields do not narrow the choice.
+type JobFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A queue, or a pattern of queues: `*` stands for any number of characters, also none, at most
+	// 4 times; `billing-*`, or `*` for all. Required where jobs are changed: nothing is done to many
+	// jobs by default. Unset elsewhere: `default`.
+	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Only jobs in these states; at most 16.
+	States []JobState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
+	// Only jobs of this operation.
+	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Only jobs with all of these labels; at most 16.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`. At most 128 bytes.
+	FailureType string `protobuf:"bytes,5,opt,name=failure_type,json=failureType,proto3" json:"failure_type,omitempty"`
+	// Only jobs that were submitted at this moment or later.
+	SubmittedAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=submitted_after,json=submittedAfter,proto3" json:"submitted_after,omitempty"`
+	// Only jobs that were submitted before this moment.
+	SubmittedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=submitted_before,json=submittedBefore,proto3" json:"submitted_before,omitempty"`
+	// Only jobs that ended at this moment or later.
+	FinishedAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_after,json=finishedAfter,proto3" json:"finished_after,omitempty"`
+	// Only jobs that ended before this moment.
+	FinishedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_before,json=finishedBefore,proto3" json:"finished_before,omitempty"`
+	// Only these jobs, at most 1000; all of them in queues that `queue` names.
+	JobIds        []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobFilter) Reset() {
+	*x = JobFilter{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobFilter) ProtoMessage() {}
+
+func (x *JobFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
+func (*JobFilter) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *JobFilter) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+func (x *JobFilter) GetStates() []JobState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *JobFilter) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *JobFilter) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFailureType() string {
+	if x != nil {
+		return x.FailureType
+	}
+	return ""
+}
+
+func (x *JobFilter) GetSubmittedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SubmittedAfter
+	}
+	return nil
+}
+
+func (x *JobFilter) GetSubmittedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SubmittedBefore
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFinishedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedAfter
+	}
+	return nil
+}
+
+func (x *JobFilter) GetFinishedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedBefore
+	}
+	return nil
+}
+
+func (x *JobFilter) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
 // Which jobs to list.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset: `default`.
-	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// Only jobs in these states. Empty: all, live ones first.
-	States []JobState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
-	// Only jobs of this operation. Unset: all.
-	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
-	// Only jobs with all of these labels.
-	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Only jobs whose failure is of this type, for example `CRASHED_TOO_OFTEN`. Unset: all.
-	FailureType string `protobuf:"bytes,8,opt,name=failure_type,json=failureType,proto3" json:"failure_type,omitempty"`
+	// Unset: all jobs of the queue `default`.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// At most this many jobs in the answer: 1 to 1000; unset: 50. A page may be shorter, even
 	// empty, while there are more.
-	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the previous answer, with the same filter. Unset: the first page.
-	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the previous answer, with the same filter and order. Unset: the first
+	// page. At most 1024 characters.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Unset: BASIC.
-	View          JobView `protobuf:"varint,6,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	View JobView `protobuf:"varint,4,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	// Unset: STATE.
+	OrderBy       JobOrder `protobuf:"varint,5,opt,name=order_by,json=orderBy,proto3,enum=jobwire.v1.JobOrder" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +743,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,42 +756,14 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *ListJobsRequest) GetQueue() string {
+func (x *ListJobsRequest) GetFilter() *JobFilter {
 	if x != nil {
-		return x.Queue
-	}
-	return ""
-}
-
-func (x *ListJobsRequest) GetStates() []JobState {
-	if x != nil {
-		return x.States
+		return x.Filter
 	}
 	return nil
-}
-
-func (x *ListJobsRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *ListJobsRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *ListJobsRequest) GetFailureType() string {
-	if x != nil {
-		return x.FailureType
-	}
-	return ""
 }
 
 func (x *ListJobsRequest) GetPageSize() int32 {
@@ -627,6 +787,13 @@ func (x *ListJobsRequest) GetView() JobView {
 	return JobView_JOB_VIEW_UNSPECIFIED
 }
 
+func (x *ListJobsRequest) GetOrderBy() JobOrder {
+	if x != nil {
+		return x.OrderBy
+	}
+	return JobOrder_JOB_ORDER_UNSPECIFIED
+}
+
 // One page.
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -640,7 +807,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +819,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +832,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -691,7 +858,7 @@ type WatchJobRequest struct {
 	View JobView `protobuf:"varint,2,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
 	// Unset: ALL.
 	Content WatchContent `protobuf:"varint,3,opt,name=content,proto3,enum=jobwire.v1.WatchContent" json:"content,omitempty"`
-	// Where the output begins.
+	// Where the output begins. None of these: at the beginning of what is kept.
 	//
 	// Types that are valid to be assigned to Start:
 	//
@@ -705,7 +872,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +884,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +897,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -779,13 +946,13 @@ func (x *WatchJobRequest) GetOutputFrom() *OutputPosition {
 	return nil
 }
 
-func (x *WatchJobRequest) GetOutputFromEnd() bool {
+func (x *WatchJobRequest) GetOutputFromEnd() *OutputFromEnd {
 	if x != nil {
 		if x, ok := x.Start.(*WatchJobRequest_OutputFromEnd); ok {
 			return x.OutputFromEnd
 		}
 	}
-	return false
+	return nil
 }
 
 type isWatchJobRequest_Start interface {
@@ -804,9 +971,8 @@ type WatchJobRequest_OutputFrom struct {
 }
 
 type WatchJobRequest_OutputFromEnd struct {
-	// True: only what is written from now on. Otherwise, and if none of these is set: at the
-	// beginning of what is kept.
-	OutputFromEnd bool `protobuf:"varint,6,opt,name=output_from_end,json=outputFromEnd,proto3,oneof"`
+	// Only what is written from now on.
+	OutputFromEnd *OutputFromEnd `protobuf:"bytes,6,opt,name=output_from_end,json=outputFromEnd,proto3,oneof"`
 }
 
 func (*WatchJobRequest_Cursor) isWatchJobRequest_Start() {}
@@ -815,11 +981,48 @@ func (*WatchJobRequest_OutputFrom) isWatchJobRequest_Start() {}
 
 func (*WatchJobRequest_OutputFromEnd) isWatchJobRequest_Start() {}
 
+// A watch of the output that begins at its end. No fields.
+type OutputFromEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputFromEnd) Reset() {
+	*x = OutputFromEnd{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputFromEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputFromEnd) ProtoMessage() {}
+
+func (x *OutputFromEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputFromEnd.ProtoReflect.Descriptor instead.
+func (*OutputFromEnd) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+}
+
 // A stretch of output, in the order in which it was written.
 type Output struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attempt that wrote it. A new attempt begins at offset 0.
-	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// The chunks.
 	Chunks        []*OutputChunk `protobuf:"bytes,2,rep,name=chunks,proto3" json:"chunks,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -828,7 +1031,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +1043,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,10 +1056,10 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *Output) GetAttempt() uint32 {
+func (x *Output) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
 	}
@@ -889,7 +1092,7 @@ type WatchJobResponse struct {
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1104,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1117,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchJobResponse) GetEvent() isWatchJobResponse_Event {
@@ -1001,7 +1204,7 @@ type RunJobRequest struct {
 
 func (x *RunJobRequest) Reset() {
 	*x = RunJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1216,7 @@ func (x *RunJobRequest) String() string {
 func (*RunJobRequest) ProtoMessage() {}
 
 func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1229,7 @@ func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobRequest.ProtoReflect.Descriptor instead.
 func (*RunJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunJobRequest) GetSubmit() *SubmitJobRequest {
@@ -1076,7 +1279,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1291,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1304,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RunJobResponse) GetEvent() isRunJobResponse_Event {
@@ -1170,33 +1373,25 @@ func (*RunJobResponse_Bookmark) isRunJobResponse_Event() {}
 
 func (*RunJobResponse_Output) isRunJobResponse_Event() {}
 
-// Which jobs to watch. Unset fields do not narrow the choice.
+// Which jobs to watch.
 type WatchJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset: `default`.
-	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// Only jobs of this operation.
-	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	// Only jobs in these states.
-	States []JobState `protobuf:"varint,3,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
-	// Only jobs with all of these labels.
-	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Only these jobs; at most 1000.
-	JobIds []string `protobuf:"bytes,5,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	// Unset: all jobs of the queue `default`. Its queue must not be a pattern.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Unset: BASIC.
-	View JobView `protobuf:"varint,6,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	View JobView `protobuf:"varint,2,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
 	// The `cursor` of the last answer of an earlier watch with the same filter. Unset: begin with
-	// the live jobs as they stand.
-	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// the live jobs as they stand. At most 1024 characters.
+	Cursor string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// True: skip the live jobs as they stand, and send only changes from now on. Not with a cursor.
-	OnlyChanges   bool `protobuf:"varint,8,opt,name=only_changes,json=onlyChanges,proto3" json:"only_changes,omitempty"`
+	OnlyChanges   bool `protobuf:"varint,4,opt,name=only_changes,json=onlyChanges,proto3" json:"only_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1403,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,40 +1416,12 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *WatchJobsRequest) GetQueue() string {
+func (x *WatchJobsRequest) GetFilter() *JobFilter {
 	if x != nil {
-		return x.Queue
-	}
-	return ""
-}
-
-func (x *WatchJobsRequest) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *WatchJobsRequest) GetStates() []JobState {
-	if x != nil {
-		return x.States
-	}
-	return nil
-}
-
-func (x *WatchJobsRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *WatchJobsRequest) GetJobIds() []string {
-	if x != nil {
-		return x.JobIds
+		return x.Filter
 	}
 	return nil
 }
@@ -1298,7 +1465,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1477,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1490,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchJobsResponse) GetEvent() isWatchJobsResponse_Event {
@@ -1389,7 +1556,7 @@ type Bookmark struct {
 
 func (x *Bookmark) Reset() {
 	*x = Bookmark{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1568,7 @@ func (x *Bookmark) String() string {
 func (*Bookmark) ProtoMessage() {}
 
 func (x *Bookmark) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1581,7 @@ func (x *Bookmark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bookmark.ProtoReflect.Descriptor instead.
 func (*Bookmark) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Bookmark) GetTime() *timestamppb.Timestamp {
@@ -1444,7 +1611,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1623,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1636,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -1497,7 +1664,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1676,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1689,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -1532,142 +1699,15 @@ func (x *CancelJobResponse) GetJob() *Job {
 	return nil
 }
 
-// Which jobs of a queue to act on. Unset fields do not narrow the choice.
-type JobFilter struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required: nothing is done to many jobs by default.
-	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// Only jobs in these states.
-	States []JobState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=jobwire.v1.JobState" json:"states,omitempty"`
-	// Only jobs of this operation.
-	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
-	// Only jobs with all of these labels.
-	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`.
-	FailureType string `protobuf:"bytes,5,opt,name=failure_type,json=failureType,proto3" json:"failure_type,omitempty"`
-	// Only jobs that were submitted at this moment or later.
-	SubmittedAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=submitted_after,json=submittedAfter,proto3" json:"submitted_after,omitempty"`
-	// Only jobs that were submitted before this moment.
-	SubmittedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=submitted_before,json=submittedBefore,proto3" json:"submitted_before,omitempty"`
-	// Only jobs that ended at this moment or later.
-	FinishedAfter *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_after,json=finishedAfter,proto3" json:"finished_after,omitempty"`
-	// Only jobs that ended before this moment.
-	FinishedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_before,json=finishedBefore,proto3" json:"finished_before,omitempty"`
-	// Only these jobs, at most 1000; all of them in `queue`.
-	JobIds        []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobFilter) Reset() {
-	*x = JobFilter{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobFilter) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobFilter) ProtoMessage() {}
-
-func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
-func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *JobFilter) GetQueue() string {
-	if x != nil {
-		return x.Queue
-	}
-	return ""
-}
-
-func (x *JobFilter) GetStates() []JobState {
-	if x != nil {
-		return x.States
-	}
-	return nil
-}
-
-func (x *JobFilter) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *JobFilter) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *JobFilter) GetFailureType() string {
-	if x != nil {
-		return x.FailureType
-	}
-	return ""
-}
-
-func (x *JobFilter) GetSubmittedAfter() *timestamppb.Timestamp {
-	if x != nil {
-		return x.SubmittedAfter
-	}
-	return nil
-}
-
-func (x *JobFilter) GetSubmittedBefore() *timestamppb.Timestamp {
-	if x != nil {
-		return x.SubmittedBefore
-	}
-	return nil
-}
-
-func (x *JobFilter) GetFinishedAfter() *timestamppb.Timestamp {
-	if x != nil {
-		return x.FinishedAfter
-	}
-	return nil
-}
-
-func (x *JobFilter) GetFinishedBefore() *timestamppb.Timestamp {
-	if x != nil {
-		return x.FinishedBefore
-	}
-	return nil
-}
-
-func (x *JobFilter) GetJobIds() []string {
-	if x != nil {
-		return x.JobIds
-	}
-	return nil
-}
-
 // How far an action on many jobs is.
 type BulkProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Jobs that matched so far.
-	Matched uint64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	Matched int64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Of those, how many were changed; with `dry_run`, how many could be.
-	Changed uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed int64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Of those, how many could not be changed: they had moved on, or a unique key holds them back.
-	Skipped uint64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	Skipped int64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// Ids of some of the jobs that were changed since the previous answer, at most 100.
 	SampleJobIds []string `protobuf:"bytes,4,rep,name=sample_job_ids,json=sampleJobIds,proto3" json:"sample_job_ids,omitempty"`
 	// True in the last answer.
@@ -1678,7 +1718,7 @@ type BulkProgress struct {
 
 func (x *BulkProgress) Reset() {
 	*x = BulkProgress{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1730,7 @@ func (x *BulkProgress) String() string {
 func (*BulkProgress) ProtoMessage() {}
 
 func (x *BulkProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,24 +1743,24 @@ func (x *BulkProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BulkProgress.ProtoReflect.Descriptor instead.
 func (*BulkProgress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
 }
 
-func (x *BulkProgress) GetMatched() uint64 {
+func (x *BulkProgress) GetMatched() int64 {
 	if x != nil {
 		return x.Matched
 	}
 	return 0
 }
 
-func (x *BulkProgress) GetChanged() uint64 {
+func (x *BulkProgress) GetChanged() int64 {
 	if x != nil {
 		return x.Changed
 	}
 	return 0
 }
 
-func (x *BulkProgress) GetSkipped() uint64 {
+func (x *BulkProgress) GetSkipped() int64 {
 	if x != nil {
 		return x.Skipped
 	}
@@ -1749,14 +1789,18 @@ type RetryJobRequest struct {
 	// For people; kept with the job. At most 512 bytes.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Not until this long from now. 0 to 10 years.
-	Delay         *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
+	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
+	// Makes it safe to repeat this request: the same id is answered as the first time, also after the
+	// job has ended again. As for SubmitJobRequest; kept with the job, the latest alone. Unset: each
+	// request is a new one.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1812,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1825,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -1805,6 +1849,13 @@ func (x *RetryJobRequest) GetDelay() *durationpb.Duration {
 	return nil
 }
 
+func (x *RetryJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // The job after the request.
 type RetryJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1816,7 +1867,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1879,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1892,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -1861,7 +1912,7 @@ type RetryJobsRequest struct {
 	// True: count, and change nothing.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// The most jobs to redrive. Unset: all.
-	MaxJobs uint64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	MaxJobs int64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	// The most jobs that become ready in a second, so that whatever made them fail is not hit by
 	// all at once: the others are SCHEDULED one after the other. 0.01 to 100000; unset: no limit.
 	MaxPerSecond  float64 `protobuf:"fixed64,5,opt,name=max_per_second,json=maxPerSecond,proto3" json:"max_per_second,omitempty"`
@@ -1871,7 +1922,7 @@ type RetryJobsRequest struct {
 
 func (x *RetryJobsRequest) Reset() {
 	*x = RetryJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1934,7 @@ func (x *RetryJobsRequest) String() string {
 func (*RetryJobsRequest) ProtoMessage() {}
 
 func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1947,7 @@ func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RetryJobsRequest) GetFilter() *JobFilter {
@@ -1920,7 +1971,7 @@ func (x *RetryJobsRequest) GetDryRun() bool {
 	return false
 }
 
-func (x *RetryJobsRequest) GetMaxJobs() uint64 {
+func (x *RetryJobsRequest) GetMaxJobs() int64 {
 	if x != nil {
 		return x.MaxJobs
 	}
@@ -1945,7 +1996,7 @@ type RetryJobsResponse struct {
 
 func (x *RetryJobsResponse) Reset() {
 	*x = RetryJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2008,7 @@ func (x *RetryJobsResponse) String() string {
 func (*RetryJobsResponse) ProtoMessage() {}
 
 func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2021,7 @@ func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RetryJobsResponse) GetProgress() *BulkProgress {
@@ -1990,14 +2041,14 @@ type CancelJobsRequest struct {
 	// True: count, and change nothing.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// The most jobs to cancel. Unset: all.
-	MaxJobs       uint64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	MaxJobs       int64 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CancelJobsRequest) Reset() {
 	*x = CancelJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2060,7 @@ func (x *CancelJobsRequest) String() string {
 func (*CancelJobsRequest) ProtoMessage() {}
 
 func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2073,7 @@ func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CancelJobsRequest) GetFilter() *JobFilter {
@@ -2046,7 +2097,7 @@ func (x *CancelJobsRequest) GetDryRun() bool {
 	return false
 }
 
-func (x *CancelJobsRequest) GetMaxJobs() uint64 {
+func (x *CancelJobsRequest) GetMaxJobs() int64 {
 	if x != nil {
 		return x.MaxJobs
 	}
@@ -2064,7 +2115,7 @@ type CancelJobsResponse struct {
 
 func (x *CancelJobsResponse) Reset() {
 	*x = CancelJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2127,7 @@ func (x *CancelJobsResponse) String() string {
 func (*CancelJobsResponse) ProtoMessage() {}
 
 func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2140,7 @@ func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CancelJobsResponse) GetProgress() *BulkProgress {
@@ -2110,11 +2161,12 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x04spec\x18\x02 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\x12\x15\n" +
 	"\x06job_id\x18\x03 \x01(\tR\x05jobId\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"p\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"\x8e\x01\n" +
 	"\x11SubmitJobResponse\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12\x18\n" +
-	"\aexisted\x18\x03 \x01(\bR\aexisted\"l\n" +
+	"\aexisted\x18\x03 \x01(\bR\aexisted\x12\x1c\n" +
+	"\tforgotten\x18\x04 \x01(\bR\tforgotten\"l\n" +
 	"\x11SubmitJobsRequest\x128\n" +
 	"\brequests\x18\x01 \x03(\v2\x1c.jobwire.v1.SubmitJobRequestR\brequests\x12\x1d\n" +
 	"\n" +
@@ -2129,34 +2181,44 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
 	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"3\n" +
 	"\x0eGetJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xf7\x02\n" +
-	"\x0fListJobsRequest\x12\x14\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x04\n" +
+	"\tJobFilter\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12,\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12\x1c\n" +
-	"\toperation\x18\x03 \x01(\tR\toperation\x12?\n" +
-	"\x06labels\x18\a \x03(\v2'.jobwire.v1.ListJobsRequest.LabelsEntryR\x06labels\x12!\n" +
-	"\ffailure_type\x18\b \x01(\tR\vfailureType\x12\x1b\n" +
-	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x05 \x01(\tR\tpageToken\x12'\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x1a9\n" +
+	"\toperation\x18\x03 \x01(\tR\toperation\x129\n" +
+	"\x06labels\x18\x04 \x03(\v2!.jobwire.v1.JobFilter.LabelsEntryR\x06labels\x12!\n" +
+	"\ffailure_type\x18\x05 \x01(\tR\vfailureType\x12C\n" +
+	"\x0fsubmitted_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0esubmittedAfter\x12E\n" +
+	"\x10submitted_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fsubmittedBefore\x12A\n" +
+	"\x0efinished_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedAfter\x12C\n" +
+	"\x0ffinished_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0efinishedBefore\x12\x17\n" +
+	"\ajob_ids\x18\n" +
+	" \x03(\tR\x06jobIds\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x01\n" +
+	"\x0fListJobsRequest\x12-\n" +
+	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12'\n" +
+	"\x04view\x18\x04 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x12/\n" +
+	"\border_by\x18\x05 \x01(\x0e2\x14.jobwire.v1.JobOrderR\aorderBy\"_\n" +
 	"\x10ListJobsResponse\x12#\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x0f.jobwire.v1.JobR\x04jobs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xac\x02\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
 	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x122\n" +
 	"\acontent\x18\x03 \x01(\x0e2\x18.jobwire.v1.WatchContentR\acontent\x12\x18\n" +
 	"\x06cursor\x18\x04 \x01(\tH\x00R\x06cursor\x12=\n" +
 	"\voutput_from\x18\x05 \x01(\v2\x1a.jobwire.v1.OutputPositionH\x00R\n" +
-	"outputFrom\x12(\n" +
-	"\x0foutput_from_end\x18\x06 \x01(\bH\x00R\routputFromEndB\a\n" +
-	"\x05start\"S\n" +
+	"outputFrom\x12C\n" +
+	"\x0foutput_from_end\x18\x06 \x01(\v2\x19.jobwire.v1.OutputFromEndH\x00R\routputFromEndB\a\n" +
+	"\x05start\"\x0f\n" +
+	"\rOutputFromEnd\"S\n" +
 	"\x06Output\x12\x18\n" +
-	"\aattempt\x18\x01 \x01(\rR\aattempt\x12/\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattempt\x12/\n" +
 	"\x06chunks\x18\x02 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06chunks\"\xba\x01\n" +
 	"\x10WatchJobResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobH\x00R\x03job\x122\n" +
@@ -2174,19 +2236,12 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmark\x12,\n" +
 	"\x06output\x18\x03 \x01(\v2\x12.jobwire.v1.OutputH\x00R\x06output\x12\x16\n" +
 	"\x06cursor\x18\x04 \x01(\tR\x06cursorB\a\n" +
-	"\x05event\"\xee\x02\n" +
-	"\x10WatchJobsRequest\x12\x14\n" +
-	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x1c\n" +
-	"\toperation\x18\x02 \x01(\tR\toperation\x12,\n" +
-	"\x06states\x18\x03 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12@\n" +
-	"\x06labels\x18\x04 \x03(\v2(.jobwire.v1.WatchJobsRequest.LabelsEntryR\x06labels\x12\x17\n" +
-	"\ajob_ids\x18\x05 \x03(\tR\x06jobIds\x12'\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x12\x16\n" +
-	"\x06cursor\x18\a \x01(\tR\x06cursor\x12!\n" +
-	"\fonly_changes\x18\b \x01(\bR\vonlyChanges\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x05event\"\xa5\x01\n" +
+	"\x10WatchJobsRequest\x12-\n" +
+	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12'\n" +
+	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12!\n" +
+	"\fonly_changes\x18\x04 \x01(\bR\vonlyChanges\"\x8d\x01\n" +
 	"\x11WatchJobsResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobH\x00R\x03job\x122\n" +
 	"\bbookmark\x18\x02 \x01(\v2\x14.jobwire.v1.BookmarkH\x00R\bbookmark\x12\x16\n" +
@@ -2199,39 +2254,26 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
 	"\x11CancelJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x04\n" +
-	"\tJobFilter\x12\x14\n" +
-	"\x05queue\x18\x01 \x01(\tR\x05queue\x12,\n" +
-	"\x06states\x18\x02 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12\x1c\n" +
-	"\toperation\x18\x03 \x01(\tR\toperation\x129\n" +
-	"\x06labels\x18\x04 \x03(\v2!.jobwire.v1.JobFilter.LabelsEntryR\x06labels\x12!\n" +
-	"\ffailure_type\x18\x05 \x01(\tR\vfailureType\x12C\n" +
-	"\x0fsubmitted_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0esubmittedAfter\x12E\n" +
-	"\x10submitted_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fsubmittedBefore\x12A\n" +
-	"\x0efinished_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedAfter\x12C\n" +
-	"\x0ffinished_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0efinishedBefore\x12\x17\n" +
-	"\ajob_ids\x18\n" +
-	" \x03(\tR\x06jobIds\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x01\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\x96\x01\n" +
 	"\fBulkProgress\x12\x18\n" +
-	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\x04R\achanged\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped\x12$\n" +
+	"\amatched\x18\x01 \x01(\x03R\amatched\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x03R\achanged\x12\x18\n" +
+	"\askipped\x18\x03 \x01(\x03R\askipped\x12$\n" +
 	"\x0esample_job_ids\x18\x04 \x03(\tR\fsampleJobIds\x12\x12\n" +
-	"\x04done\x18\x05 \x01(\bR\x04done\"q\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\"\x90\x01\n" +
 	"\x0fRetryJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
-	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"5\n" +
+	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"5\n" +
 	"\x10RetryJobResponse\x12!\n" +
 	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x01\n" +
 	"\x10RetryJobsRequest\x12-\n" +
 	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x19\n" +
-	"\bmax_jobs\x18\x04 \x01(\x04R\amaxJobs\x12$\n" +
+	"\bmax_jobs\x18\x04 \x01(\x03R\amaxJobs\x12$\n" +
 	"\x0emax_per_second\x18\x05 \x01(\x01R\fmaxPerSecond\"I\n" +
 	"\x11RetryJobsResponse\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress\"\x8e\x01\n" +
@@ -2239,9 +2281,13 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x06filter\x18\x01 \x01(\v2\x15.jobwire.v1.JobFilterR\x06filter\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x19\n" +
-	"\bmax_jobs\x18\x04 \x01(\x04R\amaxJobs\"J\n" +
+	"\bmax_jobs\x18\x04 \x01(\x03R\amaxJobs\"J\n" +
 	"\x12CancelJobsResponse\x124\n" +
-	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress*x\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress*W\n" +
+	"\bJobOrder\x12\x19\n" +
+	"\x15JOB_ORDER_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fJOB_ORDER_STATE\x10\x01\x12\x1b\n" +
+	"\x17JOB_ORDER_STATE_REVERSE\x10\x02*x\n" +
 	"\fWatchContent\x12\x1d\n" +
 	"\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n" +
@@ -2261,8 +2307,8 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\bRetryJob\x12\x1b.jobwire.v1.RetryJobRequest\x1a\x1c.jobwire.v1.RetryJobResponse\x12J\n" +
 	"\tRetryJobs\x12\x1c.jobwire.v1.RetryJobsRequest\x1a\x1d.jobwire.v1.RetryJobsResponse0\x01\x12M\n" +
 	"\n" +
-	"CancelJobs\x12\x1d.jobwire.v1.CancelJobsRequest\x1a\x1e.jobwire.v1.CancelJobsResponse0\x01B(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"CancelJobs\x12\x1d.jobwire.v1.CancelJobsRequest\x1a\x1e.jobwire.v1.CancelJobsResponse0\x01B7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_job_service_proto_rawDescOnce sync.Once
@@ -2276,117 +2322,117 @@ func file_jobwire_v1_job_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_service_proto_rawDescData
 }
 
-var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_jobwire_v1_job_service_proto_goTypes = []any{
-	(WatchContent)(0),             // 0: jobwire.v1.WatchContent
-	(*SubmitJobRequest)(nil),      // 1: jobwire.v1.SubmitJobRequest
-	(*SubmitJobResponse)(nil),     // 2: jobwire.v1.SubmitJobResponse
-	(*SubmitJobsRequest)(nil),     // 3: jobwire.v1.SubmitJobsRequest
-	(*SubmitJobsResponse)(nil),    // 4: jobwire.v1.SubmitJobsResponse
-	(*SubmitResult)(nil),          // 5: jobwire.v1.SubmitResult
-	(*GetJobRequest)(nil),         // 6: jobwire.v1.GetJobRequest
-	(*GetJobResponse)(nil),        // 7: jobwire.v1.GetJobResponse
-	(*ListJobsRequest)(nil),       // 8: jobwire.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 9: jobwire.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),       // 10: jobwire.v1.WatchJobRequest
-	(*Output)(nil),                // 11: jobwire.v1.Output
-	(*WatchJobResponse)(nil),      // 12: jobwire.v1.WatchJobResponse
-	(*RunJobRequest)(nil),         // 13: jobwire.v1.RunJobRequest
-	(*RunJobResponse)(nil),        // 14: jobwire.v1.RunJobResponse
-	(*WatchJobsRequest)(nil),      // 15: jobwire.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),     // 16: jobwire.v1.WatchJobsResponse
-	(*Bookmark)(nil),              // 17: jobwire.v1.Bookmark
-	(*CancelJobRequest)(nil),      // 18: jobwire.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),     // 19: jobwire.v1.CancelJobResponse
-	(*JobFilter)(nil),             // 20: jobwire.v1.JobFilter
-	(*BulkProgress)(nil),          // 21: jobwire.v1.BulkProgress
-	(*RetryJobRequest)(nil),       // 22: jobwire.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),      // 23: jobwire.v1.RetryJobResponse
-	(*RetryJobsRequest)(nil),      // 24: jobwire.v1.RetryJobsRequest
-	(*RetryJobsResponse)(nil),     // 25: jobwire.v1.RetryJobsResponse
-	(*CancelJobsRequest)(nil),     // 26: jobwire.v1.CancelJobsRequest
-	(*CancelJobsResponse)(nil),    // 27: jobwire.v1.CancelJobsResponse
-	nil,                           // 28: jobwire.v1.ListJobsRequest.LabelsEntry
-	nil,                           // 29: jobwire.v1.WatchJobsRequest.LabelsEntry
+	(JobOrder)(0),                 // 0: jobwire.v1.JobOrder
+	(WatchContent)(0),             // 1: jobwire.v1.WatchContent
+	(*SubmitJobRequest)(nil),      // 2: jobwire.v1.SubmitJobRequest
+	(*SubmitJobResponse)(nil),     // 3: jobwire.v1.SubmitJobResponse
+	(*SubmitJobsRequest)(nil),     // 4: jobwire.v1.SubmitJobsRequest
+	(*SubmitJobsResponse)(nil),    // 5: jobwire.v1.SubmitJobsResponse
+	(*SubmitResult)(nil),          // 6: jobwire.v1.SubmitResult
+	(*GetJobRequest)(nil),         // 7: jobwire.v1.GetJobRequest
+	(*GetJobResponse)(nil),        // 8: jobwire.v1.GetJobResponse
+	(*JobFilter)(nil),             // 9: jobwire.v1.JobFilter
+	(*ListJobsRequest)(nil),       // 10: jobwire.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 11: jobwire.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),       // 12: jobwire.v1.WatchJobRequest
+	(*OutputFromEnd)(nil),         // 13: jobwire.v1.OutputFromEnd
+	(*Output)(nil),                // 14: jobwire.v1.Output
+	(*WatchJobResponse)(nil),      // 15: jobwire.v1.WatchJobResponse
+	(*RunJobRequest)(nil),         // 16: jobwire.v1.RunJobRequest
+	(*RunJobResponse)(nil),        // 17: jobwire.v1.RunJobResponse
+	(*WatchJobsRequest)(nil),      // 18: jobwire.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),     // 19: jobwire.v1.WatchJobsResponse
+	(*Bookmark)(nil),              // 20: jobwire.v1.Bookmark
+	(*CancelJobRequest)(nil),      // 21: jobwire.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),     // 22: jobwire.v1.CancelJobResponse
+	(*BulkProgress)(nil),          // 23: jobwire.v1.BulkProgress
+	(*RetryJobRequest)(nil),       // 24: jobwire.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),      // 25: jobwire.v1.RetryJobResponse
+	(*RetryJobsRequest)(nil),      // 26: jobwire.v1.RetryJobsRequest
+	(*RetryJobsResponse)(nil),     // 27: jobwire.v1.RetryJobsResponse
+	(*CancelJobsRequest)(nil),     // 28: jobwire.v1.CancelJobsRequest
+	(*CancelJobsResponse)(nil),    // 29: jobwire.v1.CancelJobsResponse
 	nil,                           // 30: jobwire.v1.JobFilter.LabelsEntry
 	(*JobSpec)(nil),               // 31: jobwire.v1.JobSpec
 	(JobState)(0),                 // 32: jobwire.v1.JobState
 	(*ItemError)(nil),             // 33: jobwire.v1.ItemError
 	(JobView)(0),                  // 34: jobwire.v1.JobView
 	(*Job)(nil),                   // 35: jobwire.v1.Job
-	(*OutputPosition)(nil),        // 36: jobwire.v1.OutputPosition
-	(*OutputChunk)(nil),           // 37: jobwire.v1.OutputChunk
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*OutputPosition)(nil),        // 37: jobwire.v1.OutputPosition
+	(*OutputChunk)(nil),           // 38: jobwire.v1.OutputChunk
 	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_jobwire_v1_job_service_proto_depIdxs = []int32{
 	31, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
 	32, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
-	1,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
-	5,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
-	2,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
+	2,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
+	6,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
+	3,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
 	33, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
 	34, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
 	35, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
-	32, // 8: jobwire.v1.ListJobsRequest.states:type_name -> jobwire.v1.JobState
-	28, // 9: jobwire.v1.ListJobsRequest.labels:type_name -> jobwire.v1.ListJobsRequest.LabelsEntry
-	34, // 10: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
-	35, // 11: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
-	34, // 12: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
-	0,  // 13: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
-	36, // 14: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
-	37, // 15: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
-	35, // 16: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
-	17, // 17: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	11, // 18: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
-	1,  // 19: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
-	34, // 20: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
-	0,  // 21: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
-	35, // 22: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
-	17, // 23: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	11, // 24: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
-	32, // 25: jobwire.v1.WatchJobsRequest.states:type_name -> jobwire.v1.JobState
-	29, // 26: jobwire.v1.WatchJobsRequest.labels:type_name -> jobwire.v1.WatchJobsRequest.LabelsEntry
-	34, // 27: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
-	35, // 28: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
-	17, // 29: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	38, // 30: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
-	35, // 31: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
-	32, // 32: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
-	30, // 33: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
-	38, // 34: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
-	38, // 35: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
-	38, // 36: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
-	38, // 37: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
+	32, // 8: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
+	30, // 9: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
+	36, // 10: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
+	36, // 11: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
+	36, // 12: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
+	36, // 13: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
+	9,  // 14: jobwire.v1.ListJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	34, // 15: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
+	0,  // 16: jobwire.v1.ListJobsRequest.order_by:type_name -> jobwire.v1.JobOrder
+	35, // 17: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
+	34, // 18: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
+	1,  // 19: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
+	37, // 20: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
+	13, // 21: jobwire.v1.WatchJobRequest.output_from_end:type_name -> jobwire.v1.OutputFromEnd
+	38, // 22: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
+	35, // 23: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
+	20, // 24: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	14, // 25: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
+	2,  // 26: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
+	34, // 27: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
+	1,  // 28: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
+	35, // 29: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
+	20, // 30: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	14, // 31: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
+	9,  // 32: jobwire.v1.WatchJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	34, // 33: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
+	35, // 34: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
+	20, // 35: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	36, // 36: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
+	35, // 37: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
 	39, // 38: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
 	35, // 39: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
-	20, // 40: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	21, // 41: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	20, // 42: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	21, // 43: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	1,  // 44: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
-	3,  // 45: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
-	6,  // 46: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
-	8,  // 47: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
-	10, // 48: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
-	13, // 49: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
-	15, // 50: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
-	18, // 51: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
-	22, // 52: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
-	24, // 53: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
-	26, // 54: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
-	2,  // 55: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
-	4,  // 56: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
-	7,  // 57: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
-	9,  // 58: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
-	12, // 59: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
-	14, // 60: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
-	16, // 61: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
-	19, // 62: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
-	23, // 63: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
-	25, // 64: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
-	27, // 65: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
+	9,  // 40: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	23, // 41: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	9,  // 42: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	23, // 43: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	2,  // 44: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
+	4,  // 45: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
+	7,  // 46: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
+	10, // 47: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
+	12, // 48: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
+	16, // 49: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
+	18, // 50: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
+	21, // 51: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
+	24, // 52: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
+	26, // 53: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
+	28, // 54: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
+	3,  // 55: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
+	5,  // 56: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
+	8,  // 57: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
+	11, // 58: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
+	15, // 59: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
+	17, // 60: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
+	19, // 61: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
+	22, // 62: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
+	25, // 63: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
+	27, // 64: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
+	29, // 65: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
 	55, // [55:66] is the sub-list for method output_type
 	44, // [44:55] is the sub-list for method input_type
 	44, // [44:44] is the sub-list for extension type_name
@@ -2405,22 +2451,22 @@ func file_jobwire_v1_job_service_proto_init() {
 		(*SubmitResult_Accepted)(nil),
 		(*SubmitResult_Error)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[9].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[10].OneofWrappers = []any{
 		(*WatchJobRequest_Cursor)(nil),
 		(*WatchJobRequest_OutputFrom)(nil),
 		(*WatchJobRequest_OutputFromEnd)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[11].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[13].OneofWrappers = []any{
 		(*WatchJobResponse_Job)(nil),
 		(*WatchJobResponse_Bookmark)(nil),
 		(*WatchJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*RunJobResponse_Job)(nil),
 		(*RunJobResponse_Bookmark)(nil),
 		(*RunJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_Bookmark)(nil),
 	}
@@ -2429,8 +2475,8 @@ func file_jobwire_v1_job_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_service_proto_rawDesc), len(file_jobwire_v1_job_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   30,
+			NumEnums:      2,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -67,12 +67,12 @@ type JobServiceClient interface {
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
-	// Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-	// state, in the order of the filter; within a state oldest first for live jobs and soonest
-	// forgotten first for ended ones. A job that changes its state while you page may be seen twice
-	// or not at all; one that stays is seen once.
+	// Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+	// job that changes its state while you page may be seen twice or not at all; one that stays is
+	// seen once. An answer is at most some 3 MiB.
 	//
-	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+	// INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+	// that fits none is an empty list. Retry: safe.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
 	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
@@ -121,16 +121,17 @@ type JobServiceClient interface {
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. Retry: safe.
+	// key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+	// may redrive a job that has ended again meanwhile.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
-	// Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+	// Redrives all jobs that match a filter, in the order in which they were submitted
 	// or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
 	// With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
 	// redriven stays so.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RetryJobsResponse], error)
-	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+	// Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
 	// counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
@@ -333,12 +334,12 @@ type JobServiceServer interface {
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
-	// Lists the jobs of one queue, page by page, in the BASIC view unless asked otherwise. State by
-	// state, in the order of the filter; within a state oldest first for live jobs and soonest
-	// forgotten first for ended ones. A job that changes its state while you page may be seen twice
-	// or not at all; one that stays is seen once.
+	// Lists jobs, page by page, in the BASIC view unless asked otherwise, in the order asked for. A
+	// job that changes its state while you page may be seen twice or not at all; one that stays is
+	// seen once. An answer is at most some 3 MiB.
 	//
-	// INVALID_ARGUMENT: a bad filter, page size or token. NOT_FOUND: no such queue. Retry: safe.
+	// INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
+	// that fits none is an empty list. Retry: safe.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
 	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
@@ -387,16 +388,17 @@ type JobServiceServer interface {
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
 	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. Retry: safe.
+	// key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+	// may redrive a job that has ended again meanwhile.
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
-	// Redrives all jobs of a queue that match a filter, in the order in which they were submitted
+	// Redrives all jobs that match a filter, in the order in which they were submitted
 	// or ended, and reports how far it is. Jobs that can't be redriven are counted and left alone.
 	// With `dry_run` it counts and changes nothing. Ending the call stops the redrive; what was
 	// redriven stays so.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.
 	RetryJobs(*RetryJobsRequest, grpc.ServerStreamingServer[RetryJobsResponse]) error
-	// Cancels all jobs of a queue that match a filter, as CancelJob does each. With `dry_run` it
+	// Cancels all jobs that match a filter, as CancelJob does each. With `dry_run` it
 	// counts and changes nothing. Ending the call stops it.
 	//
 	// INVALID_ARGUMENT: a bad filter. NOT_FOUND: no such queue. Retry: safe.

@@ -26,117 +26,117 @@ const (
 )
 
 // What happens to due moments that passed while no server was up, or the store was away.
-type MissedRuns int32
+type MissedRunPolicy int32
 
 const (
 	// RUN_LATEST.
-	MissedRuns_MISSED_RUNS_UNSPECIFIED MissedRuns = 0
+	MissedRunPolicy_MISSED_RUN_POLICY_UNSPECIFIED MissedRunPolicy = 0
 	// They are skipped, except for one that is at most a minute late.
-	MissedRuns_MISSED_RUNS_SKIP MissedRuns = 1
+	MissedRunPolicy_MISSED_RUN_POLICY_SKIP MissedRunPolicy = 1
 	// One job makes up for all of them, with the latest missed moment.
-	MissedRuns_MISSED_RUNS_RUN_LATEST MissedRuns = 2
+	MissedRunPolicy_MISSED_RUN_POLICY_RUN_LATEST MissedRunPolicy = 2
 	// One job for each, oldest first, for those that are no older than `catch_up_window`, whatever
-	// `overlap` says.
-	MissedRuns_MISSED_RUNS_RUN_ALL MissedRuns = 3
+	// `overlap_policy` says.
+	MissedRunPolicy_MISSED_RUN_POLICY_RUN_ALL MissedRunPolicy = 3
 )
 
-// Enum value maps for MissedRuns.
+// Enum value maps for MissedRunPolicy.
 var (
-	MissedRuns_name = map[int32]string{
-		0: "MISSED_RUNS_UNSPECIFIED",
-		1: "MISSED_RUNS_SKIP",
-		2: "MISSED_RUNS_RUN_LATEST",
-		3: "MISSED_RUNS_RUN_ALL",
+	MissedRunPolicy_name = map[int32]string{
+		0: "MISSED_RUN_POLICY_UNSPECIFIED",
+		1: "MISSED_RUN_POLICY_SKIP",
+		2: "MISSED_RUN_POLICY_RUN_LATEST",
+		3: "MISSED_RUN_POLICY_RUN_ALL",
 	}
-	MissedRuns_value = map[string]int32{
-		"MISSED_RUNS_UNSPECIFIED": 0,
-		"MISSED_RUNS_SKIP":        1,
-		"MISSED_RUNS_RUN_LATEST":  2,
-		"MISSED_RUNS_RUN_ALL":     3,
+	MissedRunPolicy_value = map[string]int32{
+		"MISSED_RUN_POLICY_UNSPECIFIED": 0,
+		"MISSED_RUN_POLICY_SKIP":        1,
+		"MISSED_RUN_POLICY_RUN_LATEST":  2,
+		"MISSED_RUN_POLICY_RUN_ALL":     3,
 	}
 )
 
-func (x MissedRuns) Enum() *MissedRuns {
-	p := new(MissedRuns)
+func (x MissedRunPolicy) Enum() *MissedRunPolicy {
+	p := new(MissedRunPolicy)
 	*p = x
 	return p
 }
 
-func (x MissedRuns) String() string {
+func (x MissedRunPolicy) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (MissedRuns) Descriptor() protoreflect.EnumDescriptor {
+func (MissedRunPolicy) Descriptor() protoreflect.EnumDescriptor {
 	return file_jobwire_v1_schedule_service_proto_enumTypes[0].Descriptor()
 }
 
-func (MissedRuns) Type() protoreflect.EnumType {
+func (MissedRunPolicy) Type() protoreflect.EnumType {
 	return &file_jobwire_v1_schedule_service_proto_enumTypes[0]
 }
 
-func (x MissedRuns) Number() protoreflect.EnumNumber {
+func (x MissedRunPolicy) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use MissedRuns.Descriptor instead.
-func (MissedRuns) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use MissedRunPolicy.Descriptor instead.
+func (MissedRunPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_schedule_service_proto_rawDescGZIP(), []int{0}
 }
 
 // What happens at a due moment while the job of an earlier one is live.
-type Overlap int32
+type OverlapPolicy int32
 
 const (
 	// SKIP.
-	Overlap_OVERLAP_UNSPECIFIED Overlap = 0
+	OverlapPolicy_OVERLAP_POLICY_UNSPECIFIED OverlapPolicy = 0
 	// The moment is skipped, and counted in `skipped_runs`.
-	Overlap_OVERLAP_SKIP Overlap = 1
+	OverlapPolicy_OVERLAP_POLICY_SKIP OverlapPolicy = 1
 	// The new job is submitted alongside the old one.
-	Overlap_OVERLAP_ALLOW Overlap = 2
+	OverlapPolicy_OVERLAP_POLICY_ALLOW OverlapPolicy = 2
 	// The old job is cancelled as by CancelJob, and the new one submitted.
-	Overlap_OVERLAP_CANCEL_PREVIOUS Overlap = 3
+	OverlapPolicy_OVERLAP_POLICY_CANCEL_PREVIOUS OverlapPolicy = 3
 )
 
-// Enum value maps for Overlap.
+// Enum value maps for OverlapPolicy.
 var (
-	Overlap_name = map[int32]string{
-		0: "OVERLAP_UNSPECIFIED",
-		1: "OVERLAP_SKIP",
-		2: "OVERLAP_ALLOW",
-		3: "OVERLAP_CANCEL_PREVIOUS",
+	OverlapPolicy_name = map[int32]string{
+		0: "OVERLAP_POLICY_UNSPECIFIED",
+		1: "OVERLAP_POLICY_SKIP",
+		2: "OVERLAP_POLICY_ALLOW",
+		3: "OVERLAP_POLICY_CANCEL_PREVIOUS",
 	}
-	Overlap_value = map[string]int32{
-		"OVERLAP_UNSPECIFIED":     0,
-		"OVERLAP_SKIP":            1,
-		"OVERLAP_ALLOW":           2,
-		"OVERLAP_CANCEL_PREVIOUS": 3,
+	OverlapPolicy_value = map[string]int32{
+		"OVERLAP_POLICY_UNSPECIFIED":     0,
+		"OVERLAP_POLICY_SKIP":            1,
+		"OVERLAP_POLICY_ALLOW":           2,
+		"OVERLAP_POLICY_CANCEL_PREVIOUS": 3,
 	}
 )
 
-func (x Overlap) Enum() *Overlap {
-	p := new(Overlap)
+func (x OverlapPolicy) Enum() *OverlapPolicy {
+	p := new(OverlapPolicy)
 	*p = x
 	return p
 }
 
-func (x Overlap) String() string {
+func (x OverlapPolicy) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (Overlap) Descriptor() protoreflect.EnumDescriptor {
+func (OverlapPolicy) Descriptor() protoreflect.EnumDescriptor {
 	return file_jobwire_v1_schedule_service_proto_enumTypes[1].Descriptor()
 }
 
-func (Overlap) Type() protoreflect.EnumType {
+func (OverlapPolicy) Type() protoreflect.EnumType {
 	return &file_jobwire_v1_schedule_service_proto_enumTypes[1]
 }
 
-func (x Overlap) Number() protoreflect.EnumNumber {
+func (x OverlapPolicy) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use Overlap.Descriptor instead.
-func (Overlap) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use OverlapPolicy.Descriptor instead.
+func (OverlapPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_schedule_service_proto_rawDescGZIP(), []int{1}
 }
 
@@ -258,8 +258,8 @@ func (x *IntervalCadence) GetAnchor() *timestamppb.Timestamp {
 // What a schedule says.
 type ScheduleSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What to submit at each due moment. `run_at`, `delay`, `expires_at` and `deadline` can't be
-	// set; `unique` may be: a moment at which another job holds the key is skipped. The job is
+	// What to submit at each due moment. Moments (`run_at`, `expires_at`, `deadline`) and `delay`
+	// can't be set; `expires_after` and `deadline_after` count from the due moment; `unique` may be set: a moment at which another job holds the key is skipped. The job is
 	// labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
 	// UTC.
 	Job *JobSpec `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
@@ -275,11 +275,11 @@ type ScheduleSpec struct {
 	// Not due after this moment. Unset: forever.
 	EndAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=end_at,json=endAt,proto3" json:"end_at,omitempty"`
 	// Unset: RUN_LATEST.
-	MissedRuns MissedRuns `protobuf:"varint,6,opt,name=missed_runs,json=missedRuns,proto3,enum=jobwire.v1.MissedRuns" json:"missed_runs,omitempty"`
+	MissedRunPolicy MissedRunPolicy `protobuf:"varint,6,opt,name=missed_run_policy,json=missedRunPolicy,proto3,enum=jobwire.v1.MissedRunPolicy" json:"missed_run_policy,omitempty"`
 	// For RUN_ALL: 1 minute to 30 days. Unset: 1 day.
 	CatchUpWindow *durationpb.Duration `protobuf:"bytes,7,opt,name=catch_up_window,json=catchUpWindow,proto3" json:"catch_up_window,omitempty"`
 	// Unset: SKIP.
-	Overlap Overlap `protobuf:"varint,8,opt,name=overlap,proto3,enum=jobwire.v1.Overlap" json:"overlap,omitempty"`
+	OverlapPolicy OverlapPolicy `protobuf:"varint,8,opt,name=overlap_policy,json=overlapPolicy,proto3,enum=jobwire.v1.OverlapPolicy" json:"overlap_policy,omitempty"`
 	// Each job becomes ready at its due moment and up to this much later, always the same for one
 	// moment, so that schedules with the same expression do not all start at once. 0 to 1 hour, not
 	// above the interval between two moments. Unset: 0.
@@ -366,11 +366,11 @@ func (x *ScheduleSpec) GetEndAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *ScheduleSpec) GetMissedRuns() MissedRuns {
+func (x *ScheduleSpec) GetMissedRunPolicy() MissedRunPolicy {
 	if x != nil {
-		return x.MissedRuns
+		return x.MissedRunPolicy
 	}
-	return MissedRuns_MISSED_RUNS_UNSPECIFIED
+	return MissedRunPolicy_MISSED_RUN_POLICY_UNSPECIFIED
 }
 
 func (x *ScheduleSpec) GetCatchUpWindow() *durationpb.Duration {
@@ -380,11 +380,11 @@ func (x *ScheduleSpec) GetCatchUpWindow() *durationpb.Duration {
 	return nil
 }
 
-func (x *ScheduleSpec) GetOverlap() Overlap {
+func (x *ScheduleSpec) GetOverlapPolicy() OverlapPolicy {
 	if x != nil {
-		return x.Overlap
+		return x.OverlapPolicy
 	}
-	return Overlap_OVERLAP_UNSPECIFIED
+	return OverlapPolicy_OVERLAP_POLICY_UNSPECIFIED
 }
 
 func (x *ScheduleSpec) GetJitter() *durationpb.Duration {
@@ -433,7 +433,7 @@ type Schedule struct {
 	// Why, in the words of whoever paused it.
 	PauseReason string `protobuf:"bytes,5,opt,name=pause_reason,json=pauseReason,proto3" json:"pause_reason,omitempty"`
 	// Grows with every change of what it says and of whether it is paused.
-	Revision uint64 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	// When it was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When what it says was last changed.
@@ -443,11 +443,11 @@ type Schedule struct {
 	// The latest runs, newest first, at most 10.
 	RecentRuns []*ScheduleRun `protobuf:"bytes,10,rep,name=recent_runs,json=recentRuns,proto3" json:"recent_runs,omitempty"`
 	// Jobs submitted.
-	TotalRuns uint64 `protobuf:"varint,11,opt,name=total_runs,json=totalRuns,proto3" json:"total_runs,omitempty"`
-	// Due moments skipped because of `overlap`, or because another job held the unique key.
-	SkippedRuns uint64 `protobuf:"varint,12,opt,name=skipped_runs,json=skippedRuns,proto3" json:"skipped_runs,omitempty"`
-	// Due moments skipped because of `missed_runs`.
-	MissedRuns    uint64 `protobuf:"varint,13,opt,name=missed_runs,json=missedRuns,proto3" json:"missed_runs,omitempty"`
+	TotalRuns int64 `protobuf:"varint,11,opt,name=total_runs,json=totalRuns,proto3" json:"total_runs,omitempty"`
+	// Due moments skipped because of `overlap_policy`, or because another job held the unique key.
+	SkippedRuns int64 `protobuf:"varint,12,opt,name=skipped_runs,json=skippedRuns,proto3" json:"skipped_runs,omitempty"`
+	// Due moments skipped because of `missed_run_policy`.
+	MissedRuns    int64 `protobuf:"varint,13,opt,name=missed_runs,json=missedRuns,proto3" json:"missed_runs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,7 +517,7 @@ func (x *Schedule) GetPauseReason() string {
 	return ""
 }
 
-func (x *Schedule) GetRevision() uint64 {
+func (x *Schedule) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
 	}
@@ -552,21 +552,21 @@ func (x *Schedule) GetRecentRuns() []*ScheduleRun {
 	return nil
 }
 
-func (x *Schedule) GetTotalRuns() uint64 {
+func (x *Schedule) GetTotalRuns() int64 {
 	if x != nil {
 		return x.TotalRuns
 	}
 	return 0
 }
 
-func (x *Schedule) GetSkippedRuns() uint64 {
+func (x *Schedule) GetSkippedRuns() int64 {
 	if x != nil {
 		return x.SkippedRuns
 	}
 	return 0
 }
 
-func (x *Schedule) GetMissedRuns() uint64 {
+func (x *Schedule) GetMissedRuns() int64 {
 	if x != nil {
 		return x.MissedRuns
 	}
@@ -995,7 +995,7 @@ type UpdateScheduleRequest struct {
 	// Replaces the previous one as a whole.
 	Spec *ScheduleSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Revision of the schedule that the change was made from. 0 or unset: whatever it is now.
-	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision      int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1051,7 +1051,7 @@ func (x *UpdateScheduleRequest) GetSpec() *ScheduleSpec {
 	return nil
 }
 
-func (x *UpdateScheduleRequest) GetRevision() uint64 {
+func (x *UpdateScheduleRequest) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
 	}
@@ -1530,17 +1530,16 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	"\ttime_zone\x18\x02 \x01(\tR\btimeZone\"v\n" +
 	"\x0fIntervalCadence\x12/\n" +
 	"\x05every\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05every\x122\n" +
-	"\x06anchor\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06anchor\"\x94\x04\n" +
+	"\x06anchor\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06anchor\"\xb7\x04\n" +
 	"\fScheduleSpec\x12%\n" +
 	"\x03job\x18\x01 \x01(\v2\x13.jobwire.v1.JobSpecR\x03job\x12-\n" +
 	"\x04cron\x18\x02 \x01(\v2\x17.jobwire.v1.CronCadenceH\x00R\x04cron\x129\n" +
 	"\binterval\x18\x03 \x01(\v2\x1b.jobwire.v1.IntervalCadenceH\x00R\binterval\x125\n" +
 	"\bstart_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astartAt\x121\n" +
-	"\x06end_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05endAt\x127\n" +
-	"\vmissed_runs\x18\x06 \x01(\x0e2\x16.jobwire.v1.MissedRunsR\n" +
-	"missedRuns\x12A\n" +
-	"\x0fcatch_up_window\x18\a \x01(\v2\x19.google.protobuf.DurationR\rcatchUpWindow\x12-\n" +
-	"\aoverlap\x18\b \x01(\x0e2\x13.jobwire.v1.OverlapR\aoverlap\x121\n" +
+	"\x06end_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05endAt\x12G\n" +
+	"\x11missed_run_policy\x18\x06 \x01(\x0e2\x1b.jobwire.v1.MissedRunPolicyR\x0fmissedRunPolicy\x12A\n" +
+	"\x0fcatch_up_window\x18\a \x01(\v2\x19.google.protobuf.DurationR\rcatchUpWindow\x12@\n" +
+	"\x0eoverlap_policy\x18\b \x01(\x0e2\x19.jobwire.v1.OverlapPolicyR\roverlapPolicy\x121\n" +
 	"\x06jitter\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06jitter\x12 \n" +
 	"\vdescription\x18\n" +
 	" \x01(\tR\vdescriptionB\t\n" +
@@ -1552,7 +1551,7 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	"\x04spec\x18\x03 \x01(\v2\x18.jobwire.v1.ScheduleSpecR\x04spec\x12\x16\n" +
 	"\x06paused\x18\x04 \x01(\bR\x06paused\x12!\n" +
 	"\fpause_reason\x18\x05 \x01(\tR\vpauseReason\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\x129\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\x129\n" +
 	"\n" +
 	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
@@ -1562,9 +1561,9 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	" \x03(\v2\x17.jobwire.v1.ScheduleRunR\n" +
 	"recentRuns\x12\x1d\n" +
 	"\n" +
-	"total_runs\x18\v \x01(\x04R\ttotalRuns\x12!\n" +
-	"\fskipped_runs\x18\f \x01(\x04R\vskippedRuns\x12\x1f\n" +
-	"\vmissed_runs\x18\r \x01(\x04R\n" +
+	"total_runs\x18\v \x01(\x03R\ttotalRuns\x12!\n" +
+	"\fskipped_runs\x18\f \x01(\x03R\vskippedRuns\x12\x1f\n" +
+	"\vmissed_runs\x18\r \x01(\x03R\n" +
 	"missedRuns\"\xb4\x01\n" +
 	"\vScheduleRun\x121\n" +
 	"\x06due_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05dueAt\x12=\n" +
@@ -1598,7 +1597,7 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	"\vschedule_id\x18\x02 \x01(\tR\n" +
 	"scheduleId\x12,\n" +
 	"\x04spec\x18\x03 \x01(\v2\x18.jobwire.v1.ScheduleSpecR\x04spec\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x04R\brevision\"J\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"J\n" +
 	"\x16UpdateScheduleResponse\x120\n" +
 	"\bschedule\x18\x01 \x01(\v2\x14.jobwire.v1.ScheduleR\bschedule\"e\n" +
 	"\x14PauseScheduleRequest\x12\x14\n" +
@@ -1626,18 +1625,17 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x1f\n" +
 	"\vschedule_id\x18\x02 \x01(\tR\n" +
 	"scheduleId\"\x18\n" +
-	"\x16DeleteScheduleResponse*t\n" +
-	"\n" +
-	"MissedRuns\x12\x1b\n" +
-	"\x17MISSED_RUNS_UNSPECIFIED\x10\x00\x12\x14\n" +
-	"\x10MISSED_RUNS_SKIP\x10\x01\x12\x1a\n" +
-	"\x16MISSED_RUNS_RUN_LATEST\x10\x02\x12\x17\n" +
-	"\x13MISSED_RUNS_RUN_ALL\x10\x03*d\n" +
-	"\aOverlap\x12\x17\n" +
-	"\x13OVERLAP_UNSPECIFIED\x10\x00\x12\x10\n" +
-	"\fOVERLAP_SKIP\x10\x01\x12\x11\n" +
-	"\rOVERLAP_ALLOW\x10\x02\x12\x1b\n" +
-	"\x17OVERLAP_CANCEL_PREVIOUS\x10\x032\xcd\x05\n" +
+	"\x16DeleteScheduleResponse*\x91\x01\n" +
+	"\x0fMissedRunPolicy\x12!\n" +
+	"\x1dMISSED_RUN_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16MISSED_RUN_POLICY_SKIP\x10\x01\x12 \n" +
+	"\x1cMISSED_RUN_POLICY_RUN_LATEST\x10\x02\x12\x1d\n" +
+	"\x19MISSED_RUN_POLICY_RUN_ALL\x10\x03*\x86\x01\n" +
+	"\rOverlapPolicy\x12\x1e\n" +
+	"\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n" +
+	"\x14OVERLAP_POLICY_ALLOW\x10\x02\x12\"\n" +
+	"\x1eOVERLAP_POLICY_CANCEL_PREVIOUS\x10\x032\xcd\x05\n" +
 	"\x0fScheduleService\x12W\n" +
 	"\x0eCreateSchedule\x12!.jobwire.v1.CreateScheduleRequest\x1a\".jobwire.v1.CreateScheduleResponse\x12N\n" +
 	"\vGetSchedule\x12\x1e.jobwire.v1.GetScheduleRequest\x1a\x1f.jobwire.v1.GetScheduleResponse\x12T\n" +
@@ -1646,8 +1644,8 @@ const file_jobwire_v1_schedule_service_proto_rawDesc = "" +
 	"\rPauseSchedule\x12 .jobwire.v1.PauseScheduleRequest\x1a!.jobwire.v1.PauseScheduleResponse\x12W\n" +
 	"\x0eResumeSchedule\x12!.jobwire.v1.ResumeScheduleRequest\x1a\".jobwire.v1.ResumeScheduleResponse\x12Z\n" +
 	"\x0fTriggerSchedule\x12\".jobwire.v1.TriggerScheduleRequest\x1a#.jobwire.v1.TriggerScheduleResponse\x12W\n" +
-	"\x0eDeleteSchedule\x12!.jobwire.v1.DeleteScheduleRequest\x1a\".jobwire.v1.DeleteScheduleResponseB(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"\x0eDeleteSchedule\x12!.jobwire.v1.DeleteScheduleRequest\x1a\".jobwire.v1.DeleteScheduleResponseB7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_schedule_service_proto_rawDescOnce sync.Once
@@ -1664,8 +1662,8 @@ func file_jobwire_v1_schedule_service_proto_rawDescGZIP() []byte {
 var file_jobwire_v1_schedule_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_jobwire_v1_schedule_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_jobwire_v1_schedule_service_proto_goTypes = []any{
-	(MissedRuns)(0),                 // 0: jobwire.v1.MissedRuns
-	(Overlap)(0),                    // 1: jobwire.v1.Overlap
+	(MissedRunPolicy)(0),            // 0: jobwire.v1.MissedRunPolicy
+	(OverlapPolicy)(0),              // 1: jobwire.v1.OverlapPolicy
 	(*CronCadence)(nil),             // 2: jobwire.v1.CronCadence
 	(*IntervalCadence)(nil),         // 3: jobwire.v1.IntervalCadence
 	(*ScheduleSpec)(nil),            // 4: jobwire.v1.ScheduleSpec
@@ -1699,9 +1697,9 @@ var file_jobwire_v1_schedule_service_proto_depIdxs = []int32{
 	3,  // 4: jobwire.v1.ScheduleSpec.interval:type_name -> jobwire.v1.IntervalCadence
 	24, // 5: jobwire.v1.ScheduleSpec.start_at:type_name -> google.protobuf.Timestamp
 	24, // 6: jobwire.v1.ScheduleSpec.end_at:type_name -> google.protobuf.Timestamp
-	0,  // 7: jobwire.v1.ScheduleSpec.missed_runs:type_name -> jobwire.v1.MissedRuns
+	0,  // 7: jobwire.v1.ScheduleSpec.missed_run_policy:type_name -> jobwire.v1.MissedRunPolicy
 	23, // 8: jobwire.v1.ScheduleSpec.catch_up_window:type_name -> google.protobuf.Duration
-	1,  // 9: jobwire.v1.ScheduleSpec.overlap:type_name -> jobwire.v1.Overlap
+	1,  // 9: jobwire.v1.ScheduleSpec.overlap_policy:type_name -> jobwire.v1.OverlapPolicy
 	23, // 10: jobwire.v1.ScheduleSpec.jitter:type_name -> google.protobuf.Duration
 	4,  // 11: jobwire.v1.Schedule.spec:type_name -> jobwire.v1.ScheduleSpec
 	24, // 12: jobwire.v1.Schedule.created_at:type_name -> google.protobuf.Timestamp

@@ -101,12 +101,14 @@ type WorkerSpec struct {
 	// values as for `JobSpec.labels`.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// How many jobs it runs at once, for display. 0: unknown.
-	Concurrency uint32 `protobuf:"varint,5,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Concurrency int32 `protobuf:"varint,5,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// The lease that it asks for on each job. 1 second to 1 hour; unset: the server's, 30 seconds
 	// unless configured otherwise.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// For people: the SDK and its version, for example `jobwire-python/0.1.0`. At most 128 bytes.
-	Client        string `protobuf:"bytes,7,opt,name=client,proto3" json:"client,omitempty"`
+	Client string `protobuf:"bytes,7,opt,name=client,proto3" json:"client,omitempty"`
+	// Which build of its program it runs, for people: a version or a commit. At most 128 bytes.
+	BuildId       string `protobuf:"bytes,8,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,7 +171,7 @@ func (x *WorkerSpec) GetLabels() map[string]string {
 	return nil
 }
 
-func (x *WorkerSpec) GetConcurrency() uint32 {
+func (x *WorkerSpec) GetConcurrency() int32 {
 	if x != nil {
 		return x.Concurrency
 	}
@@ -186,6 +188,13 @@ func (x *WorkerSpec) GetLeaseDuration() *durationpb.Duration {
 func (x *WorkerSpec) GetClient() string {
 	if x != nil {
 		return x.Client
+	}
+	return ""
+}
+
+func (x *WorkerSpec) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
 	}
 	return ""
 }
@@ -335,7 +344,7 @@ type LeaseRef struct {
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
-	FencingToken  uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken  int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,7 +386,7 @@ func (x *LeaseRef) GetJobId() string {
 	return ""
 }
 
-func (x *LeaseRef) GetFencingToken() uint64 {
+func (x *LeaseRef) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -390,13 +399,15 @@ type Assignment struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Sent with every write about this job; grows with every claim of it.
-	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// 1 for the first delivery.
-	Attempt uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt int32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What to run.
 	Spec *JobSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
 	// What an earlier attempt saved. Unset: nothing was.
-	Checkpoint    *Payload `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint *Payload `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// When the broker accepted the job, as `Job.created_at`.
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -438,14 +449,14 @@ func (x *Assignment) GetJobId() string {
 	return ""
 }
 
-func (x *Assignment) GetFencingToken() uint64 {
+func (x *Assignment) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
 	return 0
 }
 
-func (x *Assignment) GetAttempt() uint32 {
+func (x *Assignment) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
 	}
@@ -466,6 +477,13 @@ func (x *Assignment) GetCheckpoint() *Payload {
 	return nil
 }
 
+func (x *Assignment) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
 // Asks for jobs.
 type ClaimJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -476,7 +494,7 @@ type ClaimJobRequest struct {
 	// This job and no other; `queues` and `max_jobs` are then ignored.
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// At most this many: 1 to 1000. Unset: 1.
-	MaxJobs uint32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	MaxJobs int32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	// How long to wait for a first job if there is none. 0 to 60 seconds; unset: do not wait. After
 	// that the call ends with an empty answer, so give it a deadline a little above.
 	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
@@ -535,7 +553,7 @@ func (x *ClaimJobRequest) GetJobId() string {
 	return ""
 }
 
-func (x *ClaimJobRequest) GetMaxJobs() uint32 {
+func (x *ClaimJobRequest) GetMaxJobs() int32 {
 	if x != nil {
 		return x.MaxJobs
 	}
@@ -552,8 +570,7 @@ func (x *ClaimJobRequest) GetWait() *durationpb.Duration {
 // The jobs handed out.
 type ClaimJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most `max_jobs`, and at most some 2 MiB from one queue; empty if nothing came within
-	// `wait`.
+	// At most `max_jobs`, and at most some 3 MiB; empty if nothing came within `wait`.
 	Assignments []*Assignment `protobuf:"bytes,1,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// How long each lease lasts unless renewed, from the moment of the claim.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
@@ -623,7 +640,7 @@ type UpdateProgressRequest struct {
 	// The job.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
-	FencingToken uint64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,3,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// Replaces the previous progress. Unset: unchanged.
 	Progress *Progress `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Output since the last call; at most 256 chunks and 1 MiB. All of it is recorded, or none.
@@ -679,7 +696,7 @@ func (x *UpdateProgressRequest) GetJobId() string {
 	return ""
 }
 
-func (x *UpdateProgressRequest) GetFencingToken() uint64 {
+func (x *UpdateProgressRequest) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -769,7 +786,7 @@ type CancelNotice struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Its lease.
-	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// In the words of whoever asked.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// After this moment the job is CANCELLED whatever the worker does, and the lease is lost.
@@ -815,7 +832,7 @@ func (x *CancelNotice) GetJobId() string {
 	return ""
 }
 
-func (x *CancelNotice) GetFencingToken() uint64 {
+func (x *CancelNotice) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -842,7 +859,7 @@ type Completion struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
-	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// How it ended.
 	//
 	// Types that are valid to be assigned to Outcome:
@@ -851,6 +868,7 @@ type Completion struct {
 	//	*Completion_Failure
 	//	*Completion_Cancelled
 	//	*Completion_Released
+	//	*Completion_Suspended
 	Outcome       isCompletion_Outcome `protobuf_oneof:"outcome"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -893,7 +911,7 @@ func (x *Completion) GetJobId() string {
 	return ""
 }
 
-func (x *Completion) GetFencingToken() uint64 {
+func (x *Completion) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -943,6 +961,15 @@ func (x *Completion) GetReleased() *Released {
 	return nil
 }
 
+func (x *Completion) GetSuspended() *Suspended {
+	if x != nil {
+		if x, ok := x.Outcome.(*Completion_Suspended); ok {
+			return x.Suspended
+		}
+	}
+	return nil
+}
+
 type isCompletion_Outcome interface {
 	isCompletion_Outcome()
 }
@@ -971,6 +998,12 @@ type Completion_Released struct {
 	Released *Released `protobuf:"bytes,6,opt,name=released,proto3,oneof"`
 }
 
+type Completion_Suspended struct {
+	// Set aside for servers with the feature `suspend`; others refuse it. The job gives its worker
+	// back and waits.
+	Suspended *Suspended `protobuf:"bytes,7,opt,name=suspended,proto3,oneof"`
+}
+
 func (*Completion_Success) isCompletion_Outcome() {}
 
 func (*Completion_Failure) isCompletion_Outcome() {}
@@ -978,6 +1011,8 @@ func (*Completion_Failure) isCompletion_Outcome() {}
 func (*Completion_Cancelled) isCompletion_Outcome() {}
 
 func (*Completion_Released) isCompletion_Outcome() {}
+
+func (*Completion_Suspended) isCompletion_Outcome() {}
 
 // A handler's success.
 type Success struct {
@@ -1063,20 +1098,60 @@ func (*Cancelled) Descriptor() ([]byte, []int) {
 	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{12}
 }
 
+// A job that waits without a worker. No fields yet.
+type Suspended struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Suspended) Reset() {
+	*x = Suspended{}
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Suspended) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Suspended) ProtoMessage() {}
+
+func (x *Suspended) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Suspended.ProtoReflect.Descriptor instead.
+func (*Suspended) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{13}
+}
+
 // A job given back.
 type Released struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True: the handler never began; no budget is touched. False: it was interrupted.
 	NotStarted bool `protobuf:"varint,1,opt,name=not_started,json=notStarted,proto3" json:"not_started,omitempty"`
 	// For people; kept with the attempt. At most 512 bytes.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Set aside for servers with the feature `snooze`; others refuse it. Not again until this long
+	// from now.
+	Delay         *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Released) Reset() {
 	*x = Released{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1163,7 @@ func (x *Released) String() string {
 func (*Released) ProtoMessage() {}
 
 func (x *Released) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1176,7 @@ func (x *Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Released.ProtoReflect.Descriptor instead.
 func (*Released) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Released) GetNotStarted() bool {
@@ -1116,6 +1191,13 @@ func (x *Released) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Released) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
 }
 
 // The end of an attempt, and optionally a request for more jobs.
@@ -1133,7 +1215,7 @@ type CompleteJobRequest struct {
 
 func (x *CompleteJobRequest) Reset() {
 	*x = CompleteJobRequest{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1227,7 @@ func (x *CompleteJobRequest) String() string {
 func (*CompleteJobRequest) ProtoMessage() {}
 
 func (x *CompleteJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1240,7 @@ func (x *CompleteJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteJobRequest.ProtoReflect.Descriptor instead.
 func (*CompleteJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CompleteJobRequest) GetWorkerId() string {
@@ -1186,7 +1268,7 @@ func (x *CompleteJobRequest) GetClaimNext() *ClaimNext {
 type ClaimNext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most this many: 1 to 1000; unset: 1.
-	MaxJobs uint32 `protobuf:"varint,1,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	MaxJobs int32 `protobuf:"varint,1,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	// How long to wait for a first one; 0 to 60 seconds; unset: do not wait. The completion is
 	// durable before the wait begins.
 	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
@@ -1196,7 +1278,7 @@ type ClaimNext struct {
 
 func (x *ClaimNext) Reset() {
 	*x = ClaimNext{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1290,7 @@ func (x *ClaimNext) String() string {
 func (*ClaimNext) ProtoMessage() {}
 
 func (x *ClaimNext) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,10 +1303,10 @@ func (x *ClaimNext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimNext.ProtoReflect.Descriptor instead.
 func (*ClaimNext) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *ClaimNext) GetMaxJobs() uint32 {
+func (x *ClaimNext) GetMaxJobs() int32 {
 	if x != nil {
 		return x.MaxJobs
 	}
@@ -1263,7 +1345,7 @@ type CompleteJobResponse struct {
 
 func (x *CompleteJobResponse) Reset() {
 	*x = CompleteJobResponse{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1357,7 @@ func (x *CompleteJobResponse) String() string {
 func (*CompleteJobResponse) ProtoMessage() {}
 
 func (x *CompleteJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1370,7 @@ func (x *CompleteJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteJobResponse.ProtoReflect.Descriptor instead.
 func (*CompleteJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CompleteJobResponse) GetState() JobState {
@@ -1341,14 +1423,14 @@ type HeartbeatRequest struct {
 	// The leases to renew, at most 10000.
 	Leases []*LeaseRef `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
 	// As `WorkRequest.stuck`. Unset: no change.
-	Stuck         *uint32 `protobuf:"varint,3,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
+	Stuck         *int32 `protobuf:"varint,3,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1442,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1455,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HeartbeatRequest) GetWorkerId() string {
@@ -1390,7 +1472,7 @@ func (x *HeartbeatRequest) GetLeases() []*LeaseRef {
 	return nil
 }
 
-func (x *HeartbeatRequest) GetStuck() uint32 {
+func (x *HeartbeatRequest) GetStuck() int32 {
 	if x != nil && x.Stuck != nil {
 		return *x.Stuck
 	}
@@ -1404,8 +1486,8 @@ type HeartbeatResponse struct {
 	LostLeases []*LeaseRef `protobuf:"bytes,1,rep,name=lost_leases,json=lostLeases,proto3" json:"lost_leases,omitempty"`
 	// Those of the named jobs that should be cancelled. Repeated until the worker acts.
 	Cancellations []*CancelNotice `protobuf:"bytes,2,rep,name=cancellations,proto3" json:"cancellations,omitempty"`
-	// True: take no new jobs, finish, deregister.
-	Drain bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	// Set: take no new jobs, finish and deregister (`leave`).
+	Drain *Drain `protobuf:"bytes,3,opt,name=drain,proto3" json:"drain,omitempty"`
 	// How long each renewed lease lasts from now.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1414,7 +1496,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1508,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1521,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HeartbeatResponse) GetLostLeases() []*LeaseRef {
@@ -1456,11 +1538,11 @@ func (x *HeartbeatResponse) GetCancellations() []*CancelNotice {
 	return nil
 }
 
-func (x *HeartbeatResponse) GetDrain() bool {
+func (x *HeartbeatResponse) GetDrain() *Drain {
 	if x != nil {
 		return x.Drain
 	}
-	return false
+	return nil
 }
 
 func (x *HeartbeatResponse) GetLeaseDuration() *durationpb.Duration {
@@ -1475,15 +1557,17 @@ type UpdateWorkerStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// READY, PAUSED or DRAINING.
-	Status        WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
+	// READY, PAUSED or DRAINING. Unset: no change.
+	Status WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
+	// Replaces what the worker tells of itself. Unset: no change.
+	Metadata      *StatusMetadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateWorkerStatusRequest) Reset() {
 	*x = UpdateWorkerStatusRequest{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1579,7 @@ func (x *UpdateWorkerStatusRequest) String() string {
 func (*UpdateWorkerStatusRequest) ProtoMessage() {}
 
 func (x *UpdateWorkerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1592,7 @@ func (x *UpdateWorkerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateWorkerStatusRequest.ProtoReflect.Descriptor instead.
 func (*UpdateWorkerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateWorkerStatusRequest) GetWorkerId() string {
@@ -1525,6 +1609,13 @@ func (x *UpdateWorkerStatusRequest) GetStatus() WorkerStatus {
 	return WorkerStatus_WORKER_STATUS_UNSPECIFIED
 }
 
+func (x *UpdateWorkerStatusRequest) GetMetadata() *StatusMetadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 // The worker after the change.
 type UpdateWorkerStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1536,7 +1627,7 @@ type UpdateWorkerStatusResponse struct {
 
 func (x *UpdateWorkerStatusResponse) Reset() {
 	*x = UpdateWorkerStatusResponse{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1639,7 @@ func (x *UpdateWorkerStatusResponse) String() string {
 func (*UpdateWorkerStatusResponse) ProtoMessage() {}
 
 func (x *UpdateWorkerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1652,7 @@ func (x *UpdateWorkerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateWorkerStatusResponse.ProtoReflect.Descriptor instead.
 func (*UpdateWorkerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateWorkerStatusResponse) GetStatus() WorkerStatus {
@@ -1569,6 +1660,53 @@ func (x *UpdateWorkerStatusResponse) GetStatus() WorkerStatus {
 		return x.Status
 	}
 	return WorkerStatus_WORKER_STATUS_UNSPECIFIED
+}
+
+// What a worker tells of itself besides its status, for people and programs: a temperature, the
+// model that it has loaded, why it is paused.
+type StatusMetadata struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 16; keys are 1 to 63 letters, digits and `. _ / -`, values at most 256 bytes.
+	Entries       map[string]string `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusMetadata) Reset() {
+	*x = StatusMetadata{}
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusMetadata) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusMetadata) ProtoMessage() {}
+
+func (x *StatusMetadata) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusMetadata.ProtoReflect.Descriptor instead.
+func (*StatusMetadata) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StatusMetadata) GetEntries() map[string]string {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
 }
 
 // A frame from the worker. Fields may be combined; lists are batches.
@@ -1579,7 +1717,7 @@ type WorkRequest struct {
 	// The number of this frame, which its receipt names: above 0 and, within a stream, different
 	// from that of every unanswered frame. A new stream may go on counting or start over. Required
 	// if `reports` or `completions` are not empty.
-	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence int64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Assignments that have arrived. At most 10000.
 	Acks []*LeaseRef `protobuf:"bytes,3,rep,name=acks,proto3" json:"acks,omitempty"`
 	// Progress of running jobs. At most 1000.
@@ -1588,10 +1726,11 @@ type WorkRequest struct {
 	Completions []*Completion `protobuf:"bytes,5,rep,name=completions,proto3" json:"completions,omitempty"`
 	// Changes how many jobs the worker may hold; jobs that it holds above that stay. Unset: no
 	// change.
-	Credits *uint32 `protobuf:"varint,6,opt,name=credits,proto3,oneof" json:"credits,omitempty"`
+	Credits *int32 `protobuf:"varint,6,opt,name=credits,proto3,oneof" json:"credits,omitempty"`
 	// READY, PAUSED or DRAINING. Unset: no change.
 	Status WorkerStatus `protobuf:"varint,7,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
-	// A sign of life, when there is nothing else to send.
+	// A sign of life, when there is nothing else to send. A frame in which the server knows nothing
+	// is one as well.
 	Heartbeat *Heartbeat `protobuf:"bytes,8,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// The worker leaves. Jobs that it still holds go back as interruptions, and the server ends the
 	// stream.
@@ -1599,18 +1738,23 @@ type WorkRequest struct {
 	// How many frames with assignments have arrived on this stream since it began: acknowledges all
 	// assignments in them, as `acks` does one by one. For servers whose `attached.features` have
 	// `received`. Unset: no change.
-	Received uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	Received int64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
 	// How many of its handlers are still running although they were told to stop, as after a
 	// timeout, and take up slots that no other job can have. For people and alerts. Unset: no
 	// change; 0 when it registers.
-	Stuck         *uint32 `protobuf:"varint,11,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Stuck *int32 `protobuf:"varint,11,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
+	// Changes how many bytes of specs the worker may hold, as `Attach.credit_bytes`; 0: no limit.
+	// Unset: no change.
+	CreditBytes *int64 `protobuf:"varint,12,opt,name=credit_bytes,json=creditBytes,proto3,oneof" json:"credit_bytes,omitempty"`
+	// Replaces what the worker tells of itself. Unset: no change.
+	StatusMetadata *StatusMetadata `protobuf:"bytes,13,opt,name=status_metadata,json=statusMetadata,proto3" json:"status_metadata,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1766,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1779,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WorkRequest) GetAttach() *Attach {
@@ -1645,7 +1789,7 @@ func (x *WorkRequest) GetAttach() *Attach {
 	return nil
 }
 
-func (x *WorkRequest) GetSequence() uint64 {
+func (x *WorkRequest) GetSequence() int64 {
 	if x != nil {
 		return x.Sequence
 	}
@@ -1673,7 +1817,7 @@ func (x *WorkRequest) GetCompletions() []*Completion {
 	return nil
 }
 
-func (x *WorkRequest) GetCredits() uint32 {
+func (x *WorkRequest) GetCredits() int32 {
 	if x != nil && x.Credits != nil {
 		return *x.Credits
 	}
@@ -1701,18 +1845,32 @@ func (x *WorkRequest) GetDetach() *Detach {
 	return nil
 }
 
-func (x *WorkRequest) GetReceived() uint64 {
+func (x *WorkRequest) GetReceived() int64 {
 	if x != nil {
 		return x.Received
 	}
 	return 0
 }
 
-func (x *WorkRequest) GetStuck() uint32 {
+func (x *WorkRequest) GetStuck() int32 {
 	if x != nil && x.Stuck != nil {
 		return *x.Stuck
 	}
 	return 0
+}
+
+func (x *WorkRequest) GetCreditBytes() int64 {
+	if x != nil && x.CreditBytes != nil {
+		return *x.CreditBytes
+	}
+	return 0
+}
+
+func (x *WorkRequest) GetStatusMetadata() *StatusMetadata {
+	if x != nil {
+		return x.StatusMetadata
+	}
+	return nil
 }
 
 // Who attaches, and how much it can take.
@@ -1728,21 +1886,25 @@ type Attach struct {
 	Leases []*LeaseRef `protobuf:"bytes,3,rep,name=leases,proto3" json:"leases,omitempty"`
 	// How many jobs it may hold at once, those in `leases` included: its handlers, and what it
 	// keeps ready for them. 0 to 10000; 0 takes none for now.
-	Credits uint32 `protobuf:"varint,4,opt,name=credits,proto3" json:"credits,omitempty"`
+	Credits int32 `protobuf:"varint,4,opt,name=credits,proto3" json:"credits,omitempty"`
 	// How many bytes of specs it may hold at once. If it holds no job, the one job that it is given
 	// may be larger. 0: no limit.
-	CreditBytes uint64 `protobuf:"varint,5,opt,name=credit_bytes,json=creditBytes,proto3" json:"credit_bytes,omitempty"`
+	CreditBytes int64 `protobuf:"varint,5,opt,name=credit_bytes,json=creditBytes,proto3" json:"credit_bytes,omitempty"`
 	// Counts this process's attempts to attach, answered or not: from 1, one more each time. An
 	// attach whose number is not above that of the worker's current stream is refused with ABORTED
 	// (`SUPERSEDED`). 0: unknown, and the attach that comes last counts.
-	Attempt       uint64 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt int64 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// What the worker supports beyond the first version of this contract, by the names in
+	// `Attached.features`. At most 64. A server does not use a feature that the worker does not name,
+	// and ignores names that it does not know.
+	Features      []string `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1916,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1929,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Attach) GetWorker() *WorkerSpec {
@@ -1791,25 +1953,32 @@ func (x *Attach) GetLeases() []*LeaseRef {
 	return nil
 }
 
-func (x *Attach) GetCredits() uint32 {
+func (x *Attach) GetCredits() int32 {
 	if x != nil {
 		return x.Credits
 	}
 	return 0
 }
 
-func (x *Attach) GetCreditBytes() uint64 {
+func (x *Attach) GetCreditBytes() int64 {
 	if x != nil {
 		return x.CreditBytes
 	}
 	return 0
 }
 
-func (x *Attach) GetAttempt() uint64 {
+func (x *Attach) GetAttempt() int64 {
 	if x != nil {
 		return x.Attempt
 	}
 	return 0
+}
+
+func (x *Attach) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
 }
 
 // A progress report on a stream.
@@ -1818,7 +1987,7 @@ type Report struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it came with the assignment.
-	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// Replaces the previous progress. Unset: unchanged.
 	Progress *Progress `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Output since the last report; at most 256 chunks and 1 MiB. The report is recorded as a
@@ -1832,7 +2001,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +2013,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +2026,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Report) GetJobId() string {
@@ -1867,7 +2036,7 @@ func (x *Report) GetJobId() string {
 	return ""
 }
 
-func (x *Report) GetFencingToken() uint64 {
+func (x *Report) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -1904,7 +2073,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2085,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2098,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{26}
 }
 
 // The end of a worker.
@@ -1941,7 +2110,7 @@ type Detach struct {
 
 func (x *Detach) Reset() {
 	*x = Detach{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2122,7 @@ func (x *Detach) String() string {
 func (*Detach) ProtoMessage() {}
 
 func (x *Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2135,7 @@ func (x *Detach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detach.ProtoReflect.Descriptor instead.
 func (*Detach) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{27}
 }
 
 // A frame from the server. Fields may be combined; lists are batches.
@@ -1992,7 +2161,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2173,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2186,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WorkResponse) GetAttached() *Attached {
@@ -2101,7 +2270,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2282,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2295,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Attached) GetServerId() string {
@@ -2196,7 +2365,7 @@ func (x *Attached) GetWorkerHeartbeatInterval() *durationpb.Duration {
 type Receipt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// That of the frame.
-	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Those that were not recorded as sent. Empty: all of them are recorded, now or earlier. What
 	// this worker recorded first for an attempt counts; another outcome for it changes nothing, and
 	// is not refused.
@@ -2207,7 +2376,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2388,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,10 +2401,10 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{28}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{30}
 }
 
-func (x *Receipt) GetSequence() uint64 {
+func (x *Receipt) GetSequence() int64 {
 	if x != nil {
 		return x.Sequence
 	}
@@ -2255,7 +2424,7 @@ type Refused struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// As it was sent.
-	FencingToken uint64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	FencingToken int64 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// Why. For LEASE_LOST and JOB_NOT_FOUND, forget the job; if a field is wrong, send it
 	// corrected; for UNAVAILABLE (14) or RESOURCE_EXHAUSTED (8), send it again after a while.
 	Error         *ItemError `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
@@ -2265,7 +2434,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2446,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2459,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{29}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Refused) GetJobId() string {
@@ -2300,7 +2469,7 @@ func (x *Refused) GetJobId() string {
 	return ""
 }
 
-func (x *Refused) GetFencingToken() uint64 {
+func (x *Refused) GetFencingToken() int64 {
 	if x != nil {
 		return x.FencingToken
 	}
@@ -2330,7 +2499,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2511,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2524,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{30}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Drain) GetDeadline() *timestamppb.Timestamp {
@@ -2390,7 +2559,7 @@ type DeregisterWorkerRequest struct {
 
 func (x *DeregisterWorkerRequest) Reset() {
 	*x = DeregisterWorkerRequest{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2571,7 @@ func (x *DeregisterWorkerRequest) String() string {
 func (*DeregisterWorkerRequest) ProtoMessage() {}
 
 func (x *DeregisterWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2584,7 @@ func (x *DeregisterWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{31}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeregisterWorkerRequest) GetWorkerId() string {
@@ -2429,14 +2598,14 @@ func (x *DeregisterWorkerRequest) GetWorkerId() string {
 type DeregisterWorkerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The jobs that went back to their queues.
-	ReleasedJobs  uint32 `protobuf:"varint,1,opt,name=released_jobs,json=releasedJobs,proto3" json:"released_jobs,omitempty"`
+	ReleasedJobs  int32 `protobuf:"varint,1,opt,name=released_jobs,json=releasedJobs,proto3" json:"released_jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeregisterWorkerResponse) Reset() {
 	*x = DeregisterWorkerResponse{}
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[32]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2617,7 @@ func (x *DeregisterWorkerResponse) String() string {
 func (*DeregisterWorkerResponse) ProtoMessage() {}
 
 func (x *DeregisterWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_worker_service_proto_msgTypes[32]
+	mi := &file_jobwire_v1_worker_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,10 +2630,10 @@ func (x *DeregisterWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{32}
+	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{34}
 }
 
-func (x *DeregisterWorkerResponse) GetReleasedJobs() uint32 {
+func (x *DeregisterWorkerResponse) GetReleasedJobs() int32 {
 	if x != nil {
 		return x.ReleasedJobs
 	}
@@ -2476,7 +2645,7 @@ var File_jobwire_v1_worker_service_proto protoreflect.FileDescriptor
 const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1fjobwire/v1/worker_service.proto\x12\n" +
-	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"\xd4\x02\n" +
+	"jobwire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17jobwire/v1/errors.proto\x1a\x14jobwire/v1/job.proto\"\xef\x02\n" +
 	"\n" +
 	"WorkerSpec\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x16\n" +
@@ -2485,9 +2654,10 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"operations\x18\x03 \x03(\tR\n" +
 	"operations\x12:\n" +
 	"\x06labels\x18\x04 \x03(\v2\".jobwire.v1.WorkerSpec.LabelsEntryR\x06labels\x12 \n" +
-	"\vconcurrency\x18\x05 \x01(\rR\vconcurrency\x12@\n" +
+	"\vconcurrency\x18\x05 \x01(\x05R\vconcurrency\x12@\n" +
 	"\x0elease_duration\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x16\n" +
-	"\x06client\x18\a \x01(\tR\x06client\x1a9\n" +
+	"\x06client\x18\a \x01(\tR\x06client\x12\x19\n" +
+	"\bbuild_id\x18\b \x01(\tR\abuildId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
@@ -2503,21 +2673,23 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x0fcontact_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x0econtactTimeout\"F\n" +
 	"\bLeaseRef\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\"\xc0\x01\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\"\xfb\x01\n" +
 	"\n" +
 	"Assignment\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\x12'\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\x05R\aattempt\x12'\n" +
 	"\x04spec\x18\x04 \x01(\v2\x13.jobwire.v1.JobSpecR\x04spec\x123\n" +
 	"\n" +
 	"checkpoint\x18\x05 \x01(\v2\x13.jobwire.v1.PayloadR\n" +
-	"checkpoint\"\xa7\x01\n" +
+	"checkpoint\x129\n" +
+	"\n" +
+	"created_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xa7\x01\n" +
 	"\x0fClaimJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x16\n" +
 	"\x06queues\x18\x02 \x03(\tR\x06queues\x12\x15\n" +
 	"\x06job_id\x18\x03 \x01(\tR\x05jobId\x12\x19\n" +
-	"\bmax_jobs\x18\x04 \x01(\rR\amaxJobs\x12-\n" +
+	"\bmax_jobs\x18\x04 \x01(\x05R\amaxJobs\x12-\n" +
 	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xce\x01\n" +
 	"\x10ClaimJobResponse\x128\n" +
 	"\vassignments\x18\x01 \x03(\v2\x16.jobwire.v1.AssignmentR\vassignments\x12@\n" +
@@ -2526,7 +2698,7 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x15UpdateProgressRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x15\n" +
 	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x03 \x01(\x04R\ffencingToken\x120\n" +
+	"\rfencing_token\x18\x03 \x01(\x03R\ffencingToken\x120\n" +
 	"\bprogress\x18\x04 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
 	"\x06output\x18\x05 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\x123\n" +
 	"\n" +
@@ -2537,25 +2709,28 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x10lease_expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\"\x9a\x01\n" +
 	"\fCancelNotice\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x12\x16\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x126\n" +
-	"\bdeadline\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\xa0\x02\n" +
+	"\bdeadline\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\xd7\x02\n" +
 	"\n" +
 	"Completion\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x12/\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12/\n" +
 	"\asuccess\x18\x03 \x01(\v2\x13.jobwire.v1.SuccessH\x00R\asuccess\x12/\n" +
 	"\afailure\x18\x04 \x01(\v2\x13.jobwire.v1.FailureH\x00R\afailure\x125\n" +
 	"\tcancelled\x18\x05 \x01(\v2\x15.jobwire.v1.CancelledH\x00R\tcancelled\x122\n" +
-	"\breleased\x18\x06 \x01(\v2\x14.jobwire.v1.ReleasedH\x00R\breleasedB\t\n" +
+	"\breleased\x18\x06 \x01(\v2\x14.jobwire.v1.ReleasedH\x00R\breleased\x125\n" +
+	"\tsuspended\x18\a \x01(\v2\x15.jobwire.v1.SuspendedH\x00R\tsuspendedB\t\n" +
 	"\aoutcome\"6\n" +
 	"\aSuccess\x12+\n" +
 	"\x06result\x18\x01 \x01(\v2\x13.jobwire.v1.PayloadR\x06result\"\v\n" +
-	"\tCancelled\"C\n" +
+	"\tCancelled\"\v\n" +
+	"\tSuspended\"t\n" +
 	"\bReleased\x12\x1f\n" +
 	"\vnot_started\x18\x01 \x01(\bR\n" +
 	"notStarted\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x9f\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
+	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"\x9f\x01\n" +
 	"\x12CompleteJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x126\n" +
 	"\n" +
@@ -2564,7 +2739,7 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
 	"claim_next\x18\x03 \x01(\v2\x15.jobwire.v1.ClaimNextR\tclaimNext\"U\n" +
 	"\tClaimNext\x12\x19\n" +
-	"\bmax_jobs\x18\x01 \x01(\rR\amaxJobs\x12-\n" +
+	"\bmax_jobs\x18\x01 \x01(\x05R\amaxJobs\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xdd\x02\n" +
 	"\x13CompleteJobResponse\x12*\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12B\n" +
@@ -2576,46 +2751,56 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12,\n" +
 	"\x06leases\x18\x02 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x19\n" +
-	"\x05stuck\x18\x03 \x01(\rH\x00R\x05stuck\x88\x01\x01B\b\n" +
-	"\x06_stuck\"\xe2\x01\n" +
+	"\x05stuck\x18\x03 \x01(\x05H\x00R\x05stuck\x88\x01\x01B\b\n" +
+	"\x06_stuck\"\xf5\x01\n" +
 	"\x11HeartbeatResponse\x125\n" +
 	"\vlost_leases\x18\x01 \x03(\v2\x14.jobwire.v1.LeaseRefR\n" +
 	"lostLeases\x12>\n" +
-	"\rcancellations\x18\x02 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\x12\x14\n" +
-	"\x05drain\x18\x03 \x01(\bR\x05drain\x12@\n" +
-	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"j\n" +
+	"\rcancellations\x18\x02 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\x12'\n" +
+	"\x05drain\x18\x03 \x01(\v2\x11.jobwire.v1.DrainR\x05drain\x12@\n" +
+	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xa2\x01\n" +
 	"\x19UpdateWorkerStatusRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x120\n" +
-	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"N\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x126\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1a.jobwire.v1.StatusMetadataR\bmetadata\"N\n" +
 	"\x1aUpdateWorkerStatusResponse\x120\n" +
-	"\x06status\x18\x01 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"\xe6\x03\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"\x8f\x01\n" +
+	"\x0eStatusMetadata\x12A\n" +
+	"\aentries\x18\x01 \x03(\v2'.jobwire.v1.StatusMetadata.EntriesEntryR\aentries\x1a:\n" +
+	"\fEntriesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x04\n" +
 	"\vWorkRequest\x12*\n" +
 	"\x06attach\x18\x01 \x01(\v2\x12.jobwire.v1.AttachR\x06attach\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12(\n" +
+	"\bsequence\x18\x02 \x01(\x03R\bsequence\x12(\n" +
 	"\x04acks\x18\x03 \x03(\v2\x14.jobwire.v1.LeaseRefR\x04acks\x12,\n" +
 	"\areports\x18\x04 \x03(\v2\x12.jobwire.v1.ReportR\areports\x128\n" +
 	"\vcompletions\x18\x05 \x03(\v2\x16.jobwire.v1.CompletionR\vcompletions\x12\x1d\n" +
-	"\acredits\x18\x06 \x01(\rH\x00R\acredits\x88\x01\x01\x120\n" +
+	"\acredits\x18\x06 \x01(\x05H\x00R\acredits\x88\x01\x01\x120\n" +
 	"\x06status\x18\a \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x123\n" +
 	"\theartbeat\x18\b \x01(\v2\x15.jobwire.v1.HeartbeatR\theartbeat\x12*\n" +
 	"\x06detach\x18\t \x01(\v2\x12.jobwire.v1.DetachR\x06detach\x12\x1a\n" +
 	"\breceived\x18\n" +
-	" \x01(\x04R\breceived\x12\x19\n" +
-	"\x05stuck\x18\v \x01(\rH\x01R\x05stuck\x88\x01\x01B\n" +
+	" \x01(\x03R\breceived\x12\x19\n" +
+	"\x05stuck\x18\v \x01(\x05H\x01R\x05stuck\x88\x01\x01\x12&\n" +
+	"\fcredit_bytes\x18\f \x01(\x03H\x02R\vcreditBytes\x88\x01\x01\x12C\n" +
+	"\x0fstatus_metadata\x18\r \x01(\v2\x1a.jobwire.v1.StatusMetadataR\x0estatusMetadataB\n" +
 	"\n" +
 	"\b_creditsB\b\n" +
-	"\x06_stuck\"\xde\x01\n" +
+	"\x06_stuckB\x0f\n" +
+	"\r_credit_bytes\"\xfa\x01\n" +
 	"\x06Attach\x12.\n" +
 	"\x06worker\x18\x01 \x01(\v2\x16.jobwire.v1.WorkerSpecR\x06worker\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
 	"instanceId\x12,\n" +
 	"\x06leases\x18\x03 \x03(\v2\x14.jobwire.v1.LeaseRefR\x06leases\x12\x18\n" +
-	"\acredits\x18\x04 \x01(\rR\acredits\x12!\n" +
-	"\fcredit_bytes\x18\x05 \x01(\x04R\vcreditBytes\x12\x18\n" +
-	"\aattempt\x18\x06 \x01(\x04R\aattempt\"\xdc\x01\n" +
+	"\acredits\x18\x04 \x01(\x05R\acredits\x12!\n" +
+	"\fcredit_bytes\x18\x05 \x01(\x03R\vcreditBytes\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\x03R\aattempt\x12\x1a\n" +
+	"\bfeatures\x18\a \x03(\tR\bfeatures\"\xdc\x01\n" +
 	"\x06Report\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x120\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x120\n" +
 	"\bprogress\x18\x03 \x01(\v2\x14.jobwire.v1.ProgressR\bprogress\x12/\n" +
 	"\x06output\x18\x04 \x03(\v2\x17.jobwire.v1.OutputChunkR\x06output\x123\n" +
 	"\n" +
@@ -2644,11 +2829,11 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x0fcontact_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0econtactTimeout\x12U\n" +
 	"\x19worker_heartbeat_interval\x18\t \x01(\v2\x19.google.protobuf.DurationR\x17workerHeartbeatInterval\"T\n" +
 	"\aReceipt\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12-\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12-\n" +
 	"\arefused\x18\x02 \x03(\v2\x13.jobwire.v1.RefusedR\arefused\"r\n" +
 	"\aRefused\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12#\n" +
-	"\rfencing_token\x18\x02 \x01(\x04R\ffencingToken\x12+\n" +
+	"\rfencing_token\x18\x02 \x01(\x03R\ffencingToken\x12+\n" +
 	"\x05error\x18\x03 \x01(\v2\x15.jobwire.v1.ItemErrorR\x05error\"m\n" +
 	"\x05Drain\x126\n" +
 	"\bdeadline\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x14\n" +
@@ -2657,7 +2842,7 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x17DeregisterWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"?\n" +
 	"\x18DeregisterWorkerResponse\x12#\n" +
-	"\rreleased_jobs\x18\x01 \x01(\rR\freleasedJobs*\x94\x01\n" +
+	"\rreleased_jobs\x18\x01 \x01(\x05R\freleasedJobs*\x94\x01\n" +
 	"\fWorkerStatus\x12\x1d\n" +
 	"\x19WORKER_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13WORKER_STATUS_READY\x10\x01\x12\x18\n" +
@@ -2672,8 +2857,8 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\tHeartbeat\x12\x1c.jobwire.v1.HeartbeatRequest\x1a\x1d.jobwire.v1.HeartbeatResponse\x12c\n" +
 	"\x12UpdateWorkerStatus\x12%.jobwire.v1.UpdateWorkerStatusRequest\x1a&.jobwire.v1.UpdateWorkerStatusResponse\x12]\n" +
 	"\x10DeregisterWorker\x12#.jobwire.v1.DeregisterWorkerRequest\x1a$.jobwire.v1.DeregisterWorkerResponse\x12=\n" +
-	"\x04Work\x12\x17.jobwire.v1.WorkRequest\x1a\x18.jobwire.v1.WorkResponse(\x010\x01B(\n" +
-	"\x0edev.jobwire.v1P\x01Z\x14jobwire/v1;jobwirev1b\x06proto3"
+	"\x04Work\x12\x17.jobwire.v1.WorkRequest\x1a\x18.jobwire.v1.WorkResponse(\x010\x01B7\n" +
+	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 
 var (
 	file_jobwire_v1_worker_service_proto_rawDescOnce sync.Once
@@ -2688,7 +2873,7 @@ func file_jobwire_v1_worker_service_proto_rawDescGZIP() []byte {
 }
 
 var file_jobwire_v1_worker_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_jobwire_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_jobwire_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_jobwire_v1_worker_service_proto_goTypes = []any{
 	(WorkerStatus)(0),                  // 0: jobwire.v1.WorkerStatus
 	(*WorkerSpec)(nil),                 // 1: jobwire.v1.WorkerSpec
@@ -2704,126 +2889,136 @@ var file_jobwire_v1_worker_service_proto_goTypes = []any{
 	(*Completion)(nil),                 // 11: jobwire.v1.Completion
 	(*Success)(nil),                    // 12: jobwire.v1.Success
 	(*Cancelled)(nil),                  // 13: jobwire.v1.Cancelled
-	(*Released)(nil),                   // 14: jobwire.v1.Released
-	(*CompleteJobRequest)(nil),         // 15: jobwire.v1.CompleteJobRequest
-	(*ClaimNext)(nil),                  // 16: jobwire.v1.ClaimNext
-	(*CompleteJobResponse)(nil),        // 17: jobwire.v1.CompleteJobResponse
-	(*HeartbeatRequest)(nil),           // 18: jobwire.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),          // 19: jobwire.v1.HeartbeatResponse
-	(*UpdateWorkerStatusRequest)(nil),  // 20: jobwire.v1.UpdateWorkerStatusRequest
-	(*UpdateWorkerStatusResponse)(nil), // 21: jobwire.v1.UpdateWorkerStatusResponse
-	(*WorkRequest)(nil),                // 22: jobwire.v1.WorkRequest
-	(*Attach)(nil),                     // 23: jobwire.v1.Attach
-	(*Report)(nil),                     // 24: jobwire.v1.Report
-	(*Heartbeat)(nil),                  // 25: jobwire.v1.Heartbeat
-	(*Detach)(nil),                     // 26: jobwire.v1.Detach
-	(*WorkResponse)(nil),               // 27: jobwire.v1.WorkResponse
-	(*Attached)(nil),                   // 28: jobwire.v1.Attached
-	(*Receipt)(nil),                    // 29: jobwire.v1.Receipt
-	(*Refused)(nil),                    // 30: jobwire.v1.Refused
-	(*Drain)(nil),                      // 31: jobwire.v1.Drain
-	(*DeregisterWorkerRequest)(nil),    // 32: jobwire.v1.DeregisterWorkerRequest
-	(*DeregisterWorkerResponse)(nil),   // 33: jobwire.v1.DeregisterWorkerResponse
-	nil,                                // 34: jobwire.v1.WorkerSpec.LabelsEntry
-	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
-	(*JobSpec)(nil),                    // 36: jobwire.v1.JobSpec
-	(*Payload)(nil),                    // 37: jobwire.v1.Payload
-	(*Progress)(nil),                   // 38: jobwire.v1.Progress
-	(*OutputChunk)(nil),                // 39: jobwire.v1.OutputChunk
-	(*timestamppb.Timestamp)(nil),      // 40: google.protobuf.Timestamp
-	(*Failure)(nil),                    // 41: jobwire.v1.Failure
-	(JobState)(0),                      // 42: jobwire.v1.JobState
-	(*ItemError)(nil),                  // 43: jobwire.v1.ItemError
+	(*Suspended)(nil),                  // 14: jobwire.v1.Suspended
+	(*Released)(nil),                   // 15: jobwire.v1.Released
+	(*CompleteJobRequest)(nil),         // 16: jobwire.v1.CompleteJobRequest
+	(*ClaimNext)(nil),                  // 17: jobwire.v1.ClaimNext
+	(*CompleteJobResponse)(nil),        // 18: jobwire.v1.CompleteJobResponse
+	(*HeartbeatRequest)(nil),           // 19: jobwire.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),          // 20: jobwire.v1.HeartbeatResponse
+	(*UpdateWorkerStatusRequest)(nil),  // 21: jobwire.v1.UpdateWorkerStatusRequest
+	(*UpdateWorkerStatusResponse)(nil), // 22: jobwire.v1.UpdateWorkerStatusResponse
+	(*StatusMetadata)(nil),             // 23: jobwire.v1.StatusMetadata
+	(*WorkRequest)(nil),                // 24: jobwire.v1.WorkRequest
+	(*Attach)(nil),                     // 25: jobwire.v1.Attach
+	(*Report)(nil),                     // 26: jobwire.v1.Report
+	(*Heartbeat)(nil),                  // 27: jobwire.v1.Heartbeat
+	(*Detach)(nil),                     // 28: jobwire.v1.Detach
+	(*WorkResponse)(nil),               // 29: jobwire.v1.WorkResponse
+	(*Attached)(nil),                   // 30: jobwire.v1.Attached
+	(*Receipt)(nil),                    // 31: jobwire.v1.Receipt
+	(*Refused)(nil),                    // 32: jobwire.v1.Refused
+	(*Drain)(nil),                      // 33: jobwire.v1.Drain
+	(*DeregisterWorkerRequest)(nil),    // 34: jobwire.v1.DeregisterWorkerRequest
+	(*DeregisterWorkerResponse)(nil),   // 35: jobwire.v1.DeregisterWorkerResponse
+	nil,                                // 36: jobwire.v1.WorkerSpec.LabelsEntry
+	nil,                                // 37: jobwire.v1.StatusMetadata.EntriesEntry
+	(*durationpb.Duration)(nil),        // 38: google.protobuf.Duration
+	(*JobSpec)(nil),                    // 39: jobwire.v1.JobSpec
+	(*Payload)(nil),                    // 40: jobwire.v1.Payload
+	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
+	(*Progress)(nil),                   // 42: jobwire.v1.Progress
+	(*OutputChunk)(nil),                // 43: jobwire.v1.OutputChunk
+	(*Failure)(nil),                    // 44: jobwire.v1.Failure
+	(JobState)(0),                      // 45: jobwire.v1.JobState
+	(*ItemError)(nil),                  // 46: jobwire.v1.ItemError
 }
 var file_jobwire_v1_worker_service_proto_depIdxs = []int32{
-	34, // 0: jobwire.v1.WorkerSpec.labels:type_name -> jobwire.v1.WorkerSpec.LabelsEntry
-	35, // 1: jobwire.v1.WorkerSpec.lease_duration:type_name -> google.protobuf.Duration
+	36, // 0: jobwire.v1.WorkerSpec.labels:type_name -> jobwire.v1.WorkerSpec.LabelsEntry
+	38, // 1: jobwire.v1.WorkerSpec.lease_duration:type_name -> google.protobuf.Duration
 	1,  // 2: jobwire.v1.RegisterWorkerRequest.worker:type_name -> jobwire.v1.WorkerSpec
-	35, // 3: jobwire.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 4: jobwire.v1.RegisterWorkerResponse.worker_timeout:type_name -> google.protobuf.Duration
-	35, // 5: jobwire.v1.RegisterWorkerResponse.lease_duration:type_name -> google.protobuf.Duration
-	35, // 6: jobwire.v1.RegisterWorkerResponse.contact_timeout:type_name -> google.protobuf.Duration
-	36, // 7: jobwire.v1.Assignment.spec:type_name -> jobwire.v1.JobSpec
-	37, // 8: jobwire.v1.Assignment.checkpoint:type_name -> jobwire.v1.Payload
-	35, // 9: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
-	5,  // 10: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 11: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	10, // 12: jobwire.v1.ClaimJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	38, // 13: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
-	39, // 14: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
-	37, // 15: jobwire.v1.UpdateProgressRequest.checkpoint:type_name -> jobwire.v1.Payload
-	10, // 16: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
-	40, // 17: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
-	40, // 18: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
-	12, // 19: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
-	41, // 20: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
-	13, // 21: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
-	14, // 22: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
-	37, // 23: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
-	11, // 24: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
-	16, // 25: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
-	35, // 26: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
-	42, // 27: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
-	40, // 28: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
-	5,  // 29: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
-	35, // 30: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
-	10, // 31: jobwire.v1.CompleteJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 32: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
-	4,  // 33: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	10, // 34: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	35, // 35: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
-	0,  // 36: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
-	0,  // 37: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
-	23, // 38: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
-	4,  // 39: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
-	24, // 40: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
-	11, // 41: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
-	0,  // 42: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
-	25, // 43: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
-	26, // 44: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
-	1,  // 45: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
-	4,  // 46: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
-	38, // 47: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
-	39, // 48: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
-	37, // 49: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
-	28, // 50: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
-	5,  // 51: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
-	29, // 52: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
-	10, // 53: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
-	4,  // 54: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
-	31, // 55: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
-	25, // 56: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
-	35, // 57: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 58: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
-	35, // 59: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
-	35, // 60: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
-	4,  // 61: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
-	35, // 62: jobwire.v1.Attached.contact_timeout:type_name -> google.protobuf.Duration
-	35, // 63: jobwire.v1.Attached.worker_heartbeat_interval:type_name -> google.protobuf.Duration
-	30, // 64: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
-	43, // 65: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
-	40, // 66: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	2,  // 67: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
-	6,  // 68: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
-	8,  // 69: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
-	15, // 70: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
-	18, // 71: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
-	20, // 72: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
-	32, // 73: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
-	22, // 74: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
-	3,  // 75: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
-	7,  // 76: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
-	9,  // 77: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
-	17, // 78: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
-	19, // 79: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
-	21, // 80: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
-	33, // 81: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
-	27, // 82: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
-	75, // [75:83] is the sub-list for method output_type
-	67, // [67:75] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	38, // 3: jobwire.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	38, // 4: jobwire.v1.RegisterWorkerResponse.worker_timeout:type_name -> google.protobuf.Duration
+	38, // 5: jobwire.v1.RegisterWorkerResponse.lease_duration:type_name -> google.protobuf.Duration
+	38, // 6: jobwire.v1.RegisterWorkerResponse.contact_timeout:type_name -> google.protobuf.Duration
+	39, // 7: jobwire.v1.Assignment.spec:type_name -> jobwire.v1.JobSpec
+	40, // 8: jobwire.v1.Assignment.checkpoint:type_name -> jobwire.v1.Payload
+	41, // 9: jobwire.v1.Assignment.created_at:type_name -> google.protobuf.Timestamp
+	38, // 10: jobwire.v1.ClaimJobRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 11: jobwire.v1.ClaimJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	38, // 12: jobwire.v1.ClaimJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	10, // 13: jobwire.v1.ClaimJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	42, // 14: jobwire.v1.UpdateProgressRequest.progress:type_name -> jobwire.v1.Progress
+	43, // 15: jobwire.v1.UpdateProgressRequest.output:type_name -> jobwire.v1.OutputChunk
+	40, // 16: jobwire.v1.UpdateProgressRequest.checkpoint:type_name -> jobwire.v1.Payload
+	10, // 17: jobwire.v1.UpdateProgressResponse.cancel:type_name -> jobwire.v1.CancelNotice
+	41, // 18: jobwire.v1.UpdateProgressResponse.lease_expires_at:type_name -> google.protobuf.Timestamp
+	41, // 19: jobwire.v1.CancelNotice.deadline:type_name -> google.protobuf.Timestamp
+	12, // 20: jobwire.v1.Completion.success:type_name -> jobwire.v1.Success
+	44, // 21: jobwire.v1.Completion.failure:type_name -> jobwire.v1.Failure
+	13, // 22: jobwire.v1.Completion.cancelled:type_name -> jobwire.v1.Cancelled
+	15, // 23: jobwire.v1.Completion.released:type_name -> jobwire.v1.Released
+	14, // 24: jobwire.v1.Completion.suspended:type_name -> jobwire.v1.Suspended
+	40, // 25: jobwire.v1.Success.result:type_name -> jobwire.v1.Payload
+	38, // 26: jobwire.v1.Released.delay:type_name -> google.protobuf.Duration
+	11, // 27: jobwire.v1.CompleteJobRequest.completion:type_name -> jobwire.v1.Completion
+	17, // 28: jobwire.v1.CompleteJobRequest.claim_next:type_name -> jobwire.v1.ClaimNext
+	38, // 29: jobwire.v1.ClaimNext.wait:type_name -> google.protobuf.Duration
+	45, // 30: jobwire.v1.CompleteJobResponse.state:type_name -> jobwire.v1.JobState
+	41, // 31: jobwire.v1.CompleteJobResponse.next_attempt_at:type_name -> google.protobuf.Timestamp
+	5,  // 32: jobwire.v1.CompleteJobResponse.assignments:type_name -> jobwire.v1.Assignment
+	38, // 33: jobwire.v1.CompleteJobResponse.lease_duration:type_name -> google.protobuf.Duration
+	10, // 34: jobwire.v1.CompleteJobResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 35: jobwire.v1.HeartbeatRequest.leases:type_name -> jobwire.v1.LeaseRef
+	4,  // 36: jobwire.v1.HeartbeatResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	10, // 37: jobwire.v1.HeartbeatResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	33, // 38: jobwire.v1.HeartbeatResponse.drain:type_name -> jobwire.v1.Drain
+	38, // 39: jobwire.v1.HeartbeatResponse.lease_duration:type_name -> google.protobuf.Duration
+	0,  // 40: jobwire.v1.UpdateWorkerStatusRequest.status:type_name -> jobwire.v1.WorkerStatus
+	23, // 41: jobwire.v1.UpdateWorkerStatusRequest.metadata:type_name -> jobwire.v1.StatusMetadata
+	0,  // 42: jobwire.v1.UpdateWorkerStatusResponse.status:type_name -> jobwire.v1.WorkerStatus
+	37, // 43: jobwire.v1.StatusMetadata.entries:type_name -> jobwire.v1.StatusMetadata.EntriesEntry
+	25, // 44: jobwire.v1.WorkRequest.attach:type_name -> jobwire.v1.Attach
+	4,  // 45: jobwire.v1.WorkRequest.acks:type_name -> jobwire.v1.LeaseRef
+	26, // 46: jobwire.v1.WorkRequest.reports:type_name -> jobwire.v1.Report
+	11, // 47: jobwire.v1.WorkRequest.completions:type_name -> jobwire.v1.Completion
+	0,  // 48: jobwire.v1.WorkRequest.status:type_name -> jobwire.v1.WorkerStatus
+	27, // 49: jobwire.v1.WorkRequest.heartbeat:type_name -> jobwire.v1.Heartbeat
+	28, // 50: jobwire.v1.WorkRequest.detach:type_name -> jobwire.v1.Detach
+	23, // 51: jobwire.v1.WorkRequest.status_metadata:type_name -> jobwire.v1.StatusMetadata
+	1,  // 52: jobwire.v1.Attach.worker:type_name -> jobwire.v1.WorkerSpec
+	4,  // 53: jobwire.v1.Attach.leases:type_name -> jobwire.v1.LeaseRef
+	42, // 54: jobwire.v1.Report.progress:type_name -> jobwire.v1.Progress
+	43, // 55: jobwire.v1.Report.output:type_name -> jobwire.v1.OutputChunk
+	40, // 56: jobwire.v1.Report.checkpoint:type_name -> jobwire.v1.Payload
+	30, // 57: jobwire.v1.WorkResponse.attached:type_name -> jobwire.v1.Attached
+	5,  // 58: jobwire.v1.WorkResponse.assignments:type_name -> jobwire.v1.Assignment
+	31, // 59: jobwire.v1.WorkResponse.receipts:type_name -> jobwire.v1.Receipt
+	10, // 60: jobwire.v1.WorkResponse.cancellations:type_name -> jobwire.v1.CancelNotice
+	4,  // 61: jobwire.v1.WorkResponse.lost_leases:type_name -> jobwire.v1.LeaseRef
+	33, // 62: jobwire.v1.WorkResponse.drain:type_name -> jobwire.v1.Drain
+	27, // 63: jobwire.v1.WorkResponse.heartbeat:type_name -> jobwire.v1.Heartbeat
+	38, // 64: jobwire.v1.Attached.heartbeat_interval:type_name -> google.protobuf.Duration
+	38, // 65: jobwire.v1.Attached.claim_timeout:type_name -> google.protobuf.Duration
+	38, // 66: jobwire.v1.Attached.reconnect_window:type_name -> google.protobuf.Duration
+	38, // 67: jobwire.v1.Attached.lease_duration:type_name -> google.protobuf.Duration
+	4,  // 68: jobwire.v1.Attached.lost_leases:type_name -> jobwire.v1.LeaseRef
+	38, // 69: jobwire.v1.Attached.contact_timeout:type_name -> google.protobuf.Duration
+	38, // 70: jobwire.v1.Attached.worker_heartbeat_interval:type_name -> google.protobuf.Duration
+	32, // 71: jobwire.v1.Receipt.refused:type_name -> jobwire.v1.Refused
+	46, // 72: jobwire.v1.Refused.error:type_name -> jobwire.v1.ItemError
+	41, // 73: jobwire.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 74: jobwire.v1.WorkerService.RegisterWorker:input_type -> jobwire.v1.RegisterWorkerRequest
+	6,  // 75: jobwire.v1.WorkerService.ClaimJob:input_type -> jobwire.v1.ClaimJobRequest
+	8,  // 76: jobwire.v1.WorkerService.UpdateProgress:input_type -> jobwire.v1.UpdateProgressRequest
+	16, // 77: jobwire.v1.WorkerService.CompleteJob:input_type -> jobwire.v1.CompleteJobRequest
+	19, // 78: jobwire.v1.WorkerService.Heartbeat:input_type -> jobwire.v1.HeartbeatRequest
+	21, // 79: jobwire.v1.WorkerService.UpdateWorkerStatus:input_type -> jobwire.v1.UpdateWorkerStatusRequest
+	34, // 80: jobwire.v1.WorkerService.DeregisterWorker:input_type -> jobwire.v1.DeregisterWorkerRequest
+	24, // 81: jobwire.v1.WorkerService.Work:input_type -> jobwire.v1.WorkRequest
+	3,  // 82: jobwire.v1.WorkerService.RegisterWorker:output_type -> jobwire.v1.RegisterWorkerResponse
+	7,  // 83: jobwire.v1.WorkerService.ClaimJob:output_type -> jobwire.v1.ClaimJobResponse
+	9,  // 84: jobwire.v1.WorkerService.UpdateProgress:output_type -> jobwire.v1.UpdateProgressResponse
+	18, // 85: jobwire.v1.WorkerService.CompleteJob:output_type -> jobwire.v1.CompleteJobResponse
+	20, // 86: jobwire.v1.WorkerService.Heartbeat:output_type -> jobwire.v1.HeartbeatResponse
+	22, // 87: jobwire.v1.WorkerService.UpdateWorkerStatus:output_type -> jobwire.v1.UpdateWorkerStatusResponse
+	35, // 88: jobwire.v1.WorkerService.DeregisterWorker:output_type -> jobwire.v1.DeregisterWorkerResponse
+	29, // 89: jobwire.v1.WorkerService.Work:output_type -> jobwire.v1.WorkResponse
+	82, // [82:90] is the sub-list for method output_type
+	74, // [74:82] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_worker_service_proto_init() }
@@ -2838,16 +3033,17 @@ func file_jobwire_v1_worker_service_proto_init() {
 		(*Completion_Failure)(nil),
 		(*Completion_Cancelled)(nil),
 		(*Completion_Released)(nil),
+		(*Completion_Suspended)(nil),
 	}
-	file_jobwire_v1_worker_service_proto_msgTypes[17].OneofWrappers = []any{}
-	file_jobwire_v1_worker_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_jobwire_v1_worker_service_proto_msgTypes[18].OneofWrappers = []any{}
+	file_jobwire_v1_worker_service_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_worker_service_proto_rawDesc), len(file_jobwire_v1_worker_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

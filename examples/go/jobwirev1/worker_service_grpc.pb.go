@@ -59,7 +59,8 @@ type WorkerServiceClient interface {
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(ctx context.Context, in *RegisterWorkerRequest, opts ...grpc.CallOption) (*RegisterWorkerResponse, error)
 	// Hands out jobs that the worker may run: of its queues and operations, with requirements
-	// that its labels satisfy, highest priority first and then the one that became ready first.
+	// that its labels satisfy, highest priority first and then the one that became ready first; its
+	// queues in turn, until `max_jobs` are found or none of them has more.
 	// With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
 	// after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 	//
@@ -94,7 +95,7 @@ type WorkerServiceClient interface {
 	//
 	// INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
-	// Changes whether the worker takes jobs.
+	// Changes whether the worker takes jobs, and what it tells of itself.
 	//
 	// INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
 	UpdateWorkerStatus(ctx context.Context, in *UpdateWorkerStatusRequest, opts ...grpc.CallOption) (*UpdateWorkerStatusResponse, error)
@@ -152,8 +153,8 @@ type WorkerServiceClient interface {
 	// had died.
 	//
 	// The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-	// `attach`, a second `attach`, a field out of its range, a frame without any field that the
-	// server knows); the message says which. What is wrong with a single completion or report is in
+	// `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+	// which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
 	// its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
 	// `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
 	// `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or
@@ -283,7 +284,8 @@ type WorkerServiceServer interface {
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(context.Context, *RegisterWorkerRequest) (*RegisterWorkerResponse, error)
 	// Hands out jobs that the worker may run: of its queues and operations, with requirements
-	// that its labels satisfy, highest priority first and then the one that became ready first.
+	// that its labels satisfy, highest priority first and then the one that became ready first; its
+	// queues in turn, until `max_jobs` are found or none of them has more.
 	// With `job_id`, that job and no other. Answers as soon as there is one job; an empty answer
 	// after `wait` is not an error. A worker that is PAUSED or DRAINING gets none.
 	//
@@ -318,7 +320,7 @@ type WorkerServiceServer interface {
 	//
 	// INVALID_ARGUMENT: more than 10000 leases. Retry: safe.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
-	// Changes whether the worker takes jobs.
+	// Changes whether the worker takes jobs, and what it tells of itself.
 	//
 	// INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
 	UpdateWorkerStatus(context.Context, *UpdateWorkerStatusRequest) (*UpdateWorkerStatusResponse, error)
@@ -376,8 +378,8 @@ type WorkerServiceServer interface {
 	// had died.
 	//
 	// The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
-	// `attach`, a second `attach`, a field out of its range, a frame without any field that the
-	// server knows); the message says which. What is wrong with a single completion or report is in
+	// `attach`, a second `attach`, a field out of its range); the message says which. A frame in
+	// which the server knows no field is ignored: the worker may be newer. What is wrong with a single completion or report is in
 	// its receipt, and ends nothing. ABORTED (`SUPERSEDED`): another stream attached with this
 	// `worker_id`. Its ErrorInfo says in `same_process` whether that stream has the same
 	// `instance_id`. If so, and the worker has no newer stream, it attaches again after a second or

@@ -89,6 +89,21 @@ class TooLarge(InvalidRequest):
     reason = "TOO_LARGE"
 
 
+class Unsupported(InvalidRequest):
+    """The request needs a feature that this server does not have; nothing was changed.
+
+    Args:
+        violations: Where the request asks for it.
+        feature: By its name among the features.
+    """
+
+    reason = "UNSUPPORTED"
+
+    def __init__(self, violations: Sequence[Violation], feature: str) -> None:
+        super().__init__(violations)
+        self.metadata["feature"] = feature
+
+
 class BadPageToken(InvalidRequest):
     """A page token that this method did not give out for this filter."""
 
@@ -274,6 +289,18 @@ class QueueFull(JobwireError):
     """The queue is at its limit."""
 
     reason = "QUEUE_FULL"
+
+
+class TooManyQueues(JobwireError):
+    """The store has as many queues as the server allows."""
+
+    reason = "TOO_MANY_QUEUES"
+
+
+class QueueInUse(JobwireError):
+    """The queue has live jobs or schedules, and can't be deleted."""
+
+    reason = "QUEUE_IN_USE"
 
 
 class ServerBusy(JobwireError):

@@ -10,12 +10,12 @@ from jobwire_server.domain.model import RecordFacts
 class RecordCodec(Protocol):
     """Turns fields into the bytes of a record and back.
 
-    A record is the content that a producer wrote, followed by a stamp. Both are in a form in which
-    parts joined end to end are one record, so that fields are added without reading what is there.
+    A record is the content that a producer wrote, followed by a stamp. Fields may be added to
+    content by joining them to it, before the stamp, so that nothing needs to be read for it.
     """
 
     def stamp(self, created_at_ms: int) -> bytes:
-        """Return what makes content a record: when it was accepted, and the schema's version."""
+        """Return what makes content a record: when it was accepted, and the layout's version."""
 
     def scheduled_stamp(self, schedule_id: str, due_ms: int, created_at_ms: int) -> bytes:
         """Return the stamp of a schedule's job, which also names the schedule and its moment."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobwire.v1 import admin_service_pb2
 from jobwire_server.broker.router import Router
+from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.model import Worker, WorkerStatus
 from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.servicers import convert, many_jobs
@@ -166,7 +167,7 @@ class AdminService:
         if isinstance(item, Worker):
             answer.worker.CopyFrom(self._convert(item, leases=False))
         elif isinstance(item, str):
-            answer.left = item
+            answer.left.worker_id = item
         else:
             convert.write_ms(answer.bookmark.time, self._router.clock.now_ms())
             answer.bookmark.caught_up = item is not None
@@ -207,4 +208,5 @@ def server_info(
         processes=facts.processes,
         process_index=facts.process_index,
         store_problem=problem,
+        features=FEATURES,
     )

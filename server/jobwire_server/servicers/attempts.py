@@ -18,6 +18,7 @@ MAX_DETAILS_BYTES = 16 << 10
 MAX_CHECKPOINT_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 64 << 10
 MAX_CHUNKS = 256
+MAX_OFFSET = 1 << 50
 MAX_OUTPUT_BYTES = 1 << 20
 """Of one report."""
 _CHANNEL = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -56,7 +57,11 @@ class AttemptChecks:
         elif kind == "released":
             released = completion.released
             reason = checker.text(f"{prefix}released.reason", released.reason, MAX_REASON_BYTES)
+            if released.HasField("delay"):
+                checker.lacks(f"{prefix}released.delay", "snooze")
             outcome = Released(not released.not_started, reason)
+        elif kind == "suspended":
+            checker.lacks(f"{prefix}suspended", "suspend")
         elif kind is None:
             checker.add(f"{prefix}outcome", _NO_OUTCOME)
         return Completion(queue, ulid, completion.fencing_token, outcome)
@@ -126,6 +131,8 @@ def _failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
     checker.text(f"{field}.type", failure.type, 128)
     if failure.HasField("details"):
         checker.payload(f"{field}.details", failure.details, MAX_DETAILS_BYTES)
+    if failure.HasField("pause_group_for"):
+        checker.lacks(f"{field}.pause_group_for", "groups")
     after = None
     if failure.HasField("retry_after"):
         after = checker.duration_ms(f"{field}.retry_after", failure.retry_after, 0, 30 * DAY_MS)
@@ -151,7 +158,7 @@ def _output(checker: Checker, field: str, chunks: Sequence[job_pb2.OutputChunk])
     if len(chunks) > MAX_CHUNKS:
         checker.add(field, f"may hold at most {MAX_CHUNKS} chunks, not {len(chunks)}")
         return None
-    first = at = chunks[0].offset
+    first = at = checker.number(f"{field}[0].offset", chunks[0].offset, 0, MAX_OFFSET)
     pieces: list[Piece] = []
     for number, chunk in enumerate(chunks):
         name = f"{field}[{number}]"

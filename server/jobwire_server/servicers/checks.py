@@ -8,9 +8,11 @@ from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from jobwire.v1 import job_pb2, worker_service_pb2
-from jobwire_server.domain.errors import InvalidRequest, TooLarge, Violation
+from jobwire_server.domain.errors import InvalidRequest, TooLarge, Unsupported, Violation
+from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.ids import is_queue, split_job_id
 from jobwire_server.domain.model import (
     RetryPolicy,
@@ -30,6 +32,12 @@ MAX_VIOLATIONS = 100
 MAX_WORKER_LABELS = 64
 MAX_QUEUES = 64
 MAX_OPERATIONS = 512
+MAX_CONCURRENCY = 1_000_000
+MAX_STATUS_VALUE_BYTES = 256
+MAX_METADATA_BYTES = 4 << 10
+MAX_HEADERS = 64
+MAX_HEADERS_BYTES = 8 << 10
+MAX_FEATURES = 16
 
 CHOOSABLE_STATUSES = frozenset(
     status.value for status in (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
@@ -43,6 +51,8 @@ MAX_PATH = 300
 _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+_HEADER_KEY = re.compile(r"[a-z0-9._-]{1,128}")
+_FEATURE = re.compile(r"[a-z0-9_]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 
@@ -55,6 +65,8 @@ class Checker:
         self._left_out = 0
         self.too_large = False
         self.only_now = True
+        self._lacking: list[str] = []
+        """Features."""
         """True while nothing was noted that was wrong at every time and with all settings."""
 
     def add(self, field: str, description: str, *, now: bool = False) -> None:
@@ -83,6 +95,8 @@ class Checker:
 
     def error(self) -> InvalidRequest:
         """Return what was noted, as the refusal of the request."""
+        if self._lacking and len(self._lacking) == len(self.violations):
+            return Unsupported(self.violations, self._lacking[0])
         kind = TooLarge if self.too_large else InvalidRequest
         return kind(self.violations, self._left_out)
 
@@ -161,6 +175,64 @@ class Checker:
             elif len(value.encode()) > 63:
                 self.add(f"{field}[{key!r}]", "must have a value of at most 63 bytes")
 
+    def headers(self, field: str, headers: Mapping[str, str]) -> None:
+        """Check the headers of a job."""
+        if len(headers) > MAX_HEADERS:
+            self.add(field, f"may have at most {MAX_HEADERS} entries, not {len(headers)}")
+            return
+        for key in headers:
+            if not _HEADER_KEY.fullmatch(key):
+                self.add(
+                    f"{field}[{key[:80]!r}]",
+                    "must have a key of 1 to 128 characters out of lower-case letters, digits and"
+                    " . _ -",
+                )
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in headers.items())
+        if size > MAX_HEADERS_BYTES:
+            self.add(field, f"may have at most {MAX_HEADERS_BYTES} bytes together, not {size}")
+
+    def features(self, field: str, names: Sequence[str]) -> None:
+        """Check the features that a request requires; note one that this server lacks."""
+        if len(names) > MAX_FEATURES:
+            self.add(field, f"may name at most {MAX_FEATURES}, not {len(names)}")
+            return
+        for at, name in enumerate(names):
+            if not _FEATURE.fullmatch(name):
+                self.add(
+                    f"{field}[{at}]",
+                    "must be a feature's name: 1 to 64 characters out of lower-case letters, digits"
+                    f" and _, not {name[:80]!r}",
+                )
+            elif name not in FEATURES:
+                self.lacks(f"{field}[{at}]", name)
+
+    def lacks(self, field: str, feature: str) -> None:
+        """Note that a field needs a feature that this server does not have."""
+        self.add(
+            field,
+            f"needs the feature {feature!r}, which this server does not have (GetServerInfo lists"
+            " its features): leave it out, or use a newer server",
+            now=True,
+        )
+        self._lacking.append(feature)
+
+    def status_metadata(self, field: str, entries: Mapping[str, str]) -> None:
+        """Check what a worker tells of itself."""
+        if len(entries) > MAX_LABELS:
+            self.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
+            return
+        for key, value in entries.items():
+            if not _LABEL_KEY.fullmatch(key):
+                self.add(
+                    f"{field}[{key[:80]!r}]",
+                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
+                )
+            elif len(value.encode()) > MAX_STATUS_VALUE_BYTES:
+                self.add(
+                    f"{field}[{key!r}]",
+                    f"must have a value of at most {MAX_STATUS_VALUE_BYTES} bytes",
+                )
+
     def text(self, field: str, text: str, most: int) -> str:
         """Check the length of a text in bytes."""
         if len(text) > most or len(text.encode()) > most:
@@ -182,17 +254,29 @@ class Checker:
             self.add(field, text, now=value > latest)
         return value
 
-    def count(self, field: str, value: int, least: int, most: int, unset: int) -> int:
-        """Return a number, `unset` for 0."""
-        if value == 0:
-            return unset
+    def number(self, field: str, value: int, least: int, most: int) -> int:
+        """Check a number; return it."""
         if not least <= value <= most:
             self.add(field, f"must be {least} to {most}, not {value}")
         return value
 
+    def count(self, field: str, value: int, least: int, most: int, unset: int) -> int:
+        """Return a number, `unset` for 0."""
+        if value == 0:
+            return unset
+        return self.number(field, value, least, most)
+
     def payload(self, field: str, payload: job_pb2.Payload, most: int) -> None:
         """Check a payload, and turn a struct into the JSON text that it stands for."""
         kind = payload.WhichOneof("kind")
+        if payload.metadata:
+            self._metadata(f"{field}.metadata", payload.metadata)
+        if kind is None and len(UnknownFieldSet(payload)):
+            self.add(
+                field,
+                "has a kind of content that this server does not know, and would be lost: use json,"
+                " data, message or struct, or a newer server",
+            )
         if kind == "struct":
             try:
                 payload.json = struct_text(payload.struct)
@@ -213,6 +297,20 @@ class Checker:
                 " and send a reference, or raise the limit",
                 now=True,
             )
+
+    def _metadata(self, field: str, entries: Mapping[str, bytes]) -> None:
+        if len(entries) > MAX_LABELS:
+            self.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
+            return
+        for key in entries:
+            if not _LABEL_KEY.fullmatch(key):
+                self.add(
+                    f"{field}[{key[:80]!r}]",
+                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
+                )
+        size = sum(len(key.encode()) + len(value) for key, value in entries.items())
+        if size > MAX_METADATA_BYTES:
+            self.add(field, f"may have at most {MAX_METADATA_BYTES} bytes together, not {size}")
 
 
 def is_operation(name: str) -> bool:
@@ -236,7 +334,8 @@ def is_sound(payload: job_pb2.Payload) -> bool:
             check_json(payload.json)
         except ValueError:
             return False
-    return kind != "struct"
+    # None: empty, or of a kind that is not known.
+    return kind is not None and kind != "struct" and not payload.metadata
 
 
 def _span(ms: int) -> str:
@@ -261,6 +360,7 @@ def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Che
     for at, name in enumerate(operations):
         checker.operation(f"{field}.operations[{at}]", name)
     checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
+    checker.number(f"{field}.concurrency", message.concurrency, 0, MAX_CONCURRENCY)
     checker.text(f"{field}.client", message.client, 128)
     lease_ms = 0
     if message.HasField("lease_duration"):
@@ -287,18 +387,20 @@ def check_retry(checker: Checker, field: str, retry: job_pb2.RetryPolicy) -> Ret
         longest = checker.duration_ms(f"{field}.max_backoff", retry.max_backoff, 0, 30 * DAY_MS)
         if initial is not None and longest < initial:
             checker.add(f"{field}.max_backoff", "must not be below initial_backoff")
-    if retry.max_attempts > 1000:
-        checker.add(f"{field}.max_attempts", f"must be 1 to 1000, not {retry.max_attempts}")
+    max_attempts = retry.max_attempts if retry.HasField("max_attempts") else None
+    if max_attempts is not None:
+        checker.number(f"{field}.max_attempts", max_attempts, 1, 1000)
+    multiplier = retry.multiplier if retry.HasField("multiplier") else None
     # `not (a <= x <= b)` also refuses NaN.
-    if retry.multiplier and not (1 <= retry.multiplier <= 10):
-        checker.add(f"{field}.multiplier", f"must be 1 to 10, not {retry.multiplier}")
+    if multiplier is not None and not (1 <= multiplier <= 10):
+        checker.add(f"{field}.multiplier", f"must be 1 to 10, not {multiplier}")
     jitter = retry.jitter if retry.HasField("jitter") else None
     if jitter is not None and not (0 <= jitter <= 1):
         checker.add(f"{field}.jitter", f"must be 0 to 1, not {jitter}")
     return RetryPolicy(
-        max_attempts=retry.max_attempts or None,
+        max_attempts=max_attempts,
         initial_backoff_ms=initial,
         max_backoff_ms=longest,
-        multiplier=retry.multiplier or None,
+        multiplier=multiplier,
         jitter=jitter,
     )

@@ -24,7 +24,13 @@ from jobwire_server.domain.model import (
 )
 from jobwire_server.servicers import wire
 from jobwire_server.servicers.queue_config import config_to_wire
-from jobwire_server.servicers.records import created_at_ms, without_payload
+from jobwire_server.servicers.records import (
+    STAMP_BYTES,
+    content_of,
+    created_at_ms,
+    moment_of,
+    without_content,
+)
 from jobwire_server.servicers.status import refusal_of
 from jobwire_server.workers.claims import Handed
 
@@ -49,9 +55,9 @@ def write_ms(field: Any, ms: int) -> None:
 def job_to_wire(job: Job, *, full: bool) -> Any:
     """Return a job in the FULL or the BASIC view."""
     message = wire.Job(
-        id=job.job_id,
+        job_id=job.job_id,
         queue=job.queue,
-        spec=job.record if full else without_payload(job.record),
+        spec=content_of(job.record) if full else without_content(job.record),
         state=int(job.state),
         revision=job.revision,
         attempt=job.attempt,
@@ -63,6 +69,7 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
         cancel_reason=job.cancel_reason,
         output_bytes=job.output_bytes,
     )
+    write_ms(message.created_at, created_at_ms(job.record))
     write_ms(message.run_at, job.run_at_ms)
     write_ms(message.started_at, job.started_at_ms)
     write_ms(message.finished_at, job.finished_at_ms)
@@ -110,7 +117,7 @@ def attempt_to_wire(attempt: Attempt) -> Any:
         number=attempt.number,
         worker_id=attempt.worker_id,
         fencing_token=attempt.fencing_token,
-        outcome=int(attempt.outcome or 0),
+        outcome=int(attempt.outcome or job_pb2.ATTEMPT_OUTCOME_RUNNING),
     )
     write_ms(message.started_at, attempt.started_at_ms)
     write_ms(message.ended_at, attempt.ended_at_ms)
@@ -126,7 +133,13 @@ def add_assignments(to: Any, assignments: Sequence[Assignment]) -> None:
     """
     add = to.add
     for job_id, token, attempt, record, checkpoint in assignments:
-        added = add(job_id=job_id, fencing_token=token, attempt=attempt, spec=record)
+        added = add(
+            job_id=job_id,
+            fencing_token=token,
+            attempt=attempt,
+            spec=record[:-STAMP_BYTES],
+            created_at=moment_of(record[-STAMP_BYTES:]),
+        )
         if checkpoint:
             added.checkpoint = checkpoint
 
@@ -188,15 +201,15 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
 def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
     """Return a queue; with `detail` also its rates and the age of its oldest ready job."""
     message = admin_service_pb2.Queue(
-        name=item.name,
+        queue=item.name,
         paused=item.paused,
         config=config_to_wire(item.settings),
         output_bytes=item.output_bytes,
         live_bytes=max(0, item.live_bytes),
         ended_bytes=max(0, item.ended_bytes),
     )
-    for state, count in item.depth.items():
-        message.depth.add(state=state.value, count=count)
+    for state, count in item.counts.items():
+        message.counts.add(state=state.value, count=count)
     for name in admin_service_pb2.QueueTotals.DESCRIPTOR.fields_by_name:
         setattr(message.totals, name, item.totals.get(name, 0))
     if detail:
@@ -224,4 +237,5 @@ def item_error(error: JobwireError) -> errors_pb2.ItemError:
             for v in refusal.violations
         ],
         metadata=refusal.metadata,
+        retry_delay=None if error.retry_after_ms is None else span(error.retry_after_ms),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.domain.errors import InvalidRequest, Violation
+from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.model import LeaseRef, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions, Limits
 from jobwire_server.servicers import convert, wire
@@ -19,6 +20,7 @@ from jobwire_server.workers.session import WorkerSession
 
 MAX_CREDITS = 10_000
 MAX_LEASES = 10_000
+MAX_BYTES = (1 << 63) - 1
 MAX_ITEMS = 1_000
 """Reports or completions of one frame."""
 MAX_VIOLATIONS = 10
@@ -50,8 +52,9 @@ class FrameChecks:
         checker = Checker()
         spec = worker_spec(message.worker, "attach.worker", checker)
         checker.worker_id("attach.instance_id", message.instance_id)
-        if message.credits > MAX_CREDITS:
-            checker.add("attach.credits", f"must be 0 to {MAX_CREDITS}, not {message.credits}")
+        checker.number("attach.credits", message.credits, 0, MAX_CREDITS)
+        checker.number("attach.credit_bytes", message.credit_bytes, 0, MAX_BYTES)
+        checker.number("attach.attempt", message.attempt, 0, MAX_BYTES)
         leases: list[tuple[str, str, int]] = []
         if len(message.leases) > MAX_LEASES:
             text = f"may name at most {MAX_LEASES}, not {len(message.leases)}"
@@ -79,9 +82,7 @@ class FrameChecks:
             InvalidRequest: The frame breaks the rules of the stream.
         """
         frame = FrameIn()
-        known = False
         for field, value in request.ListFields():
-            known = True
             name = field.name
             if name == "attach":
                 raise refuse("attach", "may be in the first frame of a stream only")
@@ -96,7 +97,7 @@ class FrameChecks:
                     raise refuse(name, f"may hold at most {MAX_ITEMS}, not {len(value)}")
                 await self._add_items(frame, name, value)
             elif name == "credits":
-                if value > MAX_CREDITS:
+                if not 0 <= value <= MAX_CREDITS:
                     raise refuse("credits", f"must be 0 to {MAX_CREDITS}, not {value}")
                 frame.credits = value
             elif name == "status":
@@ -104,15 +105,18 @@ class FrameChecks:
                     raise refuse("status", "must be READY, PAUSED or DRAINING")
                 frame.status = WorkerStatus(value)
             elif name == "received":
+                if value < 0:
+                    raise refuse("received", f"must not be negative, not {value}")
                 frame.received = value
             elif name == "detach":
                 frame.detach = True
         if request.HasField("stuck"):
+            if request.stuck < 0:
+                raise refuse("stuck", f"must not be negative, not {request.stuck}")
             frame.stuck = min(request.stuck, MAX_CREDITS)
-            known = True
-        if not known and not request.HasField("credits"):
-            raise refuse(FRAME, "must hold something that this server knows")
-        if (frame.completions or frame.reports or frame.refused) and not frame.sequence:
+        if frame.sequence < 0 or (
+            (frame.completions or frame.reports or frame.refused) and not frame.sequence
+        ):
             raise refuse("sequence", "must be above 0 in a frame with reports or completions")
         return frame
 
@@ -188,7 +192,7 @@ class FrameWriter:
         attached.reconnect_window.SetInParent()
         convert.write_ms(attached.reconnect_window, options.reconnect_window_ms)
         convert.write_ms(attached.lease_duration, session.lease_ms)
-        attached.features.append("received")
+        attached.features.extend(FEATURES)
         attached.contact_timeout.SetInParent()
         convert.write_ms(attached.contact_timeout, options.contact_timeout_ms(session.lease_ms))
         quiet_ms = round(times.worker_heartbeat_s * 1000)

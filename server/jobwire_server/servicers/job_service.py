@@ -58,7 +58,7 @@ class JobService:
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: object) -> Any:
         """List the jobs of a queue, page by page."""
         checker = Checker()
-        wanted = many_jobs.listed_jobs(checker, request)
+        wanted = many_jobs.job_filter(checker, request.filter, required=False)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
         checker.raise_if_any()
         full = request.view == job_pb2.JOB_VIEW_FULL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -49,9 +48,17 @@ def ulids_of(checker: Checker, field: str, queue: str, job_ids: Sequence[str]) -
     return ulids
 
 
-def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilter:
-    """Return the jobs that a request is about; violations are named under `filter`."""
-    queue = checker.queue("filter.queue", message.queue, required=True)
+def job_filter(
+    checker: Checker, message: job_service_pb2.JobFilter, *, required: bool = True
+) -> JobFilter:
+    """Return the jobs that a request is about; violations are named under `filter`.
+
+    Args:
+        checker: Takes the violations.
+        message: The filter.
+        required: Whether the queue must be named.
+    """
+    queue = checker.queue("filter.queue", message.queue, required=required)
     if message.operation:
         checker.operation("filter.operation", message.operation)
     checker.labels("filter.labels", message.labels)
@@ -78,41 +85,16 @@ def job_filter(checker: Checker, message: job_service_pb2.JobFilter) -> JobFilte
     )
 
 
-def listed_jobs(checker: Checker, request: job_service_pb2.ListJobsRequest) -> JobFilter:
-    """Return the jobs that a listing is about."""
-    checker.text("failure_type", request.failure_type, MAX_TYPE_BYTES)
-    return replace(_shown_jobs(checker, request), failure_type=request.failure_type)
-
-
 def watched_jobs(checker: Checker, request: job_service_pb2.WatchJobsRequest) -> JobFilter:
     """Return the jobs that a watch is about."""
-    wanted = _shown_jobs(checker, request)
     if request.cursor and request.only_changes:
         checker.add("only_changes", "can't be combined with a cursor")
-    ulids = ulids_of(checker, "job_ids", wanted.queue, request.job_ids)
-    return replace(wanted, ulids=tuple(ulids))
-
-
-def _shown_jobs(
-    checker: Checker, request: job_service_pb2.ListJobsRequest | job_service_pb2.WatchJobsRequest
-) -> JobFilter:
-    queue = checker.queue("queue", request.queue)
-    if request.operation:
-        checker.operation("operation", request.operation)
-    checker.labels("labels", request.labels)
-    return JobFilter(
-        queue,
-        states=tuple(states_of(checker, "states", request.states)),
-        operation=request.operation,
-        labels=dict(request.labels),
-    )
+    return job_filter(checker, request.filter, required=False)
 
 
 def most_jobs(checker: Checker, value: int) -> int:
     """Return the most jobs to act on, 0 for all."""
-    if value > MAX_JOBS:
-        checker.add("max_jobs", f"must be 0 to {MAX_JOBS}, not {value}")
-    return value
+    return checker.number("max_jobs", value, 0, MAX_JOBS)
 
 
 def pace(checker: Checker, value: float) -> float:

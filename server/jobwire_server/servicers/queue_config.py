@@ -74,9 +74,7 @@ def config_to_wire(settings: QueueSettings) -> admin_service_pb2.QueueConfig:
 
 
 def _number(checker: Checker, field: str, value: int, most: int = MAX_NUMBER) -> int:
-    if value > most:
-        checker.add(f"config.{field}", f"must be 0 to {most}, not {value}")
-    return value
+    return checker.number(f"config.{field}", value, 0, most)
 
 
 def _time(
@@ -97,8 +95,8 @@ def _show(field: Duration, ms: int | None) -> None:
 
 def _retry_to_wire(policy: RetryPolicy) -> job_pb2.RetryPolicy:
     message = job_pb2.RetryPolicy(
-        max_attempts=policy.max_attempts or 0,
-        multiplier=policy.multiplier or 0.0,
+        max_attempts=policy.max_attempts,
+        multiplier=policy.multiplier,
         jitter=policy.jitter,
     )
     _show(message.initial_backoff, policy.initial_backoff_ms)

@@ -17,7 +17,6 @@ from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import NotNow
 from jobwire_server.servicers import convert
 from jobwire_server.servicers.checks import DAY_MS, TEN_YEARS_MS, Checker
-from jobwire_server.servicers.records import drop_stamp
 from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.schedules import Schedule, Template
 from jobwire_server.store.submissions import encode_extra
@@ -57,7 +56,6 @@ def check_spec(
     job.CopyFrom(spec.job)
     for name in _FIXED_BY_SCHEDULE:
         job.ClearField(name)  # type: ignore[arg-type]
-    drop_stamp(job)
     request = job_service_pb2.SubmitJobRequest(queue=queue, spec=job)
     made = jobs.check(request)
     if isinstance(made, InvalidRequest):
@@ -115,14 +113,14 @@ def _check_plan(checker: Checker, spec: schedule_service_pb2.ScheduleSpec, now_m
     if spec.HasField("jitter"):
         jitter = checker.duration_ms("spec.jitter", spec.jitter, 0, HOUR_MS)
     missed, overlap = MissedRuns.RUN_LATEST, Overlap.SKIP
-    if spec.missed_runs in schedule_service_pb2.MissedRuns.values():
-        missed = MissedRuns(spec.missed_runs or missed)
+    if spec.missed_run_policy in schedule_service_pb2.MissedRunPolicy.values():
+        missed = MissedRuns(spec.missed_run_policy or missed)
     else:
-        checker.add("spec.missed_runs", "must be SKIP, RUN_LATEST or RUN_ALL")
-    if spec.overlap in schedule_service_pb2.Overlap.values():
-        overlap = Overlap(spec.overlap or overlap)
+        checker.add("spec.missed_run_policy", "must be SKIP, RUN_LATEST or RUN_ALL")
+    if spec.overlap_policy in schedule_service_pb2.OverlapPolicy.values():
+        overlap = Overlap(spec.overlap_policy or overlap)
     else:
-        checker.add("spec.overlap", "must be SKIP, ALLOW or CANCEL_PREVIOUS")
+        checker.add("spec.overlap_policy", "must be SKIP, ALLOW or CANCEL_PREVIOUS")
     return Plan(cron, zone, every, anchor, start, end, missed, catch_up, overlap, jitter)
 
 

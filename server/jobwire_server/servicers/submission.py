@@ -32,7 +32,7 @@ from jobwire_server.servicers.checks import (
     is_operation,
     is_sound,
 )
-from jobwire_server.servicers.records import RESERVED_LABELS, drop_stamp
+from jobwire_server.servicers.records import RESERVED_LABELS
 
 MAX_PRIORITY = 255
 MAX_KEY_BYTES = 128
@@ -91,12 +91,11 @@ class JobChecks:
         self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int, request_id: str
     ) -> Submission:
         spec = request.spec
-        operation, priority = spec.operation, spec.priority
+        operation = spec.operation
         if spec.HasField("payload"):
             checker.payload("spec.payload", spec.payload, self._limits.max_payload_bytes)
         checker.operation("spec.operation", operation)
-        if priority > MAX_PRIORITY:
-            checker.add("spec.priority", f"must be 0 to {MAX_PRIORITY}, not {priority}")
+        priority = checker.number("spec.priority", spec.priority, 0, MAX_PRIORITY)
         queue = checker.queue("queue", request.queue)
         job_id: JobId = request.job_id  # type: ignore[assignment]  # '' or checked here
         if job_id:
@@ -117,6 +116,12 @@ class JobChecks:
                     f"spec.labels[{key[:80]!r}]",
                     f"may not begin with {RESERVED_LABELS}, which is for the broker's own labels",
                 )
+        checker.headers("spec.headers", spec.headers)
+        checker.features("spec.required_features", spec.required_features)
+        if spec.group_key:
+            checker.lacks("spec.group_key", "groups")
+        if spec.dependencies:
+            checker.lacks("spec.dependencies", "dependencies")
         requirements = dict(spec.requirements)
         start = spec.WhichOneof("start")
         if start == "run_at":
@@ -147,7 +152,6 @@ class JobChecks:
             unique = _unique(checker, spec.unique)
         if spec.HasField("retention"):
             retention = checker.duration_ms("spec.retention", spec.retention, 0, TEN_YEARS_MS)
-        drop_stamp(spec)
         if request_id:
             checker.request_id("request_id", request_id)
         if not checker.only_now:
@@ -179,9 +183,9 @@ class JobChecks:
 
     def _output(self, checker: Checker, policy: job_pb2.OutputPolicy) -> tuple[int, bool]:
         most = self._limits.max_output_bytes
-        if policy.max_bytes > most:
-            text = f"must be at most {most}, not {policy.max_bytes}"
-            checker.add("spec.output.max_bytes", text, now=True)
+        if not 0 <= policy.max_bytes <= most:
+            text = f"must be 0 to {most}, not {policy.max_bytes}"
+            checker.add("spec.output.max_bytes", text, now=policy.max_bytes > 0)
         if policy.overflow not in job_pb2.OutputOverflow.values():
             checker.add("spec.output.overflow", "must be REFUSE or TRIM")
         return policy.max_bytes, policy.overflow == job_pb2.OUTPUT_OVERFLOW_TRIM

@@ -11,10 +11,13 @@ from jobwire.v1 import job_service_pb2
 from jobwire_server.domain.model import Job, OutputPosition, Written
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.servicers import convert, wire
+from jobwire_server.servicers.attempts import MAX_OFFSET
 from jobwire_server.servicers.checks import Checker
 from jobwire_server.watch.job_watch import JobCourse, WatchWish
 from jobwire_server.watch.queue_watch import CaughtUp
 from jobwire_server.watch.watched_job import JobEvent, OutputEvent
+
+MAX_ATTEMPT = (1 << 31) - 1
 
 _ALL = job_service_pb2.WATCH_CONTENT_ALL
 _STATES = job_service_pb2.WATCH_CONTENT_STATES
@@ -40,9 +43,11 @@ def wish_of(
             return replace(wish, cursor=request.cursor)
         elif start == "output_from":
             wanted = request.output_from
+            checker.number("output_from.attempt", wanted.attempt, 0, MAX_ATTEMPT)
+            checker.number("output_from.offset", wanted.offset, 0, MAX_OFFSET)
             position = OutputPosition(wanted.attempt, wanted.offset)
             return replace(wish, position=position, resumed=True, latest=not wanted.attempt)
-        elif start == "output_from_end" and request.output_from_end:
+        elif start == "output_from_end":
             return replace(wish, from_end=True)
     return wish
 

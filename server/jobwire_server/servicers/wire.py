@@ -18,6 +18,7 @@ from jobwire.v1 import admin_service_pb2, errors_pb2, job_pb2, job_service_pb2, 
 
 OPAQUE = {
     "Assignment.checkpoint",
+    "Assignment.created_at",
     "Assignment.spec",
     "Failure.details",
     "Job.checkpoint",

@@ -17,6 +17,7 @@ from jobwire_server.workers.claims import ClaimWish
 
 MAX_WAIT_MS = 60_000
 MAX_LEASES = 10_000
+MAX_STUCK = (1 << 31) - 1
 
 
 class WorkerService:
@@ -100,12 +101,13 @@ class WorkerService:
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
         leases = lease_refs(checker, request.leases)
+        checker.number("stuck", request.stuck, 0, MAX_STUCK)
         checker.raise_if_any()
         stuck = min(request.stuck, MAX_LEASES) if request.HasField("stuck") else None
         status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases, stuck)
-        answer = worker_service_pb2.HeartbeatResponse(
-            drain=status is WorkerStatus.DRAINING, lease_duration=convert.span(lease_ms)
-        )
+        answer = worker_service_pb2.HeartbeatResponse(lease_duration=convert.span(lease_ms))
+        if status is WorkerStatus.DRAINING:
+            answer.drain.leave = True
         for lease, renewal in zip(request.leases, renewals, strict=True):
             if renewal.lost:
                 answer.lost_leases.append(lease)
@@ -119,6 +121,7 @@ class WorkerService:
         """Change whether the worker takes jobs."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
+        checker.status_metadata("metadata.entries", request.metadata.entries)
         if request.status not in CHOOSABLE_STATUSES:
             checker.add(
                 "status",

@@ -59,7 +59,7 @@ class QueueStore:
         return Queue(
             name=queue,
             paused=bool(paused),
-            depth={
+            counts={
                 JobState(int(state)): int(count)
                 for state, count in sorted(codec.pairs(counts).items())
                 if int(count) > 0

@@ -180,7 +180,7 @@ def test_a_store_that_hangs_is_called_one_in_bounded_time(
     answers = clients.jobs.SubmitJobs(batch, timeout=20).results
     assert len({answer.accepted.job_id for answer in answers}) == 3
     found = clients.admin.GetQueue(admin.GetQueueRequest(queue="default")).queue
-    assert {one.state: one.count for one in found.depth if one.count} == {
+    assert {one.state: one.count for one in found.counts if one.count} == {
         job_pb2.JOB_STATE_PENDING: 5
     }
 

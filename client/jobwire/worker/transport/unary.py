@@ -207,7 +207,7 @@ class UnaryTransport:
         self._host.lose(answer.lost_leases)
         for notice in answer.cancellations:
             self._host.cancel(notice)
-        if answer.drain:
+        if answer.HasField("drain"):
             self._host.drain("the broker asked for it")
         return True
 

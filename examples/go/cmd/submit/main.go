@@ -30,7 +30,7 @@ func main() {
 	var last *pb.Job
 	err := jobwire.SubmitAndWatch(ctx, *target, *queue, spec, func(job *pb.Job) {
 		last = job
-		fmt.Fprintf(os.Stderr, "%s %s %3.0f%% %s\n", job.Id, job.State,
+		fmt.Fprintf(os.Stderr, "%s %s %3.0f%% %s\n", job.JobId, job.State,
 			100*job.GetProgress().GetFraction(), job.GetProgress().GetMessage())
 	})
 	if err != nil {

@@ -68,7 +68,7 @@ class Queue:
 
     name: str
     paused: bool
-    depth: Mapping[JobState, int]
+    counts: Mapping[JobState, int]
     totals: Mapping[str, int]
     oldest_pending_ms: int = 0
     """When the oldest ready job became ready; 0 where there is none, or only its record says so."""
