@@ -238,3 +238,53 @@ def test_who_has_no_home_directory_names_a_directory_or_a_store(
 def test_a_path_with_a_nul_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}, .*NUL"):
         load_settings({"tls_cert": "c", "tls_key": "k", name: "a\0b"})
+
+
+def test_a_secret_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("redis://:hunter2@h:6379/0\n")
+    file.chmod(0o600)
+    settings = load_settings({"redis_url_file": str(file)})
+    assert settings.redis_url == "redis://:hunter2@h:6379/0"
+    assert settings.open_secrets() == []
+    file.chmod(0o604)
+    (warning,) = settings.open_secrets()
+    assert "chmod o=" in warning
+    assert "hunter2" not in warning
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "there is no file"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"redis://:hunter2@h\nredis://:hunter2@h", "more than one line"),
+        (b"redis://:hunter2@h\0", "more than one line"),
+        (b"hunter2\xff", "not text"),
+        (b"hunter2" * 20_000, "more than 65536 bytes"),
+    ],
+    ids=["missing", "empty", "blank", "two lines", "control", "binary", "large"],
+)
+def test_a_file_without_a_secret_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "url"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("JOBWIRE_REDIS_URL_FILE", str(file))
+    with pytest.raises(ConfigurationError) as wrong:
+        load_settings()
+    assert wrong.value.message.startswith(
+        "redis_url_file, from environment variable JOBWIRE_REDIS_URL_FILE: "
+    )
+    assert words in wrong.value.message
+    assert "hunter2" not in wrong.value.message
+
+
+def test_a_secret_has_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://h")
+    monkeypatch.setenv("JOBWIRE_REDIS_URL", "redis://:hunter2@h")
+    with pytest.raises(ConfigurationError, match="set one of both") as wrong:
+        load_settings({"redis_url_file": str(tmp_path / "url")})
+    assert "hunter2" not in wrong.value.message

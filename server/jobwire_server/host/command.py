@@ -128,6 +128,8 @@ def _serve(config: str | None = None, **given: Any) -> None:
         load = partial(load_settings, flags, Path(config) if config else None)
         settings = load()
         for_people = configure_logs(settings.log_format, settings.log_level)
+        for problem in settings.open_secrets():
+            structlog.get_logger("jobwire.server").warning(problem)
         for name in unknown_variables()[1]:
             structlog.get_logger("jobwire.server").warning(
                 "a variable of the environment is not a setting, and ignored", variable=name

@@ -27,6 +27,7 @@ from jobwire_server.domain.units import (
     parse_duration,
     printable,
 )
+from jobwire_server.host.secret_files import open_to_all, read_secret
 
 PREFIX = "JOBWIRE_"
 
@@ -129,6 +130,12 @@ class Settings(BaseSettings):
         STORE,
         "The Redis or Valkey to use: redis://, rediss://, unix://, redis+sentinel:// or"
         " redis+cluster://. Empty: the bundled Valkey.",
+    )
+    redis_url_file: str = _setting(
+        "",
+        STORE,
+        "A file with redis_url in it, for a password that is not to stand in the list of processes"
+        " or in the environment.",
     )
     data_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
         default_factory=_default_data_dir,
@@ -351,6 +358,19 @@ class Settings(BaseSettings):
         "errors", LOGS, "Which calls are written: all, or those that fail or are slow."
     )
 
+    @check_fields(mode="before")
+    @classmethod
+    def _read_secrets(cls, given: dict[str, Any]) -> dict[str, Any]:
+        file = given.get("redis_url_file")
+        if not file or not isinstance(file, str | Path):
+            return given
+        if given.get("redis_url"):
+            _complain("redis_url_file", "redis_url is set, too: set one of both")
+        try:
+            return {**given, "redis_url": read_secret(Path(file))}
+        except ValueError as error:
+            _complain("redis_url_file", str(error))
+
     @check_fields(mode="after")
     def _check_together(self) -> Self:
         if self.worker_timeout < 2 * self.heartbeat_interval:
@@ -397,6 +417,11 @@ class Settings(BaseSettings):
         if self.tls_client_ca and not self.tls_cert:
             _complain("tls_client_ca", "has no effect without tls_cert and tls_key: set them too")
         return self
+
+    def open_secrets(self) -> list[str]:
+        """Return what is wrong with the rights of the files that hold secrets."""
+        files = (self.redis_url_file, self.tls_key)
+        return [problem for file in files if file and (problem := open_to_all(Path(file)))]
 
     def broker_options(self) -> BrokerOptions:
         """The broker's part of the settings."""

@@ -155,6 +155,8 @@ class Supervisor:
         settings = {
             **self.settings.model_dump(),
             "listen": self.address,
+            # It was read here; the store's URL stands beside the settings.
+            "redis_url_file": "",
             "log_level": self._log_level,
         }
         return Orders(
