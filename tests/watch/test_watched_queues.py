@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.store import keys
 from jobwire_server.store.connection.subscriber import Subscriber
+from jobwire_server.store.reads import ReadStore
 from jobwire_server.watch import job_watch as watch_module
+from jobwire_server.watch import watched_queue as queue_module
 from jobwire_server.watch.watched_queue import WatchedQueue
 
 from tests.support.brokers import Broker
@@ -74,3 +79,30 @@ async def test_a_subscription_that_fails_half_way_leaves_no_listener_behind(
     monkeypatch.setattr(Subscriber, "add", add)
     await watch.enter("default")
     assert [notices.listeners(name) for name in (EVENTS, OUTPUTS)] == [1, 1]
+
+
+async def test_a_look_at_all_that_is_watched_brings_about_no_other(
+    valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    follow = ReadStore.follow
+
+    async def count(self: ReadStore, *arguments: Any) -> list[Any]:
+        nonlocal reads
+        reads += 1
+        return await follow(self, *arguments)
+
+    monkeypatch.setattr(ReadStore, "follow", count)
+    (ulid,) = await valkey_broker.submit()
+    queue = await valkey_broker.parts.job_watch.enter("default")
+    queue.watch_job(ulid, output=False)
+    monkeypatch.setattr(queue_module, "REFRESH_S", 0.1)
+    queue.reset()
+    await eventually(lambda: reads > 4, "looks by the clock")
+    monkeypatch.setattr(queue_module, "REFRESH_S", 60.0)
+    # Nor does one that is asked for while another one begins.
+    for _ in range(5):
+        queue.reset()
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.5)
+    assert reads < 15

@@ -203,7 +203,8 @@ class WatchedQueue:
     async def _read_next(self) -> float:
         """Read some of the jobs that changed; without any, after a while, all of them."""
         if not self._dirty:
-            self.mark_all()
+            # Not by `mark_all`: its call for another step would bring about this one for ever.
+            self._dirty = dict.fromkeys(self.jobs)
         ulids = [*self._dirty][:READ_AT_ONCE]
         for ulid in ulids:
             del self._dirty[ulid]
