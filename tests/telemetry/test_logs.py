@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from grpc._cython import cygrpc
 
 from jobwire_server.telemetry.current_call import enter_call
 from jobwire_server.telemetry.log_bounds import LINES_PER_S, MAX_EVENTS, Rate
@@ -175,3 +176,16 @@ def test_events_that_somebody_makes_up_take_a_bounded_memory_and_share_one_bound
     rate = Rate(lambda: 0.0)
     admitted = sum(rate.admits(f"made up {at}") for at in range(5_000))
     assert admitted == MAX_EVENTS + LINES_PER_S
+
+
+def test_an_answer_whose_caller_has_left_is_not_told() -> None:
+    lines = io.StringIO()
+    configure_logs("json", stream=lines)
+    grpc_log = logging.getLogger("grpc._cython.cygrpc")
+    for error in (cygrpc.ExecuteBatchError("send", 8, ()), ValueError("odd")):
+        try:
+            raise error
+        except Exception:
+            grpc_log.exception("raised by servicer method")
+    (line,) = lines.getvalue().splitlines()
+    assert "odd" in line

@@ -20,6 +20,10 @@ from jobwire_server.telemetry.log_bounds import (
 )
 from jobwire_server.telemetry.standard_streams import lenient
 
+_GRPC = "grpc._cython.cygrpc"
+_LEFT = "ExecuteBatchError"
+"""What gRPC fails with that can't send; its class is not public."""
+
 LogFormat = Literal["auto", "console", "json"]
 
 
@@ -89,7 +93,16 @@ def configure_logs(
     root.handlers[:] = [handler]
     # What libraries say below a warning is of use only to whoever debugs them.
     root.setLevel(threshold if threshold == logging.DEBUG else max(threshold, logging.WARNING))
+    logging.getLogger(_GRPC).addFilter(_is_news)
     return for_people
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line of gRPC's is of use: not the traceback of each answer whose caller had
+    left, which callers could have written at any rate.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != _LEFT
 
 
 def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
