@@ -24,6 +24,10 @@ LISTEN_S = 0.03
 """How long each frame waits for an answer to the one before."""
 MOST_ANSWERS = 30
 """Read of one stream; then it is cancelled."""
+OF_THE_LIBRARY = "Internal error from Core"
+"""What gRPC makes of a write to a stream that its end has just reached. The server knows nothing of
+it.
+"""
 
 Hear = Callable[[bytes], None]
 Next = Callable[[int], bytes | None]
@@ -238,3 +242,4 @@ async def _ended(call: Any, outcome: Outcome) -> None:
     outcome.code = await call.code()
     outcome.message = await call.details() or ""
     outcome.trailers = tuple(await call.trailing_metadata() or ())
+    outcome.gone = outcome.message == OF_THE_LIBRARY and not outcome.trailers

@@ -60,7 +60,9 @@ class Case:
         (_, odd), *_ = rng.choices(ODDNESS, [share for share, _ in ODDNESS])
         self._broken = rng.random() < BROKEN
         self._learnt = learnt
-        self._drawing = Drawing(rng, learnt, odd, huge=rng.random() < HUGE)
+        self._drawing = Drawing(
+            rng, learnt, odd, huge=rng.random() < HUGE, on_stream=method.streams_in
+        )
         self._orderly = rng.random() > odd
         self._frames = rng.randint(1, MOST_FRAMES) if method.streams_in else 1
         endings = ENDINGS[method.streams_in or method.streams_out]
@@ -93,7 +95,8 @@ class Case:
             answer: Message = self.input.method.answer.FromString(data)
         except DecodeError:
             return
-        self._learnt.hear(answer, self._drawing.worker)
+        on_stream = self.input.method.streams_in
+        self._learnt.hear(answer, self._drawing.worker, on_stream=on_stream)
 
     def _put_in_order(self, message: Any, number: int) -> None:
         fields = message.DESCRIPTOR.fields_by_name

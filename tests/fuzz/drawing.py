@@ -38,7 +38,7 @@ class Drawing:
         learnt: What to take up from earlier answers.
         odd: The share of values that are not meant to be good.
         huge: One list may have up to a million entries.
-        worker: Whose request it is. Empty: anybody's.
+        on_stream: They go over a worker's stream.
     """
 
     def __init__(
@@ -48,10 +48,12 @@ class Drawing:
         odd: float,
         *,
         huge: bool = False,
-        worker: str = "",
+        on_stream: bool = False,
     ) -> None:
         self.rng = rng
-        self.worker = worker
+        self.worker = ""
+        """Whose request it is."""
+        self._on_stream = on_stream
         self._learnt = learnt
         self._odd = odd
         self._huge = huge
@@ -66,7 +68,7 @@ class Drawing:
         if "worker_id" in fields and not self.worker:
             self.worker = self._some_worker()
         if "fencing_token" in fields:
-            self._lease = self._learnt.lease(self.worker, self.rng)
+            self._lease = self._learnt.lease(self.worker, self.rng, on_stream=self._on_stream)
         if descriptor.full_name == "google.protobuf.Struct" and self._is_odd():
             return self._deep_struct(message)
         chosen = {oneof.name: self.rng.choice(oneof.fields).name for oneof in descriptor.oneofs}

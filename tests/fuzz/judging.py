@@ -20,10 +20,6 @@ MOST_BYTES = 4 << 20
 """What a client takes as its library comes."""
 NEVER = (StatusCode.INTERNAL, StatusCode.UNKNOWN)
 _NEVER = tuple(code.value[0] for code in NEVER)
-OF_THE_CLIENT = "Internal error from Core"
-"""What gRPC makes of a write to a stream that its end has just reached; the server knows nothing
-of it.
-"""
 _OF_THE_CALLER = (StatusCode.OK, StatusCode.CANCELLED, StatusCode.DEADLINE_EXCEEDED)
 """What the caller's own library says, perhaps beside what the server has just said."""
 _OF_TRANSPORT = (
@@ -97,8 +93,6 @@ def _answer(what: Input, answer: bytes) -> list[tuple[str, str]]:
 
 
 def _status(method: Method, outcome: Outcome) -> list[tuple[str, str]]:
-    if outcome.message == OF_THE_CLIENT and not outcome.trailers:
-        return []
     if outcome.code in NEVER:
         return [("status", f"{outcome.code.name}: {outcome.message}")]
     packed = dict(outcome.trailers).get("grpc-status-details-bin")

@@ -58,7 +58,9 @@ class Learnt:
 
     def __init__(self) -> None:
         self._values: dict[str, deque[Any]] = {}
-        self._leases: deque[Lease] = deque(maxlen=KEPT)
+        self._leases: dict[bool, deque[Lease]] = {
+            on_stream: deque(maxlen=KEPT) for on_stream in (False, True)
+        }
 
     def add(self, name: str, value: Any) -> None:
         """Keep a value. Ids that are none are answered only to be told back."""
@@ -70,8 +72,13 @@ class Learnt:
         if value not in kept:
             kept.append(value)
 
-    def hear(self, answer: Message, worker: str) -> None:
-        """Keep what an answer to a worker, or to anybody, tells."""
+    def hear(self, answer: Message, worker: str, *, on_stream: bool = False) -> None:
+        """Keep what an answer tells.
+
+        Args:
+            worker: Whose call it was. Empty: anybody's.
+            on_stream: It came on a worker's stream, which holds its jobs no longer than itself.
+        """
         for message, field, value in fields_below(answer):
             name = name_of(field)
             if field.message_type is None and name.endswith(_KEYS):
@@ -79,8 +86,8 @@ class Learnt:
                     self.add(name, each)
             if field.name == "fencing_token" and (job := getattr(message, "job_id", "")):
                 lease = getattr(message, "worker_id", "") or worker, job, value
-                if lease not in self._leases:
-                    self._leases.append(lease)
+                if lease not in self._leases[on_stream]:
+                    self._leases[on_stream].append(lease)
 
     def draw(self, name: str, rng: random.Random) -> Any:
         """Return a value of a kind, None if none is known; one of the last more often."""
@@ -94,12 +101,12 @@ class Learnt:
             jobs = [job for job in jobs if job[:-27] == queue]
         return _recent(jobs, rng) if jobs else ""
 
-    def lease(self, worker: str, rng: random.Random) -> Lease | None:
+    def lease(self, worker: str, rng: random.Random, *, on_stream: bool = False) -> Lease | None:
         """Return a lease, rather one of this worker."""
-        of_worker = [lease for lease in self._leases if lease[0] == worker] if worker else []
-        held = of_worker or self._leases
+        held = self._leases[on_stream if rng.random() < 0.95 else not on_stream]
+        of_worker = [lease for lease in held if lease[0] == worker] if worker else []
         # Older ones have mostly come to their end.
-        return _recent(held, rng, 5) if held else None
+        return _recent(of_worker or held, rng, 5) if held else None
 
 
 def _recent(kept: Any, rng: random.Random, power: int = 2) -> Any:
