@@ -97,7 +97,9 @@ def test_inputs_are_read_as_they_were_written(seed: int) -> None:
 
 
 def test_what_is_long_is_written_short() -> None:
-    request = jobs.ListJobsRequest(page_token="[" * 100_000, states=[2] * 10_000)
+    request = jobs.ListJobsRequest(
+        page_token="[" * 100_000, filter=jobs.JobFilter(states=[2] * 10_000)
+    )
     method = KNOWN["jobwire.v1.JobService/ListJobs"]
     entry = Entry("", (Input(method, (request.SerializeToString(),)),))
     assert len(to_text(entry)) < 300
