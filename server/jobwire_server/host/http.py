@@ -6,7 +6,9 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
+from time import monotonic
 from typing import Any, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -20,10 +22,63 @@ Verdict: TypeAlias = tuple[bool, str]
 OK: Verdict = True, "ok"
 
 
+MAX_CONNECTIONS = 32
+"""At once; each takes a thread."""
+CONNECTION_S = 10.0
+"""How long one may take, from its first byte to the last of the answer."""
+YOUNG_S = 1.0
+"""A connection younger than this is not closed to make room for another."""
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+
+
 class _Server(ThreadingMixIn, WSGIServer):
+    """Serves each connection in a thread, but no more than some and none for long.
+
+    Requests that somebody leaves half sent would otherwise take a thread each for ever.
+    """
+
     daemon_threads = True
     # Two servers must not share the port unseen.
     allow_reuse_port = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._begun: dict[Any, float] = {}
+        """Open connections and when they began, oldest first."""
+        super().__init__(*args, **kwargs)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        now = monotonic()
+        if len(self._begun) >= MAX_CONNECTIONS:
+            oldest, begun = next(iter(self._begun.items()), (None, now))
+            if now - begun < YOUNG_S:
+                with suppress(OSError):
+                    request.send(BUSY, socket.MSG_DONTWAIT)
+                super().shutdown_request(request)
+                return
+            self._break_off(oldest)
+        self._begun[request] = now
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Break off what takes too long; called twice a second, and after each connection."""
+        overdue = monotonic() - CONNECTION_S
+        for request, begun in [*self._begun.items()]:
+            if begun > overdue:
+                return
+            self._break_off(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._begun.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: the other end went away, or was sent away."""
+
+    def _break_off(self, request: Any) -> None:
+        self._begun.pop(request, None)
+        # Its thread, which reads or writes there, ends with it.
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _ServerV6(_Server):
@@ -31,6 +86,8 @@ class _ServerV6(_Server):
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = CONNECTION_S
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
