@@ -38,6 +38,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    # A burst waits; a connection that is dropped comes again only after seconds.
+    request_queue_size = 128
     # Two servers must not share the port unseen.
     allow_reuse_port = False
 
