@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -27,9 +28,13 @@ class LoopDelay:
 
     Args:
         metrics: Where the delays are counted.
+        processor_s: The processor time of the loop's thread so far.
     """
 
-    def __init__(self, metrics: RpcMetrics) -> None:
+    def __init__(
+        self, metrics: RpcMetrics, processor_s: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._processor_s = processor_s
         self._stats = metrics.method(LOOP)
         self._handle: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -48,7 +53,7 @@ class LoopDelay:
 
     def _arm(self) -> None:
         self._due = time.monotonic() + PERIOD_S
-        self._cpu = time.thread_time()
+        self._cpu = self._processor_s()
         self._handle = asyncio.get_running_loop().call_later(PERIOD_S, self._look)
 
     def _look(self) -> None:
@@ -57,7 +62,7 @@ class LoopDelay:
         self._stats.observe(late)
         # A thread that waits for a processor is late as well, and finds a heap of work when it gets
         # one: nothing that it does is too long.
-        computed = time.thread_time() - self._cpu
+        computed = self._processor_s() - self._cpu
         if min(late, computed) > STALL_S and computed > late * LEAST_SHARE:
             self._stats.cells[STALLS] += 1
             log.warning(
