@@ -74,6 +74,7 @@ _WHERE = {
         "Attempt",
         "AttemptOutcome",
         "Failure",
+        "FailureOrigin",
         "Job",
         "JobState",
         "NewJob",

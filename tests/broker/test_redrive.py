@@ -295,3 +295,26 @@ async def test_a_redriven_job_counts_as_live_again(broker: Broker) -> None:
     await retry(broker, ulid)
     queue = await broker.router.operators.get_queue("default")
     assert (queue.live_bytes, queue.ended_bytes) == (size, 0)
+
+
+async def test_a_repeated_request_redrives_once(broker: Broker) -> None:
+    async def again(request_id: str) -> Job:
+        return await broker.router.retry_job("default", ulid, "", 0, request_id)
+
+    await broker.register()
+    ulid = await dead_letter(broker)
+    assert (await again("a")).state is S.PENDING
+    await fail(broker, ulid, (await broker.claim_one()).fencing_token)
+    revision = (await broker.job(ulid)).revision
+    repeated = await again("a")
+    assert (repeated.state, repeated.revision) == (S.FAILED, revision)
+    job = await again("b")
+    assert (job.state, job.redrive and job.redrive.number) == (S.PENDING, 2)
+    await fail(broker, ulid, (await broker.claim_one()).fencing_token)
+    # Only the latest is kept; and one without an id is always another one.
+    assert (await again("a")).state is S.PENDING
+    await fail(broker, ulid, (await broker.claim_one()).fencing_token)
+    assert (await again("")).state is S.PENDING
+    await fail(broker, ulid, (await broker.claim_one()).fencing_token)
+    assert (await again("a")).state is S.PENDING
+    broker.check()

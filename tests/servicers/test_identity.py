@@ -36,6 +36,21 @@ async def test_a_repeated_request_is_answered_with_the_same_job(served: Served) 
     assert not first.existed
 
 
+async def test_the_repeat_of_a_request_whose_job_is_forgotten_says_so(served: Served) -> None:
+    first = await served.jobs.SubmitJob(_request(request_id="a"))
+    assert not first.forgotten
+    await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=first.job_id))
+    purge = admin.PurgeJobsRequest(filter={"queue": "default"})
+    async for _ in served.admin.PurgeJobs(purge):
+        pass
+    again = await served.jobs.SubmitJob(_request(request_id="a"))
+    assert (again.job_id, again.state) == (first.job_id, 0)
+    assert (again.existed, again.forgotten) == (True, True)
+    batch = jobs.SubmitJobsRequest(requests=[_request(request_id="a")])
+    (result,) = (await served.jobs.SubmitJobs(batch)).results
+    assert result.accepted == again
+
+
 async def test_other_content_under_the_request_id_is_refused_by_name(served: Served) -> None:
     await served.jobs.SubmitJob(_request(request_id="a"))
     other = _request(spec=_spec(operation="other"), request_id="a")

@@ -162,7 +162,14 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
 
     def _accepted(self, answer: jobs_pb2.SubmitJobResponse, *, light: bool) -> AsyncJobHandle:
         state = JobState.from_proto(answer.state)
-        return AsyncJobHandle(self, answer.job_id, state, existed=answer.existed, light=light)
+        return AsyncJobHandle(
+            self,
+            answer.job_id,
+            state,
+            existed=answer.existed,
+            forgotten=answer.forgotten,
+            light=light,
+        )
 
     async def run(
         self,

@@ -39,7 +39,12 @@ class Owner(Protocol):
         """Cancel the job."""
 
     async def retry_job(
-        self, job_id: str, reason: str = "", *, delay: Seconds | None = None
+        self,
+        job_id: str,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """Put the job back after its end."""
 
@@ -62,9 +67,11 @@ class AsyncJobHandle:
         state: As the submission was answered; UNSPECIFIED for a handle made from an id.
         existed: True if the id had been submitted before, with the same content, or if another
             job holds the unique key and is answered.
+        forgotten: True if the job that the request id stands for has ended and was forgotten
+            since; `state` is then UNSPECIFIED.
     """
 
-    __slots__ = ("_client", "_light", "existed", "id", "state")
+    __slots__ = ("_client", "_light", "existed", "forgotten", "id", "state")
 
     def __init__(
         self,
@@ -73,12 +80,14 @@ class AsyncJobHandle:
         state: JobState = JobState.UNSPECIFIED,
         *,
         existed: bool = False,
+        forgotten: bool = False,
         light: bool = True,
     ) -> None:
         self._client = client
         self.id = job_id
         self.state = state
         self.existed = existed
+        self.forgotten = forgotten
         self._light = light
 
     def __repr__(self) -> str:
@@ -294,9 +303,15 @@ class AsyncJobHandle:
         """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
         return await self._client.cancel(self.id, reason)
 
-    async def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
+    async def retry(
+        self,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
+    ) -> Job:
         """Put the job back after its end and return it; see `AsyncClient.retry_job`."""
-        return await self._client.retry_job(self.id, reason, delay=delay)
+        return await self._client.retry_job(self.id, reason, delay=delay, request_id=request_id)
 
 
 class AsyncBatchError(JobwireError):

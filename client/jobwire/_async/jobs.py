@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import Any
+from uuid import uuid4
 
 from jobwire._async.calls import AsyncCalls
 from jobwire._async.handle import AsyncJobHandle
@@ -185,7 +186,12 @@ class AsyncJobMethods:
         return Job.from_proto(answer.job)
 
     async def retry_job(
-        self, job_id: str, reason: str = "", *, delay: Seconds | None = None
+        self,
+        job_id: str,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """Put a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and return it.
 
@@ -196,6 +202,10 @@ class AsyncJobMethods:
             job_id: Of any queue.
             reason: For people; kept with the job. At most 512 bytes.
             delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
+            request_id: Makes it safe to call again from another process: the same id changes
+                nothing more, also after the job has ended again, until another redrive. None: a new
+                one, under which this call is repeated after a lost answer. 1 to 64 letters, digits
+                and `. _ : -`.
 
         Raises:
             WrongState: It has succeeded, or is live and was never redriven.
@@ -205,6 +215,7 @@ class AsyncJobMethods:
             job_id=job_id,
             reason=reason,
             delay=None if delay is None else to_duration(delay, "delay"),
+            request_id=uuid4().hex if request_id is None else request_id,
         )
         answer = await self._calls.unary(self._calls.jobs.RetryJob, request, self._timeout_s)
         return Job.from_proto(answer.job)

@@ -161,7 +161,14 @@ class Client(JobMethods, BulkMethods, ScheduleMethods, OperatorMethods):
 
     def _accepted(self, answer: jobs_pb2.SubmitJobResponse, *, light: bool) -> JobHandle:
         state = JobState.from_proto(answer.state)
-        return JobHandle(self, answer.job_id, state, existed=answer.existed, light=light)
+        return JobHandle(
+            self,
+            answer.job_id,
+            state,
+            existed=answer.existed,
+            forgotten=answer.forgotten,
+            light=light,
+        )
 
     def run(
         self,

@@ -39,7 +39,14 @@ class Owner(Protocol):
     def cancel(self, job_id: str, reason: str = "") -> Job:
         """Cancel the job."""
 
-    def retry_job(self, job_id: str, reason: str = "", *, delay: Seconds | None = None) -> Job:
+    def retry_job(
+        self,
+        job_id: str,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
+    ) -> Job:
         """Put the job back after its end."""
 
     def _watch_job(
@@ -61,9 +68,11 @@ class JobHandle:
         state: As the submission was answered; UNSPECIFIED for a handle made from an id.
         existed: True if the id had been submitted before, with the same content, or if another
             job holds the unique key and is answered.
+        forgotten: True if the job that the request id stands for has ended and was forgotten
+            since; `state` is then UNSPECIFIED.
     """
 
-    __slots__ = ("_client", "_light", "existed", "id", "state")
+    __slots__ = ("_client", "_light", "existed", "forgotten", "id", "state")
 
     def __init__(
         self,
@@ -72,12 +81,14 @@ class JobHandle:
         state: JobState = JobState.UNSPECIFIED,
         *,
         existed: bool = False,
+        forgotten: bool = False,
         light: bool = True,
     ) -> None:
         self._client = client
         self.id = job_id
         self.state = state
         self.existed = existed
+        self.forgotten = forgotten
         self._light = light
 
     def __repr__(self) -> str:
@@ -293,9 +304,15 @@ class JobHandle:
         """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
         return self._client.cancel(self.id, reason)
 
-    def retry(self, reason: str = "", *, delay: Seconds | None = None) -> Job:
+    def retry(
+        self,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
+    ) -> Job:
         """Put the job back after its end and return it; see `Client.retry_job`."""
-        return self._client.retry_job(self.id, reason, delay=delay)
+        return self._client.retry_job(self.id, reason, delay=delay, request_id=request_id)
 
 
 class BatchError(JobwireError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
+from uuid import uuid4
 
 from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
 from jobwire._repeat import is_too_large
@@ -181,7 +182,14 @@ class JobMethods:
         answer = self._calls.unary(self._calls.jobs.CancelJob, request, self._timeout_s)
         return Job.from_proto(answer.job)
 
-    def retry_job(self, job_id: str, reason: str = "", *, delay: Seconds | None = None) -> Job:
+    def retry_job(
+        self,
+        job_id: str,
+        reason: str = "",
+        *,
+        delay: Seconds | None = None,
+        request_id: str | None = None,
+    ) -> Job:
         """Put a FAILED, CANCELLED or EXPIRED job back to PENDING (a redrive) and return it.
 
         Its failures, crashes and interruptions count from 0 again; its attempts, output and
@@ -191,6 +199,10 @@ class JobMethods:
             job_id: Of any queue.
             reason: For people; kept with the job. At most 512 bytes.
             delay: Not before this long from now, as seconds or timedelta. 0 to 10 years.
+            request_id: Makes it safe to call again from another process: the same id changes
+                nothing more, also after the job has ended again, until another redrive. None: a new
+                one, under which this call is repeated after a lost answer. 1 to 64 letters, digits
+                and `. _ : -`.
 
         Raises:
             WrongState: It has succeeded, or is live and was never redriven.
@@ -200,6 +212,7 @@ class JobMethods:
             job_id=job_id,
             reason=reason,
             delay=None if delay is None else to_duration(delay, "delay"),
+            request_id=uuid4().hex if request_id is None else request_id,
         )
         answer = self._calls.unary(self._calls.jobs.RetryJob, request, self._timeout_s)
         return Job.from_proto(answer.job)

@@ -13,6 +13,7 @@ from jobwire.cli.failures import say
 from jobwire.cli.filters import FAILURE_TYPE, LABEL, OPERATION, states_option
 from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
+    failure_type,
     one_line,
     pairs,
     plural,
@@ -77,10 +78,19 @@ def submit(
         if wait:
             return show_watch(handle.watch(output=True), as_json=settings.json)
     if settings.json:
-        print_json({"job_id": handle.id, "state": handle.state, "existed": handle.existed})
+        print_json(
+            {
+                "job_id": handle.id,
+                "state": handle.state,
+                "existed": handle.existed,
+                "forgotten": handle.forgotten,
+            }
+        )
         return 0
     put(handle.id)
-    if handle.existed:
+    if handle.forgotten:
+        say("the job of this request has ended and was forgotten; nothing was submitted")
+    elif handle.existed:
         say("this job exists already; nothing was submitted")
     return 0
 
@@ -178,7 +188,7 @@ def _is_shown(job: Job, failure: Failure) -> bool:
 def _failure_text(failure: Failure | None) -> str | None:
     if failure is None:
         return None
-    return ": ".join(part for part in (failure.type, failure.message) if part)
+    return ": ".join(part for part in (failure_type(failure), failure.message) if part)
 
 
 def _unique(key: UniqueKey | None) -> str | None:
@@ -249,7 +259,7 @@ def list_jobs(
 def _job_row(job: Job) -> list[str | int | JobState | None]:
     note = progress_text(job) if job.state is JobState.RUNNING else ""
     if job.state in (JobState.FAILED, JobState.SCHEDULED) and job.failure is not None:
-        note = f"{job.failure.type}: {job.failure.message}"
+        note = f"{failure_type(job.failure)}: {job.failure.message}"
     return [job.id, job.state, job.operation, job.attempt or None, when(job.created_at), note]
 
 
@@ -300,7 +310,7 @@ def _dead_row(job: Job) -> list[str | int | None]:
     return [
         job.id,
         job.operation,
-        failure.type if failure else None,
+        failure_type(failure) if failure else None,
         one_line(failure.message, 100) if failure else None,
         when(job.finished_at),
         job.attempt,

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobwire.cli.terminal import can_show, console, in_json, in_line, put, shown
-from jobwire.models import Job, JobState, RetryPolicy
+from jobwire.models import Failure, FailureOrigin, Job, JobState, RetryPolicy
 
 LIVE_STATES = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
 DEPTH_STATES = (*LIVE_STATES, JobState.SUCCEEDED, JobState.FAILED)
@@ -139,6 +139,11 @@ def short_payload(value: Any, limit: int = 400) -> str:
         return f"{len(value)} bytes"
     text = json_text(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def failure_type(failure: Failure) -> str:
+    """Show the type of a failure, and that the broker found it where that is so."""
+    return f"{failure.type} (broker)" if failure.origin is FailureOrigin.BROKER else failure.type
 
 
 def one_line(text: str, most: int) -> str:

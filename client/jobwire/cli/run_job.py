@@ -14,7 +14,7 @@ import click
 from jobwire._sync.client import Client
 from jobwire.cli.failures import Exit, say
 from jobwire.cli.group import Settings, cli, common, pass_settings
-from jobwire.cli.output import print_json
+from jobwire.cli.output import failure_type, print_json
 from jobwire.cli.parameters import read_payload
 from jobwire.cli.submission import submission_options, submit_options
 from jobwire.cli.terminal import OutputWriter, put
@@ -98,7 +98,7 @@ def _tell(before: Job | None, job: Job) -> None:
     if before is None:
         say(f"job {job.id}")
     elif job.state is JobState.SCHEDULED and job.failure is not None:
-        why = f"{job.failure.type}: {job.failure.message}"
+        why = f"{failure_type(job.failure)}: {job.failure.message}"
         say(f"attempt {job.attempt} failed, there will be another: {why}")
     elif job.attempt > before.attempt > 0:
         say(f"attempt {job.attempt} begins")

@@ -20,7 +20,14 @@ from rich.text import Text
 
 from jobwire._text import Lines
 from jobwire.cli.failures import Exit, say
-from jobwire.cli.output import STATE_STYLES, print_json, progress_text, short_payload, span
+from jobwire.cli.output import (
+    STATE_STYLES,
+    failure_type,
+    print_json,
+    progress_text,
+    short_payload,
+    span,
+)
 from jobwire.cli.terminal import console, has_screen, in_line, put, shown
 from jobwire.models import AttemptOutcome, Job, JobState, OutputChunk
 
@@ -142,7 +149,7 @@ def _show_lines(events: Iterable[Job | OutputChunk]) -> Job | None:
         if job.attempt > 1:
             words.append(f"attempt {job.attempt}")
         if job.state is JobState.SCHEDULED and job.failure is not None:
-            words.append(f"after {job.failure.type}: {job.failure.message}")
+            words.append(f"after {failure_type(job.failure)}: {job.failure.message}")
         if job.state is JobState.RUNNING:
             words.append(progress_text(job))
         put(in_line(" ".join(word for word in words if word)), err=True)
@@ -160,14 +167,14 @@ def _ended_attempts(job: Job, told: set[int]) -> Iterator[str]:
         if attempt.started_at is not None and attempt.ended_at is not None:
             words += f" after {span(attempt.ended_at - attempt.started_at)}"
         if attempt.failure is not None:
-            words += f": {attempt.failure.type}: {attempt.failure.message}"
+            words += f": {failure_type(attempt.failure)}: {attempt.failure.message}"
         yield words
 
 
 def ended_why(job: Job) -> str:
     """Return why a job ended without a result, in words."""
     if job.state is JobState.FAILED and job.failure is not None:
-        return f"job {job.id} failed: {job.failure.type}: {job.failure.message}"
+        return f"job {job.id} failed: {failure_type(job.failure)}: {job.failure.message}"
     if job.state is JobState.CANCELLED:
         return f"job {job.id} was cancelled" + (
             f": {job.cancel_reason}" if job.cancel_reason else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobwire.models.attempt import Attempt, AttemptOutcome, Failure, Progress
+from jobwire.models.attempt import Attempt, AttemptOutcome, Failure, FailureOrigin, Progress
 from jobwire.models.job import Job, JobState, Redrive
 from jobwire.models.new import NewJob
 from jobwire.models.output import OutputChunk, OutputPosition
@@ -12,6 +12,7 @@ __all__ = [
     "Attempt",
     "AttemptOutcome",
     "Failure",
+    "FailureOrigin",
     "Job",
     "JobState",
     "NewJob",

@@ -25,6 +25,21 @@ class AttemptOutcome(StrEnum):
     UNDELIVERED = "UNDELIVERED"
 
 
+class FailureOrigin(StrEnum):
+    """Who found a failure."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    """Not known: by a former release of the server, or by one that is newer than this one."""
+    WORKER = "WORKER"
+    """The worker reported it, whatever type it chose."""
+    BROKER = "BROKER"
+    """The broker: a budget, a timeout, a deadline, or the loss of a worker."""
+
+
+_ORIGINS: dict[int, FailureOrigin] = {
+    job_pb2.FailureOrigin.Value(f"FAILURE_ORIGIN_{origin.value}"): origin
+    for origin in FailureOrigin
+}
 _OUTCOMES: dict[int, AttemptOutcome] = {
     job_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{outcome.value}"): outcome
     for outcome in AttemptOutcome
@@ -62,6 +77,7 @@ class Failure:
     details: Any
     non_retryable: bool
     retry_after: timedelta | None
+    origin: FailureOrigin = FailureOrigin.UNSPECIFIED
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Failure) -> Failure:
@@ -73,6 +89,7 @@ class Failure:
             details=from_payload(proto.details),
             non_retryable=proto.non_retryable,
             retry_after=span_of(proto, "retry_after"),
+            origin=_ORIGINS.get(proto.origin, FailureOrigin.UNSPECIFIED),
         )
 
 

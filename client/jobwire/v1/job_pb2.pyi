@@ -225,8 +225,10 @@ class _FailureOriginEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_FailureO
     FAILURE_ORIGIN_WORKER: _FailureOrigin.ValueType  # 1
     """The worker reported it."""
     FAILURE_ORIGIN_BROKER: _FailureOrigin.ValueType  # 2
-    """The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
-    `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+    """The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
+    `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
+    of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
+    reason for is the worker's.
     """
 
 class FailureOrigin(_FailureOrigin, metaclass=_FailureOriginEnumTypeWrapper):
@@ -237,8 +239,10 @@ FAILURE_ORIGIN_UNSPECIFIED: FailureOrigin.ValueType  # 0
 FAILURE_ORIGIN_WORKER: FailureOrigin.ValueType  # 1
 """The worker reported it."""
 FAILURE_ORIGIN_BROKER: FailureOrigin.ValueType  # 2
-"""The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
-`INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+"""The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
+`CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
+of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
+reason for is the worker's.
 """
 
 class _AttemptOutcome:

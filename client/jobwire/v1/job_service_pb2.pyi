@@ -847,9 +847,9 @@ class RetryJobRequest(message.Message):
     reason: builtins.str
     """For people; kept with the job. At most 512 bytes."""
     request_id: builtins.str
-    """Makes it safe to repeat this request: the same id is answered as the first time, also after the
-    job has ended again. As for SubmitJobRequest; kept with the job, the latest alone. Unset: each
-    request is a new one.
+    """Makes it safe to repeat this request: the same id changes nothing more and is answered with the
+    job as it stands, also after that has ended again. 1 to 64 letters, digits and `. _ : -`. Kept
+    with the job until its next redrive. Unset: each request is a new one.
     """
     @builtins.property
     def delay(self) -> duration_pb2.Duration:
@@ -878,7 +878,7 @@ class RetryJobResponse(message.Message):
     JOB_FIELD_NUMBER: builtins.int
     @builtins.property
     def job(self) -> job_pb2.Job:
-        """PENDING, or SCHEDULED with a `delay`. BASIC view."""
+        """PENDING, or SCHEDULED with a `delay`; for a repeated request as it stands by now. BASIC view."""
 
     def __init__(
         self,

@@ -158,7 +158,7 @@ class Attempts:
             return lambda job: endings.after_failure(job, outcome, defaults, self._random)
         if isinstance(outcome, Released):
             started, reason = outcome.started, outcome.reason
-            return lambda job: endings.after_release(job, started, reason, self._options)
+            return lambda job: endings.after_release(job, started, reason, self._options, told=True)
         return _after_confirmation
 
     async def _end_as_holder(

@@ -103,27 +103,34 @@ class Bulk:
         """End every action behind the page that it is at, with ServerDraining."""
         self._draining = True
 
-    async def retry_one(self, queue: str, ulid: str, reason: str, delay_ms: int) -> Job:
+    async def retry_one(
+        self, queue: str, ulid: str, reason: str, delay_ms: int, request_id: str = ""
+    ) -> Job:
         """Put a job back after its end; return it as it stands then.
 
-        A job that is live because of an earlier redrive stays as it is.
+        A job that is live because of an earlier redrive stays as it is, and so does one whose
+        latest redrive was this very request.
 
         Args:
             queue: Its queue.
             ulid: The job.
             reason: For people.
             delay_ms: Not before this long from now; 0: at once.
+            request_id: Names the request; '': it is a new one.
 
         Raises:
             JobNotFound: There is none.
             WrongState: It has succeeded, or is live and was never redriven.
         """
         job = await self._read(queue, ulid)
+        if request_id and job.redrive is not None and job.redrive.request_id == request_id:
+            return job
         if not job.state.terminal:
             if job.redrive is None:
                 raise not_redrivable(job.job_id, job.state)
             return job
         item = redrive_item(job, self._records.facts(job.record), reason, delay_ms=delay_ms)
+        item = item._replace(request_id=request_id)
         (outcome,) = await self._store.redrive(queue, [item])
         if isinstance(outcome, JobwireError):
             raise outcome

@@ -153,9 +153,11 @@ class Router:
             self._parts.alarms.due_in(queue, self.options.cancel_grace_ms)
         return await self.get_job(queue, ulid, full=False)
 
-    async def retry_job(self, queue: str, ulid: str, reason: str, delay_ms: int) -> Job:
+    async def retry_job(
+        self, queue: str, ulid: str, reason: str, delay_ms: int, request_id: str = ""
+    ) -> Job:
         """Put a job back after its end (a redrive), as `Bulk.retry_one`."""
-        return await self.bulk.retry_one(queue, ulid, reason, delay_ms)
+        return await self.bulk.retry_one(queue, ulid, reason, delay_ms, request_id)
 
     def run_job(
         self, submission: Submission, wish: WatchWish, *, cancel_on_disconnect: bool = False

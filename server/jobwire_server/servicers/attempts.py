@@ -9,7 +9,15 @@ from typing import Any
 from jobwire.v1 import job_pb2, worker_service_pb2
 from jobwire.v1.worker_service_pb2 import Report, UpdateProgressRequest
 from jobwire_server.domain.ids import split_job_id
-from jobwire_server.domain.model import Completion, Failure, Piece, Released, WorkerReport, Written
+from jobwire_server.domain.model import (
+    Completion,
+    Failure,
+    FailureOrigin,
+    Piece,
+    Released,
+    WorkerReport,
+    Written,
+)
 from jobwire_server.servicers.checks import DAY_MS, Checker, is_sound
 from jobwire_server.workers.frames import Refused
 
@@ -143,6 +151,7 @@ def _failure(checker: Checker, field: str, failure: job_pb2.Failure) -> Failure:
         details=failure.details.SerializeToString(),
         non_retryable=failure.non_retryable,
         retry_after_ms=after,
+        origin=FailureOrigin.WORKER,
     )
 
 

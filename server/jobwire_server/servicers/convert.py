@@ -100,7 +100,10 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
 def failure_to_wire(failure: Failure, *, full: bool = True) -> Any:
     """Return a failure, in the BASIC view without its stack and details."""
     message = wire.Failure(
-        type=failure.type, message=failure.message, non_retryable=failure.non_retryable
+        type=failure.type,
+        message=failure.message,
+        non_retryable=failure.non_retryable,
+        origin=int(failure.origin),
     )
     if full:
         message.stack = failure.stack

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from jobwire.v1 import job_pb2, job_service_pb2
+from jobwire.v1 import job_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, many_jobs, wire
 from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
 from jobwire_server.servicers.submission import JobChecks, check_batch
 from jobwire_server.servicers.submit_answers import submit_response, submit_results
+from jobwire_server.servicers.views import wants_full
 from jobwire_server.servicers.watching import answers, job_step, wish_of
 
 MAX_REASON_BYTES = 512
@@ -50,8 +51,10 @@ class JobService:
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:
         """Return one job."""
-        queue, ulid = _job_id(request.job_id)
-        full = request.view != job_pb2.JOB_VIEW_BASIC
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", request.job_id)
+        full = wants_full(checker, request.view, unset=True)
+        checker.raise_if_any()
         job = await self._router.get_job(queue, ulid, full=full)
         return wire.GetJobResponse(job=convert.job_to_wire(job, full=full))
 
@@ -60,8 +63,8 @@ class JobService:
         checker = Checker()
         wanted = many_jobs.job_filter(checker, request.filter, required=False)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
+        full = wants_full(checker, request.view, unset=False)
         checker.raise_if_any()
-        full = request.view == job_pb2.JOB_VIEW_FULL
         jobs, token = await self._router.listing.page(
             wanted, page_size, request.page_token, full=full
         )
@@ -76,8 +79,8 @@ class JobService:
         checker = Checker()
         queue, ulid = checker.job_id("job_id", request.job_id)
         wish = wish_of(checker, request)
+        full = wants_full(checker, request.view, unset=True)
         checker.raise_if_any()
-        full = request.view != job_pb2.JOB_VIEW_BASIC
         events = self._router.watch_job(queue, ulid, wish)
         async with aclosing(answers(events, self._router.clock, full=full)) as stream:
             async for answer in stream:
@@ -89,9 +92,9 @@ class JobService:
         """Submit a job and stream it until its end."""
         checker = Checker()
         wish = wish_of(checker, request)
+        full = wants_full(checker, request.view, unset=True)
         checker.raise_if_any()
         job = self._jobs.check(request.submit)
-        full = request.view != job_pb2.JOB_VIEW_BASIC
         events = self._router.run_job(job, wish, cancel_on_disconnect=request.cancel_on_disconnect)
         async with aclosing(answers(events, self._router.clock, full=full)) as stream:
             async for answer in stream:
@@ -103,8 +106,8 @@ class JobService:
         """Stream the jobs of a queue that match a filter."""
         checker = Checker()
         wanted = many_jobs.watched_jobs(checker, request)
+        full = wants_full(checker, request.view, unset=False)
         checker.raise_if_any()
-        full = request.view == job_pb2.JOB_VIEW_FULL
         steps = self._router.watch_jobs(
             wanted, full=full, cursor=request.cursor, only_changes=request.only_changes
         )
@@ -126,8 +129,10 @@ class JobService:
         queue, ulid = checker.job_id("job_id", request.job_id)
         reason = checker.text("reason", request.reason, MAX_REASON_BYTES)
         delay_ms = checker.duration_ms("delay", request.delay, 0, TEN_YEARS_MS)
+        if request.request_id:
+            checker.request_id("request_id", request.request_id)
         checker.raise_if_any()
-        job = await self._router.retry_job(queue, ulid, reason, delay_ms)
+        job = await self._router.retry_job(queue, ulid, reason, delay_ms, request.request_id)
         return wire.RetryJobResponse(job=convert.job_to_wire(job, full=False))
 
     async def RetryJobs(
@@ -162,13 +167,6 @@ class JobService:
         steps = self._router.bulk.cancel(wanted, reason, dry_run=request.dry_run, max_jobs=most)
         async for answer in many_jobs.answers(steps, job_service_pb2.CancelJobsResponse):
             yield answer
-
-
-def _job_id(job_id: str) -> tuple[str, str]:
-    checker = Checker()
-    parts = checker.job_id("job_id", job_id)
-    checker.raise_if_any()
-    return parts
 
 
 def may_be_repeat(request: job_service_pb2.SubmitJobsRequest) -> bool:

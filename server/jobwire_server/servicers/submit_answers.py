@@ -41,4 +41,5 @@ def _response(answer: Accepted) -> job_service_pb2.SubmitJobResponse:
         job_id=answer.job_id,
         state=answer.state.value if answer.state else 0,  # type: ignore[arg-type]
         existed=answer.existed,
+        forgotten=answer.state is None,
     )

@@ -25,6 +25,8 @@ class RedriveItem(NamedTuple):
     """Not before this moment, Unix ms; 0: at once."""
     delay_ms: int = 0
     """Not before this long from now."""
+    request_id: str = ""
+    """Kept with the job; '' for none."""
 
 
 class Redriven(NamedTuple):
@@ -47,6 +49,7 @@ class BulkStore(QueueScripts):
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
+            args.append(item.request_id)
         answers = await self._run("redrive", queue, args)
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):

@@ -6,7 +6,8 @@ failures, `c` crashes, `i` interruptions, `l` lost deliveries, `rt` route, `p` p
 `ps` ready since, `e` end, `pg` when it may be forgotten, `r` short result, `x` 1 with a long one,
 `g` progress, `u` its time, `ck` 1 with a checkpoint, `ca` cancel reason, `cd` cancel deadline, `xt`
 execution timeout, `ex` expiry, `dl` deadline, `de` 1 where that ended it while it waited, `o` retry
-policy, `ra` `rr` `rf` `rn` moment, reason, state before, and number of the latest redrive, `b`
+policy, `ra` `rr` `rf` `rn` `rq` moment, reason, state before, number, and request id of the latest
+redrive, `b`
 bytes of the record, `uk` unique key, `kp` retention of its own, `oe` end of the output, `of` where
 what is left of it begins, `ob` its bytes, `ol` its limit, `ot` 1 where the oldest is dropped above
 that, `y` 1 where there may be one of `xt`, `dl`, `kp`, `uk` and `ck`. Times are Unix ms.
@@ -25,6 +26,7 @@ from jobwire_server.domain.model import (
     NO_SETTINGS,
     Attempt,
     Failure,
+    FailureOrigin,
     Job,
     JobState,
     Outcome,
@@ -105,6 +107,8 @@ def encode_failure(failure: Failure | None) -> bytes:
         fields["final"] = True
     if failure.retry_after_ms is not None:
         fields["after"] = failure.retry_after_ms
+    if failure.origin:
+        fields["origin"] = int(failure.origin)
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(
         errors="surrogateescape"
     )
@@ -122,6 +126,7 @@ def decode_failure(raw: bytes) -> Failure | None:
         details=b64decode(fields.get("details", "")),
         non_retryable=fields.get("final", False),
         retry_after_ms=fields.get("after"),
+        origin=FailureOrigin(fields.get("origin", 0)),
     )
 
 
@@ -240,6 +245,7 @@ def _decode_redrive(fields: dict[bytes, bytes]) -> Redrive:
         reason=fields.get(b"rr", b"").decode(errors="replace"),
         from_state=JobState(int(fields[b"rf"])),
         number=int(fields[b"rn"]),
+        request_id=fields.get(b"rq", b"").decode(),
     )
 
 

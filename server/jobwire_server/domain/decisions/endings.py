@@ -20,6 +20,7 @@ from enum import StrEnum
 from jobwire_server.domain.model import (
     DEADLINE_MISSED,
     Failure,
+    FailureOrigin,
     Former,
     Job,
     JobState,
@@ -159,9 +160,12 @@ def after_crash(job: Job, cause: str, options: BrokerOptions) -> Ending:
     )
 
 
-def after_release(job: Job, started: bool, reason: str, options: BrokerOptions) -> Ending:
-    """The worker gave the job back; `started` if its handler had begun."""
-    note = Failure("RELEASED", reason) if reason else None
+def after_release(
+    job: Job, started: bool, reason: str, options: BrokerOptions, *, told: bool = False
+) -> Ending:
+    """The job goes back; `started` if its handler had begun, `told` if its worker said so."""
+    origin = FailureOrigin.WORKER if told else FailureOrigin.BROKER
+    note = Failure("RELEASED", reason, origin=origin) if reason else None
     outcome = Outcome.RELEASED if started else Outcome.UNDELIVERED
     budget = Budget.INTERRUPTIONS if started else Budget.NONE
     if job.state is JobState.CANCELLING:

@@ -24,7 +24,7 @@ from jobwire_server.domain.model.attempts import (
 from jobwire_server.domain.model.jobs import BulkProgress, Job, RecordFacts, Redrive
 from jobwire_server.domain.model.output import BEGINNING, OutputPosition, Piece, Written
 from jobwire_server.domain.model.queues import NO_SETTINGS, Queue, QueueChanges, QueueSettings
-from jobwire_server.domain.model.states import JobState, Outcome, WorkerStatus
+from jobwire_server.domain.model.states import FailureOrigin, JobState, Outcome, WorkerStatus
 from jobwire_server.domain.model.submissions import (
     Accepted,
     NewJob,
@@ -49,6 +49,7 @@ __all__ = [
     "Completed",
     "Completion",
     "Failure",
+    "FailureOrigin",
     "Former",
     "Job",
     "JobState",

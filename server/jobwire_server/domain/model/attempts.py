@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model.output import Written
-from jobwire_server.domain.model.states import JobState, Outcome
+from jobwire_server.domain.model.states import FailureOrigin, JobState, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Failure:
     details: bytes = b""
     non_retryable: bool = False
     retry_after_ms: int | None = None
+    origin: FailureOrigin = FailureOrigin.BROKER
 
 
 DEADLINE_MISSED = Failure("DEADLINE_EXCEEDED", "the job was not finished at its deadline")

@@ -21,6 +21,8 @@ class Redrive:
     """The terminal state that it was taken out of."""
     number: int
     """How often the job has been redriven, this time included."""
+    request_id: str = ""
+    """Of the call that did it; '' if it had none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,15 @@ class Outcome(IntEnum):
     UNDELIVERED = 7
 
 
+class FailureOrigin(IntEnum):
+    """Who found a failure; the numbers are those of the contract and of the store."""
+
+    UNKNOWN = 0
+    """In the history of a former release."""
+    WORKER = 1
+    BROKER = 2
+
+
 class WorkerStatus(IntEnum):
     """Whether a worker takes jobs; the numbers are those of the contract and of the store."""
 

@@ -4,8 +4,8 @@
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> u:<name> usage l:<route> z:<route> ready scheduled counts (submit.lua)
 --           done:<state>  ZSET     ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
--- then for each job six: ulid, start ('' at once, '<ms>' not before that Unix ms, '+<ms>' not before so many ms from now),
---   route, priority 0..255, how often it had been redriven when the caller looked, reason
+-- then for each job seven: ulid, start ('' at once, '<ms>' not before that Unix ms, '+<ms>' not before so many ms from now),
+--   route, priority 0..255, how often it had been redriven when the caller looked, reason, request id ('' none)
 -- Returns for each job {DONE, state} | {NOT_FOUND} | {WRONG_STATE, state} that no redrive leads out of | {ALREADY_REDRIVEN, state} by
 --   this very call, whose answer was lost, or by somebody else since the caller looked | {KEY_TAKEN, state, ulid} of the job that
 --   holds its unique key by now
@@ -17,7 +17,7 @@ local now = clock_ms(ARGV[1])
 local answer = {}
 local read_job = reader_of({ state = 's', revision = 'v', redrives = 'rn', attempts = 'n', bytes = 'b', unique = 'uk' })
 
-for at = 2, #ARGV, 6 do
+for at = 2, #ARGV, 7 do
   local ulid, route, priority, reason = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 5]
   local key = P .. 'j:' .. ulid
   local job = read_job(key)
@@ -36,10 +36,11 @@ for at = 2, #ARGV, 6 do
       local due = start_ms(ARGV[at + 1], now)
       local target = due > now and SCHEDULED or PENDING
       -- The limits that held for the life which ended do not hold for this one.
-      redis.call('HDEL', key, 'e', 'pg', 'f', 'c', 'i', 'l', 'ca', 'cd', 'ex', 'dl', 'de', 'rr')
+      redis.call('HDEL', key, 'e', 'pg', 'f', 'c', 'i', 'l', 'ca', 'cd', 'ex', 'dl', 'de', 'rr', 'rq')
       redis.call('HSET', key, 's', target, 'v', (job.revision or 0) + 1, 'rt', route, 'p', priority,
         'ra', now, 'rf', state, 'rn', number + 1)
       if reason ~= '' then redis.call('HSET', key, 'rr', reason) end
+      if ARGV[at + 6] ~= '' then redis.call('HSET', key, 'rq', ARGV[at + 6]) end
       redis.call('ZREM', P .. 'done:' .. state, ulid)
       if target == SCHEDULED then
         redis.call('HSET', key, 'd', due)
