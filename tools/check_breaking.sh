@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compares the contract with the one of a commit and fails on a change that breaks callers.
-# Where there is nothing to compare with (no such commit, no protos in it) it says so and passes.
+# Where there is nothing to compare with (no such commit, no protos in it, or those of an earlier
+# epoch, which were broken on purpose) it says so and passes.
 # Usage: check_breaking.sh COMMIT
 set -euo pipefail
 
@@ -11,6 +12,14 @@ if ! git rev-parse --quiet --verify "$commit^{commit}" >/dev/null; then
 fi
 if ! git cat-file -e "$commit:protos" 2>/dev/null; then
     echo "$commit has no contract to compare with"
+    exit 0
+fi
+
+epoch() { grep -v '^#' || true; }
+now=$(epoch < protos/epoch)
+then=$( (git show "$commit:protos/epoch" 2>/dev/null || true) | epoch)
+if [ "${then:-0}" -lt "$now" ]; then
+    echo "The contract of $(git rev-parse --short "$commit") is of an earlier epoch: ${then:-0}, not $now"
     exit 0
 fi
 
