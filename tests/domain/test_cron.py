@@ -223,12 +223,25 @@ def _walls(zone: str, begin: datetime, days: int) -> list[Wall]:
     return found
 
 
+def _changes(zone: str) -> list[datetime]:
+    """The days of 2027 on which the clock is put forward or back."""
+    days = [datetime(2027, 1, 1, tzinfo=UTC) + timedelta(days=at) for at in range(365)]
+    local = [day.astimezone(zone_of(zone)) for day in days]
+    return [
+        day
+        for day, at, then in zip(days, local, local[1:], strict=False)
+        if at.utcoffset() != then.utcoffset()
+    ]
+
+
 @pytest.mark.parametrize(
-    ("zone", "month"), [(zone, month) for zone in ZONES[1:4] for month in (3, 4, 10, 11)]
+    ("zone", "change"), [(zone, at) for zone in ZONES[1:4] for at in _changes(zone)], ids=str
 )
 @pytest.mark.parametrize("expression", ["*/15 * * * *", "*/7 1-3 * * *", "20,40 0-23 * * *"])
-def test_no_moment_of_a_month_is_lost_or_added(zone: str, month: int, expression: str) -> None:
-    begin, days = datetime(2027, month, 1, tzinfo=UTC), 30
+def test_no_moment_around_a_change_of_the_clock_is_lost_or_added(
+    zone: str, change: datetime, expression: str
+) -> None:
+    begin, days = change - timedelta(days=2), 5
     minute, hour, *_ = expression.split()
     minutes = {"*/15": range(0, 60, 15), "*/7": range(0, 60, 7), "20,40": (20, 40)}[minute]
     hours = {"*": range(24), "1-3": (1, 2, 3), "0-23": range(24)}[hour]
