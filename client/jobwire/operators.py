@@ -84,6 +84,8 @@ class QueueConfig:
     """The age above which entries of the event log are dropped; None: no limit."""
     priority_ageing: timedelta | None = None
     """A job that has waited this long counts as one priority higher; None: no ageing."""
+    default_priority: int = 0
+    """The priority of jobs that name none."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.QueueConfig) -> QueueConfig:
@@ -94,20 +96,15 @@ class QueueConfig:
             retry=RetryPolicy.from_proto(proto.retry),
             max_pending_jobs=proto.max_pending_jobs,
             max_live_bytes=proto.max_live_bytes,
-            retain_succeeded=_setting(proto, "retain_succeeded"),
-            retain_ended=_setting(proto, "retain_ended"),
+            retain_succeeded=span_of(proto, "retain_succeeded"),
+            retain_ended=span_of(proto, "retain_ended"),
             max_ended_jobs=proto.max_ended_jobs,
             max_ended_bytes=proto.max_ended_bytes,
-            retain_output=_setting(proto, "retain_output"),
-            retain_event_log=_setting(proto, "retain_event_log"),
-            priority_ageing=_setting(proto, "priority_ageing"),
+            retain_output=span_of(proto, "retain_output"),
+            retain_event_log=span_of(proto, "retain_event_log"),
+            priority_ageing=span_of(proto, "priority_ageing"),
+            default_priority=proto.default_priority,
         )
-
-
-def _setting(proto: admin_service_pb2.QueueConfig, name: str) -> timedelta | None:
-    # A negative one means the default in a request, and may come back as it was sent.
-    found = span_of(proto, name)
-    return None if found is None or found < timedelta(0) else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +126,8 @@ class QueueInfo:
     """How many bytes the specs of its live jobs take."""
     ended_bytes: int = 0
     """How many bytes the specs and results of its ended jobs take."""
+    revision: int = 0
+    """Grows with every change of its settings."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Queue) -> QueueInfo:
@@ -165,6 +164,7 @@ class QueueInfo:
             output_bytes=proto.output_bytes,
             live_bytes=proto.live_bytes,
             ended_bytes=proto.ended_bytes,
+            revision=proto.revision,
         )
 
 

@@ -219,6 +219,13 @@ def test_a_queue_is_configured_and_shown(target: str) -> None:
     assert re.search(r"takes +at most 7 waiting jobs", shown)
     assert re.search(r"keeps succeeded +for 2h", shown)
     assert re.search(r"retry +9 attempts", shown)
+    (revision,) = re.findall(r"revision +(\d+)", shown)
+    again = ("queues", "configure", "tuned", "--multiplier", "3", "--revision", revision)
+    retry = json.loads(jobwire(*again, "--json", target=target).stdout)["config"]["retry"]
+    assert (retry["max_attempts"], retry["multiplier"]) == (9, 3)
+    stale = jobwire(*again[:-3], "4", "--revision", revision, target=target)
+    assert stale.returncode == 5
+    assert "revision" in stale.stderr
     taken = jobwire(
         *("queues", "configure", "tuned", "--retain-succeeded", "default", "--no-retry", "--json"),
         target=target,
@@ -226,3 +233,14 @@ def test_a_queue_is_configured_and_shown(target: str) -> None:
     config = json.loads(taken.stdout)["config"]
     assert config["retain_succeeded_s"] is None
     assert config["retry"]["max_attempts"] is None
+
+
+def test_a_queue_is_configured_and_paused_before_its_first_job(target: str) -> None:
+    for words in (("configure", "early", "--default-priority", "9"), ("pause", "later")):
+        said = jobwire("queues", *words, target=target)
+        assert (said.returncode, "no queue" in said.stderr) == (3, True)
+        made = jobwire("queues", *words, "--create", "--json", target=target)
+        assert json.loads(made.stdout)["name"] == words[1]
+    shown = jobwire("queue", "show", "early", target=target).stdout
+    assert re.search(r"priority +9 unless", shown)
+    assert re.search(r"delivers +no", jobwire("queue", "show", "later", target=target).stdout)

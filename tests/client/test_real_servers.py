@@ -16,12 +16,14 @@ from jobwire import (
     AsyncBatchError,
     AsyncClient,
     AttemptOutcome,
+    ChangedMeanwhile,
     Context,
     Fatal,
     Job,
     JobState,
     NewJob,
     QueueFull,
+    QueueNotFound,
     Retry,
     RetryPolicy,
     ScheduleNotFound,
@@ -247,19 +249,29 @@ async def test_the_settings_of_a_queue_come_back_as_they_were_given(client: Asyn
         "retain_output": timedelta(minutes=5),
         "retain_event_log": timedelta(minutes=6),
         "priority_ageing": timedelta(minutes=7),
+        "default_priority": 3,
     }
     config = (await client.configure_queue("default", **given)).config
     assert {name: getattr(config, name) for name in given} == given
     spans: dict[str, Any] = dict.fromkeys(
         ["retain_succeeded", "retain_ended", "retain_output", "retain_event_log"], "default"
     )
+    info = await client.configure_queue("default", retry=RetryPolicy(multiplier=3))
+    assert info.config.retry == replace(given["retry"], multiplier=3)
+    with pytest.raises(ChangedMeanwhile):
+        await client.configure_queue("default", max_ended_jobs=1, revision=info.revision - 1)
     changed = await client.configure_queue(
-        "default", priority_ageing="default", retry=RetryPolicy(), **spans
+        "default", priority_ageing="default", retry="default", revision=info.revision, **spans
     )
+    assert changed.revision == info.revision + 1
     assert changed.config.max_pending_jobs == 100
     assert changed.config.retry == RetryPolicy()
     assert changed.config.priority_ageing is None
     assert changed.config.retain_succeeded is None
+    with pytest.raises(QueueNotFound):
+        await client.pause("new")
+    assert (await client.pause("new", allow_missing=True)).paused
+    assert (await client.configure_queue("other", allow_missing=True)).revision == 1
 
 
 async def failed_jobs(client: AsyncClient, address: str, count: int) -> list[str]:

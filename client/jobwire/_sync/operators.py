@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any, Literal, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from jobwire._convert import Seconds, to_duration
 from jobwire._repeat import Deadline
@@ -44,9 +45,17 @@ class OperatorMethods:
         answer = self._calls.unary(self._calls.admin.GetQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
-    def pause(self, queue: str) -> QueueInfo:
-        """Stop handing out the jobs of a queue, which still accepts new ones."""
-        request = admin_pb2.PauseQueueRequest(queue=queue)
+    def pause(self, queue: str, *, allow_missing: bool = False) -> QueueInfo:
+        """Stop handing out the jobs of a queue, which still accepts new ones.
+
+        Args:
+            queue: Its name.
+            allow_missing: Create the queue, paused, if there is none.
+
+        Raises:
+            QueueNotFound: There is none.
+        """
+        request = admin_pb2.PauseQueueRequest(queue=queue, allow_missing=allow_missing)
         answer = self._calls.unary(self._calls.admin.PauseQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
@@ -99,7 +108,7 @@ class OperatorMethods:
         *,
         event_log_entries: int | None = None,
         max_output_bytes: int | None = None,
-        retry: RetryPolicy | None = None,
+        retry: RetryPolicy | Literal["default"] | None = None,
         max_pending_jobs: int | None = None,
         max_live_bytes: int | None = None,
         retain_succeeded: Span = None,
@@ -109,6 +118,9 @@ class OperatorMethods:
         retain_output: Span = None,
         retain_event_log: Span = None,
         priority_ageing: Span = None,
+        default_priority: int | None = None,
+        revision: int = 0,
+        allow_missing: bool = False,
     ) -> QueueInfo:
         """Change the settings of a queue; what is None stays as it is.
 
@@ -119,8 +131,8 @@ class OperatorMethods:
             event_log_entries: How many changes of jobs its event log keeps, which lets
                 `watch_jobs` resume without a gap. 0 to 1000000; 0: none.
             max_output_bytes: The most output that its jobs keep together; 0: the server's limit.
-            retry: What the unset retry fields of its jobs mean. It replaces the former one as a
-                whole, and an empty one removes it.
+            retry: What the unset retry fields of its jobs mean. Of it, too, what is None stays as
+                it is; `"default"` removes all of them.
             max_pending_jobs: The most jobs that may be SCHEDULED or PENDING together; above it
                 submissions are refused with `QueueFull`. 0: no limit.
             max_live_bytes: The most bytes of specs that its live jobs may hold together, refused
@@ -136,14 +148,18 @@ class OperatorMethods:
                 none.
             priority_ageing: A job that has waited this long counts as one priority higher, twice as
                 long as two higher, and so on. 100 ms to 30 days; by default none.
+            default_priority: The priority of jobs that name none, from now on. 0 to 255.
+            revision: The `QueueInfo.revision` that the change was made from; 0: whatever it is now.
+            allow_missing: Create the queue if there is none.
 
         Raises:
-            QueueNotFound: No job was ever submitted to it.
+            QueueNotFound: There is none.
+            ChangedMeanwhile: The queue's settings are at another revision.
         """
         config = admin_pb2.QueueConfig(
             event_log_entries=event_log_entries,
             max_output_bytes=max_output_bytes,
-            retry=None if retry is None else retry.to_proto(),
+            retry=None if retry is None or retry == "default" else retry.to_proto(),
             max_pending_jobs=max_pending_jobs,
             max_live_bytes=max_live_bytes,
             retain_succeeded=_setting(retain_succeeded),
@@ -153,8 +169,23 @@ class OperatorMethods:
             retain_output=_setting(retain_output),
             retain_event_log=_setting(retain_event_log),
             priority_ageing=_setting(priority_ageing),
+            default_priority=default_priority,
         )
-        request = admin_pb2.ConfigureQueueRequest(queue=queue, config=config)
+        spans = {
+            "retain_succeeded": retain_succeeded,
+            "retain_ended": retain_ended,
+            "retain_output": retain_output,
+            "retain_event_log": retain_event_log,
+            "priority_ageing": priority_ageing,
+            "retry": retry,
+        }
+        request = admin_pb2.ConfigureQueueRequest(
+            queue=queue,
+            config=config,
+            update_mask=_mask(config, [name for name, to in spans.items() if to == "default"]),
+            revision=revision,
+            allow_missing=allow_missing,
+        )
         answer = self._calls.unary(self._calls.admin.ConfigureQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
@@ -225,6 +256,14 @@ class OperatorMethods:
 
 
 def _setting(span: Span) -> Duration | None:
-    if span is None:
-        return None
-    return to_duration(-1 if span == "default" else span)
+    return None if span is None or span == "default" else to_duration(span)
+
+
+def _mask(config: admin_pb2.QueueConfig, defaults: Iterable[str]) -> FieldMask | None:
+    """Return the names of the settings that a message sets, and of those that go back to their
+    defaults; None if there are none.
+    """
+    paths = [field.name for field, _ in config.ListFields() if field.name != "retry"]
+    paths += [f"retry.{field.name}" for field, _ in config.retry.ListFields()]
+    paths += defaults
+    return FieldMask(paths=paths) if paths else None

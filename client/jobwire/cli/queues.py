@@ -65,6 +65,7 @@ def _print_queue(queue: QueueInfo, settings: Settings) -> None:
         [
             ("queue", queue.name),
             ("delivers", "no, it is paused" if queue.paused else "yes"),
+            ("revision", queue.revision),
             *((state.value.lower(), count) for state, count in sorted(queue.counts.items())),
             ("oldest", span(queue.oldest_pending_age)),
             ("live", _of(shown_size(queue.live_bytes), queue.config.max_live_bytes)),
@@ -111,6 +112,12 @@ def _settings(config: QueueConfig) -> list[tuple[str, str | None]]:
         ("keeps succeeded", _for(config.retain_succeeded)),
         ("keeps others", _for(config.retain_ended)),
         ("keeps output", _for(config.retain_output)),
+        (
+            "priority",
+            f"{config.default_priority} unless a job names one"
+            if config.default_priority
+            else None,
+        ),
         ("ageing", f"one priority higher for each {span(ageing)}" if ageing is not None else None),
     ]
 
@@ -131,12 +138,13 @@ def show_queue(settings: Settings, name: str) -> None:
 
 @queues.command("pause")
 @click.argument("name")
+@click.option("--create", is_flag=True, help="Create the queue, paused, if there is none.")
 @common
 @pass_settings
-def pause_queue(settings: Settings, name: str) -> None:
+def pause_queue(settings: Settings, name: str, create: bool) -> None:
     """Stop handing out jobs; the queue still accepts new ones."""
     with settings.client() as client:
-        _print_queue(client.pause(name), settings)
+        _print_queue(client.pause(name, allow_missing=create), settings)
 
 
 @queues.command("resume")
@@ -227,6 +235,19 @@ def resume_queue(settings: Settings, name: str) -> None:
     metavar="DURATION|default",
     help="Raise a job's priority by one each time it has waited this long.",
 )
+@click.option(
+    "--default-priority",
+    type=click.IntRange(0, 255),
+    metavar="N",
+    help="The priority of new jobs that name none.",
+)
+@click.option(
+    "--revision",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Only if its settings are at this revision, as `queues show` tells it.",
+)
+@click.option("--create", is_flag=True, help="Create the queue if there is none.")
 @common
 @pass_settings
 def configure_queue(
@@ -249,11 +270,13 @@ def configure_queue(
     max_ended: int | None,
     max_ended_bytes: int | None,
     priority_ageing: Span,
+    default_priority: int | None,
+    revision: int | None,
+    create: bool,
 ) -> None:
     """Change the settings of a queue; what is not named stays.
 
-    Where an option takes DURATION|default, `default` removes the setting. The retry options replace
-    all retry settings of the queue.
+    Where an option takes DURATION|default, `default` removes the setting.
     """
     retry = RetryPolicy(
         max_attempts=max_attempts,
@@ -270,7 +293,7 @@ def configure_queue(
             name,
             event_log_entries=event_log,
             max_output_bytes=max_output,
-            retry=retry if says_retry or no_retry else None,
+            retry="default" if no_retry else retry,
             max_pending_jobs=max_pending,
             max_live_bytes=max_live_bytes,
             retain_succeeded=retain_succeeded,
@@ -280,5 +303,8 @@ def configure_queue(
             retain_output=retain_output,
             retain_event_log=retain_event_log,
             priority_ageing=priority_ageing,
+            default_priority=default_priority,
+            revision=revision or 0,
+            allow_missing=create,
         )
         _print_queue(found, settings)

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobwire_server.domain.errors import QueueNotFound, WorkerNotFound
-from jobwire_server.domain.model import LeaseRef, Queue, QueueChanges, Worker, WorkerStatus
+from jobwire_server.broker.open_queues import OpenQueues
+from jobwire_server.domain.errors import (
+    ChangedMeanwhile,
+    InvalidRequest,
+    QueueNotFound,
+    Violation,
+    WorkerNotFound,
+)
+from jobwire_server.domain.model import (
+    LeaseRef,
+    Queue,
+    QueueChanges,
+    RetryChanges,
+    RetryPolicy,
+    Worker,
+    WorkerStatus,
+)
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.settings_cache import QueueSettingsCache
@@ -14,6 +29,8 @@ from jobwire_server.store.workers import WorkerStore
 
 MAX_CALLS = 256
 """Calls of the store for one page, roughly: it ends early then."""
+NEW_REVISION = 1
+"""Of the settings of a queue that nobody configured."""
 
 
 class Operators:
@@ -26,7 +43,9 @@ class Operators:
         workers: WorkerStore,
         settings: QueueSettingsCache,
         tokens: Tokens,
+        open_queues: OpenQueues,
     ) -> None:
+        self._open_queues = open_queues
         self._jobs = jobs
         self._queues = queues
         self._workers = workers
@@ -114,26 +133,92 @@ class Operators:
             raise QueueNotFound(queue)
         return await self._queues.read(queue, detail=True)
 
-    async def configure_queue(self, queue: str, changes: QueueChanges) -> Queue:
+    async def configure_queue(
+        self,
+        queue: str,
+        changes: QueueChanges,
+        retry: RetryChanges | None = None,
+        *,
+        revision: int = 0,
+        create: bool = False,
+    ) -> Queue:
         """Change settings of a queue; they hold here at once, on other servers within a tick.
 
+        Args:
+            queue: Its name.
+            changes: The settings.
+            retry: Fields of its retry settings; the others of them stay.
+            revision: Only if the settings still are at this one; 0: whatever it is.
+            create: Make the queue if there is none.
+
         Raises:
-            QueueNotFound: No job was ever submitted to it.
+            QueueNotFound: There is none.
+            ChangedMeanwhile: Its settings are at another revision; nothing was changed.
+            InvalidRequest: Its retry settings would contradict themselves.
+            TooManyQueues: There are as many as there may be.
         """
-        if not await self._queues.exists(queue):
+        exists = await self._queues.exists(queue)
+        if not exists and not create:
             raise QueueNotFound(queue)
+        if not exists and revision > NEW_REVISION:
+            raise _changed(queue, revision, NEW_REVISION)
+        while True:
+            made_from = revision
+            if retry:
+                settings, present = await self._queues.revised_settings(queue)
+                made_from = revision or present
+                changes = {**changes, "retry": changed_policy(settings.retry, retry)}
+            if not exists:
+                await self._open_queues.open(queue)
+                exists = True
+            if not (changes or revision) or await self._queues.configure(queue, changes, made_from):
+                break
+            if revision:
+                _, present = await self._queues.revised_settings(queue)
+                raise _changed(queue, revision, present)
         if changes:
-            await self._queues.configure(queue, changes)
             await self._settings.changed(queue)
         return await self._queues.read(queue, detail=True)
 
-    async def set_paused(self, queue: str, paused: bool) -> Queue:
-        """Stop or start the deliveries of a queue. Raises QueueNotFound."""
+    async def set_paused(self, queue: str, paused: bool, *, create: bool = False) -> Queue:
+        """Stop or start the deliveries of a queue; `create` makes it if there is none.
+
+        Raises:
+            QueueNotFound: There is none.
+            TooManyQueues: There are as many as there may be.
+        """
         if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
+            if not create:
+                raise QueueNotFound(queue)
+            await self._open_queues.open(queue)
         await self._queues.set_paused(queue, paused)
         return await self._queues.read(queue, detail=True)
 
     async def _after(self, page_token: str, *scope: str) -> str:
         """Return what the page before ended with, '' for the first one."""
         return await self._tokens.read(page_token, *scope) if page_token else ""
+
+
+def changed_policy(policy: RetryPolicy | None, changes: RetryChanges) -> RetryPolicy | None:
+    """Return a retry policy with some fields changed, None for one that says nothing.
+
+    Raises:
+        InvalidRequest: It would contradict itself.
+    """
+    changed = replace(policy or RetryPolicy(), **changes)
+    shortest, longest = changed.initial_backoff_ms, changed.max_backoff_ms
+    if shortest is not None and longest is not None and longest < shortest:
+        text = (
+            f"must not be below initial_backoff: the queue would have {shortest} ms, and"
+            f" {longest} ms at most; change both"
+        )
+        raise InvalidRequest([Violation("config.retry.max_backoff", text)])
+    return None if changed == RetryPolicy() else changed
+
+
+def _changed(queue: str, revision: int, present: int) -> ChangedMeanwhile:
+    return ChangedMeanwhile(
+        f"the settings of {queue} are at revision {present}, not {revision}: read the queue again,"
+        " and repeat the change if it is still wanted",
+        metadata={"queue": queue, "revision": str(present)},
+    )

@@ -222,7 +222,7 @@ def build_parts(
     )
     bulk = Bulk(jobs, bulk_store, queues, alarms, settings, options, records)
     listing = JobListing(jobs, queues, records, tokens)
-    operators = Operators(jobs, queues, workers, settings, tokens)
+    operators = Operators(jobs, queues, workers, settings, tokens, open_queues)
 
     # Watchers.
     job_watch = JobWatch(jobs, notices, tokens, options.bookmark_ms / 1000)

@@ -133,13 +133,17 @@ class JobNotFound(NotFound):
 
 
 class QueueNotFound(NotFound):
-    """No job was ever submitted to this queue."""
+    """There is no such queue."""
 
     reason = "QUEUE_NOT_FOUND"
     resource_type = "jobwire.v1.Queue"
 
     def __init__(self, queue: str) -> None:
-        super().__init__(queue, f"no queue {queue}: its first job creates it")
+        super().__init__(
+            queue,
+            f"no queue {queue}: its first job creates it, and so do ConfigureQueue and PauseQueue"
+            " with allow_missing",
+        )
 
 
 class WorkerNotFound(NotFound):

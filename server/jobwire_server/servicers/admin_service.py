@@ -16,6 +16,7 @@ from jobwire_server.servicers.queue_config import check_config
 from jobwire_server.watch.queue_watch import CaughtUp
 
 MAX_WATCHED = 1_000
+MAX_REVISION = 1 << 50
 _STATUSES = (0, *(int(status) for status in WorkerStatus))
 
 
@@ -49,7 +50,8 @@ class AdminService:
         self, request: admin_service_pb2.PauseQueueRequest, context: object
     ) -> admin_service_pb2.PauseQueueResponse:
         """Stop deliveries."""
-        queue = await self._router.operators.set_paused(_queue(request.queue, required=True), True)
+        name = _queue(request.queue, required=True)
+        queue = await self._router.operators.set_paused(name, True, create=request.allow_missing)
         return admin_service_pb2.PauseQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def ResumeQueue(
@@ -96,9 +98,12 @@ class AdminService:
         """Change the settings of a queue."""
         checker = Checker()
         name = checker.queue("queue", request.queue, required=True)
-        changes = check_config(checker, request.config)
+        checker.number("revision", request.revision, 0, MAX_REVISION)
+        changes, retry = check_config(checker, request.config, request.update_mask)
         checker.raise_if_any()
-        queue = await self._router.operators.configure_queue(name, changes)
+        queue = await self._router.operators.configure_queue(
+            name, changes, retry, revision=request.revision, create=request.allow_missing
+        )
         return admin_service_pb2.ConfigureQueueResponse(queue=convert.queue(queue, detail=True))
 
     async def WatchQueues(

@@ -210,6 +210,7 @@ def queue(item: Queue, *, detail: bool) -> admin_service_pb2.Queue:
         output_bytes=item.output_bytes,
         live_bytes=max(0, item.live_bytes),
         ended_bytes=max(0, item.ended_bytes),
+        revision=item.revision,
     )
     for state, count in item.counts.items():
         message.counts.add(state=state.value, count=count)

@@ -58,6 +58,7 @@ _SETTINGS = {
     "retain_output_ms": "keep_output",
     "retain_event_log_ms": "keep_log",
     "priority_ageing_ms": "ageing",
+    "default_priority": "priority",
 }
 
 
@@ -86,6 +87,12 @@ def decode_settings(reply: list[Any] | dict[bytes, bytes]) -> QueueSettings:
         if raw is not None:
             found[name] = RetryPolicy(**json.loads(raw)) if name == "retry" else int(raw)
     return QueueSettings(**found)
+
+
+def settings_revision(reply: list[Any] | dict[bytes, bytes]) -> int:
+    """Return the revision of the settings in the HASH `config`."""
+    fields = reply if isinstance(reply, dict) else pairs(reply)
+    return int(fields.get(b"rev", 0)) + 1
 
 
 def encode_policy(policy: RetryPolicy) -> str:

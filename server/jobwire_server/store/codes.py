@@ -52,3 +52,6 @@ class Code(IntEnum):
     """The moment was skipped because of an earlier job, or of a holder of its unique key."""
     RUN_HELD_BACK = 22
     """The queue is at its limit; the moment waits."""
+
+    QUEUE_CHANGED = 23
+    """The queue's settings are no longer what the caller decided on."""

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from jobwire_server.domain.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
-from jobwire_server.store.runner import ScriptRunner
+from jobwire_server.store.codes import Code
+from jobwire_server.store.runner import Argument, ScriptRunner
 
 KEPT_MS = 60_000
 """How long an announcement is passed on; a server that missed more than that polls every queue."""
@@ -69,6 +70,7 @@ class QueueStore:
             oldest_pending_record=record,
             now_ms=now,
             settings=codec.decode_settings(config),
+            revision=codec.settings_revision(config),
             output_bytes=int(used.get(b"output", 0)),
             live_bytes=int(used.get(b"live", 0)),
             ended_bytes=int(used.get(b"ended", 0)),
@@ -80,10 +82,25 @@ class QueueStore:
         reply = await self._runner.command("HGETALL", keys.config_key(queue))
         return codec.decode_settings(reply)
 
-    async def configure(self, queue: str, changes: QueueChanges) -> None:
-        """Change settings of the queue."""
-        args = codec.encode_settings(changes)
-        await self._runner.run("configure", keys.queue_prefix(queue), args)
+    async def revised_settings(self, queue: str) -> tuple[QueueSettings, int]:
+        """Return the settings of the queue with their revision, whether or not it exists."""
+        reply = await self._runner.command("HGETALL", keys.config_key(queue))
+        return codec.decode_settings(reply), codec.settings_revision(reply)
+
+    async def configure(self, queue: str, changes: QueueChanges, revision: int = 0) -> bool:
+        """Change settings of the queue.
+
+        Args:
+            queue: Its name.
+            changes: The settings.
+            revision: Only if they still are at this one; 0: whatever it is.
+
+        Returns:
+            False if they are at another revision; nothing was changed then.
+        """
+        args: list[Argument] = [revision, *codec.encode_settings(changes)]
+        code = await self._runner.run("configure", keys.queue_prefix(queue), args)
+        return bool(code == Code.DONE)
 
     async def set_paused(self, queue: str, paused: bool) -> None:
         """Stop or restart deliveries from the queue."""

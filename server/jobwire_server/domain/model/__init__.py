@@ -23,7 +23,13 @@ from jobwire_server.domain.model.attempts import (
 )
 from jobwire_server.domain.model.jobs import BulkProgress, Job, RecordFacts, Redrive
 from jobwire_server.domain.model.output import BEGINNING, OutputPosition, Piece, Written
-from jobwire_server.domain.model.queues import NO_SETTINGS, Queue, QueueChanges, QueueSettings
+from jobwire_server.domain.model.queues import (
+    NO_SETTINGS,
+    Queue,
+    QueueChanges,
+    QueueSettings,
+    RetryChanges,
+)
 from jobwire_server.domain.model.states import FailureOrigin, JobState, Outcome, WorkerStatus
 from jobwire_server.domain.model.submissions import (
     Accepted,
@@ -67,6 +73,7 @@ __all__ = [
     "Released",
     "Renewal",
     "RequestId",
+    "RetryChanges",
     "RetryPolicy",
     "Route",
     "UniqueConflict",

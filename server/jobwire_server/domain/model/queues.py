@@ -39,10 +39,22 @@ class QueueSettings:
     """The age at which entries of the event log are dropped, 0 or more; None: no limit."""
     priority_ageing_ms: int = 0
     """The wait that counts as one priority, 100 or more; 0: no ageing."""
+    default_priority: int = 0
+    """The priority of jobs that name none, 0 to 255."""
 
 
 NO_SETTINGS = QueueSettings()
 """The settings of a queue that nobody configured."""
+
+
+class RetryChanges(TypedDict, total=False):
+    """Fields of a retry policy to change, as in RetryPolicy; a missing one stays as it is."""
+
+    max_attempts: int | None
+    initial_backoff_ms: int | None
+    max_backoff_ms: int | None
+    multiplier: float | None
+    jitter: float | None
 
 
 class QueueChanges(TypedDict, total=False):
@@ -60,6 +72,7 @@ class QueueChanges(TypedDict, total=False):
     retain_output_ms: int | None
     retain_event_log_ms: int | None
     priority_ageing_ms: int
+    default_priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,8 @@ class Queue:
     """The record of that job, where only that says when."""
     now_ms: int = 0
     settings: QueueSettings = NO_SETTINGS
+    revision: int = 1
+    """Of its settings."""
     output_bytes: int = 0
     live_bytes: int = 0
     """Of the records of its jobs that have not ended."""
