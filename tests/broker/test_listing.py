@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import redis
 
-from jobwire_server.broker.listing import MAX_CALLS
+from jobwire.v1 import job_pb2
+from jobwire_server.broker.listing import FULL_PAGE_BYTES, MAX_CALLS
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import BadPageToken, QueueNotFound
 from jobwire_server.domain.model import Failure, Job, JobState
@@ -259,3 +260,21 @@ async def test_pages_of_workers_and_queues_end_after_some_calls_of_the_store(
         if not token:
             break
     assert found == [f"w{at:02}" for at in range(12)]
+
+
+@pytest.mark.parametrize("operation", ["", "op"])
+async def test_a_page_ends_when_its_jobs_have_many_bytes(
+    valkey_broker: Broker, operation: str
+) -> None:
+    record = JobSpecRecords().stamp(1)
+    spec = job_pb2.JobSpec(operation="op", payload=job_pb2.Payload(data=bytes(400_000)))
+    large = spec.SerializeToString() + record
+    await valkey_broker.submit(*(new_job()._replace(record=large) for _ in range(20)))
+    wanted, token, found = JobFilter("default", operation=operation), "", []
+    while True:
+        page, token = await valkey_broker.router.listing.page(wanted, 100, token, full=True)
+        assert sum(len(job.record) for job in page) <= FULL_PAGE_BYTES + 400_100
+        found += [job.job_id for job in page]
+        if not token:
+            break
+    assert len(found) == len(set(found)) == 20

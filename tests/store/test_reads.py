@@ -46,6 +46,21 @@ async def test_jobs_are_read_in_order_and_unknown_ones_are_none(scripts: Scripts
     ]
 
 
+async def test_a_read_brings_as_many_jobs_as_fit_and_one_in_any_case(scripts: Scripts) -> None:
+    record = b"r" * 1_000
+    ulids = await scripts.submit(*(new_job()._replace(record=record) for _ in range(5)))
+    for most_bytes, count in ((0, 1), (999, 1), (1_000, 1), (1_001, 2), (10_000, 5)):
+        some = await scripts.jobs.read_some("default", ulids, full=True, most_bytes=most_bytes)
+        assert [job and job.job_id[-26:] for job in some] == ulids[:count]
+    every = await scripts.jobs.read("default", ulids, full=True)
+    assert [job and job.job_id[-26:] for job in every] == ulids
+    in_turn = [
+        job.job_id[-26:]
+        async for job in scripts.jobs.read_in_turn("default", [next_ulid(), *ulids], full=False)
+    ]
+    assert in_turn == ulids
+
+
 async def test_a_basic_read_leaves_out_long_results_and_all_but_the_last_attempt(
     scripts: Scripts,
 ) -> None:

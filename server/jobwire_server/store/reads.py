@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from jobwire_server.domain.decisions.routing import parse_descriptor
@@ -12,6 +12,11 @@ from jobwire_server.domain.model import Job, JobState, Route, Written
 from jobwire_server.store import codec, keys
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
+
+READ_BYTES = 2 << 20
+"""Of the jobs that one call of the store brings."""
+AT_ONCE = 200
+"""Jobs that one call of the store looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,36 @@ class ReadStore(QueueScripts):
 
     async def read(self, queue: str, ulids: Sequence[str], *, full: bool) -> list[Job | None]:
         """Return each job as it stands, None for one that is not there."""
-        args: list[Argument] = [int(full), *ulids]
+        found = await self.read_some(queue, ulids, full=full)
+        while len(found) < len(ulids):
+            found += await self.read_some(queue, ulids[len(found) :], full=full)
+        return found
+
+    async def read_some(
+        self, queue: str, ulids: Sequence[str], *, full: bool, most_bytes: int = READ_BYTES
+    ) -> list[Job | None]:
+        """Return the first of some jobs as they stand: one, and more until they have so many bytes.
+
+        Nobody else has the store meanwhile, and whoever wants them may be slow to take them.
+        """
+        args: list[Argument] = [int(full), most_bytes, *ulids]
         now, *rows = await self._run("read", queue, args)
         return [
             codec.decode_job(queue, ulid, row, now) if row else None
-            for ulid, row in zip(ulids, rows, strict=True)
+            for ulid, row in zip(ulids, rows, strict=False)
         ]
+
+    async def read_in_turn(
+        self, queue: str, ulids: Sequence[str], *, full: bool
+    ) -> AsyncGenerator[Job]:
+        """Yield the jobs that are there, read as they are taken."""
+        at = 0
+        while at < len(ulids):
+            some = await self.read_some(queue, ulids[at : at + AT_ONCE], full=full)
+            at += len(some)
+            for job in some:
+                if job is not None:
+                    yield job
 
     async def follow(
         self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
@@ -65,17 +94,19 @@ class ReadStore(QueueScripts):
                 none, otherwise as follow.lua reads it).
             most_bytes: How much output of each job to read, give or take a piece.
         """
-        args: list[Argument] = [most_bytes]
-        for ulid, record, position in jobs:
-            args += (ulid, 1 if record else 0, position)
-        now, *rows = await self._run("follow", queue, args)
         followed: list[Followed | None] = []
-        for (ulid, record, _), row in zip(jobs, rows, strict=True):
-            if not row:
-                followed.append(None)
-                continue
-            job = codec.decode_job(queue, ulid, [record or row[0], *row[1:6]], now)
-            followed.append(Followed(job, bool(row[6]), codec.decode_written(row[7:])))
+        while len(followed) < len(jobs):
+            some = jobs[len(followed) :]
+            args: list[Argument] = [most_bytes, READ_BYTES]
+            for ulid, record, position in some:
+                args += (ulid, 1 if record else 0, position)
+            now, *rows = await self._run("follow", queue, args)
+            for (ulid, record, _), row in zip(some, rows, strict=False):
+                if not row:
+                    followed.append(None)
+                    continue
+                job = codec.decode_job(queue, ulid, [record or row[0], *row[1:6]], now)
+                followed.append(Followed(job, bool(row[6]), codec.decode_written(row[7:])))
         return followed
 
     async def log_page(self, queue: str, after: str, most: int) -> LogPage | None:
@@ -119,6 +150,6 @@ class ReadStore(QueueScripts):
 
     async def now_ms(self, queue: str) -> int:
         """Return the store's time, Unix ms."""
-        args: list[Argument] = [0]
+        args: list[Argument] = [0, 0]
         (now,) = await self._run("read", queue, args)
         return int(now)

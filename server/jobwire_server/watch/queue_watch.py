@@ -238,8 +238,8 @@ class QueueWatch:
                     continue
                 changed = watcher.take()
                 if changed:
-                    for row in await self._store.read(queue, changed, full=full):
-                        if row is not None and matches(row):
+                    async for row in self._store.read_in_turn(queue, changed, full=full):
+                        if matches(row):
                             # The cursor moves on only when all of what it covers has been told.
                             yield row, at
                     if not watcher.waiting:
@@ -254,10 +254,8 @@ class QueueWatch:
     ) -> AsyncIterator[Job]:
         """The jobs that are there: those named, or the live ones in the states that are wanted."""
         if ulids:
-            for at in range(0, len(ulids), AT_ONCE):
-                for job in await self._store.read(queue, ulids[at : at + AT_ONCE], full=full):
-                    if job is not None:
-                        yield job
+            async for job in self._store.read_in_turn(queue, ulids, full=full):
+                yield job
             return
         for state in LIVE:
             if states and state not in states:
@@ -265,8 +263,8 @@ class QueueWatch:
             token: PageToken | None = PageToken()
             while token is not None:
                 ids, token = await self._store.list_ids(queue, state, AT_ONCE, token)
-                for job in await self._store.read(queue, ids, full=full) if ids else []:
-                    if job is not None and job.state is state:
+                async for job in self._store.read_in_turn(queue, ids, full=full):
+                    if job.state is state:
                         yield job
 
     async def _replay(
@@ -283,10 +281,8 @@ class QueueWatch:
             if page.last_id == after:
                 return
             ulids = [*dict.fromkeys(page.ulids)]
-            for at in range(0, len(ulids), AT_ONCE):
-                for job in await self._store.read(queue, ulids[at : at + AT_ONCE], full=full):
-                    if job is not None:
-                        yield job, after
+            async for job in self._store.read_in_turn(queue, ulids, full=full):
+                yield job, after
             after = page.last_id
             yield None, after
 

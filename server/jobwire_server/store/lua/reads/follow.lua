@@ -1,12 +1,13 @@
 #!lua flags=no-writes
--- follow.lua: watched jobs as they stand, with the output behind a position, all at one moment.
+-- follow.lua: watched jobs as they stand, with the output behind a position, all at one moment, the first of them at least.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> o:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] the bytes of output after which no more of a job is read in this call
+-- ARGV[3] bytes of records, results, checkpoints and output after which no more jobs are read
 -- then for each job three: ulid, 1 to leave out the record, position ('' no output | '<attempt>-<offset>' | '~<attempt>-<offset>' one
 --   that may lie inside a piece)
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long
---   result, checkpoint, more 0|1, then for each piece of output: id, kind and channel, content}}
+--   result, checkpoint, more 0|1, then for each piece of output: id, kind and channel, content}}; shorter where the bytes did not do
 --include clock
 
 local P = KEYS[1]
@@ -41,8 +42,9 @@ local function add_output(row, key, position)
   end
 end
 
-local answer = { clock_ms(ARGV[1]) }
-for at = 3, #ARGV, 3 do
+local answer, bytes = { clock_ms(ARGV[1]) }, tonumber(ARGV[3])
+for at = 4, #ARGV, 3 do
+  if bytes <= 0 and at > 4 then break end
   local ulid = ARGV[at]
   local known, position = ARGV[at + 1] == '1', ARGV[at + 2]
   local there = known and redis.call('EXISTS', P .. 'r:' .. ulid) == 1
@@ -56,6 +58,8 @@ for at = 3, #ARGV, 3 do
     local row = { record, fields, lease, history, redis.call('GET', P .. 'x:' .. ulid) or '',
       redis.call('GET', P .. 'c:' .. ulid) or '', 0 }
     if position ~= '' then add_output(row, P .. 'o:' .. ulid, position) end
+    bytes = bytes - #record - #row[5] - #row[6]
+    for i = 10, #row, 3 do bytes = bytes - #row[i] end
     answer[#answer + 1] = row
   end
 end

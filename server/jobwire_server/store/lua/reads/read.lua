@@ -1,17 +1,19 @@
 #!lua flags=no-writes
--- read.lua: jobs as they stand, all at one moment.
+-- read.lua: jobs as they stand, all at one moment, the first of them at least.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
 -- ARGV[2] full 0|1: with 1 also the history, a long result and the checkpoint
+-- ARGV[3] bytes of records, results, checkpoints and histories after which no more jobs are read
 -- then for each job one: ulid
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long result,
---   checkpoint}}
+--   checkpoint}}; shorter where the bytes did not do
 --include clock
 
 local P = KEYS[1]
 local full = ARGV[2] == '1'
-local answer = { clock_ms(ARGV[1]) }
-for at = 3, #ARGV do
+local answer, bytes = { clock_ms(ARGV[1]) }, tonumber(ARGV[3])
+for at = 4, #ARGV do
+  if bytes <= 0 and at > 4 then break end
   local ulid = ARGV[at]
   local record = redis.call('GET', P .. 'r:' .. ulid)
   if not record then
@@ -27,6 +29,8 @@ for at = 3, #ARGV do
     else
       history = redis.call('LRANGE', P .. 'h:' .. ulid, -1, -1)
     end
+    bytes = bytes - #record - #result - #checkpoint
+    for _, attempt in ipairs(history) do bytes = bytes - #attempt end
     answer[#answer + 1] = { record, fields, lease, history, result, checkpoint }
   end
 end
