@@ -18,7 +18,7 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
 )
 """A connection of its own; how large an answer is, is a finding and no reason to refuse it."""
-END_S = 8.0
+END_S = 20.0
 """A stream whose caller has said that it is over ends within so long."""
 LISTEN_S = 0.03
 """How long each frame waits for an answer to the one before."""

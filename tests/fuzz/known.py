@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-ENTRIES: dict[str, str] = {}
+ENTRIES: dict[str, str] = {
+    "expires-after-out-of-range": "`expires_after` and `deadline_after` are not yet looked at",
+}
 """The reason by the entry's name."""

@@ -16,7 +16,7 @@ KEPT = 100
 _KEYS = ("_id", "token", "cursor", "revision", "queue")
 _OPAQUE = ("page_token", "cursor")
 _JOB = re.compile(r"[a-z0-9._-]{1,63}-[0-7][0-9a-z]{25}")
-_PLURALS = ("_ids", "queues", "operations", "tokens")
+_PLURALS = ("_ids", "queues", "operations", "tokens", "features")
 
 Lease = tuple[str, str, int]
 """Worker, job, fencing token."""

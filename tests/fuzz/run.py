@@ -233,6 +233,7 @@ class Fuzzer:
     async def _find_stall(self) -> int:
         """Notes a stall, with the input that makes it if one does; returns the stalls so far."""
         since = time.monotonic() - SUSPECTED_S - LOOK_S
+        stall = self._world.last_stall()
         async with self._alone():
             # Those under way are over now, and stand here too. Large ones first: most work is made
             # by what there is much of.
@@ -240,9 +241,10 @@ class Fuzzer:
             suspects.sort(key=lambda what: -what.size)
             culprit = await self._culprit(suspects)
             if culprit is None:
-                self.note(Failure("stall", "", "one that no call makes again"))
+                text = f"one that no call makes again: {stall}"
+                self.note(Failure("stall", "", text))
                 return self._world.stalls
-            text = "the event loop stands for more than 100 ms"
+            text = f"the event loop stands for more than 100 ms: {stall}"
             failure = Failure("stall", culprit.method.name, text, culprit)
             if self.note(failure):
                 self._shrunk += 1

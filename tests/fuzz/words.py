@@ -18,7 +18,7 @@ STRINGS: dict[str, tuple[str, ...]] = {
     "text": ("one\n", "two\n", "ü€😀\n"),
     "type": ("Timeout", "ValueError", "CRASHED_TOO_OFTEN"),
     "failure_type": ("Timeout", "ValueError"),
-    "expression": ("* * * * *", "*/5 8-17 * * 1-5", "0 0 1 1 *", "@daily", "0 0 31 2 *"),
+    "expression": ("* * * * *", "*/5 8-17 * * 1-5", "0 0 1 1 *", "@daily"),
     "time_zone": ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu"),
     "service": ("", "jobwire.v1.JobService", "grpc.health.v1.Health"),
     "file_by_filename": ("jobwire/v1/job.proto", "google/protobuf/any.proto"),
@@ -26,6 +26,8 @@ STRINGS: dict[str, tuple[str, ...]] = {
     "json": ("{}", "null", '{"a": [1, 2.5, "three"]}', '"text"', "[" * 50 + "]" * 50),
     "paths": ("retry", "retain_ended", "max_pending_jobs", "paused"),
     "order_by": ("finished_at", "finished_at desc", "priority", "run_at"),
+    "required_feature": ("received", "groups", "dependencies"),
+    "group_key": ("g1", "g2"),
     "type_url": ("type.googleapis.com/google.protobuf.Duration", "type.googleapis.com/a.B"),
 }
 """For a name that is not here, any short text."""
@@ -33,6 +35,7 @@ STRINGS: dict[str, tuple[str, ...]] = {
 SHORT = ("a", "bc", "some-text", "v1", "x.y_z", "ü")
 
 ODD_STRINGS = (
+    "0 0 31 2 *",
     "",
     " ",
     "-",
@@ -144,8 +147,13 @@ SHARES: dict[str, float] = {
     "JobFilter.job_ids": 0.15,
     "page_token": 0.25,
     "cursor": 0.4,
-    "created_at": 0.03,
-    "schema_version": 0.03,
+    "UniqueKey.period": 0.1,
+    "expires_at": 0.1,
+    "deadline": 0.1,
+    **dict.fromkeys(("created_at", "schema_version"), 0.03),
+    # What this version refuses.
+    **dict.fromkeys(("group_key", "dependencies", "suspended", "pause_group_for"), 0.03),
+    **dict.fromkeys(("required_features", "Released.delay"), 0.03),
 }
 """How often a field is set, by its name or with that of its message, where it is not as others."""
 NOT_BELOW: dict[str, tuple[str, ...]] = {
