@@ -11,6 +11,12 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
+from jobwire.v1 import (
+    admin_service_pb2,
+    job_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+)
 from jobwire.v1.errors_pb2 import ErrorReason
 from jobwire_server.domain.errors import JobwireError
 
@@ -114,3 +120,33 @@ def test_the_stubs_are_those_of_the_contract() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def _of_requests() -> set[str]:
+    """Return the names of all messages that callers send."""
+    modules = (admin_service_pb2, job_service_pb2, schedule_service_pb2, worker_service_pb2)
+    services = [one for m in modules for one in m.DESCRIPTOR.services_by_name.values()]
+    found = {method.input_type for service in services for method in service.methods}
+    new = found
+    while new:
+        inner = {field.message_type for message in new for field in message.fields} - {None}
+        new = {kind for kind in inner if kind.full_name.startswith("jobwire.")} - found
+        found = found | new
+    return {message.name for message in found}
+
+
+def test_each_list_and_map_of_a_request_says_its_bound() -> None:
+    sent, unsaid = _of_requests(), []
+    for file in FILES:
+        message, comment = "", ""
+        for line in map(str.strip, (PROTOS / file).read_text(encoding="utf-8").splitlines()):
+            if line.startswith("message "):
+                message = line.split()[1]
+            if line.startswith("//"):
+                comment += line
+                continue
+            many = line.startswith(("repeated ", "map<"))
+            if message in sent and many and not re.search(r"\d", comment):
+                unsaid.append(f"{message}: {line}")
+            comment = ""
+    assert not unsaid

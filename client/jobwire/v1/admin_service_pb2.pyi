@@ -593,7 +593,7 @@ class ListQueuesRequest(message.Message):
     page_size: builtins.int
     """1 to 1000; unset: 100."""
     page_token: builtins.str
-    """`next_page_token` of the previous answer. Unset: the first page."""
+    """`next_page_token` of the previous answer. Unset: the first page. At most 1024 characters."""
     def __init__(
         self,
         *,
@@ -893,7 +893,9 @@ class ListWorkersRequest(message.Message):
     page_size: builtins.int
     """1 to 1000; unset: 100."""
     page_token: builtins.str
-    """`next_page_token` of the previous answer, with the same filter. Unset: the first page."""
+    """`next_page_token` of the previous answer, with the same filter. Unset: the first page. At most
+    1024 characters.
+    """
     def __init__(
         self,
         *,

@@ -373,7 +373,7 @@ class Payload(message.Message):
     def struct(self) -> struct_pb2.Struct:
         """A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
         infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
-        broker sees them, and belong into `json`. At most 100 levels.
+        broker sees them, and belong into `json`. At most 100 levels and 10000 values.
         """
 
     @builtins.property
@@ -780,7 +780,7 @@ class JobSpec(message.Message):
     @builtins.property
     def dependencies(self) -> containers.RepeatedCompositeFieldContainer[Dependency]:
         """Set aside for servers with the feature `dependencies`; others refuse them. The jobs that must
-        end before this one becomes ready.
+        end before this one becomes ready, at most 1000.
         """
 
     def __init__(

@@ -467,7 +467,7 @@ class WatchJobRequest(message.Message):
     """Unset: ALL."""
     cursor: builtins.str
     """The `cursor` of the last answer of an earlier watch of this job: nothing up to it is sent
-    again.
+    again. At most 1024 characters.
     """
     @builtins.property
     def output_from(self) -> job_pb2.OutputPosition:

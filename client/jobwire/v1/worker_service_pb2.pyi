@@ -301,7 +301,7 @@ class ClaimJobRequest(message.Message):
     """At most this many: 1 to 1000. Unset: 1."""
     @builtins.property
     def queues(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Take only from these of the registered queues. Empty: from all of them."""
+        """Take only from these of the registered queues, at most 64. Empty: from all of them."""
 
     @builtins.property
     def wait(self) -> duration_pb2.Duration:

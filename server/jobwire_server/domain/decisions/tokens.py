@@ -14,7 +14,7 @@ from hmac import compare_digest
 
 from jobwire_server.domain.errors import BadPageToken, Violation
 
-MAX_TOKEN_CHARS = 512
+MAX_TOKEN_CHARS = 1_024
 """No token is longer; what is longer is refused unread."""
 _SEAL_BYTES = 9
 # Counted in what is sealed: a token of an older form than this is no token.
