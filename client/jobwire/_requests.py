@@ -7,9 +7,9 @@ the server makes the job's id, since the same request may come from another proc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypedDict
 
 from jobwire._convert import Seconds, to_duration, to_timestamp
@@ -38,6 +38,10 @@ class JobOptions(TypedDict, total=False):
     output: OutputPolicy | None
     unique_key: str | UniqueKey | None
     retention: Seconds | None
+    expires_after: Seconds | None
+    deadline: datetime | timedelta | None
+    headers: Mapping[str, str] | None
+    required_features: Sequence[str]
 
 
 class SubmitOptions(JobOptions, total=False):
@@ -48,7 +52,6 @@ class SubmitOptions(JobOptions, total=False):
     delay: Seconds | None
     expires_at: datetime | None
     job_id: str | None
-    deadline: datetime | timedelta | None
     request_id: str | None
 
 
@@ -115,6 +118,8 @@ def job_spec(job: NewJob) -> JobSpec:
 def _fill_spec(spec: JobSpec, job: NewJob) -> None:
     if job.run_at is not None and job.delay is not None:
         raise ValueError("give run_at or delay, not both")
+    if job.expires_at is not None and job.expires_after is not None:
+        raise ValueError("give expires_at or expires_after, not both")
     if not 0 <= job.priority <= 255:
         raise ValueError(f"priority is {job.priority}; it must be from 0 to 255")
     spec.operation = job.operation
@@ -125,6 +130,10 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
         spec.requirements.update(job.requirements)
     if job.labels:
         spec.labels.update(job.labels)
+    if job.headers:
+        spec.headers.update(job.headers)
+    if job.required_features:
+        spec.required_features.extend(job.required_features)
     if job.retry is not None:
         spec.retry.CopyFrom(job.retry.to_proto())
     if job.execution_timeout is not None and job.execution_timeout != math.inf:
@@ -137,11 +146,13 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
         spec.output.CopyFrom(job.output.to_proto())
     if job.expires_at is not None:
         spec.expires_at.CopyFrom(to_timestamp(job.expires_at))
-    if job.deadline is not None:
-        by = job.deadline
-        spec.deadline.CopyFrom(
-            to_timestamp(datetime.now(UTC) + by if isinstance(by, timedelta) else by)
-        )
+    if job.expires_after is not None:
+        spec.expires_after.CopyFrom(to_duration(job.expires_after, "expires_after"))
+    # A span is counted by the server: the clock of this machine may be wrong.
+    if isinstance(job.deadline, timedelta):
+        spec.deadline_after.CopyFrom(to_duration(job.deadline, "deadline"))
+    elif job.deadline is not None:
+        spec.deadline.CopyFrom(to_timestamp(job.deadline))
     if job.unique_key is not None:
         key = UniqueKey(job.unique_key) if isinstance(job.unique_key, str) else job.unique_key
         spec.unique.CopyFrom(key.to_proto())

@@ -54,7 +54,7 @@ class ScheduleChanges(ScheduleOptions, total=False):
 
 
 _JOB_OPTIONS = {"operation", "payload", *JobOptions.__annotations__}
-_JOB_FIELDS = {"unique_key": "unique"}
+_JOB_FIELDS = {"unique_key": ("unique",), "deadline": ("deadline", "deadline_after")}
 
 
 def new_spec(
@@ -108,16 +108,21 @@ def change_spec(spec: schedule_service_pb2.ScheduleSpec, changes: ScheduleChange
 def _change_job(spec: job_pb2.JobSpec, given: dict[str, Any]) -> None:
     made = job_spec(NewJob(**{"operation": spec.operation, **given}))
     for name in given:
-        field_name: Any = _JOB_FIELDS.get(name, name)
-        spec.ClearField(field_name)
         if name == "payload":
             spec.payload.CopyFrom(to_payload(given[name]))
-        elif name in ("requirements", "labels"):
-            getattr(spec, field_name).update(getattr(made, field_name))
-        elif name in ("operation", "priority"):
-            setattr(spec, field_name, getattr(made, field_name))
-        elif made.HasField(field_name):
-            getattr(spec, field_name).CopyFrom(getattr(made, field_name))
+            continue
+        fields: Any = _JOB_FIELDS.get(name, (name,))
+        for field_name in fields:
+            spec.ClearField(field_name)
+        for field_name in fields:
+            if name in ("requirements", "labels", "headers"):
+                getattr(spec, field_name).update(getattr(made, field_name))
+            elif name == "required_features":
+                spec.required_features.extend(made.required_features)
+            elif name in ("operation", "priority"):
+                setattr(spec, field_name, getattr(made, field_name))
+            elif made.HasField(field_name):
+                getattr(spec, field_name).CopyFrom(getattr(made, field_name))
 
 
 def _change_cadence(spec: schedule_service_pb2.ScheduleSpec, given: dict[str, Any]) -> None:
@@ -206,6 +211,10 @@ class Schedule:
     execution_timeout: timedelta | None
     unique_key: UniqueKey | None
     retention: timedelta | None
+    expires_after: timedelta | None
+    """How long after its due moment a job may be started for the first time."""
+    deadline: timedelta | None
+    """How long after its due moment a job fails unless it is finished."""
     paused: bool
     pause_reason: str
     revision: int
@@ -260,6 +269,8 @@ class Schedule:
             execution_timeout=span_of(job, "execution_timeout"),
             unique_key=UniqueKey.from_proto(job.unique) if job.HasField("unique") else None,
             retention=span_of(job, "retention"),
+            expires_after=span_of(job, "expires_after"),
+            deadline=span_of(job, "deadline_after"),
             paused=proto.paused,
             pause_reason=proto.pause_reason,
             revision=proto.revision,

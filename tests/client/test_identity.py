@@ -10,6 +10,7 @@ import pytest
 
 from jobwire import AsyncBatchError, AsyncClient, NewJob, QueueFull, UniqueKey, UniqueKeyTaken
 from jobwire._requests import submit_batches, submit_request
+from jobwire.schedules import change_spec, new_spec
 from jobwire.v1 import job_pb2
 from jobwire.v1.job_service_pb2 import RunJobResponse
 
@@ -31,12 +32,37 @@ def test_everything_that_a_job_may_say_goes_over_the_wire() -> None:
     )
 
 
-def test_a_deadline_may_be_a_span_from_now() -> None:
-    before = datetime.now(UTC)
-    spec = submit_request(NewJob(operation="work", deadline=timedelta(days=1))).spec
-    after = datetime.now(UTC)
+def test_spans_are_sent_as_spans_because_the_clock_here_may_be_wrong() -> None:
     day = timedelta(days=1)
-    assert before + day <= spec.deadline.ToDatetime(tzinfo=UTC) <= after + day
+    spec = submit_request(NewJob(operation="work", deadline=day, expires_after=2.5)).spec
+    assert spec.deadline_after.ToTimedelta() == day
+    assert spec.expires_after.ToTimedelta() == timedelta(seconds=2.5)
+    assert not spec.HasField("deadline")
+    with pytest.raises(ValueError, match="expires_at or expires_after"):
+        submit_request(NewJob(operation="work", expires_at=NOON, expires_after=1))
+
+
+def test_a_schedule_takes_spans_and_loses_them_again() -> None:
+    day = timedelta(days=1)
+    spec = new_spec("work", None, {"every": 60, "deadline": day, "expires_after": 5})
+    assert spec.job.deadline_after.ToTimedelta() == day
+    change_spec(spec, {"deadline": 2 * day, "expires_after": None})
+    assert spec.job.deadline_after.ToTimedelta() == 2 * day
+    assert not spec.job.HasField("expires_after")
+    change_spec(spec, {"deadline": None})
+    assert not spec.job.HasField("deadline_after")
+
+
+def test_headers_and_required_features_travel_with_a_job_and_a_schedule() -> None:
+    trace = {"traceparent": "00-1"}
+    job = NewJob(operation="work", headers=trace, required_features=["headers"])
+    spec = submit_request(job).spec
+    assert (dict(spec.headers), list(spec.required_features)) == (trace, ["headers"])
+    made = new_spec("w", None, {"every": 60, "headers": trace, "required_features": ["headers"]})
+    assert (dict(made.job.headers), list(made.job.required_features)) == (trace, ["headers"])
+    change_spec(made, {"headers": None, "required_features": ()})
+    assert not made.job.headers
+    assert not made.job.required_features
 
 
 def test_a_text_is_a_key_until_the_job_has_ended() -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobwire_server.domain.model import FailureOrigin, JobState
+from jobwire_server.domain.model import FailureOrigin
 from jobwire_server.store.codec import decode_failure
-from jobwire_server.store.reads import PageToken
 
 from tests.support.contract import job_pb2, jobs, workers
 from tests.support.grpc_servers import Served, refusal
@@ -96,7 +95,5 @@ async def test_a_view_that_is_not_known_is_refused_by_field(
     )
     assert str(view) in said.violations["view"]
     # And nothing was submitted.
-    assert await served.broker.jobs.list_ids("default", JobState.PENDING, 1, PageToken()) == (
-        [],
-        None,
-    )
+    said = await refusal(served.jobs.ListJobs(jobs.ListJobsRequest()))
+    assert said.reason == "QUEUE_NOT_FOUND"

@@ -58,7 +58,8 @@ class AsyncScheduleMethods:
                 is spread behind its moment. `description`, for people.
 
                 `priority`, `requirements`, `labels`, `retry`, `execution_timeout`, `output`,
-                `unique_key` and `retention` of the jobs, as for `submit`.
+                `unique_key`, `retention`, `expires_after` and `deadline` (a timedelta) of the jobs,
+                as for `submit`; the last two count from the due moment.
 
         Raises:
             TypeError, ValueError: The payload or a time can't be carried, or not exactly one of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, get_args
 
 import click
@@ -43,6 +43,11 @@ _CADENCE = (
         help="What to do while the previous job is unfinished. Default: skip.",
     ),
     click.option("--spread", type=duration, help="Delay each job at random, by up to this long."),
+    click.option(
+        "--deadline",
+        type=duration,
+        help="Fail a job unless it is finished so long after it was due.",
+    ),
     click.option("--description", help="A text for people."),
     click.option("--bytes", "as_bytes", is_flag=True, help="Send the payload as bytes, not JSON."),
 )
@@ -68,6 +73,7 @@ def given_schedule_options(
     catch_up_window: float | None,
     overlap: str | None,
     spread: float | None,
+    deadline: float | None,
     description: str | None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -83,6 +89,7 @@ def given_schedule_options(
         "catch_up_window": catch_up_window,
         "overlap": overlap and overlap.replace("-", "_"),
         "jitter": spread,
+        "deadline": None if deadline is None else timedelta(seconds=deadline),
         "description": description,
     }
     named.update(given_options(**options))

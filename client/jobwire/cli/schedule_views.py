@@ -20,6 +20,10 @@ from jobwire.cli.terminal import put
 from jobwire.schedules import Schedule
 
 
+def _after_due(after: timedelta | None) -> str | None:
+    return None if after is None else f"{span(after)} after the due moment"
+
+
 def print_schedule(schedule: Schedule, settings: Settings) -> None:
     """Print a schedule with its next moments and its latest jobs."""
     if settings.json:
@@ -53,6 +57,8 @@ def print_schedule(schedule: Schedule, settings: Settings) -> None:
             ("timeout", span(schedule.execution_timeout)),
             ("unique key", key.key if key else None),
             ("kept for", span(schedule.retention)),
+            ("expires", _after_due(schedule.expires_after)),
+            ("deadline", _after_due(schedule.deadline)),
             (
                 "runs",
                 f"{schedule.total_runs}, {schedule.skipped_runs} skipped,"

@@ -79,6 +79,11 @@ _JOB_OPTIONS = (
         help="What to do if another job holds the key. Default: return-existing.",
     ),
     click.option("--retention", type=duration, help="How long to keep the job after it has ended."),
+    click.option(
+        "--expires-after",
+        type=duration,
+        help="Do not start it later than this long from now; in a schedule, from its due moment.",
+    ),
     click.option("--max-output", type=size, help="How much output to keep, such as 4MiB."),
     click.option("--trim-output", is_flag=True, help="Above --max-output, drop the oldest output."),
 )
@@ -135,6 +140,7 @@ def given_options(
     unique_period: float | None,
     on_conflict: str | None,
     retention: float | None,
+    expires_after: float | None,
     max_output: int | None,
     trim_output: bool,
 ) -> JobOptions:
@@ -169,6 +175,8 @@ def given_options(
         )
     if retention is not None:
         given["retention"] = retention
+    if expires_after is not None:
+        given["expires_after"] = expires_after
     if max_output is not None or trim_output:
         given["output"] = OutputPolicy(max_bytes=max_output, trim=trim_output)
     return given
@@ -207,6 +215,8 @@ def submit_options(
     """
     if delay is not None and run_at is not None:
         raise click.UsageError("give --delay or --run-at, not both")
+    if expires_at is not None and options["expires_after"] is not None:
+        raise click.UsageError("give --expires-at or --expires-after, not both")
     return {
         **given_options(**options),
         "queue": queue,

@@ -165,7 +165,8 @@ class ScheduleSpec(message.Message):
     @builtins.property
     def job(self) -> job_pb2.JobSpec:
         """What to submit at each due moment. Moments (`run_at`, `expires_at`, `deadline`) and `delay`
-        can't be set; `expires_after` and `deadline_after` count from the due moment; `unique` may be set: a moment at which another job holds the key is skipped. The job is
+        can't be set; `expires_after` and `deadline_after` count from the due moment, and must be above
+        `jitter`; `unique` may be set: a moment at which another job holds the key is skipped. The job is
         labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
         UTC.
         """

@@ -144,18 +144,20 @@ class DueSchedules:
         return [batch for batch in batches if batch], broken
 
     def _firing(self, queue: str, standing: Standing, step: Step, now_ms: int) -> Firing:
-        schedule_id, creation_id, version, _, plan, _ = standing
+        schedule_id, version = standing.schedule_id, standing.version
         if not step.run_ms:
             return Firing(schedule_id, version, step)
-        identity = identity_of(queue, schedule_id, creation_id, step.run_ms)
-        ready = step.run_ms + jitter_of(plan, identity)
+        identity = identity_of(queue, schedule_id, standing.creation_id, step.run_ms)
+        ends = standing.ends(step.run_ms)
+        ready = step.run_ms + jitter_of(standing.plan, identity)
         return Firing(
             schedule_id,
             version,
             step,
             ulid_from(step.run_ms, identity),
             ready if ready > now_ms else 0,
-            self._records.scheduled_stamp(schedule_id, step.run_ms, now_ms),
+            self._records.scheduled_stamp(schedule_id, step.run_ms, now_ms, *ends),
+            ends,
         )
 
     def _count(self, firings: Sequence[Firing], outcomes: Sequence[Settled]) -> None:

@@ -41,19 +41,29 @@ class NewJobs:
             self._make_stamp(now)
         return NewJob(job_id or self._new_job_id(queue), queue, route, 0, content + self._stamp)
 
-    def make(self, draft: NewJob) -> NewJob:
+    def make(self, draft: NewJob, expires_after_ms: int = 0, deadline_after_ms: int = 0) -> NewJob:
         """Return the job of a draft: named if its producer did not, stamped, its request digested.
 
         Args:
             draft: Its `record` is content without a stamp, in a canonical form if it has a request
                 id, whose digest is still empty; its `job_id` may be ''.
+            expires_after_ms: Not started later than this long from now; 0: as the draft says.
+            deadline_after_ms: FAILED if not finished this long from now; 0: as the draft says.
         """
         if (now := self._now_ms()) != self._stamp_ms:
             self._make_stamp(now)
-        request = draft.request
+        request, times = draft.request, b""
+        if expires_after_ms or deadline_after_ms:
+            expires_at = now + expires_after_ms if expires_after_ms else 0
+            deadline = now + deadline_after_ms if deadline_after_ms else 0
+            times = self._records.times(expires_at, deadline)
+            draft = draft._replace(
+                expires_at_ms=expires_at or draft.expires_at_ms,
+                deadline_ms=deadline or draft.deadline_ms,
+            )
         return draft._replace(
             job_id=draft.job_id or self._new_job_id(draft.queue),
-            record=draft.record + self._stamp,
+            record=draft.record + times + self._stamp,
             request=request and request._replace(digest=digest_of(draft.record)),
         )
 

@@ -256,7 +256,7 @@ class Schedules:
                 found,
                 ulid,
                 now,
-                self._records.scheduled_stamp(schedule_id, now, now),
+                self._records.scheduled_stamp(schedule_id, now, now, *found.template.ends(now)),
                 request,
                 retain_ended_ms(settings, self._options),
                 settings,
@@ -264,6 +264,8 @@ class Schedules:
             if isinstance(answer, JobwireError):
                 raise answer
             if answer is not None:
+                for end in filter(None, found.template.ends(0)):
+                    self._alarms.due_in(queue, end)
                 return answer.job_id
         raise _unsettled(queue, schedule_id)
 

@@ -17,11 +17,25 @@ class RecordCodec(Protocol):
     def stamp(self, created_at_ms: int) -> bytes:
         """Return what makes content a record: when it was accepted, and the layout's version."""
 
-    def scheduled_stamp(self, schedule_id: str, due_ms: int, created_at_ms: int) -> bytes:
-        """Return the stamp of a schedule's job, which also names the schedule and its moment."""
+    def times(self, expires_at_ms: int, deadline_ms: int) -> bytes:
+        """Return what is joined to content whose times are durations: the moments that they come
+        to, Unix ms, 0 for none.
+        """
+
+    def scheduled_stamp(
+        self,
+        schedule_id: str,
+        due_ms: int,
+        created_at_ms: int,
+        expires_at_ms: int = 0,
+        deadline_ms: int = 0,
+    ) -> bytes:
+        """Return the stamp of a schedule's job, which also names the schedule and its moment, and
+        the moments that its durations come to.
+        """
 
     def facts(self, record: bytes) -> RecordFacts:
         """Return what matching and filters need to know."""
 
     def same_content(self, one: bytes, other: bytes) -> bool:
-        """Return whether two records differ in their stamps alone."""
+        """Return whether two records differ in nothing that their producer wrote."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import Struct
+from typing import Any
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_pb2
@@ -33,9 +35,28 @@ class JobSpecRecords:
         """Return the stamp of a job that is accepted at a moment."""
         return _STAMP.pack(created_at_ms, LAYOUT_VERSION)
 
-    def scheduled_stamp(self, schedule_id: str, due_ms: int, created_at_ms: int) -> bytes:
-        """Return what makes a record of a schedule's content: two labels and the stamp."""
+    def times(self, expires_at_ms: int, deadline_ms: int) -> bytes:
+        """Return what joins content whose times are durations: the moments that they come to.
+
+        Of a oneof the field that comes last counts, so that whoever reads the record finds the
+        moments, while the durations that the producer wrote are still there.
+        """
         spec = job_pb2.JobSpec()
+        for field, ms in ((spec.expires_at, expires_at_ms), (spec.deadline, deadline_ms)):
+            if ms:
+                field.FromMilliseconds(ms)
+        return spec.SerializeToString()
+
+    def scheduled_stamp(
+        self,
+        schedule_id: str,
+        due_ms: int,
+        created_at_ms: int,
+        expires_at_ms: int = 0,
+        deadline_ms: int = 0,
+    ) -> bytes:
+        """Return what makes a record of a schedule's content: its times, two labels, the stamp."""
+        spec = job_pb2.JobSpec.FromString(self.times(expires_at_ms, deadline_ms))
         spec.labels[f"{RESERVED_LABELS}schedule"] = schedule_id
         spec.labels[f"{RESERVED_LABELS}due"] = due_text(due_ms)
         return spec.SerializeToString() + self.stamp(created_at_ms)
@@ -52,10 +73,41 @@ class JobSpecRecords:
         )
 
     def same_content(self, one: bytes, other: bytes) -> bool:
-        """Return whether two records differ in their stamps alone."""
+        """Return whether two records differ in nothing that their producer wrote."""
         one, other = content_of(one), content_of(other)
-        # A map may be written in any order.
-        return one == other or job_pb2.JobSpec.FromString(one) == job_pb2.JobSpec.FromString(other)
+        # A map may be written in any order, and durations come to other moments each time.
+        return one == other or _as_written(one) == _as_written(other)
+
+
+def _as_written(content: bytes) -> job_pb2.JobSpec:
+    """Return content as its producer wrote it: with durations where `times` added moments."""
+    spec = job_pb2.JobSpec.FromString(content)
+    apart = _Times.FromString(content)
+    for moment, duration in (("expires_at", "expires_after"), ("deadline", "deadline_after")):
+        if apart.HasField(duration):
+            spec.ClearField(moment)  # type: ignore[arg-type]
+            getattr(spec, duration).ParseFromString(getattr(apart, duration))
+    return spec
+
+
+def _times_message() -> Any:
+    """Return a message of the durations alone: a JobSpec keeps but the last field of a oneof."""
+    file = descriptor_pb2.FileDescriptorProto(name="jobwire/times.proto", syntax="proto2")
+    message = file.message_type.add(name="Times")
+    for name in ("expires_after", "deadline_after"):
+        number = job_pb2.JobSpec.DESCRIPTOR.fields_by_name[name].number
+        message.field.add(
+            name=name,
+            number=number,
+            type=descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+        )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Times"))
+
+
+_Times = _times_message()
 
 
 def content_of(record: bytes) -> bytes:

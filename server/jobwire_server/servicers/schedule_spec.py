@@ -23,7 +23,12 @@ from jobwire_server.store.submissions import encode_extra
 
 HOUR_MS = 3_600_000
 MAX_DESCRIPTION_BYTES = 1024
-_FIXED_BY_SCHEDULE = ("run_at", "delay", "expires_at", "deadline")
+_FIXED_BY_SCHEDULE = {
+    "run_at": "which says itself when jobs run",
+    "delay": "which says itself when jobs run",
+    "expires_at": "whose jobs share no moment: set expires_after, which counts from the due moment",
+    "deadline": "whose jobs share no moment: set deadline_after, which counts from the due moment",
+}
 
 
 def check_spec(
@@ -47,11 +52,9 @@ def check_spec(
     checker.text("spec.description", spec.description, MAX_DESCRIPTION_BYTES)
     if len(checker.violations) == before:
         _check_moments(checker, spec, plan, now_ms)
-    for name in _FIXED_BY_SCHEDULE:
+    for name, why in _FIXED_BY_SCHEDULE.items():
         if spec.job.HasField(name):  # type: ignore[arg-type]
-            checker.add(
-                f"spec.job.{name}", "can't be set in a schedule, which says itself when jobs run"
-            )
+            checker.add(f"spec.job.{name}", f"can't be set in a schedule, {why}")
     job = job_pb2.JobSpec()
     job.CopyFrom(spec.job)
     for name in _FIXED_BY_SCHEDULE:
@@ -64,6 +67,7 @@ def check_spec(
     if isinstance(made, NotNow):
         _take_over(checker, made.refusal, now=True)
         made = made.job
+    after = _after_due(checker, job, plan)
     words = schedule_service_pb2.ScheduleSpec()
     words.CopyFrom(spec)
     words.ClearField("job")
@@ -74,9 +78,26 @@ def check_spec(
         route_id=made.route.id,
         descriptor=made.route.descriptor,
         priority=made.priority,
-        extra=encode_extra(made),
+        # The moments are those of a job that is submitted now.
+        extra=encode_extra(made._replace(expires_at_ms=0, deadline_ms=0)),
         unique_key=made.unique.key if made.unique else "",
+        expires_after_ms=after[0],
+        deadline_after_ms=after[1],
     )
+
+
+def _after_due(checker: Checker, job: job_pb2.JobSpec, plan: Plan) -> tuple[int, int]:
+    """Return how long after its due moment a job expires and ends, ms, 0 for never."""
+    found = []
+    for name in ("expires_after", "deadline_after"):
+        after = 0
+        if job.HasField(name):
+            duration = getattr(job, name)
+            after = duration.seconds * 1000 + -(-duration.nanos // 1_000_000)
+            if 0 < after <= plan.jitter_ms:
+                checker.add(f"spec.job.{name}", "must be longer than spec.jitter")
+        found.append(after)
+    return found[0], found[1]
 
 
 def _take_over(checker: Checker, error: InvalidRequest, *, now: bool) -> None:

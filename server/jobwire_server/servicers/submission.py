@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 from time import perf_counter
+from typing import Literal, NamedTuple
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.new_jobs import NewJobs
@@ -105,7 +106,7 @@ class JobChecks:
                     "job_id",
                     f"must be {queue}-<26 lower-case ULID characters>, not {job_id[:120]!r}",
                 )
-        run_at = delay = expires_at = deadline = timeout = max_output = 0
+        run_at = delay = timeout = max_output = 0
         trim_output = False
         retry = unique = retention = None
         checker.labels("spec.requirements", spec.requirements)
@@ -128,18 +129,9 @@ class JobChecks:
             run_at = checker.moment_ms("spec.run_at", spec.run_at, now + TEN_YEARS_MS)
         elif start == "delay":
             delay = checker.duration_ms("spec.delay", spec.delay, 0, TEN_YEARS_MS)
-        if spec.HasField("expires_at"):
-            expires_at = checker.moment_ms("spec.expires_at", spec.expires_at, now + TEN_YEARS_MS)
-            if 0 < expires_at <= max(now + delay, run_at):
-                checker.add(
-                    "spec.expires_at", "must lie after now and after the job's start", now=True
-                )
-        if spec.HasField("deadline"):
-            deadline = checker.moment_ms("spec.deadline", spec.deadline, now + TEN_YEARS_MS)
-            if 0 < deadline <= max(now + delay, run_at):
-                checker.add(
-                    "spec.deadline", "must lie after now and after the job's start", now=True
-                )
+        starts = _Start(now, run_at, delay)
+        expires_at, expires_after = _end(checker, spec, "expiry", starts)
+        deadline, deadline_after = _end(checker, spec, "end", starts)
         if spec.HasField("execution_timeout"):
             timeout = checker.duration_ms(
                 "spec.execution_timeout", spec.execution_timeout, 100, 30 * DAY_MS
@@ -176,7 +168,7 @@ class JobChecks:
             unique=unique,
             retention_ms=retention,
         )
-        job = self._new_jobs.make(draft)
+        job = self._new_jobs.make(draft, expires_after, deadline_after)
         if checker.violations:
             return NotNow(job, checker.error(), bool(job_id or request_id))
         return job
@@ -195,6 +187,35 @@ class JobChecks:
 def _route_of_names(queue: str, operation: str) -> Route | None:
     """Return the route of a job without requirements; None if one of the names is malformed."""
     return route_of(operation, {}) if is_queue(queue) and is_operation(operation) else None
+
+
+class _Start(NamedTuple):
+    """When a job becomes ready, ms."""
+
+    now: int
+    run_at: int
+    delay: int
+
+
+def _end(
+    checker: Checker, spec: job_pb2.JobSpec, which: Literal["expiry", "end"], start: _Start
+) -> tuple[int, int]:
+    """Return a moment, Unix ms, and a duration, ms, of which at most one is not 0."""
+    name = spec.WhichOneof(which)
+    if name is None:
+        return 0, 0
+    field, now = f"spec.{name}", start.now
+    if name in ("expires_at", "deadline"):
+        moment = checker.moment_ms(field, getattr(spec, name), now + TEN_YEARS_MS)
+        if 0 < moment <= max(now + start.delay, start.run_at):
+            checker.add(field, "must lie after now and after the job's start", now=True)
+        return moment, 0
+    after = checker.duration_ms(field, getattr(spec, name), 1, TEN_YEARS_MS)
+    if 0 < after <= start.delay:
+        checker.add(field, "must be longer than spec.delay")
+    elif after > 0 and now + after <= start.run_at:
+        checker.add(field, "must not be over before spec.run_at", now=True)
+    return 0, after
 
 
 def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:

@@ -29,6 +29,21 @@ LIST_BYTES = 4 << 20
 """A page ends early once its jobs have so many bytes."""
 
 
+class Ends(NamedTuple):
+    """When a schedule's job expires and ends, Unix ms, 0 for never."""
+
+    expires_at_ms: int
+    deadline_ms: int
+
+    @classmethod
+    def of(cls, moment_ms: int, expires_after_ms: int, deadline_after_ms: int) -> Ends:
+        """Return the ends of the job of a due moment."""
+        return cls(
+            moment_ms + expires_after_ms if expires_after_ms else 0,
+            moment_ms + deadline_after_ms if deadline_after_ms else 0,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A schedule's content, ready to be stored: its words, its plan, and its job."""
@@ -45,6 +60,13 @@ class Template:
     """Of the job, as submit.lua reads it."""
     unique_key: str = ""
     """Of the job, in its producer's words."""
+    expires_after_ms: int = 0
+    """From the due moment, as the next; 0: none."""
+    deadline_after_ms: int = 0
+
+    def ends(self, moment_ms: int) -> Ends:
+        """Return when the job of a moment expires and ends."""
+        return Ends.of(moment_ms, self.expires_after_ms, self.deadline_after_ms)
 
 
 class Run(NamedTuple):
@@ -96,6 +118,12 @@ class Standing(NamedTuple):
     due_ms: int
     plan: Plan
     job_bytes: int
+    expires_after_ms: int = 0
+    deadline_after_ms: int = 0
+
+    def ends(self, moment_ms: int) -> Ends:
+        """Return when the job of a moment expires and ends."""
+        return Ends.of(moment_ms, self.expires_after_ms, self.deadline_after_ms)
 
 
 class Firing(NamedTuple):
@@ -109,6 +137,7 @@ class Firing(NamedTuple):
     """0: at once."""
     suffix: bytes = b""
     """Appended to the schedule's job for this moment."""
+    ends: Ends = Ends(0, 0)
 
 
 class Settled(IntEnum):
@@ -159,6 +188,8 @@ class ScheduleStore(QueueScripts):
                     int(due),
                     _decode_plan(plan),
                     row[4],
+                    int(row[5] or 0),
+                    int(row[6] or 0),
                 )
             )
         return now, head, found
@@ -236,6 +267,8 @@ class ScheduleStore(QueueScripts):
                 step.run_ms,
                 firing.ready_ms or "",
                 firing.suffix,
+                firing.ends.expires_at_ms or "",
+                firing.ends.deadline_ms or "",
             )
         now, head, *codes = await self._run("fire", queue, args)
         return now, head, [Settled(code) for code in codes]
@@ -264,9 +297,11 @@ class ScheduleStore(QueueScripts):
         template, queue = schedule.template, schedule.queue
         extra = add_request(template.extra, request) if request else template.extra
         limits = settings.max_pending_jobs, settings.max_live_bytes
+        ends = template.ends(moment_ms)
         args: list[Argument] = [
             *(retention_ms, *limits, schedule.schedule_id, schedule.version),
             *(ulid, moment_ms, suffix, extra),
+            *(ends.expires_at_ms or "", ends.deadline_ms or ""),
         ]
         code, *answers = await self._run("trigger", queue, args)
         if code == Code.SCHEDULE_CHANGED:
@@ -297,6 +332,8 @@ def template_fields(template: Template) -> dict[str, str | bytes | int]:
         "p": template.priority,
         "x": template.extra,
         "u": template.unique_key,
+        "xa": template.expires_after_ms,
+        "da": template.deadline_after_ms,
     }
 
 
@@ -325,6 +362,8 @@ def _decode(
             priority=number(b"p"),
             extra=fields[b"x"].decode(),
             unique_key=fields[b"u"].decode(),
+            expires_after_ms=number(b"xa"),
+            deadline_after_ms=number(b"da"),
         ),
         creation_id=fields[b"cid"].decode(),
         revision=number(b"rev"),

@@ -7,15 +7,16 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job that is cancelled, ms   ARGV[3] retention of jobs that end here, ms
 -- ARGV[4] the most jobs that may wait in the queue, 0 for no limit   ARGV[5] the most bytes of live jobs, 0 for no limit
--- then for each moment ten: schedule id, its creation id with '.' and its revision, the moment that it stands at, its next moment (''
+-- then for each moment twelve: schedule id, its creation id with '.' and its revision, the moment that it stands at, its next moment (''
 --   if it is over), moments before this one that were missed, what is to be done: 'pass' no job | 'allow' a job |
 --   'skip' a job unless an earlier one has not ended | 'cancel' a job, and earlier ones are cancelled,
---   then of the job: ulid, the moment that it runs for, when it becomes ready ('' at once, Unix ms), what is appended to its record
+--   then of the job: ulid, the moment that it runs for, when it becomes ready ('' at once, Unix ms), what is appended to its record, when
+--   it expires, when it ends ('' never, Unix ms)
 -- Returns {now, the earliest moment of any schedule or 0, then for each a code}: DONE a job was submitted | RUN_PASSED without a job |
 --   RUN_SKIPPED because of an earlier job or the holder of its unique key | SCHEDULE_CHANGED since the decision: nothing done |
 --   RUN_HELD_BACK the queue is at its limit: nothing done
 --constants states codes
---include clock fields start ready tally signals chunks state holder unique terminal identity limits admit enter cancel runs
+--include clock fields start ready tally signals chunks state holder unique terminal identity limits admit enter cancel runs ends
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
@@ -34,7 +35,7 @@ local function settled(entry, id, ulid)
   return (code == TOO_MANY_PENDING or code == TOO_MANY_BYTES) and RUN_HELD_BACK or RUN_SKIPPED
 end
 
-for at = 6, #ARGV, 10 do
+for at = 6, #ARGV, 12 do
   local id, expected, due, action = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]
   local key = P .. 'schedule:' .. id
   local found = known[id]
@@ -58,7 +59,7 @@ for at = 6, #ARGV, 10 do
       local record = redis.call('HGET', key, 'job') .. ARGV[at + 9]
       local size = #jobs
       jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found.route, found.priority
-      jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], found.extra, record
+      jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], extra_with_ends(found.extra, ARGV[at + 10], ARGV[at + 11]), record
       redis.call('HSETNX', P .. 'routes', found.route, found.descriptor)
       entering[#entering + 1] = at
     end
@@ -70,7 +71,7 @@ if #jobs > 0 then enter_jobs(P, now, entered, jobs, 1, retention, tonumber(ARGV[
 for i, at in ipairs(entering) do codes[at] = settled(entered[i], ARGV[at], ARGV[at + 6]) end
 
 local answer, held = { now, 0 }, {}
-for at = 6, #ARGV, 10 do
+for at = 6, #ARGV, 12 do
   local id, code = ARGV[at], codes[at]
   local key = P .. 'schedule:' .. id
   -- What follows a moment that is held back waits for it.
