@@ -79,7 +79,7 @@ async def test_a_lost_lease_ends_the_group(broker: Broker, monkeypatch: pytest.M
     monkeypatch.setattr(pool, "KILL_AFTER_S", 1.2)
     async with process_worker(broker, handlers.start_and_wait):
         job, pids = await started_programs(broker, handlers.SLEEP)
-        broker.lost.add(job.id)
+        broker.lost.add(job.job_id)
         await gone(pids)
 
 

@@ -201,7 +201,9 @@ async def test_what_handlers_log_is_in_the_workers_log(
         async with process_worker(broker, handlers.log_lines):
             job = await broker.add("log_lines")
             assert (await completion(broker, job)).HasField("success")
-    of_the_job = [record for record in caplog.records if getattr(record, "job_id", "") == job.id]
+    of_the_job = [
+        record for record in caplog.records if getattr(record, "job_id", "") == job.job_id
+    ]
     ours = [record for record in of_the_job if record.name != "jobwire.worker"]
     assert [(record.name, record.levelname) for record in ours] == [
         ("tests.handlers", "INFO"),

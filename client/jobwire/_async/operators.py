@@ -239,8 +239,8 @@ class AsyncOperatorMethods:
                     present.add(worker.id)
                     yield WorkerChange(worker.id, worker)
                 elif kind == "left":
-                    known.discard(answer.left)
-                    yield WorkerChange(answer.left, None)
+                    known.discard(answer.left.worker_id)
+                    yield WorkerChange(answer.left.worker_id, None)
                 elif kind == "bookmark" and answer.bookmark.caught_up:
                     for worker_id in sorted(known - present):
                         known.discard(worker_id)
