@@ -278,3 +278,18 @@ async def test_a_page_ends_when_its_jobs_have_many_bytes(
         if not token:
             break
     assert len(found) == len(set(found)) == 20
+
+
+async def test_a_page_of_workers_with_long_descriptions_ends_early(valkey_broker: Broker) -> None:
+    operations = frozenset(f"{at:03}-{'o' * 120}" for at in range(512))
+    for at in range(40):
+        spec = replace(worker_spec(f"w{at:02}"), operations=operations)
+        await valkey_broker.router.register_worker(spec)
+    operators, token, pages = valkey_broker.router.operators, "", []
+    while True:
+        page, token = await operators.list_workers(1_000, token)
+        pages.append([worker.spec.worker_id for worker in page])
+        if not token:
+            break
+    assert [name for page in pages for name in page] == [f"w{at:02}" for at in range(40)]
+    assert 0 < len(pages[0]) < 40

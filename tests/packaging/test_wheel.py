@@ -26,6 +26,7 @@ SERVER_ONLY = [
     "grpc_reflection",
     "hiredis",
     "jobwire_server",
+    "msgspec",
     "prometheus_client",
     "pydantic",
     "pydantic_settings",

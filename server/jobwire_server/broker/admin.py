@@ -19,6 +19,7 @@ from jobwire_server.domain.model import (
     RetryChanges,
     RetryPolicy,
     Worker,
+    WorkerSpec,
     WorkerStatus,
 )
 from jobwire_server.store.jobs import JobStore
@@ -31,6 +32,10 @@ MAX_CALLS = 256
 """Calls of the store for one page, roughly: it ends early then."""
 NEW_REVISION = 1
 """Of the settings of a queue that nobody configured."""
+
+
+PAGE_BYTES = 2 << 20
+"""Of the descriptions of workers on one page, roughly: it ends early then."""
 
 
 class Operators:
@@ -75,14 +80,15 @@ class Operators:
         after = await self._after(page_token, *scope)
         workers = await self._workers.page(after, page_size)
         wanted: list[Worker] = []
-        calls = looked = 0
+        calls = looked = told_bytes = 0
         for worker in workers:
-            if calls >= MAX_CALLS:
+            if calls >= MAX_CALLS or told_bytes >= PAGE_BYTES:
                 break
             looked += 1
             if (not queue or queue in worker.spec.queues) and status in (None, worker.status):
                 wanted.append(await self._with_leases(worker))
                 calls += len(worker.spec.queues)
+                told_bytes += _size(worker.spec)
         if looked < page_size and looked == len(workers):
             return wanted, ""
         last = workers[looked - 1].spec.worker_id
@@ -222,3 +228,8 @@ def _changed(queue: str, revision: int, present: int) -> ChangedMeanwhile:
         " and repeat the change if it is still wanted",
         metadata={"queue": queue, "revision": str(present)},
     )
+
+
+def _size(spec: WorkerSpec) -> int:
+    names = (*spec.queues, *spec.operations, *spec.labels, *spec.labels.values())
+    return sum(map(len, names))

@@ -25,7 +25,7 @@ from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
 from jobwire_server.store.submissions import add_request, not_written
 
-LIST_BYTES = 4 << 20
+LIST_BYTES = 2 << 20
 """A page ends early once its jobs have so many bytes."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Protocol
 
 from jobwire_server.domain.errors import ServerDraining
@@ -17,6 +18,10 @@ from jobwire_server.watch.queue_watch import CAUGHT_UP, CaughtUp
 
 AT_ONCE = 200
 """Workers of one read."""
+QUEUES_AT_ONCE = 500
+"""Queues of one answer, which clients take by default."""
+PAUSES = 4
+"""How many times as long as a look at queues the pause behind it is at least."""
 DRAIN_LOOK_S = 0.5
 """How soon a stream notices that the server drains."""
 
@@ -125,16 +130,21 @@ class AdminWatch:
         while True:
             self._check_draining()
             news = []
+            began = monotonic()
             for name in names or await self._queues.names():
                 queue = await self._queues.read(name, detail=True)
                 if told.get(name) is None or _numbers(queue) != _numbers(told[name]):
                     told[name] = queue
                     news.append(queue)
-            quiet_s = 0.0 if news else quiet_s + interval_s
+            # Whoever watches many queues at a short interval is told of them less often instead of
+            # having the store read them without a pause.
+            pause_s = max(interval_s, PAUSES * (monotonic() - began))
+            quiet_s = 0.0 if news else quiet_s + pause_s
             if news or quiet_s >= self._jobs.bookmark_s:
                 quiet_s = 0.0
-                yield news
-            await self._pause(interval_s)
+                for at in range(0, max(1, len(news)), QUEUES_AT_ONCE):
+                    yield news[at : at + QUEUES_AT_ONCE]
+            await self._pause(pause_s)
 
     async def _all_workers(self) -> AsyncIterator[Worker]:
         after = ""
