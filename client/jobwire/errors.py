@@ -86,7 +86,7 @@ class JobNotFound(NotFound):
 
 
 class QueueNotFound(NotFound):
-    """No queue has this name yet; its first job or schedule creates it."""
+    """No queue has this name; its first job or schedule creates it, or `allow_missing`."""
 
 
 class WorkerNotFound(NotFound):
@@ -124,6 +124,12 @@ class PreconditionFailed(CallError):
     default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
+class QueueInUse(PreconditionFailed):
+    """The queue has live jobs or schedules, and can't be deleted; `metadata["live_jobs"]` and
+    `metadata["schedules"]` say how many.
+    """
+
+
 class WrongState(PreconditionFailed):
     """The job's state does not allow the call; `metadata["state"]` names it."""
 
@@ -140,6 +146,10 @@ class ResourceExhausted(CallError):
 
 class QueueFull(ResourceExhausted):
     """The queue is at its limit of jobs or bytes; `retry_after_s` says when to try again."""
+
+
+class TooManyQueues(ResourceExhausted):
+    """The server has as many queues as it may have; no further one is created."""
 
 
 class OutputFull(ResourceExhausted):
@@ -249,6 +259,8 @@ _BY_REASON: dict[str, type[CallError]] = {
     "UNIQUE_KEY_TAKEN": UniqueKeyTaken,
     "CHANGED_MEANWHILE": ChangedMeanwhile,
     "QUEUE_FULL": QueueFull,
+    "QUEUE_IN_USE": QueueInUse,
+    "TOO_MANY_QUEUES": TooManyQueues,
     "WRONG_STATE": WrongState,
     "LEASE_LOST": LeaseLost,
     "OUTPUT_FULL": OutputFull,

@@ -266,6 +266,8 @@ class ServerInfo:
     max_batch_jobs: int
     max_message_bytes: int
     max_output_bytes: int
+    max_queues: int = 0
+    """The most queues; 0: the server does not say."""
     processes: int = 1
     """How many processes share the server's port; this is the answer of one of them."""
     process_index: int = 0
@@ -291,6 +293,7 @@ class ServerInfo:
             max_batch_jobs=limits.max_batch_jobs,
             max_message_bytes=limits.max_message_bytes,
             max_output_bytes=limits.max_output_bytes,
+            max_queues=limits.max_queues,
             processes=max(1, proto.processes),
             process_index=proto.process_index,
             store_problem=proto.store_problem,

@@ -244,3 +244,11 @@ def test_a_queue_is_configured_and_paused_before_its_first_job(target: str) -> N
     shown = jobwire("queue", "show", "early", target=target).stdout
     assert re.search(r"priority +9 unless", shown)
     assert re.search(r"delivers +no", jobwire("queue", "show", "later", target=target).stdout)
+    unsure = jobwire("queues", "delete", "later", target=target)
+    assert (unsure.returncode, "--yes" in unsure.stderr) == (2, True)
+    job_id = submit(target, "nobody", "-q", "later")
+    held = jobwire("queues", "delete", "later", "--yes", target=target)
+    assert (held.returncode, "1 live jobs" in held.stderr) == (5, True)
+    jobwire("cancel", job_id, target=target)
+    assert jobwire("queues", "delete", "later", "--yes", target=target).stdout == "deleted later\n"
+    assert jobwire("queues", "show", "later", target=target).returncode == 3

@@ -23,6 +23,7 @@ from jobwire import (
     JobState,
     NewJob,
     QueueFull,
+    QueueInUse,
     QueueNotFound,
     Retry,
     RetryPolicy,
@@ -271,6 +272,13 @@ async def test_the_settings_of_a_queue_come_back_as_they_were_given(client: Asyn
     with pytest.raises(QueueNotFound):
         await client.pause("new")
     assert (await client.pause("new", allow_missing=True)).paused
+    await client.delete_queue("new")
+    with pytest.raises(QueueNotFound):
+        await client.queue("new")
+    with pytest.raises(QueueInUse) as caught:
+        await client.delete_queue("default")
+    assert caught.value.metadata["live_jobs"] == "1"
+    assert (await client.server_info()).max_queues == 10_000
     assert (await client.configure_queue("other", allow_missing=True)).revision == 1
 
 

@@ -18,7 +18,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from jobwire import AsyncClient, AsyncJobHandle, AttemptOutcome, Context, Job, JobState, Worker
+from jobwire import (
+    AsyncClient,
+    AsyncJobHandle,
+    AttemptOutcome,
+    Context,
+    Job,
+    JobState,
+    QueueInUse,
+    Worker,
+)
 from jobwire.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -26,9 +35,10 @@ from jobwire.v1 import (
     job_service_pb2,
     job_service_pb2_grpc,
 )
+from jobwire_server.store.keys import queue_prefix
 
 from tests.support.clusters import Cluster, Node, slot_of
-from tests.support.dump import check_invariants
+from tests.support.dump import check_invariants, dump_keys
 from tests.support.grpc_servers import eventually_answered, refusal
 from tests.support.servers import ServerProcess
 from tests.support.stores import Engine, server_binary, wait_until
@@ -192,6 +202,26 @@ async def test_one_stream_serves_queues_on_every_node_and_watchers_see_each_end(
     assert all(jobs[-1].state is JobState.SUCCEEDED for jobs in seen)
     for index, queue in enumerate(queues):
         _check(site.cluster.primaries[index], queue)
+
+
+async def test_queues_are_deleted_on_every_node(site: Site) -> None:
+    queues = [site.cluster.queue_on(index) for index in range(3)]
+    hands = Hands.at(site.address, *queues)
+    hands.let_go(*queues)
+    async with hands.worker, AsyncClient(site.address) as client:
+        for queue in queues:
+            (handle,) = await _submit(client, queue, 1)
+            await client.submit("none", queue=queue)
+            with pytest.raises(QueueInUse):
+                await client.delete_queue(queue)
+            await handle.wait(timeout=PATIENCE_S)
+            async for _ in client.cancel_jobs(queue):
+                pass
+            await client.delete_queue(queue)
+        assert not {queue.name async for queue in client.queues()} & {*queues}
+        for index, queue in enumerate(queues):
+            with site.cluster.primaries[index].client() as raw:
+                assert not dump_keys(raw, queue_prefix(queue))
 
 
 async def test_queues_info_and_health_speak_for_all_nodes(site: Site) -> None:

@@ -233,6 +233,20 @@ async def test_a_queue_can_be_configured_before_its_first_job(served: Served) ->
     assert said.reason == "QUEUE_FULL"
 
 
+async def test_a_queue_is_deleted_unless_it_is_in_use(served: Served) -> None:
+    request = admin.DeleteQueueRequest()
+    assert (await refusal(served.admin.DeleteQueue(request))).fields == {"queue"}
+    request.queue = "default"
+    said = await refusal(served.admin.DeleteQueue(request))
+    assert (said.code, said.reason) == (StatusCode.FAILED_PRECONDITION, "QUEUE_IN_USE")
+    assert (said.metadata["live_jobs"], said.metadata["schedules"]) == ("1", "0")
+    (listed,) = (await served.jobs.ListJobs(jobs.ListJobsRequest())).jobs
+    await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=listed.job_id))
+    for _ in range(2):
+        await served.admin.DeleteQueue(request)
+        assert not (await served.admin.ListQueues(admin.ListQueuesRequest())).queues
+
+
 async def test_a_queue_can_be_paused_before_its_first_job(served: Served) -> None:
     said = await refusal(served.admin.PauseQueue(admin.PauseQueueRequest(queue="new")))
     assert said.reason == "QUEUE_NOT_FOUND"

@@ -12,7 +12,7 @@ from jobwire_server.store.codes import Code
 from jobwire_server.store.scripts import modules, names, written
 
 FOLDER = files("jobwire_server.store") / "lua"
-SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write"}
+SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write", "register"}
 ANSWERS_OF = {
     "identity": "submit",
     "limits": "submit",

@@ -64,6 +64,16 @@ class AsyncOperatorMethods:
         answer = await self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
+    async def delete_queue(self, queue: str) -> None:
+        """Remove a queue with its settings, its totals, its event log and its ended jobs; nothing
+        if there is none. Its next job creates it anew.
+
+        Raises:
+            QueueInUse: It has live jobs or schedules.
+        """
+        request = admin_pb2.DeleteQueueRequest(queue=queue)
+        await self._calls.unary(self._calls.admin.DeleteQueue, request, self._timeout_s)
+
     async def workers(
         self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
     ) -> AsyncIterator[WorkerInfo]:

@@ -65,6 +65,16 @@ class OperatorMethods:
         answer = self._calls.unary(self._calls.admin.ResumeQueue, request, self._timeout_s)
         return QueueInfo.from_proto(answer.queue)
 
+    def delete_queue(self, queue: str) -> None:
+        """Remove a queue with its settings, its totals, its event log and its ended jobs; nothing
+        if there is none. Its next job creates it anew.
+
+        Raises:
+            QueueInUse: It has live jobs or schedules.
+        """
+        request = admin_pb2.DeleteQueueRequest(queue=queue)
+        self._calls.unary(self._calls.admin.DeleteQueue, request, self._timeout_s)
+
     def workers(
         self, *, queue: str = "", status: WorkerStatus = WorkerStatus.UNSPECIFIED
     ) -> Iterator[WorkerInfo]:

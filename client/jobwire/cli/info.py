@@ -47,6 +47,7 @@ def info(settings: Settings) -> None:
             ("payload", f"at most {found.max_payload_bytes} bytes"),
             ("result", f"at most {found.max_result_bytes} bytes"),
             ("batch", f"at most {found.max_batch_jobs} jobs"),
+            ("queues", f"at most {found.max_queues}" if found.max_queues else None),
             ("message", f"at most {found.max_message_bytes} bytes"),
         ]
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
 import click
 
+from jobwire.cli.failures import Exit, say
 from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
     DEPTH_STATES,
+    plural,
     print_facts,
     print_json,
     print_rows,
@@ -18,6 +21,7 @@ from jobwire.cli.output import (
 )
 from jobwire.cli.output import size as shown_size
 from jobwire.cli.parameters import count, duration, size, span_or_default
+from jobwire.cli.terminal import put
 from jobwire.models import RetryPolicy
 from jobwire.operators import QueueConfig, QueueInfo
 
@@ -28,7 +32,7 @@ Span: TypeAlias = float | Literal["default"] | None
 @common
 @click.pass_context
 def queues(context: click.Context) -> None:
-    """List the queues; show, configure, pause or resume one."""
+    """List the queues; show, configure, pause, resume or delete one."""
     if context.invoked_subcommand is not None:
         return
     settings = context.ensure_object(Settings)
@@ -155,6 +159,32 @@ def resume_queue(settings: Settings, name: str) -> None:
     """Hand out jobs again."""
     with settings.client() as client:
         _print_queue(client.resume(name), settings)
+
+
+@queues.command("delete")
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
+@common
+@pass_settings
+def delete_queue(settings: Settings, name: str, yes: bool) -> int:
+    """Delete a queue with its ended jobs and its settings.
+
+    They are gone for good. A queue that has live jobs or schedules is not deleted. On a terminal it
+    asks first; elsewhere it needs --yes.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("a deleted queue can't be brought back: give --yes")
+    with settings.client() as client:
+        if not yes:
+            queue = client.queue(name)
+            ended = plural(sum(queue.counts.values()), "job")
+            if not click.confirm(f"Delete the queue {name} with its {ended}?", err=True):
+                say("nothing was changed")
+                return Exit.INTERRUPTED
+        client.delete_queue(name)
+    if not settings.json:
+        put(f"deleted {name}")
+    return Exit.OK
 
 
 @queues.command("configure")

@@ -86,6 +86,11 @@ class AdminServiceStub:
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
                 _registered_method=True)
+        self.DeleteQueue = channel.unary_unary(
+                '/jobwire.v1.AdminService/DeleteQueue',
+                request_serializer=jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueResponse.FromString,
+                _registered_method=True)
         self.PurgeJobs = channel.unary_stream(
                 '/jobwire.v1.AdminService/PurgeJobs',
                 request_serializer=jobwire_dot_v1_dot_admin__service__pb2.PurgeJobsRequest.SerializeToString,
@@ -200,6 +205,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteQueue(self, request, context):
+        """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+        does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+
+        FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+        first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PurgeJobs(self, request, context):
         """Forgets ended jobs that match a filter, before their retention ends, with
         everything that is kept of them. Live jobs are never purged; cancel them first. With
@@ -270,6 +286,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ConfigureQueue,
                     request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.SerializeToString,
+            ),
+            'DeleteQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteQueue,
+                    request_deserializer=jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueResponse.SerializeToString,
             ),
             'PurgeJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.PurgeJobs,
@@ -554,6 +575,33 @@ class AdminService:
             '/jobwire.v1.AdminService/ConfigureQueue',
             jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueRequest.SerializeToString,
             jobwire_dot_v1_dot_admin__service__pb2.ConfigureQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobwire.v1.AdminService/DeleteQueue',
+            jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueRequest.SerializeToString,
+            jobwire_dot_v1_dot_admin__service__pb2.DeleteQueueResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -92,6 +92,13 @@ class AdminServiceStub:
     queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
     current one.
     """
+    DeleteQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteQueueRequest, _admin_service_pb2.DeleteQueueResponse]
+    """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+    does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+
+    FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+    first.
+    """
     PurgeJobs: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]
     """Forgets ended jobs that match a filter, before their retention ends, with
     everything that is kept of them. Live jobs are never purged; cancel them first. With
@@ -165,6 +172,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
     queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
     current one.
+    """
+    DeleteQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteQueueRequest, _admin_service_pb2.DeleteQueueResponse]  # type: ignore[assignment]
+    """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+    does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+
+    FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+    first.
     """
     PurgeJobs: _aio.UnaryStreamMultiCallable[_admin_service_pb2.PurgeJobsRequest, _admin_service_pb2.PurgeJobsResponse]  # type: ignore[assignment]
     """Forgets ended jobs that match a filter, before their retention ends, with
@@ -296,6 +310,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
         queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
         current one.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteQueue(
+        self,
+        request: _admin_service_pb2.DeleteQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteQueueResponse, _abc.Awaitable[_admin_service_pb2.DeleteQueueResponse]]:
+        """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+        does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+
+        FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+        first.
         """
 
     @_abc_1.abstractmethod

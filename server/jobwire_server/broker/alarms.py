@@ -19,6 +19,10 @@ class Alarms:
         """Return the alarm of a queue, for its clock."""
         return self._alarms.setdefault(queue, Alarm())
 
+    def drop(self, queue: str) -> None:
+        """Forget the alarm of a queue whose clock has ended."""
+        self._alarms.pop(queue, None)
+
     def due_in(self, queue: str, wait_ms: float) -> None:
         """Have the queue looked at in so many milliseconds; nothing where no clock of it runs."""
         alarm = self._alarms.get(queue)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 
+from jobwire_server.broker.deletions import Deletions
 from jobwire_server.broker.open_queues import OpenQueues
 from jobwire_server.broker.queue_clock import QueueClocks
 from jobwire_server.domain.background import Loop
@@ -37,6 +38,7 @@ class Announcements:
     Args:
         queues: Where announcements are made, and the registry.
         open_queues: Takes queues over that others created.
+        deletions: Settles what was deleted.
         clocks: Told which queues are written to.
         clock: Told the store's time.
         activity: What this server writes to.
@@ -46,17 +48,20 @@ class Announcements:
         self,
         queues: QueueStore,
         open_queues: OpenQueues,
+        deletions: Deletions,
         clocks: QueueClocks,
         clock: StoreClock,
         activity: Activity,
     ) -> None:
         self._queues = queues
         self._open_queues = open_queues
+        self._deletions = deletions
         self._clocks = clocks
         self._clock = clock
         self._activity = activity
         self._told_ms = 0
         self._told_s = 0.0
+        self._deleted_ms = 0
         self._next_discovery_s = 0.0
         self._loop = Loop("announcements", self._step, alarm=activity.urgent)
 
@@ -94,7 +99,7 @@ class Announcements:
         sent_s = time.monotonic()
         try:
             tidy = time.monotonic() >= self._next_discovery_s
-            now_ms, stirred = await self._queues.stir(queues, since_ms, tidy=tidy)
+            now_ms, deleted_ms, stirred = await self._queues.stir(queues, since_ms, tidy=tidy)
             self._clock.told(now_ms)
             self._activity.were_announced(map(keys.queue_prefix, queues))
         except BaseException:
@@ -113,6 +118,9 @@ class Announcements:
         if was_set or passed_ms > KEPT_MS / 2:
             self._stir_all()
         self._told_ms, self._told_s = now_ms, time.monotonic()
+        if deleted_ms != self._deleted_ms:
+            # Settled at once, also what a server wrote to before it heard of the deletion.
+            self._deleted_ms, self._next_discovery_s = deleted_ms, 0.0
         for queue in stirred:
             if queue in self._clocks:
                 self._clocks.stir(queue)
@@ -129,7 +137,4 @@ class Announcements:
         self._next_discovery_s = time.monotonic() + DISCOVERY_S * random.uniform(0.75, 1.25)
         for queue in names:
             self._open_queues.adopt(queue)
-        # A failover may lose the registration of a queue that goes on getting jobs;
-        # without it no other server would keep them.
-        for queue in self._open_queues.names - set(names):
-            await self._queues.register(queue)
+        await self._deletions.settle(names, self._told_ms)

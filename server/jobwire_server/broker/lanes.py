@@ -129,6 +129,10 @@ class QueueLanes:
         if queue not in self._kept:
             self._kept[queue] = self._make(queue)
 
+    def drop(self, queue: str) -> None:
+        """Keep the lanes of a queue no longer."""
+        self._kept.pop(queue, None)
+
     def _make(self, queue: str) -> Lanes:
         return Lanes(queue, self._store, self._options, self._backlog, self._settings)
 

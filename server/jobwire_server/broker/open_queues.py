@@ -52,11 +52,15 @@ class OpenQueues:
         return self._open.get(queue)
 
     async def open(self, queue: str) -> SubmitLane:
-        """Return the lane of a queue that gets jobs now; creates the queue."""
+        """Return the lane of a queue that gets jobs now; creates the queue.
+
+        Raises:
+            TooManyQueues: There are as many as there may be.
+        """
         lane = self._open.get(queue)
         if lane is None:
             # Registered before its first job, so that no server overlooks it.
-            await self._queues.register(queue)
+            await self._queues.register(queue, self._options.limits.max_queues)
             lane = self.adopt(queue)
         return lane
 
@@ -70,6 +74,13 @@ class OpenQueues:
             self._lanes.keep(queue)
             self._clocks.begin(queue)
         return lane
+
+    async def forget(self, queue: str) -> None:
+        """Keep nothing of a queue, which was deleted; its next job creates it anew."""
+        # First, so that whoever submits from now on registers it.
+        self._open.pop(queue, None)
+        self._lanes.drop(queue)
+        await self._clocks.end(queue)
 
     @property
     def names(self) -> set[str]:

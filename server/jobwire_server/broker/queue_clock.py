@@ -224,6 +224,16 @@ class QueueClocks:
             )
             clock.start()
 
+    async def end(self, queue: str) -> None:
+        """End the clock of a queue, which was deleted, and forget what it knew."""
+        clock = self.by_queue.pop(queue, None)
+        if clock is not None:
+            await clock.stop()
+        if queue not in self.by_queue:
+            self._alarms.drop(queue)
+            self._settings.forget(queue)
+            self._activity.forget(keys.queue_prefix(queue))
+
     def __contains__(self, queue: str) -> bool:
         return queue in self.by_queue
 

@@ -68,6 +68,9 @@ class Router:
         self.operators = parts.operators
         """Workers and queues, as operators see and set them."""
 
+        self.deletions = parts.deletions
+        """Queues go."""
+
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:

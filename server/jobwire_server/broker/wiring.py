@@ -11,6 +11,7 @@ from jobwire_server.broker.alarms import Alarms
 from jobwire_server.broker.announcements import Announcements
 from jobwire_server.broker.attempts import Attempts
 from jobwire_server.broker.bulk import Bulk
+from jobwire_server.broker.deletions import Deletions
 from jobwire_server.broker.due_schedules import DueSchedules
 from jobwire_server.broker.held_jobs import HeldJobs
 from jobwire_server.broker.lanes import QueueLanes
@@ -104,6 +105,7 @@ class Parts:
     stream_tasks: OwnedTasks
     streams: Streams
     open_queues: OpenQueues
+    deletions: Deletions
     announcements: Announcements
     new_jobs: NewJobs
     submissions: Submissions
@@ -203,7 +205,8 @@ def build_parts(
 
     # Producers and operators.
     open_queues = OpenQueues(jobs, queues, options, backlog, settings, lanes, clocks, dispatchers)
-    announcements = Announcements(queues, open_queues, clocks, clock, activity)
+    deletions = Deletions(queues, open_queues)
+    announcements = Announcements(queues, open_queues, deletions, clocks, clock, activity)
     new_jobs = NewJobs(records, clock, new_ulid.job_id)
     submissions = Submissions(
         records, open_queues, lanes, alarms, condition, backlog, limits, clock
@@ -269,6 +272,7 @@ def build_parts(
         stream_tasks=stream_tasks,
         streams=streams,
         open_queues=open_queues,
+        deletions=deletions,
         announcements=announcements,
         new_jobs=new_jobs,
         submissions=submissions,

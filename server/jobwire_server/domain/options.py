@@ -45,6 +45,8 @@ class Limits:
     """The most output that one job keeps."""
     max_queue_output_bytes: int = 1 << 30
     """The most output that the jobs of one queue keep together, unless the queue is configured."""
+    max_queues: int = 10_000
+    """The most queues; beyond it no further one is created, and those that there are go on."""
     max_queued_requests: int = 20_000
     """Jobs and reports that may wait for the store in one server; beyond it calls get SERVER_BUSY.
     """

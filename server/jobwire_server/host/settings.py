@@ -325,6 +325,13 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000,
     )
+    max_queues: int = _setting(
+        _LIMITS.max_queues,
+        REQUESTS,
+        "The most queues that may be created. 1 to 1000000.",
+        ge=1,
+        le=1_000_000,
+    )
     max_message: ByteSize = _setting(
         ByteSize(_LIMITS.max_message_bytes),
         REQUESTS,
@@ -457,6 +464,7 @@ class Settings(BaseSettings):
                 max_output_bytes=int(self.max_output),
                 max_queue_output_bytes=int(self.max_queue_output),
                 max_batch_jobs=self.max_batch_jobs,
+                max_queues=self.max_queues,
                 max_message_bytes=int(self.max_message),
                 max_queued_requests=self.max_queued_requests,
                 max_queued_bytes=int(self.max_queued_bytes),

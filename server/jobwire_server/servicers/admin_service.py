@@ -106,6 +106,13 @@ class AdminService:
         )
         return admin_service_pb2.ConfigureQueueResponse(queue=convert.queue(queue, detail=True))
 
+    async def DeleteQueue(
+        self, request: admin_service_pb2.DeleteQueueRequest, context: object
+    ) -> admin_service_pb2.DeleteQueueResponse:
+        """Remove a queue with everything of it."""
+        await self._router.deletions.delete(_queue(request.queue, required=True))
+        return admin_service_pb2.DeleteQueueResponse()
+
     async def WatchQueues(
         self, request: admin_service_pb2.WatchQueuesRequest, context: object
     ) -> AsyncIterator[admin_service_pb2.WatchQueuesResponse]:
@@ -209,6 +216,7 @@ def server_info(
             max_batch_jobs=limits.max_batch_jobs,
             max_message_bytes=limits.max_message_bytes,
             max_output_bytes=limits.max_output_bytes,
+            max_queues=limits.max_queues,
         ),
         processes=facts.processes,
         process_index=facts.process_index,

@@ -30,6 +30,11 @@ class Activity:
         """Other servers may consider a queue quiet from now on."""
         self.quiet.add(prefix)
 
+    def forget(self, prefix: str) -> None:
+        """A queue was deleted."""
+        self.quiet.discard(prefix)
+        self._written.discard(prefix)
+
     def were_announced(self, prefixes: Iterable[str]) -> None:
         """Announcements arrive, and these queues are known to be written to."""
         self.deaf = False

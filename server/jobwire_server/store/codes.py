@@ -55,3 +55,6 @@ class Code(IntEnum):
 
     QUEUE_CHANGED = 23
     """The queue's settings are no longer what the caller decided on."""
+    QUEUE_IN_USE = 24
+    """The queue has live jobs or schedules."""
+    TOO_MANY_QUEUES = 25

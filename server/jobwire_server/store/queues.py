@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from jobwire_server.domain.errors import QueueInUse, TooManyQueues
 from jobwire_server.domain.model import JobState, Queue, QueueChanges, QueueSettings
 from jobwire_server.store import codec, keys
 from jobwire_server.store.codes import Code
@@ -11,6 +12,10 @@ from jobwire_server.store.runner import Argument, ScriptRunner
 
 KEPT_MS = 60_000
 """How long an announcement is passed on; a server that missed more than that polls every queue."""
+DELETED_KEPT_MS = 3_600_000
+"""How long a deletion is known; a server that hung for longer brings the queue back, empty."""
+ERASED_JOBS, LOOKED_AT_KEYS = 200, 1_000
+"""Of one step of a deletion, which takes the store a millisecond or two."""
 _SAMPLED = ("submitted", "started", "succeeded", "failed")
 
 
@@ -20,13 +25,74 @@ class QueueStore:
     def __init__(self, runner: ScriptRunner) -> None:
         self._runner = runner
 
-    async def register(self, queue: str) -> None:
-        """Register the queue. Done before its first job, so that no server overlooks it."""
-        await self._runner.command("ZADD", keys.QUEUES, 0, queue, waits=True)
+    async def register(self, queue: str, most: int = 0) -> None:
+        """Register the queue. Done before its first job, so that no server overlooks it.
+
+        Args:
+            queue: Its name.
+            most: The most queues that there may be; 0: any number.
+
+        Raises:
+            TooManyQueues: There are so many already, and this is none of them.
+        """
+        code = await self._runner.run("register", keys.REGISTRY, [queue, most])
+        if code == Code.TOO_MANY_QUEUES:
+            raise TooManyQueues(
+                f"there are {most} queues, as many as this server allows (max_queues): delete some"
+                " that nobody uses (DeleteQueue), or raise the limit",
+                metadata={"queue": queue, "maximum": str(most)},
+            )
+
+    async def note_deletion(self, queue: str, *, done: bool) -> None:
+        """Note for all servers that the queue is deleted, before that begins and when it is done;
+        then it is taken off the registry, too.
+        """
+        args: list[Argument] = [queue, int(done), DELETED_KEPT_MS]
+        await self._runner.run("unregister", keys.REGISTRY, args)
+
+    async def deleted(self) -> dict[str, int]:
+        """Return the queues that were deleted in the last hour, and perhaps made anew since, with
+        the moment of it, in the store's time.
+        """
+        command, key = self._runner.command, keys.REGISTRY + "deleted"
+        reply = await command("ZRANGE", key, 0, -1, "WITHSCORES")
+        # Pairs or a flat list, as the protocol has it.
+        rows = reply if reply and isinstance(reply[0], list | tuple) else codec.pairs(reply).items()
+        return {name.decode(): int(float(at)) for name, at in rows}
+
+    async def erase(self, queue: str, cursor: str) -> str:
+        """Take one step in removing everything of the queue from the store.
+
+        Args:
+            queue: Its name.
+            cursor: '0' at first, and then what the step before returned.
+
+        Returns:
+            The next cursor; '' once nothing is left.
+
+        Raises:
+            QueueInUse: It has live jobs or schedules.
+        """
+        args: list[Argument] = [cursor, ERASED_JOBS, LOOKED_AT_KEYS]
+        code, *rest = await self._runner.run("erase", keys.queue_prefix(queue), args)
+        if code == Code.QUEUE_IN_USE:
+            live, schedules = rest
+            raise QueueInUse(
+                f"the queue {queue} has {live} live jobs and {schedules} schedules: cancel these"
+                " jobs (CancelJobs), wait for those that run, and delete the schedules first",
+                metadata={"queue": queue, "live_jobs": str(live), "schedules": str(schedules)},
+            )
+        return str(rest[0].decode())
+
+    async def is_kept(self, queue: str) -> bool:
+        """True if anything of the queue is in the store besides its name."""
+        prefix = keys.queue_prefix(queue)
+        names = [prefix + name for name in ("totals", "config", "schedules")]
+        return int(await self._runner.command("EXISTS", *names)) > 0
 
     async def stir(
         self, queues: Collection[str], since_ms: int, *, tidy: bool = False
-    ) -> tuple[int, list[str]]:
+    ) -> tuple[int, int, list[str]]:
         """Announce queues that this server writes to.
 
         Args:
@@ -35,11 +101,13 @@ class QueueStore:
             tidy: Drop announcements that have expired.
 
         Returns:
-            The store's time, and the queues that any server has announced since.
+            The store's time, when a queue was deleted last, and the queues that any server has
+            announced since.
         """
         kept_ms = KEPT_MS if tidy else 0
-        now, *names = await self._runner.run("stir", keys.REGISTRY, [since_ms, kept_ms, *queues])
-        return now, [name.decode() for name in names]
+        args: list[Argument] = [since_ms, kept_ms, *queues]
+        now, deleted, *names = await self._runner.run("stir", keys.REGISTRY, args)
+        return now, deleted, [name.decode() for name in names]
 
     async def exists(self, queue: str) -> bool:
         """True once the queue was registered."""

@@ -53,6 +53,11 @@ class QueueSettingsCache:
         self.learn(queue, settings, mark)
         return settings
 
+    def forget(self, queue: str) -> None:
+        """Forget a queue that was deleted."""
+        self._known.pop(queue, None)
+        self._changed.pop(queue, None)
+
     def known(self, queue: str) -> QueueSettings:
         """Return the settings of a queue; the defaults before its clock has first looked at it."""
         return self._known.get(queue, NO_SETTINGS)

@@ -37,10 +37,15 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     *(("LPOS", "l", "a"), ("LINSERT", "l", "BEFORE", "a", "c"), ("LREM", "l", "1", "c")),
     *(("LTRIM", "l", "0", "5"), ("LPOP", "l")),
     *(("SADD", "t", "a"), ("SMEMBERS", "t"), ("SREM", "t", "a")),
-    *(("ZADD", "z", "1", "a"), ("ZSCORE", "z", "a"), ("ZRANGE", "z", "0", "-1")),
+    *(("ZADD", "z", "1", "a"), ("ZSCORE", "z", "a"), ("ZCARD", "z"), ("ZRANGE", "z", "0", "-1")),
     *(("ZREM", "z", "b"), ("ZREMRANGEBYSCORE", "z", "0", "0"), ("ZPOPMIN", "z")),
     *(("XADD", "x", "*", "a", "1"), ("XRANGE", "x", "-", "+"), ("XREVRANGE", "x", "+", "-")),
-    *(("XTRIM", "x", "MAXLEN", "1"), ("XINFO", "STREAM", "x"), ("SPUBLISH", "c", "1")),
+    *(
+        ("SCAN", "0", "COUNT", "1"),
+        ("XTRIM", "x", "MAXLEN", "1"),
+        ("XINFO", "STREAM", "x"),
+        ("SPUBLISH", "c", "1"),
+    ),
 )
 """Every command that a script runs, and how it is tried: names of keys have one letter."""
 
@@ -114,7 +119,7 @@ async def _try_scripts(node: Any, tag: str, lacks: dict[str, str]) -> None:
         words = [f"~{word}" if len(word) == 1 and word in _LETTERS else word for word in rest]
         if name in ("HSET", "HSETNX", "HGET", "HMGET", "HINCRBY", "HSTRLEN", "HDEL"):
             words = ["~h", *rest[1:]]
-        elif rest and name != "XINFO":
+        elif rest and name not in ("XINFO", "SCAN"):
             words = [f"~{rest[0]}", *rest[1:]]
         args += [str(1 + len(words)), name, *words]
     digest = sha1(_TRY.encode(), usedforsecurity=False).hexdigest()

@@ -109,8 +109,9 @@ end
 local newest = redis.call('LINDEX', P .. 'samples', 0)
 local age = newest and now - tonumber(string.match(newest, '^%d+'))
 -- Below 0 after the clock was set back.
-if not age or age >= tonumber(ARGV[4]) or age < 0 then
-  local totals = redis.call('HMGET', P .. 'totals', 'submitted', 'started', 'succeeded', 'failed')
+local totals = redis.call('HMGET', P .. 'totals', 'submitted', 'started', 'succeeded', 'failed')
+-- A queue that was deleted meanwhile stays so.
+if totals[1] and (not age or age >= tonumber(ARGV[4]) or age < 0) then
   redis.call('LPUSH', P .. 'samples', now .. ' ' .. (totals[1] or 0) .. ' ' .. (totals[2] or 0) .. ' '
     .. (totals[3] or 0) .. ' ' .. (totals[4] or 0))
   redis.call('LTRIM', P .. 'samples', 0, tonumber(ARGV[5]) - 1)
