@@ -146,7 +146,7 @@ async def test_renewals_do_not_stretch_an_execution_timeout(broker: Broker) -> N
     (ulid,) = await broker.submit(new_job(execution_timeout_ms=2_000))
     token = (await broker.claim_one()).fencing_token
     await broker.after(1_500)
-    _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
+    _, (renewal,), _, _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
     assert not renewal.lost
     await broker.after(501)
     assert await broker.state(ulid) is S.SCHEDULED

@@ -28,7 +28,7 @@ async def test_the_worker_is_told_by_every_heartbeat_and_report_until_it_acts(
 ) -> None:
     ulid, token = await _cancelling(broker)
     for _ in range(2):
-        _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
+        _, (renewal,), _, _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
         assert renewal.cancel is not None
         assert renewal.cancel.job_id == f"default-{ulid}"
         assert (renewal.cancel.reason, renewal.cancel.fencing_token) == ("not needed", token)
@@ -74,7 +74,7 @@ async def test_a_worker_that_ignores_a_cancellation_and_goes_on_reporting_is_fen
         assert renewal.cancel is not None
         await broker.after(GRACE_MS // 5 + 1)
     assert await broker.state(ulid) is S.CANCELLED
-    _, (renewal,), _ = await router.heartbeat("w1", [("default", ulid, token)])
+    _, (renewal,), _, _ = await router.heartbeat("w1", [("default", ulid, token)])
     assert renewal.lost
     before = broker.dump()
     for write in (

@@ -41,7 +41,7 @@ async def test_a_running_job_loses_its_lease_at_the_deadline(broker: Broker) -> 
     assert (job.state, job.failure) == (S.FAILED, DEADLINE_MISSED)
     (attempt,) = job.attempts
     assert (attempt.outcome, attempt.failure) == (Outcome.TIMED_OUT, DEADLINE_MISSED)
-    _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
+    _, (renewal,), _, _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
     assert renewal.lost
     before = broker.dump()
     for write in (

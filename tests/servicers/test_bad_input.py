@@ -246,7 +246,6 @@ CASES: list[tuple[str, Any, str]] = [
         ),
         "leases[1].job_id",
     ),
-    ("UpdateWorkerStatus", workers.UpdateWorkerStatusRequest(worker_id="w1"), "status"),
     ("UpdateWorkerStatus", workers.UpdateWorkerStatusRequest(worker_id="w1", status=4), "status"),
     ("UpdateWorkerStatus", workers.UpdateWorkerStatusRequest(status=1), "worker_id"),
     ("DeregisterWorker", workers.DeregisterWorkerRequest(), "worker_id"),

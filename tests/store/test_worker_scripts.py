@@ -33,7 +33,7 @@ async def _touch(scripts: Scripts, *worker_ids: str) -> list[Any]:
 
 async def test_a_registered_worker_is_ready_and_seen(scripts: Scripts) -> None:
     spec = worker_spec("w1", queues=("a", "b"), labels={"gpu": "a100"}, lease_ms=5_000)
-    assert not await scripts.workers.register(spec)
+    assert not (await scripts.workers.register(spec)).left
     dump = scripts.workers_dump()
     fields = dump.pop("w:w1")
     assert decode_worker("w1", fields.pop("spec").encode()) == spec
@@ -97,7 +97,7 @@ async def test_a_lost_worker_that_registers_again_is_not_lost(scripts: Scripts) 
     scripts.shift(TIMEOUT_MS)
     assert await _sweep(scripts) == ["w1"]
     # What it held before is still to be taken back.
-    assert await scripts.workers.register(worker_spec("w1"))
+    assert (await scripts.workers.register(worker_spec("w1"))).left
     assert await _sweep(scripts) == ["w1"]
     await scripts.workers.jobs_are_back("w1")
     assert await _sweep(scripts) == []
@@ -141,16 +141,16 @@ async def test_a_removed_worker_leaves_nothing(scripts: Scripts) -> None:
 async def test_what_another_process_of_the_id_held_is_to_be_taken_back_at_once(
     scripts: Scripts,
 ) -> None:
-    assert not await scripts.workers.register(worker_spec("w1", queues=("a", "b")), "i1")
+    assert not (await scripts.workers.register(worker_spec("w1", queues=("a", "b")), "i1")).left
     scripts.shift(1_000)
-    assert await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")
+    assert (await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")).left
     (left,) = await _lost(scripts)
     assert (left.worker_id, left.queues, left.unheard) == ("w1", ("a", "b"), False)
     assert left.lost_at_ms == scripts.after(0)
     await scripts.workers.jobs_are_back("w1")
     # It is alive, and the same call again, its answer lost, finds nothing more.
     assert await _touch(scripts, "w1") == [WorkerStatus.READY]
-    assert not await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")
+    assert not (await scripts.workers.register(worker_spec("w1", queues=("c",)), "i2")).left
     assert await _lost(scripts) == []
 
 
@@ -158,8 +158,8 @@ async def test_a_process_that_registers_again_and_one_that_does_not_say_which_it
     scripts: Scripts,
 ) -> None:
     await scripts.workers.register(worker_spec("w1"), "i1")
-    assert not await scripts.workers.register(worker_spec("w1"), "i1")
-    assert not await scripts.workers.register(worker_spec("w1"))
+    assert not (await scripts.workers.register(worker_spec("w1"), "i1")).left
+    assert not (await scripts.workers.register(worker_spec("w1"))).left
     assert await _lost(scripts) == []
 
 

@@ -112,7 +112,7 @@ async def test_a_heartbeat_or_a_report_tells_it_as_well(broker: Broker) -> None:
         assert await poll(broker) == []
         await broker.router.cancel_job("default", ulid, "")
         if beat:
-            _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, 1)])
+            _, (renewal,), _, _ = await broker.router.heartbeat("w1", [("default", ulid, 1)])
         else:
             renewal = await broker.report("default", ulid, "w1", 1, b"half")
         assert renewal.cancel is not None

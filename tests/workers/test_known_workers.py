@@ -178,7 +178,7 @@ async def test_a_heartbeat_answers_each_lease_in_its_place(broker: Broker) -> No
         ("b", b2[-26:], 7),
         ("b", next_ulid(), 1),
     ]
-    status, renewals, lease_ms = await broker.router.heartbeat("w1", leases)
+    status, renewals, lease_ms, _ = await broker.router.heartbeat("w1", leases)
     assert status is WorkerStatus.READY
     assert lease_ms == 30_000
     assert [renewal.lost for renewal in renewals] == [False, True, False, True, True]
@@ -236,7 +236,7 @@ async def test_a_worker_that_registers_again_keeps_its_leases(broker: Broker) ->
     token = (await broker.claim_one()).fencing_token
     await broker.register()
     assert await broker.claim() == []
-    _, (renewal,), _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
+    _, (renewal,), _, _ = await broker.router.heartbeat("w1", [("default", ulid, token)])
     assert not renewal.lost
     await broker.succeed("default", ulid, "w1", token, b"")
     broker.check()
@@ -310,8 +310,8 @@ async def test_a_status_that_changes_during_a_sign_of_life_is_not_taken_back(
     touch = workers.touch
     answered, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(signs: Any) -> Any:
-        statuses = await touch(signs)
+    async def slow(signs: Any, moved: Any) -> Any:
+        statuses = await touch(signs, moved)
         answered.set()
         await go_on.wait()
         return statuses

@@ -946,7 +946,8 @@ class WorkRequest(message.Message):
     """
     credit_bytes: builtins.int
     """Changes how many bytes of specs the worker may hold, as `Attach.credit_bytes`; 0: no limit.
-    Unset: no change.
+    Jobs that it was given while there was no limit count nothing. Unset: no change. For servers
+    whose `attached.features` have `credit_bytes`.
     """
     @builtins.property
     def attach(self) -> Attach:
@@ -978,7 +979,9 @@ class WorkRequest(message.Message):
 
     @builtins.property
     def status_metadata(self) -> StatusMetadata:
-        """Replaces what the worker tells of itself. Unset: no change."""
+        """Replaces what the worker tells of itself; told on about once a second, the newest. Unset: no
+        change. For servers whose `attached.features` have `status_metadata`.
+        """
 
     def __init__(
         self,
@@ -1056,8 +1059,8 @@ class Attach(message.Message):
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the worker supports beyond the first version of this contract, by the names in
-        `Attached.features`. At most 64. A server does not use a feature that the worker does not name,
-        and ignores names that it does not know.
+        `Attached.features`. At most 64, of at most 64 bytes each. A server does not use a feature that
+        the worker does not name, and ignores names that it does not know.
         """
 
     def __init__(
@@ -1253,8 +1256,9 @@ class Attached(message.Message):
 
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What this server supports beyond the first version of this contract: `received`. Ignore
-        values that you do not know.
+        """What this server supports beyond the first version of this contract, as `GetServerInfo` lists
+        it: `received`, `credit_bytes` and `status_metadata` concern this stream. Ignore values that
+        you do not know.
         """
 
     @builtins.property

@@ -111,9 +111,11 @@ class WorkerServiceServicer:
 
     def RegisterWorker(self, request, context):
         """Makes a worker known, or changes what it serves. Registering an id again replaces its
-        description. A different `instance_id` than before means a different process: what the
-        earlier process held goes back to its queues at once, as crashed. With the same
-        `instance_id`, or with none, the worker's leases are left alone.
+        description, labels included. A different `instance_id` than before means a different process:
+        what the earlier process held goes back to its queues at once, as crashed, and its counts start
+        over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+        and what it told of itself; with none, all of these but its status. A stream that it holds
+        ends, and attaches again.
 
         INVALID_ARGUMENT: a field is out of its range. Retry: safe.
         """

@@ -50,9 +50,11 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     RegisterWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]
     """Makes a worker known, or changes what it serves. Registering an id again replaces its
-    description. A different `instance_id` than before means a different process: what the
-    earlier process held goes back to its queues at once, as crashed. With the same
-    `instance_id`, or with none, the worker's leases are left alone.
+    description, labels included. A different `instance_id` than before means a different process:
+    what the earlier process held goes back to its queues at once, as crashed, and its counts start
+    over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+    and what it told of itself; with none, all of these but its status. A stream that it holds
+    ends, and attaches again.
 
     INVALID_ARGUMENT: a field is out of its range. Retry: safe.
     """
@@ -191,9 +193,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]  # type: ignore[assignment]
     """Makes a worker known, or changes what it serves. Registering an id again replaces its
-    description. A different `instance_id` than before means a different process: what the
-    earlier process held goes back to its queues at once, as crashed. With the same
-    `instance_id`, or with none, the worker's leases are left alone.
+    description, labels included. A different `instance_id` than before means a different process:
+    what the earlier process held goes back to its queues at once, as crashed, and its counts start
+    over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+    and what it told of itself; with none, all of these but its status. A stream that it holds
+    ends, and attaches again.
 
     INVALID_ARGUMENT: a field is out of its range. Retry: safe.
     """
@@ -335,9 +339,11 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.RegisterWorkerResponse, _abc.Awaitable[_worker_service_pb2.RegisterWorkerResponse]]:
         """Makes a worker known, or changes what it serves. Registering an id again replaces its
-        description. A different `instance_id` than before means a different process: what the
-        earlier process held goes back to its queues at once, as crashed. With the same
-        `instance_id`, or with none, the worker's leases are left alone.
+        description, labels included. A different `instance_id` than before means a different process:
+        what the earlier process held goes back to its queues at once, as crashed, and its counts start
+        over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+        and what it told of itself; with none, all of these but its status. A stream that it holds
+        ends, and attaches again.
 
         INVALID_ARGUMENT: a field is out of its range. Retry: safe.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jobwire_server.broker.open_queues import OpenQueues
@@ -110,6 +111,24 @@ class Operators:
         """Return a worker with its leases, None if it is not known."""
         worker = await self._workers.read(worker_id)
         return await self._with_leases(worker) if worker else None
+
+    async def moved(self, worker_ids: Sequence[str]) -> tuple[list[Worker], Sequence[str]]:
+        """Return these workers without leases, and the ids of those that are to be read later.
+
+        How many jobs a worker on a stream holds is in its counters; for others the store counts.
+        """
+        found: list[Worker] = []
+        calls = 0
+        workers = await self._workers.read_many(worker_ids)
+        for at, worker in enumerate(workers):
+            if worker.attached:
+                found.append(worker)
+            elif calls >= MAX_CALLS:
+                return found, [left.spec.worker_id for left in workers[at:]]
+            else:
+                found.append(replace(await self._with_leases(worker), leases=()))
+                calls += len(worker.spec.queues)
+        return found, ()
 
     async def _with_leases(self, worker: Worker) -> Worker:
         leases = []

@@ -7,12 +7,13 @@ it; pure decisions say what is to happen and the store makes it so. It knows no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import structlog
 
 from jobwire_server.broker.submissions import Submission
 from jobwire_server.broker.wiring import Parts
+from jobwire_server.broker.worker_calls import Beat
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import JobNotFound, JobwireError
 from jobwire_server.domain.ids import job_id_of
@@ -199,13 +200,15 @@ class Router:
         """End a worker; return how many jobs of its went back to their queues."""
         return await self._parts.registration.deregister(worker_id)
 
-    async def set_worker_status(self, worker_id: str, status: WorkerStatus) -> None:
-        """Change whether a worker takes jobs. Raises WorkerNotFound."""
-        await self._parts.known.set_status(worker_id, status)
+    async def set_worker_status(
+        self, worker_id: str, status: WorkerStatus | None, told: Mapping[str, str] | None = None
+    ) -> WorkerStatus:
+        """Change a worker's status and what it tells, as `KnownWorkers.set_status`."""
+        return await self._parts.known.set_status(worker_id, status, told)
 
     async def drain_worker(self, worker_id: str) -> Worker:
         """Let a worker finish and leave; return it. Raises WorkerNotFound."""
-        await self._parts.known.set_status(worker_id, WorkerStatus.DRAINING)
+        await self.set_worker_status(worker_id, WorkerStatus.DRAINING)
         return await self.operators.get_worker(worker_id)
 
     def lease_ms(self, spec: WorkerSpec) -> int:
@@ -249,6 +252,6 @@ class Router:
 
     async def heartbeat(
         self, worker_id: str, leases: Sequence[tuple[str, str, int]], stuck: int | None = None
-    ) -> tuple[WorkerStatus, list[Renewal], int]:
+    ) -> Beat:
         """Renew the leases given as (queue, ULID, fencing token), as `WorkerCalls.heartbeat`."""
         return await self._parts.worker_calls.heartbeat(worker_id, leases, stuck)

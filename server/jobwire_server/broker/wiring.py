@@ -200,7 +200,7 @@ def build_parts(
     )
 
     worker_calls = WorkerCalls(
-        lanes, known, claims, cancel_notices, reports, attempts, streams, records, options
+        lanes, known, claims, cancel_notices, reports, attempts, streams, records, options, clock
     )
 
     # Producers and operators.

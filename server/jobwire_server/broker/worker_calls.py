@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jobwire_server.broker.attempts import Attempts
 from jobwire_server.broker.lanes import QueueLanes
@@ -12,10 +13,23 @@ from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Completed, Completion, Renewal, WorkerReport, WorkerStatus
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
+from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.workers.cancel_notices import CancelNotices
 from jobwire_server.workers.claims import Claims, ClaimWish, Handed
+from jobwire_server.workers.frames import LEAVE_REASON, DrainNotice
 from jobwire_server.workers.known_workers import KnownWorkers
 from jobwire_server.workers.streams import Streams
+
+
+class Beat(NamedTuple):
+    """The answer to a heartbeat."""
+
+    status: WorkerStatus
+    renewals: list[Renewal]
+    """One for each lease, in order."""
+    lease_ms: int
+    drain: DrainNotice | None
+    """The worker is to leave."""
 
 
 class WorkerCalls:
@@ -31,6 +45,7 @@ class WorkerCalls:
         streams: Hear of workers that make calls beside their stream.
         records: Reads what jobs are about.
         options: The lease of a worker that asks for none.
+        clock: The store's time.
     """
 
     def __init__(
@@ -44,6 +59,7 @@ class WorkerCalls:
         streams: Streams,
         records: RecordCodec,
         options: BrokerOptions,
+        clock: StoreClock,
     ) -> None:
         self._lanes = lanes
         self._known = known
@@ -54,6 +70,7 @@ class WorkerCalls:
         self._streams = streams
         self._records = records
         self._options = options
+        self._clock = clock
 
     async def claim(self, wish: ClaimWish) -> Handed:
         """Lease jobs to a registered worker that may run them; tell of cancellations, which end
@@ -87,20 +104,18 @@ class WorkerCalls:
     async def complete(self, worker_id: str, item: Completion) -> Completed:
         """End an attempt, as `Attempts.complete`."""
         self._known.hear(worker_id)
+        self._known.moved(worker_id)
         return await self._attempts.complete(worker_id, item)
 
     async def heartbeat(
         self, worker_id: str, leases: Sequence[tuple[str, str, int]], stuck: int | None = None
-    ) -> tuple[WorkerStatus, list[Renewal], int]:
+    ) -> Beat:
         """Renew the leases given as (queue, ULID, fencing token).
 
         Args:
             worker_id: The worker, on a stream or not.
             leases: Those that it holds.
             stuck: How many of its handlers do not stop; None: no news.
-
-        Returns:
-            The worker's status, a renewal for each lease in order, and the lease in milliseconds.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
@@ -113,4 +128,11 @@ class WorkerCalls:
             await self._known.note_stuck(worker_id, stuck)
         lease_ms = await self._known.lease_ms(worker_id, self._options.lease_ms)
         reported = [WorkerReport(queue, ulid, token, b"") for queue, ulid, token in leases]
-        return status, await self._reports.report_many(worker_id, reported), lease_ms
+        renewals = await self._reports.report_many(worker_id, reported)
+        if any(renewal.lost for renewal in renewals):
+            self._known.moved(worker_id)
+        drain = None
+        if status is WorkerStatus.DRAINING:
+            leave_by_ms = self._known.leave_by_ms(worker_id, self._clock.now_ms())
+            drain = DrainNotice(leave_by_ms, leave=True, reason=LEAVE_REASON)
+        return Beat(status, renewals, lease_ms, drain)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-FEATURES = ("headers", "payload_metadata", "received")
+FEATURES = ("credit_bytes", "headers", "payload_metadata", "received", "status_metadata")
 """As `GetServerInfo` and `Attached` list them, and a job may require them; sorted.
 
+- `credit_bytes`: `WorkRequest.credit_bytes`
 - `headers`: `JobSpec.headers`
 - `payload_metadata`: `Payload.metadata`
 - `received`: `WorkRequest.received`
+- `status_metadata`: `UpdateWorkerStatusRequest.metadata` and `WorkRequest.status_metadata`
 """

@@ -10,14 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from jobwire.v1 import job_pb2, worker_service_pb2
+from jobwire.v1 import job_pb2
 from jobwire_server.domain.errors import InvalidRequest, TooLarge, Unsupported, Violation
 from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.ids import is_queue, split_job_id
 from jobwire_server.domain.model import (
     RetryPolicy,
-    WorkerSpec,
-    WorkerStatus,
 )
 from jobwire_server.servicers.json_text import check_json
 from jobwire_server.servicers.struct_text import StructError, struct_text
@@ -29,20 +27,12 @@ MAX_LABELS = 16
 MAX_STATES = 16
 MAX_VIOLATIONS = 100
 """That are noted of one request; of more only the number is told."""
-MAX_WORKER_LABELS = 64
 MAX_QUEUES = 64
-MAX_OPERATIONS = 512
-MAX_CONCURRENCY = 1_000_000
-MAX_STATUS_VALUE_BYTES = 256
 MAX_METADATA_BYTES = 4 << 10
 MAX_HEADERS = 64
 MAX_HEADERS_BYTES = 8 << 10
 MAX_FEATURES = 16
-
-CHOOSABLE_STATUSES = frozenset(
-    status.value for status in (WorkerStatus.READY, WorkerStatus.PAUSED, WorkerStatus.DRAINING)
-)
-"""What a worker may say of itself."""
+"""That a request may require."""
 
 TURN_S = 0.005
 """After so long with one request other calls have their turn."""
@@ -50,7 +40,7 @@ MAX_PATH = 300
 """Characters of a path into a payload that is told."""
 _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
-_LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
 _HEADER_KEY = re.compile(r"[a-z0-9._-]{1,128}")
 _FEATURE = re.compile(r"[a-z0-9_]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -167,7 +157,7 @@ class Checker:
             self.add(field, f"may have at most {most} entries, not {len(labels)}")
             return
         for key, value in labels.items():
-            if not _LABEL_KEY.fullmatch(key):
+            if not LABEL_KEY.fullmatch(key):
                 self.add(
                     f"{field}[{key[:80]!r}]",
                     "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
@@ -215,23 +205,6 @@ class Checker:
             now=True,
         )
         self._lacking.append(feature)
-
-    def status_metadata(self, field: str, entries: Mapping[str, str]) -> None:
-        """Check what a worker tells of itself."""
-        if len(entries) > MAX_LABELS:
-            self.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
-            return
-        for key, value in entries.items():
-            if not _LABEL_KEY.fullmatch(key):
-                self.add(
-                    f"{field}[{key[:80]!r}]",
-                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
-                )
-            elif len(value.encode()) > MAX_STATUS_VALUE_BYTES:
-                self.add(
-                    f"{field}[{key!r}]",
-                    f"must have a value of at most {MAX_STATUS_VALUE_BYTES} bytes",
-                )
 
     def text(self, field: str, text: str, most: int) -> str:
         """Check the length of a text in bytes."""
@@ -303,7 +276,7 @@ class Checker:
             self.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
             return
         for key in entries:
-            if not _LABEL_KEY.fullmatch(key):
+            if not LABEL_KEY.fullmatch(key):
                 self.add(
                     f"{field}[{key[:80]!r}]",
                     "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
@@ -346,36 +319,6 @@ def _span(ms: int) -> str:
     if abs(ms) >= 1000 and ms % 1000 == 0:
         return f"{ms // 1000} s"
     return f"{ms} ms"
-
-
-def worker_spec(message: worker_service_pb2.WorkerSpec, field: str, checker: Checker) -> WorkerSpec:
-    """Return a worker's description."""
-    checker.worker_id(f"{field}.worker_id", message.worker_id)
-    queues = checker.queues(f"{field}.queues", message.queues)
-    operations = message.operations
-    if not 0 < len(operations) <= MAX_OPERATIONS:
-        text = f"must name 1 to {MAX_OPERATIONS} operations, not {len(operations)}"
-        checker.add(f"{field}.operations", text)
-        operations = []  # type: ignore[assignment]
-    for at, name in enumerate(operations):
-        checker.operation(f"{field}.operations[{at}]", name)
-    checker.labels(f"{field}.labels", message.labels, MAX_WORKER_LABELS)
-    checker.number(f"{field}.concurrency", message.concurrency, 0, MAX_CONCURRENCY)
-    checker.text(f"{field}.client", message.client, 128)
-    lease_ms = 0
-    if message.HasField("lease_duration"):
-        lease_ms = checker.duration_ms(
-            f"{field}.lease_duration", message.lease_duration, 1000, 3_600_000
-        )
-    return WorkerSpec(
-        worker_id=message.worker_id,
-        queues=queues or (DEFAULT_QUEUE,),
-        operations=frozenset(operations),
-        labels=dict(message.labels),
-        concurrency=message.concurrency,
-        lease_ms=lease_ms,
-        client=message.client,
-    )
 
 
 def check_retry(checker: Checker, field: str, retry: job_pb2.RetryPolicy) -> RetryPolicy:

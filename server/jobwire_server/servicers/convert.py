@@ -33,6 +33,7 @@ from jobwire_server.servicers.records import (
 )
 from jobwire_server.servicers.status import refusal_of
 from jobwire_server.workers.claims import Handed
+from jobwire_server.workers.frames import DrainNotice
 
 
 def moment(ms: int) -> Timestamp:
@@ -166,6 +167,13 @@ def cancel_notice(notice: CancelNotice) -> worker_service_pb2.CancelNotice:
     )
 
 
+def write_drain(field: Any, notice: DrainNotice) -> None:
+    """Write the wish that a worker leaves, or its stream."""
+    field.leave = notice.leave
+    field.reason = notice.reason
+    write_ms(field.deadline, notice.deadline_ms)
+
+
 def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpec:
     """Return a worker's description."""
     return worker_service_pb2.WorkerSpec(
@@ -176,6 +184,7 @@ def worker_spec(spec: WorkerSpec, lease_ms: int) -> worker_service_pb2.WorkerSpe
         concurrency=spec.concurrency,
         lease_duration=span(lease_ms),
         client=spec.client,
+        build_id=spec.build_id,
     )
 
 
@@ -194,6 +203,8 @@ def worker(item: Worker, lease_ms: int, *, leases: bool) -> admin_service_pb2.Wo
             assigned=item.assigned, succeeded=item.succeeded, failed=item.failed
         ),
         stuck=item.stuck,
+        free=item.free,
+        status_metadata=worker_service_pb2.StatusMetadata(entries=item.told) if item.told else None,
     )
     if leases:
         for lease in item.leases[:1000]:

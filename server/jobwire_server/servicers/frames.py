@@ -10,11 +10,17 @@ from typing import Any
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.domain.errors import InvalidRequest, Violation
 from jobwire_server.domain.features import FEATURES
-from jobwire_server.domain.model import LeaseRef, WorkerStatus
+from jobwire_server.domain.model import LeaseRef
 from jobwire_server.domain.options import BrokerOptions, Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.attempts import AttemptChecks
-from jobwire_server.servicers.checks import CHOOSABLE_STATUSES, TURN_S, Checker, worker_spec
+from jobwire_server.servicers.checks import TURN_S, Checker
+from jobwire_server.servicers.worker_checks import (
+    known_features,
+    status_metadata,
+    worker_spec,
+    worker_status,
+)
 from jobwire_server.workers.frames import Attach, FrameIn, FrameOut, Receipt, Refused
 from jobwire_server.workers.session import WorkerSession
 
@@ -55,6 +61,7 @@ class FrameChecks:
         checker.number("attach.credits", message.credits, 0, MAX_CREDITS)
         checker.number("attach.credit_bytes", message.credit_bytes, 0, MAX_BYTES)
         checker.number("attach.attempt", message.attempt, 0, MAX_BYTES)
+        features = known_features(checker, "attach.features", message.features)
         leases: list[tuple[str, str, int]] = []
         if len(message.leases) > MAX_LEASES:
             text = f"may name at most {MAX_LEASES}, not {len(message.leases)}"
@@ -73,6 +80,7 @@ class FrameChecks:
             message.credits,
             message.credit_bytes,
             message.attempt,
+            features,
         )
 
     async def frame(self, request: worker_service_pb2.WorkRequest) -> FrameIn:
@@ -101,9 +109,18 @@ class FrameChecks:
                     raise refuse("credits", f"must be 0 to {MAX_CREDITS}, not {value}")
                 frame.credits = value
             elif name == "status":
-                if value not in CHOOSABLE_STATUSES:
-                    raise refuse("status", "must be READY, PAUSED or DRAINING")
-                frame.status = WorkerStatus(value)
+                checker = Checker()
+                frame.status = worker_status(checker, "status", value)
+                checker.raise_if_any()
+            elif name == "credit_bytes":
+                # Presence tells 0, no limit, from no change.
+                if not 0 <= value <= MAX_BYTES:
+                    raise refuse("credit_bytes", f"must be 0 to {MAX_BYTES}, not {value}")
+                frame.credit_bytes = value
+            elif name == "status_metadata":
+                checker = Checker()
+                frame.told = status_metadata(checker, "status_metadata.entries", value.entries)
+                checker.raise_if_any()
             elif name == "received":
                 if value < 0:
                     raise refuse("received", f"must not be negative, not {value}")
@@ -179,9 +196,7 @@ class FrameWriter:
                 convert.cancel_notice(notice).SerializeToString()
             )
         if frame.drain is not None:
-            message.drain.leave = frame.drain.leave
-            message.drain.reason = frame.drain.reason
-            convert.write_ms(message.drain.deadline, frame.drain.deadline_ms)
+            convert.write_drain(message.drain, frame.drain)
         return message
 
     def _add_attached(self, attached: Any, session: WorkerSession) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.broker.router import Router
-from jobwire_server.domain.model import WorkerStatus
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.attempts import AttemptChecks
-from jobwire_server.servicers.checks import CHOOSABLE_STATUSES, Checker, worker_spec
+from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.work import WorkStreams
+from jobwire_server.servicers.worker_checks import status_metadata, worker_spec, worker_status
 from jobwire_server.workers.claims import ClaimWish
 
 MAX_WAIT_MS = 60_000
@@ -104,11 +104,11 @@ class WorkerService:
         checker.number("stuck", request.stuck, 0, MAX_STUCK)
         checker.raise_if_any()
         stuck = min(request.stuck, MAX_LEASES) if request.HasField("stuck") else None
-        status, renewals, lease_ms = await self._router.heartbeat(request.worker_id, leases, stuck)
-        answer = worker_service_pb2.HeartbeatResponse(lease_duration=convert.span(lease_ms))
-        if status is WorkerStatus.DRAINING:
-            answer.drain.leave = True
-        for lease, renewal in zip(request.leases, renewals, strict=True):
+        beat = await self._router.heartbeat(request.worker_id, leases, stuck)
+        answer = worker_service_pb2.HeartbeatResponse(lease_duration=convert.span(beat.lease_ms))
+        if beat.drain is not None:
+            convert.write_drain(answer.drain, beat.drain)
+        for lease, renewal in zip(request.leases, beat.renewals, strict=True):
             if renewal.lost:
                 answer.lost_leases.append(lease)
             elif renewal.cancel:
@@ -118,18 +118,16 @@ class WorkerService:
     async def UpdateWorkerStatus(
         self, request: worker_service_pb2.UpdateWorkerStatusRequest, context: object
     ) -> worker_service_pb2.UpdateWorkerStatusResponse:
-        """Change whether the worker takes jobs."""
+        """Change whether the worker takes jobs, and what it tells of itself."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
-        checker.status_metadata("metadata.entries", request.metadata.entries)
-        if request.status not in CHOOSABLE_STATUSES:
-            checker.add(
-                "status",
-                "must be WORKER_STATUS_READY, WORKER_STATUS_PAUSED or WORKER_STATUS_DRAINING",
-            )
+        wanted = worker_status(checker, "status", request.status)
+        told = None
+        if request.HasField("metadata"):
+            told = status_metadata(checker, "metadata.entries", request.metadata.entries)
         checker.raise_if_any()
-        await self._router.set_worker_status(request.worker_id, WorkerStatus(request.status))
-        return worker_service_pb2.UpdateWorkerStatusResponse(status=request.status)
+        status = await self._router.set_worker_status(request.worker_id, wanted, told)
+        return worker_service_pb2.UpdateWorkerStatusResponse(status=status.value)  # type: ignore[arg-type]
 
     async def DeregisterWorker(
         self, request: worker_service_pb2.DeregisterWorkerRequest, context: object

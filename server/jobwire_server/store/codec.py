@@ -266,6 +266,7 @@ def encode_worker(spec: WorkerSpec) -> str:
             "concurrency": spec.concurrency,
             "lease_ms": spec.lease_ms,
             "client": spec.client,
+            "build_id": spec.build_id,
         },
         ensure_ascii=False,
         separators=(",", ":"),
@@ -283,4 +284,5 @@ def decode_worker(worker_id: str, raw: bytes) -> WorkerSpec:
         concurrency=fields["concurrency"],
         lease_ms=fields["lease_ms"],
         client=fields["client"],
+        build_id=fields.get("build_id", ""),
     )

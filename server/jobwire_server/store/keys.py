@@ -12,6 +12,7 @@ EVERY = "jw:*"
 WORKERS = "jw:{workers}:"
 """Prefix of the worker registry."""
 WORKER_EVENTS = WORKERS + "changes"
+WORKER_MOVES = WORKERS + "moved"
 """Channel: the id of each worker that registered, changed, was lost or left.
 
 For a stream, a space and its session follow. A queue may be called `workers`, so no name here may

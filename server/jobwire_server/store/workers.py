@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,17 @@ class SignOfLife(NamedTuple):
     """Of its process."""
     stats: str = ""
     """Its counters as JSON; '' if they did not change."""
+    told: str = ""
+    """What it tells of itself as JSON; '' if that did not change."""
+
+
+class Registered(NamedTuple):
+    """What a registration came to."""
+
+    status: WorkerStatus
+    """READY, or what it was where the process is the same."""
+    left: bool
+    """True if a process of that id has left jobs behind, for the next `sweep`."""
 
 
 class AttachedWorker(NamedTuple):
@@ -85,17 +96,14 @@ class WorkerStore:
         self._runner = runner
         self._server_id = server_id
 
-    async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
-        """Register the worker, READY.
+    async def register(self, spec: WorkerSpec, instance: str = "") -> Registered:
+        """Register the worker, or replace its description.
 
         Args:
             spec: Its description.
             instance: Names its process; '' if it did not.
-
-        Returns:
-            True if a process of that id has left jobs behind, for the next `sweep`.
         """
-        _, left = await self._run(
+        _, left, status = await self._run(
             "worker_register",
             [
                 spec.worker_id,
@@ -104,7 +112,7 @@ class WorkerStore:
                 instance,
             ],
         )
-        return bool(left)
+        return Registered(WorkerStatus(status), bool(left))
 
     async def attach(
         self, spec: WorkerSpec, session: str, instance: str, attempt: int = 0
@@ -175,14 +183,21 @@ class WorkerStore:
         )
         return None if now < 0 else now > 0
 
-    async def touch(self, signs: Sequence[SignOfLife]) -> list[WorkerStatus | Superseded | None]:
+    async def touch(
+        self, signs: Sequence[SignOfLife], moved: Sequence[str] = ()
+    ) -> list[WorkerStatus | Superseded | None]:
         """Record signs of life.
+
+        Args:
+            signs: Of the workers.
+            moved: The ids of those whose held jobs or credits changed, or what they tell of
+                themselves: for whoever watches workers.
 
         Returns:
             For each the worker's status, None for an unknown worker, and an error where a newer
             stream of the worker counts by now.
         """
-        args: list[Any] = [self._server_id]
+        args: list[Any] = [self._server_id, " ".join(moved)]
         for sign in signs:
             args += sign
         answers = await self._run("worker_touch", args)
@@ -193,9 +208,22 @@ class WorkerStore:
             for sign, status in zip(signs, answers, strict=True)
         ]
 
-    async def set_status(self, worker_id: str, status: WorkerStatus) -> bool:
-        """Change whether a live worker takes jobs; False if there is no such worker."""
-        return bool(await self._run("worker_status", [worker_id, int(status)]))
+    async def set_status(
+        self, worker_id: str, status: WorkerStatus | None, told: Mapping[str, str] | None = None
+    ) -> WorkerStatus | None:
+        """Change whether a live worker takes jobs, and what it tells of itself.
+
+        Args:
+            worker_id: The worker.
+            status: None: no change.
+            told: Replaces what it told before; None: no change.
+
+        Returns:
+            Its status then; None if there is no such worker.
+        """
+        told_text = "" if told is None else json.dumps(dict(told))
+        found = await self._run("worker_status", [worker_id, int(status or 0) or "", told_text])
+        return WorkerStatus(found) if found else None
 
     async def remove(self, worker_id: str, session: str = "", since_ms: int = 0) -> bool:
         """Forget the worker; False if it was not known.
@@ -252,7 +280,7 @@ class WorkerStore:
         return await self._runner.run(script, keys.WORKERS, args)
 
 
-_COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck"})
+_COUNTERS = frozenset({"credits", "assigned", "succeeded", "failed", "stuck", "held_jobs"})
 
 
 def _counters(stats: bytes) -> dict[str, Any]:
@@ -290,6 +318,7 @@ def _workers(reply: list[Any]) -> list[Worker]:
                 lost_at_ms=lost_at,
                 attached=fields.get(b"up") == b"1",
                 server_id=fields.get(b"server", b"").decode(),
+                told=json.loads(fields.get(b"meta", b"{}")),
                 **_counters(fields.get(b"stats", b"{}")),
             )
         )

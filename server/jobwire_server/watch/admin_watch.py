@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from math import inf
 from time import monotonic
 from typing import Protocol
 
@@ -22,6 +23,10 @@ QUEUES_AT_ONCE = 500
 """Queues of one answer, which clients take by default."""
 PAUSES = 4
 """How many times as long as a look at queues the pause behind it is at least."""
+MOVES_S = 1.0
+"""How often it is told that a worker holds more jobs or fewer, at most."""
+MOVED_AT_ONCE = 200
+"""Workers of one such look."""
 DRAIN_LOOK_S = 0.5
 """How soon a stream notices that the server drains."""
 
@@ -34,6 +39,9 @@ class Workers(Protocol):
 
     async def workers_after(self, worker_id: str, most: int) -> list[Worker]:
         """Return up to so many workers whose ids sort behind another."""
+
+    async def moved(self, worker_ids: Sequence[str]) -> tuple[list[Worker], Sequence[str]]:
+        """Return these workers without their leases, and the ids of those to be read later."""
 
 
 class AdminWatch:
@@ -61,7 +69,8 @@ class AdminWatch:
     async def watch_workers(self, queue: str = "") -> AsyncIterator[Worker | CaughtUp | str | None]:
         """Yield each worker as it stands, CAUGHT_UP, then each again as it changes.
 
-        The id of a worker says that it left; None is a sign of life. Counters alone are no change.
+        The id of a worker says that it left; None is a sign of life. Of counters only the number of
+        held jobs and the credits are a change, told once a second at most.
 
         Args:
             queue: Only the workers that serve it; '': all. Of the others it is told that they left.
@@ -70,6 +79,8 @@ class AdminWatch:
             ServerDraining: The server shuts down.
         """
         changed: dict[str, None] = {}
+        moved: dict[str, None] = {}
+        look_at = 0.0
         wake = asyncio.Event()
         missed = False
 
@@ -82,15 +93,22 @@ class AdminWatch:
             missed = True
             wake.set()
 
-        listener = Listener(on_message, on_reset)
+        def on_moves(data: bytes) -> None:
+            moved.update(dict.fromkeys(data.decode().split(" ")))
+            wake.set()
+
+        listener, moves = Listener(on_message, on_reset), Listener(on_moves, lambda: None)
         await self._notices.listen(keys.WORKER_EVENTS, listener)
         known: dict[str, Worker] = {}
+        loop = asyncio.get_running_loop()
         try:
+            await self._notices.listen(keys.WORKER_MOVES, moves)
             async for worker in self._all_workers():
                 known[worker.spec.worker_id] = worker
                 if not queue or queue in worker.spec.queues:
                     yield worker
             yield CAUGHT_UP
+            told_at = loop.time()
             while True:
                 self._check_draining()
                 if missed:
@@ -108,10 +126,20 @@ class AdminWatch:
                         known[worker_id] = found
                         if not queue or queue in found.spec.queues:
                             yield found
-                if not await self._wait(wake):
+                            told_at = loop.time()
+                if moved and loop.time() >= look_at:
+                    look_at = loop.time() + MOVES_S
+                    for worker in await self._moved(moved, known):
+                        if not queue or queue in worker.spec.queues:
+                            yield worker
+                            told_at = loop.time()
+                until = told_at + self._jobs.bookmark_s
+                if not await self._wait(wake, until, look_at if moved else inf):
                     yield None
+                    told_at = loop.time()
         finally:
             await self._notices.silence(keys.WORKER_EVENTS, listener)
+            await self._notices.silence(keys.WORKER_MOVES, moves)
 
     async def watch_queues(
         self, names: Sequence[str], interval_s: float
@@ -156,14 +184,36 @@ class AdminWatch:
                 return
             after = some[-1].spec.worker_id
 
-    async def _wait(self, wake: asyncio.Event) -> bool:
-        """Wait for a change; return False when it is time for a sign of life."""
+    async def _moved(self, moved: dict[str, None], known: dict[str, Worker]) -> list[Worker]:
+        """Return those of the workers known here that hold more jobs now, or fewer.
+
+        Args:
+            moved: The ids to look at; what is left is for later.
+            known: The workers as they were told last.
+        """
+        some = [*moved][:MOVED_AT_ONCE]
+        workers, later = await self._workers.moved(some)
+        for worker_id in some:
+            del moved[worker_id]
+        moved.update(dict.fromkeys(later))
+        news = []
+        for worker in workers:
+            before = known.get(worker.spec.worker_id)
+            # Of one that is new here another notice tells.
+            if before is not None and _identity(worker) != _identity(before):
+                known[worker.spec.worker_id] = worker
+                news.append(worker)
+        return news
+
+    async def _wait(self, wake: asyncio.Event, until: float, look_at: float) -> bool:
+        """Wait for a change, or for a moment; return False when it is time for a sign of life."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._jobs.bookmark_s
-        while loop.time() < until:
+        while (now := loop.time()) < until:
+            if now >= look_at:
+                return True
             self._check_draining()
             try:
-                async with asyncio.timeout(DRAIN_LOOK_S):
+                async with asyncio.timeout(min(DRAIN_LOOK_S, look_at - now)):
                     await wake.wait()
             except TimeoutError:
                 continue
@@ -187,7 +237,10 @@ def _identity(worker: Worker | None) -> object:
     """What counts as a change of a worker."""
     if worker is None:
         return None
-    return (worker.spec, worker.status, worker.attached, worker.server_id, worker.credits)
+    return (
+        *(worker.spec, worker.status, worker.attached, worker.server_id),
+        *(worker.credits, worker.held_jobs, worker.told),
+    )
 
 
 def _numbers(queue: Queue) -> Queue:

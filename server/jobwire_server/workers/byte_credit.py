@@ -31,7 +31,20 @@ class ByteCredit:
         if not holds_jobs:
             return max(1, int(self._most / self._average)) if self._average else 1
         left_bytes = self._most - self._held
-        return int(left_bytes / self._average) if left_bytes > 0 and self._average else 0
+        if left_bytes <= 0:
+            return 0
+        # Where nothing is known of their size, one tells.
+        return int(left_bytes / self._average) if self._average else 1
+
+    def change(self, most: int) -> None:
+        """Set how many bytes the worker may hold; 0: no limit.
+
+        What it was given while there was no limit counts nothing.
+        """
+        if not most:
+            self._sizes.clear()
+            self._held = 0
+        self._most = most
 
     def take(self, assignments: Sequence[Assignment], holds_jobs: bool) -> int:
         """Count in as many as fit, from the first on; return how many."""

@@ -100,7 +100,7 @@ class Claims:
         wait_ms: int,
         stop: Callable[[], bool] = lambda: False,
     ) -> tuple[list[Assignment], int]:
-        """Lease up to `max_jobs` jobs that the worker may run, from any of its queues.
+        """Lease up to `max_jobs` jobs that the worker may run, from its queues in turn.
 
         Args:
             worker_id: A registered worker.
@@ -117,7 +117,7 @@ class Claims:
         """
         spec, status = await self._known.get(worker_id)
         lease_ms = self._options.lease_of(spec)
-        chosen = tuple(queue for queue in spec.queues if not queues or queue in queues)
+        chosen = self._known.in_turn(worker_id, spec, queues)
         if self._draining or (wait_ms and stop()):
             return [], lease_ms
         if status is not WorkerStatus.READY or not chosen:
@@ -142,7 +142,10 @@ class Claims:
             self._waiting.discard(demand)
             for dispatcher in dispatchers:
                 dispatcher.withdraw(demand)
-        return demand.take(), lease_ms
+        assignments = demand.take()
+        if assignments:
+            self._known.moved(worker_id)
+        return assignments, lease_ms
 
     async def _hold(self, spec: WorkerSpec, wait_ms: int) -> None:
         """Wait although there is nothing to wait for, or until the worker's status changes."""
@@ -196,4 +199,5 @@ class Claims:
             queue, job.job_id[ULID], worker_id, lease_ms, route.id, facts.priority
         )
         self._due.due_in(queue, lease_ms)
+        self._known.moved(worker_id)
         return assignment, lease_ms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ class Attach:
     """How many bytes of records it may hold; 0: no limit."""
     attempt: int = 0
     """The process's number of this attempt to attach; 0: not said."""
+    features: frozenset[str] = frozenset()
+    """What it supports beyond the first version of the contract, as far as this server knows it."""
 
 
 class Refused(NamedTuple):
@@ -58,8 +60,17 @@ class FrameIn:
     refused: list[Refused] = field(default_factory=list)
     """Those of its reports and completions that have a wrong field."""
     credits: int | None = None
+    credit_bytes: int | None = None
+    """How many bytes of records the worker may hold from now on; 0: no limit."""
     status: WorkerStatus | None = None
+    told: Mapping[str, str] | None = None
+    """What the worker tells of itself."""
     detach: bool = False
+
+
+LEAVE_MS = 7 * 86_400_000
+"""An operator's wish that a worker leaves has no deadline of its own: it finishes what it has."""
+LEAVE_REASON = "the worker is to leave"
 
 
 class Receipt(NamedTuple):

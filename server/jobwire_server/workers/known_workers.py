@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -19,6 +19,8 @@ from jobwire_server.store import keys
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.workers import SignOfLife, WorkerStore
+from jobwire_server.workers.frames import LEAVE_MS
+from jobwire_server.workers.known_worker import KnownWorker
 from jobwire_server.workers.waiting_calls import WaitingCalls
 
 FLUSH_S = 1.0
@@ -29,21 +31,6 @@ AT_ONCE = 500
 """Workers of one call."""
 IDLE_S = 60.0
 """A worker not heard of for so long is dropped from the cache."""
-
-
-class _Entry:
-    __slots__ = ("changes", "heard_at", "spec", "stale", "status", "stuck")
-
-    def __init__(self, spec: WorkerSpec, status: WorkerStatus) -> None:
-        self.spec = spec
-        self.status = status
-        self.heard_at = monotonic()
-        self.changes = 0
-        """How often its status was changed through this server."""
-        self.stale = False
-        """It may have registered anew at another server: read again before the next claim."""
-        self.stuck = 0
-        """Handlers that do not stop, of a worker that makes calls."""
 
 
 class KnownWorkers:
@@ -65,9 +52,11 @@ class KnownWorkers:
         self._listener = Listener(self._changed, self._any_changed)
         self._listens = False
         self._next_flush = monotonic() + FLUSH_S
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, KnownWorker] = {}
         self._heard: set[str] = set()
         self._present: Counter[str] = Counter()
+        self._moved: set[str] = set()
+        """Workers that make calls, and whose held jobs changed."""
         self._attached: set[str] = set()
         self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
             self._touch, backlog
@@ -83,11 +72,11 @@ class KnownWorkers:
         await self._loop.stop()
 
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
-        """Make the worker known, READY, with this description, as `WorkerStore.register`."""
+        """Make the worker known; return True if a process of its id has left jobs behind."""
         await self._listen()
-        left = await self._store.register(spec, instance)
-        self._entries[spec.worker_id] = _Entry(spec, WorkerStatus.READY)
-        return left
+        registered = await self._store.register(spec, instance)
+        self._entries[spec.worker_id] = KnownWorker(spec, registered.status)
+        return registered.left
 
     async def get(self, worker_id: str) -> tuple[WorkerSpec, WorkerStatus]:
         """Return a live worker, and note that it was heard of.
@@ -127,13 +116,32 @@ class KnownWorkers:
 
     def learn(self, spec: WorkerSpec, status: WorkerStatus) -> None:
         """Take over what an attachment told about a worker, and keep it until `forget`."""
-        self._entries[spec.worker_id] = _Entry(spec, status)
+        self._entries[spec.worker_id] = KnownWorker(spec, status)
         self._attached.add(spec.worker_id)
 
     def forget(self, worker_id: str) -> None:
         """Drop what is cached of a worker whose stream is over."""
         self._attached.discard(worker_id)
         self._entries.pop(worker_id, None)
+
+    def in_turn(self, worker_id: str, spec: WorkerSpec, queues: Sequence[str]) -> tuple[str, ...]:
+        """Return the queues of a claim, in the order in which they have their turn.
+
+        Args:
+            worker_id: The worker.
+            spec: What it serves.
+            queues: Narrow its queues; empty: all of them.
+        """
+        chosen = spec.queues
+        if queues:
+            chosen = tuple(queue for queue in chosen if queue in queues)
+        entry = self._entries.get(worker_id)
+        return chosen if entry is None else entry.in_turn(chosen)
+
+    def leave_by_ms(self, worker_id: str, now_ms: int) -> int:
+        """Return until when a worker that is to leave has time, Unix ms."""
+        entry = self._entries.get(worker_id)
+        return now_ms + LEAVE_MS if entry is None else entry.leave_by(now_ms)
 
     async def lease_ms(self, worker_id: str, default: int) -> int:
         """Return the lease that the worker asked for, or the default where it asked for none."""
@@ -154,6 +162,10 @@ class KnownWorkers:
         entry = self._entries.get(worker_id)
         if entry is not None:
             entry.heard_at = monotonic()
+
+    def moved(self, worker_id: str) -> None:
+        """Note that a worker that makes calls holds more jobs or fewer; told within a second."""
+        self._moved.add(worker_id)
 
     @contextmanager
     def present(self, worker_id: str) -> Iterator[None]:
@@ -193,24 +205,33 @@ class KnownWorkers:
         entry.stuck = stuck
         await self._store.touch([SignOfLife(worker_id, stats=json.dumps({"stuck": stuck}))])
 
-    async def set_status(self, worker_id: str, status: WorkerStatus) -> None:
-        """Change whether the worker takes jobs.
+    async def set_status(
+        self, worker_id: str, wanted: WorkerStatus | None, told: Mapping[str, str] | None = None
+    ) -> WorkerStatus:
+        """Change whether the worker takes jobs, and what it tells of itself; return its status.
+
+        Args:
+            worker_id: The worker.
+            wanted: Its status; None: no change.
+            told: What it tells of itself; None: no change.
 
         Raises:
             WorkerNotFound: There is no live worker of this name.
         """
-        if not await self._store.set_status(worker_id, status):
+        status = await self._store.set_status(worker_id, wanted, told)
+        if status is None:
             self._entries.pop(worker_id, None)
             raise WorkerNotFound(worker_id)
         entry = self._entries.get(worker_id)
         if entry is not None:
             entry.changes += 1
         self._note(worker_id, status)
+        return status
 
     def _note(self, worker_id: str, status: WorkerStatus) -> None:
         entry = self._entries.get(worker_id)
         if entry is not None and entry.status is not status:
-            entry.status = status
+            entry.change(status)
             # It takes no more jobs, or takes jobs again.
             self._waiting.interrupt({worker_id})
 
@@ -233,20 +254,23 @@ class KnownWorkers:
         self._heard.discard(worker_id)
         return worker.spec if worker else None
 
-    def _remember(self, worker_id: str, worker: Worker | None) -> _Entry:
+    def _remember(self, worker_id: str, worker: Worker | None) -> KnownWorker:
         if worker is None or worker.status is WorkerStatus.LOST:
             raise WorkerNotFound(worker_id)
         entry = self._entries.get(worker_id)
         if entry is None:
-            entry = self._entries[worker_id] = _Entry(worker.spec, worker.status)
+            entry = self._entries[worker_id] = KnownWorker(worker.spec, worker.status)
         entry.spec, entry.stale = worker.spec, False
         self._note(worker_id, worker.status)
         return entry
 
-    async def _touch(self, worker_ids: Sequence[str]) -> Sequence[WorkerStatus | Superseded | None]:
+    async def _touch(
+        self, worker_ids: Sequence[str], moved: Sequence[str] = ()
+    ) -> Sequence[WorkerStatus | Superseded | None]:
         entries = [self._entries.get(worker_id) for worker_id in worker_ids]
         changes = [entry.changes if entry is not None else 0 for entry in entries]
-        statuses = await self._store.touch([SignOfLife(worker_id) for worker_id in worker_ids])
+        signs = [SignOfLife(worker_id) for worker_id in worker_ids]
+        statuses = await self._store.touch(signs, moved)
         for worker_id, entry, before, status in zip(
             worker_ids, entries, changes, statuses, strict=True
         ):
@@ -277,13 +301,16 @@ class KnownWorkers:
         if early_s > 0:
             return early_s
         self._next_flush = monotonic() + FLUSH_S
-        due = [*self._heard.union(self._present)]
+        due = [*self._heard.union(self._present, self._moved)]
+        moved, self._moved = self._moved, set()
         self._heard.clear()
         try:
             for at in range(0, len(due), AT_ONCE):
-                await self._touch(due[at : at + AT_ONCE])
+                part = due[at : at + AT_ONCE]
+                await self._touch(part, [one for one in part if one in moved])
         except Exception:
             self._heard.update(due)
+            self._moved |= moved
             raise
         finally:
             self._drop_idle()

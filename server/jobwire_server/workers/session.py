@@ -27,7 +27,6 @@ from jobwire_server.domain.model import (
     WorkerStatus,
 )
 from jobwire_server.workers.broker_parts import Attempts, Reports
-from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.frame_recorder import FrameRecorder
 from jobwire_server.workers.frames import (
     Attach,
@@ -38,7 +37,9 @@ from jobwire_server.workers.frames import (
 )
 from jobwire_server.workers.held_leases import HeldLeases
 from jobwire_server.workers.known_workers import KnownWorkers
+from jobwire_server.workers.session_news import SessionNews, Told
 from jobwire_server.workers.session_times import SessionTimes
+from jobwire_server.workers.stream_demand import StreamDemand
 
 log = structlog.get_logger(__name__)
 
@@ -50,23 +51,6 @@ FRAME_BYTES = 1 << 20
 """Records of one frame, but for a single one that is larger: with the rest of the frame well below
 the 4 MiB that gRPC clients take unless told otherwise.
 """
-
-
-class StreamDemand(Demand):
-    """What a stream's free credits leave to take."""
-
-    def __init__(self, session: WorkerSession, free: int) -> None:
-        super().__init__(session.attach.spec, session.lease_ms, free)
-        self._session = session
-
-    def reserve(self, most: int) -> int:
-        """Reserve jobs, as far as the credit in bytes allows."""
-        session = self._session
-        return super().reserve(min(most, session.leases.bytes.left(bool(session.leases))))
-
-    def deliver(self, assignments: list[Assignment]) -> bool:
-        """Hand the jobs to the session."""
-        return self._session.assign(assignments)
 
 
 class WorkerSession:
@@ -105,7 +89,7 @@ class WorkerSession:
         self.leases = HeldLeases(attach.credit_bytes)
         self.stuck = 0
         self.credits = attach.credits
-        self.demand = StreamDemand(self, attach.credits)
+        self.demand = StreamDemand(self, attach.spec, lease_ms, attach.credits)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over; with an error where the worker should learn of one."""
         self.release: asyncio.Task[None] | None = None
@@ -127,7 +111,7 @@ class WorkerSession:
         self._suspended_at: float | None = None
         self._ready = True
         self.assigned = 0
-        self._told = ""
+        self.told = Told()
 
     # ------------------------------------------------------------ to the worker
 
@@ -264,6 +248,13 @@ class WorkerSession:
         if frame.credits is not None:
             more, self.credits = frame.credits - self.credits, frame.credits
             self.demand.unreserve(more)
+        if frame.credit_bytes is not None:
+            self.leases.bytes.change(frame.credit_bytes)
+            # What did not fit before may fit now.
+            self.demand.unreserve(0)
+        if frame.told is not None:
+            # With the next sign of life, however often it changes.
+            self.told.metadata(frame.told)
         if frame.status is not None:
             await self._known.set_status(self.worker_id, frame.status)
             self.apply_status(frame.status)
@@ -398,18 +389,15 @@ class WorkerSession:
             self.assigned = told.get("assigned", 0)
             self._recorder.count_on(told.get("succeeded", 0), told.get("failed", 0))
 
-    def stats(self) -> str:
-        """Return the counters as JSON if they changed since the last call, '' otherwise."""
+    def news(self) -> SessionNews:
+        """Return what is new since the last call, for the registry."""
         counters = {
             "credits": self.credits,
             "assigned": self.assigned,
             "succeeded": self._recorder.succeeded,
             "failed": self._recorder.failed,
+            "held_jobs": len(self.leases),
         }
         if self.stuck:
             counters["stuck"] = self.stuck
-        text = json.dumps(counters)
-        if text == self._told:
-            return ""
-        self._told = text
-        return text
+        return self.told.news(counters)

@@ -10,13 +10,13 @@ from jobwire_server.domain.errors import StoreUnavailable, Superseded
 from jobwire_server.domain.model import WorkerStatus
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.store.workers import SignOfLife, WorkerStore
+from jobwire_server.workers.frames import LEAVE_MS, LEAVE_REASON
 from jobwire_server.workers.session import WorkerSession
 
 PERIOD_S = 1.0
 """How often signs of life and counters go to the store, at least."""
 AT_ONCE = 500
 """Workers of one call."""
-WEEK_S = 7 * 86_400.0
 
 
 class SignsOfLife:
@@ -65,19 +65,32 @@ class SignsOfLife:
     def follow(self, session: WorkerSession, status: WorkerStatus) -> None:
         """Have a session do what the registry says of its worker."""
         if status is WorkerStatus.DRAINING:
-            # An operator's wish has no deadline of its own: the worker finishes what it has.
-            session.drain(WEEK_S, self._clock.now_ms(), leave=True, reason="the worker is to leave")
+            now_ms = self._clock.now_ms()
+            session.drain(LEAVE_MS / 1000, now_ms, leave=True, reason=LEAVE_REASON)
         session.apply_status(status)
 
     async def _touch(self) -> float:
         sessions = [s for s in self._sessions.values() if s.renewable]
         for at in range(0, len(sessions), AT_ONCE):
             part = sessions[at : at + AT_ONCE]
-            signs = [
-                SignOfLife(s.worker_id, s.name, s.since_ms, s.attach.instance, s.stats())
-                for s in part
-            ]
-            for session, status in zip(part, await self._workers.touch(signs), strict=True):
+            signs, moved = [], []
+            for session in part:
+                stats, told, has_moved = session.news()
+                if has_moved:
+                    moved.append(session.worker_id)
+                instance = session.attach.instance
+                signs.append(
+                    SignOfLife(
+                        session.worker_id, session.name, session.since_ms, instance, stats, told
+                    )
+                )
+            try:
+                statuses = await self._workers.touch(signs, moved)
+            except BaseException:
+                for session in part:
+                    session.told.again()
+                raise
+            for session, status in zip(part, statuses, strict=True):
                 self._hear(session, status)
         return self._period_s * random.uniform(0.9, 1.0)
 

@@ -37,6 +37,8 @@ class WorkerSpec:
     concurrency: int = 0
     lease_ms: int = 0
     client: str = ""
+    build_id: str = ""
+    """Which build of its program it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,5 +60,19 @@ class Worker:
     failed: int = 0
     stuck: int = 0
     """Handlers that do not stop, by its own count."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What it tells of itself."""
     held_jobs: int = 0
     leases: tuple[LeaseRef, ...] = ()
+
+    @property
+    def free(self) -> int | None:
+        """How many more jobs it can take now; None: not known."""
+        if self.status is not WorkerStatus.READY:
+            return 0
+        if self.attached:
+            # Its credits leave out handlers that do not stop.
+            return max(0, self.credits - self.held_jobs)
+        if not self.spec.concurrency:
+            return None
+        return max(0, self.spec.concurrency - self.held_jobs - self.stuck)

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- worker_touch.lua: records a sign of life of each live worker.
--- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen (worker_register.lua, worker_attach.lua)
--- ARGV[1] clock shift, ms   ARGV[2] server
--- then for each worker five: id, session of its stream ('' for one that makes calls), since when that counts in Unix ms, instance,
---   stats ('' unchanged)
+-- KEYS[1] jw:{workers}:   prefix of the registry's keys: w:<id> seen (worker_register.lua, worker_attach.lua); in addition
+--           moved  channel: ids, by spaces, of workers whose held jobs or credits changed, or what they tell of themselves
+-- ARGV[1] clock shift, ms   ARGV[2] server   ARGV[3] what to say on `moved` ('' nothing)
+-- then for each worker six: id, session of its stream ('' for one that makes calls), since when that counts in Unix ms, instance,
+--   stats ('' unchanged), meta ('' unchanged)
 -- Returns for each worker its status | 0 unknown | {since, instance} of a newer stream that counts
 --constants workers
 --include clock
@@ -11,8 +12,8 @@
 local P, server = KEYS[1], ARGV[2]
 local now = clock_ms(ARGV[1])
 local answer, seen = {}, {}
-for at = 3, #ARGV, 5 do
-  local id, session, stats = ARGV[at], ARGV[at + 1], ARGV[at + 4]
+for at = 4, #ARGV, 6 do
+  local id, session, stats, meta = ARGV[at], ARGV[at + 1], ARGV[at + 4], ARGV[at + 5]
   local key = P .. 'w:' .. id
   -- Into locals, because every server sends hundreds of these a second (include/fields.lua).
   local known_status, known_session, since, registered_at, instance, known_server =
@@ -35,8 +36,10 @@ for at = 3, #ARGV, 5 do
     seen[#seen + 1] = now
     seen[#seen + 1] = id
     if stats ~= '' then redis.call('HSET', key, 'stats', stats) end
+    if meta ~= '' then redis.call('HSET', key, 'meta', meta) end
   end
   answer[#answer + 1] = found
 end
 if #seen > 0 then redis.call('ZADD', P .. 'seen', unpack(seen)) end
+if ARGV[3] ~= '' then redis.pcall('SPUBLISH', P .. 'moved', ARGV[3]) end
 return answer

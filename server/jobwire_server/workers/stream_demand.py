@@ -1,0 +1,42 @@
+"""The demand of a stream: what its free credits, in jobs and in bytes, leave to take."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jobwire_server.domain.model import Assignment, WorkerSpec
+from jobwire_server.workers.demand import Demand
+from jobwire_server.workers.held_leases import HeldLeases
+
+
+class Session(Protocol):
+    """Who takes the jobs."""
+
+    leases: HeldLeases
+
+    def assign(self, assignments: list[Assignment]) -> bool:
+        """Put claimed jobs on their way; return False if the stream is over."""
+
+
+class StreamDemand(Demand):
+    """What a stream's free credits leave to take.
+
+    Args:
+        session: Of the stream.
+        spec: The worker.
+        lease_ms: The lease of each job.
+        free: How many jobs it can take.
+    """
+
+    def __init__(self, session: Session, spec: WorkerSpec, lease_ms: int, free: int) -> None:
+        super().__init__(spec, lease_ms, free)
+        self._session = session
+
+    def reserve(self, most: int) -> int:
+        """Reserve jobs, as far as the credit in bytes allows."""
+        leases = self._session.leases
+        return super().reserve(min(most, leases.bytes.left(bool(leases))))
+
+    def deliver(self, assignments: list[Assignment]) -> bool:
+        """Hand the jobs to the session."""
+        return self._session.assign(assignments)
