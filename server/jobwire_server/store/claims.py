@@ -19,6 +19,8 @@ class ClaimRequest(NamedTuple):
     max_jobs: int
     lease_ms: int
     route_ids: tuple[str, ...]
+    max_bytes: int = 0
+    """The most bytes, also of a first job; 0: the script's bound, which a first job may exceed."""
 
 
 class Claimed(NamedTuple):
@@ -26,7 +28,7 @@ class Claimed(NamedTuple):
 
     assignments: list[Assignment]
     more: bool
-    """True: the call stopped at its bound on stale entries; ask again."""
+    """True: the call stopped at its bound on stale entries, or on bytes; ask again."""
 
 
 class ClaimStore(QueueScripts):
@@ -66,7 +68,10 @@ class ClaimStore(QueueScripts):
         tail: list[Argument] = []
         for request in requests:
             number = sets.setdefault(request.route_ids, len(sets) + 1)
-            tail += (request.worker_id, request.max_jobs, request.lease_ms, number)
+            most: Argument = request.max_jobs
+            if request.max_bytes:
+                most = f"{request.max_jobs}/{request.max_bytes}"
+            tail += (request.worker_id, most, request.lease_ms, number)
         self._claim_calls += 1
         number = self._claim_calls
         args: list[Argument] = [

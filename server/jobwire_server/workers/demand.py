@@ -25,6 +25,8 @@ class Demand:
         self.spec = spec
         self.lease_ms = lease_ms
         self.free = free
+        self.max_bytes = 0
+        """The most bytes of records that it can take; 0: whatever one claim brings."""
         self.closed = False
         self.paused = False
         """True: takes nothing for now, whatever is free."""
@@ -65,7 +67,7 @@ class Demand:
         raise NotImplementedError
 
     def dry(self, queue: str) -> None:
-        """A look at the queue found nothing more for this demand."""
+        """A look at the queue found nothing more for this demand, or what does not fit."""
 
     def failed(self, error: Exception) -> None:
         """A look at a queue failed; the dispatcher goes on trying for as long as the demand is
@@ -79,12 +81,26 @@ class Demand:
                 look_again(self)
 
 
+FULL_BYTES = 2 << 20
+"""A call that brings so many bytes of records looks for no more."""
+MOST_BYTES = 3 << 20
+"""The most bytes of records of one call, but for a single job that is larger: with the rest of the
+answer below the 4 MiB that gRPC clients take unless told otherwise.
+"""
+FILL_S = 0.25
+"""How long a call that has jobs looks for more of them; a queue may be slow, and leases run."""
+
+
 class OneShot(Demand):
-    """The demand of one ClaimJob call: it is over with the first delivery.
+    """The demand of one ClaimJob call. It fills up from its queues in turn, and is over once it is
+    full or none of them had more at the last look.
 
     Args:
+        spec: The worker.
+        lease_ms: The lease of each job.
+        free: How many jobs it can take.
         queues: The names of the queues that it is offered to.
-        patient: True to wait for jobs; False to end once every queue was found empty.
+        patient: True to wait for a first job; False to end once every queue was found empty.
     """
 
     def __init__(
@@ -92,43 +108,69 @@ class OneShot(Demand):
     ) -> None:
         super().__init__(spec, lease_ms, free)
         self.answer: asyncio.Future[list[Assignment]] = asyncio.get_running_loop().create_future()
-        self._unseen = set() if patient else set(queues)
+        self._most = free
+        self._got: list[Assignment] = []
+        self._bytes = 0
+        self._unseen = set(queues)
+        """Queues that may have jobs for it; of the others it is told when they do."""
         self._patient = patient
+        self._asking = False
+        """One of its queues is asked for what is missing."""
+        self._timer: asyncio.TimerHandle | None = None
         self._taken = False
 
+    def reserve(self, most: int) -> int:
+        """Reserve jobs for one queue at a time, so that the answer stays within its bytes."""
+        if self._asking:
+            return 0
+        count = super().reserve(most)
+        self._asking = count > 0
+        return count
+
+    def unreserve(self, count: int) -> None:
+        """Give back what was reserved in vain, and let the next queue have its turn."""
+        self._asking = False
+        super().unreserve(count)
+
     def deliver(self, assignments: list[Assignment]) -> bool:
-        """End the demand with these jobs, or add those of another queue that came in the same
-        moment.
-        """
-        if self.answer.cancelled() or (self.answer.done() and self.answer.exception()):
+        """Add jobs; end the demand if they fill it, or no other queue may have more."""
+        if self._taken or (self.answer.done() and self.answer.exception()):
             return False
+        self._got += assignments
+        self._bytes += sum(assignment.size for assignment in assignments)
+        self.max_bytes = max(1, MOST_BYTES - self._bytes)
+        if len(self._got) >= self._most or self._bytes >= FULL_BYTES or not self._unseen:
+            self.finish()
+        elif self._timer is None and not self.closed:
+            self._timer = asyncio.get_running_loop().call_later(FILL_S, self.finish)
+        return True
+
+    def finish(self) -> None:
+        """End the demand with what it has; harmless if it is over."""
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         if not self.answer.done():
-            self.closed = True
-            self.answer.set_result(assignments)
-            return True
-        if self.closed and not self._taken:
-            self.answer.result().extend(assignments)
-            return True
-        return False
+            self.answer.set_result(self._got)
 
     def take(self) -> list[Assignment]:
         """Return what was delivered; what comes later is refused."""
         self._taken = True
-        self.closed = True
-        if self.answer.done() and not self.answer.cancelled() and not self.answer.exception():
-            return self.answer.result()
-        self.answer.cancel()
-        return []
+        self.finish()
+        if self.answer.cancelled() or self.answer.exception():
+            return []
+        return self._got
 
     def dry(self, queue: str) -> None:
-        """End an impatient demand once every queue was looked at."""
+        """End the demand once every queue was looked at, unless it waits for a first job."""
         self._unseen.discard(queue)
-        if not self._patient and not self._unseen and not self.answer.done():
-            self.closed = True
-            self.answer.set_result([])
+        if not self._unseen and (self._got or not self._patient):
+            self.finish()
 
     def failed(self, error: Exception) -> None:
-        """End the demand with the error."""
-        if not self.answer.done():
+        """End the demand with what it has, or else with the error."""
+        if self._got:
+            self.finish()
+        elif not self.answer.done():
             self.closed = True
             heard(self.answer).set_exception(error)

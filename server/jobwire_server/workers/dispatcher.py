@@ -288,7 +288,8 @@ class QueueDispatcher:
                 continue
             self._woken.discard(demand)
             left -= count
-            requests.append(ClaimRequest(demand.spec.worker_id, count, demand.lease_ms, routes))
+            worker_id, bound = demand.spec.worker_id, demand.max_bytes
+            requests.append(ClaimRequest(worker_id, count, demand.lease_ms, routes, bound))
             asked.append(demand)
         if not requests:
             return
@@ -308,6 +309,10 @@ class QueueDispatcher:
                 # Dry, unless jobs came on one of its routes while the call was under way.
                 if "*" not in self._noticed and self._noticed.isdisjoint(request.route_ids):
                     self._cool(demand)
+                demand.dry(self._queue)
+            elif missing > 0 and request.max_bytes:
+                # The next one does not fit.
+                self._cool(demand)
                 demand.dry(self._queue)
             demand.unreserve(missing)
             if demand.closed:

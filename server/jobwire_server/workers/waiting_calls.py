@@ -24,8 +24,8 @@ class WaitingCalls:
     def interrupt(self, worker_ids: Set[str]) -> None:
         """End the calls of these workers, with what they have."""
         for demand in [*self._waiting]:
-            if demand.spec.worker_id in worker_ids and not demand.answer.done():
-                demand.answer.set_result([])
+            if demand.spec.worker_id in worker_ids:
+                demand.finish()
 
     def interrupt_all(self) -> None:
         """End the calls of every worker, with what they have."""

@@ -16,7 +16,7 @@
 -- ARGV[4] number of the last call that brought something and whose answer the server heard, 0 for none
 -- ARGV[5] retention of jobs that turn out to be expired or past their deadline and have none of their own, ms
 -- ARGV[6] number of route sets, then for each: the number of its routes, the routes
--- then for each request four: worker, most jobs, lease in ms, number of its route set from 1
+-- then for each request four: worker, most jobs (or <most jobs>/<most bytes>), lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   attempt: its number, or {number, checkpoint} for a job with a checkpoint
 --   more = 1: stopped early at the bound on stale entries, or on bytes, ask again
@@ -32,7 +32,7 @@ local retention = ARGV[5]
 -- The most stale entries that one call drops, so that no call holds up the store.
 local STALE_BOUND = 2000
 -- The most bytes of jobs that go to one request, and out of one call: an answer must fit into what workers take as a message, and
--- no call may fill the store's memory with its answer. A first job may be larger.
+-- no call may fill the store's memory with its answer. A first job may be larger, unless the request says how many bytes it takes.
 local REQUEST_BYTES, CALL_BYTES = 2 * 1024 * 1024, 8 * 1024 * 1024
 
 local sets, requests = read_requests(7, tonumber(ARGV[6]))
@@ -65,7 +65,8 @@ local changed, claimed = tally.changed, {}
 local answer, saved, workers = { now, 0, unheard(P) }, {}, {}
 local leases, started, stale, call_bytes = {}, 0, 0, 0
 for r, request in ipairs(requests) do
-  local jobs, held, more, request_bytes = { 0 }, {}, 0, 0
+  local jobs, held, more, request_bytes, most_bytes = { 0 }, {}, 0, 0, request.bytes or REQUEST_BYTES
+  local first_fits = request.bytes == nil
   local need, size = request.most, 1
   local lease_end = text_of(now + request.lease)
   while need > 0 and more == 0 do
@@ -97,7 +98,8 @@ for r, request in ipairs(requests) do
         redis.call('HSET', key, 'de', '1')
         end_unstarted(ulid, key, revision, FAILED)
         stale = stale + 1
-      elseif (#held > 0 and request_bytes + #record > REQUEST_BYTES) or (started > 0 and call_bytes + #record > CALL_BYTES) then
+      elseif ((#held > 0 or not first_fits) and request_bytes + #record > most_bytes)
+        or (started > 0 and call_bytes + #record > CALL_BYTES) then
         put_back(P, entries, i)
         more = 1
         break
@@ -110,8 +112,11 @@ for r, request in ipairs(requests) do
         -- What has started does not expire any more; the entry would outlive the job.
         if expires_at then redis.call('ZREM', P .. 'timers', 'e' .. ulid) end
         jobs[size + 1], jobs[size + 2] = ulid, token
-        jobs[size + 3], jobs[size + 4] = attempt_told(P, ulid, attempt, checkpoint), record
-        request_bytes, call_bytes = request_bytes + #record, call_bytes + #record
+        local told = attempt_told(P, ulid, attempt, checkpoint)
+        local bytes = #record
+        if checkpoint then bytes = bytes + #told[2] end
+        jobs[size + 3], jobs[size + 4] = told, record
+        request_bytes, call_bytes = request_bytes + bytes, call_bytes + bytes
         size = size + 4
         started = started + 1
         leases[2 * started - 1], leases[2 * started] = lease_end, ulid

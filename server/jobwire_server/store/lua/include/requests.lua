@@ -1,6 +1,7 @@
 -- What claim.lua is asked for: how much each worker wants off which routes.
 
--- Reads the arguments from `at` on. Returns the sets, each a list of routes, and the requests: worker, most jobs, lease in ms, routes.
+-- Reads the arguments from `at` on. Returns the sets, each a list of routes, and the requests: worker, most jobs, lease in ms, routes,
+-- most bytes (nil: not said).
 local function read_requests(at, count)
   local sets, requests = {}, {}
   for s = 1, count do
@@ -11,9 +12,12 @@ local function read_requests(at, count)
     at = at + size + 1
   end
   for from = at, #ARGV, 4 do
+    local most, bytes = tonumber(ARGV[from + 1]), nil
+    if not most then most, bytes = string.match(ARGV[from + 1], '^(%d+)/(%d+)$') end
     requests[#requests + 1] = {
       worker = ARGV[from],
-      most = tonumber(ARGV[from + 1]),
+      most = tonumber(most),
+      bytes = tonumber(bytes),
       lease = tonumber(ARGV[from + 2]),
       routes = sets[tonumber(ARGV[from + 3])],
     }
