@@ -35,6 +35,8 @@ JOBS ?= 6
 test: install ## Run all tests but those of `make smoke` (ARGS="-k words" for some of them, JOBS=0 for one at a time, SOAK=20000 streams)
 	@$(if $(SOAK),JOBWIRE_TEST_SOAK=$(SOAK)) $(BIN)/python tools/run_tests.py $(JOBS) $(ARGS)
 
+# These hardly wait.
+check: JOBS := 3
 check: lint ## Lint, and run the tests that start no processes
 	@$(BIN)/python tools/run_tests.py --quick $(JOBS) $(ARGS)
 
