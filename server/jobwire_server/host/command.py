@@ -33,6 +33,7 @@ from jobwire_server.host.shared_port import AddressInUse
 from jobwire_server.host.signals import Signals, end_without_a_word
 from jobwire_server.host.supervisor import Supervisor
 from jobwire_server.store.connection.connect import StoreRefused
+from jobwire_server.store.connection.urls import redacted
 from jobwire_server.telemetry.logs import LogFormat, configure_logs
 from jobwire_server.telemetry.standard_streams import (
     complain,
@@ -128,6 +129,11 @@ def _serve(config: str | None = None, **given: Any) -> None:
         load = partial(load_settings, flags, Path(config) if config else None)
         settings = load()
         for_people = configure_logs(settings.log_format, settings.log_level)
+        if "redis_url" in flags and redacted(settings.redis_url) != settings.redis_url:
+            structlog.get_logger("jobwire.server").warning(
+                "a password on the command line is shown to whoever lists processes: use"
+                " --redis-url-file"
+            )
         for problem in settings.open_secrets():
             structlog.get_logger("jobwire.server").warning(problem)
         for name in unknown_variables()[1]:

@@ -100,3 +100,5 @@ def test_no_refusal_of_the_command_shows_the_password(url: str) -> None:
     assert told.returncode in (2, 3)
     assert told.stderr
     assert WORD not in told.stdout + told.stderr
+    if told.returncode == 3:
+        assert "use --redis-url-file" in told.stderr
