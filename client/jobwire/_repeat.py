@@ -168,11 +168,6 @@ def doubt_of(error: CallError) -> Doubt:
     return _MEANINGS.get(error.code, _FINAL).doubt
 
 
-def is_too_large(error: CallError) -> bool:
-    """Tell whether gRPC refused a message for its size, on either side."""
-    return not is_from_broker(error) and _TOO_LARGE in error.message
-
-
 async def async_sleep(seconds: float) -> None:
     """Wait without blocking the loop."""
     await asyncio.sleep(seconds)

@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from jobwire.v1 import job_pb2
-from jobwire_server.broker.listing import FULL_PAGE_BYTES, MAX_CALLS
+from jobwire_server.broker.listing import MAX_CALLS, PAGE_BYTES
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.errors import BadPageToken, QueueNotFound
 from jobwire_server.domain.model import Failure, Job, JobState
-from jobwire_server.servicers.records import JobSpecRecords
+from jobwire_server.servicers.records import JobSpecRecords, content_of, created_at_ms
 
 from tests.support.brokers import Broker
 from tests.support.jobs import new_job, worker_spec
@@ -273,7 +273,7 @@ async def test_a_page_ends_when_its_jobs_have_many_bytes(
     wanted, token, found = JobFilter("default", operation=operation), "", []
     while True:
         page, token = await valkey_broker.router.listing.page(wanted, 100, token, full=True)
-        assert sum(len(job.record) for job in page) <= FULL_PAGE_BYTES + 400_100
+        assert 0 < sum(len(job.record) for job in page) <= PAGE_BYTES
         found += [job.job_id for job in page]
         if not token:
             break
@@ -293,3 +293,51 @@ async def test_a_page_of_workers_with_long_descriptions_ends_early(valkey_broker
             break
     assert [name for page in pages for name in page] == [f"w{at:02}" for at in range(40)]
     assert 0 < len(pages[0]) < 40
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+async def test_a_job_that_does_not_fit_into_a_page_begins_the_next(
+    valkey_broker: Broker, labelled: bool
+) -> None:
+    sizes = [1_500_000, 1_000_000, 1_000_000, 100, 4_000_000, 4_000_000, 100, 100]
+    for size in sizes:
+        labels = {"a": "b"} if labelled else {}
+        payload = job_pb2.Payload(data=bytes(size))
+        spec = job_pb2.JobSpec(operation="op", payload=payload, labels=labels)
+        record = spec.SerializeToString() + JobSpecRecords().stamp(1)
+        await valkey_broker.submit(new_job()._replace(record=record))
+        await valkey_broker.submit(new_job(operation="other"))
+    wanted = JobFilter("default", labels={"a": "b"} if labelled else {}, operation="op")
+    token, pages = "", []
+    while True:
+        page, token = await valkey_broker.router.listing.page(wanted, 100, token, full=True)
+        pages += [[len(job.record) // 100 * 100 for job in page]] if page else []
+        if not token:
+            break
+    assert pages == [
+        [1_500_000, 1_000_000],
+        [1_000_000, 100],
+        [4_000_000],
+        [4_000_000],
+        [100, 100],
+    ]
+
+
+async def test_a_list_in_short_reads_no_payloads(valkey_broker: Broker) -> None:
+    for at in range(20):
+        payload = job_pb2.Payload(data=bytes(500_000))
+        spec = job_pb2.JobSpec(operation="op", payload=payload, labels={"at": str(at)})
+        record = spec.SerializeToString() + JobSpecRecords().stamp(1)
+        await valkey_broker.submit(new_job()._replace(record=record))
+    client: redis.Redis = valkey_broker.client
+    before = client.info("stats")["total_net_output_bytes"]
+    wanted = JobFilter("default", labels={"at": "7"})
+    (job,), _ = await valkey_broker.router.listing.page(wanted, 100, "", full=False)
+    page, _ = await valkey_broker.router.listing.page(JobFilter("default"), 100, "", full=False)
+    assert len(page) == 20
+    assert client.info("stats")["total_net_output_bytes"] - before < 100_000
+    whole = await valkey_broker.job(job.job_id[-26:])
+    spec = job_pb2.JobSpec.FromString(content_of(whole.record))
+    spec.ClearField("payload")
+    assert job_pb2.JobSpec.FromString(content_of(job.record)) == spec
+    assert created_at_ms(job.record) == 1

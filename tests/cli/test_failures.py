@@ -61,6 +61,17 @@ def at_a_terminal(*arguments: str, target: str, answer: str) -> tuple[int, str]:
     return process.returncode, seen + output
 
 
+def test_attempts_are_listed_newest_first(busy_target: str) -> None:
+    job_id = failed(busy_target, "default")
+    done = jobwire("attempts", job_id, target=busy_target)
+    header, row = done.stdout.splitlines()
+    assert header.split("\t") == ["ATTEMPT", "OUTCOME", "STARTED", "TOOK", "WORKER", "WHY"]
+    cells = row.split("\t")
+    assert (cells[0], cells[1], cells[5]) == ("1", "FAILED", "Hopeless: no use")
+    (line,) = jobwire("attempts", job_id, "--json", target=busy_target).stdout.splitlines()
+    assert json.loads(line)["failure"]["origin"] == "WORKER"
+
+
 def test_dead_letters_are_listed_with_what_went_wrong(busy_target: str) -> None:
     job_id = failed(busy_target, "default", "-l", "customer=7")
     failed(busy_target, "default")

@@ -15,7 +15,6 @@ from jobwire import (
     AsyncClient,
     CallError,
     Job,
-    ResourceExhausted,
     Unavailable,
 )
 from jobwire._repeat import worth_repeating
@@ -247,20 +246,6 @@ async def test_a_proxy_that_is_asked_for_is_used_for_every_address(
     assert http_proxy[1] == [f"CONNECT {broker.target} HTTP/1.1"]
     with pytest.raises(ValueError, match="JOBWIRE_HTTP_PROXY the target must be one address"):
         AsyncClient(f"{broker.target},{broker.target}")
-
-
-async def test_pages_that_are_larger_than_a_message_are_read_in_smaller_ones(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = ("grpc.max_receive_message_length", 64 << 10)
-    monkeypatch.setattr("jobwire._channels.loops.CHANNEL_OPTIONS", (small,))
-    async with AsyncClient(broker.target, timeout_s=20) as client:
-        ids = [(await client.submit("work", b"x" * (10 << 10))).id for _ in range(30)]
-        assert [job.id async for job in client.list_jobs(page_size=30, full=True)] == ids
-        # One that is larger by itself is told, at once.
-        await client.submit("work", b"x" * (100 << 10))
-        with pytest.raises(ResourceExhausted, match="larger than max"):
-            [job async for job in client.list_jobs(page_size=30, full=True)]
 
 
 def test_bookmarks_come_before_proxies_take_a_stream_for_dead() -> None:

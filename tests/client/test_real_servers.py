@@ -18,6 +18,7 @@ from jobwire import (
     AttemptOutcome,
     ChangedMeanwhile,
     Context,
+    FailureOrigin,
     Fatal,
     Job,
     JobState,
@@ -111,6 +112,9 @@ async def test_a_sync_handler_that_dies_leaves_its_checkpoint_behind(
         assert again.last_redrive is not None
         assert (again.last_redrive.reason, again.last_redrive.number) == ("new paper", 1)
         assert again.last_redrive.from_state is JobState.FAILED
+        failed = [one async for one in client.list_attempts(handle.id, page_size=1)][-1]
+        assert failed.failure is not None
+        assert (failed.number, failed.failure.origin) == (1, FailureOrigin.WORKER)
         assert await handle.result(timeout=20) == {"rows": 7}
 
 

@@ -11,9 +11,7 @@ from jobwire._async.handle import AsyncJobHandle
 from jobwire._async.many import AsyncQueueWatch
 from jobwire._async.watching import AsyncJobWatch, Wish
 from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
-from jobwire._repeat import is_too_large
-from jobwire.errors import ResourceExhausted
-from jobwire.models import Job, JobState
+from jobwire.models import Attempt, Job, JobState
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
 from jobwire.v1.job_service_pb2 import WATCH_CONTENT_STATES
@@ -61,8 +59,8 @@ class AsyncJobMethods:
             labels: Only jobs with all of these labels.
             failure_type: Only jobs whose failure is of this type, such as `CRASHED_TOO_OFTEN`;
                 empty: all.
-            page_size: How many to read in one call. 1 to 1000; fewer are read at a time where so
-                many are more than a message carries.
+            page_size: How many to read in one call. 1 to 1000; an answer ends early
+                where so many would be more than 3 MiB.
             full: True brings payload, result, attempts and stack traces too.
         """
         request = jobs_pb2.ListJobsRequest(
@@ -77,17 +75,30 @@ class AsyncJobMethods:
             view=_view(full),
         )
         while True:
-            try:
-                answer = await self._calls.unary(
-                    self._calls.jobs.ListJobs, request, self._timeout_s
-                )
-            except ResourceExhausted as error:
-                if not is_too_large(error) or request.page_size == 1:
-                    raise
-                request.page_size = max(1, (request.page_size or page_size) // 4)
-                continue
+            answer = await self._calls.unary(self._calls.jobs.ListJobs, request, self._timeout_s)
             for proto in answer.jobs:
                 yield Job.from_proto(proto)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    async def list_attempts(self, job_id: str, *, page_size: int = 50) -> AsyncIterator[Attempt]:
+        """Yield the attempts of a job, newest first, page after page as they are asked for.
+
+        These are the latest 100 that have ended, and the one that runs; `Job.attempts` holds no
+        more of them than fit into an answer.
+
+        Args:
+            job_id: Of any queue.
+            page_size: How many to read in one call at most. 1 to 1000.
+        """
+        request = jobs_pb2.ListAttemptsRequest(job_id=job_id, page_size=page_size)
+        while True:
+            answer = await self._calls.unary(
+                self._calls.jobs.ListAttempts, request, self._timeout_s
+            )
+            for proto in answer.attempts:
+                yield Attempt.from_proto(proto)
             request.page_token = answer.next_page_token
             if not request.page_token:
                 return

@@ -35,6 +35,7 @@ DEFAULT_TIMEOUT_S = 5.0
 
 # Which module registers a command. Only the one that is wanted is imported.
 _MODULES = {
+    "attempts": "jobs",
     "bench": "bench",
     "cancel": "bulk",
     "completion": "completion",

@@ -34,6 +34,7 @@ from jobwire.models import Attempt, Failure, Job, JobState, Redrive
 from jobwire.unique import UniqueKey
 
 STATES = [state.value for state in JobState][1:]
+_ATTEMPT_COLUMNS = ["ATTEMPT", "OUTCOME", "STARTED", "TOOK", "WORKER", "WHY"]
 _QUEUE = click.option(
     "--queue", "-q", default="default", show_default=True, help="The queue to look in."
 )
@@ -158,7 +159,7 @@ def _print_job(job: Job) -> None:
     if job.attempts:
         put()
         print_rows(
-            ["ATTEMPT", "OUTCOME", "STARTED", "TOOK", "WORKER", "WHY"],
+            _ATTEMPT_COLUMNS,
             [_attempt_row(attempt) for attempt in job.attempts],
             empty="",
         )
@@ -214,6 +215,27 @@ def _attempt_row(attempt: Attempt) -> list[str | int | None]:
     why = one_line(_failure_text(failure) or "", 200) or None
     outcome = "RUNNING" if attempt.ended_at is None else attempt.outcome.value
     return [attempt.number, outcome, when(attempt.started_at), took, attempt.worker_id, why]
+
+
+@cli.command()
+@click.argument("job_id")
+@_LIMIT
+@common
+@pass_settings
+def attempts(settings: Settings, job_id: str, limit: int) -> None:
+    """List the attempts of a job, newest first.
+
+    `jobwire get` shows the newest with the job; here are all that are kept, the latest 100. --json
+    has their stack traces and details.
+    """
+    with settings.client() as client:
+        found = client.list_attempts(job_id)
+        listed = itertools.islice(found, limit) if limit else found
+        if settings.json:
+            for attempt in listed:
+                print_json(attempt)
+            return
+        print_rows(_ATTEMPT_COLUMNS, map(_attempt_row, listed), empty="it has not been started yet")
 
 
 @cli.command("list")

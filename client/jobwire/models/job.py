@@ -110,7 +110,8 @@ class Job:
     lease_expires_at: datetime | None
     cancel_reason: str
     attempts: tuple[Attempt, ...]
-    """The latest 100, oldest first; empty in a view without them."""
+    """The newest, oldest of them first: at most 100 and 512 KiB; `Client.list_attempts` has all.
+    Empty in a view without them."""
     output_bytes: int
     """How much output is kept, over all attempts."""
     purge_at: datetime | None

@@ -59,6 +59,11 @@ class JobServiceStub:
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/jobwire.v1.JobService/ListAttempts',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.ListAttemptsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/jobwire.v1.JobService/WatchJob',
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -149,6 +154,16 @@ class JobServiceServicer:
 
         INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
         that fits none is an empty list. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+        one that runs. An answer is at most some 3 MiB.
+
+        INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +288,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=jobwire_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.ListAttemptsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -423,6 +443,33 @@ class JobService:
             '/jobwire.v1.JobService/ListJobs',
             jobwire_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
             jobwire_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobwire.v1.JobService/ListAttempts',
+            jobwire_dot_v1_dot_job__service__pb2.ListAttemptsRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.ListAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

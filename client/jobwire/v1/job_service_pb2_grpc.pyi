@@ -72,6 +72,12 @@ class JobServiceStub:
     INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
     that fits none is an empty list. Retry: safe.
     """
+    ListAttempts: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListAttemptsRequest, _job_service_pb2.ListAttemptsResponse]
+    """Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+    one that runs. An answer is at most some 3 MiB.
+
+    INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Answers at once with the job as it stands, then again after every change, interleaved with
     the job's output, and ends with OK after the terminal state. Nothing falls between the first
@@ -185,6 +191,12 @@ class JobServiceAsyncStub(JobServiceStub):
 
     INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
     that fits none is an empty list. Retry: safe.
+    """
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListAttemptsRequest, _job_service_pb2.ListAttemptsResponse]  # type: ignore[assignment]
+    """Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+    one that runs. An answer is at most some 3 MiB.
+
+    INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Answers at once with the job as it stands, then again after every change, interleaved with
@@ -320,6 +332,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
         that fits none is an empty list. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _job_service_pb2.ListAttemptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListAttemptsResponse, _abc.Awaitable[_job_service_pb2.ListAttemptsResponse]]:
+        """Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+        one that runs. An answer is at most some 3 MiB.
+
+        INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -72,6 +72,21 @@ class JobService:
             jobs=[convert.job_to_wire(job, full=full) for job in jobs], next_page_token=token
         )
 
+    async def ListAttempts(
+        self, request: job_service_pb2.ListAttemptsRequest, context: object
+    ) -> Any:
+        """List the attempts of a job, page by page."""
+        checker = Checker()
+        queue, ulid = checker.job_id("job_id", request.job_id)
+        page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
+        checker.raise_if_any()
+        attempts, token = await self._router.listing.attempts(
+            queue, ulid, page_size, request.page_token
+        )
+        return wire.ListAttemptsResponse(
+            attempts=[convert.attempt_to_wire(one) for one in attempts], next_page_token=token
+        )
+
     async def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: object
     ) -> AsyncIterator[bytes]:

@@ -40,6 +40,8 @@ from jobwire_server.domain.model import (
     Written,
 )
 
+JOB_BYTES = 256
+"""What a job has in an answer besides what the store holds of it."""
 HISTORY = 100
 """How many of its latest attempts a job shows; end_attempt.lua keeps as many."""
 
@@ -153,6 +155,28 @@ def decode_attempt(raw: bytes) -> Attempt:
     )
 
 
+def decode_last_attempt(fields: dict[bytes, bytes]) -> list[Attempt]:
+    """Return the attempt that only the HASH has: one that runs, or that succeeded; [] for none."""
+
+    def number(name: bytes) -> int:
+        return int(fields.get(name, 0))
+
+    state = JobState(number(b"s") or JobState.PENDING)
+    token = number(b"t")
+    if not (state.leased or (state is JobState.SUCCEEDED and token)):
+        return []
+    return [
+        Attempt(
+            number=number(b"n"),
+            worker_id=fields.get(b"w", b"").decode(),
+            fencing_token=token,
+            started_at_ms=number(b"a"),
+            ended_at_ms=0 if state.leased else number(b"e"),
+            outcome=None if state.leased else Outcome.SUCCEEDED,
+        )
+    ]
+
+
 def pairs(flat: list[Any]) -> dict[bytes, bytes]:
     """Return a reply of alternating fields and values as a mapping."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -195,20 +219,9 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
 
     state = JobState(number(b"s") or JobState.PENDING)
     attempts = [decode_attempt(entry) for entry in history]
+    attempts += decode_last_attempt(fields)
     worker_id = fields.get(b"w", b"").decode()
     token = number(b"t")
-    if state.leased or (state is JobState.SUCCEEDED and token):
-        # While the latest attempt runs, and after it succeeded, only the HASH has it.
-        attempts.append(
-            Attempt(
-                number=number(b"n"),
-                worker_id=worker_id,
-                fencing_token=token,
-                started_at_ms=number(b"a"),
-                ended_at_ms=0 if state.leased else number(b"e"),
-                outcome=None if state.leased else Outcome.SUCCEEDED,
-            )
-        )
     policy = fields.get(b"o")
     return Job(
         job_id=job_id_of(queue, ulid),
@@ -243,7 +256,16 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         attempts=tuple(attempts[-HISTORY:]),
         redrive=_decode_redrive(fields) if b"rn" in fields else None,
         read_at_ms=now_ms,
+        size=_size(record, flat, history, long_result, checkpoint),
     )
+
+
+def _size(
+    record: bytes, fields: list[bytes] | dict[bytes, bytes], history: list[bytes], *more: bytes
+) -> int:
+    """Return about how many bytes an answer with the job has, or a few more."""
+    values = fields.values() if isinstance(fields, dict) else fields
+    return JOB_BYTES + len(record) + sum(map(len, [*values, *history, *more]))
 
 
 def _decode_redrive(fields: dict[bytes, bytes]) -> Redrive:

@@ -1,4 +1,4 @@
-"""Jobs as they stand in the store: read.lua, follow.lua, list.lua and log.lua."""
+"""Jobs as they stand in the store: read.lua, attempts.lua, follow.lua, list.lua and log.lua."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobwire_server.domain.decisions.routing import parse_descriptor
 from jobwire_server.domain.errors import CursorCompacted
 from jobwire_server.domain.ids import split_ulids
-from jobwire_server.domain.model import Job, JobState, Route, Written
+from jobwire_server.domain.model import Attempt, Job, JobState, Route, Written
 from jobwire_server.store import codec, keys
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
@@ -82,6 +82,32 @@ class ReadStore(QueueScripts):
             for job in some:
                 if job is not None:
                     yield job
+
+    async def attempts(
+        self, queue: str, ulid: str, below: int, most: int, most_bytes: int
+    ) -> tuple[list[Attempt], bool] | None:
+        """Return attempts of a job, newest first, and True if there are more; None: no such job.
+
+        Args:
+            queue: Its queue.
+            ulid: The job.
+            below: Only those with a fencing token below this; 0: all.
+            most: The most attempts, 1 or more.
+            most_bytes: The most bytes of them; a first one may have more.
+        """
+        args: list[Argument] = [ulid, below or "", most, most_bytes]
+        _, flat, *rest = await self._run("attempts", queue, args)
+        if not rest:
+            return None
+        more, *entries = rest
+        fields = flat if isinstance(flat, dict) else codec.pairs(flat)
+        found = [
+            attempt
+            for attempt in codec.decode_last_attempt(fields)
+            if not below or attempt.fencing_token < below
+        ]
+        found += map(codec.decode_attempt, entries)
+        return found[:most], bool(more) or len(found) > most
 
     async def follow(
         self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int

@@ -71,6 +71,8 @@ class Job:
     """The latest one."""
     read_at_ms: int = field(default=0, compare=False)
     """When it was read. The job is no other for being read again."""
+    size: int = field(default=0, compare=False)
+    """About how many bytes were read of it, and an answer with all of these has."""
 
     @property
     def failure(self) -> Failure | None:

@@ -8,7 +8,7 @@
 --   that may lie inside a piece)
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long
 --   result, checkpoint, more 0|1, then for each piece of output: id, kind and channel, content}}; shorter where the bytes did not do
---include clock
+--include clock history
 
 local P = KEYS[1]
 local most = tonumber(ARGV[2])
@@ -54,11 +54,11 @@ for at = 4, #ARGV, 3 do
   else
     local fields = redis.call('HGETALL', P .. 'j:' .. ulid)
     local lease = tonumber(redis.call('ZSCORE', P .. 'leases', ulid) or 0)
-    local history = redis.call('LRANGE', P .. 'h:' .. ulid, 0, -1)
+    local history, history_bytes = newest_attempts(P .. 'h:' .. ulid)
     local row = { record, fields, lease, history, redis.call('GET', P .. 'x:' .. ulid) or '',
       redis.call('GET', P .. 'c:' .. ulid) or '', 0 }
     if position ~= '' then add_output(row, P .. 'o:' .. ulid, position) end
-    bytes = bytes - #record - #row[5] - #row[6]
+    bytes = bytes - #record - #row[5] - #row[6] - history_bytes
     for i = 10, #row, 3 do bytes = bytes - #row[i] end
     answer[#answer + 1] = row
   end

@@ -2,12 +2,12 @@
 -- read.lua: jobs as they stand, all at one moment, the first of them at least.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
--- ARGV[2] full 0|1: with 1 also the history, a long result and the checkpoint
+-- ARGV[2] full 0|1: with 1 also the payload, the newest attempts, a long result and the checkpoint; with 0 the last attempt alone
 -- ARGV[3] bytes of records, results, checkpoints and histories after which no more jobs are read
 -- then for each job one: ulid
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long result,
 --   checkpoint}}; shorter where the bytes did not do
---include clock
+--include clock history short_record
 
 local P = KEYS[1]
 local full = ARGV[2] == '1'
@@ -15,7 +15,8 @@ local answer, bytes = { clock_ms(ARGV[1]) }, tonumber(ARGV[3])
 for at = 4, #ARGV do
   if bytes <= 0 and at > 4 then break end
   local ulid = ARGV[at]
-  local record = redis.call('GET', P .. 'r:' .. ulid)
+  local key = P .. 'r:' .. ulid
+  local record = full and redis.call('GET', key) or not full and short_record(key)
   if not record then
     answer[#answer + 1] = false
   else
@@ -23,7 +24,7 @@ for at = 4, #ARGV do
     local lease = tonumber(redis.call('ZSCORE', P .. 'leases', ulid) or 0)
     local history, result, checkpoint = {}, '', ''
     if full then
-      history = redis.call('LRANGE', P .. 'h:' .. ulid, 0, -1)
+      history = newest_attempts(P .. 'h:' .. ulid)
       result = redis.call('GET', P .. 'x:' .. ulid) or ''
       checkpoint = redis.call('GET', P .. 'c:' .. ulid) or ''
     else
@@ -31,6 +32,7 @@ for at = 4, #ARGV do
     end
     bytes = bytes - #record - #result - #checkpoint
     for _, attempt in ipairs(history) do bytes = bytes - #attempt end
+    for i = 2, #fields, 2 do bytes = bytes - #fields[i] end
     answer[#answer + 1] = { record, fields, lease, history, result, checkpoint }
   end
 end
