@@ -30,7 +30,7 @@ LIGHT_BYTES = 4 << 10
 class JobOptions(TypedDict, total=False):
     """What a submission and a schedule may say of a job; `NewJob` describes each."""
 
-    priority: int
+    priority: int | None
     requirements: Mapping[str, str] | None
     labels: Mapping[str, str] | None
     retry: RetryPolicy | None
@@ -120,11 +120,11 @@ def _fill_spec(spec: JobSpec, job: NewJob) -> None:
         raise ValueError("give run_at or delay, not both")
     if job.expires_at is not None and job.expires_after is not None:
         raise ValueError("give expires_at or expires_after, not both")
-    if not 0 <= job.priority <= 255:
+    if job.priority is not None and not 0 <= job.priority <= 255:
         raise ValueError(f"priority is {job.priority}; it must be from 0 to 255")
     spec.operation = job.operation
     fill_payload(spec.payload, job.payload)
-    if job.priority:
+    if job.priority is not None:
         spec.priority = job.priority
     if job.requirements:
         spec.requirements.update(job.requirements)

@@ -119,8 +119,11 @@ def _change_job(spec: job_pb2.JobSpec, given: dict[str, Any]) -> None:
                 getattr(spec, field_name).update(getattr(made, field_name))
             elif name == "required_features":
                 spec.required_features.extend(made.required_features)
-            elif name in ("operation", "priority"):
-                setattr(spec, field_name, getattr(made, field_name))
+            elif name == "operation":
+                spec.operation = made.operation
+            elif name == "priority":
+                if made.HasField("priority"):
+                    spec.priority = made.priority
             elif made.HasField(field_name):
                 getattr(spec, field_name).CopyFrom(getattr(made, field_name))
 
@@ -204,7 +207,8 @@ class Schedule:
     overlap: Overlap
     jitter: timedelta | None
     description: str
-    priority: int
+    priority: int | None
+    """Of each job; None: the queue's default when it is submitted."""
     requirements: Mapping[str, str]
     labels: Mapping[str, str]
     retry: RetryPolicy
@@ -262,7 +266,7 @@ class Schedule:
             overlap=_OVERLAPS.get(spec.overlap_policy, "skip"),
             jitter=span_of(spec, "jitter"),
             description=spec.description,
-            priority=job.priority,
+            priority=job.priority if job.HasField("priority") else None,
             requirements=dict(job.requirements),
             labels=dict(job.labels),
             retry=RetryPolicy.from_proto(job.retry),

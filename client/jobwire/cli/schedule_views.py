@@ -50,7 +50,7 @@ def print_schedule(schedule: Schedule, settings: Settings) -> None:
             ("overlap", schedule.overlap.replace("_", " ")),
             ("missed", schedule.missed.replace("_", " ")),
             ("catch up", span(schedule.catch_up_window)),
-            ("priority", schedule.priority or None),
+            ("priority", schedule.priority),
             ("requirements", pairs(schedule.requirements)),
             ("labels", pairs(schedule.labels)),
             ("retry", retry_text(schedule.retry)),

@@ -23,7 +23,7 @@ _JOB_OPTIONS = (
         "-p",
         type=click.IntRange(0, 255),
         metavar="N",
-        help="Higher goes first. Default: 0.",
+        help="Higher goes first. Default: as the queue is configured, or 0.",
     ),
     click.option(
         "--require",

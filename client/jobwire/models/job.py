@@ -83,6 +83,7 @@ class Job:
     revision: int
     """Grows with every change; of two views of one job the higher is the newer."""
     priority: int
+    """The one that it has: its own, or that of its queue when it was accepted."""
     requirements: Mapping[str, str]
     labels: Mapping[str, str]
     retry: RetryPolicy
@@ -147,7 +148,7 @@ class Job:
             operation=spec.operation,
             state=JobState.from_proto(proto.state),
             revision=proto.revision,
-            priority=spec.priority,
+            priority=proto.priority,
             requirements=dict(spec.requirements),
             labels=dict(spec.labels),
             retry=RetryPolicy.from_proto(spec.retry),

@@ -23,8 +23,8 @@ class NewJob:
     """The handler's input: a JSON value, bytes or a protobuf message."""
     queue: str = "default"
     """Where to put it; the first job creates the queue."""
-    priority: int = 0
-    """0 to 255, higher first."""
+    priority: int | None = None
+    """0 to 255, higher first; None: the queue's default, 0 unless it is configured."""
     requirements: Mapping[str, str] | None = None
     """Labels that a worker must have, each with this value."""
     labels: Mapping[str, str] | None = None

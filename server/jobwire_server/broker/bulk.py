@@ -327,7 +327,7 @@ def redrive_item(
     return RedriveItem(
         ulid=job.job_id[ULID],
         route_id=route_of(facts.operation, facts.requirements).id,
-        priority=facts.priority,
+        priority=facts.priority if job.priority is None else job.priority,
         number=job.redrive.number if job.redrive else 0,
         reason=reason,
         due_ms=due_ms,

@@ -154,6 +154,8 @@ def submit_lane(
         if len(items) == 1:
             loop.call_soon(dispatchers.expect, queue, items)
         chosen = await settings.get(queue)
+        if chosen.default_priority:
+            items = with_priority(items, chosen.default_priority)
         return await store.submit(
             queue,
             items,
@@ -163,3 +165,11 @@ def submit_lane(
         )
 
     return GroupCommit(submit, backlog, weigh=_job_bytes, linger_s=options.max_linger_ms / 1000)
+
+
+def with_priority(jobs: Sequence[NewJob], priority: int) -> list[NewJob]:
+    """Return the jobs of a queue with its default priority for those that name none."""
+    return [
+        job if job.priority or job.keeps_zero else job._replace(queue_priority=priority)
+        for job in jobs
+    ]

@@ -29,6 +29,7 @@ from jobwire_server.servicers.records import (
     content_of,
     created_at_ms,
     moment_of,
+    priority_of,
     without_content,
 )
 from jobwire_server.servicers.status import refusal_of
@@ -69,6 +70,7 @@ def job_to_wire(job: Job, *, full: bool) -> Any:
         fencing_token=job.fencing_token,
         cancel_reason=job.cancel_reason,
         output_bytes=job.output_bytes,
+        priority=priority_of(job.record) if job.priority is None else job.priority,
     )
     write_ms(message.created_at, created_at_ms(job.record))
     write_ms(message.run_at, job.run_at_ms)

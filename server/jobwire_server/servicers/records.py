@@ -26,6 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP = Struct("<qB")
 """When the job was accepted, Unix milliseconds; the layout."""
 STAMP_BYTES = _STAMP.size
+_PRIORITY = job_pb2.JobSpec.DESCRIPTOR.fields_by_name["priority"].number
 
 
 class JobSpecRecords:
@@ -119,6 +120,36 @@ def created_at_ms(record: bytes) -> int:
     """Return when a record was accepted, Unix milliseconds."""
     at: int = _STAMP.unpack_from(record, len(record) - STAMP_BYTES)[0]
     return at
+
+
+def priority_of(record: bytes) -> int:
+    """Return the priority that a record asks for, 0 for none, without reading what else it holds.
+
+    Fields are written in the order of their numbers, so that it is found behind a payload of any
+    size.
+    """
+    at, end = 0, len(record) - STAMP_BYTES
+    while at < end:
+        tag, at = _varint(record, at)
+        if tag >> 3 > _PRIORITY:
+            return 0
+        value, at = _varint(record, at)
+        if tag >> 3 == _PRIORITY:
+            return value
+        at += value
+    return 0
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
 
 
 @lru_cache(maxsize=1024)

@@ -77,7 +77,7 @@ def check_spec(
         plan=plan,
         route_id=made.route.id,
         descriptor=made.route.descriptor,
-        priority=made.priority,
+        priority=made.priority if job.HasField("priority") else None,
         # The moments are those of a job that is submitted now.
         extra=encode_extra(made._replace(expires_at_ms=0, deadline_ms=0)),
         unique_key=made.unique.key if made.unique else "",

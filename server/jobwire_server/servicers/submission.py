@@ -167,6 +167,7 @@ class JobChecks:
             request=RequestId(request_id, "", bool(job_id)) if request_id else None,
             unique=unique,
             retention_ms=retention,
+            keeps_zero=priority == 0 and spec.HasField("priority"),
         )
         job = self._new_jobs.make(draft, expires_after, deadline_after)
         if checker.violations:

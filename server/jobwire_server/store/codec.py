@@ -239,6 +239,7 @@ def decode_job(queue: str, ulid: str, row: list[Any], now_ms: int) -> Job:
         interruptions=number(b"i"),
         lost_deliveries=number(b"l"),
         execution_timeout_ms=number(b"xt"),
+        priority=number(b"p") if b"p" in fields else None,
         retry=RetryPolicy(**json.loads(policy)) if policy else None,
         progress=fields.get(b"g", b""),
         progress_at_ms=number(b"u"),

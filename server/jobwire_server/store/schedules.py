@@ -23,7 +23,7 @@ from jobwire_server.domain.model import (
 from jobwire_server.store import codec
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
-from jobwire_server.store.submissions import add_request, not_written
+from jobwire_server.store.submissions import add_request, encode_default, not_written
 
 LIST_BYTES = 2 << 20
 """A page ends early once its jobs have so many bytes."""
@@ -55,7 +55,8 @@ class Template:
     plan: Plan
     route_id: str
     descriptor: bytes
-    priority: int
+    priority: int | None
+    """None: that of the queue."""
     extra: str
     """Of the job, as submit.lua reads it."""
     unique_key: str = ""
@@ -246,13 +247,14 @@ class ScheduleStore(QueueScripts):
             firings: The steps, those of one schedule in order.
             grace_ms: How long running jobs that are cancelled may take to stop.
             retention_ms: How long cancelled jobs are kept.
-            settings: The queue's limits.
+            settings: Of the queue: limits, and the priority of jobs that name none.
         """
         args: list[Argument] = [
             grace_ms,
             retention_ms,
             settings.max_pending_jobs,
             settings.max_live_bytes,
+            encode_default(settings.default_priority),
         ]
         for firing in firings:
             step = firing.step
@@ -292,7 +294,7 @@ class ScheduleStore(QueueScripts):
             suffix: What is appended to the schedule's job.
             request: Makes a retry safe.
             retention_ms: How long a job is kept that this one replaces.
-            settings: The queue's limits.
+            settings: Of the queue: limits, and the priority of jobs that name none.
         """
         template, queue = schedule.template, schedule.queue
         extra = add_request(template.extra, request) if request else template.extra
@@ -302,6 +304,7 @@ class ScheduleStore(QueueScripts):
             *(retention_ms, *limits, schedule.schedule_id, schedule.version),
             *(ulid, moment_ms, suffix, extra),
             *(ends.expires_at_ms or "", ends.deadline_ms or ""),
+            encode_default(settings.default_priority),
         ]
         code, *answers = await self._run("trigger", queue, args)
         if code == Code.SCHEDULE_CHANGED:
@@ -310,7 +313,7 @@ class ScheduleStore(QueueScripts):
             job_id_of(queue, ulid),
             queue,
             parse_descriptor(template.descriptor),
-            template.priority,
+            template.priority or 0,
             b"",
             request=request,
             unique=UniqueKey(template.unique_key) if template.unique_key else None,
@@ -329,7 +332,7 @@ def template_fields(template: Template) -> dict[str, str | bytes | int]:
         "plan": json.dumps(asdict(template.plan), separators=(",", ":")),
         "rt": template.route_id,
         "rd": template.descriptor,
-        "p": template.priority,
+        "p": "" if template.priority is None else template.priority,
         "x": template.extra,
         "u": template.unique_key,
         "xa": template.expires_after_ms,
@@ -359,7 +362,7 @@ def _decode(
             plan=_decode_plan(fields[b"plan"]),
             route_id=fields[b"rt"].decode(),
             descriptor=fields[b"rd"],
-            priority=number(b"p"),
+            priority=number(b"p") if fields[b"p"] else None,
             extra=fields[b"x"].decode(),
             unique_key=fields[b"u"].decode(),
             expires_after_ms=number(b"xa"),

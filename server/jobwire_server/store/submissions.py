@@ -58,7 +58,7 @@ class SubmissionStore(QueueScripts):
             args += (
                 job.job_id[ULID],
                 job.route.id,
-                job.priority,
+                encode_default(job.queue_priority) if job.queue_priority else job.priority,
                 encode_start(job),
                 encode_extra(job),
                 job.record,
@@ -126,6 +126,11 @@ def queue_full(queue: str, setting: str, what: str, limit: int, present: int) ->
         },
         retry_after_ms=1_000,
     )
+
+
+def encode_default(priority: int) -> str:
+    """Return the priority of a job that has its queue's, as submit.lua reads it."""
+    return f"q{priority}" if priority else "0"
 
 
 def encode_start(job: NewJob) -> str:

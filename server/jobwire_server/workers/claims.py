@@ -195,8 +195,9 @@ class Claims:
                 metadata={"state": job.state.name},
             )
         lease_ms = self._options.lease_of(spec)
+        priority = facts.priority if job.priority is None else job.priority
         assignment = await self._jobs.claim_job(
-            queue, job.job_id[ULID], worker_id, lease_ms, route.id, facts.priority
+            queue, job.job_id[ULID], worker_id, lease_ms, route.id, priority
         )
         self._due.due_in(queue, lease_ms)
         self._known.moved(worker_id)

@@ -45,6 +45,8 @@ class Job:
     lost_deliveries: int = 0
     """How often it was on its way to a worker that never acknowledged it."""
     execution_timeout_ms: int = 0
+    priority: int | None = None
+    """The one that it has; None: that of its record."""
     retry: RetryPolicy | None = None
     progress: bytes = b""
     progress_at_ms: int = 0

@@ -100,6 +100,10 @@ class NewJob(NamedTuple):
     unique: UniqueKey | None = None
     retention_ms: int | None = None
     """How long it is kept after its end, 0 or more; None: as long as the queue says."""
+    keeps_zero: bool = False
+    """Priority 0 was asked for; False: it is that of a job that names none, where it is 0."""
+    queue_priority: int = 0
+    """The queue's default, which it got in place of 0; 0: none."""
 
 
 class NotNow(NamedTuple):

@@ -67,6 +67,8 @@ local function enter_jobs(P, now, answer, items, first, retention, max_waiting, 
     else
       local due = start_ms(items[at + 3], now)
       local fields = decoded.f or decoded
+      local given = string.match(priority, '^q(%d+)')
+      if given then priority, fields = given, { 'p', given, unpack(fields) } end
       set_timers(P, ulid, fields)
       if due > now then
         redis.call('HSET', P .. 'j:' .. ulid, 's', SCHEDULED, 'd', due, 'rt', route, 'p', priority, unpack(fields))

@@ -7,6 +7,7 @@
 -- ARGV[1] clock shift, ms
 -- ARGV[2] grace of a running job that is cancelled, ms   ARGV[3] retention of jobs that end here, ms
 -- ARGV[4] the most jobs that may wait in the queue, 0 for no limit   ARGV[5] the most bytes of live jobs, 0 for no limit
+-- ARGV[6] priority of jobs that name none, as submit.lua takes it
 -- then for each moment twelve: schedule id, its creation id with '.' and its revision, the moment that it stands at, its next moment (''
 --   if it is over), moments before this one that were missed, what is to be done: 'pass' no job | 'allow' a job |
 --   'skip' a job unless an earlier one has not ended | 'cancel' a job, and earlier ones are cancelled,
@@ -35,7 +36,7 @@ local function settled(entry, id, ulid)
   return (code == TOO_MANY_PENDING or code == TOO_MANY_BYTES) and RUN_HELD_BACK or RUN_SKIPPED
 end
 
-for at = 6, #ARGV, 12 do
+for at = 7, #ARGV, 12 do
   local id, expected, due, action = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]
   local key = P .. 'schedule:' .. id
   local found = known[id]
@@ -58,7 +59,7 @@ for at = 6, #ARGV, 12 do
       for _, ulid in ipairs(earlier) do cancel_job(P, ulid, 'the next run of its schedule is due', '', now, grace, retention) end
       local record = redis.call('HGET', key, 'job') .. ARGV[at + 9]
       local size = #jobs
-      jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found.route, found.priority
+      jobs[size + 1], jobs[size + 2], jobs[size + 3] = ARGV[at + 6], found.route, found.priority == '' and ARGV[6] or found.priority
       jobs[size + 4], jobs[size + 5], jobs[size + 6] = ARGV[at + 8], extra_with_ends(found.extra, ARGV[at + 10], ARGV[at + 11]), record
       redis.call('HSETNX', P .. 'routes', found.route, found.descriptor)
       entering[#entering + 1] = at
@@ -71,7 +72,7 @@ if #jobs > 0 then enter_jobs(P, now, entered, jobs, 1, retention, tonumber(ARGV[
 for i, at in ipairs(entering) do codes[at] = settled(entered[i], ARGV[at], ARGV[at + 6]) end
 
 local answer, held = { now, 0 }, {}
-for at = 6, #ARGV, 12 do
+for at = 7, #ARGV, 12 do
   local id, code = ARGV[at], codes[at]
   local key = P .. 'schedule:' .. id
   -- What follows a moment that is held back waits for it.

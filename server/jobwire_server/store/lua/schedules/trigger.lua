@@ -8,6 +8,7 @@
 -- ARGV[5] schedule id   ARGV[6] its creation id, '.' and its revision
 -- ARGV[7] ulid of the job   ARGV[8] the moment that is noted, Unix ms   ARGV[9] what is appended to its record
 -- ARGV[10] extra of the job, as for submit.lua   ARGV[11] when it expires   ARGV[12] when it ends ('' never, Unix ms)
+-- ARGV[13] priority of a job that names none, as submit.lua takes it
 -- Returns {DONE, what submit.lua answers for the job} | {SCHEDULE_CHANGED} since the job was made of it: nothing done
 --constants states codes
 --include clock fields start ready tally chunks state holder unique terminal identity limits admit enter runs ends
@@ -22,7 +23,8 @@ local schedule = read_schedule(P .. 'schedule:' .. id)
 if not schedule.creation_id or schedule.creation_id .. '.' .. schedule.revision ~= ARGV[6] then return { SCHEDULE_CHANGED } end
 
 redis.call('HSETNX', P .. 'routes', schedule.route, schedule.descriptor)
-local items = { ulid, schedule.route, schedule.priority, '', extra_with_ends(ARGV[10], ARGV[11], ARGV[12]), schedule.job .. ARGV[9] }
+local priority = schedule.priority == '' and ARGV[13] or schedule.priority
+local items = { ulid, schedule.route, priority, '', extra_with_ends(ARGV[10], ARGV[11], ARGV[12]), schedule.job .. ARGV[9] }
 local entered = {}
 enter_jobs(P, now, entered, items, 1, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
 if type(entered[1]) == 'number' then note_run(P, id, ARGV[8], now, ulid, true) end

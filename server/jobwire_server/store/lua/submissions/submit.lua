@@ -19,7 +19,7 @@
 -- ARGV[3] the most jobs that may be SCHEDULED and PENDING together, 0 for no limit
 -- ARGV[4] the most bytes of records of live jobs, 0 for no limit
 -- ARGV[5] number of distinct routes, then for each: route, descriptor
--- then for each job six: ulid, route, priority 0..255,
+-- then for each job six: ulid, route, priority 0..255 ('q' before it: of the queue, and to be noted with the job),
 --   start ('' at once, '<ms>' not before that Unix ms, '+<ms>' not before so many ms from now),
 --   extra ('' | a JSON list of alternating HASH fields and values | a JSON object: f that list; q request id, d digest of the content,
 --     j 1 if the producer chose the ulid; u scope and name of the unique key, t its period in ms, c what happens on a conflict: 1 the
