@@ -169,6 +169,7 @@ async def test_after_the_store_was_away_every_queue_is_looked_at(own_store: Stor
     async with running_broker(own_store.url, OPTIONS) as broker:
         await broker.submit()
         await _all_quiet(broker)
+        own_store.wait_written()
         own_store.kill()
         await eventually(lambda: not _clocks(broker)["default"].quiet, "it has noticed")
         own_store.start()

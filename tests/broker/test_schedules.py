@@ -205,9 +205,7 @@ async def test_schedules_outlive_a_kill_of_the_store(own_store: StoreProcess) ->
     async with running_broker(own_store.url) as broker:
         made = await _create(broker)
         # What was written within the last second may be lost with the store: ADR on durability.
-        broker.client.execute_command("WAITAOF", 1, 0, 5_000) if own_store.engine == "valkey" else (
-            await asyncio.sleep(1.2)
-        )
+        own_store.wait_written()
         own_store.restart()
         broker.client.close()
         assert (await broker.router.schedules.get("default", "s1")) == made

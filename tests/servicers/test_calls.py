@@ -119,6 +119,7 @@ async def test_a_failed_attempt_is_told_with_its_failure(served: Served) -> None
     assert done.state == job_pb2.JOB_STATE_SCHEDULED
     job = (await served.jobs.GetJob(jobs.GetJobRequest(job_id=job_id))).job
     assert job.run_at == done.next_attempt_at
+    failure.origin = job_pb2.FAILURE_ORIGIN_WORKER
     assert job.failure == failure
     assert job.attempts[0].failure == failure
     assert job.failures == 1

@@ -185,6 +185,7 @@ async def test_a_store_that_dies_is_unavailable_and_comes_back_by_itself(
 ) -> None:
     async with served_broker(own_store.url) as served:
         one = await _running(served)
+        own_store.wait_written()
         own_store.kill()
         calls = [
             served.jobs.SubmitJob(jobs.SubmitJobRequest(spec=_spec())),
@@ -226,6 +227,7 @@ async def test_a_watch_outlives_an_outage_of_the_store(own_store: StoreProcess) 
         stream = served.jobs.WatchJob(jobs.WatchJobRequest(job_id=one.job_id))
         events = aiter(stream)
         assert (await anext(events)).job.state == job_pb2.JOB_STATE_RUNNING
+        own_store.wait_written()
         own_store.restart()
         await _eventually_ok(
             lambda: served.workers.CompleteJob(_succeed(one.job_id, one.fencing_token))

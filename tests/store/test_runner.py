@@ -22,6 +22,7 @@ from tests.support.stores import StoreProcess
 async def test_a_store_that_is_away_for_a_moment_is_a_delay(own_store: StoreProcess) -> None:
     async with open_scripts(own_store.url) as scripts:
         await scripts.submit()
+        own_store.wait_written()
         own_store.kill()
         waiting = asyncio.create_task(scripts.submit())
         own_store.start()

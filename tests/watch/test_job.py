@@ -10,6 +10,7 @@ import pytest
 
 from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire.v1.worker_service_pb2 import Released
+from jobwire_server.store.connection import connect
 from jobwire_server.watch import job_watch as hub_module
 
 from tests.support.grpc_servers import refused
@@ -270,14 +271,17 @@ async def test_a_broken_subscription_is_followed_by_a_fresh_read(
 
 
 async def test_watchers_that_come_and_go_while_the_store_is_away_harm_nobody(
-    own_store: StoreProcess,
+    own_store: StoreProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So that a read of the store that hangs lasts until all have come, however busy the machine is.
+    monkeypatch.setattr(connect, "READ_TIMEOUT_S", 60.0)
     async with stream_server(own_store.url) as server, Hands(server.address) as hands:
         await hands.register()
         lease = await hands.running()
         async with hands.watch(lease.job_id) as watcher:
             await watcher.sees(RUNNING)
             other = await hands.submit()
+            own_store.wait_written()
             own_store.pause()
             # Each joins the read that is under way, and leaves before it fails.
             first = hands.watch(other)
