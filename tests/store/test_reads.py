@@ -61,6 +61,19 @@ async def test_a_read_brings_as_many_jobs_as_fit_and_one_in_any_case(scripts: Sc
     assert in_turn == ulids
 
 
+async def test_a_bare_read_brings_how_jobs_stand_and_nothing_large(scripts: Scripts) -> None:
+    ulid = await scripts.running()
+    (bare,) = await scripts.jobs.read_bare("default", [next_ulid(), ulid])
+    whole = await scripts.read(ulid)
+    assert (bare.worker_id, bare.fencing_token, bare.state, bare.lease_expires_at_ms) == (
+        whole.worker_id,
+        whole.fencing_token,
+        whole.state,
+        whole.lease_expires_at_ms,
+    )
+    assert (bare.record, whole.record != b"") == (b"", True)
+
+
 async def test_a_basic_read_leaves_out_long_results_and_all_but_the_last_attempt(
     scripts: Scripts,
 ) -> None:

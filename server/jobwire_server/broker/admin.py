@@ -25,6 +25,7 @@ from jobwire_server.domain.model import (
 )
 from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.queues import QueueStore
+from jobwire_server.store.reads import AT_ONCE
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.tokens import Tokens
 from jobwire_server.store.workers import WorkerStore
@@ -88,7 +89,7 @@ class Operators:
             looked += 1
             if (not queue or queue in worker.spec.queues) and status in (None, worker.status):
                 wanted.append(await self._with_leases(worker))
-                calls += len(worker.spec.queues)
+                calls += len(worker.spec.queues) + wanted[-1].held_jobs // AT_ONCE
                 told_bytes += _size(worker.spec)
         if looked < page_size and looked == len(workers):
             return wanted, ""
@@ -134,8 +135,8 @@ class Operators:
         leases = []
         for queue in worker.spec.queues:
             ulids = sorted(await self._jobs.held(queue, worker.spec.worker_id))
-            for job in await self._jobs.read(queue, ulids, full=False) if ulids else []:
-                if job is not None and job.worker_id == worker.spec.worker_id:
+            for job in await self._jobs.read_bare(queue, ulids):
+                if job.worker_id == worker.spec.worker_id:
                     leases.append(LeaseRef(job.job_id, job.fencing_token))
         return replace(worker, held_jobs=len(leases), leases=tuple(leases))
 

@@ -294,8 +294,12 @@ class Bulk:
         queue = wanted.queue
         if wanted.ulids:
             ulids = list(dict.fromkeys(wanted.ulids))
-            for at in range(0, len(ulids), FIRST_PAGE):
-                jobs = await self._jobs.read(queue, ulids[at : at + FIRST_PAGE], full=False)
+            at = 0
+            while at < len(ulids):
+                jobs = await self._jobs.read_some(
+                    queue, ulids[at : at + FIRST_PAGE], full=False, most_bytes=PAGE_BYTES
+                )
+                at += len(jobs)
                 yield [job for job in jobs if job is not None and job.state in states]
             return
         size = FIRST_PAGE

@@ -109,6 +109,19 @@ class ReadStore(QueueScripts):
         found += map(codec.decode_attempt, entries)
         return found[:most], bool(more) or len(found) > most
 
+    async def read_bare(self, queue: str, ulids: Sequence[str]) -> list[Job]:
+        """Return those jobs that are there, without records, results, checkpoints and attempts."""
+        found = []
+        for at in range(0, len(ulids), AT_ONCE):
+            part = ulids[at : at + AT_ONCE]
+            now, *rows = await self._run("read", queue, [2, READ_BYTES, *part])
+            found += [
+                codec.decode_job(queue, ulid, row, now)
+                for ulid, row in zip(part, rows, strict=True)
+                if row
+            ]
+        return found
+
     async def follow(
         self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
     ) -> list[Followed | None]:
