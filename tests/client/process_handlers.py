@@ -88,6 +88,11 @@ def leave_tracker(context: Context) -> int:
     return os.getpid()
 
 
+def _abort() -> None:
+    # In this very thread: `faulthandler` reads the frames of all, and crashes where one goes on.
+    signal.pthread_kill(threading.get_ident(), signal.SIGABRT)
+
+
 def end_badly(context: Context) -> None:
     match context.payload:
         case "exit":
@@ -99,7 +104,7 @@ def end_badly(context: Context) -> None:
             time.sleep(600)
         case "thread":
             # The main thread waits for it; a signal ends the process meanwhile.
-            threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGABRT)).start()
+            threading.Thread(target=_abort).start()
             time.sleep(600)
 
 

@@ -180,7 +180,7 @@ async def test_under_load_requests_are_gathered_by_the_clock(
     writer: Writer, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long beside the turns of the loop below, however busy the machine is.
-    monkeypatch.setattr(group_commit, "TICK_S", 1.0)
+    monkeypatch.setattr(group_commit, "TICK_S", 2.0)
     group = GroupCommit(writer, backlog, linger_s=60.0)
     writer.gate.set()
     await group.one(-1)
