@@ -23,6 +23,7 @@ from tests.support.stalls import no_stall_above
 
 STALL_S = 0.1
 COUNT = 20_000
+REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 Path = tuple[FieldDescriptor, ...]
 TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
@@ -206,3 +207,34 @@ def test_the_largest_json_text_is_checked_soon(text: str) -> None:
     with suppress(ValueError):
         check_json(text)
     assert thread_time() - began < 0.3
+
+
+def _texts(message: Descriptor, before: Path = ()) -> Iterator[Path]:
+    """Yields the way to each text of a message."""
+    for field in message.fields:
+        kind = field.message_type
+        path = (*before, field)
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield path
+        if (
+            kind is not None
+            and kind.full_name.startswith("jobwire.")
+            and kind not in _kinds(before)
+        ):
+            yield from _texts(kind, path)
+
+
+async def test_a_long_text_costs_no_time_and_comes_back_to_nobody(large: Served) -> None:
+    for method in _methods():
+        if method.client_streaming or method.name == "SubmitJobs":
+            continue
+        for path in _texts(method.input_type):
+            content = _part(path[-1].number, b"x" * 400_000)
+            for field in reversed(path[:-1]):
+                content = _part(field.number, content)
+            name = f"{method.name}: {_field_of(path)}"
+            async with no_stall_above(STALL_S):
+                error = await _answer(large, method, content)
+            assert error is not None, f"{name}: it was taken"
+            assert error.code() in REFUSALS, name
+            assert len(refused(error).message) < 4_096, name

@@ -64,10 +64,12 @@ class Tokens:
         return text
 
     async def _look(self) -> None:
+        # At once, so that of many calls one looks while the others go on with what is known.
+        self._looked_at = monotonic()
         try:
             key = await self._kept()
         except StoreUnavailable:
-            # What is known will do meanwhile, and is not asked for again by every call.
+            # What is known will do meanwhile.
             if not self._key:
                 raise
         except ResponseError as error:
@@ -78,7 +80,6 @@ class Tokens:
             if len(key) < SHORTEST_KEY:
                 raise _no_key()
             self._key = key[:LONGEST_KEY]
-        self._looked_at = monotonic()
 
     async def _kept(self) -> bytes:
         """Return the key in the store, where it is put if there is none."""
