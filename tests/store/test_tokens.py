@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 
-from jobwire_server.domain.errors import BadPageToken, StoreUnfit
+from jobwire_server.domain.errors import BadPageToken, StoreFull, StoreUnfit
 from jobwire_server.store import keys, tokens
 from jobwire_server.store.tokens import Tokens
 
@@ -71,3 +72,22 @@ async def test_a_key_that_is_none_is_told_with_the_remedy(scripts: Scripts, spoi
         scripts.client.set(keys.TOKEN_KEY, b"" if spoilt == "empty" else b"short")
     with pytest.raises(StoreUnfit, match=f"UNLINK {re.escape(keys.TOKEN_KEY)}"):
         await _server(scripts).seal(*SCOPE)
+
+
+async def test_a_full_store_keeps_nobody_from_a_token(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, command = _server(scripts), scripts.runner.command
+
+    async def full(name: str, *args: Any, **options: Any) -> Any:
+        if name == "SET":
+            raise StoreFull
+        return await command(name, *args, **options)
+
+    monkeypatch.setattr(scripts.runner, "command", full)
+    token = (await server.seal(*SCOPE)).write("x")
+    assert await server.read(token, *SCOPE) == "x"
+    monkeypatch.undo()
+    monkeypatch.setattr(tokens, "FRESH_S", 0.0)
+    await server.seal(*SCOPE)
+    assert await _server(scripts).read(token, *SCOPE) == "x", "it is put there when there is room"

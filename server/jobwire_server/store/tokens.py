@@ -8,7 +8,7 @@ from time import monotonic
 from redis.exceptions import ResponseError
 
 from jobwire_server.domain.decisions.tokens import Seal, bad_token
-from jobwire_server.domain.errors import StoreUnavailable, StoreUnfit
+from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
 from jobwire_server.store import keys
 from jobwire_server.store.runner import ScriptRunner
 
@@ -87,8 +87,13 @@ class Tokens:
         kept: bytes | None = await command("GET", keys.TOKEN_KEY)
         if kept is None:
             mine = self._key or secrets.token_bytes(KEY_BYTES)
-            # Of servers that do so at once, one is heard.
-            await command("SET", keys.TOKEN_KEY, mine, "NX", waits=True)
+            try:
+                # Of servers that do so at once, one is heard.
+                await command("SET", keys.TOKEN_KEY, mine, "NX", waits=True)
+            except StoreFull:
+                # Nobody is kept from looking at a full store: the key is put there once it has
+                # room, and until then its tokens are good at this server.
+                return mine
             kept = await command("GET", keys.TOKEN_KEY)
         return mine if kept is None else kept
 
