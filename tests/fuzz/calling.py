@@ -101,6 +101,12 @@ class Caller:
                 outcome.trailers = tuple(error.trailing_metadata() or ())
             except (asyncio.InvalidStateError, grpc.aio.UsageError):
                 outcome.gone = True
+            except asyncio.CancelledError:
+                # Of the call, as its connections are closed when the server has ended.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                outcome.gone = True
         outcome.seconds = asyncio.get_running_loop().time() - began
         return outcome
 

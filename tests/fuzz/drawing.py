@@ -20,6 +20,8 @@ DEEPEST = 7
 DEEP = (5, 20, 28, 90)
 MOST_BYTES = 3 << 20
 """Of a list: larger messages are refused before anybody looks into them."""
+MOST_ENTRIES = 20_000
+"""Of a map, and of a list of messages: more take seconds to make."""
 LONG_BYTES = (1, 64, 1_000, 20_000, 70_000)
 INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -129,7 +131,8 @@ class Drawing:
             if count > 20:
                 # One that is deeper than the library reads can't be copied.
                 with suppress(DecodeError):
-                    count = min(count, MOST_BYTES // (values[-1].ByteSize() + 1))
+                    most = min(MOST_ENTRIES, MOST_BYTES // (values[-1].ByteSize() + 1))
+                    count = min(count, most)
                     values.extend([values[-1]] * (count - 20))
         elif field.message_type is not None:
             inner = getattr(message, field.name)
@@ -140,7 +143,7 @@ class Drawing:
 
     def _fill_map(self, entries: Any, field: FieldDescriptor, depth: int) -> None:
         key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
-        for number in range(self._count()):
+        for number in range(min(self._count(), MOST_ENTRIES)):
             name = self._scalar(key)
             if number and isinstance(name, str):
                 name += str(number)

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tests.fuzz import ending
@@ -159,22 +160,26 @@ class Fuzzer:
         if method.streams_in or method.streams_out:
             result.streams[method.name] += 1
         for failure in judge(what, outcome):
+            if failure.kind == "hang" and not await self._fails(failure, what):
+                # This side did not come to hear the answer.
+                continue
             if self.note(failure):
-                task = asyncio.ensure_future(self._shrink(failure))
+                task = asyncio.ensure_future(self._shrink(failure, what))
                 self._shrinking.add(task)
                 task.add_done_callback(self._shrinking.discard)
 
-    async def _shrink(self, failure: Failure) -> None:
+    async def _fails(self, failure: Failure, what: Input) -> bool:
+        """Makes a call; tells whether it fails in the same way."""
+        outcome = await self._caller.make(what)
+        return any(each.kind == failure.kind for each in judge(what, outcome))
+
+    async def _shrink(self, failure: Failure, what: Input) -> None:
         """Makes the input of a failed call small, and keeps it."""
         self._shrunk += 1
-        if self._shrunk > MOST_SHRUNK or failure.input is None or self.settings.corpus is None:
+        if self._shrunk > MOST_SHRUNK or self.settings.corpus is None:
             return
-
-        async def fails(what: Input) -> bool:
-            outcome = await self._caller.make(what)
-            return any(each.kind == failure.kind for each in judge(what, outcome))
-
-        small = await shrink(failure.input, fails) if await fails(failure.input) else failure.input
+        fails = partial(self._fails, failure)
+        small = await shrink(what, fails) if await fails(what) else what
         self._keep(replace(failure, input=small))
 
     def _keep(self, failure: Failure) -> None:
