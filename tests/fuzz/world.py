@@ -44,8 +44,12 @@ class World:
         self._read = 0
 
     def __enter__(self) -> World:
-        self.store.start()
-        self.server.start()
+        try:
+            self.store.start()
+            self.server.start()
+        except BaseException:
+            self.store.remove()
+            raise
         return self
 
     def __exit__(
