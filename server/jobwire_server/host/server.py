@@ -26,6 +26,7 @@ from jobwire_server.domain.server_info import ServerFacts
 from jobwire_server.domain.units import parse_address
 from jobwire_server.host.certificates import Certificates
 from jobwire_server.host.event_loop import unless
+from jobwire_server.host.grpc_options import server_options
 from jobwire_server.host.http import OK, HttpServer, Verdict
 from jobwire_server.host.settings import Settings
 from jobwire_server.host.shared_port import refused
@@ -51,13 +52,6 @@ STUCK_METRIC = "jobwire_stuck_handlers"
 STUCK_HELP = "Handlers of the workers here that go on although they were told to stop"
 SERVED_WHILE_UNFIT = ("jobwire.v1.WorkerService", "jobwire.v1.AdminService")
 """Services of which a server that accepts no new jobs says that they are served."""
-MAX_PENDING = 5_000
-MAX_PENDING_S = 2
-"""How many calls that have come in wait until the event loop takes them up, and for how long.
-
-gRPC itself ends those beyond as CANCELLED, at a fraction of what a refusal costs that is made in
-Python. See docs/adr/0012-grpc-turns-away-what-nobody-has-looked-at.md.
-"""
 LAST_WORD_S = 0.25
 """For answers that are written but not yet sent when the last call has ended."""
 
@@ -231,25 +225,7 @@ class Application:
         limits = facts.limits
         server = grpc.aio.server(
             interceptors=(self._interceptor,),
-            options=(
-                # Another server on this port is a mistake to be told, not to be shared with. A
-                # supervisor has made sure of that for all of its processes.
-                ("grpc.so_reuseport", int(self._sibling is not None)),
-                ("grpc.max_receive_message_length", limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", 100_000),
-                # A burst waits at the door, and is answered or refused with a word when to retry.
-                # Left to itself the library begins to cut calls off at a thousand.
-                ("grpc.server.max_pending_requests", MAX_PENDING),
-                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
-                ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
-                # Clients may ask every 10 s whether the server is there, with or without calls.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # A peer that vanished without a word is given up after 40 s.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-            ),
+            options=server_options(limits, shared_port=self._sibling is not None),
         )
         server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
