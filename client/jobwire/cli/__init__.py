@@ -27,6 +27,10 @@ def main() -> NoReturn:
             from jobwire.cli.terminal import prepare
 
             prepare()
+            if "worker" in sys.argv and sys.platform == "linux":
+                # Before gRPC is imported, which reads it then: a worker without it begins anew, and
+                # to other commands, which have no children, it makes no difference.
+                os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
             from jobwire.cli.app import run
 
         code = run()
