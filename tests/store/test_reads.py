@@ -232,3 +232,39 @@ async def test_a_look_at_a_queue_writes_nothing(scripts: Scripts) -> None:
     for state in JobState:
         await scripts.jobs.list_ids("default", state, 10, PageToken())
     assert scripts.changed(before) == {}
+
+
+async def test_a_page_among_thousands_with_one_score_takes_few_steps(scripts: Scripts) -> None:
+    ids = sorted(next_ulid() for _ in range(3_000))
+    key = "jw:{default}:scheduled"
+    scripts.client.zadd(key, dict.fromkeys(ids, 1764190000000))
+    # The last one that was seen may be gone.
+    scripts.client.zrem(key, ids[2_500])
+
+    def steps() -> int:
+        calls = scripts.client.info("commandstats")
+        return sum(calls[name]["calls"] for name in calls if name in ("cmdstat_zrange",))
+
+    before = steps()
+    token = PageToken("z", ids[2_500], "1764190000000")
+    found, following = await scripts.jobs.list_ids("default", S.SCHEDULED, 2, token)
+    assert found == ids[2_501:2_503]
+    assert following == PageToken("z", ids[2_502], "1764190000000")
+    assert steps() - before < 20
+
+
+async def test_jobs_in_a_rare_state_are_found_among_thousands_with_a_lease(
+    scripts: Scripts,
+) -> None:
+    ids = sorted(next_ulid() for _ in range(1_800))
+    scripts.client.zadd("jw:{default}:leases", {ulid: at % 7 for at, ulid in enumerate(ids)})
+    pipeline = scripts.client.pipeline()
+    for at, ulid in enumerate(ids):
+        state = S.CANCELLING if at % 600 == 599 else S.RUNNING
+        pipeline.hset(f"jw:{{default}}:j:{ulid}", "s", int(state))
+    pipeline.execute()
+    for most in (1, 2, 50):
+        pages = await _pages(scripts, S.CANCELLING, most)
+        assert [ulid for page in pages for ulid in page] == ids[599::600]
+    running = [ulid for page in await _pages(scripts, S.RUNNING, 700) for ulid in page]
+    assert running == [ulid for at, ulid in enumerate(ids) if at % 600 != 599]

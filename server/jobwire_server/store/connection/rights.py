@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     # First what takes the others' traces away again.
     *(("UNLINK", "s"), ("DEL", "s")),
     *(("TIME",), ("SET", "s", "1"), ("GET", "s"), ("MGET", "s"), ("STRLEN", "s"), ("EXISTS", "s")),
+    ("GETRANGE", "s", "0", "1"),
     *(("MSETNX", "m", "1"), ("HSET", "h", "a", "1"), ("HSETNX", "h", "b", "1"), ("HGET", "h", "a")),
     *(("HMGET", "h", "a"), ("HGETALL", "h"), ("HKEYS", "h"), ("HINCRBY", "h", "a", "1")),
     *(("HSTRLEN", "h", "a"), ("HRANDFIELD", "h"), ("HDEL", "h", "a")),
@@ -39,6 +40,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     *(("SADD", "t", "a"), ("SMEMBERS", "t"), ("SREM", "t", "a")),
     *(("ZADD", "z", "1", "a"), ("ZSCORE", "z", "a"), ("ZCARD", "z"), ("ZRANGE", "z", "0", "-1")),
     *(("ZREM", "z", "b"), ("ZREMRANGEBYSCORE", "z", "0", "0"), ("ZPOPMIN", "z")),
+    ("ZCOUNT", "z", "0", "1"),
     *(("XADD", "x", "*", "a", "1"), ("XRANGE", "x", "-", "+"), ("XREVRANGE", "x", "+", "-")),
     *(
         ("SCAN", "0", "COUNT", "1"),

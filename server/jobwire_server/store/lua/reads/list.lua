@@ -13,43 +13,56 @@ local P = KEYS[1]
 local state, most, source, last, mark = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local KEY = { [SCHEDULED] = 'scheduled' }
 
--- From a ZSET, in the order of (score, id), which is the order of the set itself.
+-- From a ZSET, in the order of (score, id), which is the order of the set itself. The last id may be gone; of thousands with one score
+-- its place is found by halves.
 local function from_zset(key)
-  local ids, offset = {}, 0
-  local from = mark == '' and '-inf' or mark
-  while #ids < most do
-    local page = redis.call('ZRANGE', key, from, '+inf', 'BYSCORE', 'LIMIT', offset, most, 'WITHSCORES')
-    for i = 1, #page, 2 do
-      if last == '' or page[i + 1] ~= mark or page[i] > last then
-        ids[#ids + 1] = page[i]
-        if #ids == most then return ids, page[i], page[i + 1] end
-      end
+  local start = 0
+  if last ~= '' then
+    start = redis.call('ZCOUNT', key, '-inf', '(' .. mark)
+    local behind = redis.call('ZCOUNT', key, '-inf', mark)
+    while start < behind do
+      local middle = math.floor((start + behind) / 2)
+      if redis.call('ZRANGE', key, middle, middle)[1] > last then behind = middle else start = middle + 1 end
     end
-    if #page < 2 * most then return ids end
-    offset = offset + most
   end
+  local page = redis.call('ZRANGE', key, start, start + most - 1, 'WITHSCORES')
+  local ids = {}
+  for i = 1, #page, 2 do ids[#ids + 1] = page[i] end
+  if #ids == most then return ids, page[#page - 1], page[#page] end
   return ids
 end
 
 -- Jobs with a lease, by id: renewals move them about in the order of lease ends, so that a listing in that order
--- would meet the same jobs again and again. Looks at all of them, which are as many as workers run at once.
+-- would meet the same jobs again and again. Goes through all of them, which are as many as workers run at once, for the next few
+-- hundred ids, and looks at the states of those alone.
+local LOOK_AT = 500
+
 local function from_leases()
-  local ids, from = {}, 0
+  local found, from, window = {}, 0, math.max(most, LOOK_AT)
   while true do
     local part = redis.call('ZRANGE', P .. 'leases', from, from + 4999)
     for _, ulid in ipairs(part) do
-      if ulid > last and (#ids < most or ulid < ids[most])
-        and tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's')) == state then
-        local at = #ids
-        while at > 0 and ids[at] > ulid do at = at - 1 end
-        table.insert(ids, at + 1, ulid)
-        ids[most + 1] = nil
+      if ulid > last and (#found < window or ulid < found[window]) then
+        local low, high = 1, #found + 1
+        while low < high do
+          local middle = math.floor((low + high) / 2)
+          if found[middle] < ulid then low = middle + 1 else high = middle end
+        end
+        table.insert(found, low, ulid)
+        found[window + 1] = nil
       end
     end
     if #part < 5000 then break end
     from = from + 5000
   end
-  if #ids == most then return ids, ids[#ids], '' end
+  local ids = {}
+  for _, ulid in ipairs(found) do
+    if tonumber(redis.call('HGET', P .. 'j:' .. ulid, 's')) == state then
+      ids[#ids + 1] = ulid
+      if #ids == most then return ids, ulid, '' end
+    end
+  end
+  if #found == window then return ids, found[window], '' end
   return ids
 end
 
