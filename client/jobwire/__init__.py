@@ -100,7 +100,9 @@ _WHERE = {
         "WorkerTotals",
     ),
     "payloads": (
+        "Json",
         "Payload",
+        "UnknownPayload",
         "from_payload",
         "to_payload",
     ),

@@ -70,7 +70,7 @@ from jobwire.operators import (
     WorkerStatus,
     WorkerTotals,
 )
-from jobwire.payloads import Payload, from_payload, to_payload
+from jobwire.payloads import Json, Payload, UnknownPayload, from_payload, to_payload
 from jobwire.schedules import Schedule, ScheduleRun
 from jobwire.signals import Fatal, Retry, Stopped
 from jobwire.unique import UniqueKey
@@ -110,6 +110,7 @@ __all__ = [
     "JobUnsuccessful",
     "JobWatch",
     "JobwireError",
+    "Json",
     "Lease",
     "LeaseLost",
     "NewJob",
@@ -147,6 +148,7 @@ __all__ = [
     "Unavailable",
     "UniqueKey",
     "UniqueKeyTaken",
+    "UnknownPayload",
     "Violation",
     "Worker",
     "WorkerChange",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +17,30 @@ Timeout: TypeAlias = Seconds | None
 
 # Longer means no limit: clocks and timers of 64-bit nanoseconds overflow at 292 years.
 _WITHOUT_END_S = 100 * 365 * 86_400.0
+
+
+class OpenEnum(StrEnum):
+    """An enum of the contract. A number that this release has no name for is shown as the number:
+    servers may be newer.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> OpenEnum | None:
+        if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+            return None
+        made = str.__new__(cls, value)
+        made._name_ = made._value_ = value
+        # The same object for the same number, as for members.
+        return _UNNAMED.setdefault((cls, value), made)
+
+    @property
+    def is_named(self) -> bool:
+        """False for what only a later release has a name for."""
+        return self._name_ in type(self).__members__
+
+
+_NUMBER = re.compile("-?[0-9]{1,10}")
+_UNNAMED: dict[tuple[type[OpenEnum], str], OpenEnum] = {}
 
 
 def seconds_or_none(name: str, timeout: Timeout) -> float | None:

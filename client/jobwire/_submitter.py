@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
+from jobwire._repeat import Backoff, async_sleep
 from jobwire._requests import MAX_CHUNK_BYTES, MAX_CHUNK_JOBS
-from jobwire.errors import CallError, ResourceExhausted, Unavailable, from_item_error
+from jobwire.errors import CallError, ResourceExhausted, Unavailable, from_result
 from jobwire.v1.job_service_pb2 import (
     SubmitJobRequest,
     SubmitJobResponse,
@@ -20,7 +21,10 @@ MAX_CALLS = 4
 """How many calls may be under way before jobs wait for the next one. Fewer would make a few tasks
 wait for each other; more would carry fewer jobs each."""
 
-_Item: TypeAlias = "tuple[SubmitJobRequest, asyncio.Future[SubmitJobResponse | None]]"
+LONGEST_WAIT_S = 30.0
+"""The longest that an item which was refused for now waits before it is sent again."""
+
+_Item: TypeAlias = "tuple[SubmitJobRequest, asyncio.Future[SubmitJobResponse | CallError]]"
 
 
 class AsyncSubmitter:
@@ -101,12 +105,17 @@ class _QueueCalls:
             finally:
                 self._alone -= 1
                 self._send_waiting()
-        future: asyncio.Future[SubmitJobResponse | None]
+        future: asyncio.Future[SubmitJobResponse | CallError]
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        accepted = await future
-        # An item that was refused for now is sent again alone, for as long as any call is repeated.
-        return accepted if accepted is not None else await self._one(request)
+        answer = await future
+        if not isinstance(answer, CallError):
+            return answer
+        # An item that was refused for now is sent again alone, when the server said it may be, and
+        # for as long as any call is repeated.
+        if answer.retry_after_s is not None:
+            await async_sleep(Backoff().next_s(min(answer.retry_after_s, LONGEST_WAIT_S)))
+        return await self._one(request)
 
     def _send_waiting(self) -> None:
         while self._alone + len(self._calls) < MAX_CALLS and (items := self._next_items()):
@@ -154,12 +163,11 @@ class _QueueCalls:
         for (_, future), result in zip(items, answer.results, strict=True):
             if future.done():
                 continue
-            if result.WhichOneof("outcome") != "error":
+            refusal = from_result(result)
+            if refusal is None:
                 future.set_result(result.accepted)
-                continue
-            refusal = from_item_error(result.error)
-            if isinstance(refusal, Unavailable | ResourceExhausted):
-                future.set_result(None)
+            elif isinstance(refusal, Unavailable | ResourceExhausted):
+                future.set_result(refusal)
             else:
                 future.set_exception(refusal)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from jobwire._capture import OutputHandler, capture
-from jobwire._convert import Timeout, seconds_or_none
+from jobwire._convert import Timeout, moment_of, seconds_or_none, to_timestamp
 from jobwire._link import AssembledLink, Link, Report
 from jobwire._stop import StopReason, StopSignal
 from jobwire.output import OutputLog, check_channel, raise_full
@@ -68,14 +68,32 @@ class Context:
         """The producer's labels of the job."""
         return dict(self._assignment.spec.labels)
 
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """What travels with the job for other programs, such as `traceparent`."""
+        return dict(self._assignment.spec.headers)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the broker accepted the job, in UTC; None in a test that does not say."""
+        return moment_of(self._assignment, "created_at")
+
     @property
     def raw_payload(self) -> job_pb2.Payload:
-        """The input as it came."""
+        """The input as it came. JSON text is in its field `json`."""
         return self._assignment.spec.payload
 
     @cached_property
+    def payload_metadata(self) -> Mapping[str, bytes]:
+        """What the producer told programs of the input: a codec, a content type, a key's id."""
+        return dict(self.raw_payload.metadata)
+
+    @cached_property
     def payload(self) -> Any:
-        """The input as a Python value: parsed JSON, bytes, an `Any`, or None if there is none."""
+        """The input as a Python value: parsed JSON, bytes, an `Any`, or None if there is none.
+
+        One of a kind that only later releases can read raises `UnknownPayload`.
+        """
         return from_payload(self.raw_payload)
 
     def payload_as(self, message_type: type[M]) -> M:
@@ -278,6 +296,8 @@ class Context:
         labels: Mapping[str, str] | None = None,
         checkpoint: Any = None,
         deadline: datetime | None = None,
+        headers: Mapping[str, str] | None = None,
+        created_at: datetime | None = None,
     ) -> TestContext:
         """Make a context that needs no server, to call a handler in a test.
 
@@ -290,8 +310,12 @@ class Context:
                 fencing_token=fencing_token,
                 attempt=attempt,
                 spec=job_pb2.JobSpec(
-                    operation=operation, payload=to_payload(payload), labels=labels
+                    operation=operation,
+                    payload=to_payload(payload),
+                    labels=labels,
+                    headers=headers,
                 ),
+                created_at=None if created_at is None else to_timestamp(created_at),
                 checkpoint=to_payload(checkpoint),
             ),
             None if deadline is None else deadline.timestamp(),

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from jobwire.models import Failure, Job
 from jobwire.v1 import errors_pb2
+from jobwire.v1.job_service_pb2 import SubmitResult
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -323,6 +324,16 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
     )
 
 
+def from_result(result: SubmitResult) -> CallError | None:
+    """Translate the refusal of one item of a batch; None if it was accepted."""
+    outcome = result.WhichOneof("outcome")
+    if outcome == "accepted":
+        return None
+    if outcome is None:
+        return CallError("the server answered in a way that this release of jobwire can't read")
+    return from_item_error(result.error)
+
+
 def from_item_error(error: errors_pb2.ItemError) -> CallError:
     """Translate the refusal of one item of a batch."""
     return call_error(
@@ -333,4 +344,9 @@ def from_item_error(error: errors_pb2.ItemError) -> CallError:
         else "",
         metadata=error.metadata,
         violations=[Violation(v.field, v.description) for v in error.violations],
+        retry_after_s=(
+            error.retry_delay.ToTimedelta().total_seconds()
+            if error.HasField("retry_delay")
+            else None
+        ),
     )

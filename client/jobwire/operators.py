@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 
-from jobwire._convert import from_duration, from_timestamp, moment_of, span_of
+from jobwire._convert import OpenEnum, from_duration, from_timestamp, moment_of, span_of
 from jobwire.models import JobState, RetryPolicy
 from jobwire.v1 import admin_service_pb2, worker_service_pb2
 
 
-class WorkerStatus(StrEnum):
-    """What a worker does with new jobs."""
+class WorkerStatus(OpenEnum):
+    """What a worker does with new jobs. What only later releases have a name for is its number."""
 
     UNSPECIFIED = "UNSPECIFIED"
-    """A status that this release does not know; in a filter, any."""
+    """Not told; in a filter, any."""
     READY = "READY"
     PAUSED = "PAUSED"
     DRAINING = "DRAINING"
@@ -24,6 +23,8 @@ class WorkerStatus(StrEnum):
 
     def to_proto(self) -> worker_service_pb2.WorkerStatus.ValueType:
         """Return the wire's number."""
+        if not self.is_named:
+            return int(self.value)  # type: ignore[return-value]
         return worker_service_pb2.WorkerStatus.Value(f"WORKER_STATUS_{self.value}")
 
 
@@ -218,7 +219,7 @@ class WorkerInfo:
         spec = proto.spec
         return cls(
             id=spec.worker_id,
-            status=_STATUSES.get(proto.status, WorkerStatus.UNSPECIFIED),
+            status=_STATUSES.get(proto.status) or WorkerStatus(str(proto.status)),
             queues=tuple(spec.queues) or ("default",),
             operations=tuple(spec.operations),
             labels=dict(spec.labels),
@@ -274,6 +275,8 @@ class ServerInfo:
     """Which of them answered, from 0."""
     store_problem: str = ""
     """What is wrong with the store now, for people; '' if nothing is."""
+    features: tuple[str, ...] = ()
+    """What it supports beyond the first version of the contract; jobs may require these."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -297,4 +300,5 @@ class ServerInfo:
             processes=max(1, proto.processes),
             process_index=proto.process_index,
             store_problem=proto.store_problem,
+            features=tuple(proto.features),
         )

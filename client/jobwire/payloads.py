@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from jobwire.v1.job_pb2 import Payload
 
-__all__ = ["Payload", "from_payload", "to_payload"]
+__all__ = ["Json", "Payload", "UnknownPayload", "from_payload", "to_payload"]
 
 M = TypeVar("M", bound=Message)
 
@@ -21,23 +23,75 @@ _BEYOND = 2**1024 - 2**970
 """The least integer that rounds to infinity as a double."""
 
 
-def to_payload(value: Any) -> Payload:
+class Json:
+    """JSON text that is sent as it is, wherever a value can stand: as a payload, result,
+    checkpoint, or details.
+
+        client.submit("order.ship", Json('{"id": 7}'))
+
+    A `str` by itself is a JSON string, with quotes around it. The broker checks the text.
+
+    Args:
+        text: The text, or its UTF-8.
+
+    Raises:
+        TypeError: It is neither text nor bytes.
+        ValueError: It is not UTF-8, or holds half of a surrogate pair.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str | bytes | bytearray) -> None:
+        if not isinstance(text, str | bytes | bytearray):
+            raise TypeError(f"Json takes JSON text, not a {type(text).__name__}: give that itself")
+        try:
+            self.text: str = text if isinstance(text, str) else text.decode()
+            if not self.text.isascii():
+                self.text.encode()
+        except UnicodeError as error:
+            raise ValueError(f"the JSON text is not UTF-8: {error}"[:200]) from None
+
+    def __repr__(self) -> str:
+        return f"Json({self.text!r})" if len(self.text) <= 80 else f"Json({self.text[:80]!r}…)"
+
+    def __eq__(self, other: object) -> bool:
+        return self.text == other.text if isinstance(other, Json) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Json, self.text))
+
+
+class UnknownPayload(ValueError):
+    """A payload is of a kind that only later releases can read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the payload is of a kind that this release of jobwire does not know: use a newer one"
+        )
+
+
+def to_payload(value: Any, *, metadata: Mapping[str, bytes] | None = None) -> Payload:
     """Wrap a value for the wire.
 
     Args:
         value: None becomes the empty payload; a dict, list, tuple, str, int, float or bool
-            becomes compact JSON; bytes stay bytes; a protobuf `Struct` is carried as a
-            structure and any other message packed as `Any`; a `Payload` is used as it is.
+            becomes compact JSON; a `Json` is JSON text already; bytes stay bytes; a protobuf
+            `Struct` is carried as a structure and any other message packed as `Any`; a `Payload`
+            is used as it is.
+        metadata: What programs need to read it, a codec or a content type: at most 16 keys and 4
+            KiB. The result goes wherever a value does.
 
     Raises:
         TypeError: The value, or something inside it, has no JSON form.
         ValueError: A number is NaN, infinite, or too large for a double (1.8e308), a text holds
             half of a surrogate pair, or a container holds itself. The message says where.
     """
-    if isinstance(value, Payload):
+    if isinstance(value, Payload) and not metadata:
         return value
     payload = Payload()
     fill_payload(payload, value)
+    for key, entry in (metadata or {}).items():
+        payload.metadata[key] = entry
     return payload
 
 
@@ -56,6 +110,8 @@ def fill_payload(payload: Payload, value: Any) -> None:
             payload.SetInParent()
         case Payload():
             payload.CopyFrom(value)
+        case Json():
+            payload.json = value.text
         case struct_pb2.Struct():
             payload.struct.CopyFrom(value)
         case Message():
@@ -72,7 +128,9 @@ def fill_payload(payload: Payload, value: Any) -> None:
 def _json(value: Any) -> str:
     """Return compact JSON."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(
+            value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse
+        )
         # Halves of surrogate pairs are in the text as they are.
         if not text.isascii():
             text.encode()
@@ -82,6 +140,12 @@ def _json(value: Any) -> str:
     if len(text) > 308 and _HUGE.search(text) and (found := _unfit(value, "", set())):
         raise ValueError(found)
     return text
+
+
+def _refuse(value: Any) -> Any:
+    if isinstance(value, Json):
+        raise TypeError("a Json is a whole value: put json.loads(text) into another one instead")
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _unfit(value: Any, path: str, inside: set[int]) -> str:
@@ -120,8 +184,11 @@ def from_payload(payload: Payload, message_type: type[M] | None = None) -> Any:
 
     Raises:
         TypeError: `message_type` is given and the payload holds something else.
+        UnknownPayload: It is of a kind that only later releases can read.
     """
     kind = payload.WhichOneof("kind")
+    if kind is None and len(UnknownFieldSet(payload)):
+        raise UnknownPayload
     if message_type is not None:
         return _message_from(payload, kind, message_type)
     if kind == "json":

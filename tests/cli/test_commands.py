@@ -53,7 +53,8 @@ def test_submit_says_everything_that_its_options_name(target: str) -> None:
 def test_the_same_id_twice_is_the_same_job(target: str) -> None:
     job_id = submit(target, "nobody", "1")
     done = jobwire("submit", "nobody", "1", "--job-id", job_id, "--json", target=target)
-    assert lines_of(done.stdout) == [{"job_id": job_id, "state": "PENDING", "existed": True}]
+    found = {"job_id": job_id, "state": "PENDING", "existed": True, "forgotten": False}
+    assert lines_of(done.stdout) == [found]
     other = jobwire("submit", "nobody", "2", "--job-id", job_id, target=target)
     assert other.returncode == 5
     assert "ALREADY_EXISTS" in other.stderr

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from jobwire import AsyncClient, InvalidRequest
 from jobwire._requests import MAX_CHUNK_JOBS
-from jobwire._submitter import MAX_CALLS, AsyncSubmitter
+from jobwire._submitter import LONGEST_WAIT_S, MAX_CALLS, AsyncSubmitter
 from jobwire.errors import CallError, Unavailable
 from jobwire.v1.errors_pb2 import ERROR_REASON_INVALID_FIELD, ERROR_REASON_QUEUE_FULL, ItemError
 from jobwire.v1.job_service_pb2 import (
@@ -129,6 +130,38 @@ async def test_an_item_that_is_refused_for_now_is_tried_on_alone() -> None:
     server.gate.set()
     answers = await asyncio.gather(*tasks)
     assert server.alone[-1] == answers[7].job_id == "7"
+
+
+async def test_an_item_that_is_refused_for_now_waits_as_long_as_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("jobwire._submitter.async_sleep", note)
+    server = Server()
+    server.refusals["7"] = ItemError(
+        code=RESOURCE_EXHAUSTED,
+        message="full",
+        reason=ERROR_REASON_QUEUE_FULL,
+        retry_delay=Duration(seconds=3),
+    )
+    server.refusals["8"] = ItemError(
+        code=RESOURCE_EXHAUSTED,
+        message="full",
+        reason=ERROR_REASON_QUEUE_FULL,
+        retry_delay=Duration(seconds=10_000),
+    )
+    submitter = AsyncSubmitter(server.one, server.many)
+    tasks = await submit_all(submitter, server, 10)
+    server.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert {answers[7].job_id, answers[8].job_id} == {"7", "8"}
+    (first, second) = sorted(waits)
+    assert 3 <= first <= 4
+    assert LONGEST_WAIT_S <= second <= 1.2 * LONGEST_WAIT_S
 
 
 async def test_a_batch_whose_call_fails_fails_each_of_its_jobs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime
 from typing import Any, get_type_hints
@@ -9,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from google.protobuf import struct_pb2, timestamp_pb2
 
-from jobwire import NewJob, from_payload, to_payload
+from jobwire import Context, Fatal, Json, NewJob, Report, from_payload, to_payload
 from jobwire._repeat import Backoff
 from jobwire._requests import (
     MAX_CHUNK_BYTES,
@@ -19,7 +20,10 @@ from jobwire._requests import (
     submit_request,
 )
 from jobwire.ids import UlidFactory, new_job_id
+from jobwire.schedules import new_spec
 from jobwire.v1.job_pb2 import Payload
+from jobwire.v1.worker_service_pb2 import Completion
+from jobwire.worker.outcomes import failure, success
 
 
 def test_a_submission_takes_the_fields_of_a_new_job() -> None:
@@ -146,3 +150,56 @@ def test_backoff_waits_at_least_as_long_as_the_server_asks() -> None:
 def test_backoff_of_ten_thousand_failures_does_not_overflow() -> None:
     backoff = Backoff(max_s=5.0, draw=lambda: 1.0)
     assert max(backoff.next_s() for _ in range(10_000)) == pytest.approx(5.0)
+
+
+TEXTS = ['{"a": 1}', '  [1, 2.50, "ü\\u00fc"]\n', '"text"', "7", "null"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("raw", [str, str.encode, lambda text: bytearray(text.encode())])
+def test_json_text_goes_as_it_is(text: str, raw: Any) -> None:
+    assert to_payload(Json(raw(text))) == Payload(json=text)
+    request = submit_request(NewJob(operation="a", payload=Json(raw(text))))
+    assert request.spec.payload.json == text
+    assert new_spec("a", Json(raw(text)), {"every": 60}).job.payload.json == text
+    completion = success(Json(raw(text)))
+    assert isinstance(completion, Completion)
+    assert completion.success.result.json == text
+    report = Report(None, "", Json(raw(text)))
+    assert report.to_proto().details.json == text
+    failed = failure(Fatal("no", details=Json(raw(text))))
+    assert failed.details.json == text
+    context = Context.for_test(Json(raw(text)))
+    context.save_checkpoint(Json(raw(text)))
+    assert context.raw_payload.json == text
+
+
+def test_a_text_by_itself_is_a_json_string() -> None:
+    assert to_payload('{"a": 1}').json == json.dumps('{"a": 1}')
+    assert from_payload(to_payload('{"a": 1}')) == '{"a": 1}'
+
+
+@pytest.mark.parametrize("value", [{"a": Json("1")}, [Json("1")], {"a": [{"b": Json("1")}]}])
+def test_json_text_inside_another_value_is_refused_with_the_remedy(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"json\.loads"):
+        to_payload(value)
+
+
+def test_what_is_no_json_text_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="not a dict: give that itself"):
+        Json({"a": 1})  # type: ignore[arg-type]
+    for text in (b"\xff", "\ud800"):
+        with pytest.raises(ValueError, match="not UTF-8"):
+            Json(text)
+    assert Json("1") == Json(b"1") != Json("2")
+    assert len(repr(Json("x" * 1_000))) < 100
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, Json("1"), b"x", None, Payload(data=b"x")])
+def test_metadata_goes_with_any_value_and_changes_none(value: Any) -> None:
+    payload = to_payload(value, metadata={"codec": b"zstd"})
+    assert dict(payload.metadata) == {"codec": b"zstd"}
+    assert from_payload(payload) == from_payload(to_payload(value))
+    assert not to_payload(value).metadata
+    assert submit_request(NewJob(operation="a", payload=payload)).spec.payload == payload
+    assert Context.for_test(payload).payload_metadata == {"codec": b"zstd"}

@@ -24,7 +24,7 @@ from jobwire._requests import (
     submit_request,
 )
 from jobwire._submitter import AsyncSubmitter
-from jobwire.errors import CallError, from_item_error
+from jobwire.errors import CallError, from_result
 from jobwire.models import JobState, NewJob
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_FULL
@@ -141,10 +141,8 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
                 outcomes += [error] * len(batch.requests)
                 continue
             for request, result in zip(batch.requests, answer.results, strict=True):
-                if result.WhichOneof("outcome") == "error":
-                    outcomes.append(from_item_error(result.error))
-                else:
-                    outcomes.append(self._accepted(result.accepted, light=is_light(request)))
+                refusal = from_result(result)
+                outcomes.append(refusal or self._accepted(result.accepted, light=is_light(request)))
         handles = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
         if len(handles) < len(outcomes):
             raise AsyncBatchError(

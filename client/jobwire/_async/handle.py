@@ -15,6 +15,7 @@ from jobwire.errors import (
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobUnsuccessful,
     JobwireError,
 )
 from jobwire.models import Job, JobState, OutputChunk, OutputPosition
@@ -297,6 +298,8 @@ class AsyncJobHandle:
             raise JobCancelled(job)
         if job.state is JobState.EXPIRED:
             raise JobExpired(job)
+        if job.state is not JobState.SUCCEEDED:
+            raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
         return job.result
 
     async def cancel(self, reason: str = "") -> Job:

@@ -25,7 +25,7 @@ from jobwire._sync.jobs import JobMethods
 from jobwire._sync.operators import OperatorMethods
 from jobwire._sync.schedules import ScheduleMethods
 from jobwire._sync.watching import JobEvent, JobWatch, Wish
-from jobwire.errors import CallError, from_item_error
+from jobwire.errors import CallError, from_result
 from jobwire.models import JobState, NewJob
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_FULL
@@ -142,10 +142,8 @@ class Client(JobMethods, BulkMethods, ScheduleMethods, OperatorMethods):
                 outcomes += [error] * len(batch.requests)
                 continue
             for request, result in zip(batch.requests, answer.results, strict=True):
-                if result.WhichOneof("outcome") == "error":
-                    outcomes.append(from_item_error(result.error))
-                else:
-                    outcomes.append(self._accepted(result.accepted, light=is_light(request)))
+                refusal = from_result(result)
+                outcomes.append(refusal or self._accepted(result.accepted, light=is_light(request)))
         handles = [outcome for outcome in outcomes if isinstance(outcome, JobHandle)]
         if len(handles) < len(outcomes):
             raise BatchError(

@@ -16,6 +16,7 @@ from jobwire.errors import (
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobUnsuccessful,
     JobwireError,
 )
 from jobwire.models import Job, JobState, OutputChunk, OutputPosition
@@ -298,6 +299,8 @@ class JobHandle:
             raise JobCancelled(job)
         if job.state is JobState.EXPIRED:
             raise JobExpired(job)
+        if job.state is not JobState.SUCCEEDED:
+            raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
         return job.result
 
     def cancel(self, reason: str = "") -> Job:

@@ -42,6 +42,7 @@ def info(settings: Settings) -> None:
             ("ready", _READY[health]),
             ("store", f"{found.store_engine} {found.store_version}{embedded}"),
             *([("problem", found.store_problem)] if found.store_problem else []),
+            ("features", " ".join(found.features)),
             ("durability", found.store_durability),
             ("store time", when(found.store_time)),
             ("payload", f"at most {found.max_payload_bytes} bytes"),

@@ -16,13 +16,13 @@ from jobwire.cli.output import (
     failure_type,
     one_line,
     pairs,
+    payload_text,
     plural,
     print_facts,
     print_json,
     print_rows,
     progress_text,
     retry_text,
-    short_payload,
     span,
     when,
 )
@@ -110,17 +110,15 @@ def get(settings: Settings, job_id: str) -> None:
     if settings.json:
         print_json(job)
     else:
-        _print_job(job)
+        print_job(job)
 
 
-def _print_job(job: Job) -> None:
+def print_job(job: Job) -> None:
+    """Print a job with its attempts and their stack traces."""
     failure = job.failure
     crashes = "1 crash" if job.crashes == 1 else f"{job.crashes} crashes"
     budgets = f"{plural(job.failures, 'failure')}, {crashes}, "
     budgets += plural(job.interruptions, "interruption")
-    has_result = job.raw_result.WhichOneof("kind") is not None
-    has_payload = job.raw_payload.WhichOneof("kind") is not None
-    has_checkpoint = job.raw_checkpoint.WhichOneof("kind") is not None
     print_facts(
         [
             ("job", job.id),
@@ -130,6 +128,7 @@ def _print_job(job: Job) -> None:
             ("priority", job.priority or None),
             ("requirements", pairs(job.requirements)),
             ("labels", pairs(job.labels)),
+            ("headers", pairs(job.headers)),
             ("created", when(job.created_at)),
             ("runs at", when(job.run_at) if job.state is JobState.SCHEDULED else None),
             ("expires", when(job.expires_at)),
@@ -148,9 +147,9 @@ def _print_job(job: Job) -> None:
             ("progress", progress_text(job)),
             ("cancelled", job.cancel_reason),
             ("redriven", _redriven(job.last_redrive)),
-            ("payload", short_payload(job.payload) if has_payload else None),
-            ("result", short_payload(job.result) if has_result else None),
-            ("checkpoint", short_payload(job.checkpoint) if has_checkpoint else None),
+            ("payload", payload_text(job.raw_payload)),
+            ("result", payload_text(job.raw_result)),
+            ("checkpoint", payload_text(job.raw_checkpoint)),
             ("failure", _failure_text(failure)),
             # Those of the attempts are shown with them.
             ("stack", failure.stack if failure and not _is_shown(job, failure) else None),

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from jobwire.cli.terminal import can_show, console, in_json, in_line, put, shown
 from jobwire.models import Failure, FailureOrigin, Job, JobState, RetryPolicy
+from jobwire.payloads import Payload, UnknownPayload, from_payload
 
 LIVE_STATES = (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.CANCELLING)
 DEPTH_STATES = (*LIVE_STATES, JobState.SUCCEEDED, JobState.FAILED)
@@ -42,7 +43,10 @@ def to_json(value: Any) -> Any:
         made: dict[str, Any] = {}
         for field in fields(value):
             name = field.name.removeprefix("raw_")
-            content = to_json(getattr(value, name))
+            try:
+                content = to_json(getattr(value, name))
+            except UnknownPayload as error:
+                content = {"unreadable": str(error)}
             made[f"{name}_s" if _is_span(field) else name] = content
         return made
     match value:
@@ -144,6 +148,15 @@ def short_payload(value: Any, limit: int = 400) -> str:
 def failure_type(failure: Failure) -> str:
     """Show the type of a failure, and that the broker found it where that is so."""
     return f"{failure.type} (broker)" if failure.origin is FailureOrigin.BROKER else failure.type
+
+
+def payload_text(raw: Payload) -> str | None:
+    """Show a payload in one line; None if there is none."""
+    try:
+        value = from_payload(raw)
+    except UnknownPayload as error:
+        return str(error)
+    return None if raw.WhichOneof("kind") is None else short_payload(value)
 
 
 def one_line(text: str, most: int) -> str:

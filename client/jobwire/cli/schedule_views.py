@@ -8,11 +8,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from jobwire.cli.group import Settings
 from jobwire.cli.output import (
     pairs,
+    payload_text,
     print_facts,
     print_json,
     print_rows,
     retry_text,
-    short_payload,
     span,
     when,
 )
@@ -30,7 +30,6 @@ def print_schedule(schedule: Schedule, settings: Settings) -> None:
         print_json(schedule)
         return
     own = zone_of(schedule)
-    has_payload = schedule.raw_payload.WhichOneof("kind") is not None
     why = f": {schedule.pause_reason}" if schedule.pause_reason else ""
     key = schedule.unique_key
     print_facts(
@@ -39,7 +38,7 @@ def print_schedule(schedule: Schedule, settings: Settings) -> None:
             ("queue", schedule.queue),
             ("description", schedule.description),
             ("operation", schedule.operation),
-            ("payload", short_payload(schedule.payload) if has_payload else None),
+            ("payload", payload_text(schedule.raw_payload)),
             ("due", cadence_text(schedule)),
             ("paused", f"yes{why}" if schedule.paused else None),
             ("next", "\n".join(str(when(moment, own)) for moment in schedule.next_runs)),

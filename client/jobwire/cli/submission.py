@@ -42,6 +42,13 @@ _JOB_OPTIONS = (
         help="A label for the job. Repeatable.",
     ),
     click.option(
+        "--header",
+        type=key_value,
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="What travels with the job for other programs, such as traceparent. Repeatable.",
+    ),
+    click.option(
         "--max-attempts",
         type=click.IntRange(1, 1000),
         metavar="N",
@@ -129,6 +136,7 @@ def given_options(
     priority: int | None,
     require: Pairs,
     label: Pairs,
+    header: Pairs,
     max_attempts: int | None,
     initial_backoff: float | None,
     max_backoff: float | None,
@@ -156,6 +164,8 @@ def given_options(
         given["requirements"] = dict(require)
     if label:
         given["labels"] = dict(label)
+    if header:
+        given["headers"] = dict(header)
     policy = RetryPolicy(
         max_attempts=max_attempts,
         initial_backoff=initial_backoff,

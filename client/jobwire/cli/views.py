@@ -23,6 +23,7 @@ from jobwire.cli.failures import Exit, say
 from jobwire.cli.output import (
     STATE_STYLES,
     failure_type,
+    payload_text,
     print_json,
     progress_text,
     short_payload,
@@ -58,6 +59,8 @@ def show_watch(events: Iterable[Job | OutputChunk], *, as_json: bool) -> Exit:
 def print_result(job: Job) -> None:
     """Print what a job returned, if it returned anything."""
     if job.raw_result.WhichOneof("kind") is None:
+        if (text := payload_text(job.raw_result)) is not None:
+            say(text)
         return
     result = job.result
     if not isinstance(result, bytes):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from jobwire._convert import moment_of, span_of
+from jobwire._convert import OpenEnum, moment_of, span_of
 from jobwire.payloads import from_payload
 from jobwire.v1 import job_pb2
 
 
-class AttemptOutcome(StrEnum):
-    """How an attempt ended; UNSPECIFIED while it runs."""
+class AttemptOutcome(OpenEnum):
+    """How an attempt ended. One that only later releases have a name for is its number."""
 
     UNSPECIFIED = "UNSPECIFIED"
+    """Not told."""
+    RUNNING = "RUNNING"
+    """It has not ended."""
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CRASHED = "CRASHED"
@@ -25,11 +27,11 @@ class AttemptOutcome(StrEnum):
     UNDELIVERED = "UNDELIVERED"
 
 
-class FailureOrigin(StrEnum):
-    """Who found a failure."""
+class FailureOrigin(OpenEnum):
+    """Who found a failure. One that only later releases have a name for is its number."""
 
     UNSPECIFIED = "UNSPECIFIED"
-    """Not known: by a former release of the server, or by one that is newer than this one."""
+    """Not known: it was recorded by a former release of the server."""
     WORKER = "WORKER"
     """The worker reported it, whatever type it chose."""
     BROKER = "BROKER"
@@ -53,8 +55,14 @@ class Progress:
     fraction: float | None
     """0 to 1; None: not known."""
     message: str
-    details: Any
+    raw_details: job_pb2.Payload
+    """For programs, as it came."""
     updated_at: datetime | None
+
+    @property
+    def details(self) -> Any:
+        """For programs, as a Python value; None if there are none."""
+        return from_payload(self.raw_details)
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Progress) -> Progress:
@@ -62,7 +70,7 @@ class Progress:
         return cls(
             fraction=proto.fraction if proto.HasField("fraction") else None,
             message=proto.message,
-            details=from_payload(proto.details),
+            raw_details=proto.details,
             updated_at=moment_of(proto, "updated_at"),
         )
 
@@ -74,10 +82,16 @@ class Failure:
     type: str
     message: str
     stack: str
-    details: Any
+    raw_details: job_pb2.Payload
+    """For programs, as it came."""
     non_retryable: bool
     retry_after: timedelta | None
     origin: FailureOrigin = FailureOrigin.UNSPECIFIED
+
+    @property
+    def details(self) -> Any:
+        """For programs, as a Python value; None if there are none."""
+        return from_payload(self.raw_details)
 
     @classmethod
     def from_proto(cls, proto: job_pb2.Failure) -> Failure:
@@ -86,10 +100,10 @@ class Failure:
             type=proto.type,
             message=proto.message,
             stack=proto.stack,
-            details=from_payload(proto.details),
+            raw_details=proto.details,
             non_retryable=proto.non_retryable,
             retry_after=span_of(proto, "retry_after"),
-            origin=_ORIGINS.get(proto.origin, FailureOrigin.UNSPECIFIED),
+            origin=_ORIGINS.get(proto.origin) or FailureOrigin(str(proto.origin)),
         )
 
 
@@ -114,6 +128,6 @@ class Attempt:
             fencing_token=proto.fencing_token,
             started_at=moment_of(proto, "started_at"),
             ended_at=moment_of(proto, "ended_at"),
-            outcome=_OUTCOMES.get(proto.outcome, AttemptOutcome.UNSPECIFIED),
+            outcome=_OUTCOMES.get(proto.outcome) or AttemptOutcome(str(proto.outcome)),
             failure=Failure.from_proto(proto.failure) if proto.HasField("failure") else None,
         )

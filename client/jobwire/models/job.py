@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from jobwire._convert import moment_of, span_of
+from jobwire._convert import OpenEnum, moment_of, span_of
 from jobwire.models.attempt import Attempt, Failure, Progress
 from jobwire.models.policies import RetryPolicy
 from jobwire.payloads import from_payload
@@ -16,11 +15,14 @@ from jobwire.unique import UniqueKey
 from jobwire.v1 import job_pb2
 
 
-class JobState(StrEnum):
-    """Where a job stands. The last four are terminal."""
+class JobState(OpenEnum):
+    """Where a job stands. The last four are terminal.
+
+    A state that only later releases have a name for is `JobState("11")`, its number.
+    """
 
     UNSPECIFIED = "UNSPECIFIED"
-    """A state that this release does not know."""
+    """Not told."""
     SCHEDULED = "SCHEDULED"
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -32,20 +34,36 @@ class JobState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """True for a state that a job leaves by a redrive only."""
+        """True for a state that a job leaves by a redrive only.
+
+        Of a state that this release has no name for it is known once a job in it was read: one in a
+        terminal state has a `finished_at`.
+        """
         return self in _TERMINAL
 
     @classmethod
-    def from_proto(cls, value: job_pb2.JobState.ValueType) -> JobState:
-        """Read the wire's number; one from a later release gives UNSPECIFIED."""
-        return _STATES.get(value, cls.UNSPECIFIED)
+    def from_proto(cls, value: int, *, ended: bool = False) -> JobState:
+        """Read the wire's number.
+
+        Args:
+            value: The number.
+            ended: True if the job has a `finished_at`.
+        """
+        state = _STATES.get(value)
+        if state is None:
+            state = cls(str(value))
+            if ended:
+                _TERMINAL.add(state)
+        return state
 
     def to_proto(self) -> job_pb2.JobState.ValueType:
         """Return the wire's number."""
+        if not self.is_named:
+            return int(self.value)  # type: ignore[return-value]
         return job_pb2.JobState.Value(f"JOB_STATE_{self.value}")
 
 
-_TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+_TERMINAL = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}
 _STATES: dict[int, JobState] = {state.to_proto(): state for state in JobState}
 
 
@@ -67,7 +85,7 @@ class Redrive:
         return cls(
             redriven_at=moment_of(proto, "redriven_at"),
             reason=proto.reason,
-            from_state=JobState.from_proto(proto.from_state),
+            from_state=JobState.from_proto(proto.from_state, ended=True),
             number=proto.number,
         )
 
@@ -86,6 +104,8 @@ class Job:
     """The one that it has: its own, or that of its queue when it was accepted."""
     requirements: Mapping[str, str]
     labels: Mapping[str, str]
+    headers: Mapping[str, str]
+    """What travels with the job for other programs; empty in a view without it."""
     retry: RetryPolicy
     execution_timeout: timedelta | None
     expires_at: datetime | None
@@ -125,8 +145,17 @@ class Job:
 
     @property
     def payload(self) -> Any:
-        """The handler's input as a Python value (see `from_payload`)."""
+        """The handler's input as a Python value (see `from_payload`).
+
+        Reading it, a result, a checkpoint or details raises `UnknownPayload` where only a later
+        release can.
+        """
         return from_payload(self.raw_payload)
+
+    @property
+    def payload_metadata(self) -> Mapping[str, bytes]:
+        """What its producer told programs of the payload: a codec, a content type, a key's id."""
+        return dict(self.raw_payload.metadata)
 
     @property
     def result(self) -> Any:
@@ -146,11 +175,12 @@ class Job:
             id=proto.job_id,
             queue=proto.queue,
             operation=spec.operation,
-            state=JobState.from_proto(proto.state),
+            state=JobState.from_proto(proto.state, ended=proto.HasField("finished_at")),
             revision=proto.revision,
             priority=proto.priority,
             requirements=dict(spec.requirements),
             labels=dict(spec.labels),
+            headers=dict(spec.headers),
             retry=RetryPolicy.from_proto(spec.retry),
             execution_timeout=span_of(spec, "execution_timeout"),
             expires_at=moment_of(spec, "expires_at"),
