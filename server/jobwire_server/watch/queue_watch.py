@@ -23,6 +23,8 @@ anew.
 """
 AT_ONCE = 200
 """Jobs of one read."""
+LEASED_AT_ONCE = 1_000
+"""Jobs of one list of those with a lease, each of which goes through all of them."""
 LIVE = (JobState.SCHEDULED, JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
 
 
@@ -262,7 +264,8 @@ class QueueWatch:
                 continue
             token: PageToken | None = PageToken()
             while token is not None:
-                ids, token = await self._store.list_ids(queue, state, AT_ONCE, token)
+                at_once = LEASED_AT_ONCE if state.leased else AT_ONCE
+                ids, token = await self._store.list_ids(queue, state, at_once, token)
                 async for job in self._store.read_in_turn(queue, ids, full=full):
                     if job.state is state:
                         yield job
