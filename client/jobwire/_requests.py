@@ -56,7 +56,7 @@ class SubmitOptions(JobOptions, total=False):
 
 
 class FilterOptions(TypedDict, total=False):
-    """Which jobs of a queue; what is left out does not restrict."""
+    """Which jobs; what is left out does not restrict."""
 
     states: Iterable[JobState]
     """Only jobs in these states."""
@@ -75,7 +75,7 @@ class FilterOptions(TypedDict, total=False):
     finished_before: datetime | None
     """Only jobs that ended before it."""
     job_ids: Iterable[str]
-    """Only these jobs of the queue; at most 1000."""
+    """Only these jobs, of queues that are meant; at most 1000."""
 
 
 def is_light(request: SubmitJobRequest) -> bool:

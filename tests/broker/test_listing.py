@@ -341,3 +341,28 @@ async def test_a_list_in_short_reads_no_payloads(valkey_broker: Broker) -> None:
     spec.ClearField("payload")
     assert job_pb2.JobSpec.FromString(content_of(job.record)) == spec
     assert created_at_ms(job.record) == 1
+
+
+async def test_jobs_that_stay_are_listed_once_from_the_end_while_others_come_and_go(
+    valkey_broker: Broker,
+) -> None:
+    broker = valkey_broker
+    await broker.register()
+    await broker.submit(*(new_job(priority=at % 2) for at in range(40)))
+    staying = {*await broker.submit(*(new_job(priority=at % 2) for at in range(40)))}
+    listed: list[str] = []
+    token = ""
+    wanted = JobFilter("default", states=(S.PENDING,))
+    while True:
+        page, token = await broker.router.listing.page(wanted, 7, token, full=False, reverse=True)
+        listed += [job.job_id[-26:] for job in page]
+        if not token:
+            break
+        (claimed, *_) = await broker.claim("w1", 2)
+        await broker.submit(new_job(priority=1), new_job())
+        # One goes back to the front.
+        await broker.release(
+            "default", claimed.job_id[-26:], "w1", claimed.fencing_token, False, "deploy"
+        )
+    assert len(listed) == len(set(listed))
+    assert staying <= {*listed}

@@ -215,6 +215,23 @@ def test_a_submission_may_say_who_it_is(target: str) -> None:
     assert found["deadline"] is not None
 
 
+def test_jobs_of_several_queues_are_listed_and_cancelled_by_a_pattern(target: str) -> None:
+    ids = [submit(target, "nobody", "-q", f"wide-{name}") for name in ("a", "b", "b")]
+    for words, expected in (
+        (("jobs", "--queue", "wide-*", "--state", "pending"), ids),
+        (("list", "-q", "w*-b", "--reverse"), ids[:0:-1]),
+        (("list", "-q", "wide-*", "--before", "1h"), []),
+        (("dead", "-q", "wide-*"), []),
+    ):
+        listed = jobwire(*words, "--json", target=target)
+        assert listed.returncode == 0, listed.stderr
+        assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == expected
+    done = jobwire("cancel", "--queue", "wide-*", "--yes", "--json", target=target)
+    assert json.loads(done.stdout.splitlines()[-1])["changed"] == 3
+    said = jobwire("list", "-q", "wide-*-*-*-*-*", target=target)
+    assert (said.returncode, "at most 4 times" in said.stderr) == (2, True)
+
+
 def test_a_queue_is_configured_and_shown(target: str) -> None:
     submit(target, "nobody", "-q", "tuned")
     done = jobwire(

@@ -286,6 +286,23 @@ async def test_the_settings_of_a_queue_come_back_as_they_were_given(client: Asyn
     assert (await client.configure_queue("other", allow_missing=True)).revision == 1
 
 
+async def test_jobs_of_several_queues_are_listed_and_purged_by_a_pattern(
+    client: AsyncClient,
+) -> None:
+    jobs = [await client.submit("work", queue=queue) for queue in ("x-a", "x-b", "x-b", "y")]
+    ids = [job.id for job in jobs]
+    listed = client.list_jobs("x-*", order="state_reverse", page_size=1)
+    assert [job.id async for job in listed] == [ids[0], ids[2], ids[1]]
+    named = client.list_jobs("*", job_ids=[ids[3], ids[1]], states=[JobState.PENDING])
+    assert [job.id async for job in named] == [ids[1], ids[3]]
+    assert [
+        job
+        async for job in client.list_jobs("x-*", submitted_before=datetime(2020, 1, 1, tzinfo=UTC))
+    ] == []
+    assert (await client.cancel_jobs("x-*").wait()).changed == 3
+    assert (await client.purge_jobs("*", dry_run=True).wait()).changed == 3
+
+
 async def failed_jobs(client: AsyncClient, address: str, count: int) -> list[str]:
     async def fail(context: Context) -> None:
         raise Fatal(str(context.payload), type="Odd" if context.payload % 2 else "Even")

@@ -119,7 +119,7 @@ class BulkMethods:
             client.retry_jobs("images", failure_type="Timeout", max_per_second=50).wait()
 
         Args:
-            queue: The queue.
+            queue: The queue, or a pattern of queues, as for `list_jobs`; `*` for all.
             reason: For people; kept with each job. At most 512 bytes.
             dry_run: True: count, and change nothing.
             max_jobs: The most jobs to redrive; 0: all.
@@ -154,7 +154,7 @@ class BulkMethods:
         """Cancel the jobs of a queue that match, each as `cancel` does.
 
         Args:
-            queue: The queue.
+            queue: The queue, or a pattern of queues, as for `list_jobs`; `*` for all.
             reason: For people; kept with each job. At most 512 bytes.
             dry_run: True: count, and change nothing.
             max_jobs: The most jobs to cancel; 0: all.
@@ -180,7 +180,7 @@ class BulkMethods:
         """Purge the ended jobs of a queue that match, with all that is kept of them.
 
         Args:
-            queue: The queue.
+            queue: The queue, or a pattern of queues, as for `list_jobs`; `*` for all.
             dry_run: True: count, and change nothing.
             max_jobs: The most jobs to purge; 0: all.
             which: As for `retry_jobs`; without `states`: all terminal ones.

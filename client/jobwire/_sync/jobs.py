@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, Unpack
 from uuid import uuid4
 
 from jobwire._convert import Seconds, Timeout, seconds_or_none, to_duration
+from jobwire._requests import FilterOptions, job_filter
 from jobwire._sync.calls import Calls
 from jobwire._sync.handle import JobHandle
 from jobwire._sync.many import QueueWatch
@@ -16,6 +17,11 @@ from jobwire.models import Attempt, Job, JobState
 from jobwire.v1 import job_service_pb2 as jobs_pb2
 from jobwire.v1.job_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, JobView
 from jobwire.v1.job_service_pb2 import WATCH_CONTENT_STATES
+
+_ORDERS = {
+    "state": jobs_pb2.JOB_ORDER_STATE,
+    "state_reverse": jobs_pb2.JOB_ORDER_STATE_REVERSE,
+}
 
 
 class JobMethods:
@@ -44,36 +50,37 @@ class JobMethods:
         self,
         queue: str = "default",
         *,
-        states: Iterable[JobState] = (),
-        operation: str = "",
-        labels: Mapping[str, str] | None = None,
-        failure_type: str = "",
+        order: Literal["state", "state_reverse"] = "state",
         page_size: int = 100,
         full: bool = False,
+        **which: Unpack[FilterOptions],
     ) -> Iterator[Job]:
-        """Yield the jobs of a queue, page after page as they are asked for.
+        """Yield the jobs that match, page after page as they are asked for.
+
+            client.list_jobs("billing-*", states=[JobState.FAILED], order="state_reverse")
 
         Args:
-            queue: The queue.
-            states: Only jobs in these, in this order; empty: all, live ones first.
-            operation: Only jobs of it; empty: all.
-            labels: Only jobs with all of these labels.
-            failure_type: Only jobs whose failure is of this type, such as `CRASHED_TOO_OFTEN`;
-                empty: all.
+            queue: The queue, or a pattern: `*` stands for any number of characters, also none, at
+                most 4 times. Jobs of several queues come in the order of the queues' names.
+            order: `"state"`: state by state, and within a state oldest first for live jobs and
+                soonest forgotten first for ended ones. `"state_reverse"`: the other way round
+                within each state.
             page_size: How many to read in one call. 1 to 1000; an answer ends early
                 where so many would be more than 3 MiB.
             full: True brings payload, result, attempts and stack traces too.
+            which: `states` (in this order; without them: all, live ones first), `operation`,
+                `labels`, `failure_type`, `submitted_after`, `submitted_before`, `finished_after`,
+                `finished_before`, `job_ids`.
+
+        Raises:
+            ValueError: A moment has no time zone.
+            QueueNotFound: There is no such queue. A pattern that fits none yields nothing.
         """
         request = jobs_pb2.ListJobsRequest(
-            filter=jobs_pb2.JobFilter(
-                queue=queue,
-                states=[state.to_proto() for state in states],
-                operation=operation,
-                labels=labels,
-                failure_type=failure_type,
-            ),
+            filter=job_filter(queue, which),
             page_size=page_size,
             view=_view(full),
+            order_by=_ORDERS[order],
         )
         while True:
             answer = self._calls.unary(self._calls.jobs.ListJobs, request, self._timeout_s)

@@ -11,7 +11,7 @@ import click
 from jobwire._sync.bulk import BulkAction
 from jobwire.bulk import BulkProgress
 from jobwire.cli.failures import Exit, say
-from jobwire.cli.filters import LIVE, TERMINAL, filter_of, filter_options, states_option
+from jobwire.cli.filters import LIVE, PATTERN, TERMINAL, filter_of, filter_options, states_option
 from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import plural, print_json
 from jobwire.cli.parameters import count, duration
@@ -45,7 +45,7 @@ def retry(settings: Settings, job_ids: tuple[str, ...], reason: str, delay: floa
 
 
 @cli.command()
-@click.option("--queue", "-q", required=True, help="The queue whose jobs are meant.")
+@click.option("--queue", "-q", required=True, help=f"The queue whose jobs are meant{PATTERN}.")
 @states_option(_REDRIVEN, "FAILED, the dead letters")
 @filter_options("ended")
 @click.option(
@@ -99,7 +99,10 @@ def redrive(
 @cli.command()
 @click.argument("job_ids", metavar="[JOB_ID...]", nargs=-1)
 @click.option(
-    "--queue", "-q", default="", help="Instead of ids: all live jobs of this queue that match."
+    "--queue",
+    "-q",
+    default="",
+    help=f"Instead of ids: all live jobs of this queue that match{PATTERN}.",
 )
 @states_option(LIVE, "all live ones")
 @filter_options("were submitted")
@@ -147,7 +150,7 @@ def cancel(
 
 
 @cli.command()
-@click.option("--queue", "-q", required=True, help="The queue whose jobs are meant.")
+@click.option("--queue", "-q", required=True, help=f"The queue whose jobs are meant{PATTERN}.")
 @states_option(TERMINAL, "all terminal ones")
 @filter_options("ended")
 @_MOST

@@ -18,6 +18,7 @@ TERMINAL = [state.value for state in JobState if state.is_terminal]
 LIVE = [state.value for state in JobState if not state.is_terminal][1:]
 
 
+PATTERN = ", or a pattern in quotes: 'billing-*', or '*' for all"
 OPERATION = click.option("--operation", "-o", default="", help="Only jobs of this operation.")
 FAILURE_TYPE = click.option(
     "--failure-type",

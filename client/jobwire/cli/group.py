@@ -56,8 +56,8 @@ _MODULES = {
     "workers": "workers",
 }
 
-# `jobwire queue show images` reads as well as `queues`.
-_SINGULAR = {"queue": "queues", "schedule": "schedules"}
+# `jobwire queue show images` reads as well as `queues`, and `jobs` as `list`.
+_SYNONYMS = {"queue": "queues", "schedule": "schedules", "jobs": "list"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -242,7 +242,7 @@ class CommandGroup(_Suggesting):
         return sorted({*_MODULES, *_entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        cmd_name = _SINGULAR.get(cmd_name, cmd_name)
+        cmd_name = _SYNONYMS.get(cmd_name, cmd_name)
         if cmd_name in _MODULES:
             _register(cmd_name)
         command = super().get_command(ctx, cmd_name)

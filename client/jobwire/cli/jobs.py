@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jobwire.cli.failures import say
-from jobwire.cli.filters import FAILURE_TYPE, LABEL, OPERATION, states_option
+from jobwire.cli.filters import filter_of, filter_options, states_option
 from jobwire.cli.group import Settings, cli, common, pass_settings
 from jobwire.cli.output import (
     failure_type,
@@ -36,7 +36,14 @@ from jobwire.unique import UniqueKey
 STATES = [state.value for state in JobState][1:]
 _ATTEMPT_COLUMNS = ["ATTEMPT", "OUTCOME", "STARTED", "TOOK", "WORKER", "WHY"]
 _QUEUE = click.option(
-    "--queue", "-q", default="default", show_default=True, help="The queue to look in."
+    "--queue",
+    "-q",
+    default="default",
+    show_default=True,
+    help="The queue to look in, or a pattern in quotes: 'billing-*', or '*' for all.",
+)
+_REVERSE = click.option(
+    "--reverse", is_flag=True, help="The other way round within each state, newest first."
 )
 _LIMIT = click.option(
     "--limit",
@@ -240,30 +247,25 @@ def attempts(settings: Settings, job_id: str, limit: int) -> None:
 @cli.command("list")
 @_QUEUE
 @states_option(STATES, "all")
-@OPERATION
-@LABEL
-@FAILURE_TYPE
+@filter_options("were submitted")
+@_REVERSE
 @_LIMIT
 @common
 @pass_settings
-def list_jobs(
-    settings: Settings,
-    queue: str,
-    state: tuple[str, ...],
-    operation: str,
-    label: tuple[tuple[str, str], ...],
-    failure_type: str,
-    limit: int,
-) -> None:
-    """List the jobs of a queue."""
+def list_jobs(settings: Settings, /, queue: str, reverse: bool, limit: int, **which: Any) -> None:
+    """List the jobs of a queue, or of the queues of a pattern.
+
+    \b
+    Examples:
+      jobwire list --queue images --since 2h
+      jobwire list --queue '*' --state failed
+    """
     with settings.client() as client:
         found = client.list_jobs(
             queue,
-            states=[JobState(name) for name in state],
-            operation=operation,
-            labels=dict(label),
-            failure_type=failure_type,
+            order="state_reverse" if reverse else "state",
             page_size=min(limit, 1000) or 1000,
+            **filter_of(**which, by_submission=True),
         )
         jobs = itertools.islice(found, limit) if limit else found
         if settings.json:
@@ -286,20 +288,12 @@ def _job_row(job: Job) -> list[str | int | JobState | None]:
 
 @cli.command()
 @_QUEUE
-@OPERATION
-@LABEL
-@FAILURE_TYPE
+@filter_options("failed")
+@_REVERSE
 @_LIMIT
 @common
 @pass_settings
-def dead(
-    settings: Settings,
-    queue: str,
-    operation: str,
-    label: tuple[tuple[str, str], ...],
-    failure_type: str,
-    limit: int,
-) -> None:
+def dead(settings: Settings, /, queue: str, reverse: bool, limit: int, **which: Any) -> None:
     """List jobs that failed for good.
 
     `jobwire get` shows one with all its attempts; `jobwire retry` and `jobwire redrive` put them
@@ -308,11 +302,9 @@ def dead(
     with settings.client() as client:
         found = client.list_jobs(
             queue,
-            states=[JobState.FAILED],
-            operation=operation,
-            labels=dict(label),
-            failure_type=failure_type,
+            order="state_reverse" if reverse else "state",
             page_size=min(limit, 1000) or 1000,
+            **filter_of(**which, state=(JobState.FAILED.value,)),
         )
         jobs = itertools.islice(found, limit) if limit else found
         if settings.json:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from jobwire_server.broker.alarms import Alarms
+from jobwire_server.broker.matching_queues import matching_queues
 from jobwire_server.domain.decisions.filters import JobFilter, Pace
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
@@ -27,6 +28,7 @@ from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.reads import PageToken
 from jobwire_server.store.settings_cache import QueueSettingsCache
 
+DEFAULT_QUEUE = "default"
 FIRST_PAGE = 50
 LONGEST_PAGE = 500
 """Jobs of one page, and so of one call to the store."""
@@ -51,13 +53,13 @@ class _Action:
     Args:
         wanted: The jobs.
         able: The states in which something can be done to a job.
-        apply: Does it to jobs as they were read; says of each whether it was changed.
+        apply: Does it to jobs of one queue as they were read; says of each whether it was changed.
         ended_by_ms: Leaves jobs out that ended after this moment, Unix ms; 0: none.
     """
 
     wanted: JobFilter
     able: tuple[JobState, ...]
-    apply: Callable[[Sequence[Job]], Awaitable[Sequence[bool]]]
+    apply: Callable[[str, Sequence[Job]], Awaitable[Sequence[bool]]]
     ended_by_ms: int = 0
 
     def concerns(self, job: Job, records: RecordCodec) -> bool:
@@ -170,11 +172,10 @@ class Bulk:
             QueueNotFound: No job was ever submitted to the queue.
             ServerDraining: The server shuts down; what was done stays done.
         """
-        queue = wanted.queue
-        begun_ms, begun = await self._begin(queue), monotonic()
+        begun_ms, begun = await self._begin(wanted), monotonic()
         pace = Pace(per_second, begun_ms) if per_second else None
 
-        async def redrive(jobs: Sequence[Job]) -> list[bool]:
+        async def redrive(queue: str, jobs: Sequence[Job]) -> list[bool]:
             now_ms = begun_ms + int((monotonic() - begun) * 1000)
             if pace is not None:
                 pace.catch_up(now_ms)
@@ -206,11 +207,11 @@ class Bulk:
 
         Without states these are the live ones. Otherwise as `retry`.
         """
-        queue, options = wanted.queue, self._options
-        await self._begin(queue)
+        options = self._options
+        await self._begin(wanted)
         only = [state for state in wanted.states or LIVE if state in _CANCELLABLE]
 
-        async def end(jobs: Sequence[Job]) -> list[bool]:
+        async def end(queue: str, jobs: Sequence[Job]) -> list[bool]:
             outcomes = await self._jobs.cancel(
                 queue,
                 [(job.job_id[ULID], reason) for job in jobs],
@@ -233,10 +234,9 @@ class Bulk:
 
         Without states these are the terminal ones. Otherwise as `retry`.
         """
-        queue = wanted.queue
-        await self._begin(queue)
+        await self._begin(wanted)
 
-        async def forget(jobs: Sequence[Job]) -> list[bool]:
+        async def forget(queue: str, jobs: Sequence[Job]) -> list[bool]:
             seen = [(job.job_id[ULID], job.revision) for job in jobs]
             return await self._store.forget(queue, seen)
 
@@ -244,13 +244,16 @@ class Bulk:
         async for progress in self._act(action, wanted.states or TERMINAL, dry_run, max_jobs):
             yield progress
 
-    async def _begin(self, queue: str) -> int:
-        """Return the store's time, if there is such a queue."""
+    async def _begin(self, wanted: JobFilter) -> int:
+        """Return the store's time, if there is such a queue, or it may be any of a pattern."""
         if self._draining:
             raise ServerDraining
-        if not await self._queues.exists(queue):
-            raise QueueNotFound(queue)
-        return await self._jobs.now_ms(queue)
+        if wanted.is_pattern:
+            # Of any queue, there or not: of each it is the time of the store.
+            return await self._jobs.now_ms(DEFAULT_QUEUE)
+        if not await self._queues.exists(wanted.queue):
+            raise QueueNotFound(wanted.queue)
+        return await self._jobs.now_ms(wanted.queue)
 
     async def _act(
         self,
@@ -265,14 +268,14 @@ class Bulk:
         told = monotonic()
         # What can only be counted comes first, or jobs that are changed would be met there again.
         order = sorted(dict.fromkeys(states), key=lambda state: state in action.able)
-        async for page in self._pages(action.wanted, order):
+        async for queue, page in self._pages(action.wanted, order):
             jobs = [job for job in page if action.concerns(job, self._records)]
             able = [job for job in jobs if job.state in action.able]
             # Where the most is reached, what lies behind it was not looked at.
             if max_jobs and len(able) > max_jobs - changed:
                 able = able[: max_jobs - changed]
                 jobs = jobs[: jobs.index(able[-1]) + 1]
-            done = [True] * len(able) if dry_run or not able else await action.apply(able)
+            done = [True] * len(able) if dry_run or not able else await action.apply(queue, able)
             ids = [job.job_id for job, it in zip(able, done, strict=True) if it]
             matched += len(jobs)
             changed += len(ids)
@@ -289,8 +292,22 @@ class Bulk:
 
     async def _pages(
         self, wanted: JobFilter, states: Sequence[JobState]
+    ) -> AsyncIterator[tuple[str, list[Job]]]:
+        """Yield a queue and jobs of it that are in one of the states, a page at a time; an empty
+        page now and then where there is much to look at.
+        """
+        async for chunk in matching_queues(self._queues, wanted):
+            for queue, counts in chunk:
+                filled = [state for state in states if counts is None or counts.get(state)]
+                if filled:
+                    async for page in self._pages_of(wanted.in_queue(queue), filled):
+                        yield queue, page
+            yield chunk[-1][0] if chunk else "", []
+
+    async def _pages_of(
+        self, wanted: JobFilter, states: Sequence[JobState]
     ) -> AsyncIterator[list[Job]]:
-        """Yield jobs that are in one of the states, a page at a time."""
+        """Yield jobs of one queue that are in one of the states, a page at a time."""
         queue = wanted.queue
         if wanted.ulids:
             ulids = list(dict.fromkeys(wanted.ulids))

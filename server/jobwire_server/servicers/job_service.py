@@ -59,14 +59,15 @@ class JobService:
         return wire.GetJobResponse(job=convert.job_to_wire(job, full=full))
 
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: object) -> Any:
-        """List the jobs of a queue, page by page."""
+        """List jobs, page by page."""
         checker = Checker()
         wanted = many_jobs.job_filter(checker, request.filter, required=False)
         page_size = checker.count("page_size", request.page_size, 1, 1000, 50)
         full = wants_full(checker, request.view, unset=False)
+        reverse = many_jobs.reversed_order(checker, request.order_by)
         checker.raise_if_any()
         jobs, token = await self._router.listing.page(
-            wanted, page_size, request.page_token, full=full
+            wanted, page_size, request.page_token, full=full, reverse=reverse
         )
         return wire.ListJobsResponse(
             jobs=[convert.job_to_wire(job, full=full) for job in jobs], next_page_token=token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from math import isfinite
 from typing import Any
@@ -10,11 +11,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import job_service_pb2
 from jobwire_server.domain.decisions.filters import JobFilter
+from jobwire_server.domain.decisions.queue_patterns import ANY, MAX_ANY, fits, is_pattern
 from jobwire_server.domain.model import BulkProgress, JobState
 from jobwire_server.servicers.checks import MAX_STATES, Checker
 
 MAX_JOB_IDS = 1_000
 MAX_TYPE_BYTES = 128
+MAX_PATTERN = 67
+"""Characters: those of the longest name, and of `*`."""
+_PATTERN = re.compile(r"[a-z0-9._*-]+")
 MAX_JOBS = (1 << 63) - 1
 SLOWEST, FASTEST = 0.01, 100_000.0
 """Jobs a second of a redrive."""
@@ -34,22 +39,29 @@ def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobSt
     return [JobState(state) for state in states if state in _STATES]
 
 
-def ulids_of(checker: Checker, field: str, queue: str, job_ids: Sequence[str]) -> list[str]:
-    """Return the ULIDs of jobs that a filter names."""
+def ulids_of(
+    checker: Checker, field: str, queue: str, job_ids: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the ULIDs of jobs that a filter names, by queue; all in queues that it means."""
     if len(job_ids) > MAX_JOB_IDS:
         checker.add(field, f"may name at most {MAX_JOB_IDS}, not {len(job_ids)}")
-        return []
-    ulids = []
+        return {}
+    ulids: dict[str, list[str]] = {}
     for at, job_id in enumerate(job_ids):
         its_queue, ulid = checker.job_id(f"{field}[{at}]", job_id)
-        if its_queue and its_queue != queue:
-            checker.add(f"{field}[{at}]", f"must be a job of the queue {queue}")
-        ulids.append(ulid)
-    return ulids
+        if its_queue and not fits(queue, its_queue):
+            which = "a queue that fits" if is_pattern(queue) else "the queue"
+            checker.add(f"{field}[{at}]", f"must be a job of {which} {queue[:80]}")
+        ulids.setdefault(its_queue, []).append(ulid)
+    return {its_queue: tuple(found) for its_queue, found in ulids.items()}
 
 
 def job_filter(
-    checker: Checker, message: job_service_pb2.JobFilter, *, required: bool = True
+    checker: Checker,
+    message: job_service_pb2.JobFilter,
+    *,
+    required: bool = True,
+    patterns: bool = True,
 ) -> JobFilter:
     """Return the jobs that a request is about; violations are named under `filter`.
 
@@ -57,8 +69,16 @@ def job_filter(
         checker: Takes the violations.
         message: The filter.
         required: Whether the queue must be named.
+        patterns: Whether it may be a pattern.
     """
-    queue = checker.queue("filter.queue", message.queue, required=required)
+    if not is_pattern(message.queue):
+        queue = checker.queue("filter.queue", message.queue, required=required)
+    elif patterns:
+        queue = _pattern(checker, "filter.queue", message.queue)
+    else:
+        queue = message.queue[:MAX_PATTERN]
+        text = f"must be the name of one queue here, not the pattern {queue!r}"
+        checker.add("filter.queue", text)
     if message.operation:
         checker.operation("filter.operation", message.operation)
     checker.labels("filter.labels", message.labels)
@@ -74,13 +94,16 @@ def job_filter(
         after, before = moments[f"{what}_after_ms"], moments[f"{what}_before_ms"]
         if before and after >= before:
             checker.add(f"filter.{what}_before", f"must lie after filter.{what}_after")
+    ulids = ulids_of(checker, "filter.job_ids", queue, message.job_ids)
+    of_several = is_pattern(queue)
     return JobFilter(
         queue=queue,
         states=tuple(states_of(checker, "filter.states", message.states)),
         operation=message.operation,
         labels=dict(message.labels),
         failure_type=message.failure_type,
-        ulids=tuple(ulids_of(checker, "filter.job_ids", queue, message.job_ids)),
+        ulids=() if of_several else ulids.get(queue, ()),
+        named=ulids if of_several else {},
         **moments,
     )
 
@@ -89,7 +112,14 @@ def watched_jobs(checker: Checker, request: job_service_pb2.WatchJobsRequest) ->
     """Return the jobs that a watch is about."""
     if request.cursor and request.only_changes:
         checker.add("only_changes", "can't be combined with a cursor")
-    return job_filter(checker, request.filter, required=False)
+    return job_filter(checker, request.filter, required=False, patterns=False)
+
+
+def reversed_order(checker: Checker, order: int) -> bool:
+    """Return whether jobs are listed the other way round."""
+    if order not in job_service_pb2.JobOrder.values():
+        checker.add("order_by", "must be one of the orders that jobs are listed in")
+    return order == job_service_pb2.JOB_ORDER_STATE_REVERSE
 
 
 def most_jobs(checker: Checker, value: int) -> int:
@@ -118,6 +148,19 @@ async def answers(
                 done=step.done,
             )
         )
+
+
+def _pattern(checker: Checker, field: str, pattern: str) -> str:
+    """Check a pattern of queues."""
+    if len(pattern) > MAX_PATTERN or not _PATTERN.fullmatch(pattern):
+        checker.add(
+            field,
+            "must be a queue name or a pattern: characters out of a-z 0-9 . _ - with * for any"
+            f" number of them, at most {MAX_PATTERN} together, not {pattern[:80]!r}",
+        )
+    elif pattern.count(ANY) > MAX_ANY:
+        checker.add(field, f"may have * at most {MAX_ANY} times, not {pattern.count(ANY)}")
+    return pattern[:MAX_PATTERN]
 
 
 def _moment_ms(checker: Checker, field: str, moment: Timestamp) -> int:

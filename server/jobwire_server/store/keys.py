@@ -75,6 +75,11 @@ def config_key(queue: str) -> str:
     return f"jw:{{{queue}}}:config"
 
 
+def counts_key(queue: str) -> str:
+    """HASH: state -> jobs."""
+    return f"jw:{{{queue}}}:counts"
+
+
 def routes_key(queue: str) -> str:
     """HASH: route id -> descriptor."""
     return f"jw:{{{queue}}}:routes"

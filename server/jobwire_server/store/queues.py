@@ -113,11 +113,29 @@ class QueueStore:
         """True once the queue was registered."""
         return await self._runner.command("ZSCORE", keys.QUEUES, queue) is not None
 
-    async def names(self, after: str = "", most: int = -1) -> list[str]:
-        """Return the names that sort after `after`, at most `most` of them (-1: all)."""
-        start = f"({after}" if after else "-"
-        reply = await self._runner.command("ZRANGEBYLEX", keys.QUEUES, start, "+", "LIMIT", 0, most)
+    async def names(
+        self, after: str = "", most: int = -1, *, prefix: str = "", first: str = ""
+    ) -> list[str]:
+        """Return names of queues, in their order.
+
+        Args:
+            after: Only those that sort behind it; '': all.
+            most: At most so many of them; -1: all.
+            prefix: Only those that begin so.
+            first: Only this one and those that sort behind it; where there is no `after`.
+        """
+        least = max(first, prefix)
+        start = f"({after}" if after else f"[{least}" if least else "-"
+        # No character of a name sorts behind this one.
+        end = f"({prefix}~" if prefix else "+"
+        reply = await self._runner.command("ZRANGEBYLEX", keys.QUEUES, start, end, "LIMIT", 0, most)
         return [name.decode() for name in reply]
+
+    async def counts(self, queue: str) -> dict[JobState, int]:
+        """Return how many jobs of the queue stand in each state that has any."""
+        reply = await self._runner.command("HGETALL", keys.counts_key(queue))
+        fields = reply if isinstance(reply, dict) else codec.pairs(reply)
+        return {JobState(int(state)): int(count) for state, count in fields.items() if int(count)}
 
     async def read(self, queue: str, *, detail: bool) -> Queue:
         """Return a queue as it stands, with `detail` including its oldest ready job and samples."""

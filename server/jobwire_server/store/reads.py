@@ -169,14 +169,40 @@ class ReadStore(QueueScripts):
             return None
         return LogPage(last.decode(), split_ulids(b"".join(entries).decode()))
 
+    async def standings(self, queue: str, ulids: Sequence[str]) -> list[tuple[int, int, str]]:
+        """Return the jobs that there are as (state, when an ended one may be forgotten, ULID), in
+        the order in which they are listed.
+        """
+        args: list[Argument] = [*dict.fromkeys(ulids)]
+        flat = iter(await self._run("standing", queue, args))
+        return sorted(
+            (state, purge_at, str(ulid))
+            for ulid, state, purge_at in zip(args, flat, flat, strict=True)
+            if state
+        )
+
     async def list_ids(
-        self, queue: str, state: JobState, most: int, token: PageToken
+        self,
+        queue: str,
+        state: JobState,
+        most: int,
+        token: PageToken,
+        *,
+        reverse: bool = False,
     ) -> tuple[list[str], PageToken | None]:
-        """Return a page of ULIDs that may be in the state, and where to go on, None at the end."""
+        """Return a page of ULIDs that may be in the state, and where to go on, None at the end.
+
+        Args:
+            queue: Their queue.
+            state: Of the jobs.
+            most: The most ids.
+            token: Where the page before ended, with the same `reverse`.
+            reverse: The other way round.
+        """
         source, last, mark, *ids = await self._run(
             "list",
             queue,
-            [int(state), most, token.source, token.last, token.mark],
+            [int(state), most, token.source, token.last, token.mark, int(reverse)],
         )
         following = PageToken(source.decode(), last.decode(), mark.decode()) if source else None
         return [ulid.decode() for ulid in ids], following

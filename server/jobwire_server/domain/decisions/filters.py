@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from jobwire_server.domain.decisions.queue_patterns import is_pattern
 from jobwire_server.domain.model import Job, JobState, RecordFacts
 from jobwire_server.domain.records import RecordCodec
 
@@ -14,6 +15,7 @@ class JobFilter:
     """Conditions on jobs. Unset ones do not narrow; moments are Unix ms."""
 
     queue: str
+    """Its name, or a pattern."""
     states: tuple[JobState, ...] = ()
     """In the order of the search."""
     operation: str = ""
@@ -30,6 +32,19 @@ class JobFilter:
     """Before this moment; 0: whenever, and the unfinished as well."""
     ulids: tuple[str, ...] = ()
     """These jobs only; empty: all of the queue."""
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The same for a pattern: ULIDs by queue."""
+
+    @property
+    def is_pattern(self) -> bool:
+        """True if the jobs may lie in several queues."""
+        return is_pattern(self.queue)
+
+    def in_queue(self, queue: str) -> JobFilter:
+        """Return the filter for one of the queues that it means."""
+        if not self.is_pattern:
+            return self
+        return replace(self, queue=queue, ulids=self.named.get(queue, ()), named={})
 
     def scope(self) -> tuple[str, ...]:
         """Return all that it says, for the tokens of a method that has this filter."""
@@ -41,6 +56,7 @@ class JobFilter:
             f"{self.submitted_after_ms} {self.submitted_before_ms}",
             f"{self.finished_after_ms} {self.finished_before_ms}",
             " ".join(self.ulids),
+            *(f"{queue} {' '.join(ulids)}" for queue, ulids in sorted(self.named.items())),
             *(part for pair in sorted(self.labels.items()) for part in pair),
         )
 
@@ -52,7 +68,6 @@ class JobFilter:
             or self.failure_type
             or self.finished_after_ms
             or self.finished_before_ms
-            or self.ulids
         )
 
     @property

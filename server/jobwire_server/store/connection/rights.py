@@ -36,7 +36,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     *(("HSTRLEN", "h", "a"), ("HRANDFIELD", "h"), ("HDEL", "h", "a")),
     *(("LPUSH", "l", "a"), ("RPUSH", "l", "b"), ("LINDEX", "l", "0"), ("LRANGE", "l", "0", "-1")),
     *(("LPOS", "l", "a"), ("LINSERT", "l", "BEFORE", "a", "c"), ("LREM", "l", "1", "c")),
-    *(("LTRIM", "l", "0", "5"), ("LPOP", "l")),
+    *(("LLEN", "l"), ("LTRIM", "l", "0", "5"), ("LPOP", "l")),
     *(("SADD", "t", "a"), ("SMEMBERS", "t"), ("SREM", "t", "a")),
     *(("ZADD", "z", "1", "a"), ("ZSCORE", "z", "a"), ("ZCARD", "z"), ("ZRANGE", "z", "0", "-1")),
     *(("ZREM", "z", "b"), ("ZREMRANGEBYSCORE", "z", "0", "0"), ("ZPOPMIN", "z")),

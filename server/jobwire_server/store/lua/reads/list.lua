@@ -5,30 +5,46 @@
 -- ARGV[2] the most ids to look at
 -- ARGV[3] source to go on in ('' from the start): for PENDING 'z:<route>' or 'l:<route>', otherwise 'z'
 -- ARGV[4] last id seen there ('' none)   ARGV[5] its mark: a score, for a LIST its index, '' where the id is enough
+-- ARGV[6] 1: the other way round, from the end   0: from the beginning
 -- Returns {source, last, mark, then the ids}: where to go on; source '' after the last page
 --   Ids of stale entries are among them; the reader compares the state.
 --constants states
 
 local P = KEYS[1]
 local state, most, source, last, mark = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local reverse = ARGV[6] == '1'
 local KEY = { [SCHEDULED] = 'scheduled' }
+
+-- Whether one id is listed before another.
+local function goes_before(one, other)
+  if reverse then return one > other end
+  return one < other
+end
 
 -- From a ZSET, in the order of (score, id), which is the order of the set itself. The last id may be gone; of thousands with one score
 -- its place is found by halves.
 local function from_zset(key)
-  local start = 0
+  -- How many entries come before the place, counted from the beginning.
+  local place = reverse and redis.call('ZCARD', key) or 0
   if last ~= '' then
-    start = redis.call('ZCOUNT', key, '-inf', '(' .. mark)
+    place = redis.call('ZCOUNT', key, '-inf', '(' .. mark)
     local behind = redis.call('ZCOUNT', key, '-inf', mark)
-    while start < behind do
-      local middle = math.floor((start + behind) / 2)
-      if redis.call('ZRANGE', key, middle, middle)[1] > last then behind = middle else start = middle + 1 end
+    while place < behind do
+      local middle = math.floor((place + behind) / 2)
+      local id = redis.call('ZRANGE', key, middle, middle)[1]
+      if id > last or (reverse and id == last) then behind = middle else place = middle + 1 end
     end
   end
-  local page = redis.call('ZRANGE', key, start, start + most - 1, 'WITHSCORES')
-  local ids = {}
-  for i = 1, #page, 2 do ids[#ids + 1] = page[i] end
-  if #ids == most then return ids, page[#page - 1], page[#page] end
+  local first, stop = place, place + most - 1
+  if reverse then first, stop = math.max(0, place - most), place - 1 end
+  local page = stop >= first and redis.call('ZRANGE', key, first, stop, 'WITHSCORES') or {}
+  local ids, mark_of_last = {}, ''
+  for i = 1, #page, 2 do
+    local at = reverse and #page - i or i
+    ids[#ids + 1] = page[at]
+    mark_of_last = page[at + 1]
+  end
+  if #ids == most then return ids, ids[#ids], mark_of_last end
   return ids
 end
 
@@ -42,11 +58,11 @@ local function from_leases()
   while true do
     local part = redis.call('ZRANGE', P .. 'leases', from, from + 4999)
     for _, ulid in ipairs(part) do
-      if ulid > last and (#found < window or ulid < found[window]) then
+      if (last == '' or goes_before(last, ulid)) and (#found < window or goes_before(ulid, found[window])) then
         local low, high = 1, #found + 1
         while low < high do
           local middle = math.floor((low + high) / 2)
-          if found[middle] < ulid then low = middle + 1 else high = middle end
+          if goes_before(found[middle], ulid) then low = middle + 1 else high = middle end
         end
         table.insert(found, low, ulid)
         found[window + 1] = nil
@@ -80,6 +96,25 @@ local function from_list(key)
   return ids
 end
 
+-- The same from the end: what stands before the last id has become no more. Where it is gone, all before it went to the front and
+-- away. Of a job that stands twice, it is the last place up to the mark, unless others were put back in front of it.
+local function from_list_end(key)
+  local stop = redis.call('LLEN', key) - 1
+  if last ~= '' then
+    local found = redis.call('LPOS', key, last, 'RANK', -1)
+    if found and found > tonumber(mark) then
+      local indexes = redis.call('LPOS', key, last, 'COUNT', 0, 'MAXLEN', tonumber(mark) + 1)
+      found = indexes[#indexes] or found
+    end
+    stop = found and found - 1 or -1
+  end
+  local ids = {}
+  local part = stop >= 0 and redis.call('LRANGE', key, math.max(0, stop - most + 1), stop) or {}
+  for i = #part, 1, -1 do ids[#ids + 1] = part[i] end
+  if #ids == most then return ids, ids[#ids], tostring(stop - most + 1) end
+  return ids
+end
+
 if state ~= PENDING then
   local ids, at, score
   if state == RUNNING or state == CANCELLING then
@@ -97,12 +132,15 @@ table.sort(routes)
 for _, kind in ipairs({ 'z:', 'l:' }) do
   for _, route in ipairs(routes) do sources[#sources + 1] = kind .. route end
 end
+if reverse then
+  for i = 1, math.floor(#sources / 2) do sources[i], sources[#sources + 1 - i] = sources[#sources + 1 - i], sources[i] end
+end
 -- A source that has run dry since the last page is gone; the next one in order is as good. 'z:' comes before 'l:'.
 local function rank(name) return (string.sub(name, 1, 1) == 'z' and '0' or '1') .. name end
 for i, name in ipairs(sources) do
-  if source == '' or rank(name) >= rank(source) then
+  if source == '' or not goes_before(rank(name), rank(source)) then
     if name ~= source then last, mark = '', '' end
-    local read = string.sub(name, 1, 1) == 'z' and from_zset or from_list
+    local read = string.sub(name, 1, 1) == 'z' and from_zset or reverse and from_list_end or from_list
     local ids, at, score = read(P .. name)
     if at then return { name, at, score, unpack(ids) } end
     if #ids > 0 then
