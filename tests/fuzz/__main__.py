@@ -24,7 +24,8 @@ def main() -> int:
     given = parser.parse_args()
     say = sys.stderr if given.json else sys.stdout
     print(f"seed {given.seed}, {given.minutes:g} minutes", file=say, flush=True)
-    result = run(Settings(given.seed, given.minutes * 60, corpus=given.corpus))
+    settings = Settings(given.seed, given.minutes * 60, corpus=given.corpus)
+    result = run(settings, lambda text: print(text, file=say, flush=True))
     if result.failures:
         print(describe(result), file=say)
     print(json.dumps(as_json(result), indent=2) if given.json else summary(result))

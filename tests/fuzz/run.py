@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from tests.fuzz.world import MOST_MEMORY_MIB, World
 from tests.support.waiting import eventually
 
 LOOK_S = 0.5
+TELL_S = 60.0
+SHOWN = 300
 SUSPECTED_S = 1.5
 """What was called in so long before a stall may have made it."""
 TOGETHER = 20
@@ -73,10 +75,14 @@ class Result:
     stalls: int = 0
 
 
-def run(settings: Settings) -> Result:
-    """Does what the settings say, and checks it."""
+def run(settings: Settings, tell: Callable[[str], None] = lambda text: None) -> Result:
+    """Does what the settings say, and checks it.
+
+    Args:
+        tell: Gets a line about the run now and then, and one for each kind of failure.
+    """
     with World() as world:
-        fuzzer = Fuzzer(settings, world)
+        fuzzer = Fuzzer(settings, world, tell)
         asyncio.run(fuzzer.run())
         if world.ended is None:
             for text in ending.end(world):
@@ -91,10 +97,13 @@ class Fuzzer:
     Args:
         settings: What to do.
         world: The server.
+        tell: Gets lines about it.
     """
 
-    def __init__(self, settings: Settings, world: World) -> None:
+    def __init__(self, settings: Settings, world: World, tell: Callable[[str], None]) -> None:
         self.settings = settings
+        self._tell = tell
+        self._told_at = time.monotonic()
         self.result = Result(settings)
         self._world = world
         self._known = methods()
@@ -114,11 +123,12 @@ class Fuzzer:
         self._caller = Caller(self._world.server.address)
         self._go.set()
         began = time.monotonic()
-        watch = asyncio.ensure_future(self._watch(began))
-        await asyncio.gather(*(self._lane(number) for number in range(self.settings.lanes)))
-        self._over = True
-        self.result.seconds = time.monotonic() - began
-        await watch
+        async with asyncio.TaskGroup() as tasks:
+            lanes = [tasks.create_task(self._lane(n)) for n in range(self.settings.lanes)]
+            tasks.create_task(self._watch(began))
+            await asyncio.wait(lanes)
+            self._over = True
+            self.result.seconds = time.monotonic() - began
         while self._shrinking:
             await asyncio.wait(self._shrinking)
         await self._caller.close()
@@ -129,6 +139,7 @@ class Fuzzer:
         first = self.result.counts[failure.signature] == 1
         if first:
             self.result.failures.append(failure)
+            self._tell(f"FAILED: {failure.kind} {failure.method} {failure.text[:SHOWN]}")
         return first
 
     def look_at_log(self, *, quiet: bool = False) -> None:
@@ -212,6 +223,9 @@ class Fuzzer:
                 stalls = await self._find_stall()
             if time.monotonic() - began > self.settings.seconds or self._out_of_cpu():
                 self._over = True
+            if time.monotonic() - self._told_at > TELL_S:
+                self._told_at = time.monotonic()
+                self._tell(f"{self.result.messages} messages after {self._told_at - began:.0f} s")
         self._go.set()
 
     def _out_of_cpu(self) -> bool:
