@@ -19,8 +19,10 @@ late is taken for a part of its stall, so this is short.
 """
 STALL_S = 0.1
 """A loop that computes for so long without coming round has stalled."""
-LEAST_SHARE = 1 / 3
-"""Of the time that it is late; on a machine that gives it less, this can't be told."""
+LEAST_SHARE = 0.6
+"""Of the time that it is late. A machine that gave it less may as well have held it up: what has
+piled up by then is computed in one go.
+"""
 
 
 class LoopDelay:
