@@ -568,6 +568,89 @@ func (x *ConfigureQueueResponse) GetQueue() *Queue {
 	return nil
 }
 
+// Which queue to remove.
+type DeleteQueueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Queue         string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteQueueRequest) Reset() {
+	*x = DeleteQueueRequest{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteQueueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteQueueRequest) ProtoMessage() {}
+
+func (x *DeleteQueueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteQueueRequest.ProtoReflect.Descriptor instead.
+func (*DeleteQueueRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeleteQueueRequest) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+// No fields.
+type DeleteQueueResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteQueueResponse) Reset() {
+	*x = DeleteQueueResponse{}
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteQueueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteQueueResponse) ProtoMessage() {}
+
+func (x *DeleteQueueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteQueueResponse.ProtoReflect.Descriptor instead.
+func (*DeleteQueueResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
+}
+
 // Which workers to watch.
 type WatchWorkersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -579,7 +662,7 @@ type WatchWorkersRequest struct {
 
 func (x *WatchWorkersRequest) Reset() {
 	*x = WatchWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +674,7 @@ func (x *WatchWorkersRequest) String() string {
 func (*WatchWorkersRequest) ProtoMessage() {}
 
 func (x *WatchWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +687,7 @@ func (x *WatchWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkersRequest.ProtoReflect.Descriptor instead.
 func (*WatchWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchWorkersRequest) GetQueue() string {
@@ -631,7 +714,7 @@ type WatchWorkersResponse struct {
 
 func (x *WatchWorkersResponse) Reset() {
 	*x = WatchWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +726,7 @@ func (x *WatchWorkersResponse) String() string {
 func (*WatchWorkersResponse) ProtoMessage() {}
 
 func (x *WatchWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +739,7 @@ func (x *WatchWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkersResponse.ProtoReflect.Descriptor instead.
 func (*WatchWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchWorkersResponse) GetEvent() isWatchWorkersResponse_Event {
@@ -729,7 +812,7 @@ type WorkerLeft struct {
 
 func (x *WorkerLeft) Reset() {
 	*x = WorkerLeft{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +824,7 @@ func (x *WorkerLeft) String() string {
 func (*WorkerLeft) ProtoMessage() {}
 
 func (x *WorkerLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +837,7 @@ func (x *WorkerLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerLeft.ProtoReflect.Descriptor instead.
 func (*WorkerLeft) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WorkerLeft) GetWorkerId() string {
@@ -777,7 +860,7 @@ type WatchQueuesRequest struct {
 
 func (x *WatchQueuesRequest) Reset() {
 	*x = WatchQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +872,7 @@ func (x *WatchQueuesRequest) String() string {
 func (*WatchQueuesRequest) ProtoMessage() {}
 
 func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +885,7 @@ func (x *WatchQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesRequest.ProtoReflect.Descriptor instead.
 func (*WatchQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchQueuesRequest) GetQueues() []string {
@@ -830,7 +913,7 @@ type WatchQueuesResponse struct {
 
 func (x *WatchQueuesResponse) Reset() {
 	*x = WatchQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +925,7 @@ func (x *WatchQueuesResponse) String() string {
 func (*WatchQueuesResponse) ProtoMessage() {}
 
 func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +938,7 @@ func (x *WatchQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchQueuesResponse.ProtoReflect.Descriptor instead.
 func (*WatchQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchQueuesResponse) GetQueues() []*Queue {
@@ -878,7 +961,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +973,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +986,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -939,7 +1022,7 @@ type QueueRates struct {
 
 func (x *QueueRates) Reset() {
 	*x = QueueRates{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1034,7 @@ func (x *QueueRates) String() string {
 func (*QueueRates) ProtoMessage() {}
 
 func (x *QueueRates) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1047,7 @@ func (x *QueueRates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRates.ProtoReflect.Descriptor instead.
 func (*QueueRates) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *QueueRates) GetSubmitted() float64 {
@@ -1029,7 +1112,7 @@ type QueueTotals struct {
 
 func (x *QueueTotals) Reset() {
 	*x = QueueTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1124,7 @@ func (x *QueueTotals) String() string {
 func (*QueueTotals) ProtoMessage() {}
 
 func (x *QueueTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1137,7 @@ func (x *QueueTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueTotals.ProtoReflect.Descriptor instead.
 func (*QueueTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *QueueTotals) GetSubmitted() int64 {
@@ -1125,7 +1208,7 @@ type ListQueuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000; unset: 100.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the previous answer. Unset: the first page.
+	// `next_page_token` of the previous answer. Unset: the first page. At most 1024 characters.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1133,7 +1216,7 @@ type ListQueuesRequest struct {
 
 func (x *ListQueuesRequest) Reset() {
 	*x = ListQueuesRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1228,7 @@ func (x *ListQueuesRequest) String() string {
 func (*ListQueuesRequest) ProtoMessage() {}
 
 func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1241,7 @@ func (x *ListQueuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesRequest.ProtoReflect.Descriptor instead.
 func (*ListQueuesRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListQueuesRequest) GetPageSize() int32 {
@@ -1188,7 +1271,7 @@ type ListQueuesResponse struct {
 
 func (x *ListQueuesResponse) Reset() {
 	*x = ListQueuesResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1283,7 @@ func (x *ListQueuesResponse) String() string {
 func (*ListQueuesResponse) ProtoMessage() {}
 
 func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1296,7 @@ func (x *ListQueuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueuesResponse.ProtoReflect.Descriptor instead.
 func (*ListQueuesResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListQueuesResponse) GetQueues() []*Queue {
@@ -1241,7 +1324,7 @@ type GetQueueRequest struct {
 
 func (x *GetQueueRequest) Reset() {
 	*x = GetQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1336,7 @@ func (x *GetQueueRequest) String() string {
 func (*GetQueueRequest) ProtoMessage() {}
 
 func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1349,7 @@ func (x *GetQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetQueueRequest) GetQueue() string {
@@ -1287,7 +1370,7 @@ type GetQueueResponse struct {
 
 func (x *GetQueueResponse) Reset() {
 	*x = GetQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1382,7 @@ func (x *GetQueueResponse) String() string {
 func (*GetQueueResponse) ProtoMessage() {}
 
 func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1395,7 @@ func (x *GetQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetQueueResponse) GetQueue() *Queue {
@@ -1335,7 +1418,7 @@ type PauseQueueRequest struct {
 
 func (x *PauseQueueRequest) Reset() {
 	*x = PauseQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1430,7 @@ func (x *PauseQueueRequest) String() string {
 func (*PauseQueueRequest) ProtoMessage() {}
 
 func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1443,7 @@ func (x *PauseQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueRequest.ProtoReflect.Descriptor instead.
 func (*PauseQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PauseQueueRequest) GetQueue() string {
@@ -1388,7 +1471,7 @@ type PauseQueueResponse struct {
 
 func (x *PauseQueueResponse) Reset() {
 	*x = PauseQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1483,7 @@ func (x *PauseQueueResponse) String() string {
 func (*PauseQueueResponse) ProtoMessage() {}
 
 func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1496,7 @@ func (x *PauseQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseQueueResponse.ProtoReflect.Descriptor instead.
 func (*PauseQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PauseQueueResponse) GetQueue() *Queue {
@@ -1434,7 +1517,7 @@ type ResumeQueueRequest struct {
 
 func (x *ResumeQueueRequest) Reset() {
 	*x = ResumeQueueRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1529,7 @@ func (x *ResumeQueueRequest) String() string {
 func (*ResumeQueueRequest) ProtoMessage() {}
 
 func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1542,7 @@ func (x *ResumeQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueRequest.ProtoReflect.Descriptor instead.
 func (*ResumeQueueRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResumeQueueRequest) GetQueue() string {
@@ -1480,7 +1563,7 @@ type ResumeQueueResponse struct {
 
 func (x *ResumeQueueResponse) Reset() {
 	*x = ResumeQueueResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1575,7 @@ func (x *ResumeQueueResponse) String() string {
 func (*ResumeQueueResponse) ProtoMessage() {}
 
 func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1588,7 @@ func (x *ResumeQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeQueueResponse.ProtoReflect.Descriptor instead.
 func (*ResumeQueueResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResumeQueueResponse) GetQueue() *Queue {
@@ -1552,7 +1635,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1647,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1660,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Worker) GetSpec() *WorkerSpec {
@@ -1686,7 +1769,7 @@ type WorkerTotals struct {
 
 func (x *WorkerTotals) Reset() {
 	*x = WorkerTotals{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1781,7 @@ func (x *WorkerTotals) String() string {
 func (*WorkerTotals) ProtoMessage() {}
 
 func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1794,7 @@ func (x *WorkerTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerTotals.ProtoReflect.Descriptor instead.
 func (*WorkerTotals) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WorkerTotals) GetAssigned() int64 {
@@ -1744,7 +1827,8 @@ type ListWorkersRequest struct {
 	Status WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
 	// 1 to 1000; unset: 100.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the previous answer, with the same filter. Unset: the first page.
+	// `next_page_token` of the previous answer, with the same filter. Unset: the first page. At most
+	// 1024 characters.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1752,7 +1836,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1848,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1861,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListWorkersRequest) GetQueue() string {
@@ -1821,7 +1905,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1917,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1930,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1874,7 +1958,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1970,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +1983,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetWorkerRequest) GetWorkerId() string {
@@ -1920,7 +2004,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2016,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2029,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1966,7 +2050,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2062,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2075,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{28}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -2012,7 +2096,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2108,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2121,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{29}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -2056,7 +2140,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2152,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[30]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2165,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{30}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{32}
 }
 
 // What the server is.
@@ -2122,7 +2206,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2218,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[31]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2231,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{31}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetServerInfoResponse) GetServerId() string {
@@ -2262,7 +2346,7 @@ type ServerLimits struct {
 
 func (x *ServerLimits) Reset() {
 	*x = ServerLimits{}
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2358,7 @@ func (x *ServerLimits) String() string {
 func (*ServerLimits) ProtoMessage() {}
 
 func (x *ServerLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_admin_service_proto_msgTypes[32]
+	mi := &file_jobwire_v1_admin_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2371,7 @@ func (x *ServerLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLimits.ProtoReflect.Descriptor instead.
 func (*ServerLimits) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{32}
+	return file_jobwire_v1_admin_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ServerLimits) GetMaxPayloadBytes() int64 {
@@ -2389,7 +2473,10 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\brevision\x18\x04 \x01(\x03R\brevision\x12#\n" +
 	"\rallow_missing\x18\x05 \x01(\bR\fallowMissing\"A\n" +
 	"\x16ConfigureQueueResponse\x12'\n" +
-	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"+\n" +
+	"\x05queue\x18\x01 \x01(\v2\x11.jobwire.v1.QueueR\x05queue\"*\n" +
+	"\x12DeleteQueueRequest\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\tR\x05queue\"\x15\n" +
+	"\x13DeleteQueueResponse\"+\n" +
 	"\x13WatchWorkersRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\"\xaf\x01\n" +
 	"\x14WatchWorkersResponse\x12,\n" +
@@ -2509,7 +2596,7 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\x11max_message_bytes\x18\x04 \x01(\x03R\x0fmaxMessageBytes\x12(\n" +
 	"\x10max_output_bytes\x18\x05 \x01(\x03R\x0emaxOutputBytes\x12\x1d\n" +
 	"\n" +
-	"max_queues\x18\x06 \x01(\x05R\tmaxQueues2\xcb\a\n" +
+	"max_queues\x18\x06 \x01(\x05R\tmaxQueues2\x9b\b\n" +
 	"\fAdminService\x12K\n" +
 	"\n" +
 	"ListQueues\x12\x1d.jobwire.v1.ListQueuesRequest\x1a\x1e.jobwire.v1.ListQueuesResponse\x12E\n" +
@@ -2522,7 +2609,8 @@ const file_jobwire_v1_admin_service_proto_rawDesc = "" +
 	"\vDrainWorker\x12\x1e.jobwire.v1.DrainWorkerRequest\x1a\x1f.jobwire.v1.DrainWorkerResponse\x12S\n" +
 	"\fWatchWorkers\x12\x1f.jobwire.v1.WatchWorkersRequest\x1a .jobwire.v1.WatchWorkersResponse0\x01\x12P\n" +
 	"\vWatchQueues\x12\x1e.jobwire.v1.WatchQueuesRequest\x1a\x1f.jobwire.v1.WatchQueuesResponse0\x01\x12W\n" +
-	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12J\n" +
+	"\x0eConfigureQueue\x12!.jobwire.v1.ConfigureQueueRequest\x1a\".jobwire.v1.ConfigureQueueResponse\x12N\n" +
+	"\vDeleteQueue\x12\x1e.jobwire.v1.DeleteQueueRequest\x1a\x1f.jobwire.v1.DeleteQueueResponse\x12J\n" +
 	"\tPurgeJobs\x12\x1c.jobwire.v1.PurgeJobsRequest\x1a\x1d.jobwire.v1.PurgeJobsResponse0\x01\x12T\n" +
 	"\rGetServerInfo\x12 .jobwire.v1.GetServerInfoRequest\x1a!.jobwire.v1.GetServerInfoResponseB7\n" +
 	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
@@ -2539,7 +2627,7 @@ func file_jobwire_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_admin_service_proto_rawDescData
 }
 
-var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_jobwire_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_jobwire_v1_admin_service_proto_goTypes = []any{
 	(*Queue)(nil),                  // 0: jobwire.v1.Queue
 	(*QueueConfig)(nil),            // 1: jobwire.v1.QueueConfig
@@ -2547,114 +2635,118 @@ var file_jobwire_v1_admin_service_proto_goTypes = []any{
 	(*PurgeJobsResponse)(nil),      // 3: jobwire.v1.PurgeJobsResponse
 	(*ConfigureQueueRequest)(nil),  // 4: jobwire.v1.ConfigureQueueRequest
 	(*ConfigureQueueResponse)(nil), // 5: jobwire.v1.ConfigureQueueResponse
-	(*WatchWorkersRequest)(nil),    // 6: jobwire.v1.WatchWorkersRequest
-	(*WatchWorkersResponse)(nil),   // 7: jobwire.v1.WatchWorkersResponse
-	(*WorkerLeft)(nil),             // 8: jobwire.v1.WorkerLeft
-	(*WatchQueuesRequest)(nil),     // 9: jobwire.v1.WatchQueuesRequest
-	(*WatchQueuesResponse)(nil),    // 10: jobwire.v1.WatchQueuesResponse
-	(*StateCount)(nil),             // 11: jobwire.v1.StateCount
-	(*QueueRates)(nil),             // 12: jobwire.v1.QueueRates
-	(*QueueTotals)(nil),            // 13: jobwire.v1.QueueTotals
-	(*ListQueuesRequest)(nil),      // 14: jobwire.v1.ListQueuesRequest
-	(*ListQueuesResponse)(nil),     // 15: jobwire.v1.ListQueuesResponse
-	(*GetQueueRequest)(nil),        // 16: jobwire.v1.GetQueueRequest
-	(*GetQueueResponse)(nil),       // 17: jobwire.v1.GetQueueResponse
-	(*PauseQueueRequest)(nil),      // 18: jobwire.v1.PauseQueueRequest
-	(*PauseQueueResponse)(nil),     // 19: jobwire.v1.PauseQueueResponse
-	(*ResumeQueueRequest)(nil),     // 20: jobwire.v1.ResumeQueueRequest
-	(*ResumeQueueResponse)(nil),    // 21: jobwire.v1.ResumeQueueResponse
-	(*Worker)(nil),                 // 22: jobwire.v1.Worker
-	(*WorkerTotals)(nil),           // 23: jobwire.v1.WorkerTotals
-	(*ListWorkersRequest)(nil),     // 24: jobwire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),    // 25: jobwire.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),       // 26: jobwire.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),      // 27: jobwire.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),     // 28: jobwire.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),    // 29: jobwire.v1.DrainWorkerResponse
-	(*GetServerInfoRequest)(nil),   // 30: jobwire.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 31: jobwire.v1.GetServerInfoResponse
-	(*ServerLimits)(nil),           // 32: jobwire.v1.ServerLimits
-	(*durationpb.Duration)(nil),    // 33: google.protobuf.Duration
-	(*RetryPolicy)(nil),            // 34: jobwire.v1.RetryPolicy
-	(*JobFilter)(nil),              // 35: jobwire.v1.JobFilter
-	(*BulkProgress)(nil),           // 36: jobwire.v1.BulkProgress
-	(*fieldmaskpb.FieldMask)(nil),  // 37: google.protobuf.FieldMask
-	(*Bookmark)(nil),               // 38: jobwire.v1.Bookmark
-	(JobState)(0),                  // 39: jobwire.v1.JobState
-	(*WorkerSpec)(nil),             // 40: jobwire.v1.WorkerSpec
-	(WorkerStatus)(0),              // 41: jobwire.v1.WorkerStatus
-	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
-	(*LeaseRef)(nil),               // 43: jobwire.v1.LeaseRef
-	(*StatusMetadata)(nil),         // 44: jobwire.v1.StatusMetadata
+	(*DeleteQueueRequest)(nil),     // 6: jobwire.v1.DeleteQueueRequest
+	(*DeleteQueueResponse)(nil),    // 7: jobwire.v1.DeleteQueueResponse
+	(*WatchWorkersRequest)(nil),    // 8: jobwire.v1.WatchWorkersRequest
+	(*WatchWorkersResponse)(nil),   // 9: jobwire.v1.WatchWorkersResponse
+	(*WorkerLeft)(nil),             // 10: jobwire.v1.WorkerLeft
+	(*WatchQueuesRequest)(nil),     // 11: jobwire.v1.WatchQueuesRequest
+	(*WatchQueuesResponse)(nil),    // 12: jobwire.v1.WatchQueuesResponse
+	(*StateCount)(nil),             // 13: jobwire.v1.StateCount
+	(*QueueRates)(nil),             // 14: jobwire.v1.QueueRates
+	(*QueueTotals)(nil),            // 15: jobwire.v1.QueueTotals
+	(*ListQueuesRequest)(nil),      // 16: jobwire.v1.ListQueuesRequest
+	(*ListQueuesResponse)(nil),     // 17: jobwire.v1.ListQueuesResponse
+	(*GetQueueRequest)(nil),        // 18: jobwire.v1.GetQueueRequest
+	(*GetQueueResponse)(nil),       // 19: jobwire.v1.GetQueueResponse
+	(*PauseQueueRequest)(nil),      // 20: jobwire.v1.PauseQueueRequest
+	(*PauseQueueResponse)(nil),     // 21: jobwire.v1.PauseQueueResponse
+	(*ResumeQueueRequest)(nil),     // 22: jobwire.v1.ResumeQueueRequest
+	(*ResumeQueueResponse)(nil),    // 23: jobwire.v1.ResumeQueueResponse
+	(*Worker)(nil),                 // 24: jobwire.v1.Worker
+	(*WorkerTotals)(nil),           // 25: jobwire.v1.WorkerTotals
+	(*ListWorkersRequest)(nil),     // 26: jobwire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 27: jobwire.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 28: jobwire.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 29: jobwire.v1.GetWorkerResponse
+	(*DrainWorkerRequest)(nil),     // 30: jobwire.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),    // 31: jobwire.v1.DrainWorkerResponse
+	(*GetServerInfoRequest)(nil),   // 32: jobwire.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 33: jobwire.v1.GetServerInfoResponse
+	(*ServerLimits)(nil),           // 34: jobwire.v1.ServerLimits
+	(*durationpb.Duration)(nil),    // 35: google.protobuf.Duration
+	(*RetryPolicy)(nil),            // 36: jobwire.v1.RetryPolicy
+	(*JobFilter)(nil),              // 37: jobwire.v1.JobFilter
+	(*BulkProgress)(nil),           // 38: jobwire.v1.BulkProgress
+	(*fieldmaskpb.FieldMask)(nil),  // 39: google.protobuf.FieldMask
+	(*Bookmark)(nil),               // 40: jobwire.v1.Bookmark
+	(JobState)(0),                  // 41: jobwire.v1.JobState
+	(*WorkerSpec)(nil),             // 42: jobwire.v1.WorkerSpec
+	(WorkerStatus)(0),              // 43: jobwire.v1.WorkerStatus
+	(*timestamppb.Timestamp)(nil),  // 44: google.protobuf.Timestamp
+	(*LeaseRef)(nil),               // 45: jobwire.v1.LeaseRef
+	(*StatusMetadata)(nil),         // 46: jobwire.v1.StatusMetadata
 }
 var file_jobwire_v1_admin_service_proto_depIdxs = []int32{
-	11, // 0: jobwire.v1.Queue.counts:type_name -> jobwire.v1.StateCount
-	33, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
-	12, // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
-	13, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
+	13, // 0: jobwire.v1.Queue.counts:type_name -> jobwire.v1.StateCount
+	35, // 1: jobwire.v1.Queue.oldest_pending_age:type_name -> google.protobuf.Duration
+	14, // 2: jobwire.v1.Queue.rates:type_name -> jobwire.v1.QueueRates
+	15, // 3: jobwire.v1.Queue.totals:type_name -> jobwire.v1.QueueTotals
 	1,  // 4: jobwire.v1.Queue.config:type_name -> jobwire.v1.QueueConfig
-	34, // 5: jobwire.v1.QueueConfig.retry:type_name -> jobwire.v1.RetryPolicy
-	33, // 6: jobwire.v1.QueueConfig.retain_succeeded:type_name -> google.protobuf.Duration
-	33, // 7: jobwire.v1.QueueConfig.retain_ended:type_name -> google.protobuf.Duration
-	33, // 8: jobwire.v1.QueueConfig.retain_output:type_name -> google.protobuf.Duration
-	33, // 9: jobwire.v1.QueueConfig.retain_event_log:type_name -> google.protobuf.Duration
-	33, // 10: jobwire.v1.QueueConfig.priority_ageing:type_name -> google.protobuf.Duration
-	35, // 11: jobwire.v1.PurgeJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	36, // 12: jobwire.v1.PurgeJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	36, // 5: jobwire.v1.QueueConfig.retry:type_name -> jobwire.v1.RetryPolicy
+	35, // 6: jobwire.v1.QueueConfig.retain_succeeded:type_name -> google.protobuf.Duration
+	35, // 7: jobwire.v1.QueueConfig.retain_ended:type_name -> google.protobuf.Duration
+	35, // 8: jobwire.v1.QueueConfig.retain_output:type_name -> google.protobuf.Duration
+	35, // 9: jobwire.v1.QueueConfig.retain_event_log:type_name -> google.protobuf.Duration
+	35, // 10: jobwire.v1.QueueConfig.priority_ageing:type_name -> google.protobuf.Duration
+	37, // 11: jobwire.v1.PurgeJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	38, // 12: jobwire.v1.PurgeJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
 	1,  // 13: jobwire.v1.ConfigureQueueRequest.config:type_name -> jobwire.v1.QueueConfig
-	37, // 14: jobwire.v1.ConfigureQueueRequest.update_mask:type_name -> google.protobuf.FieldMask
+	39, // 14: jobwire.v1.ConfigureQueueRequest.update_mask:type_name -> google.protobuf.FieldMask
 	0,  // 15: jobwire.v1.ConfigureQueueResponse.queue:type_name -> jobwire.v1.Queue
-	22, // 16: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
-	8,  // 17: jobwire.v1.WatchWorkersResponse.left:type_name -> jobwire.v1.WorkerLeft
-	38, // 18: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	33, // 19: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
+	24, // 16: jobwire.v1.WatchWorkersResponse.worker:type_name -> jobwire.v1.Worker
+	10, // 17: jobwire.v1.WatchWorkersResponse.left:type_name -> jobwire.v1.WorkerLeft
+	40, // 18: jobwire.v1.WatchWorkersResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	35, // 19: jobwire.v1.WatchQueuesRequest.interval:type_name -> google.protobuf.Duration
 	0,  // 20: jobwire.v1.WatchQueuesResponse.queues:type_name -> jobwire.v1.Queue
-	39, // 21: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
-	33, // 22: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
+	41, // 21: jobwire.v1.StateCount.state:type_name -> jobwire.v1.JobState
+	35, // 22: jobwire.v1.QueueRates.window:type_name -> google.protobuf.Duration
 	0,  // 23: jobwire.v1.ListQueuesResponse.queues:type_name -> jobwire.v1.Queue
 	0,  // 24: jobwire.v1.GetQueueResponse.queue:type_name -> jobwire.v1.Queue
 	0,  // 25: jobwire.v1.PauseQueueResponse.queue:type_name -> jobwire.v1.Queue
 	0,  // 26: jobwire.v1.ResumeQueueResponse.queue:type_name -> jobwire.v1.Queue
-	40, // 27: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
-	41, // 28: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
-	42, // 29: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
-	42, // 30: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
-	43, // 31: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
-	23, // 32: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
-	44, // 33: jobwire.v1.Worker.status_metadata:type_name -> jobwire.v1.StatusMetadata
-	41, // 34: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
-	22, // 35: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
-	22, // 36: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	22, // 37: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
-	42, // 38: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	32, // 39: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
-	42, // 40: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
-	14, // 41: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
-	16, // 42: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
-	18, // 43: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
-	20, // 44: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
-	24, // 45: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
-	26, // 46: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
-	28, // 47: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
-	6,  // 48: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
-	9,  // 49: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
+	42, // 27: jobwire.v1.Worker.spec:type_name -> jobwire.v1.WorkerSpec
+	43, // 28: jobwire.v1.Worker.status:type_name -> jobwire.v1.WorkerStatus
+	44, // 29: jobwire.v1.Worker.registered_at:type_name -> google.protobuf.Timestamp
+	44, // 30: jobwire.v1.Worker.last_seen_at:type_name -> google.protobuf.Timestamp
+	45, // 31: jobwire.v1.Worker.leases:type_name -> jobwire.v1.LeaseRef
+	25, // 32: jobwire.v1.Worker.totals:type_name -> jobwire.v1.WorkerTotals
+	46, // 33: jobwire.v1.Worker.status_metadata:type_name -> jobwire.v1.StatusMetadata
+	43, // 34: jobwire.v1.ListWorkersRequest.status:type_name -> jobwire.v1.WorkerStatus
+	24, // 35: jobwire.v1.ListWorkersResponse.workers:type_name -> jobwire.v1.Worker
+	24, // 36: jobwire.v1.GetWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	24, // 37: jobwire.v1.DrainWorkerResponse.worker:type_name -> jobwire.v1.Worker
+	44, // 38: jobwire.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	34, // 39: jobwire.v1.GetServerInfoResponse.limits:type_name -> jobwire.v1.ServerLimits
+	44, // 40: jobwire.v1.GetServerInfoResponse.store_time:type_name -> google.protobuf.Timestamp
+	16, // 41: jobwire.v1.AdminService.ListQueues:input_type -> jobwire.v1.ListQueuesRequest
+	18, // 42: jobwire.v1.AdminService.GetQueue:input_type -> jobwire.v1.GetQueueRequest
+	20, // 43: jobwire.v1.AdminService.PauseQueue:input_type -> jobwire.v1.PauseQueueRequest
+	22, // 44: jobwire.v1.AdminService.ResumeQueue:input_type -> jobwire.v1.ResumeQueueRequest
+	26, // 45: jobwire.v1.AdminService.ListWorkers:input_type -> jobwire.v1.ListWorkersRequest
+	28, // 46: jobwire.v1.AdminService.GetWorker:input_type -> jobwire.v1.GetWorkerRequest
+	30, // 47: jobwire.v1.AdminService.DrainWorker:input_type -> jobwire.v1.DrainWorkerRequest
+	8,  // 48: jobwire.v1.AdminService.WatchWorkers:input_type -> jobwire.v1.WatchWorkersRequest
+	11, // 49: jobwire.v1.AdminService.WatchQueues:input_type -> jobwire.v1.WatchQueuesRequest
 	4,  // 50: jobwire.v1.AdminService.ConfigureQueue:input_type -> jobwire.v1.ConfigureQueueRequest
-	2,  // 51: jobwire.v1.AdminService.PurgeJobs:input_type -> jobwire.v1.PurgeJobsRequest
-	30, // 52: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
-	15, // 53: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
-	17, // 54: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
-	19, // 55: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
-	21, // 56: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
-	25, // 57: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
-	27, // 58: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
-	29, // 59: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
-	7,  // 60: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
-	10, // 61: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
-	5,  // 62: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
-	3,  // 63: jobwire.v1.AdminService.PurgeJobs:output_type -> jobwire.v1.PurgeJobsResponse
-	31, // 64: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
-	53, // [53:65] is the sub-list for method output_type
-	41, // [41:53] is the sub-list for method input_type
+	6,  // 51: jobwire.v1.AdminService.DeleteQueue:input_type -> jobwire.v1.DeleteQueueRequest
+	2,  // 52: jobwire.v1.AdminService.PurgeJobs:input_type -> jobwire.v1.PurgeJobsRequest
+	32, // 53: jobwire.v1.AdminService.GetServerInfo:input_type -> jobwire.v1.GetServerInfoRequest
+	17, // 54: jobwire.v1.AdminService.ListQueues:output_type -> jobwire.v1.ListQueuesResponse
+	19, // 55: jobwire.v1.AdminService.GetQueue:output_type -> jobwire.v1.GetQueueResponse
+	21, // 56: jobwire.v1.AdminService.PauseQueue:output_type -> jobwire.v1.PauseQueueResponse
+	23, // 57: jobwire.v1.AdminService.ResumeQueue:output_type -> jobwire.v1.ResumeQueueResponse
+	27, // 58: jobwire.v1.AdminService.ListWorkers:output_type -> jobwire.v1.ListWorkersResponse
+	29, // 59: jobwire.v1.AdminService.GetWorker:output_type -> jobwire.v1.GetWorkerResponse
+	31, // 60: jobwire.v1.AdminService.DrainWorker:output_type -> jobwire.v1.DrainWorkerResponse
+	9,  // 61: jobwire.v1.AdminService.WatchWorkers:output_type -> jobwire.v1.WatchWorkersResponse
+	12, // 62: jobwire.v1.AdminService.WatchQueues:output_type -> jobwire.v1.WatchQueuesResponse
+	5,  // 63: jobwire.v1.AdminService.ConfigureQueue:output_type -> jobwire.v1.ConfigureQueueResponse
+	7,  // 64: jobwire.v1.AdminService.DeleteQueue:output_type -> jobwire.v1.DeleteQueueResponse
+	3,  // 65: jobwire.v1.AdminService.PurgeJobs:output_type -> jobwire.v1.PurgeJobsResponse
+	33, // 66: jobwire.v1.AdminService.GetServerInfo:output_type -> jobwire.v1.GetServerInfoResponse
+	54, // [54:67] is the sub-list for method output_type
+	41, // [41:54] is the sub-list for method input_type
 	41, // [41:41] is the sub-list for extension type_name
 	41, // [41:41] is the sub-list for extension extendee
 	0,  // [0:41] is the sub-list for field type_name
@@ -2669,19 +2761,19 @@ func file_jobwire_v1_admin_service_proto_init() {
 	file_jobwire_v1_job_service_proto_init()
 	file_jobwire_v1_worker_service_proto_init()
 	file_jobwire_v1_admin_service_proto_msgTypes[1].OneofWrappers = []any{}
-	file_jobwire_v1_admin_service_proto_msgTypes[7].OneofWrappers = []any{
+	file_jobwire_v1_admin_service_proto_msgTypes[9].OneofWrappers = []any{
 		(*WatchWorkersResponse_Worker)(nil),
 		(*WatchWorkersResponse_Left)(nil),
 		(*WatchWorkersResponse_Bookmark)(nil),
 	}
-	file_jobwire_v1_admin_service_proto_msgTypes[22].OneofWrappers = []any{}
+	file_jobwire_v1_admin_service_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_admin_service_proto_rawDesc), len(file_jobwire_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

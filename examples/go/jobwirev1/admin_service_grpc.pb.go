@@ -31,6 +31,7 @@ const (
 	AdminService_WatchWorkers_FullMethodName   = "/jobwire.v1.AdminService/WatchWorkers"
 	AdminService_WatchQueues_FullMethodName    = "/jobwire.v1.AdminService/WatchQueues"
 	AdminService_ConfigureQueue_FullMethodName = "/jobwire.v1.AdminService/ConfigureQueue"
+	AdminService_DeleteQueue_FullMethodName    = "/jobwire.v1.AdminService/DeleteQueue"
 	AdminService_PurgeJobs_FullMethodName      = "/jobwire.v1.AdminService/PurgeJobs"
 	AdminService_GetServerInfo_FullMethodName  = "/jobwire.v1.AdminService/GetServerInfo"
 )
@@ -89,6 +90,12 @@ type AdminServiceClient interface {
 	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
 	// current one.
 	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
+	// Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+	// does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+	//
+	// FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+	// first.
+	DeleteQueue(ctx context.Context, in *DeleteQueueRequest, opts ...grpc.CallOption) (*DeleteQueueResponse, error)
 	// Forgets ended jobs that match a filter, before their retention ends, with
 	// everything that is kept of them. Live jobs are never purged; cancel them first. With
 	// `dry_run` it counts and changes nothing. Ending the call stops it.
@@ -225,6 +232,16 @@ func (c *adminServiceClient) ConfigureQueue(ctx context.Context, in *ConfigureQu
 	return out, nil
 }
 
+func (c *adminServiceClient) DeleteQueue(ctx context.Context, in *DeleteQueueRequest, opts ...grpc.CallOption) (*DeleteQueueResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteQueueResponse)
+	err := c.cc.Invoke(ctx, AdminService_DeleteQueue_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) PurgeJobs(ctx context.Context, in *PurgeJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeJobsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[2], AdminService_PurgeJobs_FullMethodName, cOpts...)
@@ -308,6 +325,12 @@ type AdminServiceServer interface {
 	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
 	// current one.
 	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
+	// Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
+	// does not exist answers OK. Workers that serve it go on; the next job creates it anew.
+	//
+	// FAILED_PRECONDITION (`QUEUE_IN_USE`): it has live jobs or schedules; cancel and delete these
+	// first.
+	DeleteQueue(context.Context, *DeleteQueueRequest) (*DeleteQueueResponse, error)
 	// Forgets ended jobs that match a filter, before their retention ends, with
 	// everything that is kept of them. Live jobs are never purged; cancel them first. With
 	// `dry_run` it counts and changes nothing. Ending the call stops it.
@@ -355,6 +378,9 @@ func (UnimplementedAdminServiceServer) WatchQueues(*WatchQueuesRequest, grpc.Ser
 }
 func (UnimplementedAdminServiceServer) ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ConfigureQueue not implemented")
+}
+func (UnimplementedAdminServiceServer) DeleteQueue(context.Context, *DeleteQueueRequest) (*DeleteQueueResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteQueue not implemented")
 }
 func (UnimplementedAdminServiceServer) PurgeJobs(*PurgeJobsRequest, grpc.ServerStreamingServer[PurgeJobsResponse]) error {
 	return status.Error(codes.Unimplemented, "method PurgeJobs not implemented")
@@ -549,6 +575,24 @@ func _AdminService_ConfigureQueue_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_DeleteQueue_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteQueueRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DeleteQueue(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DeleteQueue_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DeleteQueue(ctx, req.(*DeleteQueueRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_PurgeJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(PurgeJobsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -616,6 +660,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ConfigureQueue",
 			Handler:    _AdminService_ConfigureQueue_Handler,
+		},
+		{
+			MethodName: "DeleteQueue",
+			Handler:    _AdminService_DeleteQueue_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",

@@ -354,8 +354,10 @@ const (
 	FailureOrigin_FAILURE_ORIGIN_UNSPECIFIED FailureOrigin = 0
 	// The worker reported it.
 	FailureOrigin_FAILURE_ORIGIN_WORKER FailureOrigin = 1
-	// The broker: a budget, a timeout or a deadline. Its types are `CRASHED_TOO_OFTEN`,
-	// `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`.
+	// The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
+	// `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
+	// of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
+	// reason for is the worker's.
 	FailureOrigin_FAILURE_ORIGIN_BROKER FailureOrigin = 2
 )
 
@@ -661,7 +663,7 @@ type Payload_Message struct {
 type Payload_Struct struct {
 	// A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
 	// infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
-	// broker sees them, and belong into `json`. At most 100 levels.
+	// broker sees them, and belong into `json`. At most 100 levels and 10000 values.
 	Struct *structpb.Struct `protobuf:"bytes,4,opt,name=struct,proto3,oneof"`
 }
 
@@ -1124,7 +1126,7 @@ type JobSpec struct {
 	// that the job belongs to, for fair sharing and limits: up to 128 bytes.
 	GroupKey string `protobuf:"bytes,21,opt,name=group_key,json=groupKey,proto3" json:"group_key,omitempty"`
 	// Set aside for servers with the feature `dependencies`; others refuse them. The jobs that must
-	// end before this one becomes ready.
+	// end before this one becomes ready, at most 1000.
 	Dependencies  []*Dependency `protobuf:"bytes,22,rep,name=dependencies,proto3" json:"dependencies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -849,6 +849,125 @@ func (x *ListJobsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Whose attempts to list.
+type ListAttemptsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// At most this many: 1 to 1000; unset: 50. A page may be shorter while there are more.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the previous answer. Unset: the first page. At most 1024 characters.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttemptsRequest) Reset() {
+	*x = ListAttemptsRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttemptsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttemptsRequest) ProtoMessage() {}
+
+func (x *ListAttemptsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttemptsRequest.ProtoReflect.Descriptor instead.
+func (*ListAttemptsRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListAttemptsRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *ListAttemptsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAttemptsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// One page.
+type ListAttemptsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Attempts []*Attempt `protobuf:"bytes,1,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	// Empty: this was the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttemptsResponse) Reset() {
+	*x = ListAttemptsResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttemptsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttemptsResponse) ProtoMessage() {}
+
+func (x *ListAttemptsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttemptsResponse.ProtoReflect.Descriptor instead.
+func (*ListAttemptsResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListAttemptsResponse) GetAttempts() []*Attempt {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+func (x *ListAttemptsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // Which job to watch.
 type WatchJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -872,7 +991,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1003,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1016,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -961,7 +1080,7 @@ type isWatchJobRequest_Start interface {
 
 type WatchJobRequest_Cursor struct {
 	// The `cursor` of the last answer of an earlier watch of this job: nothing up to it is sent
-	// again.
+	// again. At most 1024 characters.
 	Cursor string `protobuf:"bytes,4,opt,name=cursor,proto3,oneof"`
 }
 
@@ -990,7 +1109,7 @@ type OutputFromEnd struct {
 
 func (x *OutputFromEnd) Reset() {
 	*x = OutputFromEnd{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1121,7 @@ func (x *OutputFromEnd) String() string {
 func (*OutputFromEnd) ProtoMessage() {}
 
 func (x *OutputFromEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1134,7 @@ func (x *OutputFromEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputFromEnd.ProtoReflect.Descriptor instead.
 func (*OutputFromEnd) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
 }
 
 // A stretch of output, in the order in which it was written.
@@ -1031,7 +1150,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1162,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1175,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Output) GetAttempt() int32 {
@@ -1092,7 +1211,7 @@ type WatchJobResponse struct {
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1223,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1236,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchJobResponse) GetEvent() isWatchJobResponse_Event {
@@ -1204,7 +1323,7 @@ type RunJobRequest struct {
 
 func (x *RunJobRequest) Reset() {
 	*x = RunJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1335,7 @@ func (x *RunJobRequest) String() string {
 func (*RunJobRequest) ProtoMessage() {}
 
 func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1348,7 @@ func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobRequest.ProtoReflect.Descriptor instead.
 func (*RunJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RunJobRequest) GetSubmit() *SubmitJobRequest {
@@ -1279,7 +1398,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1410,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1423,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RunJobResponse) GetEvent() isRunJobResponse_Event {
@@ -1391,7 +1510,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1522,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1535,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchJobsRequest) GetFilter() *JobFilter {
@@ -1465,7 +1584,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1596,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1609,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchJobsResponse) GetEvent() isWatchJobsResponse_Event {
@@ -1556,7 +1675,7 @@ type Bookmark struct {
 
 func (x *Bookmark) Reset() {
 	*x = Bookmark{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1687,7 @@ func (x *Bookmark) String() string {
 func (*Bookmark) ProtoMessage() {}
 
 func (x *Bookmark) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1700,7 @@ func (x *Bookmark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bookmark.ProtoReflect.Descriptor instead.
 func (*Bookmark) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Bookmark) GetTime() *timestamppb.Timestamp {
@@ -1611,7 +1730,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1742,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1755,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -1664,7 +1783,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1795,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1808,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -1718,7 +1837,7 @@ type BulkProgress struct {
 
 func (x *BulkProgress) Reset() {
 	*x = BulkProgress{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1849,7 @@ func (x *BulkProgress) String() string {
 func (*BulkProgress) ProtoMessage() {}
 
 func (x *BulkProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1862,7 @@ func (x *BulkProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BulkProgress.ProtoReflect.Descriptor instead.
 func (*BulkProgress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BulkProgress) GetMatched() int64 {
@@ -1790,9 +1909,9 @@ type RetryJobRequest struct {
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Not until this long from now. 0 to 10 years.
 	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
-	// Makes it safe to repeat this request: the same id is answered as the first time, also after the
-	// job has ended again. As for SubmitJobRequest; kept with the job, the latest alone. Unset: each
-	// request is a new one.
+	// Makes it safe to repeat this request: the same id changes nothing more and is answered with the
+	// job as it stands, also after that has ended again. 1 to 64 letters, digits and `. _ : -`. Kept
+	// with the job until its next redrive. Unset: each request is a new one.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1800,7 +1919,7 @@ type RetryJobRequest struct {
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1931,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1944,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -1859,7 +1978,7 @@ func (x *RetryJobRequest) GetRequestId() string {
 // The job after the request.
 type RetryJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// PENDING, or SCHEDULED with a `delay`. BASIC view.
+	// PENDING, or SCHEDULED with a `delay`; for a repeated request as it stands by now. BASIC view.
 	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1867,7 +1986,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1998,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2011,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -1922,7 +2041,7 @@ type RetryJobsRequest struct {
 
 func (x *RetryJobsRequest) Reset() {
 	*x = RetryJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2053,7 @@ func (x *RetryJobsRequest) String() string {
 func (*RetryJobsRequest) ProtoMessage() {}
 
 func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2066,7 @@ func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RetryJobsRequest) GetFilter() *JobFilter {
@@ -1996,7 +2115,7 @@ type RetryJobsResponse struct {
 
 func (x *RetryJobsResponse) Reset() {
 	*x = RetryJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2127,7 @@ func (x *RetryJobsResponse) String() string {
 func (*RetryJobsResponse) ProtoMessage() {}
 
 func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2140,7 @@ func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RetryJobsResponse) GetProgress() *BulkProgress {
@@ -2048,7 +2167,7 @@ type CancelJobsRequest struct {
 
 func (x *CancelJobsRequest) Reset() {
 	*x = CancelJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2179,7 @@ func (x *CancelJobsRequest) String() string {
 func (*CancelJobsRequest) ProtoMessage() {}
 
 func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2192,7 @@ func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CancelJobsRequest) GetFilter() *JobFilter {
@@ -2115,7 +2234,7 @@ type CancelJobsResponse struct {
 
 func (x *CancelJobsResponse) Reset() {
 	*x = CancelJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2246,7 @@ func (x *CancelJobsResponse) String() string {
 func (*CancelJobsResponse) ProtoMessage() {}
 
 func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2259,7 @@ func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CancelJobsResponse) GetProgress() *BulkProgress {
@@ -2206,6 +2325,14 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\border_by\x18\x05 \x01(\x0e2\x14.jobwire.v1.JobOrderR\aorderBy\"_\n" +
 	"\x10ListJobsResponse\x12#\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x0f.jobwire.v1.JobR\x04jobs\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"h\n" +
+	"\x13ListAttemptsRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"o\n" +
+	"\x14ListAttemptsResponse\x12/\n" +
+	"\battempts\x18\x01 \x03(\v2\x13.jobwire.v1.AttemptR\battempts\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xac\x02\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
@@ -2292,14 +2419,15 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n" +
 	"\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n" +
-	"\x14WATCH_CONTENT_OUTPUT\x10\x032\xaf\x06\n" +
+	"\x14WATCH_CONTENT_OUTPUT\x10\x032\x82\a\n" +
 	"\n" +
 	"JobService\x12H\n" +
 	"\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n" +
 	"\n" +
 	"SubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n" +
 	"\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12E\n" +
-	"\bListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12G\n" +
+	"\bListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12Q\n" +
+	"\fListAttempts\x12\x1f.jobwire.v1.ListAttemptsRequest\x1a .jobwire.v1.ListAttemptsResponse\x12G\n" +
 	"\bWatchJob\x12\x1b.jobwire.v1.WatchJobRequest\x1a\x1c.jobwire.v1.WatchJobResponse0\x01\x12A\n" +
 	"\x06RunJob\x12\x19.jobwire.v1.RunJobRequest\x1a\x1a.jobwire.v1.RunJobResponse0\x01\x12J\n" +
 	"\tWatchJobs\x12\x1c.jobwire.v1.WatchJobsRequest\x1a\x1d.jobwire.v1.WatchJobsResponse0\x01\x12H\n" +
@@ -2323,7 +2451,7 @@ func file_jobwire_v1_job_service_proto_rawDescGZIP() []byte {
 }
 
 var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_jobwire_v1_job_service_proto_goTypes = []any{
 	(JobOrder)(0),                 // 0: jobwire.v1.JobOrder
 	(WatchContent)(0),             // 1: jobwire.v1.WatchContent
@@ -2337,107 +2465,113 @@ var file_jobwire_v1_job_service_proto_goTypes = []any{
 	(*JobFilter)(nil),             // 9: jobwire.v1.JobFilter
 	(*ListJobsRequest)(nil),       // 10: jobwire.v1.ListJobsRequest
 	(*ListJobsResponse)(nil),      // 11: jobwire.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),       // 12: jobwire.v1.WatchJobRequest
-	(*OutputFromEnd)(nil),         // 13: jobwire.v1.OutputFromEnd
-	(*Output)(nil),                // 14: jobwire.v1.Output
-	(*WatchJobResponse)(nil),      // 15: jobwire.v1.WatchJobResponse
-	(*RunJobRequest)(nil),         // 16: jobwire.v1.RunJobRequest
-	(*RunJobResponse)(nil),        // 17: jobwire.v1.RunJobResponse
-	(*WatchJobsRequest)(nil),      // 18: jobwire.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),     // 19: jobwire.v1.WatchJobsResponse
-	(*Bookmark)(nil),              // 20: jobwire.v1.Bookmark
-	(*CancelJobRequest)(nil),      // 21: jobwire.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),     // 22: jobwire.v1.CancelJobResponse
-	(*BulkProgress)(nil),          // 23: jobwire.v1.BulkProgress
-	(*RetryJobRequest)(nil),       // 24: jobwire.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),      // 25: jobwire.v1.RetryJobResponse
-	(*RetryJobsRequest)(nil),      // 26: jobwire.v1.RetryJobsRequest
-	(*RetryJobsResponse)(nil),     // 27: jobwire.v1.RetryJobsResponse
-	(*CancelJobsRequest)(nil),     // 28: jobwire.v1.CancelJobsRequest
-	(*CancelJobsResponse)(nil),    // 29: jobwire.v1.CancelJobsResponse
-	nil,                           // 30: jobwire.v1.JobFilter.LabelsEntry
-	(*JobSpec)(nil),               // 31: jobwire.v1.JobSpec
-	(JobState)(0),                 // 32: jobwire.v1.JobState
-	(*ItemError)(nil),             // 33: jobwire.v1.ItemError
-	(JobView)(0),                  // 34: jobwire.v1.JobView
-	(*Job)(nil),                   // 35: jobwire.v1.Job
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
-	(*OutputPosition)(nil),        // 37: jobwire.v1.OutputPosition
-	(*OutputChunk)(nil),           // 38: jobwire.v1.OutputChunk
-	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
+	(*ListAttemptsRequest)(nil),   // 12: jobwire.v1.ListAttemptsRequest
+	(*ListAttemptsResponse)(nil),  // 13: jobwire.v1.ListAttemptsResponse
+	(*WatchJobRequest)(nil),       // 14: jobwire.v1.WatchJobRequest
+	(*OutputFromEnd)(nil),         // 15: jobwire.v1.OutputFromEnd
+	(*Output)(nil),                // 16: jobwire.v1.Output
+	(*WatchJobResponse)(nil),      // 17: jobwire.v1.WatchJobResponse
+	(*RunJobRequest)(nil),         // 18: jobwire.v1.RunJobRequest
+	(*RunJobResponse)(nil),        // 19: jobwire.v1.RunJobResponse
+	(*WatchJobsRequest)(nil),      // 20: jobwire.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),     // 21: jobwire.v1.WatchJobsResponse
+	(*Bookmark)(nil),              // 22: jobwire.v1.Bookmark
+	(*CancelJobRequest)(nil),      // 23: jobwire.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),     // 24: jobwire.v1.CancelJobResponse
+	(*BulkProgress)(nil),          // 25: jobwire.v1.BulkProgress
+	(*RetryJobRequest)(nil),       // 26: jobwire.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),      // 27: jobwire.v1.RetryJobResponse
+	(*RetryJobsRequest)(nil),      // 28: jobwire.v1.RetryJobsRequest
+	(*RetryJobsResponse)(nil),     // 29: jobwire.v1.RetryJobsResponse
+	(*CancelJobsRequest)(nil),     // 30: jobwire.v1.CancelJobsRequest
+	(*CancelJobsResponse)(nil),    // 31: jobwire.v1.CancelJobsResponse
+	nil,                           // 32: jobwire.v1.JobFilter.LabelsEntry
+	(*JobSpec)(nil),               // 33: jobwire.v1.JobSpec
+	(JobState)(0),                 // 34: jobwire.v1.JobState
+	(*ItemError)(nil),             // 35: jobwire.v1.ItemError
+	(JobView)(0),                  // 36: jobwire.v1.JobView
+	(*Job)(nil),                   // 37: jobwire.v1.Job
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*Attempt)(nil),               // 39: jobwire.v1.Attempt
+	(*OutputPosition)(nil),        // 40: jobwire.v1.OutputPosition
+	(*OutputChunk)(nil),           // 41: jobwire.v1.OutputChunk
+	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
 }
 var file_jobwire_v1_job_service_proto_depIdxs = []int32{
-	31, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
-	32, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
+	33, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
+	34, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
 	2,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
 	6,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
 	3,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
-	33, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
-	34, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
-	35, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
-	32, // 8: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
-	30, // 9: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
-	36, // 10: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
-	36, // 11: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
-	36, // 12: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
-	36, // 13: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
+	35, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
+	36, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
+	37, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
+	34, // 8: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
+	32, // 9: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
+	38, // 10: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
+	38, // 11: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
+	38, // 12: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
+	38, // 13: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
 	9,  // 14: jobwire.v1.ListJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	34, // 15: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
+	36, // 15: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
 	0,  // 16: jobwire.v1.ListJobsRequest.order_by:type_name -> jobwire.v1.JobOrder
-	35, // 17: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
-	34, // 18: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
-	1,  // 19: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
-	37, // 20: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
-	13, // 21: jobwire.v1.WatchJobRequest.output_from_end:type_name -> jobwire.v1.OutputFromEnd
-	38, // 22: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
-	35, // 23: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
-	20, // 24: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	14, // 25: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
-	2,  // 26: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
-	34, // 27: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
-	1,  // 28: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
-	35, // 29: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
-	20, // 30: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	14, // 31: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
-	9,  // 32: jobwire.v1.WatchJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	34, // 33: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
-	35, // 34: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
-	20, // 35: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	36, // 36: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
-	35, // 37: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
-	39, // 38: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
-	35, // 39: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
-	9,  // 40: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	23, // 41: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	9,  // 42: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	23, // 43: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	2,  // 44: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
-	4,  // 45: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
-	7,  // 46: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
-	10, // 47: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
-	12, // 48: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
-	16, // 49: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
-	18, // 50: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
-	21, // 51: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
-	24, // 52: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
-	26, // 53: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
-	28, // 54: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
-	3,  // 55: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
-	5,  // 56: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
-	8,  // 57: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
-	11, // 58: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
-	15, // 59: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
-	17, // 60: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
-	19, // 61: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
-	22, // 62: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
-	25, // 63: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
-	27, // 64: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
-	29, // 65: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
-	55, // [55:66] is the sub-list for method output_type
-	44, // [44:55] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	37, // 17: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
+	39, // 18: jobwire.v1.ListAttemptsResponse.attempts:type_name -> jobwire.v1.Attempt
+	36, // 19: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
+	1,  // 20: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
+	40, // 21: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
+	15, // 22: jobwire.v1.WatchJobRequest.output_from_end:type_name -> jobwire.v1.OutputFromEnd
+	41, // 23: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
+	37, // 24: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
+	22, // 25: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	16, // 26: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
+	2,  // 27: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
+	36, // 28: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
+	1,  // 29: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
+	37, // 30: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
+	22, // 31: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	16, // 32: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
+	9,  // 33: jobwire.v1.WatchJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	36, // 34: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
+	37, // 35: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
+	22, // 36: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	38, // 37: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
+	37, // 38: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
+	42, // 39: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
+	37, // 40: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
+	9,  // 41: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	25, // 42: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	9,  // 43: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	25, // 44: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	2,  // 45: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
+	4,  // 46: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
+	7,  // 47: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
+	10, // 48: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
+	12, // 49: jobwire.v1.JobService.ListAttempts:input_type -> jobwire.v1.ListAttemptsRequest
+	14, // 50: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
+	18, // 51: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
+	20, // 52: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
+	23, // 53: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
+	26, // 54: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
+	28, // 55: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
+	30, // 56: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
+	3,  // 57: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
+	5,  // 58: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
+	8,  // 59: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
+	11, // 60: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
+	13, // 61: jobwire.v1.JobService.ListAttempts:output_type -> jobwire.v1.ListAttemptsResponse
+	17, // 62: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
+	19, // 63: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
+	21, // 64: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
+	24, // 65: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
+	27, // 66: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
+	29, // 67: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
+	31, // 68: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
+	57, // [57:69] is the sub-list for method output_type
+	45, // [45:57] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_service_proto_init() }
@@ -2451,22 +2585,22 @@ func file_jobwire_v1_job_service_proto_init() {
 		(*SubmitResult_Accepted)(nil),
 		(*SubmitResult_Error)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[10].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[12].OneofWrappers = []any{
 		(*WatchJobRequest_Cursor)(nil),
 		(*WatchJobRequest_OutputFrom)(nil),
 		(*WatchJobRequest_OutputFromEnd)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*WatchJobResponse_Job)(nil),
 		(*WatchJobResponse_Bookmark)(nil),
 		(*WatchJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*RunJobResponse_Job)(nil),
 		(*RunJobResponse_Bookmark)(nil),
 		(*RunJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[17].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[19].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_Bookmark)(nil),
 	}
@@ -2476,7 +2610,7 @@ func file_jobwire_v1_job_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_service_proto_rawDesc), len(file_jobwire_v1_job_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

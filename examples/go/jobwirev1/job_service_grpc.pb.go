@@ -21,17 +21,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	JobService_SubmitJob_FullMethodName  = "/jobwire.v1.JobService/SubmitJob"
-	JobService_SubmitJobs_FullMethodName = "/jobwire.v1.JobService/SubmitJobs"
-	JobService_GetJob_FullMethodName     = "/jobwire.v1.JobService/GetJob"
-	JobService_ListJobs_FullMethodName   = "/jobwire.v1.JobService/ListJobs"
-	JobService_WatchJob_FullMethodName   = "/jobwire.v1.JobService/WatchJob"
-	JobService_RunJob_FullMethodName     = "/jobwire.v1.JobService/RunJob"
-	JobService_WatchJobs_FullMethodName  = "/jobwire.v1.JobService/WatchJobs"
-	JobService_CancelJob_FullMethodName  = "/jobwire.v1.JobService/CancelJob"
-	JobService_RetryJob_FullMethodName   = "/jobwire.v1.JobService/RetryJob"
-	JobService_RetryJobs_FullMethodName  = "/jobwire.v1.JobService/RetryJobs"
-	JobService_CancelJobs_FullMethodName = "/jobwire.v1.JobService/CancelJobs"
+	JobService_SubmitJob_FullMethodName    = "/jobwire.v1.JobService/SubmitJob"
+	JobService_SubmitJobs_FullMethodName   = "/jobwire.v1.JobService/SubmitJobs"
+	JobService_GetJob_FullMethodName       = "/jobwire.v1.JobService/GetJob"
+	JobService_ListJobs_FullMethodName     = "/jobwire.v1.JobService/ListJobs"
+	JobService_ListAttempts_FullMethodName = "/jobwire.v1.JobService/ListAttempts"
+	JobService_WatchJob_FullMethodName     = "/jobwire.v1.JobService/WatchJob"
+	JobService_RunJob_FullMethodName       = "/jobwire.v1.JobService/RunJob"
+	JobService_WatchJobs_FullMethodName    = "/jobwire.v1.JobService/WatchJobs"
+	JobService_CancelJob_FullMethodName    = "/jobwire.v1.JobService/CancelJob"
+	JobService_RetryJob_FullMethodName     = "/jobwire.v1.JobService/RetryJob"
+	JobService_RetryJobs_FullMethodName    = "/jobwire.v1.JobService/RetryJobs"
+	JobService_CancelJobs_FullMethodName   = "/jobwire.v1.JobService/CancelJobs"
 )
 
 // JobServiceClient is the client API for JobService service.
@@ -74,6 +75,11 @@ type JobServiceClient interface {
 	// INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
 	// that fits none is an empty list. Retry: safe.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
+	// Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+	// one that runs. An answer is at most some 3 MiB.
+	//
+	// INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
+	ListAttempts(ctx context.Context, in *ListAttemptsRequest, opts ...grpc.CallOption) (*ListAttemptsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
 	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
 	// answer and the changes. All output comes before the terminal state. A watcher slower than the
@@ -180,6 +186,16 @@ func (c *jobServiceClient) ListJobs(ctx context.Context, in *ListJobsRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListJobsResponse)
 	err := c.cc.Invoke(ctx, JobService_ListJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) ListAttempts(ctx context.Context, in *ListAttemptsRequest, opts ...grpc.CallOption) (*ListAttemptsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAttemptsResponse)
+	err := c.cc.Invoke(ctx, JobService_ListAttempts_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -341,6 +357,11 @@ type JobServiceServer interface {
 	// INVALID_ARGUMENT: a bad filter, page size, order or token. NOT_FOUND: no such queue; a pattern
 	// that fits none is an empty list. Retry: safe.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
+	// Lists the attempts of a job, newest first, page by page: the latest 100 that have ended, and the
+	// one that runs. An answer is at most some 3 MiB.
+	//
+	// INVALID_ARGUMENT: a bad page size or token. NOT_FOUND: no such job. Retry: safe.
+	ListAttempts(context.Context, *ListAttemptsRequest) (*ListAttemptsResponse, error)
 	// Answers at once with the job as it stands, then again after every change, interleaved with
 	// the job's output, and ends with OK after the terminal state. Nothing falls between the first
 	// answer and the changes. All output comes before the terminal state. A watcher slower than the
@@ -424,6 +445,9 @@ func (UnimplementedJobServiceServer) GetJob(context.Context, *GetJobRequest) (*G
 }
 func (UnimplementedJobServiceServer) ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListJobs not implemented")
+}
+func (UnimplementedJobServiceServer) ListAttempts(context.Context, *ListAttemptsRequest) (*ListAttemptsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAttempts not implemented")
 }
 func (UnimplementedJobServiceServer) WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchJob not implemented")
@@ -535,6 +559,24 @@ func _JobService_ListJobs_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(JobServiceServer).ListJobs(ctx, req.(*ListJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_ListAttempts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAttemptsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).ListAttempts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_ListAttempts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).ListAttempts(ctx, req.(*ListAttemptsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -652,6 +694,10 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListJobs",
 			Handler:    _JobService_ListJobs_Handler,
+		},
+		{
+			MethodName: "ListAttempts",
+			Handler:    _JobService_ListAttempts_Handler,
 		},
 		{
 			MethodName: "CancelJob",

@@ -259,7 +259,8 @@ func (x *IntervalCadence) GetAnchor() *timestamppb.Timestamp {
 type ScheduleSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What to submit at each due moment. Moments (`run_at`, `expires_at`, `deadline`) and `delay`
-	// can't be set; `expires_after` and `deadline_after` count from the due moment; `unique` may be set: a moment at which another job holds the key is skipped. The job is
+	// can't be set; `expires_after` and `deadline_after` count from the due moment, and must be above
+	// `jitter`; `unique` may be set: a moment at which another job holds the key is skipped. The job is
 	// labelled `jobwire.schedule` = the schedule's id, and `jobwire.due` = the moment in RFC 3339,
 	// UTC.
 	Job *JobSpec `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
@@ -873,7 +874,7 @@ type ListSchedulesRequest struct {
 	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
 	// 1 to 1000; unset: 100.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the previous answer. Unset: the first page.
+	// `next_page_token` of the previous answer. Unset: the first page. At most 1024 characters.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -489,7 +489,7 @@ type ClaimJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required; a registered worker.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// Take only from these of the registered queues. Empty: from all of them.
+	// Take only from these of the registered queues, at most 64. Empty: from all of them.
 	Queues []string `protobuf:"bytes,2,rep,name=queues,proto3" json:"queues,omitempty"`
 	// This job and no other; `queues` and `max_jobs` are then ignored.
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
@@ -1744,9 +1744,11 @@ type WorkRequest struct {
 	// change; 0 when it registers.
 	Stuck *int32 `protobuf:"varint,11,opt,name=stuck,proto3,oneof" json:"stuck,omitempty"`
 	// Changes how many bytes of specs the worker may hold, as `Attach.credit_bytes`; 0: no limit.
-	// Unset: no change.
+	// Jobs that it was given while there was no limit count nothing. Unset: no change. For servers
+	// whose `attached.features` have `credit_bytes`.
 	CreditBytes *int64 `protobuf:"varint,12,opt,name=credit_bytes,json=creditBytes,proto3,oneof" json:"credit_bytes,omitempty"`
-	// Replaces what the worker tells of itself. Unset: no change.
+	// Replaces what the worker tells of itself; told on about once a second, the newest. Unset: no
+	// change. For servers whose `attached.features` have `status_metadata`.
 	StatusMetadata *StatusMetadata `protobuf:"bytes,13,opt,name=status_metadata,json=statusMetadata,proto3" json:"status_metadata,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1895,8 +1897,8 @@ type Attach struct {
 	// (`SUPERSEDED`). 0: unknown, and the attach that comes last counts.
 	Attempt int64 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the worker supports beyond the first version of this contract, by the names in
-	// `Attached.features`. At most 64. A server does not use a feature that the worker does not name,
-	// and ignores names that it does not know.
+	// `Attached.features`. At most 64, of at most 64 bytes each. A server does not use a feature that
+	// the worker does not name, and ignores names that it does not know.
 	Features      []string `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2256,8 +2258,9 @@ type Attached struct {
 	// be jobs whose end was recorded, but whose receipt was lost with the earlier stream: send a
 	// completion without a receipt again all the same, and it gets one.
 	LostLeases []*LeaseRef `protobuf:"bytes,6,rep,name=lost_leases,json=lostLeases,proto3" json:"lost_leases,omitempty"`
-	// What this server supports beyond the first version of this contract: `received`. Ignore
-	// values that you do not know.
+	// What this server supports beyond the first version of this contract, as `GetServerInfo` lists
+	// it: `received`, `credit_bytes` and `status_metadata` concern this stream. Ignore values that
+	// you do not know.
 	Features []string `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
 	// A worker that has heard nothing from any server for this long stops its handlers and forgets
 	// its leases: from then on another worker may run its jobs. Unset: `reconnect_window`.

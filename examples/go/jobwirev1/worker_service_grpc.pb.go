@@ -52,9 +52,11 @@ const (
 // again, and treat all leases as lost.
 type WorkerServiceClient interface {
 	// Makes a worker known, or changes what it serves. Registering an id again replaces its
-	// description. A different `instance_id` than before means a different process: what the
-	// earlier process held goes back to its queues at once, as crashed. With the same
-	// `instance_id`, or with none, the worker's leases are left alone.
+	// description, labels included. A different `instance_id` than before means a different process:
+	// what the earlier process held goes back to its queues at once, as crashed, and its counts start
+	// over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+	// and what it told of itself; with none, all of these but its status. A stream that it holds
+	// ends, and attaches again.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(ctx context.Context, in *RegisterWorkerRequest, opts ...grpc.CallOption) (*RegisterWorkerResponse, error)
@@ -277,9 +279,11 @@ type WorkerService_WorkClient = grpc.BidiStreamingClient[WorkRequest, WorkRespon
 // again, and treat all leases as lost.
 type WorkerServiceServer interface {
 	// Makes a worker known, or changes what it serves. Registering an id again replaces its
-	// description. A different `instance_id` than before means a different process: what the
-	// earlier process held goes back to its queues at once, as crashed. With the same
-	// `instance_id`, or with none, the worker's leases are left alone.
+	// description, labels included. A different `instance_id` than before means a different process:
+	// what the earlier process held goes back to its queues at once, as crashed, and its counts start
+	// over. With the same `instance_id` the worker keeps its leases, status, totals, `registered_at`
+	// and what it told of itself; with none, all of these but its status. A stream that it holds
+	// ends, and attaches again.
 	//
 	// INVALID_ARGUMENT: a field is out of its range. Retry: safe.
 	RegisterWorker(context.Context, *RegisterWorkerRequest) (*RegisterWorkerResponse, error)
