@@ -163,10 +163,11 @@ class _QueueCalls:
         for (_, future), result in zip(items, answer.results, strict=True):
             if future.done():
                 continue
-            refusal = from_result(result)
-            if refusal is None:
+            if result.WhichOneof("outcome") == "accepted":
                 future.set_result(result.accepted)
-            elif isinstance(refusal, Unavailable | ResourceExhausted):
+                continue
+            refusal = from_result(result)
+            if isinstance(refusal, Unavailable | ResourceExhausted):
                 future.set_result(refusal)
             else:
                 future.set_exception(refusal)

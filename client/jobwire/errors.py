@@ -324,12 +324,9 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
     )
 
 
-def from_result(result: SubmitResult) -> CallError | None:
-    """Translate the refusal of one item of a batch; None if it was accepted."""
-    outcome = result.WhichOneof("outcome")
-    if outcome == "accepted":
-        return None
-    if outcome is None:
+def from_result(result: SubmitResult) -> CallError:
+    """Translate what became of one item of a batch that was not accepted."""
+    if result.WhichOneof("outcome") is None:
         return CallError("the server answered in a way that this release of jobwire can't read")
     return from_item_error(result.error)
 

@@ -141,8 +141,10 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
                 outcomes += [error] * len(batch.requests)
                 continue
             for request, result in zip(batch.requests, answer.results, strict=True):
-                refusal = from_result(result)
-                outcomes.append(refusal or self._accepted(result.accepted, light=is_light(request)))
+                if result.WhichOneof("outcome") == "accepted":
+                    outcomes.append(self._accepted(result.accepted, light=is_light(request)))
+                else:
+                    outcomes.append(from_result(result))
         handles = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
         if len(handles) < len(outcomes):
             raise AsyncBatchError(

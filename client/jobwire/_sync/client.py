@@ -142,8 +142,10 @@ class Client(JobMethods, BulkMethods, ScheduleMethods, OperatorMethods):
                 outcomes += [error] * len(batch.requests)
                 continue
             for request, result in zip(batch.requests, answer.results, strict=True):
-                refusal = from_result(result)
-                outcomes.append(refusal or self._accepted(result.accepted, light=is_light(request)))
+                if result.WhichOneof("outcome") == "accepted":
+                    outcomes.append(self._accepted(result.accepted, light=is_light(request)))
+                else:
+                    outcomes.append(from_result(result))
         handles = [outcome for outcome in outcomes if isinstance(outcome, JobHandle)]
         if len(handles) < len(outcomes):
             raise BatchError(
