@@ -29,8 +29,8 @@ class _Taker(Demand):
         self.got: list[Assignment] = []
         self.blocked = False
 
-    def reserve(self, most: int) -> int:
-        return 0 if self.blocked else super().reserve(most)
+    def reserve(self, most: int, queue: str) -> int:
+        return 0 if self.blocked else super().reserve(most, queue)
 
     def deliver(self, assignments: list[Assignment]) -> bool:
         self.got += assignments

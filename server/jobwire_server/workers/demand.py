@@ -35,8 +35,8 @@ class Demand:
         order in which they came, so that queues are served in turn.
         """
 
-    def reserve(self, most: int) -> int:
-        """Reserve up to `most` jobs of what it can take; return how many there were."""
+    def reserve(self, most: int, queue: str) -> int:
+        """Reserve up to `most` jobs of a queue of what it can take; return how many there were."""
         if self.closed or self.paused:
             return 0
         count = max(0, min(self.free, most))
@@ -116,20 +116,22 @@ class OneShot(Demand):
         self._patient = patient
         self._asking = False
         """One of its queues is asked for what is missing."""
+        self._begins_with = queues[0] if len(queues) > 1 else ""
+        """Whose turn it is, until it was asked."""
         self._timer: asyncio.TimerHandle | None = None
         self._taken = False
 
-    def reserve(self, most: int) -> int:
+    def reserve(self, most: int, queue: str) -> int:
         """Reserve jobs for one queue at a time, so that the answer stays within its bytes."""
-        if self._asking:
+        if self._asking or self._begins_with not in ("", queue):
             return 0
-        count = super().reserve(most)
+        count = super().reserve(most, queue)
         self._asking = count > 0
         return count
 
     def unreserve(self, count: int) -> None:
         """Give back what was reserved in vain, and let the next queue have its turn."""
-        self._asking = False
+        self._asking, self._begins_with = False, ""
         super().unreserve(count)
 
     def deliver(self, assignments: list[Assignment]) -> bool:
@@ -164,6 +166,9 @@ class OneShot(Demand):
     def dry(self, queue: str) -> None:
         """End the demand once every queue was looked at, unless it waits for a first job."""
         self._unseen.discard(queue)
+        if queue == self._begins_with:
+            self._begins_with = ""
+            self._tell_skipped()
         if not self._unseen and (self._got or not self._patient):
             self.finish()
 

@@ -281,7 +281,7 @@ class QueueDispatcher:
                 self._cool(demand)
                 demand.dry(self._queue)
                 continue
-            count = demand.reserve(min(share, left))
+            count = demand.reserve(min(share, left), self._queue)
             if count == 0:
                 self._wait_until_free(demand)
                 self._pass_on(demand)

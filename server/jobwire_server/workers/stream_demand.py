@@ -32,10 +32,10 @@ class StreamDemand(Demand):
         super().__init__(spec, lease_ms, free)
         self._session = session
 
-    def reserve(self, most: int) -> int:
+    def reserve(self, most: int, queue: str) -> int:
         """Reserve jobs, as far as the credit in bytes allows."""
         leases = self._session.leases
-        return super().reserve(min(most, leases.bytes.left(bool(leases))))
+        return super().reserve(min(most, leases.bytes.left(bool(leases))), queue)
 
     def deliver(self, assignments: list[Assignment]) -> bool:
         """Hand the jobs to the session."""
