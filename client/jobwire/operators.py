@@ -212,6 +212,12 @@ class WorkerInfo:
     totals: WorkerTotals = WorkerTotals()
     stuck: int = 0
     """How many of its handlers keep running although they were told to stop."""
+    free: int | None = None
+    """How many more jobs it can take now; None: not known."""
+    build_id: str = ""
+    """Which build of its program it runs."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What it tells of itself; see `Worker.tell`."""
 
     @classmethod
     def from_proto(cls, proto: admin_service_pb2.Worker) -> WorkerInfo:
@@ -238,6 +244,9 @@ class WorkerInfo:
                 failed=proto.totals.failed,
             ),
             stuck=proto.stuck,
+            free=proto.free if proto.HasField("free") else None,
+            build_id=spec.build_id,
+            told=dict(proto.status_metadata.entries),
         )
 
 

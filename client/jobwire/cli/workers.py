@@ -33,8 +33,9 @@ def workers(context: click.Context, queue: str, status: str | None) -> None:
         return
     print_rows(
         [
-            *("WORKER", "STATUS", "ATTACHED", "HELD", "CREDITS", "ASSIGNED", "SUCCEEDED", "FAILED"),
-            *("QUEUES", "OPERATIONS", "LABELS", "LAST SEEN"),
+            *("WORKER", "STATUS", "ATTACHED", "HELD", "FREE", "CREDITS"),
+            *("ASSIGNED", "SUCCEEDED", "FAILED", "QUEUES", "OPERATIONS", "LABELS"),
+            *("BUILD", "TELLS", "LAST SEEN"),
         ],
         [_worker_row(worker) for worker in found],
         empty="no workers",
@@ -47,6 +48,7 @@ def _worker_row(worker: WorkerInfo) -> list[Any]:
         _status(worker),
         "yes" if worker.attached else "no",
         worker.held_jobs,
+        worker.free,
         # A worker that makes single calls has no credits.
         worker.credits if worker.attached else worker.concurrency or None,
         worker.totals.assigned,
@@ -55,6 +57,8 @@ def _worker_row(worker: WorkerInfo) -> list[Any]:
         " ".join(worker.queues),
         " ".join(worker.operations),
         pairs(worker.labels),
+        worker.build_id or None,
+        pairs(worker.told),
         when(worker.last_seen_at),
     ]
 
@@ -86,11 +90,14 @@ def show_worker(settings: Settings, worker_id: str) -> None:
             ("labels", pairs(worker.labels)),
             ("concurrency", worker.concurrency or None),
             ("client", worker.client),
+            ("build", worker.build_id or None),
+            ("tells", pairs(worker.told)),
             ("registered", when(worker.registered_at)),
             ("last seen", when(worker.last_seen_at)),
             ("attached", f"to {worker.server_id}" if worker.attached else "no"),
             ("credits", worker.credits or None),
             ("holds", f"{worker.held_jobs} jobs"),
+            ("free", worker.free),
             (
                 "totals",
                 f"{worker.totals.assigned} assigned, {worker.totals.succeeded} succeeded,"

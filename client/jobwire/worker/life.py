@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any, Literal
 
+from jobwire.v1.worker_service_pb2 import StatusMetadata
 from jobwire.worker.core import Core
 from jobwire.worker.held import WorkerStats
 from jobwire.worker.processes import ProcessPool
@@ -64,6 +65,10 @@ class Life:
     def stats(self) -> WorkerStats:
         """Its counters."""
         return self._core.stats
+
+    def tell(self, metadata: StatusMetadata) -> None:
+        """Tell the broker of the worker."""
+        self._transport.tell(metadata)
 
     async def wait_for_end(self, stopping: asyncio.Task[Literal[True]]) -> None:
         """Wait until it is to stop, by our wish or the broker's, or the conversation ends.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
+from jobwire.v1.worker_service_pb2 import StatusMetadata
 from jobwire.worker import forks
 from jobwire.worker.cancelling import this_task_is_cancelled
 from jobwire.worker.held import WorkerStats
@@ -33,6 +35,8 @@ class Running:
         self._grace_s = grace_s
         self._life: Life | None = None
         self._last_stats = WorkerStats()
+        self._told: StatusMetadata | None = None
+        """What it tells of itself."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """The one that it runs on, from the beginning of its start to its end."""
         self._opening: asyncio.Task[Life] | None = None
@@ -51,6 +55,19 @@ class Running:
     def stats(self) -> WorkerStats:
         """What it has done since its last start."""
         return self._life.stats if self._life is not None else self._last_stats
+
+    def tell(self, metadata: StatusMetadata) -> None:
+        """Tell of the worker, now and in later lives; from any thread."""
+        self._told = metadata
+        loop = self._loop
+        if loop is not None and not forks.is_child:
+            # Where the loop is closed, the next life tells.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        if self._life is not None and self._told is not None:
+            self._life.tell(self._told)
 
     async def serve(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Work until a signal, `stop`, the broker's wish, or the task's cancellation.
@@ -100,6 +117,7 @@ class Running:
         opening = self._opening = asyncio.create_task(self._prepare(), name="worker-start")
         try:
             self._life = await opening
+            self._tell()
         except asyncio.CancelledError:
             if this_task_is_cancelled():
                 raise

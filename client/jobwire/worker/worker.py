@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -33,6 +34,7 @@ from jobwire.worker.processes import ProcessOptions, ProcessPool
 from jobwire.worker.running import Running
 from jobwire.worker.settings import WorkerSettings
 from jobwire.worker.stopping import Leaving
+from jobwire.worker.telling import BUILD_VARIABLE, MAX_BUILD_BYTES, status_metadata
 
 log = logging.getLogger("jobwire.worker")
 
@@ -79,6 +81,8 @@ class Worker:
         tls: True for TLS with the default authorities, a `Tls` for others.
         credentials: gRPC channel credentials, in place of `tls`.
         metadata: Sent with every call, such as an `authorization` header.
+        build_id: Which build of the program it runs, for people: a version or a commit, at most 128
+            bytes. None: `JOBWIRE_BUILD_ID`, else none.
         max_abandoned: How many handlers may give their slots to others if they keep running 5 s
             after their job was taken from them, as after a timeout. 0 to 10000; None: as many as
             `concurrency`. Further ones keep their slots, and the worker is shown as STUCK.
@@ -87,7 +91,8 @@ class Worker:
 
     Raises:
         ValueError: A time is negative or not a number, or `concurrency`, `prefetch`,
-            `credit_bytes`, `max_abandoned`, `queues` or `transport` is out of its range.
+            `credit_bytes`, `build_id`, `max_abandoned`, `queues` or `transport` is out of its
+            range.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Worker:
         tls: bool | Tls = False,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
+        build_id: str | None = None,
         max_abandoned: int | None = None,
         on_error: Callable[[Context, BaseException], None] | None = None,
     ) -> None:
@@ -125,6 +131,11 @@ class Worker:
             raise ValueError(f"max_abandoned is {max_abandoned}; it must be from 0 to 10000")
         if credit_bytes < 0:
             raise ValueError(f"credit_bytes is {credit_bytes}; it must be 0 or more")
+        if build_id is None:
+            build_id = os.environ.get(BUILD_VARIABLE, "")
+        if (size := len(build_id.encode(errors="replace"))) > MAX_BUILD_BYTES:
+            raise ValueError(f"build_id has {size} bytes; it must have at most {MAX_BUILD_BYTES}")
+        self.build_id = build_id
         self.queues = tuple(queues)
         self.labels = dict(labels or {})
         self.concurrency = concurrency
@@ -184,6 +195,24 @@ class Worker:
     def stats(self) -> WorkerStats:
         """What it has done since its last start."""
         return self._running.stats
+
+    def tell(self, entries: Mapping[str, str | int | float]) -> None:
+        """Tell the broker of the worker, for people and programs that list workers: a temperature,
+        the model that it has loaded, why it is slow.
+
+        It replaces what was told before, and is told anew whenever the worker starts or finds
+        another server; newer words overtake older ones. From any thread, and before the start as
+        well. Where the broker is too old to keep it, the log says so.
+
+        Args:
+            entries: At most 16; keys are 1 to 63 letters, digits and `. _ / -`, values texts of at
+                most 256 bytes, or numbers. Empty: nothing.
+
+        Raises:
+            TypeError: A value is neither a text nor a number.
+            ValueError: There are too many entries, or one is out of its bounds.
+        """
+        self._running.tell(status_metadata(entries))
 
     def connect_to(self, target: str | None = None, *, tls: bool | Tls | None = None) -> None:
         """Replace the target or TLS settings; takes effect with the next start."""
@@ -326,4 +355,5 @@ class Worker:
             concurrency=self.concurrency,
             lease_duration=None if self.lease_s is None else to_duration(self.lease_s),
             client=f"jobwire-python/{__version__}",
+            build_id=self.build_id,
         )

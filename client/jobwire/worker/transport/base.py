@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
+from jobwire._convert import from_timestamp
 from jobwire.errors import CallError
 from jobwire.output import OutputLog
 from jobwire.v1 import job_pb2, worker_service_pb2
@@ -19,8 +21,13 @@ from jobwire.v1 import job_pb2, worker_service_pb2
 # How long a worker that no server ever took keeps trying after a refusal that may be a proxy's
 # word. One that was taken before keeps trying for as long as it lives.
 START_PATIENCE_S = 10.0
+# A stream or registration that lasted for less is followed by another one only after a wait, which
+# grows from one to the next: whatever ended it may end them all.
+STEADY_S = 1.0
 # A worker names all its leases when it attaches; the contract allows this many.
 MAX_LEASES = 10_000
+# What this SDK can do beyond the first version of the contract, by the contract's names.
+FEATURES = ("credit_bytes", "received", "status_metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,11 @@ class Transport(Protocol):
             at: When the call began, by the loop's clock.
         """
 
+    def tell(self, metadata: worker_service_pb2.StatusMetadata) -> None:
+        """Tell the broker of the worker, in place of what was told before; says in the log if the
+        broker can't keep it.
+        """
+
     def capacity_changed(self) -> None:
         """Note that `Host.capacity` has changed."""
 
@@ -135,3 +147,16 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """End the worker at the broker if a server can be reached, and close the connection."""
+
+
+def left_s(drain: worker_service_pb2.Drain) -> float | None:
+    """Return the seconds until the deadline of a drain, None if it has none."""
+    if not drain.HasField("deadline"):
+        return None
+    left = from_timestamp(drain.deadline) - datetime.now(UTC)
+    return max(0.0, left.total_seconds())
+
+
+def lacks(feature: str, what: str) -> str:
+    """Return, for the log, that the broker does not have a feature."""
+    return f"the broker does not have the feature {feature!r}, so {what}"

@@ -25,10 +25,11 @@ from jobwire.v1.worker_service_pb2 import (
     Completion,
     LeaseRef,
     Receipt,
+    StatusMetadata,
     WorkerStatus,
     WorkRequest,
 )
-from jobwire.worker.transport.base import Host
+from jobwire.worker.transport.base import Host, lacks
 from jobwire.worker.transport.report_queue import ReportQueue, Resends
 
 log = logging.getLogger("jobwire.worker")
@@ -74,6 +75,12 @@ class Outbox:
         self._credits_told: int | None = None
         self._stuck_told = 0
         self._status: WorkerStatus.ValueType | None = None
+        self._metadata: StatusMetadata | None = None
+        """What the worker tells of itself."""
+        self._tells = False
+        """That is to be said on this stream."""
+        self._features: frozenset[str] = frozenset()
+        self._lack_is_known = False
         self._beat = self._detach = False
 
     # In.
@@ -137,6 +144,21 @@ class Outbox:
         self._status = status
         self.ready.set()
 
+    def tell(self, metadata: StatusMetadata) -> None:
+        """Say what the worker tells of itself, on this stream and on those that follow."""
+        self._metadata = metadata
+        self._tell_again()
+
+    def _tell_again(self) -> None:
+        if self._metadata is None:
+            return
+        self._tells = "status_metadata" in self._features
+        if self._tells:
+            self.ready.set()
+        elif not self._lack_is_known:
+            self._lack_is_known = True
+            log.warning(lacks("status_metadata", "what the worker tells of itself is not shown"))
+
     def beat(self) -> None:
         """Send a heartbeat, unless something else goes out."""
         self._beat = True
@@ -177,6 +199,9 @@ class Outbox:
         if self._status is not None:
             frame.status, self._status = self._status, None
             said = True
+        if self._tells and self._metadata is not None:
+            frame.status_metadata.CopyFrom(self._metadata)
+            self._tells, said = False, True
         if not said and self._detach:
             frame.detach.SetInParent()
             self._detach = self._beat = False
@@ -240,11 +265,17 @@ class Outbox:
 
     # Streams.
 
-    def attach(self, told_credits: int) -> None:
+    def attach(self, told_credits: int, features: Iterable[str] = ()) -> None:
         """Continue on another stream, which was attached with `told_credits`.
 
         Whatever the last stream carried without an answer goes first on this one.
+
+        Args:
+            told_credits: How many jobs the worker said it may hold.
+            features: What the server has beyond the first version of the contract.
         """
+        self._features = frozenset(features)
+        self._tell_again()
         self._credits_told = told_credits
         self._stuck_told = 0
         # The attachment named every lease.

@@ -49,7 +49,7 @@ class Session:
         self._channel = channel
         self._own_channel = own_channel
         self._loop = asyncio.get_running_loop()
-        self.heard_at = self._said_at = self._loop.time()
+        self._began_at = self.heard_at = self._said_at = self._loop.time()
         self._beats: asyncio.TimerHandle | None = None
         self._dead = ""
         self._look_at = 0.0
@@ -102,6 +102,11 @@ class Session:
             if attached.HasField(told):
                 return float(getattr(attached, told).ToTimedelta().total_seconds())
         return self.lease_s
+
+    @property
+    def lasted_s(self) -> float:
+        """How long ago it was attached, seconds."""
+        return self._loop.time() - self._began_at
 
     @property
     def was_silent(self) -> bool:

@@ -8,7 +8,6 @@ import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -16,7 +15,6 @@ from grpc import aio
 
 from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
-from jobwire._convert import from_timestamp
 from jobwire._repeat import Backoff, Doubt, doubt_of
 from jobwire.errors import CallError, ResourceExhausted
 from jobwire.output import OutputLog
@@ -25,11 +23,19 @@ from jobwire.v1.worker_service_pb2 import (
     WORKER_STATUS_DRAINING,
     Attach,
     Completion,
-    Drain,
     LeaseRef,
+    StatusMetadata,
 )
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
-from jobwire.worker.transport.base import MAX_LEASES, START_PATIENCE_S, Host, Terms
+from jobwire.worker.transport.base import (
+    FEATURES,
+    MAX_LEASES,
+    START_PATIENCE_S,
+    STEADY_S,
+    Host,
+    Terms,
+    left_s,
+)
 from jobwire.worker.transport.fence import Fence
 from jobwire.worker.transport.outbox import Outbox
 from jobwire.worker.transport.session import Session
@@ -79,6 +85,8 @@ class StreamTransport:
         self._session: Session | None = None
         self._ending: asyncio.Task[None] | None = None
         self._attempts = 0
+        # One for refused attachments and for streams that end soon: they may alternate.
+        self._again = Backoff(initial_s=0.05, max_s=MOST_BACKOFF_S)
         self._leaving = False
 
     async def open(self, host: Host) -> Terms:
@@ -110,7 +118,7 @@ class StreamTransport:
             if ending.done():
                 self._after_end(session, ending)
             elif (drain := session.drain.result()).leave:
-                self._host.drain(drain.reason or "the broker asked for it", _left_s(drain))
+                self._host.drain(drain.reason or "the broker asked for it", left_s(drain))
                 await asyncio.wait({ending})
                 self._after_end(session, ending)
             else:
@@ -120,6 +128,10 @@ class StreamTransport:
             if session.was_silent:
                 # What hangs there may take connections and answer nothing.
                 self._addresses.append(self._addresses.pop(0))
+            if session.lasted_s >= STEADY_S:
+                self._again.reset()
+            else:
+                await asyncio.sleep(self._again.next_s())
             # Beside the old stream, if that one is to be left; in its place otherwise.
             following = await self._attach(beside=session)
             self._go_on_with(following)
@@ -171,7 +183,6 @@ class StreamTransport:
         Raises:
             CallError: The broker refuses the worker for good.
         """
-        backoff = Backoff(initial_s=0.05, max_s=MOST_BACKOFF_S)
         loop = asyncio.get_running_loop()
         began, say_at, patience_s = loop.time(), loop.time(), FIRST_PATIENCE_S
         while True:
@@ -194,7 +205,7 @@ class StreamTransport:
                     retry_after_s = error.retry_after_s
                 self._addresses.append(self._addresses.pop(0))
             patience_s = min(2 * patience_s, MOST_PATIENCE_S)
-            await asyncio.sleep(backoff.next_s(retry_after_s))
+            await asyncio.sleep(self._again.next_s(retry_after_s))
 
     def _gives_up(self, error: CallError, tried_s: float) -> bool:
         if doubt_of(error) is Doubt.PROXY and self._session is None:
@@ -212,6 +223,7 @@ class StreamTransport:
             credits=self._host.capacity,
             credit_bytes=self._credit_bytes,
             attempt=self._attempts,
+            features=FEATURES,
         )
         # What the old stream brings from here on is not among the leases just named, so the
         # server takes it back.
@@ -232,13 +244,17 @@ class StreamTransport:
             raise
         if beside is not None:
             beside.hush()
-        self._outbox.attach(attach.credits)
+        self._outbox.attach(attach.credits, session.attached.features)
         log.debug("attached to %s at %s", session.attached.server_id, address)
         return session
 
     async def stop_claiming(self) -> None:
         """Take no more jobs; the host gives back those that still arrive."""
         self._outbox.tell_status(WORKER_STATUS_DRAINING)
+
+    def tell(self, metadata: StatusMetadata) -> None:
+        """Tell the broker of the worker."""
+        self._outbox.tell(metadata)
 
     def capacity_changed(self) -> None:
         """Note that `Host.capacity` has changed."""
@@ -283,11 +299,3 @@ def _is_final(error: CallError) -> bool:
         # By a stream of this very process it can only be a misunderstanding.
         return error.metadata.get("same_process") == "false"
     return error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED)
-
-
-def _left_s(drain: Drain) -> float | None:
-    """Return the seconds until the drain's deadline, None if it has none."""
-    if not drain.HasField("deadline"):
-        return None
-    left = from_timestamp(drain.deadline) - datetime.now(UTC)
-    return max(0.0, left.total_seconds())

@@ -21,7 +21,14 @@ from jobwire.errors import CallError, DeadlineExceeded, NotFound
 from jobwire.output import OutputLog
 from jobwire.v1 import worker_service_pb2 as pb
 from jobwire.v1.job_pb2 import Payload, Progress
-from jobwire.worker.transport.base import START_PATIENCE_S, Host, Terms
+from jobwire.worker.transport.base import (
+    START_PATIENCE_S,
+    STEADY_S,
+    Host,
+    Terms,
+    lacks,
+    left_s,
+)
 from jobwire.worker.transport.calls import CALL_TIMEOUT_S, WorkerCalls
 from jobwire.worker.transport.fence import Fence
 from jobwire.worker.transport.unary_reports import UnaryReports
@@ -60,6 +67,8 @@ class UnaryTransport:
         self._instance_id = secrets.token_hex(8)
         self._registering = asyncio.Lock()
         self._registration = 0
+        self._registered_at = 0.0
+        self._again = Backoff(initial_s=0.05, max_s=2.0)
         self._terms = Terms(heartbeat_interval_s=5.0, lease_s=30.0, server_id="")
         self._contact_s = 30.0
         self._given_up: list[pb.LeaseRef] = []
@@ -67,6 +76,9 @@ class UnaryTransport:
         self._claims = True
         self._claim: asyncio.Task[pb.ClaimJobResponse] | None = None
         self._completing: set[asyncio.Task[None]] = set()
+        self._metadata: pb.StatusMetadata | None = None
+        """What the worker tells of itself."""
+        self._telling: asyncio.Task[None] | None = None
 
     async def open(self, host: Host) -> Terms:
         """Register the worker, and keep trying while no server answers."""
@@ -83,6 +95,7 @@ class UnaryTransport:
         patience_s = math.inf if self._registration else self._patience_s
         answer = await self._calls.persist("RegisterWorker", request, patience_s)
         self._registration += 1
+        self._registered_at = asyncio.get_running_loop().time()
         self._contact_s = (
             answer.contact_timeout.ToTimedelta().total_seconds()
             or answer.lease_duration.ToTimedelta().total_seconds()
@@ -102,7 +115,14 @@ class UnaryTransport:
                 return
             log.warning("the broker no longer knows this worker; registering again")
             self._host.lose_all()
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._registered_at >= STEADY_S:
+                self._again.reset()
+            else:
+                await asyncio.sleep(self._again.next_s())
             await self._register()
+            if self._metadata is not None:
+                self.tell(self._metadata)
 
     async def run(self) -> None:
         """Bring jobs and keep leases until cancelled, over restarts of servers."""
@@ -208,7 +228,12 @@ class UnaryTransport:
         for notice in answer.cancellations:
             self._host.cancel(notice)
         if answer.HasField("drain"):
-            self._host.drain("the broker asked for it")
+            drain = answer.drain
+            if drain.leave:
+                self._host.drain(drain.reason or "the broker asked for it", left_s(drain))
+            else:
+                log.info("moving to another server: %s", drain.reason)
+                self._calls.leave_connection()
         return True
 
     async def _after_failure(self, error: CallError, registration: int, backoff: Backoff) -> None:
@@ -240,6 +265,29 @@ class UnaryTransport:
         if claim is not None:
             await asyncio.wait({claim}, timeout=LAST_CLAIM_S)
             claim.cancel()
+
+    def tell(self, metadata: pb.StatusMetadata) -> None:
+        """Tell the broker of the worker; one call at a time, with the newest."""
+        self._metadata = metadata
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell(), name="worker-tells")
+
+    async def _tell(self) -> None:
+        told = None
+        while told is not self._metadata:
+            told = self._metadata
+            worker_id = self._host.spec.worker_id
+            request = pb.UpdateWorkerStatusRequest(worker_id=worker_id, metadata=told)
+            try:
+                await self._calls.persist("UpdateWorkerStatus", request)
+            except CallError as error:
+                if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    # Without the metadata, which it does not know, the call asks for nothing.
+                    log.warning(
+                        lacks("status_metadata", "what the worker tells of itself is not shown")
+                    )
+                else:
+                    log.info("the broker could not be told of the worker: %s", error)
 
     def capacity_changed(self) -> None:
         """Do nothing: the claims ask for what is free."""
@@ -295,7 +343,9 @@ class UnaryTransport:
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
         finally:
-            completing = list(self._completing)
+            completing = [*self._completing]
+            if self._telling is not None:
+                completing.append(self._telling)
             for task in completing:
                 task.cancel()
             await asyncio.gather(*completing, return_exceptions=True)
