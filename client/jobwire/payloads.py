@@ -64,10 +64,12 @@ class Json:
 class UnknownPayload(ValueError):
     """A payload is of a kind that only later releases can read."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the payload is of a kind that this release of jobwire does not know: use a newer one"
-        )
+    def __init__(
+        self,
+        message: str = "the payload is of a kind that this release of jobwire does not know: use a"
+        " newer one",
+    ) -> None:
+        super().__init__(message)
 
 
 def to_payload(value: Any, *, metadata: Mapping[str, bytes] | None = None) -> Payload:

@@ -198,7 +198,8 @@ def test_mistakes_are_told_with_the_remedy(
 
 def test_a_submission_may_say_who_it_is(target: str) -> None:
     options = ("-q", "known", "--unique-key", "k", "--retention", "1h", "--deadline", "1h")
-    job_id = submit(target, "nobody", *options)
+    more = ("--expires-after", "30m", "--header", "traceparent=00-1")
+    job_id = submit(target, "nobody", *options, *more)
     again = jobwire("submit", "nobody", "-q", "known", "--unique-key", "k", target=target)
     assert again.stdout.strip() == job_id
     assert "exists already" in again.stderr
@@ -212,7 +213,16 @@ def test_a_submission_may_say_who_it_is(target: str) -> None:
     assert submit(target, "nobody", "-q", "known", "--request-id", "r-1") == first
     found = job(target, job_id)
     assert (found["unique_key"]["key"], found["retention_s"]) == ("k", 3600)
-    assert found["deadline"] is not None
+    assert None not in (found["deadline"], found["expires_at"])
+    assert found["headers"] == {"traceparent": "00-1"}
+    twice = ("--expires-after", "1h", "--expires-at", "2100-01-01T00:00:00Z")
+    assert jobwire("submit", "nobody", *twice, target=target).returncode == 2
+
+
+def test_what_the_broker_found_is_told_from_what_a_worker_said(target: str) -> None:
+    done = jobwire("submit", "nobody", "--deadline", "100ms", "--wait", target=target)
+    assert done.returncode == 1
+    assert "DEADLINE_EXCEEDED (broker): the job was not finished" in done.stderr
 
 
 def test_jobs_of_several_queues_are_listed_and_cancelled_by_a_pattern(target: str) -> None:

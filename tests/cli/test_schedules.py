@@ -34,7 +34,9 @@ def test_a_schedule_is_made_with_all_that_its_options_name(target: str) -> None:
         *("--missed", "run-all", "--catch-up-window", "2h", "--overlap", "cancel-previous"),
         *("--spread", "30s", "-p", "3", "-l", "team=a", "--max-attempts", "2"),
         *("--execution-timeout", "10m", "--unique-key", "report", "--retention", "1d"),
+        *("--expires-after", "1h", "--deadline", "2h"),
     )
+    assert (found["expires_after_s"], found["deadline_s"]) == (3600, 7200)
     assert (found["cron"], found["time_zone"]) == ("30 6 * * MON-FRI", "Europe/Berlin")
     assert (found["missed"], found["catch_up_window_s"]) == ("run_all", 7200)
     assert (found["overlap"], found["jitter_s"]) == ("cancel_previous", 30)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from datetime import datetime
 from typing import Any, get_type_hints
 
 import pytest
 from google.protobuf import struct_pb2, timestamp_pb2
 
-from jobwire import Context, Fatal, Json, NewJob, Report, from_payload, to_payload
+from jobwire import (
+    Context,
+    Fatal,
+    Json,
+    NewJob,
+    Report,
+    UnknownPayload,
+    from_payload,
+    to_payload,
+)
 from jobwire._repeat import Backoff
 from jobwire._requests import (
     MAX_CHUNK_BYTES,
@@ -193,6 +203,8 @@ def test_what_is_no_json_text_is_refused_at_once() -> None:
             Json(text)
     assert Json("1") == Json(b"1") != Json("2")
     assert len(repr(Json("x" * 1_000))) < 100
+    assert pickle.loads(pickle.dumps(Json("1"))) == Json("1")
+    assert str(pickle.loads(pickle.dumps(UnknownPayload()))) == str(UnknownPayload())
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, Json("1"), b"x", None, Payload(data=b"x")])
