@@ -249,9 +249,9 @@ async def test_what_the_old_stream_was_given_after_the_new_one_attached_comes_ba
         deaf = asyncio.Event()
         touch = workers.touch
 
-        async def late(signs: Any) -> Any:
+        async def late(*arguments: Any) -> Any:
             await deaf.wait()
-            return await touch(signs)
+            return await touch(*arguments)
 
         async with (
             RawWorker(here.address, acks=False) as old,
@@ -290,9 +290,9 @@ async def test_the_goodbye_of_an_older_stream_leaves_the_newer_one_alone(
         workers = here.parts.workers
         touch = workers.touch
 
-        async def late(signs: Any) -> Any:
+        async def late(*arguments: Any) -> Any:
             await deaf.wait()
-            return await touch(signs)
+            return await touch(*arguments)
 
         async with (
             RawWorker(here.address, instance="i1", credits=0, acks=False) as old,
