@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobwire.v1 import schedule_service_pb2_grpc
+from jobwire_server.servicers.records import content_of
 
 from tests.support.contract import job_pb2, schedules
 from tests.support.dump import check_invariants
@@ -164,7 +165,7 @@ def test_a_month_with_servers_killed_all_the_while_is_one_job_for_each_moment(
 def _check(client: redis.Redis, expected: dict[str, set[datetime]]) -> None:
     fired: Counter[tuple[str, datetime]] = Counter()
     for key in client.scan_iter(match="jw:{default}:r:*", count=1000):
-        labels = job_pb2.JobSpec.FromString(client.get(key)).labels
+        labels = job_pb2.JobSpec.FromString(content_of(client.get(key))).labels
         due = datetime.fromisoformat(labels["jobwire.due"])
         fired[labels["jobwire.schedule"], due] += 1
     assert {key for key, count in fired.items() if count > 1} == set()
