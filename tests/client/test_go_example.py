@@ -24,6 +24,7 @@ pytestmark = [
         os.environ.get("JOBWIRE_TEST_GO") != "1" or shutil.which("go") is None,
         reason="needs Go, and downloads modules: JOBWIRE_TEST_GO=1",
     ),
+    pytest.mark.processes,
     pytest.mark.timeout(300),
 ]
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,12 +24,18 @@ const (
 	// Doubles with each attempt: a server may hang, or be slow.
 	attachTimeout     = time.Second
 	mostAttachTimeout = 6 * time.Second
+	leastWait         = 50 * time.Millisecond
 	mostWait          = 2 * time.Second
 	resendAfter       = 500 * time.Millisecond
 	silentIntervals   = 2
+	// A stream that lasted for less is followed by another one only after a wait.
+	steady = time.Second
 	// The contract's, for reports and for completions.
 	maxItems = 1000
 )
+
+// What this worker can do beyond the first version of the contract.
+var features = []string{"received"}
 
 // stream is one attached stream.
 type stream struct {
@@ -42,8 +49,11 @@ type stream struct {
 	heard    atomic.Int64  // when the server was last heard from, Unix ns
 	refuses  atomic.Bool   // ignores assignments: its successor has named the leases
 	moving   chan outcome  // not nil: another stream is being attached in its place
+	began    time.Time
 	over     chan struct{}
 	once     sync.Once
+	counts   bool  // acknowledges whole frames: the server has the feature
+	frames   int64 // with assignments, that have arrived
 }
 
 // outcome is the result of an attach.
@@ -75,10 +85,25 @@ func (w *Worker) converse(stopped <-chan struct{}) error {
 			s, err = moved.stream, moved.err
 		case !final(err, true):
 			log.Printf("the stream is lost, attaching again: %v", err)
+			w.pauseAfter(s, stopped)
 			s, err = w.attach(s, stopped)
 		}
 	}
 	return err
+}
+
+// pauseAfter waits before another stream unless this one lasted for long enough: whatever ended it may
+// end the next one as well.
+func (w *Worker) pauseAfter(s *stream, stopped <-chan struct{}) {
+	if w.pause = min(2*w.pause, mostWait); w.pause == 0 || time.Since(s.began) >= steady {
+		w.pause = leastWait
+	}
+	if time.Since(s.began) < steady {
+		select {
+		case <-time.After(w.pause/2 + rand.N(w.pause/2)):
+		case <-stopped:
+		}
+	}
 }
 
 // final tells whether another stream would end in the same way. Statuses that a proxy may send while
@@ -123,7 +148,7 @@ func (w *Worker) attach(before *stream, stopped <-chan struct{}) (*stream, error
 		}
 	}
 	patience := attachTimeout
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, mostWait) {
+	for wait := leastWait; ; wait = min(2*wait, mostWait) {
 		named := fenced.Load()
 		s, err := w.attachOnce(before, patience)
 		if err == nil && fenced.Load() != named {
@@ -157,7 +182,7 @@ func (w *Worker) attachOnce(before *stream, wait time.Duration) (*stream, error)
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &stream{conn: conn, cancel: cancel, over: make(chan struct{})}
+	s := &stream{conn: conn, cancel: cancel, began: time.Now(), over: make(chan struct{})}
 	patience := time.AfterFunc(wait, cancel)
 	first, err := w.greet(ctx, s, before)
 	if err == nil && (!patience.Stop() || first.Attached == nil) {
@@ -175,10 +200,11 @@ func (w *Worker) attachOnce(before *stream, wait time.Duration) (*stream, error)
 	if told := first.Attached.ContactTimeout; told != nil {
 		s.contact = told.AsDuration()
 	}
+	s.counts = slices.Contains(first.Attached.Features, "received")
 	s.heard.Store(time.Now().UnixNano())
 	w.mu.Lock()
 	w.current = s
-	w.acks = nil // the attach named them
+	w.acks, w.received = nil, 0 // the attach named them
 	w.sayAgain()
 	w.mu.Unlock()
 	w.lose(s.attached.LostLeases)
@@ -196,7 +222,7 @@ func (w *Worker) greet(ctx context.Context, s, before *stream) (*pb.WorkResponse
 	w.attempts++
 	attach := &pb.Attach{
 		Worker: w.spec, InstanceId: w.instance, Leases: w.leases(), Credits: w.credits(),
-		Attempt: w.attempts,
+		Attempt: w.attempts, Features: features,
 	}
 	if before != nil {
 		// Assignments that it brings from here on are not among the leases just named, so the
@@ -254,11 +280,17 @@ func (w *Worker) hold(s *stream, stopped <-chan struct{}) error {
 		w.receive(s, frame)
 		if drain := frame.Drain; drain != nil && drain.Leave {
 			log.Printf("asked to leave: %s", drain.Reason)
-			w.leave(time.Until(drain.Deadline.AsTime()))
+			grace := w.Grace
+			if drain.Deadline != nil {
+				grace = time.Until(drain.Deadline.AsTime()) // it finishes its jobs
+			}
+			w.leave(grace)
 		} else if drain != nil && s.moving == nil {
+			log.Printf("moving to another stream: %s", drain.Reason)
 			// The old stream goes on until the new one is attached.
 			s.moving = make(chan outcome, 1)
 			go func() {
+				w.pauseAfter(s, stopped)
 				next, err := w.attach(s, stopped)
 				s.moving <- outcome{next, err}
 				s.close()
@@ -272,10 +304,28 @@ func (w *Worker) receive(s *stream, frame *pb.WorkResponse) {
 		w.settle(receipt)
 	}
 	w.lose(frame.LostLeases)
-	if !s.refuses.Load() {
+	if !s.refuses.Load() && len(frame.Assignments) > 0 {
+		w.acknowledge(s, frame.Assignments)
 		w.assign(frame.Assignments)
 	}
 	w.cancel(frame.Cancellations)
+}
+
+// acknowledge tells that assignments have arrived: by the number of frames where the server has
+// the feature, and one by one otherwise.
+func (w *Worker) acknowledge(s *stream, assignments []*pb.Assignment) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.frames++
+	if s.counts {
+		if w.current == s {
+			w.received = s.frames
+		}
+		return
+	}
+	for _, a := range assignments {
+		w.acks = append(w.acks, &pb.LeaseRef{JobId: a.JobId, FencingToken: a.FencingToken})
+	}
 }
 
 // settle handles the receipt of a frame: what it does not list is recorded.
@@ -297,7 +347,11 @@ func (w *Worker) settle(receipt *pb.Receipt) {
 			w.forget(lease)
 		case codes.Code(err.Code) == codes.Unavailable,
 			codes.Code(err.Code) == codes.ResourceExhausted:
-			time.AfterFunc(resendAfter, func() {
+			wait := resendAfter
+			if err.RetryDelay != nil {
+				wait = err.RetryDelay.AsDuration()
+			}
+			time.AfterFunc(wait, func() {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				w.say(lease, c)
@@ -357,8 +411,8 @@ func (w *Worker) nextFrame(s *stream) *pb.WorkRequest {
 	if w.current != s {
 		return nil
 	}
-	frame, some := &pb.WorkRequest{Acks: w.acks}, len(w.acks) > 0
-	w.acks = nil
+	frame, some := &pb.WorkRequest{Acks: w.acks, Received: w.received}, len(w.acks) > 0 || w.received > 0
+	w.acks, w.received = nil, 0
 	if w.draining && !w.saidStatus {
 		none := int32(0)
 		frame.Credits, frame.Status = &none, pb.WorkerStatus_WORKER_STATUS_DRAINING

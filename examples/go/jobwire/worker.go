@@ -65,6 +65,7 @@ type Worker struct {
 	current     *stream    // the worker's stream
 	held        map[string]*held
 	acks        []*pb.LeaseRef
+	received    int64 // frames with assignments that arrived on the stream; 0: it was told
 	reports     map[string]*pb.Report
 	completions []*pb.Completion
 	sent        map[int64]*pb.WorkRequest // frames without a receipt
@@ -73,6 +74,7 @@ type Worker struct {
 	draining    bool
 	saidStatus  bool
 	wake        chan struct{} // something to send
+	pause       time.Duration // before the next stream, if this one ends soon
 }
 
 // Handle registers a handler for an operation.
@@ -100,6 +102,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		Operations:  operations,
 		Concurrency: int32(w.Concurrency),
 		Client:      "jobwire-go-example",
+		BuildId:     os.Getenv("JOBWIRE_BUILD_ID"),
 	}
 	w.instance = randomHex(8)
 	w.held, w.reports = map[string]*held{}, map[string]*pb.Report{}
@@ -147,7 +150,6 @@ func (w *Worker) assign(assignments []*pb.Assignment) {
 		}
 		ctx, stop := context.WithCancelCause(context.Background())
 		w.held[a.JobId] = &held{lease: lease, stop: stop, running: !w.draining}
-		w.acks = append(w.acks, lease)
 		if w.draining {
 			released := &pb.Released{NotStarted: true, Reason: "the worker leaves"}
 			w.say(lease, &pb.Completion{Outcome: &pb.Completion_Released{Released: released}})
@@ -196,6 +198,10 @@ func (w *Worker) call(ctx context.Context, job *Job) (result any, err error) {
 	handler := w.handlers[job.GetSpec().GetOperation()]
 	if handler == nil {
 		return nil, fmt.Errorf("no handler for %q", job.GetSpec().GetOperation())
+	}
+	if p := job.GetSpec().GetPayload(); p.GetKind() == nil && len(p.ProtoReflect().GetUnknown()) > 0 {
+		// Of a newer producer: as an empty payload it would be lost.
+		return nil, errors.New("the payload is of a kind that this worker does not know")
 	}
 	return handler(ctx, job)
 }
