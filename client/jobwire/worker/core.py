@@ -27,7 +27,7 @@ from jobwire.worker.completions import Completions
 from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.held_jobs import HeldJobs
 from jobwire.worker.limits import end_of, words_for
-from jobwire.worker.outcomes import refused_result
+from jobwire.worker.outcomes import refused_result, without_details
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
 from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
@@ -182,7 +182,7 @@ class Core:
         self._changed.set()
 
     def refused(self, completion: Completion, error: CallError) -> None:
-        """Drop a completion that the broker refused; a wrong result becomes a failure instead."""
+        """Drop a refused completion, or say instead that its result or its details were wrong."""
         held = self._jobs.find(completion.job_id, completion.fencing_token)
         if held is None:
             return
@@ -190,6 +190,10 @@ class Core:
         if isinstance(error, InvalidRequest) and completion.HasField("success"):
             log.error("%s: the broker refused the result: %s", job_id, error)
             self._transport.complete([held.completion(failure=refused_result(str(error)))])
+            return
+        if isinstance(error, InvalidRequest) and completion.failure.HasField("details"):
+            log.error("%s: the broker refused the details of the failure: %s", job_id, error)
+            self._transport.complete([held.completion(failure=without_details(completion.failure))])
             return
         if isinstance(error, LeaseLost | NotFound):
             self._jobs.lost += 1

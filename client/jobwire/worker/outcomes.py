@@ -60,6 +60,14 @@ def refused_result(message: str) -> Failure:
     )
 
 
+def without_details(refused: Failure) -> Failure:
+    """Return a failure without the details, which the broker refused."""
+    described = Failure()
+    described.CopyFrom(refused)
+    described.ClearField("details")
+    return described
+
+
 def failure(error: BaseException) -> Failure:
     """Describe what a handler raised."""
     if isinstance(error, HandlerFailure):
