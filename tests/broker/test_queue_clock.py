@@ -10,6 +10,7 @@ from jobwire_server.broker.queue_clock import AT_ONCE, QueueClock
 from jobwire_server.domain.background import Alarm
 from jobwire_server.domain.model import Assignment, Completion
 from jobwire_server.store.activity import Activity
+from jobwire_server.workers.queues_in_use import QueuesInUse
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import new_job, ulid_of
@@ -31,6 +32,7 @@ async def _clock(broker: Broker) -> AsyncIterator[QueueClock]:
         parts.settings,
         Activity(),
         Alarm(),
+        QueuesInUse(),
     )
     clock.start()
     try:

@@ -13,9 +13,10 @@ from jobwire_server.broker import announcements, queue_clock
 from jobwire_server.domain.model import JobState
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store import keys
+from jobwire_server.workers import dispatcher
 
 from tests.support.brokers import Broker, running_broker
-from tests.support.jobs import new_job, ulid_of
+from tests.support.jobs import new_job, ulid_of, worker_spec
 from tests.support.stores import StoreProcess
 from tests.support.waiting import eventually
 
@@ -188,3 +189,67 @@ async def test_writes_go_on_where_nothing_can_be_announced(
     activity.may_be_quiet(keys.queue_prefix("default"))
     (answer,) = await broker.submitted(new_job())
     assert ulid_of(answer.job_id)
+
+
+async def test_a_server_that_starts_looks_once_at_queues_that_nobody_announced(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_broker(valkey_url, OPTIONS) as one:
+        for number in range(5):
+            await one.submit(new_job(queue=f"q{number}"))
+        (due,) = await one.submit(new_job(queue="q0", delay_ms=3_000))
+        await _all_quiet(one, 5)
+        one.client.delete(keys.REGISTRY + "stirred")
+    monkeypatch.setattr(queue_clock, "QUIET_S", 3_600)
+    async with running_broker(valkey_url, OPTIONS, server_id="s2") as other:
+        await _all_quiet(other, 5)
+        async with asyncio.timeout(10):
+            while await other.state(due, "q0") is JobState.SCHEDULED:  # noqa: ASYNC110 - of the store
+                await asyncio.sleep(0.01)
+        (ulid,) = await other.submit(new_job(queue="q1"))
+        await eventually(lambda: not _clocks(other)["q1"].quiet, "it is in use")
+        assert await other.state(ulid, "q1") is JobState.PENDING
+
+
+async def test_where_many_queues_are_in_use_each_is_looked_at_less_often(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_clock, "MAY_BE_QUIET_S", 60)
+    monkeypatch.setattr(queue_clock, "QUIET_S", 60)
+    monkeypatch.setattr(queue_clock, "LOOKS_A_SECOND", 1)
+    async with running_broker(valkey_url, OPTIONS) as broker:
+        for number in range(20):
+            await broker.submit(new_job(queue=f"q{number}"))
+        before, told = _calls(broker), broker.parts.announcements.heard_ms
+        heard = broker.parts.announcements
+        await eventually(lambda: heard.heard_ms > told + 1_000, "a second has passed")
+        # Twenty looks a second at each would be four hundred.
+        assert _calls(broker) - before < 120
+        # What is known to be due happens when it is due all the same.
+        (ulid,) = await broker.submit(new_job(queue="q0", delay_ms=100))
+        async with asyncio.timeout(0.9):
+            while await broker.state(ulid, "q0") is JobState.SCHEDULED:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_worker_of_queues_that_nobody_writes_to_costs_nothing_and_misses_nothing(
+    two: tuple[Broker, Broker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "POLL_S", 0.05)
+    one, other = two
+    names = tuple(f"q{number}" for number in range(30))
+    await one.submit(new_job(queue="q0", operation="other"))
+    spec = replace(worker_spec("w1"), queues=names)
+    await one.router.register_worker(spec)
+    claiming = asyncio.create_task(one.claim("w1", wait_ms=60_000))
+    await _all_quiet(one)
+    await _all_quiet(other)
+    before, told = _calls(one), one.parts.announcements.heard_ms
+    await eventually(lambda: one.parts.announcements.heard_ms > told + 1_000, "a second has passed")
+    # With a poll each, six hundred.
+    assert _calls(one) - before < 60
+    # Its notice is lost, and the announcement is not.
+    one.parts.notices._listeners.clear()  # type: ignore[attr-defined]
+    await other.submit(new_job(queue="q7"))
+    (claimed,) = await asyncio.wait_for(claiming, 5)
+    assert claimed.job_id.startswith("q7-")

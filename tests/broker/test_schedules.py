@@ -20,6 +20,7 @@ from jobwire_server.domain.model import JobState
 from jobwire_server.store.activity import Activity
 from jobwire_server.store.runner import ScriptRunner
 from jobwire_server.store.schedules import Template
+from jobwire_server.workers.queues_in_use import QueuesInUse
 
 from tests.support.brokers import QUIET, Broker, running_broker
 from tests.support.jobs import DAY_MS, new_job
@@ -250,6 +251,7 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
         parts.settings,
         Activity(),
         Alarm(),
+        QueuesInUse(),
     )
     broker.client.config_set("maxmemory", "1mb")
     try:

@@ -62,6 +62,8 @@ class Announcements:
         self._told_ms = 0
         self._told_s = 0.0
         self._deleted_ms = 0
+        self._heard: set[str] = set()
+        """Queues that were announced, until the next discovery."""
         self._next_discovery_s = 0.0
         self._loop = Loop("announcements", self._step, alarm=activity.urgent)
 
@@ -121,6 +123,7 @@ class Announcements:
         if deleted_ms != self._deleted_ms:
             # Settled at once, also what a server wrote to before it heard of the deletion.
             self._deleted_ms, self._next_discovery_s = deleted_ms, 0.0
+        self._heard.update(stirred)
         for queue in stirred:
             if queue in self._clocks:
                 self._clocks.stir(queue)
@@ -136,5 +139,7 @@ class Announcements:
         names = await self._queues.names()
         self._next_discovery_s = time.monotonic() + DISCOVERY_S * random.uniform(0.75, 1.25)
         for queue in names:
-            self._open_queues.adopt(queue)
+            # Announcements are kept for longer than it takes a queue to become quiet.
+            self._open_queues.adopt(queue, quiet=queue not in self._heard)
+        self._heard.clear()
         await self._deletions.settle(names, self._told_ms)

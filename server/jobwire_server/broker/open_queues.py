@@ -64,15 +64,20 @@ class OpenQueues:
             lane = self.adopt(queue)
         return lane
 
-    def adopt(self, queue: str) -> SubmitLane:
-        """Return the lane of a queue that exists, and run its clock."""
+    def adopt(self, queue: str, *, quiet: bool = False) -> SubmitLane:
+        """Return the lane of a queue that exists, and run its clock.
+
+        Args:
+            queue: Its name.
+            quiet: No server has announced for long that it writes there.
+        """
         lane = self._open.get(queue)
         if lane is None:
             lane = self._open[queue] = submit_lane(
                 queue, self._jobs, self._options, self._backlog, self._settings, self._dispatchers
             )
             self._lanes.keep(queue)
-            self._clocks.begin(queue)
+            self._clocks.begin(queue, quiet=quiet)
         return lane
 
     async def forget(self, queue: str) -> None:

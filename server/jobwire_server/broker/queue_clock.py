@@ -21,6 +21,7 @@ from jobwire_server.store.activity import Activity
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.store.upkeep import Tick, UpkeepStore
 from jobwire_server.workers.attention import Attention
+from jobwire_server.workers.queues_in_use import QueuesInUse
 
 AT_ONCE = 200
 """Jobs of each kind in one script call; bounds how long the store is held."""
@@ -35,6 +36,9 @@ QUIET_S = 15.0
 than the other by more than the way of an announcement takes."""
 QUIET_LOOK_S = 600.0
 """The longest time between two looks at a quiet queue, for whatever was not thought of."""
+LOOKS_A_SECOND = 500
+"""Of all clocks of a server, roughly: where more queues are in use, each is looked at less often
+than once a tick, but for what is known to be due."""
 QUIET_TRIM_S = 30.0
 """The same where output or event logs are kept for a shorter time than jobs: no due moment of those
 is known."""
@@ -53,6 +57,8 @@ class QueueClock:
         settings: Learns the queue's settings at each look.
         activity: Told when others may hold the queue for quiet.
         alarm: Brings the next look forward.
+        in_use: Told whether the queue is in use.
+        quiet: Nobody has announced it for long, so that one look will do.
     """
 
     def __init__(
@@ -66,7 +72,11 @@ class QueueClock:
         settings: QueueSettingsCache,
         activity: Activity,
         alarm: Alarm,
+        in_use: QueuesInUse,
+        *,
+        quiet: bool = False,
     ) -> None:
+        self._in_use = in_use
         self._queue = queue
         self._store = store
         self._options = options
@@ -79,7 +89,8 @@ class QueueClock:
         self._attention = Attention(options.patience_s)
         self._next_purge = 0.0
         self._purge_due_ms = 0
-        self._stirred_s = time.monotonic()
+        self._stirred_s = time.monotonic() - (QUIET_S if quiet else 0.0)
+        self._looked = False
         self.quiet = False
         """It is looked at only when something is due."""
         self._loop = Loop(f"clock-{queue}", self._look, error_pause_s=ERROR_PAUSE_S, alarm=alarm)
@@ -87,24 +98,32 @@ class QueueClock:
     def start(self) -> None:
         """Begin."""
         self._may_be_quiet()
+        self._in_use.begin(self._queue)
         self._loop.start()
 
     async def stop(self) -> None:
         """End; tolerates never started."""
         await self._loop.stop()
+        self._in_use.end(self._queue)
 
     def stir(self) -> None:
         """Somebody writes to the queue, or may have: look at it as at any that is in use."""
         self._stirred_s = time.monotonic()
         if self.quiet:
             self.quiet = False
+            self._in_use.begin(self._queue)
             # Not all at once, where it is said of all.
-            self._alarm.due_in(self._options.tick_ms / 1000 * random.random())
+            self._alarm.due_in(self._tick_ms() / 1000 * random.random())
 
     async def _look(self) -> float:
         """Look once; return how long until the next, seconds."""
         options = self._options
         loop = asyncio.get_running_loop()
+        if not self._looked:
+            self._looked = True
+            if self._stretch() > 1:
+                # One of many that a server finds when it starts.
+                return self._tick_ms() / 1000 * random.random()
         mark = self._settings.mark()
         settings = await self._settings.get(self._queue)
         retention_ms = retain_ended_ms(settings, options)
@@ -137,6 +156,9 @@ class QueueClock:
         # At one batch per tick, a busy queue would fill the store faster than it is emptied.
         if tick.more or more_to_forget or len(tick.overdue) >= AT_ONCE:
             return 0.0
+        if self.quiet:
+            # What was due is done, here or at another server, whose notice may have been lost.
+            self._in_use.look(self._queue)
         if tick.busy or tick.overdue or tick.schedules:
             self._stirred_s = time.monotonic()
         wait_ms = self._longest_wait_ms(tick)
@@ -147,7 +169,7 @@ class QueueClock:
         return wait_ms / 1000
 
     def _longest_wait_ms(self, tick: Tick) -> float:
-        tick_ms = self._options.tick_ms * (0.75 + random.random() / 4)
+        tick_ms = self._tick_ms() * (0.75 + random.random() / 4)
         if self._options.tick_ms >= 1000 * MAY_BE_QUIET_S:
             return tick_ms  # it is calm by itself
         calm_s = time.monotonic() - self._stirred_s
@@ -156,7 +178,9 @@ class QueueClock:
         self._may_be_quiet()
         self.quiet = calm_s >= QUIET_S
         if not self.quiet:
+            self._in_use.begin(self._queue)
             return tick_ms
+        self._in_use.end(self._queue)
         settings = tick.settings
         trims = (settings.retain_output_ms, settings.retain_event_log_ms) != (None, None)
         longest_ms = 1000 * (QUIET_TRIM_S if trims else QUIET_LOOK_S) * (0.75 + random.random() / 4)
@@ -165,6 +189,12 @@ class QueueClock:
             purge_ms = max(0, self._purge_due_ms - tick.now_ms) + 1000 * random.random()
             longest_ms = min(longest_ms, purge_ms)
         return max(tick_ms, longest_ms)
+
+    def _stretch(self) -> float:
+        return max(1.0, len(self._in_use) / LOOKS_A_SECOND)
+
+    def _tick_ms(self) -> float:
+        return self._options.tick_ms * self._stretch()
 
     async def _fire(self, schedules: list[str]) -> float | None:
         """Fire schedules; return how long until the next are due, ms, None if none is."""
@@ -185,6 +215,7 @@ class QueueClocks:
     Args:
         store: As for `QueueClock`, and so are the others.
         alarms: Bring looks forward.
+        in_use: Told which queues are in use.
     """
 
     def __init__(
@@ -197,7 +228,9 @@ class QueueClocks:
         settings: QueueSettingsCache,
         activity: Activity,
         alarms: Alarms,
+        in_use: QueuesInUse,
     ) -> None:
+        self._in_use = in_use
         self._store = store
         self._options = options
         self._held = held
@@ -208,8 +241,13 @@ class QueueClocks:
         self._alarms = alarms
         self.by_queue: dict[str, QueueClock] = {}
 
-    def begin(self, queue: str) -> None:
-        """Run the clock of a queue; idempotent."""
+    def begin(self, queue: str, *, quiet: bool = False) -> None:
+        """Run the clock of a queue; idempotent.
+
+        Args:
+            queue: Its name.
+            quiet: No server has announced it for long.
+        """
         if queue not in self.by_queue:
             clock = self.by_queue[queue] = QueueClock(
                 queue,
@@ -221,6 +259,8 @@ class QueueClocks:
                 self._settings,
                 self._activity,
                 self._alarms.of(queue),
+                self._in_use,
+                quiet=quiet,
             )
             clock.start()
 

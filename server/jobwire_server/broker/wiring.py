@@ -55,6 +55,7 @@ from jobwire_server.workers.dispatchers import Dispatchers
 from jobwire_server.workers.joining import Joining
 from jobwire_server.workers.known_workers import KnownWorkers
 from jobwire_server.workers.leases import Leases
+from jobwire_server.workers.queues_in_use import QueuesInUse
 from jobwire_server.workers.reaper import Reaper
 from jobwire_server.workers.sessions import Sessions
 from jobwire_server.workers.signals import Signals
@@ -175,7 +176,10 @@ def build_parts(
     due_schedules = DueSchedules(
         schedule_store, settings, options, condition, records, moments_settled
     )
-    clocks = QueueClocks(upkeep, options, held, due_schedules, clock, settings, activity, alarms)
+    in_use = QueuesInUse()
+    clocks = QueueClocks(
+        upkeep, options, held, due_schedules, clock, settings, activity, alarms, in_use
+    )
 
     # Workers.
     waiting = WaitingCalls()
@@ -183,7 +187,7 @@ def build_parts(
     reaper = Reaper(workers, options, held)
     registration = Registration(known, held, reaper)
     reports = Reports(lanes, known, options)
-    dispatchers = Dispatchers(jobs, notices, options, settings, attempts)
+    dispatchers = Dispatchers(jobs, notices, options, settings, attempts, in_use)
     claims = Claims(jobs, known, waiting, dispatchers, options, attempts, alarms)
     cancel_notices = CancelNotices(claims, waiting, known, attempts, cancels, notices)
 

@@ -26,11 +26,14 @@ from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.workers.broker_parts import Attempts
 from jobwire_server.workers.demand import Demand
+from jobwire_server.workers.queues_in_use import QueuesInUse
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 2.0
 """The safety net under the notices of ready jobs, which the store delivers at most once."""
+QUIET_POLL_S = 60.0
+"""The same in a queue that nobody writes to: whoever does so says it first, and wakes us."""
 LINGER_S = 30.0
 """How long a queue without demands stays subscribed, because workers come back."""
 MAX_PER_CALL = 500
@@ -51,6 +54,7 @@ class QueueDispatcher:
         options: How long jobs are kept that a claim finds expired.
         settings: The same, where the queue says otherwise.
         attempts: Give back jobs that nobody took.
+        in_use: Tells whether anybody writes to the queue.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class QueueDispatcher:
         options: BrokerOptions,
         settings: QueueSettingsCache,
         attempts: Attempts,
+        in_use: QueuesInUse,
     ) -> None:
         self._queue = queue
         self._store = store
@@ -68,6 +73,7 @@ class QueueDispatcher:
         self._options = options
         self._settings = settings
         self._give_back = attempts.give_back
+        self._in_use = in_use
         self._channel = keys.ready_channel(queue)
         self._idle: dict[Demand, None] = {}
         """Can take jobs, and there were none at the last look."""
@@ -95,6 +101,7 @@ class QueueDispatcher:
         self._wake.set()
         if self._task is None:
             self.ended = False
+            self._in_use.wait(self._queue, self.look_again)
             self._task = asyncio.create_task(self._run(), name=f"dispatch-{self._queue}")
 
     def withdraw(self, demand: Demand) -> None:
@@ -223,14 +230,16 @@ class QueueDispatcher:
                     return
         finally:
             self._task = None
+            self._in_use.leave(self._queue)
 
     async def _sleep(self) -> bool:
         """Wait for something to do; False when there has been no demand for long."""
         self._wake.clear()
         has_demands = bool(self._idle or self._full)
+        poll_s = POLL_S if self._queue in self._in_use else QUIET_POLL_S
         try:
             async with asyncio.timeout(
-                POLL_S * (0.75 + random.random() / 2) if has_demands else LINGER_S
+                poll_s * (0.75 + random.random() / 2) if has_demands else LINGER_S
             ):
                 await self._wake.wait()
         except TimeoutError:

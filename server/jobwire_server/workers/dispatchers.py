@@ -12,6 +12,7 @@ from jobwire_server.store.notices import Notices
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.workers.broker_parts import Attempts
 from jobwire_server.workers.dispatcher import QueueDispatcher
+from jobwire_server.workers.queues_in_use import QueuesInUse
 
 
 class Dispatchers:
@@ -23,6 +24,7 @@ class Dispatchers:
         options: Retention.
         settings: Of the queues.
         attempts: Give back jobs that nobody took.
+        in_use: The queues that somebody writes to.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Dispatchers:
         options: BrokerOptions,
         settings: QueueSettingsCache,
         attempts: Attempts,
+        in_use: QueuesInUse,
     ) -> None:
         self._store = store
         self._notices = notices
         self._options = options
         self._settings = settings
         self._attempts = attempts
+        self._in_use = in_use
         self._dispatchers: dict[str, QueueDispatcher] = {}
 
     def of(self, queue: str) -> QueueDispatcher:
@@ -46,7 +50,13 @@ class Dispatchers:
         if dispatcher is None:
             self._drop_ended()
             dispatcher = self._dispatchers[queue] = QueueDispatcher(
-                queue, self._store, self._notices, self._options, self._settings, self._attempts
+                queue,
+                self._store,
+                self._notices,
+                self._options,
+                self._settings,
+                self._attempts,
+                self._in_use,
             )
         return dispatcher
 
