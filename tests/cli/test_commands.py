@@ -9,7 +9,10 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
 import pytest
+
+from jobwire.v1 import worker_service_pb2, worker_service_pb2_grpc
 
 from tests.cli.support import JOBWIRE, jobwire, read_until, running
 
@@ -186,6 +189,30 @@ def test_workers_are_listed_and_shown(busy_target: str) -> None:
     assert worker["operations"] == ["echo", "fail", "save", "talk", "wait"]
     shown = jobwire("workers", "show", str(worker["id"]), target=busy_target).stdout
     assert re.search(r"client +jobwire-python/", shown)
+    assert re.search(r"free +\d", shown)
+
+
+def test_workers_are_listed_with_what_they_can_take_and_tell(target: str) -> None:
+    told = worker_service_pb2.StatusMetadata(entries={"model": "llama"})
+    spec = worker_service_pb2.WorkerSpec(
+        worker_id="telling", operations=["none"], concurrency=7, build_id="4f2c1"
+    )
+    with grpc.insecure_channel(target) as channel:
+        stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        stub.RegisterWorker(worker_service_pb2.RegisterWorkerRequest(worker=spec))
+        stub.UpdateWorkerStatus(
+            worker_service_pb2.UpdateWorkerStatusRequest(worker_id="telling", metadata=told)
+        )
+        columns, *rows = [
+            line.split("\t") for line in jobwire("workers", target=target).stdout.splitlines()
+        ]
+        shown = jobwire("workers", "show", "telling", target=target).stdout
+        stub.DeregisterWorker(worker_service_pb2.DeregisterWorkerRequest(worker_id="telling"))
+    (row,) = [dict(zip(columns, row, strict=True)) for row in rows if row[0] == "telling"]
+    assert (row["HELD"], row["FREE"]) == ("0", "7")
+    assert (row["BUILD"], row["TELLS"]) == ("4f2c1", "model=llama")
+    assert re.search(r"build +4f2c1\n", shown)
+    assert re.search(r"tells +model=llama\n", shown)
 
 
 def test_info_names_the_store(target: str) -> None:

@@ -215,6 +215,26 @@ async def test_a_frame_holds_as_many_completions_as_it_may() -> None:
     assert [len(frame.completions) for frame in frames] == [1000, 1000, 500]
 
 
+async def test_what_the_broker_could_not_record_is_said_again_when_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobwire.worker.transport.report_queue.RESEND_S", 0.01)
+    outbox = Outbox(SimpleNamespace(capacity=0, stuck=0, recorded=list))  # type: ignore[arg-type]
+    outbox.complete([pb.Completion(job_id="j", fencing_token=1, success=pb.Success())])
+    first = outbox.next_frame()
+    assert first is not None
+    error = refusal(8, "SERVER_BUSY")
+    error.retry_delay.FromMilliseconds(100)
+    refused = pb.Refused(job_id="j", fencing_token=1, error=error)
+    asked_at = asyncio.get_running_loop().time()
+    outbox.receive(pb.Receipt(sequence=first.sequence, refused=[refused]))
+    await eventually(lambda: not outbox.will_resend, "it is said again")
+    assert asyncio.get_running_loop().time() - asked_at >= 0.095
+    again = outbox.next_frame()
+    assert again is not None
+    assert [completion.job_id for completion in again.completions] == ["j"]
+
+
 @pytest.mark.parametrize("saves", [False, True])
 async def test_progress_that_could_not_be_stored_for_now_does_not_replace_newer(
     monkeypatch: pytest.MonkeyPatch, saves: bool

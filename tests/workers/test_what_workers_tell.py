@@ -213,6 +213,20 @@ async def test_attaching_again_changes_labels_and_keeps_totals(
         assert fresh.totals.assigned == 0
 
 
+async def test_a_registration_beside_a_stream_ends_it_and_it_attaches_again(
+    server: StreamServer, calls: Calls
+) -> None:
+    async with RawWorker(server.address) as streaming:
+        await streaming.attach()
+        before = await calls.worker()
+        await calls.register(labels={"zone": "2"})
+        code, details = await streaming.end()
+        assert (code, "a newer one of its own" in details) == (grpc.StatusCode.ABORTED, True)
+    async with RawWorker(server.address) as streaming:
+        await streaming.attach()
+        assert (await calls.worker()).registered_at == before.registered_at
+
+
 # Held and free ---------------------------------------------------------------------------
 
 

@@ -253,7 +253,7 @@ class Outbox:
             if error is None:
                 recorded.append(completion)
             elif isinstance(error, Unavailable | ResourceExhausted):
-                self._resends.later(partial(self._completions.append, completion))
+                self._resends.later(partial(self._completions.append, completion), error)
             else:
                 self._host.refused(completion, error)
         self._host.recorded(recorded)

@@ -25,8 +25,10 @@ log = logging.getLogger("jobwire.worker")
 
 # The contract's.
 MAX_REPORTS = 1_000
-# What the broker could not record for now is said again after this long.
+# What the broker could not record for now is said again after this long, or after what it asks for
+# within bounds.
 RESEND_S = 0.5
+MOST_RESEND_S = 10.0
 
 
 class Resends:
@@ -44,15 +46,16 @@ class Resends:
     def __bool__(self) -> bool:
         return bool(self._timers)
 
-    def later(self, say_again: Callable[[], object]) -> None:
-        """Call a function after RESEND_S, and set `ready`."""
+    def later(self, say_again: Callable[[], object], error: CallError) -> None:
+        """Call a function after the wait that an error asks for, and set `ready`."""
+        wait_s = min(max(error.retry_after_s or 0.0, RESEND_S), MOST_RESEND_S)
 
         def resend() -> None:
             self._timers.discard(timer)
             say_again()
             self._ready.set()
 
-        timer = self._loop.call_later(RESEND_S, resend)
+        timer = self._loop.call_later(wait_s, resend)
         self._timers.add(timer)
 
     def close(self) -> None:
@@ -159,7 +162,7 @@ class ReportQueue:
             self._ready.set()
             return False
         if isinstance(error, Unavailable | ResourceExhausted):
-            self._resends.later(partial(self._again_unless_newer, report, sequence))
+            self._resends.later(partial(self._again_unless_newer, report, sequence), error)
             return False
         self._settle_output(report, error)
         if report.HasField("checkpoint"):
