@@ -19,7 +19,7 @@ from jobwire._connection import ConnectionOptions
 from jobwire.errors import CallError
 from jobwire.v1 import job_pb2
 from jobwire.v1 import worker_service_pb2 as pb
-from jobwire.worker.transport import StreamTransport
+from jobwire.worker.transport import StreamTransport, UnaryTransport
 
 from tests.client.broker import reason, rich_status
 
@@ -227,3 +227,48 @@ def test_a_stream_that_held_for_long_is_followed_at_once() -> None:
     at = attachments([Way(True, 7.0, "UNAVAILABLE")], _completes)
     assert len(at) == 5
     assert at[1] == pytest.approx(7.0)
+
+
+class Forgetful:
+    """A channel to servers that take any worker, and forget it at once."""
+
+    def __init__(self) -> None:
+        self.registered_at: list[float] = []
+
+    def unary_unary(self, path: str, **_: Any) -> Any:
+        async def call(request: Any, **_: Any) -> Any:
+            if path.endswith("RegisterWorker"):
+                self.registered_at.append(asyncio.get_running_loop().time())
+                answer = pb.RegisterWorkerResponse()
+                answer.heartbeat_interval.FromSeconds(5)
+                answer.lease_duration.FromSeconds(30)
+                return answer
+            details = rich_status(grpc.StatusCode.NOT_FOUND, "no", reason("WORKER_NOT_FOUND"))[2]
+            raise aio.AioRpcError(
+                grpc.StatusCode.NOT_FOUND, aio.Metadata(), aio.Metadata(*details), details="no"
+            )
+
+        return call
+
+    def stream_stream(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+def test_a_worker_that_is_forgotten_does_not_register_in_a_hurry() -> None:
+    channel = Forgetful()
+
+    async def run() -> None:
+        transport = UnaryTransport(ConnectionOptions(target="nowhere:1"), channel)  # type: ignore[arg-type]
+        await transport.open(Host())  # type: ignore[arg-type]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MINUTE_S):
+                await transport.run()
+        await transport.close()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(run())
+    at = channel.registered_at
+    assert len(at) > 5
+    for first, tenth in zip(at, at[MOST_IN_A_SECOND:], strict=False):
+        assert tenth - first > 1.0, f"{at[:20]}"
+    assert len(at) <= MOST_LATER * MINUTE_S

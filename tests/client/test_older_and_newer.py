@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from jobwire import AsyncClient, Context, NotFound, Worker, to_payload
 from jobwire.v1 import worker_service_pb2 as pb
+from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.server_info import ServerFacts, StoreInfo
 from jobwire_server.servicers import frames, generic_handlers
@@ -188,6 +189,14 @@ async def test_a_worker_works_on_an_older_server_and_says_what_is_missing(
                     lambda: "'status_metadata'" in caplog.text, "it says what is missing"
                 )
                 assert (await client.worker("w1")).build_id == ""
+
+
+async def test_an_attachment_names_what_the_worker_supports(peer: Peer) -> None:
+    async with streaming(peer, add=lambda context: None):
+        named = (await peer.stream()).attach.features
+    assert sorted(named) == [*named]
+    # The names are the contract's, and so the servers'.
+    assert {"credit_bytes", "received", "status_metadata"} <= set(named) <= {*FEATURES}
 
 
 # Newer servers ---------------------------------------------------------------------------

@@ -27,7 +27,7 @@ STEADY_S = 1.0
 # A worker names all its leases when it attaches; the contract allows this many.
 MAX_LEASES = 10_000
 # What this SDK can do beyond the first version of the contract, by the contract's names.
-FEATURES = ("credit_bytes", "received", "status_metadata")
+FEATURES = ("credit_bytes", "headers", "payload_metadata", "received", "status_metadata")
 
 
 @dataclass(frozen=True, slots=True)
