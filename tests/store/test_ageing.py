@@ -14,7 +14,8 @@ from jobwire_server.store.claims import ClaimRequest
 from tests.support.jobs import new_job, ulid_of
 from tests.support.scripts import RETAIN_MS, Scripts
 
-AGEING_MS = 1_000
+AGEING_MS = 60_000
+"""Much longer than a slow machine takes for a test."""
 
 
 async def _age(scripts: Scripts, ms: int = AGEING_MS) -> None:
@@ -160,7 +161,11 @@ async def test_stale_entries_are_dropped_as_ever(scripts: Scripts) -> None:
 
 async def test_several_requests_of_one_call_share_what_there_is(scripts: Scripts) -> None:
     await _age(scripts)
-    jobs = [_ready(scripts, 2_500, 1), _ready(scripts, 500, 2), _ready(scripts, 4_500)]
+    jobs = [
+        _ready(scripts, 5 * AGEING_MS // 2, 1),
+        _ready(scripts, AGEING_MS // 2, 2),
+        _ready(scripts, 9 * AGEING_MS // 2),
+    ]
     await scripts.submit(*sorted(jobs, key=ulid_of))
     route = (jobs[0].route.id,)
     requests = [ClaimRequest(worker, 2, 30_000, route) for worker in ("w1", "w2")]
