@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ async def _clock(broker: Broker) -> AsyncIterator[QueueClock]:
         Activity(),
         Alarm(),
         QueuesInUse(),
+        asyncio.Semaphore(),
     )
     clock.start()
     try:

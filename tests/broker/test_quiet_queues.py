@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -253,3 +254,27 @@ async def test_a_worker_of_queues_that_nobody_writes_to_costs_nothing_and_misses
     await other.submit(new_job(queue="q7"))
     (claimed,) = await asyncio.wait_for(claiming, 5)
     assert claimed.job_id.startswith("q7-")
+
+
+async def test_few_clocks_look_at_once_however_many_queues_there_are(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_clock, "LOOKS_AT_ONCE", 3)
+    looking = most = looks = 0
+    async with running_broker(valkey_url, OPTIONS) as broker:
+        tick = broker.parts.upkeep.tick
+
+        async def count(*args: Any, **named: Any) -> Any:
+            nonlocal looking, most, looks
+            looking, looks = looking + 1, looks + 1
+            most = max(most, looking)
+            try:
+                return await tick(*args, **named)
+            finally:
+                looking -= 1
+
+        broker.parts.upkeep.tick = count  # type: ignore[method-assign]
+        for number in range(40):
+            await broker.submit(new_job(queue=f"q{number}"))
+        await eventually(lambda: looks > 200, "all of them were looked at")
+    assert most == 3

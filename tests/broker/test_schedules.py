@@ -252,6 +252,7 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
         Activity(),
         Alarm(),
         QueuesInUse(),
+        asyncio.Semaphore(),
     )
     broker.client.config_set("maxmemory", "1mb")
     try:

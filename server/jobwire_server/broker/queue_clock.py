@@ -39,6 +39,9 @@ QUIET_LOOK_S = 600.0
 LOOKS_A_SECOND = 500
 """Of all clocks of a server, roughly: where more queues are in use, each is looked at less often
 than once a tick, but for what is known to be due."""
+LOOKS_AT_ONCE = 16
+"""Of all clocks of a server: calls of producers and workers must not wait for thousands of looks to
+have their connection to the store."""
 QUIET_TRIM_S = 30.0
 """The same where output or event logs are kept for a shorter time than jobs: no due moment of those
 is known."""
@@ -58,6 +61,7 @@ class QueueClock:
         activity: Told when others may hold the queue for quiet.
         alarm: Brings the next look forward.
         in_use: Told whether the queue is in use.
+        turns: Lets so many clocks look at once.
         quiet: Nobody has announced it for long, so that one look will do.
     """
 
@@ -73,10 +77,12 @@ class QueueClock:
         activity: Activity,
         alarm: Alarm,
         in_use: QueuesInUse,
+        turns: asyncio.Semaphore,
         *,
         quiet: bool = False,
     ) -> None:
         self._in_use = in_use
+        self._turns = turns
         self._queue = queue
         self._store = store
         self._options = options
@@ -117,13 +123,17 @@ class QueueClock:
 
     async def _look(self) -> float:
         """Look once; return how long until the next, seconds."""
-        options = self._options
-        loop = asyncio.get_running_loop()
         if not self._looked:
             self._looked = True
             if self._stretch() > 1:
                 # One of many that a server finds when it starts.
                 return self._tick_ms() / 1000 * random.random()
+        async with self._turns:
+            return await self._look_now()
+
+    async def _look_now(self) -> float:
+        options = self._options
+        loop = asyncio.get_running_loop()
         mark = self._settings.mark()
         settings = await self._settings.get(self._queue)
         retention_ms = retain_ended_ms(settings, options)
@@ -231,6 +241,7 @@ class QueueClocks:
         in_use: QueuesInUse,
     ) -> None:
         self._in_use = in_use
+        self._turns = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._store = store
         self._options = options
         self._held = held
@@ -260,6 +271,7 @@ class QueueClocks:
                 self._activity,
                 self._alarms.of(queue),
                 self._in_use,
+                self._turns,
                 quiet=quiet,
             )
             clock.start()
