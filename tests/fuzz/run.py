@@ -211,16 +211,9 @@ class Fuzzer:
                 await self._came_down()
                 stalls = 0
                 continue
-            memory = self._world.memory_mib
-            if memory > self.result.memory_mib:
-                self.result.memory_mib = memory
-                if memory > MOST_MEMORY_MIB:
-                    self.note(Failure("memory", "", f"the server takes {memory:.0f} MiB"))
-            self.look_at_log()
-            now = await asyncio.to_thread(lambda: self._world.stalls)
-            if now > stalls:
-                self.result.stalls += now - stalls
-                stalls = await self._find_stall()
+            # A server that ends meanwhile is looked at next time.
+            with contextlib.suppress(OSError, StopIteration):
+                stalls = await self._look(stalls)
             if time.monotonic() - began > self.settings.seconds or self._out_of_cpu():
                 self._over = True
             if time.monotonic() - self._told_at > TELL_S:
@@ -228,9 +221,25 @@ class Fuzzer:
                 self._tell(f"{self.result.messages} messages after {self._told_at - began:.0f} s")
         self._go.set()
 
+    async def _look(self, stalls: int) -> int:
+        """Looks at the server's memory, log and loop; returns its stalls so far."""
+        memory = self._world.memory_mib
+        if memory > self.result.memory_mib:
+            self.result.memory_mib = memory
+            if memory > MOST_MEMORY_MIB:
+                self.note(Failure("memory", "", f"the server takes {memory:.0f} MiB"))
+        self.look_at_log()
+        now = await asyncio.to_thread(lambda: self._world.stalls)
+        if now <= stalls:
+            return now
+        self.result.stalls += now - stalls
+        return await self._find_stall()
+
     def _out_of_cpu(self) -> bool:
+        if not self.settings.cpu_s:
+            return False
         used = time.process_time() - self._cpu_before_s + self._world.cpu_s
-        return 0 < self.settings.cpu_s < used
+        return used > self.settings.cpu_s
 
     async def _came_down(self) -> None:
         text = self._world.server.log[-3_000:]
