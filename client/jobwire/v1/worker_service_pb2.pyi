@@ -1059,8 +1059,9 @@ class Attach(message.Message):
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the worker supports beyond the first version of this contract, by the names in
-        `Attached.features`. At most 64, of at most 64 bytes each. A server does not use a feature that
-        the worker does not name, and ignores names that it does not know.
+        `Attached.features`. At most 64, of at most 64 bytes each. What changes how a worker must read
+        frames is used only with workers that name it; new fields may come to any. A server ignores
+        names that it does not know.
         """
 
     def __init__(
