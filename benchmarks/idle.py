@@ -1,7 +1,8 @@
 """idle: what queues cost that nobody uses, and what a worker costs that serves many of them.
 
 Size: `jobs` queues, with one job each that nobody takes; `rounds` windows of some seconds. The
-figures are the CPU time of all servers and the store together, in percent of a core.
+figures are the CPU time of all servers and the store together, in percent of a core; that of queues
+is what they add to servers without any.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SAME = Goal("at most", 1.3)
 SERVERS = 3
 SERVED = 64
 """Queues of one worker."""
-QUIET_S = 25.0
+QUIET_S = 30.0
 """By then every server has found that nobody writes to the queues."""
 WINDOW_S = 10.0
 BATCH = 50
@@ -85,8 +86,13 @@ async def run(plan: Plan) -> list[Figure]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(plan.engine))
         servers = [await stack.enter_async_context(open_broker(store))]
-        plan.say("one server without queues")
+        plan.say(f"one server without queues, and {SERVERS}")
         empty = await _percent(servers, store, windows)
+        async with AsyncExitStack() as others:
+            three = [*servers]
+            for _ in range(SERVERS - 1):
+                three.append(await others.enter_async_context(open_broker(store)))
+            empty_three = await _percent(three, store, windows)
         one, many = [await _served(servers, store, count, plan) for count in (1, SERVED)]
         await _fill(servers[0], queues)
         plan.say(f"one server and {queues:,} queues")
@@ -101,8 +107,14 @@ async def run(plan: Plan) -> list[Figure]:
     unit = "% of a core"
     return [
         measured("one server without queues", empty, unit),
-        measured(f"one server, {queues:,} idle queues", alone, unit, goal=GOAL),
-        measured(f"{SERVERS} servers, {queues:,} idle queues", together, unit, goal=GOAL),
+        measured(f"{SERVERS} servers without queues", empty_three, unit),
+        measured(f"{queues:,} idle queues, one server", _more(alone, empty), unit, goal=GOAL),
+        measured(
+            f"{queues:,} idle queues, {SERVERS} servers",
+            _more(together, empty_three),
+            unit,
+            goal=GOAL,
+        ),
         compared(
             f"a worker of {SERVED} empty queues",
             many,
@@ -112,6 +124,11 @@ async def run(plan: Plan) -> list[Figure]:
             goal=SAME,
         ),
     ]
+
+
+def _more(taken: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Returns how much more was taken in each window than in that without queues."""
+    return [one - other for one, other in zip(taken, base, strict=True)]
 
 
 async def _served(servers: Sequence[Server], store: Store, queues: int, plan: Plan) -> list[float]:
