@@ -130,7 +130,8 @@ class AdminServiceServicer:
         """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
         a paused queue answers OK.
 
-        NOT_FOUND: no such queue, and `allow_missing` is not set.
+        NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+        (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +200,8 @@ class AdminServiceServicer:
 
         INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
         queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-        current one.
+        current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+        be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

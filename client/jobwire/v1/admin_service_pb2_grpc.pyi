@@ -49,7 +49,8 @@ class AdminServiceStub:
     """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
     a paused queue answers OK.
 
-    NOT_FOUND: no such queue, and `allow_missing` is not set.
+    NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+    (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
     """
     ResumeQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]
     """Starts deliveries again. Resuming a queue that is not paused answers OK.
@@ -90,7 +91,8 @@ class AdminServiceStub:
 
     INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
     queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-    current one.
+    current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+    be.
     """
     DeleteQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteQueueRequest, _admin_service_pb2.DeleteQueueResponse]
     """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
@@ -130,7 +132,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
     a paused queue answers OK.
 
-    NOT_FOUND: no such queue, and `allow_missing` is not set.
+    NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+    (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
     """
     ResumeQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]  # type: ignore[assignment]
     """Starts deliveries again. Resuming a queue that is not paused answers OK.
@@ -171,7 +174,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
     queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-    current one.
+    current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+    be.
     """
     DeleteQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteQueueRequest, _admin_service_pb2.DeleteQueueResponse]  # type: ignore[assignment]
     """Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
@@ -226,7 +230,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
         a paused queue answers OK.
 
-        NOT_FOUND: no such queue, and `allow_missing` is not set.
+        NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+        (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
         """
 
     @_abc_1.abstractmethod
@@ -309,7 +314,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
         queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-        current one.
+        current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+        be.
         """
 
     @_abc_1.abstractmethod

@@ -46,6 +46,7 @@ class JobServiceStub:
     ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
     `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
     RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
+    `TOO_MANY_QUEUES`: it would be the first job of one queue more than there may be.
     Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
     may submit the job twice.
     """
@@ -166,6 +167,7 @@ class JobServiceAsyncStub(JobServiceStub):
     ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
     `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
     RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
+    `TOO_MANY_QUEUES`: it would be the first job of one queue more than there may be.
     Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
     may submit the job twice.
     """
@@ -289,6 +291,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
         `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
         RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
+        `TOO_MANY_QUEUES`: it would be the first job of one queue more than there may be.
         Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
         may submit the job twice.
         """
