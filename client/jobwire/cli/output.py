@@ -91,13 +91,21 @@ def json_text(value: Any, *, compact: bool = False) -> str:
     return in_json(json.dumps(made, allow_nan=False, separators=separators))
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+def print_rows(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    empty: str,
+    spare: Sequence[str] = (),
+) -> None:
     """Print a table on a terminal, and lines of tab-separated fields into a pipe.
 
     Args:
         columns: Their headings.
         rows: A cell is a text, a number, a `JobState` or None.
         empty: What to print on a terminal if there are no rows.
+        spare: Columns that a terminal shows only where they fit and say anything; those that go
+            first come first.
     """
     if not sys.stdout.isatty():
         left = iter(rows)
@@ -107,16 +115,42 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
         for row in chain(first, left):
             put("\t".join("" if cell is None else in_line(str(cell)) for cell in row))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        # The first column is the id, which is there to be copied.
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(cell) for cell in row))
-    if table.row_count:
-        console().print(table)
-    else:
+    screen = console()
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    if not cells:
         put(empty)
+        return
+    left_out = _left_out(columns, cells, spare, screen.width)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    kept = [at for at, column in enumerate(columns) if column not in left_out]
+    for at in kept:
+        # The first column is the id, which is there to be copied.
+        table.add_column(columns[at], no_wrap=at == 0, overflow="fold")
+    for line in cells:
+        table.add_row(*(line[at] for at in kept))
+    screen.print(table)
+
+
+def _left_out(
+    columns: Sequence[str], cells: Sequence[Sequence[Text]], spare: Sequence[str], width: int
+) -> set[str]:
+    """Return the spare columns that are empty, or that a screen has no room for."""
+    widths = {
+        column: max(len(column), *(line[at].cell_len for line in cells))
+        for at, column in enumerate(columns)
+    }
+    empty = {
+        column
+        for at, column in enumerate(columns)
+        if column in spare and not any(line[at].plain for line in cells)
+    }
+    left_out = set(empty)
+    for column in spare:
+        shown = [widths[name] for name in columns if name not in left_out]
+        if sum(shown) + 2 * (len(shown) - 1) <= width:
+            break
+        left_out.add(column)
+    return left_out
 
 
 def _cell(value: Any) -> Text:

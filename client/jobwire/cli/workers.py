@@ -39,6 +39,10 @@ def workers(context: click.Context, queue: str, status: str | None) -> None:
         ],
         [_worker_row(worker) for worker in found],
         empty="no workers",
+        spare=(
+            *("ASSIGNED", "CREDITS", "BUILD", "TELLS", "SUCCEEDED", "FAILED"),
+            *("LAST SEEN", "ATTACHED"),
+        ),
     )
 
 
