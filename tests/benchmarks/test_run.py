@@ -37,10 +37,12 @@ TINY = {
     "output": 100,
     "watch-cost": 300,
     "recovery": 1,
+    "idle": 20,
 }
 
 HURRIED = """
-from benchmarks import __main__, recovery
+from benchmarks import __main__, idle, recovery
+idle.QUIET_S, idle.WINDOW_S = 0.5, 0.5
 recovery.CASES = recovery.CASES[1:3] + recovery.CASES[4:]
 recovery.SPREAD_S = 0.1
 recovery.SETTINGS = (
@@ -49,7 +51,8 @@ recovery.SETTINGS = (
 )
 __main__.main()
 """
-"""Benchmarks, of which recovery has a case of each kind, and settings that notice a kill soon."""
+"""Benchmarks, of which recovery has a case of each kind, and settings that notice a kill soon, and
+idle waits for next to nothing."""
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
         pytest.skip("the peers are not installed: python -m benchmarks.peers.benchmark")
     if name == "overload" and shutil.which("go") is None:
         pytest.skip("no Go on PATH, which its producers are written in")
-    program = ["-c", HURRIED] if name == "recovery" else ["-m", "benchmarks"]
+    program = ["-c", HURRIED] if name in ("recovery", "idle") else ["-m", "benchmarks"]
     rounds = "2" if name == "submit-unary" else "1"  # which are put together alike for all
     done = subprocess.run(
         [sys.executable, *program, name, "--json", "--jobs", str(TINY[name]), "--rounds", rounds],
