@@ -35,12 +35,16 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0
+        """Of the loop without any time passing."""
 
     def select(self, timeout: float | None = None) -> Any:
         found = super().select(0)
         if not found:
             assert timeout is not None, "nothing will ever happen"
             self.now += max(timeout, 0.0)
+            self._turns = 0 if timeout > 0 else self._turns + 1
+            assert self._turns < 100_000, f"busy without end at {self.now}"
         return found
 
 
@@ -216,7 +220,8 @@ def test_streams_that_all_end_in_one_way_are_not_followed_in_a_hurry(
         _check([Way(attached, 0.0, end, broker)])
 
 
-@settings(max_examples=20, deadline=None)
+# The same ones each time: what other lists of ways come to is looked for beside the suite.
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.lists(WAYS, min_size=1, max_size=5))
 @example([Way(True, 0.0, "INTERNAL"), Way(False, 0.0, "UNAVAILABLE")])
 def test_streams_that_end_in_any_ways_are_not_followed_in_a_hurry(ways: list[Way]) -> None:
