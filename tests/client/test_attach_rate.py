@@ -42,7 +42,8 @@ class _Selector(selectors.SelectSelector):
         found = super().select(0)
         if not found:
             assert timeout is not None, "nothing will ever happen"
-            self.now += max(timeout, 0.0)
+            # Less than the clock can tell would be no time at all.
+            self.now += max(timeout, 1e-6) if timeout > 0 else 0.0
             self._turns = 0 if timeout > 0 else self._turns + 1
             assert self._turns < 100_000, f"busy without end at {self.now}"
         return found
