@@ -215,10 +215,10 @@ class Session:
         if self._said_at + self._beat_s <= now:
             self._said_at = now
             outbox.beat()
-        silence = now - self.heard_at
-        if silence >= SILENT_INTERVALS * self._interval_s:
+        # The same sum as the moment of the look: a difference may round to just below the span.
+        if now >= self._silent_at():
             if now - self._look_at <= LATE_S:
-                self._dead = f"nothing was heard for {silence:.1f} s"
+                self._dead = f"nothing was heard for {now - self.heard_at:.1f} s"
                 self._call.cancel()
                 return
             # What came while this loop stood still is read first.
@@ -228,9 +228,11 @@ class Session:
         self._look_later(outbox)
 
     def _look_later(self, outbox: Outbox) -> None:
-        silent_at = self.heard_at + SILENT_INTERVALS * self._interval_s
-        self._look_at = min(self._said_at + self._beat_s, silent_at)
+        self._look_at = min(self._said_at + self._beat_s, self._silent_at())
         self._beats = self._loop.call_at(self._look_at, self._look, outbox)
+
+    def _silent_at(self) -> float:
+        return self.heard_at + SILENT_INTERVALS * self._interval_s
 
 
 async def _first_answer(call: Any, request: WorkRequest) -> WorkResponse:
