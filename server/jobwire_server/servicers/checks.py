@@ -307,8 +307,10 @@ def is_sound(payload: job_pb2.Payload) -> bool:
             check_json(payload.json)
         except ValueError:
             return False
-    # None: empty, or of a kind that is not known.
-    return kind is not None and kind != "struct" and not payload.metadata
+    if kind is None:
+        # Empty, as of most handlers that return nothing; else metadata, or a kind that is not known.
+        return payload.ByteSize() == 0
+    return kind != "struct" and not payload.metadata
 
 
 def _span(ms: int) -> str:
