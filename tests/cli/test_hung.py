@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from jobwire.cli.health import Health, health_of
 
@@ -29,4 +30,18 @@ def test_a_store_that_hangs_is_called_one(own_store: StoreProcess) -> None:
         assert "no: its store does not answer" in jobwire("info", target=server.address).stdout
     finally:
         own_store.resume()
+        server.stop()
+
+
+def test_a_server_that_hangs_is_not_called_one_that_is_not_there(valkey_url: str) -> None:
+    server = ServerProcess("--redis-url", valkey_url)
+    try:
+        server.start()
+        server.signal(signal.SIGSTOP)
+        done = jobwire("list", "--timeout", "3s", target=server.address)
+        assert done.returncode == 4
+        assert "the server hangs" in done.stderr, done.stderr
+        assert "start one" not in done.stderr
+    finally:
+        server.signal(signal.SIGCONT)
         server.stop()

@@ -66,6 +66,9 @@ _SUSPECTS = {
     Health.SILENT: "the server hangs, or something between here and there does",
 }
 
+_NEVER_SPOKE = "before receiving SETTINGS"
+"""What gRPC says of a connection whose other end never began to speak."""
+
 
 def exit_code_of(error: CallError) -> Exit:
     """Return the exit code for a failed call."""
@@ -84,6 +87,10 @@ def show_call_error(error: CallError, address: str, ask: Callable[[], Health]) -
         say(f"error: the request was refused ({error.reason or error.code.name})")
         for violation in error.violations:
             put(f"  {violation.field}: {violation.description}", err=True)
+        return
+    if error.code is grpc.StatusCode.UNAVAILABLE and _NEVER_SPOKE in error.message:
+        # The kernel takes connections for a process that stands still.
+        say(f"error: {address} takes connections and says nothing: {_SUSPECTS[Health.SILENT]}")
         return
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
         # gRPC's own message is about sockets; the remedy is always the same.
