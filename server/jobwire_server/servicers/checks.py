@@ -24,6 +24,7 @@ DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
 TEN_YEARS_MS = 3653 * DAY_MS
 MAX_LABELS = 16
+MAX_LABEL_BYTES = 63
 MAX_STATES = 16
 MAX_VIOLATIONS = 100
 """That are noted of one request; of more only the number is told."""
@@ -40,8 +41,10 @@ MAX_PATH = 300
 """Characters of a path into a payload that is told."""
 _LONGEST_OPERATION = 128
 _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
-LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
+_LABEL_KEY_WORDS = "1 to 63 characters out of letters, digits and . _ / -"
 _HEADER_KEY = re.compile(r"[a-z0-9._-]{1,128}")
+_HEADER_KEY_WORDS = "1 to 128 characters out of lower-case letters, digits and . _ -"
 _FEATURE = re.compile(r"[a-z0-9_]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
@@ -151,35 +154,47 @@ class Checker:
             )
         return worker_id
 
-    def labels(self, field: str, labels: Mapping[str, str], most: int = MAX_LABELS) -> None:
-        """Check a map of labels."""
-        if len(labels) > most:
-            self.add(field, f"may have at most {most} entries, not {len(labels)}")
-            return
-        for key, value in labels.items():
-            if not LABEL_KEY.fullmatch(key):
-                self.add(
-                    f"{field}[{key[:80]!r}]",
-                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
-                )
-            elif len(value.encode()) > 63:
-                self.add(f"{field}[{key!r}]", "must have a value of at most 63 bytes")
+    def labels(
+        self,
+        field: str,
+        labels: Mapping[str, str],
+        most: int = MAX_LABELS,
+        most_bytes: int = MAX_LABEL_BYTES,
+    ) -> None:
+        """Check a map of labels, or of what has their form and values of another length."""
+        for key in self._keys(field, labels, most):
+            if len(labels[key].encode()) > most_bytes:
+                self.add(f"{field}[{key!r}]", f"must have a value of at most {most_bytes} bytes")
 
     def headers(self, field: str, headers: Mapping[str, str]) -> None:
         """Check the headers of a job."""
-        if len(headers) > MAX_HEADERS:
-            self.add(field, f"may have at most {MAX_HEADERS} entries, not {len(headers)}")
-            return
-        for key in headers:
-            if not _HEADER_KEY.fullmatch(key):
-                self.add(
-                    f"{field}[{key[:80]!r}]",
-                    "must have a key of 1 to 128 characters out of lower-case letters, digits and"
-                    " . _ -",
-                )
-        size = sum(len(key.encode()) + len(value.encode()) for key, value in headers.items())
-        if size > MAX_HEADERS_BYTES:
-            self.add(field, f"may have at most {MAX_HEADERS_BYTES} bytes together, not {size}")
+        if self._keys(field, headers, MAX_HEADERS, _HEADER_KEY, _HEADER_KEY_WORDS):
+            size = sum(len(key.encode()) + len(value.encode()) for key, value in headers.items())
+            self._together(field, size, MAX_HEADERS_BYTES)
+
+    def _keys(
+        self,
+        field: str,
+        entries: Mapping[str, object],
+        most: int,
+        form: re.Pattern[str] = _LABEL_KEY,
+        words: str = _LABEL_KEY_WORDS,
+    ) -> list[str]:
+        """Check the keys of a map; return those that are right, none of a map that is too long."""
+        if len(entries) > most:
+            self.add(field, f"may have at most {most} entries, not {len(entries)}")
+            return []
+        right = []
+        for key in entries:
+            if form.fullmatch(key):
+                right.append(key)
+            else:
+                self.add(f"{field}[{key[:80]!r}]", f"must have a key of {words}")
+        return right
+
+    def _together(self, field: str, size: int, most: int) -> None:
+        if size > most:
+            self.add(field, f"may have at most {most} bytes together, not {size}")
 
     def features(self, field: str, names: Sequence[str]) -> None:
         """Check the features that a request requires; note one that this server lacks."""
@@ -272,18 +287,9 @@ class Checker:
             )
 
     def _metadata(self, field: str, entries: Mapping[str, bytes]) -> None:
-        if len(entries) > MAX_LABELS:
-            self.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
-            return
-        for key in entries:
-            if not LABEL_KEY.fullmatch(key):
-                self.add(
-                    f"{field}[{key[:80]!r}]",
-                    "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
-                )
-        size = sum(len(key.encode()) + len(value) for key, value in entries.items())
-        if size > MAX_METADATA_BYTES:
-            self.add(field, f"may have at most {MAX_METADATA_BYTES} bytes together, not {size}")
+        if self._keys(field, entries, MAX_LABELS):
+            size = sum(len(key.encode()) + len(value) for key, value in entries.items())
+            self._together(field, size, MAX_METADATA_BYTES)
 
 
 def is_operation(name: str) -> bool:
@@ -308,7 +314,7 @@ def is_sound(payload: job_pb2.Payload) -> bool:
         except ValueError:
             return False
     if kind is None:
-        # Empty, as of most handlers that return nothing; else metadata, or a kind that is not known.
+        # Empty, as a handler returns nothing; else metadata, or a kind that is not known.
         return payload.ByteSize() == 0
     return kind != "struct" and not payload.metadata
 

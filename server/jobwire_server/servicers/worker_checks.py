@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.model import WorkerSpec, WorkerStatus
-from jobwire_server.servicers.checks import DEFAULT_QUEUE, LABEL_KEY, MAX_LABELS, Checker
+from jobwire_server.servicers.checks import DEFAULT_QUEUE, Checker
 
 MAX_WORKER_LABELS = 64
 MAX_OPERATIONS = 512
@@ -34,21 +34,8 @@ def worker_status(checker: Checker, field: str, status: int) -> WorkerStatus | N
 
 
 def status_metadata(checker: Checker, field: str, entries: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what a worker tells of itchecker."""
-    if len(entries) > MAX_LABELS:
-        checker.add(field, f"may have at most {MAX_LABELS} entries, not {len(entries)}")
-        return {}
-    for key, value in entries.items():
-        if not LABEL_KEY.fullmatch(key):
-            checker.add(
-                f"{field}[{key[:80]!r}]",
-                "must have a key of 1 to 63 characters out of letters, digits and . _ / -",
-            )
-        elif len(value.encode()) > MAX_STATUS_VALUE_BYTES:
-            checker.add(
-                f"{field}[{key!r}]",
-                f"must have a value of at most {MAX_STATUS_VALUE_BYTES} bytes",
-            )
+    """Return what a worker tells of itself."""
+    checker.labels(field, entries, most_bytes=MAX_STATUS_VALUE_BYTES)
     return dict(entries)
 
 
