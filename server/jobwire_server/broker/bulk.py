@@ -18,7 +18,7 @@ from jobwire_server.domain.decisions.filters import JobFilter, Pace
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
 from jobwire_server.domain.errors import JobNotFound, JobwireError, QueueNotFound, ServerDraining
-from jobwire_server.domain.ids import ULID, job_id_of
+from jobwire_server.domain.ids import DEFAULT_QUEUE, ULID, job_id_of
 from jobwire_server.domain.model import BulkProgress, Job, JobState, RecordFacts
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -28,7 +28,6 @@ from jobwire_server.store.queues import QueueStore
 from jobwire_server.store.reads import PageToken
 from jobwire_server.store.settings_cache import QueueSettingsCache
 
-DEFAULT_QUEUE = "default"
 FIRST_PAGE = 50
 LONGEST_PAGE = 500
 """Jobs of one page, and so of one call to the store."""

@@ -29,6 +29,8 @@ ULID_LENGTH = 26
 _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 _RANDOM_LIMIT = 1 << 80
 
+DEFAULT_QUEUE = "default"
+"""What an unset queue means."""
 QUEUE_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
 _LONGEST_QUEUE = 63
 _QUEUE = re.compile(QUEUE_PATTERN)

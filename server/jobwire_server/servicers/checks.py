@@ -13,14 +13,13 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from jobwire.v1 import job_pb2
 from jobwire_server.domain.errors import InvalidRequest, TooLarge, Unsupported, Violation
 from jobwire_server.domain.features import FEATURES
-from jobwire_server.domain.ids import is_queue, split_job_id
+from jobwire_server.domain.ids import DEFAULT_QUEUE, is_queue, split_job_id
 from jobwire_server.domain.model import (
     RetryPolicy,
 )
 from jobwire_server.servicers.json_text import check_json
 from jobwire_server.servicers.struct_text import StructError, struct_text
 
-DEFAULT_QUEUE = "default"
 DAY_MS = 86_400_000
 TEN_YEARS_MS = 3653 * DAY_MS
 MAX_LABELS = 16

@@ -12,7 +12,7 @@ from jobwire.v1 import job_pb2, job_service_pb2
 from jobwire_server.broker.new_jobs import NewJobs
 from jobwire_server.broker.submissions import Submission
 from jobwire_server.domain.decisions.routing import route_of
-from jobwire_server.domain.ids import JobId, is_job_id_of, is_queue, split_job_id
+from jobwire_server.domain.ids import DEFAULT_QUEUE, JobId, is_job_id_of, is_queue, split_job_id
 from jobwire_server.domain.model import (
     NewJob,
     NotNow,
@@ -25,7 +25,6 @@ from jobwire_server.domain.model import (
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers.checks import (
     DAY_MS,
-    DEFAULT_QUEUE,
     TEN_YEARS_MS,
     TURN_S,
     Checker,

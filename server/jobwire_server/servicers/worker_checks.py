@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.domain.features import FEATURES
+from jobwire_server.domain.ids import DEFAULT_QUEUE
 from jobwire_server.domain.model import WorkerSpec, WorkerStatus
-from jobwire_server.servicers.checks import DEFAULT_QUEUE, Checker
+from jobwire_server.servicers.checks import Checker
 
 MAX_WORKER_LABELS = 64
 MAX_OPERATIONS = 512
