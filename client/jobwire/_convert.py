@@ -33,6 +33,10 @@ class OpenEnum(StrEnum):
         # The same object for the same number, as for members.
         return _UNNAMED.setdefault((cls, value), made)
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[OpenEnum], tuple[str]]:
+        # By its value: until Python 3.11.4 an enum is pickled by its name, which not all here have.
+        return type(self), (self._value_,)
+
     @property
     def is_named(self) -> bool:
         """False for what only a later release has a name for."""
