@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,12 +57,15 @@ def find_files(directory: Path) -> list[Path]:
     return found
 
 
-def follow(client: Client, ids: set[str], before: int, older: int, bars: Progress) -> list[Job]:
+def follow(
+    client: Client, ids: set[str], before: int, older: int, bars: Progress, signals: Signals
+) -> list[Job]:
     """Show the jobs run until all have ended, and return them.
 
     Args:
         before: How many jobs of the queue had ended before these were submitted.
         older: How many jobs of the queue go first.
+        signals: Those that end it.
     """
     total = bars.add_task("[bold]all files", total=len(ids) + older)
     rows: dict[str, TaskID] = {}
@@ -78,7 +80,7 @@ def follow(client: Client, ids: set[str], before: int, older: int, bars: Progres
                 return finished
         now = client.list_jobs(QUEUE, states=[JobState.RUNNING], page_size=50)
         show_running(bars, rows, {job.id: job for job in now})
-        time.sleep(0.05)
+        signals.pause(0.05)
 
 
 def show_running(bars: Progress, rows: dict[str, TaskID], now: dict[str, Job]) -> None:
@@ -202,7 +204,7 @@ def demo(directory: Path, signals: Signals) -> None:
                 f" ({info.store_durability})"
             )
             tick(f"worker attached, {worker.credits or worker.concurrency} jobs at once")
-            finished = measure(client, files, directory)
+            finished = measure(client, files, directory, signals)
             summarize(finished)
             if os.environ.get("JOBWIRE_DEMO_EXIT") == "1" or not sys.stdin.isatty():
                 return
@@ -210,14 +212,14 @@ def demo(directory: Path, signals: Signals) -> None:
             try:
                 console.print("\nCtrl-C ends it.")
                 while True:  # a signal right before a longer sleep would not end it
-                    time.sleep(0.5)
+                    signals.pause(0.5)
             except Stopped as stopped:
                 if stopped.number != signal.SIGINT:
                     raise
                 console.print("\nending worker and broker")
 
 
-def measure(client: Client, files: Sequence[Path], directory: Path) -> list[Job]:
+def measure(client: Client, files: Sequence[Path], directory: Path, signals: Signals) -> list[Job]:
     """Have every file measured, and return the jobs as they ended."""
     older, before = left_over(client), ended(client)
     if older:
@@ -241,7 +243,7 @@ def measure(client: Client, files: Sequence[Path], directory: Path) -> list[Job]
         console=console,
     )
     with Live(bars, console=console, refresh_per_second=15):
-        return follow(client, ids, before, older, bars)
+        return follow(client, ids, before, older, bars, signals)
 
 
 def say(status: Status, text: str) -> None:

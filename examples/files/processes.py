@@ -82,6 +82,16 @@ class Signals:
         if self._came is not None and before is None:
             raise Stopped(self._came)
 
+    def pause(self, seconds: float) -> None:
+        """Sleep, and raise `Stopped` if a signal has come.
+
+        What a signal's handler raises is lost where that interrupts a destructor or a callback
+        of gRPC: whoever waits in a loop looks again.
+        """
+        time.sleep(seconds)
+        if self._came is not None:
+            raise Stopped(self._came)
+
     def ending(self) -> None:
         """Ignore signals from now on: everything is being stopped."""
         self._held = True
@@ -178,7 +188,7 @@ def running(
             worker = launch("worker", work, HERE)
             with Client(address, timeout_s=2) as client:
                 try:
-                    info = wait_for(client.server_info, broker)
+                    info = wait_for(partial(info_of, client, broker), signals, broker)
                 except DemoError:
                     if broker.popen.poll() != ADDRESS_IN_USE or attempt == 2:
                         raise
@@ -186,7 +196,7 @@ def running(
                     worker.stop()
                     continue
                 tell("waiting for the worker")
-                first = wait_for(partial(client.worker, name), broker, worker)
+                first = wait_for(partial(client.worker, name), signals, broker, worker)
             break
         yield address, info, first
     finally:
@@ -197,7 +207,19 @@ def running(
         note.unlink(missing_ok=True)
 
 
-def wait_for(look: Callable[[], T], *processes: Process) -> T:
+def info_of(client: Client, broker: Process) -> ServerInfo:
+    """Return what a broker says of itself.
+
+    Raises:
+        CallError: It does not answer, or another one does, which was faster to take the port.
+    """
+    info = client.server_info()
+    if info.server_id not in broker.log.read_text(errors="replace"):
+        raise CallError(f"another broker, {info.server_id}, answers at its address")
+    return info
+
+
+def wait_for(look: Callable[[], T], signals: Signals, *processes: Process) -> T:
     """Ask until there is an answer, as long as the processes live."""
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
@@ -208,7 +230,7 @@ def wait_for(look: Callable[[], T], *processes: Process) -> T:
         except CallError as error:
             if time.monotonic() > deadline:
                 raise DemoError(f"the {processes[-1].name} does not answer: {error}") from error
-        time.sleep(0.05)
+        signals.pause(0.05)
 
 
 def end_former(note: Path, tell: Callable[[str], None]) -> None:

@@ -33,6 +33,33 @@ def inputs(tmp_path: Path) -> Path:
     return folder
 
 
+LOST = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from processes import Signals, Stopped
+signals = Signals()
+signals.listen()
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        print("in a destructor")
+Dying()
+try:
+    signals.pause(0)
+except Stopped as stopped:
+    print("stopped by", stopped.number)
+"""
+
+
+def test_a_signal_whose_exception_is_lost_ends_the_demo_all_the_same() -> None:
+    folder = str(ROOT / "examples" / "files")
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, folder], capture_output=True, text=True, timeout=60
+    )
+    assert "Exception ignored in" in done.stderr
+    assert done.stdout == f"stopped by {signal.SIGTERM:d}\n"
+
+
 def test_the_demo_ends_by_itself_without_a_terminal(tmp_path: Path, inputs: Path) -> None:
     done = subprocess.run(
         [*DEMO, str(inputs)],
