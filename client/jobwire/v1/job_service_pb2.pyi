@@ -23,6 +23,33 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _FollowContent:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FollowContentEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_FollowContent.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    FOLLOW_CONTENT_UNSPECIFIED: _FollowContent.ValueType  # 0
+    """END."""
+    FOLLOW_CONTENT_END: _FollowContent.ValueType  # 1
+    """Its end, as a `JobEnd`."""
+    FOLLOW_CONTENT_CHANGES: _FollowContent.ValueType  # 2
+    """The job as it stands, and then every change until its end, as a `Job`. A producer slower
+    than the changes hears of the newest state, not of each one in between.
+    """
+
+class FollowContent(_FollowContent, metaclass=_FollowContentEnumTypeWrapper):
+    """What of a followed job a producer wants to hear."""
+
+FOLLOW_CONTENT_UNSPECIFIED: FollowContent.ValueType  # 0
+"""END."""
+FOLLOW_CONTENT_END: FollowContent.ValueType  # 1
+"""Its end, as a `JobEnd`."""
+FOLLOW_CONTENT_CHANGES: FollowContent.ValueType  # 2
+"""The job as it stands, and then every change until its end, as a `Job`. A producer slower
+than the changes hears of the newest state, not of each one in between.
+"""
+
 class _JobOrder:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -239,6 +266,393 @@ class SubmitResult(message.Message):
     _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["accepted", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+@typing.final
+class ProduceRequest(message.Message):
+    """A frame from the producer. Fields may be combined; lists are batches. A frame without any field
+    is a sign of life, and so is one in which the server knows none.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SUBMISSIONS_FIELD_NUMBER: builtins.int
+    FOLLOWS_FIELD_NUMBER: builtins.int
+    UNFOLLOWS_FIELD_NUMBER: builtins.int
+    CANCELS_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """The number of this frame, which its answer names: above 0 and, within a stream, different
+    from that of every unanswered frame. A new stream may go on counting or start over. Required
+    if `submissions` or `cancels` are not empty.
+    """
+    @builtins.property
+    def open(self) -> ProducerOpening:
+        """Who the producer is; in the first frame and in no other."""
+
+    @builtins.property
+    def submissions(self) -> containers.RepeatedCompositeFieldContainer[Submission]:
+        """Jobs to accept. At most 1000 (the server's `max_batch_jobs`)."""
+
+    @builtins.property
+    def follows(self) -> containers.RepeatedCompositeFieldContainer[Follow]:
+        """Jobs to hear of. At most 1000."""
+
+    @builtins.property
+    def unfollows(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of jobs to hear no more of; unknown ones are fine. At most 1000."""
+
+    @builtins.property
+    def cancels(self) -> containers.RepeatedCompositeFieldContainer[CancelJobRequest]:
+        """Jobs to cancel, as CancelJob does. At most 1000."""
+
+    def __init__(
+        self,
+        *,
+        open: ProducerOpening | None = ...,
+        sequence: builtins.int = ...,
+        submissions: abc.Iterable[Submission] | None = ...,
+        follows: abc.Iterable[Follow] | None = ...,
+        unfollows: abc.Iterable[builtins.str] | None = ...,
+        cancels: abc.Iterable[CancelJobRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["open", b"open"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cancels", b"cancels", "follows", b"follows", "open", b"open", "sequence", b"sequence", "submissions", b"submissions", "unfollows", b"unfollows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ProducerOpening(message.Message):
+    """Who opens a producer's stream."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    client: builtins.str
+    """For people: the SDK and its version, for example `jobwire-python/0.1.0`. At most 128 bytes."""
+    @builtins.property
+    def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the producer supports beyond the first version of this contract, by the names in
+        `ProducerOpened.features`. At most 64, of at most 64 bytes each. A server ignores names that it
+        does not know.
+        """
+
+    def __init__(
+        self,
+        *,
+        client: builtins.str = ...,
+        features: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["client", b"client", "features", b"features"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Submission(message.Message):
+    """A job to accept, and whether to follow it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def request(self) -> SubmitJobRequest:
+        """The job."""
+
+    @builtins.property
+    def follow(self) -> Follow:
+        """Set: follow the job that this submission became or stands for. Its `job_id` stays unset."""
+
+    def __init__(
+        self,
+        *,
+        request: SubmitJobRequest | None = ...,
+        follow: Follow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["follow", b"follow", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["follow", b"follow", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Follow(message.Message):
+    """A job to hear of. A job that is followed already is from now on followed as this says."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """The job."""
+    content: FollowContent.ValueType
+    """Unset: END."""
+    view: job_pb2.JobView.ValueType
+    """For CHANGES. Unset: BASIC."""
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        content: FollowContent.ValueType = ...,
+        view: job_pb2.JobView.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "job_id", b"job_id", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ProduceResponse(message.Message):
+    """A frame from the server. Fields may be combined; lists are batches. A frame without any field is
+    a sign of life.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
+    ENDS_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    LOST_FOLLOWS_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def opened(self) -> ProducerOpened:
+        """The answer to `open`; in the first frame and in no other."""
+
+    @builtins.property
+    def answers(self) -> containers.RepeatedCompositeFieldContainer[ProduceAnswer]:
+        """Answers to the frames that carried a `sequence`; not always in their order."""
+
+    @builtins.property
+    def ends(self) -> containers.RepeatedCompositeFieldContainer[JobEnd]:
+        """Ends of followed jobs. The answer to a submission comes before its job's end."""
+
+    @builtins.property
+    def jobs(self) -> containers.RepeatedCompositeFieldContainer[job_pb2.Job]:
+        """Followed jobs as they stand now."""
+
+    @builtins.property
+    def lost_follows(self) -> containers.RepeatedCompositeFieldContainer[FollowEnd]:
+        """Follows that are over although their jobs have not ended."""
+
+    @builtins.property
+    def drain(self) -> ProducerDrain:
+        """Open another stream, and leave this one."""
+
+    def __init__(
+        self,
+        *,
+        opened: ProducerOpened | None = ...,
+        answers: abc.Iterable[ProduceAnswer] | None = ...,
+        ends: abc.Iterable[JobEnd] | None = ...,
+        jobs: abc.Iterable[job_pb2.Job] | None = ...,
+        lost_follows: abc.Iterable[FollowEnd] | None = ...,
+        drain: ProducerDrain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["drain", b"drain", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["answers", b"answers", "drain", b"drain", "ends", b"ends", "jobs", b"jobs", "lost_follows", b"lost_follows", "opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ProducerOpened(message.Message):
+    """How the stream is to be used."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    MAX_UNANSWERED_FIELD_NUMBER: builtins.int
+    MAX_FOLLOWS_FIELD_NUMBER: builtins.int
+    server_id: builtins.str
+    """The server, for logs."""
+    max_unanswered: builtins.int
+    """The most submissions that may be unanswered."""
+    max_follows: builtins.int
+    """The most jobs that may be followed."""
+    @builtins.property
+    def heartbeat_interval(self) -> duration_pb2.Duration:
+        """Each side sends something at least this often."""
+
+    @builtins.property
+    def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What this server supports beyond the first version of this contract, as `GetServerInfo` lists
+        it. Ignore values that you do not know.
+        """
+
+    def __init__(
+        self,
+        *,
+        server_id: builtins.str = ...,
+        heartbeat_interval: duration_pb2.Duration | None = ...,
+        features: abc.Iterable[builtins.str] | None = ...,
+        max_unanswered: builtins.int = ...,
+        max_follows: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["features", b"features", "heartbeat_interval", b"heartbeat_interval", "max_follows", b"max_follows", "max_unanswered", b"max_unanswered", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ProduceAnswer(message.Message):
+    """What became of one frame of submissions and cancellations."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
+    CANCELS_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """That of the frame."""
+    @builtins.property
+    def results(self) -> containers.RepeatedCompositeFieldContainer[SubmitResult]:
+        """One for each of its submissions, in their order."""
+
+    @builtins.property
+    def cancels(self) -> containers.RepeatedCompositeFieldContainer[CancelResult]:
+        """One for each of its cancellations, in their order."""
+
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        results: abc.Iterable[SubmitResult] | None = ...,
+        cancels: abc.Iterable[CancelResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cancels", b"cancels", "results", b"results", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CancelResult(message.Message):
+    """What became of one cancellation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    state: job_pb2.JobState.ValueType
+    """The job is in this state: CANCELLED, or CANCELLING if a worker is running it."""
+    @builtins.property
+    def error(self) -> errors_pb2.ItemError:
+        """It could not be cancelled, for the reason that CancelJob would have failed with."""
+
+    def __init__(
+        self,
+        *,
+        state: job_pb2.JobState.ValueType = ...,
+        error: errors_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["error", b"error", "outcome", b"outcome", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["error", b"error", "outcome", b"outcome", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["state", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+@typing.final
+class JobEnd(message.Message):
+    """The end of a followed job: what whoever waits for it needs to know. GetJob has the rest."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """The job."""
+    state: job_pb2.JobState.ValueType
+    """SUCCEEDED, FAILED, CANCELLED or EXPIRED."""
+    @builtins.property
+    def result(self) -> job_pb2.Payload:
+        """For SUCCEEDED: what the handler returned."""
+
+    @builtins.property
+    def failure(self) -> job_pb2.Failure:
+        """For FAILED: the reason."""
+
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        state: job_pb2.JobState.ValueType = ...,
+        result: job_pb2.Payload | None = ...,
+        failure: job_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failure", b"failure", "job_id", b"job_id", "result", b"result", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class FollowEnd(message.Message):
+    """The end of a follow before its job's."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """The job."""
+    @builtins.property
+    def error(self) -> errors_pb2.ItemError:
+        """Why: NOT_FOUND (5), there is no such job, or it is forgotten; INVALID_ARGUMENT (3);
+        RESOURCE_EXHAUSTED (8), the stream follows as many jobs as it may; UNAVAILABLE (14), the store
+        could not be asked: follow the job again.
+        """
+
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        error: errors_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["error", b"error", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ProducerDrain(message.Message):
+    """The producer is to leave this stream."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    DEADLINE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """For people, for example `the stream has reached its age`."""
+    @builtins.property
+    def deadline(self) -> timestamp_pb2.Timestamp:
+        """The latest moment at which the server ends the stream."""
+
+    def __init__(
+        self,
+        *,
+        deadline: timestamp_pb2.Timestamp | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["deadline", b"deadline", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class GetJobRequest(message.Message):

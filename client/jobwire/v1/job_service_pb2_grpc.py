@@ -49,6 +49,11 @@ class JobServiceStub:
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.SubmitJobsRequest.SerializeToString,
                 response_deserializer=jobwire_dot_v1_dot_job__service__pb2.SubmitJobsResponse.FromString,
                 _registered_method=True)
+        self.Produce = channel.stream_stream(
+                '/jobwire.v1.JobService/Produce',
+                request_serializer=jobwire_dot_v1_dot_job__service__pb2.ProduceRequest.SerializeToString,
+                response_deserializer=jobwire_dot_v1_dot_job__service__pb2.ProduceResponse.FromString,
+                _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/jobwire.v1.JobService/GetJob',
                 request_serializer=jobwire_dot_v1_dot_job__service__pb2.GetJobRequest.SerializeToString,
@@ -134,6 +139,60 @@ class JobServiceServicer:
         of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
         repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
         `request_id`, or if every item has a `request_id` or a `job_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Produce(self, request_iterator, context):
+        """One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+        it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+        than a call each.
+
+        Order. The first request, and only the first, carries `open`; the server answers `opened`
+        before anything else. A producer may send more frames without waiting for that. After that both
+        sides send frames whenever they have something to send. A frame may fill several of its
+        fields, and its lists are batches.
+
+        Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+        one answer with that number, once all of it is decided: what was accepted is in the store as
+        durably as the server is configured. One refused item does not stop the others. Answers may
+        come in another order than their frames. Jobs of one queue are accepted in the order in which
+        they were sent, unless their answers say that they have to be sent again.
+
+        Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+        this stream, and has no limit but `opened.max_follows`. A job that has ended already is told at
+        once. A follow is over with the end of its job, with `unfollows`, or with the stream. Output is
+        for WatchJob.
+
+        Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+        reads on only when it is below that. Nor does it read on from a producer that does not read its
+        answers. Both show as flow control of HTTP/2, and as nothing else.
+
+        Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+        field if there is nothing else. The server ends a stream on which it hears nothing for three of
+        them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+        that waits for an answer and has heard nothing for a second or so asks this way whether the
+        server hangs, and if it hears nothing for as long again it opens another stream on a new
+        connection, at another address first if it knows several. The producer should ping at the
+        HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+        what it was sent and ends with OK.
+
+        Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+        not answered, and names the jobs that it still follows: those that ended meanwhile are told
+        at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+        should have one.
+
+        Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+        has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+        the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+        it.
+
+        The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+        `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+        which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+        another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+        SubmitJob and WatchJob instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,6 +339,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=jobwire_dot_v1_dot_job__service__pb2.SubmitJobsRequest.FromString,
                     response_serializer=jobwire_dot_v1_dot_job__service__pb2.SubmitJobsResponse.SerializeToString,
             ),
+            'Produce': grpc.stream_stream_rpc_method_handler(
+                    servicer.Produce,
+                    request_deserializer=jobwire_dot_v1_dot_job__service__pb2.ProduceRequest.FromString,
+                    response_serializer=jobwire_dot_v1_dot_job__service__pb2.ProduceResponse.SerializeToString,
+            ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
                     request_deserializer=jobwire_dot_v1_dot_job__service__pb2.GetJobRequest.FromString,
@@ -390,6 +454,33 @@ class JobService:
             '/jobwire.v1.JobService/SubmitJobs',
             jobwire_dot_v1_dot_job__service__pb2.SubmitJobsRequest.SerializeToString,
             jobwire_dot_v1_dot_job__service__pb2.SubmitJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Produce(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/jobwire.v1.JobService/Produce',
+            jobwire_dot_v1_dot_job__service__pb2.ProduceRequest.SerializeToString,
+            jobwire_dot_v1_dot_job__service__pb2.ProduceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,56 @@ class JobServiceStub:
     repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
     `request_id`, or if every item has a `request_id` or a `job_id`.
     """
+    Produce: _grpc.StreamStreamMultiCallable[_job_service_pb2.ProduceRequest, _job_service_pb2.ProduceResponse]
+    """One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+    it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+    than a call each.
+
+    Order. The first request, and only the first, carries `open`; the server answers `opened`
+    before anything else. A producer may send more frames without waiting for that. After that both
+    sides send frames whenever they have something to send. A frame may fill several of its
+    fields, and its lists are batches.
+
+    Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+    one answer with that number, once all of it is decided: what was accepted is in the store as
+    durably as the server is configured. One refused item does not stop the others. Answers may
+    come in another order than their frames. Jobs of one queue are accepted in the order in which
+    they were sent, unless their answers say that they have to be sent again.
+
+    Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+    this stream, and has no limit but `opened.max_follows`. A job that has ended already is told at
+    once. A follow is over with the end of its job, with `unfollows`, or with the stream. Output is
+    for WatchJob.
+
+    Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+    reads on only when it is below that. Nor does it read on from a producer that does not read its
+    answers. Both show as flow control of HTTP/2, and as nothing else.
+
+    Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+    field if there is nothing else. The server ends a stream on which it hears nothing for three of
+    them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+    that waits for an answer and has heard nothing for a second or so asks this way whether the
+    server hangs, and if it hears nothing for as long again it opens another stream on a new
+    connection, at another address first if it knows several. The producer should ping at the
+    HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+    what it was sent and ends with OK.
+
+    Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+    not answered, and names the jobs that it still follows: those that ended meanwhile are told
+    at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+    should have one.
+
+    Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+    has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+    the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+    it.
+
+    The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+    `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+    which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+    another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+    SubmitJob and WatchJob instead.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
 
@@ -180,6 +230,56 @@ class JobServiceAsyncStub(JobServiceStub):
     of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
     repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
     `request_id`, or if every item has a `request_id` or a `job_id`.
+    """
+    Produce: _aio.StreamStreamMultiCallable[_job_service_pb2.ProduceRequest, _job_service_pb2.ProduceResponse]  # type: ignore[assignment]
+    """One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+    it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+    than a call each.
+
+    Order. The first request, and only the first, carries `open`; the server answers `opened`
+    before anything else. A producer may send more frames without waiting for that. After that both
+    sides send frames whenever they have something to send. A frame may fill several of its
+    fields, and its lists are batches.
+
+    Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+    one answer with that number, once all of it is decided: what was accepted is in the store as
+    durably as the server is configured. One refused item does not stop the others. Answers may
+    come in another order than their frames. Jobs of one queue are accepted in the order in which
+    they were sent, unless their answers say that they have to be sent again.
+
+    Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+    this stream, and has no limit but `opened.max_follows`. A job that has ended already is told at
+    once. A follow is over with the end of its job, with `unfollows`, or with the stream. Output is
+    for WatchJob.
+
+    Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+    reads on only when it is below that. Nor does it read on from a producer that does not read its
+    answers. Both show as flow control of HTTP/2, and as nothing else.
+
+    Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+    field if there is nothing else. The server ends a stream on which it hears nothing for three of
+    them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+    that waits for an answer and has heard nothing for a second or so asks this way whether the
+    server hangs, and if it hears nothing for as long again it opens another stream on a new
+    connection, at another address first if it knows several. The producer should ping at the
+    HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+    what it was sent and ends with OK.
+
+    Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+    not answered, and names the jobs that it still follows: those that ended meanwhile are told
+    at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+    should have one.
+
+    Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+    has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+    the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+    it.
+
+    The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+    `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+    which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+    another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+    SubmitJob and WatchJob instead.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns one job as it stands, in the FULL view unless asked otherwise.
@@ -310,6 +410,62 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         of the call itself: it accepted no job. Any other UNAVAILABLE: it may have accepted some;
         repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
         `request_id`, or if every item has a `request_id` or a `job_id`.
+        """
+
+    @_abc_1.abstractmethod
+    def Produce(
+        self,
+        request_iterator: _MaybeAsyncIterator[_job_service_pb2.ProduceRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.ProduceResponse], _abc.AsyncIterator[_job_service_pb2.ProduceResponse]]:
+        """One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+        it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+        than a call each.
+
+        Order. The first request, and only the first, carries `open`; the server answers `opened`
+        before anything else. A producer may send more frames without waiting for that. After that both
+        sides send frames whenever they have something to send. A frame may fill several of its
+        fields, and its lists are batches.
+
+        Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+        one answer with that number, once all of it is decided: what was accepted is in the store as
+        durably as the server is configured. One refused item does not stop the others. Answers may
+        come in another order than their frames. Jobs of one queue are accepted in the order in which
+        they were sent, unless their answers say that they have to be sent again.
+
+        Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+        this stream, and has no limit but `opened.max_follows`. A job that has ended already is told at
+        once. A follow is over with the end of its job, with `unfollows`, or with the stream. Output is
+        for WatchJob.
+
+        Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+        reads on only when it is below that. Nor does it read on from a producer that does not read its
+        answers. Both show as flow control of HTTP/2, and as nothing else.
+
+        Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+        field if there is nothing else. The server ends a stream on which it hears nothing for three of
+        them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+        that waits for an answer and has heard nothing for a second or so asks this way whether the
+        server hangs, and if it hears nothing for as long again it opens another stream on a new
+        connection, at another address first if it knows several. The producer should ping at the
+        HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+        what it was sent and ends with OK.
+
+        Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+        not answered, and names the jobs that it still follows: those that ended meanwhile are told
+        at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+        should have one.
+
+        Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+        has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+        the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+        it.
+
+        The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+        `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+        which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+        another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+        SubmitJob and WatchJob instead.
         """
 
     @_abc_1.abstractmethod
