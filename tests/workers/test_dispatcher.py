@@ -75,7 +75,9 @@ async def test_a_job_goes_to_the_next_when_the_one_who_was_woken_for_it_does_not
     dispatcher.offer(first)
     dispatcher.offer(second)
     await eventually(
-        lambda: [*dispatcher._idle] == [first, second] and not dispatcher._wake.is_set(),
+        lambda: (
+            [*dispatcher.demands.idle] == [first, second] and not dispatcher.demands.wake.is_set()
+        ),
         "both wait for jobs",
     )
     first.blocked = True

@@ -25,7 +25,7 @@ async def test_workers_of_the_server_that_submits_need_no_notice(
         async with asyncio.timeout(20):
             waiting = asyncio.create_task(broker.claim(wait_ms=20_000))
             found = broker.parts.dispatchers.of("default")
-            await eventually(lambda: bool(found._idle), "the claim waits")
+            await eventually(lambda: bool(found.demands.idle), "the claim waits")
             (ulid,) = await broker.submit()
             (assignment,) = await waiting
         assert assignment.job_id.endswith(ulid)

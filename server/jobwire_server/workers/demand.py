@@ -75,7 +75,7 @@ class Demand:
         """
 
     def _tell_skipped(self) -> None:
-        if self.open and self.skipped:
+        if self.skipped and self.open:
             skipped, self.skipped = self.skipped, {}
             for look_again in skipped:
                 look_again(self)

@@ -1,0 +1,103 @@
+"""The demands that are offered to one queue, sorted by what is to be done for them next."""
+
+from __future__ import annotations
+
+import asyncio
+
+from jobwire_server.workers.demand import Demand
+from jobwire_server.workers.queue_routes import QueueRoutes
+
+
+class QueueDemands:
+    """Knows whom to claim for, and whom a job that became ready concerns.
+
+    A demand is hot while it is to be claimed for, idle once a claim found nothing for it, and full
+    while it can take nothing.
+
+    Args:
+        routes: Of the queue.
+    """
+
+    def __init__(self, routes: QueueRoutes) -> None:
+        self._routes = routes
+        self.hot: dict[Demand, None] = {}
+        """To be claimed for."""
+        self.idle: dict[Demand, None] = {}
+        """Can take jobs, and there were none at the last look."""
+        self.full: dict[Demand, None] = {}
+        """Can take none; looked for again as soon as they can."""
+        self.woken: set[Demand] = set()
+        """Chosen for jobs that were announced, and not claimed for yet."""
+        self.wake = asyncio.Event()
+        """Set when a demand becomes hot."""
+
+    def add(self, demand: Demand) -> None:
+        """Take a demand in, as hot."""
+        self.idle.pop(demand, None)
+        self.full.pop(demand, None)
+        self.hot[demand] = None
+        self.wake.set()
+
+    def remove(self, demand: Demand) -> None:
+        """Forget a demand; harmless if it is not known."""
+        self.idle.pop(demand, None)
+        self.full.pop(demand, None)
+        self.hot.pop(demand, None)
+        demand.skipped.pop(self._heat, None)
+        self._routes.forget(demand.spec)
+        if demand in self.woken:
+            self._pass_on(demand)
+
+    def heat_all(self) -> None:
+        """Claim for every demand that can take jobs."""
+        self.hot.update(self.idle)
+        self.idle.clear()
+        self.wake.set()
+
+    def heat_for(self, route_id: str, count: int) -> None:
+        """Claim for as many demands as it takes for so many jobs on a route."""
+        chosen, full = [], []
+        for demand in self.idle:
+            if count <= 0:
+                break
+            if not demand.open:
+                full.append(demand)
+            elif route_id in self._routes.served_by(demand.spec):
+                chosen.append(demand)
+                count -= demand.free
+        for demand in full:
+            self.wait_until_free(demand)
+        for demand in chosen:
+            self.woken.add(demand)
+            self._heat(demand)
+
+    def cool(self, demand: Demand) -> None:
+        """There are no jobs for a hot demand: wait until some become ready."""
+        if demand in self.hot:
+            del self.hot[demand]
+            self.idle[demand] = None
+
+    def wait_until_free(self, demand: Demand) -> None:
+        """A demand can take nothing now: claim for it as soon as it can."""
+        self.idle.pop(demand, None)
+        self.hot.pop(demand, None)
+        self.full[demand] = None
+        demand.skipped[self._heat] = None
+
+    def skip(self, demand: Demand) -> None:
+        """As `wait_until_free`, for one that a claim was to be made for."""
+        self.wait_until_free(demand)
+        if demand in self.woken:
+            self._pass_on(demand)
+
+    def _heat(self, demand: Demand) -> None:
+        for demands in (self.idle, self.full):
+            if demand in demands:
+                del demands[demand]
+                self.hot[demand] = None
+                self.wake.set()
+
+    def _pass_on(self, demand: Demand) -> None:
+        """Look for the others, as the one that was chosen for a job does not take it."""
+        self.woken.discard(demand)
+        self.heat_all()
