@@ -7,7 +7,7 @@ import pytest
 from jobwire_server.domain.errors import Superseded
 from jobwire_server.domain.model import Former, WorkerStatus
 from jobwire_server.store.upkeep import WHENEVER_MS
-from jobwire_server.store.workers import SERVER_SILENT_MS, SignOfLife, WorkerStore
+from jobwire_server.store.workers import SERVER_SILENT_MS, AnotherLives, SignOfLife, WorkerStore
 
 from tests.support.jobs import worker_spec
 from tests.support.scripts import Scripts
@@ -79,6 +79,39 @@ async def test_an_attempt_that_was_given_up_and_comes_late_disturbs_no_later_one
     assert scripts.workers_dump() == before
     # Another process begins to count anew.
     assert (await scripts.workers.attach(worker_spec(), "s1/3", "b", 1)).former is Former.HELD
+
+
+@pytest.mark.parametrize("step", ["attach", "register"])
+@pytest.mark.parametrize("known_by", ["a stream", "a stream that broke", "calls"])
+async def test_an_id_is_not_taken_late_from_another_process_that_may_live(
+    scripts: Scripts, known_by: str, step: str
+) -> None:
+    if known_by == "calls":
+        await scripts.workers.register(worker_spec(), "a")
+    else:
+        first = await scripts.workers.attach(worker_spec(), "s1/1", "a")
+        if known_by == "a stream that broke":
+            await scripts.workers.broken("w1", "s1/1", first.since_ms)
+
+    async def take(instance: str, not_after_ms: int) -> None:
+        if step == "attach":
+            await scripts.workers.attach(worker_spec(), "s2/1", instance, 1, not_after_ms)
+        else:
+            await scripts.workers.register(worker_spec(), instance, not_after_ms)
+
+    before = scripts.workers_dump()
+    for not_after_ms in (0, scripts.now_ms - 1_000):
+        with pytest.raises(AnotherLives) as late:
+            await take("b", not_after_ms)
+        assert abs(late.value.now_ms - scripts.now_ms) < 5_000
+    assert scripts.workers_dump() == before
+    # The process itself is not another one; one in time takes the id, as does one of the lost.
+    await take("a", 0)
+    await take("b", scripts.now_ms + 60_000)
+    scripts.shift(60_000)
+    await scripts.workers.sweep(1_000, 60_000, 1, WHENEVER_MS)
+    await take("c", 0)
+    assert scripts.workers_dump()["w:w1"]["instance"] == "c"
 
 
 async def test_a_newer_stream_supersedes_an_older_one_whatever_the_clock_does(

@@ -11,7 +11,7 @@ class Proxy:
     """Passes connections on to one address. Use it as a context manager.
 
     Args:
-        target: HOST:PORT.
+        target: HOST:PORT, or the path of a socket.
     """
 
     def __init__(self, target: str) -> None:
@@ -20,6 +20,10 @@ class Proxy:
         """HOST:PORT to connect to."""
         self.accepted = 0
         """Connections so far."""
+        self._open = asyncio.Event()
+        self._open.set()
+        self.held = b""
+        """What waits to go up."""
         self._cut: dict[str, set[int]] = {"up": set(), "down": set()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -28,6 +32,15 @@ class Proxy:
         """Lets what goes `up` (to the target) or `down` vanish, on the connections there are."""
         for direction in directions:
             self._cut[direction].update(range(self.accepted))
+
+    def hold(self) -> None:
+        """Keeps what goes up until `go_on`."""
+        self._open.clear()
+
+    def go_on(self) -> None:
+        """Passes on what was kept."""
+        self.held = b""
+        self._open.set()
 
     def refuse(self) -> None:
         """Takes no more connections; those there are go on."""
@@ -59,7 +72,10 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         host, _, port = self.target.rpartition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        if port.isdecimal():
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        else:
+            far_reader, far_writer = await asyncio.open_unix_connection(self.target)
         try:
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(number, "up", reader, far_writer))
@@ -77,6 +93,9 @@ class Proxy:
         self, number: int, direction: str, reader: asyncio.StreamReader, out: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(1 << 16):
+            if direction == "up" and not self._open.is_set():
+                self.held += data
+                await self._open.wait()
             if number not in self._cut[direction]:
                 out.write(data)
                 await out.drain()

@@ -66,9 +66,19 @@ class StreamServer:
         router: Started.
         parts: What it is made of.
         address: HOST:PORT.
+        server: That of gRPC.
+        calls: What is around its calls.
     """
 
-    def __init__(self, router: Router, parts: Parts, address: str, server: grpc.aio.Server) -> None:
+    def __init__(
+        self,
+        router: Router,
+        parts: Parts,
+        address: str,
+        server: grpc.aio.Server,
+        calls: CallInterceptor,
+    ) -> None:
+        self.calls = calls
         self.router = router
         self.parts = parts
         self.address = address
@@ -84,8 +94,9 @@ async def stream_server(
     parts = build_parts(connection, options, JobSpecRecords(), server_id)
     router = Router(parts)
     facts = ServerFacts(server_id, "0", 0, StoreInfo("valkey", "0", ""), options.limits)
+    calls = CallInterceptor(RpcMetrics())
     server = grpc.aio.server(
-        interceptors=(CallInterceptor(RpcMetrics()),),
+        interceptors=(calls,),
         options=(("grpc.max_receive_message_length", options.limits.max_message_bytes),),
     )
     server.add_generic_rpc_handlers(tuple(generic_handlers(router, facts)))
@@ -93,7 +104,7 @@ async def stream_server(
     await router.start()
     await server.start()
     try:
-        yield StreamServer(router, parts, f"127.0.0.1:{port}", server)
+        yield StreamServer(router, parts, f"127.0.0.1:{port}", server, calls)
     finally:
         await router.drain(1.0)
         await server.stop(None)

@@ -238,7 +238,8 @@ class WorkerServiceServicer:
 
         The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`). Each
         attach carries a higher `attempt` than the one before. So a server that receives an abandoned
-        attach late refuses it, and disturbs no newer stream.
+        attach late refuses it, and disturbs no newer stream. Another process takes a `worker_id` only
+        while its connection holds, 0.25 s after its attach: what a dead one sent disturbs nobody.
 
         Drain. On `drain` the worker opens another stream (the server is shutting down, or the stream
         has reached its maximum age). With `leave` it takes no more jobs, finishes those that it has,

@@ -11,6 +11,7 @@ from jobwire_server.domain.errors import Superseded
 from jobwire_server.domain.model import Former, Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import codec, keys
 from jobwire_server.store.runner import ScriptRunner
+from jobwire_server.store.upkeep import WHENEVER_MS
 
 SERVER_SILENT_MS = 3_000
 """A server reports twice a second; after so long without a report it counts as silent."""
@@ -57,6 +58,18 @@ class Registered(NamedTuple):
     """True if a process of that id has left jobs behind, for the next `sweep`."""
 
 
+class AnotherLives(Exception):
+    """The id is that of another process, which may live; nothing was done.
+
+    Args:
+        now_ms: The store's time.
+    """
+
+    def __init__(self, now_ms: int) -> None:
+        super().__init__(now_ms)
+        self.now_ms = now_ms
+
+
 class AttachedWorker(NamedTuple):
     """What an attachment found."""
 
@@ -96,30 +109,53 @@ class WorkerStore:
         self._runner = runner
         self._server_id = server_id
 
-    async def register(self, spec: WorkerSpec, instance: str = "") -> Registered:
+    async def register(
+        self, spec: WorkerSpec, instance: str = "", not_after_ms: int = WHENEVER_MS
+    ) -> Registered:
         """Register the worker, or replace its description.
 
         Args:
             spec: Its description.
             instance: Names its process; '' if it did not.
+            not_after_ms: The store's time after which it is too late to take the id from another
+                process that may live; 0: it is not to be taken.
+
+        Raises:
+            AnotherLives: It was too late.
         """
-        _, left, status = await self._run(
+        now, left, status = await self._run(
             "worker_register",
             [
                 spec.worker_id,
                 codec.encode_worker(spec),
                 self._server_id,
                 instance,
+                not_after_ms,
             ],
         )
+        if not status:
+            raise AnotherLives(now)
         return Registered(WorkerStatus(status), bool(left))
 
     async def attach(
-        self, spec: WorkerSpec, session: str, instance: str, attempt: int = 0
+        self,
+        spec: WorkerSpec,
+        session: str,
+        instance: str,
+        attempt: int = 0,
+        not_after_ms: int = WHENEVER_MS,
     ) -> AttachedWorker:
         """Register the worker, and make the stream called `session` the one that counts.
 
+        Args:
+            spec: Its description.
+            session: Unique over all servers.
+            instance: Names its process.
+            attempt: The process's own number of this attachment; 0: unknown.
+            not_after_ms: As for `register`.
+
         Raises:
+            AnotherLives: It was too late.
             Superseded: A later attempt of the process counts.
         """
         since, status, former, stats = await self._run(
@@ -132,8 +168,11 @@ class WorkerStore:
                 self._server_id,
                 attempt,
                 SERVER_SILENT_MS,
+                not_after_ms,
             ],
         )
+        if former == Former.LIVES:
+            raise AnotherLives(since)
         if former == Former.LATER:
             raise superseded(spec.worker_id, since, same_process=True)
         return AttachedWorker(since, WorkerStatus(status), Former(former), stats.decode())

@@ -19,6 +19,7 @@ from jobwire_server.store import keys
 from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.workers import SignOfLife, WorkerStore
+from jobwire_server.workers.arrival import arrive
 from jobwire_server.workers.frames import LEAVE_MS
 from jobwire_server.workers.known_worker import KnownWorker
 from jobwire_server.workers.waiting_calls import WaitingCalls
@@ -74,7 +75,9 @@ class KnownWorkers:
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
         """Make the worker known; return True if a process of its id has left jobs behind."""
         await self._listen()
-        registered = await self._store.register(spec, instance)
+        registered = await arrive(
+            lambda not_after_ms: self._store.register(spec, instance, not_after_ms)
+        )
         self._entries[spec.worker_id] = KnownWorker(spec, registered.status)
         return registered.left
 

@@ -17,6 +17,7 @@ from jobwire_server.domain.background import Loop, OwnedTasks
 from jobwire_server.domain.errors import ServerDraining
 from jobwire_server.domain.store_clock import StoreClock
 from jobwire_server.store.workers import WorkerStore
+from jobwire_server.workers.arrival import arrive
 from jobwire_server.workers.departures import Departures
 from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.joining import Joining
@@ -139,7 +140,11 @@ class Streams:
         if self._drained_by_ms is not None:
             raise ServerDraining
         spec, name = attach.spec, self._sessions.next_name()
-        found = await self._workers.attach(spec, name, attach.instance, attach.attempt)
+        found = await arrive(
+            lambda not_after_ms: self._workers.attach(
+                spec, name, attach.instance, attach.attempt, not_after_ms
+            )
+        )
         session = self._sessions.begin(attach, name, found)
         self._signals.enter(spec.queues)
         try:

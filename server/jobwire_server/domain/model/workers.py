@@ -24,6 +24,8 @@ class Former(IntEnum):
     """Another process, of unknown fate, because its server is silent."""
     LATER = 5
     """The same process, in a later attempt."""
+    LIVES = 6
+    """Another process, that is not known to be dead, and it is too late to take its id from it."""
 
 
 @dataclass(frozen=True, slots=True)

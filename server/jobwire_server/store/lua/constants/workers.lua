@@ -3,4 +3,4 @@
 local READY, PAUSED, DRAINING, LOST = 1, 2, 3, 4
 -- As text, which is what a HASH holds.
 local LOST_TEXT = '4'
-local NOBODY, SAME, ENDED, HELD, UNHEARD, LATER = 0, 1, 2, 3, 4, 5
+local NOBODY, SAME, ENDED, HELD, UNHEARD, LATER, LIVES = 0, 1, 2, 3, 4, 5, 6

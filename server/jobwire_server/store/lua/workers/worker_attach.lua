@@ -7,9 +7,11 @@
 --           changes  channel: '<id> <session>'
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] session   ARGV[5] instance   ARGV[6] server
 -- ARGV[7] attempt (0 unknown)   ARGV[8] a server without a sign of life for so long is silent, ms
+-- ARGV[9] the moment after which it is too late to take the id from another process, Unix ms; 0: it is not to be taken
 -- Returns {since, status, former, stats of the same process}: former 0 there was none | 1 the same process | another process, whose
 --   jobs are to be taken back: 2 its stream had ended | 3 its stream held | 4 its stream held at a server that is silent |
---   5 a later attempt of this process counts: nothing was done. A repeated call gets the first answer about it.
+--   5 a later attempt of this process counts: nothing was done | 6 another process, which may live, and it is too late to take the id
+--   from it: nothing was done, and since is the present. A repeated call gets the first answer about it.
 --constants workers
 --include clock fields
 
@@ -40,9 +42,11 @@ elseif known.status then
     since, status = tonumber(known.since), tonumber(known.status)
     return { since, status, LATER, '' }
   end
+  local another = known.instance and known.instance ~= instance
+  if another and known.status ~= LOST_TEXT and now > tonumber(ARGV[9]) then return { now, tonumber(known.status), LIVES, '' } end
   since = math.max(now, tonumber(known.since or 0) + 1)
   -- A worker that made calls before may not have named its process; it is taken for the same.
-  if not known.instance or known.instance == instance then
+  if not another then
     former = SAME
     -- What an operator asked of this process holds over its streams.
     if known.status ~= LOST_TEXT then status = tonumber(known.status) end

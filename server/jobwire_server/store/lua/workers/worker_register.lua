@@ -13,7 +13,9 @@
 --           servers  ZSET  server -> last sign of life, Unix ms
 --           changes  channel of the ids of workers that registered, changed, were lost or left
 -- ARGV[1] clock shift, ms   ARGV[2] id   ARGV[3] spec   ARGV[4] server   ARGV[5] instance ('' unknown)
--- Returns {now in Unix ms, 1 there is something to take back | 0, status}
+-- ARGV[6] the moment after which it is too late to take the id from another process, Unix ms; 0: it is not to be taken
+-- Returns {now in Unix ms, 1 there is something to take back | 0, status | 0 the id is that of another process, which may live, and it is
+--   too late to take it: nothing was done}
 --constants workers
 --include clock fields
 
@@ -28,6 +30,7 @@ local known = read_worker(key)
 local lives = known.spec and known.status ~= LOST_TEXT
 local other = instance ~= '' and known.instance ~= instance
 if lives and other then
+  if now > tonumber(ARGV[6]) then return { now, 0, 0 } end
   -- Until the moment before: what is claimed from now on belongs to the new one.
   redis.call('ZADD', P .. 'lost', now - 1, id)
   redis.call('HSET', P .. 'left', id, 'c ' .. now .. ' ' .. known.spec)
