@@ -97,3 +97,23 @@ async def each(count: int, width: int, call: Callable[[int], Awaitable[None]]) -
     async with asyncio.TaskGroup() as group:
         for _ in range(width):
             group.create_task(caller())
+
+
+async def paced(count: int, rate: float, call: Callable[[int], Awaitable[None]]) -> None:
+    """Starts so many calls, numbered from 0, at a rate, whether or not those before have ended.
+
+    Args:
+        count: So many.
+        rate: Calls a second.
+        call: Makes one.
+    """
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+
+    async def one(number: int) -> None:
+        await call(number)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
+            group.create_task(one(number))

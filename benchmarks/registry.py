@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     backlog,
+    call,
     dispatch_latency,
     end_to_end,
     idle,
@@ -13,6 +14,7 @@ from benchmarks import (
     recovery,
     store_time,
     streams,
+    submit_one,
     submit_unary,
     unary_feed,
     unary_life,
@@ -27,6 +29,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     for module in (
         end_to_end,
         submit_unary,
+        submit_one,
+        call,
         unary_feed,
         unary_life,
         overload,

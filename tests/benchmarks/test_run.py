@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "end-to-end": 100,
     "submit-unary": 100,
+    "submit-one": 30,
+    "call": 30,
     "unary-feed": 100,
     "unary-life": 100,
     "overload": 400,
