@@ -18,7 +18,7 @@ from jobwire.v1.job_pb2 import (
 )
 from jobwire.v1.worker_service_pb2 import HeartbeatRequest, Report
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
-from jobwire_server.workers import known_workers as directory
+from jobwire_server.workers import callers, known_workers
 
 from tests.support.streams import (
     QUICK,
@@ -431,8 +431,8 @@ async def test_a_report_renews_for_the_workers_own_lease_however_long_it_is_atta
     server: StreamServer, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nobody is heard of lately enough to stay in the cache by that alone.
-    monkeypatch.setattr(directory, "IDLE_S", -1.0)
-    monkeypatch.setattr(directory, "FLUSH_S", 0.01)
+    monkeypatch.setattr(known_workers, "IDLE_S", -1.0)
+    monkeypatch.setattr(callers, "FLUSH_S", 0.01)
     (job_id,) = await producer.submit()
     async with RawWorker(server.address, lease_s=3_600) as worker:
         await worker.attach()

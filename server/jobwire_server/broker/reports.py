@@ -11,6 +11,7 @@ from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import Renewal, WorkerReport
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.attempts import ReportToWrite
+from jobwire_server.workers.callers import Callers
 from jobwire_server.workers.known_workers import KnownWorkers
 
 
@@ -20,12 +21,16 @@ class Reports:
     Args:
         lanes: Where calls are gathered.
         known: The workers, whose leases differ in length.
+        callers: Note that they live.
         options: The lease of a worker that asks for none.
     """
 
-    def __init__(self, lanes: QueueLanes, known: KnownWorkers, options: BrokerOptions) -> None:
+    def __init__(
+        self, lanes: QueueLanes, known: KnownWorkers, callers: Callers, options: BrokerOptions
+    ) -> None:
         self._lanes = lanes
         self._known = known
+        self._callers = callers
         self._options = options
 
     async def report(self, worker_id: str, item: WorkerReport) -> Renewal:
@@ -36,7 +41,7 @@ class Reports:
             OutputFull: A limit is reached; nothing was recorded.
             OutputGap: The output does not continue what was written; nothing was recorded.
         """
-        self._known.hear(worker_id)
+        self._callers.hear(worker_id)
         lease_ms = await self._known.lease_ms(worker_id, self._options.lease_ms)
         report = _of_worker(item, worker_id, lease_ms)
         renewal = await self._lanes.of(item.queue).report.one(report)

@@ -79,7 +79,7 @@ class Router:
         parts = self._parts
         await self._ask_store()
         await parts.notices.start()
-        parts.known.start()
+        parts.callers.start()
         parts.job_watch.start()
         parts.reaper.start()
         parts.announcements.start()
@@ -126,7 +126,7 @@ class Router:
         # Before the store is closed.
         await parts.tasks.finish()
         await parts.job_watch.stop()
-        await parts.known.stop()
+        await parts.callers.stop()
         await parts.notices.stop()
 
     # ------------------------------------------------------------------ jobs

@@ -25,7 +25,7 @@ from jobwire_server.broker.run_job import JobRuns
 from jobwire_server.broker.schedules import Schedules
 from jobwire_server.broker.submissions import Submissions
 from jobwire_server.broker.worker_calls import WorkerCalls
-from jobwire_server.domain.background import OwnedTasks
+from jobwire_server.domain.background import Alarm, OwnedTasks
 from jobwire_server.domain.ids import UlidFactory
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
@@ -48,6 +48,7 @@ from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.admin_watch import AdminWatch
 from jobwire_server.watch.job_watch import JobWatch
 from jobwire_server.watch.queue_watch import QueueWatch
+from jobwire_server.workers.callers import Callers
 from jobwire_server.workers.cancel_notices import CancelNotices
 from jobwire_server.workers.claims import Claims
 from jobwire_server.workers.departures import Departures
@@ -93,6 +94,7 @@ class Parts:
     due_schedules: DueSchedules
     clocks: QueueClocks
     known: KnownWorkers
+    callers: Callers
     reaper: Reaper
     waiting: WaitingCalls
     dispatchers: Dispatchers
@@ -183,13 +185,15 @@ def build_parts(
 
     # Workers.
     waiting = WaitingCalls()
-    known = KnownWorkers(workers, backlog, waiting, notices)
+    changed_workers = Alarm()
+    known = KnownWorkers(workers, waiting, notices, changed_workers)
+    callers = Callers(workers, backlog, known, waiting, changed_workers)
     reaper = Reaper(workers, options, held)
     registration = Registration(known, held, reaper)
-    reports = Reports(lanes, known, options)
+    reports = Reports(lanes, known, callers, options)
     dispatchers = Dispatchers(jobs, notices, options, settings, attempts, in_use)
-    claims = Claims(jobs, known, waiting, dispatchers, options, attempts, alarms)
-    cancel_notices = CancelNotices(claims, waiting, known, attempts, cancels, notices)
+    claims = Claims(jobs, known, callers, waiting, dispatchers, options, attempts, alarms)
+    cancel_notices = CancelNotices(claims, waiting, known, callers, attempts, cancels, notices)
 
     # Their streams.
     stream_tasks = OwnedTasks()
@@ -204,7 +208,17 @@ def build_parts(
     )
 
     worker_calls = WorkerCalls(
-        lanes, known, claims, cancel_notices, reports, attempts, streams, records, options, clock
+        lanes,
+        known,
+        callers,
+        claims,
+        cancel_notices,
+        reports,
+        attempts,
+        streams,
+        records,
+        options,
+        clock,
     )
 
     # Producers and operators.
@@ -263,6 +277,7 @@ def build_parts(
         due_schedules=due_schedules,
         clocks=clocks,
         known=known,
+        callers=callers,
         reaper=reaper,
         waiting=waiting,
         dispatchers=dispatchers,

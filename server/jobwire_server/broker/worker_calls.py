@@ -14,6 +14,7 @@ from jobwire_server.domain.model import Completed, Completion, Renewal, WorkerRe
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.domain.records import RecordCodec
 from jobwire_server.domain.store_clock import StoreClock
+from jobwire_server.workers.callers import Callers
 from jobwire_server.workers.cancel_notices import CancelNotices
 from jobwire_server.workers.claims import Claims, ClaimWish, Handed
 from jobwire_server.workers.frames import LEAVE_REASON, DrainNotice
@@ -37,7 +38,8 @@ class WorkerCalls:
 
     Args:
         lanes: Where jobs are read.
-        known: Hears of the workers.
+        known: The workers.
+        callers: Hear of them.
         claims: Lease single jobs.
         cancel_notices: Lease whatever jobs come, and tell of cancellations.
         reports: Renew leases.
@@ -52,6 +54,7 @@ class WorkerCalls:
         self,
         lanes: QueueLanes,
         known: KnownWorkers,
+        callers: Callers,
         claims: Claims,
         cancel_notices: CancelNotices,
         reports: Reports,
@@ -63,6 +66,7 @@ class WorkerCalls:
     ) -> None:
         self._lanes = lanes
         self._known = known
+        self._callers = callers
         self._claims = claims
         self._cancel_notices = cancel_notices
         self._reports = reports
@@ -103,8 +107,8 @@ class WorkerCalls:
 
     async def complete(self, worker_id: str, item: Completion) -> Completed:
         """End an attempt, as `Attempts.complete`."""
-        self._known.hear(worker_id)
-        self._known.moved(worker_id)
+        self._callers.hear(worker_id)
+        self._callers.moved(worker_id)
         return await self._attempts.complete(worker_id, item)
 
     async def heartbeat(
@@ -120,7 +124,7 @@ class WorkerCalls:
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
         """
-        status = await self._known.beat(worker_id)
+        status = await self._callers.beat(worker_id)
         self._streams.hear(
             worker_id, ((job_id_of(queue, ulid), token) for queue, ulid, token in leases)
         )
@@ -130,7 +134,7 @@ class WorkerCalls:
         reported = [WorkerReport(queue, ulid, token, b"") for queue, ulid, token in leases]
         renewals = await self._reports.report_many(worker_id, reported)
         if any(renewal.lost for renewal in renewals):
-            self._known.moved(worker_id)
+            self._callers.moved(worker_id)
         drain = None
         if status is WorkerStatus.DRAINING:
             leave_by_ms = self._known.leave_by_ms(worker_id, self._clock.now_ms())

@@ -19,6 +19,7 @@ from jobwire_server.store import keys
 from jobwire_server.store.cancels import CancelStore
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.workers.broker_parts import Attempts
+from jobwire_server.workers.callers import Callers
 from jobwire_server.workers.claims import Claims, ClaimWish, Handed
 from jobwire_server.workers.known_workers import KnownWorkers
 from jobwire_server.workers.waiting_calls import WaitingCalls
@@ -48,6 +49,7 @@ class CancelNotices:
         claims: Bring the jobs.
         waiting: Calls that end when there is something to tell.
         known: The workers.
+        callers: Note that they live.
         attempts: Give back jobs whose caller is gone.
         store: Where cancellations wait for the workers.
         notices: The store's channels.
@@ -58,6 +60,7 @@ class CancelNotices:
         claims: Claims,
         waiting: WaitingCalls,
         known: KnownWorkers,
+        callers: Callers,
         attempts: Attempts,
         store: CancelStore,
         notices: Notices,
@@ -65,6 +68,7 @@ class CancelNotices:
         self._claims = claims
         self._waiting = waiting
         self._known = known
+        self._callers = callers
         self._attempts = attempts
         self._store = store
         self._notices = notices
@@ -78,6 +82,7 @@ class CancelNotices:
         """Lease jobs as `Claims.claim`, and tell of cancellations, which end the wait."""
         worker_id = wish.worker_id
         spec, _ = await self._known.get(worker_id)
+        self._callers.hear(worker_id)
         told = await self._take(worker_id, spec.queues)
         worker = self._workers[worker_id]
         deadline = monotonic() + wish.wait_ms / 1000
@@ -113,6 +118,7 @@ class CancelNotices:
         """
         try:
             spec, _ = await self._known.get(worker_id)
+            self._callers.hear(worker_id)
             return await self._take(worker_id, spec.queues)
         except JobwireError:
             return []

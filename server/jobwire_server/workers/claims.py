@@ -20,6 +20,7 @@ from jobwire_server.domain.model import (
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.claims import ClaimStore
 from jobwire_server.workers.broker_parts import Attempts, Due
+from jobwire_server.workers.callers import Callers
 from jobwire_server.workers.demand import OneShot
 from jobwire_server.workers.dispatchers import Dispatchers
 from jobwire_server.workers.known_workers import KnownWorkers
@@ -61,6 +62,7 @@ class Claims:
     Args:
         store: Where jobs are claimed.
         known: The workers.
+        callers: Note that they live, and what they hold.
         waiting: Calls that wait.
         dispatchers: Bring jobs to them.
         options: Leases.
@@ -72,6 +74,7 @@ class Claims:
         self,
         store: ClaimStore,
         known: KnownWorkers,
+        callers: Callers,
         waiting: WaitingCalls,
         dispatchers: Dispatchers,
         options: BrokerOptions,
@@ -80,6 +83,7 @@ class Claims:
     ) -> None:
         self._jobs = store
         self._known = known
+        self._callers = callers
         self._waiting = waiting
         self._dispatchers = dispatchers
         self._options = options
@@ -129,7 +133,7 @@ class Claims:
         try:
             for dispatcher in dispatchers:
                 dispatcher.offer(demand)
-            with self._known.present(worker_id):
+            with self._callers.present(worker_id):
                 async with asyncio.timeout(wait_ms / 1000 if wait_ms else None):
                     await asyncio.shield(demand.answer)
         except TimeoutError:
@@ -144,7 +148,7 @@ class Claims:
                 dispatcher.withdraw(demand)
         assignments = demand.take()
         if assignments:
-            self._known.moved(worker_id)
+            self._callers.moved(worker_id)
         return assignments, lease_ms
 
     async def _hold(self, spec: WorkerSpec, wait_ms: int) -> None:
@@ -200,5 +204,5 @@ class Claims:
             queue, job.job_id[ULID], worker_id, lease_ms, route.id, priority
         )
         self._due.due_in(queue, lease_ms)
-        self._known.moved(worker_id)
+        self._callers.moved(worker_id)
         return assignment, lease_ms

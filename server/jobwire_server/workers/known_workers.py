@@ -1,22 +1,18 @@
-"""The workers that talk to this server: what they serve, and that they are alive.
+"""The workers that talk to this server: what they serve, and whether they take jobs.
 
-Descriptions are cached so that a claim costs no look at the registry, and signs of life are
-gathered so that a thousand workers cost one call a second.
+Both are cached, so that a claim costs no look at the registry.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Mapping, Sequence
 from time import monotonic
 
-from jobwire_server.domain.background import Loop
-from jobwire_server.domain.errors import StoreUnavailable, Superseded, WorkerNotFound
+from jobwire_server.domain.background import Alarm
+from jobwire_server.domain.errors import StoreUnavailable, WorkerNotFound
 from jobwire_server.domain.model import Worker, WorkerSpec, WorkerStatus
 from jobwire_server.store import keys
-from jobwire_server.store.group_commit import Backlog, GroupCommit
 from jobwire_server.store.notices import Listener, Notices
 from jobwire_server.store.workers import SignOfLife, WorkerStore
 from jobwire_server.workers.arrival import arrive
@@ -24,53 +20,34 @@ from jobwire_server.workers.frames import LEAVE_MS
 from jobwire_server.workers.known_worker import KnownWorker
 from jobwire_server.workers.waiting_calls import WaitingCalls
 
-FLUSH_S = 1.0
-"""How often gathered signs of life go to the store; also how long a change of status made through
-another server may go unseen here. Well below any worker timeout.
-"""
-AT_ONCE = 500
-"""Workers of one call."""
 IDLE_S = 60.0
 """A worker not heard of for so long is dropped from the cache."""
 
 
 class KnownWorkers:
-    """Knows the workers of this server. `start` and `stop` are idempotent.
+    """Knows the workers of this server.
 
     Args:
         store: The registry.
-        backlog: What waits for the store.
         waiting: Calls that end when their worker changes.
         notices: Tell of workers that change through other servers.
+        changed: Set off when one did, and may wait by a description that is no longer its own.
     """
 
     def __init__(
-        self, store: WorkerStore, backlog: Backlog, waiting: WaitingCalls, notices: Notices
+        self, store: WorkerStore, waiting: WaitingCalls, notices: Notices, changed: Alarm
     ) -> None:
         self._store = store
         self._waiting = waiting
         self._notices = notices
+        self._has_changed = changed
         self._listener = Listener(self._changed, self._any_changed)
         self._listens = False
-        self._next_flush = monotonic() + FLUSH_S
         self._entries: dict[str, KnownWorker] = {}
-        self._heard: set[str] = set()
-        self._present: Counter[str] = Counter()
-        self._moved: set[str] = set()
-        """Workers that make calls, and whose held jobs changed."""
         self._attached: set[str] = set()
-        self._touches: GroupCommit[str, WorkerStatus | Superseded | None] = GroupCommit(
-            self._touch, backlog
-        )
-        self._loop = Loop("signs-of-life", self._flush, error_pause_s=FLUSH_S)
 
-    def start(self) -> None:
-        """Begin to flush signs of life."""
-        self._loop.start()
-
-    async def stop(self) -> None:
-        """End; tolerates never started."""
-        await self._loop.stop()
+    def __len__(self) -> int:
+        return len(self._entries)
 
     async def register(self, spec: WorkerSpec, instance: str = "") -> bool:
         """Make the worker known; return True if a process of its id has left jobs behind."""
@@ -82,7 +59,7 @@ class KnownWorkers:
         return registered.left
 
     async def get(self, worker_id: str) -> tuple[WorkerSpec, WorkerStatus]:
-        """Return a live worker, and note that it was heard of.
+        """Return a live worker.
 
         Raises:
             WorkerNotFound: It never registered, was lost, or left.
@@ -91,7 +68,6 @@ class KnownWorkers:
         if entry is None or entry.stale:
             await self._listen()
             entry = self._remember(worker_id, await self._store.read(worker_id))
-        self.hear(worker_id)
         return entry.spec, entry.status
 
     async def _listen(self) -> None:
@@ -110,8 +86,7 @@ class KnownWorkers:
         entry = self._entries.get(worker_id)
         if entry is not None and worker_id not in self._attached:
             entry.stale = True
-            if worker_id in self._present:
-                self._loop.wake()
+            self._has_changed.due_in(0)
 
     def _any_changed(self) -> None:
         for worker_id in [*self._entries]:
@@ -156,43 +131,6 @@ class KnownWorkers:
                 return default
             entry = self._remember(worker_id, worker)
         return entry.spec.lease_ms or default
-
-    def hear(self, worker_id: str) -> None:
-        """Note a sign of life of a worker that any call named; it reaches the store within a
-        second.
-        """
-        self._heard.add(worker_id)
-        entry = self._entries.get(worker_id)
-        if entry is not None:
-            entry.heard_at = monotonic()
-
-    def moved(self, worker_id: str) -> None:
-        """Note that a worker that makes calls holds more jobs or fewer; told within a second."""
-        self._moved.add(worker_id)
-
-    @contextmanager
-    def present(self, worker_id: str) -> Iterator[None]:
-        """Count the worker as alive for as long as a call of its waits here."""
-        self._present[worker_id] += 1
-        try:
-            yield
-        finally:
-            self._present[worker_id] -= 1
-            if not self._present[worker_id]:
-                del self._present[worker_id]
-
-    async def beat(self, worker_id: str) -> WorkerStatus:
-        """Record a heartbeat in the store at once; return the worker's status.
-
-        Raises:
-            WorkerNotFound: It never registered, was lost, or left.
-        """
-        status = await self._touches.one(worker_id)
-        if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
-            raise WorkerNotFound(worker_id)
-        self.hear(worker_id)
-        self._heard.discard(worker_id)
-        return status
 
     @property
     def stuck(self) -> int:
@@ -254,7 +192,6 @@ class KnownWorkers:
         worker = await self._store.read(worker_id)
         await self._store.remove(worker_id, session, since_ms)
         self._entries.pop(worker_id, None)
-        self._heard.discard(worker_id)
         return worker.spec if worker else None
 
     def _remember(self, worker_id: str, worker: Worker | None) -> KnownWorker:
@@ -267,26 +204,42 @@ class KnownWorkers:
         self._note(worker_id, worker.status)
         return entry
 
-    async def _touch(
-        self, worker_ids: Sequence[str], moved: Sequence[str] = ()
-    ) -> Sequence[WorkerStatus | Superseded | None]:
+    def changes(self, worker_ids: Iterable[str]) -> list[int]:
+        """Return how often the status of each worker was changed here, for `follow`."""
         entries = [self._entries.get(worker_id) for worker_id in worker_ids]
-        changes = [entry.changes if entry is not None else 0 for entry in entries]
-        signs = [SignOfLife(worker_id) for worker_id in worker_ids]
-        statuses = await self._store.touch(signs, moved)
-        for worker_id, entry, before, status in zip(
-            worker_ids, entries, changes, statuses, strict=True
-        ):
-            if not isinstance(status, WorkerStatus) or status is WorkerStatus.LOST:
-                self._entries.pop(worker_id, None)
-            # What was read before this server changed it must not hide that change.
-            elif entry is None or entry.changes == before:
-                self._note(worker_id, status)
-        return statuses
+        return [entry.changes if entry is not None else 0 for entry in entries]
 
-    async def _look_again(self) -> None:
-        """End the calls that wait by a description which is no longer their worker's."""
-        for worker_id in [*self._present]:
+    def follow(
+        self,
+        worker_ids: Iterable[str],
+        changes: Iterable[int],
+        statuses: Iterable[WorkerStatus | None],
+    ) -> None:
+        """Take over what the registry says of workers that live, in the order of their ids.
+
+        Args:
+            worker_ids: The workers.
+            changes: As before the registry was asked: what it said must not hide a change since.
+            statuses: What it said; None: there is no such worker.
+        """
+        now = monotonic()
+        for worker_id, before, status in zip(worker_ids, changes, statuses, strict=True):
+            entry = self._entries.get(worker_id)
+            if entry is None:
+                continue
+            if status is None or status is WorkerStatus.LOST:
+                del self._entries[worker_id]
+                continue
+            entry.heard_at = now
+            if entry.changes == before:
+                self._note(worker_id, status)
+
+    async def read_again(self, worker_ids: Iterable[str]) -> set[str]:
+        """Read those of the workers that may have registered anew; return which of them did, or
+        are gone.
+        """
+        changed = set()
+        for worker_id in [*worker_ids]:
             entry = self._entries.get(worker_id)
             if entry is None or not entry.stale:
                 continue
@@ -296,37 +249,25 @@ class KnownWorkers:
                 self._entries.pop(worker_id, None)
             elif self._remember(worker_id, worker).spec == former:
                 continue
-            self._waiting.interrupt({worker_id})
+            changed.add(worker_id)
+        return changed
 
-    async def _flush(self) -> float:
-        await self._look_again()
-        early_s = self._next_flush - monotonic()
-        if early_s > 0:
-            return early_s
-        self._next_flush = monotonic() + FLUSH_S
-        due = [*self._heard.union(self._present, self._moved)]
-        moved, self._moved = self._moved, set()
-        self._heard.clear()
-        try:
-            for at in range(0, len(due), AT_ONCE):
-                part = due[at : at + AT_ONCE]
-                await self._touch(part, [one for one in part if one in moved])
-        except Exception:
-            self._heard.update(due)
-            self._moved |= moved
-            raise
-        finally:
-            self._drop_idle()
-        if self._listens and self._entries.keys() <= self._attached:
-            self._listens = False
-            await self._notices.silence(keys.WORKER_EVENTS, self._listener)
-        return FLUSH_S
+    def drop_idle(self, but: Container[str]) -> None:
+        """Drop workers not heard of for long.
 
-    def _drop_idle(self) -> None:
+        Args:
+            but: Those that are kept all the same.
+        """
         oldest = monotonic() - IDLE_S
         for worker_id in [
             name
             for name, entry in self._entries.items()
-            if entry.heard_at < oldest and name not in self._present and name not in self._attached
+            if entry.heard_at < oldest and name not in but and name not in self._attached
         ]:
             del self._entries[worker_id]
+
+    async def rest(self) -> None:
+        """Hear of no changes while every worker here has a stream, which hears of its own."""
+        if self._listens and self._entries.keys() <= self._attached:
+            self._listens = False
+            await self._notices.silence(keys.WORKER_EVENTS, self._listener)
