@@ -1,5 +1,6 @@
 """dispatch-latency: from the call that submits a job to the answer that hands it to a worker, which
-waits for it with a long poll or on a stream.
+waits for it with a long poll or on a stream; and from `submit` in one program that uses the SDK to
+the first line of the handler in another.
 
 Size: `jobs` jobs in each round, 100 a second, with workers waiting.
 """
@@ -7,7 +8,7 @@ Size: `jobs` jobs in each round, 100 a second, with workers waiting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,7 @@ from benchmarks.frame import Benchmark, Plan, Size, check
 from benchmarks.processes import until
 from benchmarks.servers import open_broker, open_echo
 from benchmarks.stores import open_store
+from benchmarks.submit_one import open_producer, open_worked
 from benchmarks.workers import StreamWorker
 
 RATE = 100
@@ -37,6 +39,7 @@ ANSWER_BYTES = 38
 WARM_UP = 50
 STREAM_CREDITS = 100
 GOALS = {0.5: Goal("at most", 3), 0.99: Goal("at most", 6)}
+SDK_GOALS = {0.5: Goal("at most", 2), 0.99: Goal("at most", 4)}
 STREAM_GOALS_MS = {0.5: Goal("at most", 2), 0.99: Goal("at most", 8)}
 
 
@@ -80,6 +83,7 @@ async def run(plan: Plan) -> list[Figure]:
     latencies: list[list[float]] = []
     streamed: list[list[float]] = []
     trips: list[list[float]] = []
+    handled: list[list[float]] = []
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(plan.engine))
         broker = await stack.enter_async_context(open_broker(store))
@@ -119,6 +123,15 @@ async def run(plan: Plan) -> list[Figure]:
         await worker.attach()
         stack.push_async_callback(worker.close)
 
+        sdk_server, sdk_done = await stack.enter_async_context(open_worked(plan, "stamped"))
+        sdk = (await open_producer(stack, "sdk", sdk_server)).producer
+
+        async def sdk_dispatch(total: int) -> list[float]:
+            took: list[float] = (await sdk.ask(f"paced {total} {RATE}"))["took_s"]
+            await sdk_done.all_of(total)
+            check(len(took) == total, "a job has no result")
+            return took
+
         async def stream_dispatch(first: int, total: int) -> list[float]:
             began: dict[int, float] = {}
 
@@ -127,7 +140,7 @@ async def run(plan: Plan) -> list[Figure]:
                 began[first + number] = perf_counter()
                 await stream_submit(request)
 
-            await _paced(total, send)
+            await jobs.paced(total, RATE, send)
 
             async def all_there() -> bool:
                 worker.check_alive()
@@ -144,7 +157,7 @@ async def run(plan: Plan) -> list[Figure]:
                 began[first + number] = perf_counter()
                 await submit(request)
 
-            await _paced(total, send)
+            await jobs.paced(total, RATE, send)
             await _arrival(workers, first + total, tasks)
             return [workers.arrived[number] - at for number, at in began.items()]
 
@@ -157,32 +170,24 @@ async def run(plan: Plan) -> list[Figure]:
                 await echo(request)
                 took.append(perf_counter() - at)
 
-            await _paced(total, send)
+            await jobs.paced(total, RATE, send)
             return took
 
         await dispatch(0, WARM_UP)
         await stream_dispatch(0, WARM_UP)
+        await sdk_dispatch(WARM_UP)
         await round_trips(WARM_UP)
         for number in range(rounds):
             plan.say(f"round {number + 1} of {rounds}")
             trips.append(await round_trips(count))
             latencies.append(await dispatch(WARM_UP + number * count, count))
             streamed.append(await stream_dispatch(WARM_UP + number * count, count))
+            handled.append(await sdk_dispatch(count))
         check(workers.deliveries == WARM_UP + rounds * count, "a job was delivered twice")
         check(deliveries == workers.deliveries, "a job was assigned twice")
         await _all_done(jobs.Layers(store), workers.deliveries)
         await _all_done(jobs.Layers(other), deliveries)
-    polled = [
-        compared(
-            f"submit to claim, p{fraction * 100:g}",
-            [quantile(values, fraction) * 1e6 for values in latencies],
-            "us",
-            against="a bare round trip",
-            base=[quantile(values, fraction) * 1e6 for values in trips],
-            goal=goal,
-        )
-        for fraction, goal in GOALS.items()
-    ]
+    polled = _against_trips("submit to claim", latencies, trips, GOALS)
     pushed = [
         measured(
             f"submit to assignment, p{fraction * 100:g}",
@@ -192,17 +197,28 @@ async def run(plan: Plan) -> list[Figure]:
         )
         for fraction, goal in STREAM_GOALS_MS.items()
     ]
-    pushed_against_bare = [
+    pushed_against_bare = _against_trips("the same", streamed, trips, dict.fromkeys(GOALS))
+    sdk_to_sdk = _against_trips("SDK to SDK's handler", handled, trips, SDK_GOALS)
+    return polled + pushed + pushed_against_bare + sdk_to_sdk
+
+
+def _against_trips(
+    name: str,
+    latencies: list[list[float]],
+    trips: list[list[float]],
+    goals: Mapping[float, Goal | None],
+) -> list[Figure]:
+    return [
         compared(
-            f"the same, p{fraction * 100:g}",
-            [quantile(values, fraction) * 1e6 for values in streamed],
+            f"{name}, p{fraction * 100:g}",
+            [quantile(values, fraction) * 1e6 for values in latencies],
             "us",
             against="a bare round trip",
             base=[quantile(values, fraction) * 1e6 for values in trips],
+            goal=goal,
         )
-        for fraction in STREAM_GOALS_MS
+        for fraction, goal in goals.items()
     ]
-    return polled + pushed + pushed_against_bare
 
 
 @asynccontextmanager
@@ -236,7 +252,7 @@ async def _open_stream_side(plan: Plan, backlog: int) -> AsyncIterator[backlogge
                 began[done.count + number] = perf_counter()
                 await submit(_request(done.count + number))
 
-            await _paced(total, send)
+            await jobs.paced(total, RATE, send)
             await done.all_of(total)
             return quantile([arrived[at] - began[at] for at in began], 0.5) * 1e3
 
@@ -255,20 +271,6 @@ async def run_backlog(plan: Plan) -> list[Figure]:
 
 def _request(number: int) -> job_service_pb2.SubmitJobRequest:
     return jobs.request(number.to_bytes(8, "big").ljust(jobs.PAYLOAD_BYTES, b"."))
-
-
-async def _paced(total: int, send: Callable[[int], Awaitable[None]]) -> None:
-    """Starts the calls at the rate, whether or not the ones before have been answered."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    async with asyncio.TaskGroup() as group:
-        for number in range(total):
-            await asyncio.sleep(max(0.0, start + number / RATE - loop.time()))
-            group.create_task(_run(send, number))
-
-
-async def _run(send: Callable[[int], Awaitable[None]], number: int) -> None:
-    await send(number)
 
 
 async def _arrival(workers: Workers, total: int, tasks: list[asyncio.Task[None]]) -> None:
