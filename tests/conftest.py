@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import redis.utils
 
 from tests.support import leftovers
 from tests.support.stores import Engine, StoreProcess, server_binary
@@ -32,6 +34,8 @@ _may_start = True
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all tests are collected: each of them stays
     leftovers.adopt_orphans()
+    # Each client that tests open looks it up on disk: half of the CPU of a short test.
+    redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
     # A shell starts what it runs in the background with Ctrl-C ignored, and so would start all that
     # tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

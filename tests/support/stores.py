@@ -90,6 +90,7 @@ class StoreProcess:
         self.port = free_port() if tcp else 0
         self._socket = self.directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
+        self._flusher: redis.Redis | None = None
 
     @property
     def url(self) -> str:
@@ -163,8 +164,13 @@ class StoreProcess:
 
     def flush(self) -> None:
         """Drop all data."""
-        with self.client() as client:
-            client.flushall()
+        # Nearly every test begins with it: by one connection, unless a test has cut that.
+        if self._flusher is None:
+            self._flusher = self.client()
+        try:
+            self._flusher.flushall()
+        except redis.ConnectionError:
+            self._flusher.flushall()
 
     def remove(self) -> None:
         """Stop the server and delete its directory."""
@@ -185,6 +191,9 @@ class StoreProcess:
         if self._process is None:
             return
         process, self._process = self._process, None
+        if self._flusher is not None:
+            self._flusher.close()
+            self._flusher = None
         if process.poll() is None:
             process.send_signal(signum)
             process.send_signal(signal.SIGCONT)
