@@ -26,6 +26,7 @@ from jobwire_server.domain.decisions.endings import (
 from jobwire_server.domain.model import (
     DEADLINE_MISSED,
     Failure,
+    FailureOrigin,
     Job,
     JobState,
     Outcome,
@@ -114,6 +115,37 @@ def test_a_timeout_counts_as_a_failure(failures: int) -> None:
     assert ending.failure is not None
     assert ending.failure.type == EXECUTION_TIMEOUT
     assert "500 ms" in ending.failure.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "read_at_ms", "origin"),
+    [
+        # Claimed at 10,000 with a timeout of 500, and a deadline at 20,000.
+        (EXECUTION_TIMEOUT, 10_400, FailureOrigin.WORKER),
+        (EXECUTION_TIMEOUT, 10_499, FailureOrigin.BROKER),
+        (EXECUTION_TIMEOUT, 12_000, FailureOrigin.BROKER),
+        ("DEADLINE_EXCEEDED", 12_000, FailureOrigin.WORKER),
+        ("DEADLINE_EXCEEDED", 19_200, FailureOrigin.BROKER),
+        ("ValueError", 30_000, FailureOrigin.WORKER),
+        ("CRASHED_TOO_OFTEN", 30_000, FailureOrigin.WORKER),
+    ],
+)
+def test_a_limit_that_has_passed_is_the_brokers_whoever_found_it_first(
+    kind: str, read_at_ms: int, origin: FailureOrigin
+) -> None:
+    told = replace(FAILURE, type=kind, origin=FailureOrigin.WORKER)
+    job = replace(
+        RUNNING,
+        started_at_ms=10_000,
+        execution_timeout_ms=500,
+        deadline_ms=20_000,
+        read_at_ms=read_at_ms,
+    )
+    ending = fail(job, told)
+    assert ending.outcome is Outcome.FAILED
+    assert ending.failure == replace(told, origin=origin)
+    unlimited = replace(job, execution_timeout_ms=0, deadline_ms=0)
+    assert fail(unlimited, told).failure == told
 
 
 # Deadlines -------------------------------------------------------------------

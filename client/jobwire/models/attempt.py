@@ -35,7 +35,9 @@ class FailureOrigin(OpenEnum):
     WORKER = "WORKER"
     """The worker reported it, whatever type it chose."""
     BROKER = "BROKER"
-    """The broker: a budget, a timeout, a deadline, or the loss of a worker."""
+    """The broker: a budget, a timeout, a deadline, or the loss of a worker. A timeout or deadline
+    that passed is the broker's also if the worker noticed it first.
+    """
 
 
 _ORIGINS: dict[int, FailureOrigin] = {

@@ -223,12 +223,14 @@ class _FailureOriginEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_FailureO
     FAILURE_ORIGIN_UNSPECIFIED: _FailureOrigin.ValueType  # 0
     """Not known: the record of a former release."""
     FAILURE_ORIGIN_WORKER: _FailureOrigin.ValueType  # 1
-    """The worker reported it."""
+    """The worker reported it, and its handler found it."""
     FAILURE_ORIGIN_BROKER: _FailureOrigin.ValueType  # 2
     """The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
     `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
     of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
-    reason for is the worker's.
+    reason for is the worker's. An `EXECUTION_TIMEOUT` or a `DEADLINE_EXCEEDED` is the broker's
+    also if the worker stopped the handler by its own clock and reported that first, as long as
+    the job has such a limit and it has passed by the store's clock (a deadline: all but a second).
     """
 
 class FailureOrigin(_FailureOrigin, metaclass=_FailureOriginEnumTypeWrapper):
@@ -237,12 +239,14 @@ class FailureOrigin(_FailureOrigin, metaclass=_FailureOriginEnumTypeWrapper):
 FAILURE_ORIGIN_UNSPECIFIED: FailureOrigin.ValueType  # 0
 """Not known: the record of a former release."""
 FAILURE_ORIGIN_WORKER: FailureOrigin.ValueType  # 1
-"""The worker reported it."""
+"""The worker reported it, and its handler found it."""
 FAILURE_ORIGIN_BROKER: FailureOrigin.ValueType  # 2
 """The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
 `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
 of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
-reason for is the worker's.
+reason for is the worker's. An `EXECUTION_TIMEOUT` or a `DEADLINE_EXCEEDED` is the broker's
+also if the worker stopped the handler by its own clock and reported that first, as long as
+the job has such a limit and it has passed by the store's clock (a deadline: all but a second).
 """
 
 class _AttemptOutcome:

@@ -32,6 +32,12 @@ from jobwire_server.domain.options import BrokerOptions, RetryDefaults
 CRASHED_TOO_OFTEN = "CRASHED_TOO_OFTEN"
 INTERRUPTED_TOO_OFTEN = "INTERRUPTED_TOO_OFTEN"
 EXECUTION_TIMEOUT = "EXECUTION_TIMEOUT"
+EARLY_TIMEOUT_MS = 10
+"""How early a worker's report of an execution timeout may be by the store's clock; both measure a
+span, from the claim and from its arrival.
+"""
+EARLY_DEADLINE_MS = 1_000
+"""The same for a deadline, which the worker looks up on its own clock."""
 SIGNS_EVERY_MS = 1_000
 """How late a sign of life may be recorded."""
 FREE_DELIVERIES = 3
@@ -103,7 +109,21 @@ def after_failure(
     job: Job, failure: Failure, defaults: RetryDefaults, random: Callable[[], float]
 ) -> Ending:
     """The handler reported a failure; `defaults` are those of the job's queue."""
-    return _after_failure(job, failure, Outcome.FAILED, defaults, random)
+    return _after_failure(job, _of_its_finder(job, failure), Outcome.FAILED, defaults, random)
+
+
+def _of_its_finder(job: Job, failure: Failure) -> Failure:
+    """Return a failure that says the same of a limit's end, whether the worker's clock or the
+    broker's found it first.
+    """
+    end = 0
+    if failure.type == EXECUTION_TIMEOUT and job.execution_timeout_ms:
+        end = job.started_at_ms + job.execution_timeout_ms - EARLY_TIMEOUT_MS
+    elif failure.type == DEADLINE_MISSED.type and job.deadline_ms:
+        end = job.deadline_ms - EARLY_DEADLINE_MS
+    if not end or job.read_at_ms < end:
+        return failure
+    return replace(failure, origin=FailureOrigin.BROKER)
 
 
 def after_timeout(job: Job, defaults: RetryDefaults, random: Callable[[], float]) -> Ending:
