@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from jobwire._convert import Seconds, to_duration, to_timestamp
 from jobwire.ids import new_job_id
-from jobwire.models import JobState, NewJob, OutputPolicy, RetryPolicy
+from jobwire.models import FailureOrigin, JobState, NewJob, OutputPolicy, RetryPolicy
 from jobwire.payloads import fill_payload
 from jobwire.unique import UniqueKey
 from jobwire.v1.job_pb2 import JobSpec
@@ -66,6 +66,8 @@ class FilterOptions(TypedDict, total=False):
     """Only jobs with all of these labels."""
     failure_type: str
     """Only jobs whose failure is of this type, such as `EXECUTION_TIMEOUT`."""
+    failure_origin: FailureOrigin
+    """Only jobs whose failure was found by this one: the broker, or the worker."""
     submitted_after: datetime | None
     """Only jobs that were submitted at this moment or later."""
     submitted_before: datetime | None
@@ -204,6 +206,7 @@ def job_filter(queue: str, which: FilterOptions) -> JobFilter:
         operation=which.get("operation", ""),
         labels=which.get("labels"),
         failure_type=which.get("failure_type", ""),
+        failure_origin=which.get("failure_origin", FailureOrigin.UNSPECIFIED).to_proto(),
         job_ids=which.get("job_ids", ()),
     )
     moments = {

@@ -75,13 +75,23 @@ def test_attempts_are_listed_newest_first(busy_target: str) -> None:
 def test_dead_letters_are_listed_with_what_went_wrong(busy_target: str) -> None:
     job_id = failed(busy_target, "default", "-l", "customer=7")
     failed(busy_target, "default")
-    done = jobwire("dead", "-l", "customer=7", "-f", "Hopeless", target=busy_target)
+    done = jobwire(
+        "dead",
+        "-l",
+        "customer=7",
+        "-f",
+        "Hopeless",
+        "--failure-origin",
+        "worker",
+        target=busy_target,
+    )
     header, row = done.stdout.splitlines()
     assert header.split("\t") == ["JOB", "OPERATION", "FAILURE", "MESSAGE", "FAILED", "ATTEMPTS"]
     cells = row.split("\t")
     assert cells[:4] == [job_id, "fail", "Hopeless", "no use"]
     assert cells[5] == "1"
-    assert jobwire("dead", "-f", "Other", "--json", target=busy_target).stdout == ""
+    for others in (("-f", "Other"), ("--failure-origin", "broker")):
+        assert jobwire("dead", *others, "--json", target=busy_target).stdout == ""
 
 
 def test_get_shows_stacks_checkpoint_redrive_and_key(busy_target: str) -> None:

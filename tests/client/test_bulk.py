@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from jobwire import AsyncClient, JobState, NotFound
+from jobwire import AsyncClient, FailureOrigin, JobState, NotFound
 from jobwire.v1 import admin_service_pb2 as admin
 from jobwire.v1 import job_pb2
 from jobwire.v1 import job_service_pb2 as jobs
@@ -77,6 +77,7 @@ async def test_a_filter_says_all_that_it_names(broker: BulkBroker, client: Async
         operation="thumb",
         labels={"a": "b"},
         failure_type="Timeout",
+        failure_origin=FailureOrigin.BROKER,
         submitted_after=NOON,
         finished_before=NOON,
         job_ids=["images-1"],
@@ -87,6 +88,7 @@ async def test_a_filter_says_all_that_it_names(broker: BulkBroker, client: Async
     assert request.max_per_second == 2.5
     found = request.filter
     assert (found.queue, found.operation, found.failure_type) == ("images", "thumb", "Timeout")
+    assert found.failure_origin == job_pb2.FAILURE_ORIGIN_BROKER
     assert list(found.states) == [job_pb2.JOB_STATE_FAILED]
     assert dict(found.labels) == {"a": "b"}
     assert found.submitted_after.ToDatetime(tzinfo=UTC) == NOON

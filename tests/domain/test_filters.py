@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from jobwire_server.domain.decisions.filters import JobFilter, Pace
-from jobwire_server.domain.model import Attempt, Failure, Job, JobState, RecordFacts
+from jobwire_server.domain.model import Attempt, Failure, FailureOrigin, Job, JobState, RecordFacts
 
 S = JobState
 FACTS = RecordFacts("op", {}, 0, {"tenant": "a", "kind": "x"}, created_at_ms=1_000)
 
 
 def job(state: JobState = S.FAILED, *, finished_at_ms: int = 2_000, failure: str = "Broken") -> Job:
-    attempts = (Attempt(1, "w", 1, 0, failure=Failure(failure)),) if failure else ()
+    told = Failure(failure, origin=FailureOrigin.WORKER)
+    attempts = (Attempt(1, "w", 1, 0, failure=told),) if failure else ()
     return Job("q-x", "q", b"", state, 1, finished_at_ms=finished_at_ms, attempts=attempts)
 
 
@@ -30,6 +31,10 @@ def job(state: JobState = S.FAILED, *, finished_at_ms: int = 2_000, failure: str
         ({"labels": {"none": ""}}, False),
         ({"failure_type": "Broken"}, True),
         ({"failure_type": "Broke"}, False),
+        ({"failure_origin": FailureOrigin.WORKER}, True),
+        ({"failure_origin": FailureOrigin.BROKER}, False),
+        ({"failure_type": "Broken", "failure_origin": FailureOrigin.WORKER}, True),
+        ({"failure_type": "Broke", "failure_origin": FailureOrigin.WORKER}, False),
         ({"submitted_after_ms": 1_000}, True),
         ({"submitted_after_ms": 1_001}, False),
         ({"submitted_before_ms": 1_001}, True),
@@ -56,6 +61,9 @@ def test_what_has_not_ended_matches_no_time_of_its_end() -> None:
 def test_a_failure_before_the_success_does_not_count() -> None:
     assert not JobFilter("q", failure_type="Broken").match(job(S.SUCCEEDED), None)
     assert not JobFilter("q", failure_type="Broken").match(job(failure=""), None)
+    by_worker = JobFilter("q", failure_origin=FailureOrigin.WORKER)
+    assert not by_worker.match(job(S.SUCCEEDED), None)
+    assert not by_worker.match(job(failure=""), None)
 
 
 def test_only_filters_on_what_the_producer_wrote_read_records() -> None:

@@ -140,6 +140,8 @@ async def test_listings_narrow_by_labels_and_failure(served: Served) -> None:
     assert await listed(labels={"tenant": "b"}, failure_type="Broken") == [second]
     assert await listed(failure_type="Broken") == [first, second]
     assert await listed(failure_type="Other") == []
+    assert await listed(failure_origin=job_pb2.FAILURE_ORIGIN_WORKER) == [first, second]
+    assert await listed(failure_origin=job_pb2.FAILURE_ORIGIN_BROKER) == []
 
 
 async def test_a_token_holds_for_its_labels_and_failure_only(served: Served) -> None:
@@ -147,7 +149,12 @@ async def test_a_token_holds_for_its_labels_and_failure_only(served: Served) -> 
     request = jobs.ListJobsRequest(page_size=1, filter=jobs.JobFilter(failure_type="Broken"))
     token = (await served.jobs.ListJobs(request)).next_page_token
     assert token
-    others: list[dict[str, Any]] = [{}, {"failure_type": "Other"}, {"labels": {"a": "b"}}]
+    others: list[dict[str, Any]] = [
+        {},
+        {"failure_type": "Broken", "failure_origin": job_pb2.FAILURE_ORIGIN_WORKER},
+        {"failure_type": "Other"},
+        {"labels": {"a": "b"}},
+    ]
     for fields in others:
         other = jobs.ListJobsRequest(page_size=1, page_token=token, filter=jobs.JobFilter(**fields))
         assert (await refusal(served.jobs.ListJobs(other))).reason == "BAD_PAGE_TOKEN"
@@ -161,6 +168,8 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"operation": "-"}, "filter.operation"),
     ({"labels": LABELS_17}, "filter.labels"),
     ({"failure_type": "x" * 129}, "filter.failure_type"),
+    ({"failure_origin": 3}, "filter.failure_origin"),
+    ({"failure_origin": -1}, "filter.failure_origin"),
     ({"submitted_after": Timestamp(seconds=-1)}, "filter.submitted_after"),
     ({"finished_before": Timestamp(seconds=1, nanos=-5)}, "filter.finished_before"),
     (

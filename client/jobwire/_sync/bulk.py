@@ -126,8 +126,8 @@ class BulkMethods:
             max_per_second: The most jobs that become ready in a second; the others are SCHEDULED
                 one after the other. 0.01 to 100000; 0: no cap.
             which: `states` (without them: FAILED), `operation`, `labels`, `failure_type`,
-                `submitted_after`, `submitted_before`, `finished_after`, `finished_before`,
-                `job_ids`.
+                `failure_origin`, `submitted_after`, `submitted_before`, `finished_after`,
+                `finished_before`, `job_ids`.
 
         Raises:
             ValueError: A moment has no time zone.

@@ -69,8 +69,8 @@ class JobMethods:
                 where so many would be more than 3 MiB.
             full: True brings payload, result, attempts and stack traces too.
             which: `states` (in this order; without them: all, live ones first), `operation`,
-                `labels`, `failure_type`, `submitted_after`, `submitted_before`, `finished_after`,
-                `finished_before`, `job_ids`.
+                `labels`, `failure_type`, `failure_origin`, `submitted_after`, `submitted_before`,
+                `finished_after`, `finished_before`, `job_ids`.
 
         Raises:
             ValueError: A moment has no time zone.

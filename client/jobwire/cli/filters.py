@@ -10,7 +10,7 @@ import click
 
 from jobwire._requests import FilterOptions
 from jobwire.cli.parameters import key_value, past
-from jobwire.models import JobState
+from jobwire.models import FailureOrigin, JobState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +25,11 @@ FAILURE_TYPE = click.option(
     "-f",
     default="",
     help="Only jobs that failed with this, such as EXECUTION_TIMEOUT.",
+)
+FAILURE_ORIGIN = click.option(
+    "--failure-origin",
+    type=click.Choice(["worker", "broker"], case_sensitive=False),
+    help="Only jobs whose failure a worker reported, or the broker found.",
 )
 LABEL = click.option(
     "--label",
@@ -56,6 +61,7 @@ def filter_options(what: str) -> Callable[[F], F]:
     options = (
         OPERATION,
         FAILURE_TYPE,
+        FAILURE_ORIGIN,
         LABEL,
         click.option(
             "--since",
@@ -83,6 +89,7 @@ def filter_of(
     *,
     operation: str,
     failure_type: str,
+    failure_origin: str | None = None,
     label: tuple[tuple[str, str], ...],
     since: datetime | None,
     before: datetime | None,
@@ -100,6 +107,8 @@ def filter_of(
         "failure_type": failure_type,
         "labels": dict(label),
     }
+    if failure_origin:
+        which["failure_origin"] = FailureOrigin(failure_origin.upper())
     if by_submission:
         return {**which, "submitted_after": since, "submitted_before": before}
     return {**which, "finished_after": since, "finished_before": before}

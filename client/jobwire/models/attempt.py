@@ -39,11 +39,14 @@ class FailureOrigin(OpenEnum):
     that passed is the broker's also if the worker noticed it first.
     """
 
+    def to_proto(self) -> job_pb2.FailureOrigin.ValueType:
+        """Return the wire's number."""
+        if not self.is_named:
+            return int(self.value)  # type: ignore[return-value]
+        return job_pb2.FailureOrigin.Value(f"FAILURE_ORIGIN_{self.value}")
 
-_ORIGINS: dict[int, FailureOrigin] = {
-    job_pb2.FailureOrigin.Value(f"FAILURE_ORIGIN_{origin.value}"): origin
-    for origin in FailureOrigin
-}
+
+_ORIGINS: dict[int, FailureOrigin] = {origin.to_proto(): origin for origin in FailureOrigin}
 _OUTCOMES: dict[int, AttemptOutcome] = {
     job_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{outcome.value}"): outcome
     for outcome in AttemptOutcome

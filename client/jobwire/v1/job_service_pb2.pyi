@@ -736,6 +736,7 @@ class JobFilter(message.Message):
     FINISHED_AFTER_FIELD_NUMBER: builtins.int
     FINISHED_BEFORE_FIELD_NUMBER: builtins.int
     JOB_IDS_FIELD_NUMBER: builtins.int
+    FAILURE_ORIGIN_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """A queue, or a pattern of queues: `*` stands for any number of characters, also none, at most
     4 times; `billing-*`, or `*` for all. Required where jobs are changed: nothing is done to many
@@ -745,6 +746,10 @@ class JobFilter(message.Message):
     """Only jobs of this operation."""
     failure_type: builtins.str
     """Only jobs whose failure is of this type, for example `EXECUTION_TIMEOUT`. At most 128 bytes."""
+    failure_origin: job_pb2.FailureOrigin.ValueType
+    """Only jobs whose failure was found by this one: `FAILURE_ORIGIN_BROKER` for timeouts, deadlines
+    and lost workers, `FAILURE_ORIGIN_WORKER` for what handlers reported.
+    """
     @builtins.property
     def states(self) -> containers.RepeatedScalarFieldContainer[job_pb2.JobState.ValueType]:
         """Only jobs in these states; at most 16."""
@@ -786,10 +791,11 @@ class JobFilter(message.Message):
         finished_after: timestamp_pb2.Timestamp | None = ...,
         finished_before: timestamp_pb2.Timestamp | None = ...,
         job_ids: abc.Iterable[builtins.str] | None = ...,
+        failure_origin: job_pb2.FailureOrigin.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["finished_after", b"finished_after", "finished_before", b"finished_before", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_type", b"failure_type", "finished_after", b"finished_after", "finished_before", b"finished_before", "job_ids", b"job_ids", "labels", b"labels", "operation", b"operation", "queue", b"queue", "states", b"states", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failure_origin", b"failure_origin", "failure_type", b"failure_type", "finished_after", b"finished_after", "finished_before", b"finished_before", "job_ids", b"job_ids", "labels", b"labels", "operation", b"operation", "queue", b"queue", "states", b"states", "submitted_after", b"submitted_after", "submitted_before", b"submitted_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

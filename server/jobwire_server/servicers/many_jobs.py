@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobwire.v1 import job_service_pb2
 from jobwire_server.domain.decisions.filters import JobFilter
 from jobwire_server.domain.decisions.queue_patterns import ANY, MAX_ANY, fits, is_pattern
-from jobwire_server.domain.model import BulkProgress, JobState
+from jobwire_server.domain.model import BulkProgress, FailureOrigin, JobState
 from jobwire_server.servicers.checks import MAX_STATES, Checker
 
 MAX_JOB_IDS = 1_000
@@ -26,6 +26,7 @@ SLOWEST, FASTEST = 0.01, 100_000.0
 _LAST_S = 253_402_300_799
 """The last second that a Timestamp may name."""
 _STATES = [int(state) for state in JobState]
+_ORIGINS = [int(origin) for origin in FailureOrigin]
 
 
 def states_of(checker: Checker, field: str, states: Sequence[int]) -> list[JobState]:
@@ -83,6 +84,11 @@ def job_filter(
         checker.operation("filter.operation", message.operation)
     checker.labels("filter.labels", message.labels)
     checker.text("filter.failure_type", message.failure_type, MAX_TYPE_BYTES)
+    origin = FailureOrigin.UNKNOWN
+    if message.failure_origin in _ORIGINS:
+        origin = FailureOrigin(message.failure_origin)
+    else:
+        checker.add("filter.failure_origin", "must be one that a failure can have, or unset")
     moments = {}
     for name in ("submitted_after", "submitted_before", "finished_after", "finished_before"):
         moments[f"{name}_ms"] = (
@@ -102,6 +108,7 @@ def job_filter(
         operation=message.operation,
         labels=dict(message.labels),
         failure_type=message.failure_type,
+        failure_origin=origin,
         ulids=() if of_several else ulids.get(queue, ()),
         named=ulids if of_several else {},
         **moments,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from jobwire_server.domain.decisions.queue_patterns import is_pattern
-from jobwire_server.domain.model import Job, JobState, RecordFacts
+from jobwire_server.domain.model import FailureOrigin, Job, JobState, RecordFacts
 from jobwire_server.domain.records import RecordCodec
 
 
@@ -22,6 +22,8 @@ class JobFilter:
     labels: Mapping[str, str] = field(default_factory=dict)
     """All of these."""
     failure_type: str = ""
+    failure_origin: FailureOrigin = FailureOrigin.UNKNOWN
+    """Who found the failure; UNKNOWN: whoever."""
     submitted_after_ms: int = 0
     """At this moment or later; 0: whenever."""
     submitted_before_ms: int = 0
@@ -52,6 +54,7 @@ class JobFilter:
             self.queue,
             self.operation,
             self.failure_type,
+            str(int(self.failure_origin)),
             " ".join(str(int(state)) for state in self.states),
             f"{self.submitted_after_ms} {self.submitted_before_ms}",
             f"{self.finished_after_ms} {self.finished_before_ms}",
@@ -66,6 +69,7 @@ class JobFilter:
         return bool(
             self.reads_records
             or self.failure_type
+            or self.failure_origin
             or self.finished_after_ms
             or self.finished_before_ms
         )
@@ -95,18 +99,22 @@ class JobFilter:
     def _matches_course(self, job: Job) -> bool:
         if self.states and job.state not in self.states:
             return False
-        if self.failure_type and (
-            # The failure of an attempt before the one that succeeded is history.
-            job.state is JobState.SUCCEEDED
-            or job.failure is None
-            or job.failure.type != self.failure_type
-        ):
+        if (self.failure_type or self.failure_origin) and not self._matches_failure(job):
             return False
         if self.finished_after_ms or self.finished_before_ms:
             return job.state.terminal and _within(
                 job.finished_at_ms, self.finished_after_ms, self.finished_before_ms
             )
         return True
+
+    def _matches_failure(self, job: Job) -> bool:
+        # The failure of an attempt before the one that succeeded is history.
+        failure = None if job.state is JobState.SUCCEEDED else job.failure
+        return (
+            failure is not None
+            and (not self.failure_type or failure.type == self.failure_type)
+            and (not self.failure_origin or failure.origin is self.failure_origin)
+        )
 
     def _matches_record(self, facts: RecordFacts) -> bool:
         return (
