@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobwire_server.domain.errors import ServerBusy, StoreUnavailable
 from jobwire_server.store import group_commit
 from jobwire_server.store.group_commit import (
     BUSY_REQUESTS,
     DRY_PASSES,
+    LONE_CALLS,
     Backlog,
     GroupCommit,
 )
@@ -26,6 +29,11 @@ class Writer:
         self.calls: list[list[int]] = []
         self.gate = asyncio.Event()
         self.error: Exception | None = None
+
+    def answer(self) -> None:
+        """Answers the call under way, and none that comes."""
+        gate, self.gate = self.gate, asyncio.Event()
+        gate.set()
 
     async def __call__(self, items: Sequence[int]) -> list[int]:
         self.calls.append([*items])
@@ -228,11 +236,113 @@ async def test_when_the_work_is_cancelled_nobody_who_waits_behind_it_hangs(
 ) -> None:
     first = asyncio.create_task(group.one(1))
     await eventually(lambda: writer.calls == [[1]], "the first call")
-    behind = asyncio.create_task(group.one(2))
+    second = asyncio.create_task(group.one(2))
+    await eventually(lambda: backlog.waiting == 2, "another waits")
+    writer.answer()
+    assert await first == 10
+    await eventually(lambda: writer.calls == [[1], [2]], "the second call")
+    behind = asyncio.create_task(group.one(3))
     await eventually(lambda: backlog.waiting == 2, "another waits")
     (work,) = (task for task in asyncio.all_tasks() if task.get_name() == "group-commit")
     work.cancel()
     async with asyncio.timeout(5):
-        outcomes = await asyncio.gather(first, behind, return_exceptions=True)
+        outcomes = await asyncio.gather(second, behind, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
     assert backlog.waiting == 0
+
+
+async def test_a_lone_caller_that_goes_away_leaves_nobody_waiting(
+    writer: Writer, backlog: Backlog
+) -> None:
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    for _ in range(3):
+        writer.gate = asyncio.Event()
+        leaving = asyncio.create_task(group.one(1))
+        await eventually(lambda: bool(writer.calls), "the first call")
+        others = [asyncio.create_task(group.one(item)) for item in (2, 3)]
+        await eventually(lambda: backlog.waiting == 3, "the others wait")
+        leaving.cancel()
+        writer.gate.set()
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*others) == [20, 30]
+        assert leaving.cancelled()
+        assert writer.calls == [[1], [2, 3]]
+        assert backlog.waiting == 0
+        writer.calls.clear()
+        await become_lone(group)
+        writer.calls.clear()
+
+
+async def become_lone(group: GroupCommit[int, int]) -> None:
+    """Brings so many lone calls that the next one goes at once."""
+    # The first of them may share its call's past with others.
+    for _ in range(LONE_CALLS + 1):
+        await group.one(0)
+
+
+async def test_after_some_lone_calls_the_next_takes_no_turn_of_the_loop(
+    writer: Writer, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "IDLE_S", 60.0)
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    writer.gate.set()
+    await become_lone(group)
+    writer.calls.clear()
+    lone = asyncio.create_task(group.one(1))
+    await asyncio.sleep(0)
+    assert lone.done()
+    assert writer.calls == [[1]]
+
+
+async def test_a_request_that_comes_during_a_lone_call_has_the_next_ones_gathered(
+    writer: Writer, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "IDLE_S", 60.0)
+    group = GroupCommit(writer, backlog, linger_s=60.0)
+    writer.gate.set()
+    await become_lone(group)
+    writer.calls.clear()
+    writer.gate.clear()
+    callers = [asyncio.create_task(group.one(1))]
+    await eventually(lambda: writer.calls == [[1]], "the lone call")
+    callers.append(asyncio.create_task(group.one(2)))
+    await asyncio.sleep(0)
+    writer.gate.set()
+    for item in range(3, 10):
+        await asyncio.sleep(0)
+        callers.append(asyncio.create_task(group.one(item)))
+    await asyncio.gather(*callers)
+    assert writer.calls == [[1], [*range(2, 10)]]
+
+
+@given(
+    steps=st.lists(
+        st.sampled_from(["come", "come", "turn", "turns", "answer", "leave"]), max_size=60
+    )
+)
+async def test_whoever_comes_and_goes_each_who_stays_is_answered(steps: list[str]) -> None:
+    writer, backlog = Writer(), Backlog(1_000, 1_000)
+    group = GroupCommit(writer, backlog, max_items=5, linger_s=60.0)
+    callers: list[asyncio.Task[int]] = []
+    for step in steps:
+        match step:
+            case "come":
+                callers.append(asyncio.create_task(group.one(len(callers))))
+            case "turn":
+                await asyncio.sleep(0)
+            case "turns":
+                for _ in range(2 * DRY_PASSES):
+                    await asyncio.sleep(0)
+            case "answer":
+                writer.answer()
+            case "leave" if callers:
+                callers[len(steps) % len(callers)].cancel()
+    writer.gate.set()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+    for item, answer in enumerate(answers):
+        assert isinstance(answer, asyncio.CancelledError) or answer == 10 * item
+    sent = [item for call in writer.calls for item in call]
+    assert len({*sent}) == len(sent)
+    assert backlog.waiting == 0
+    assert await asyncio.wait_for(group.one(7), 5) == 70

@@ -1,6 +1,6 @@
 """Group commit: what arrives while a call is under way goes to the store as the next call.
 
-A lone request hardly waits; under load one round trip carries hundreds.
+A lone request waits for nobody; under load one round trip carries hundreds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ Answer = TypeVar("Answer")
 DRY_PASSES = 8
 """Gathering ends after so many turns of the event loop without a new request.
 
-Requests on their way arrive one a turn, so a busy server gathers for as long as they come; a lone
-caller waits for eight empty turns, some 30 microseconds.
+Requests on their way arrive one a turn, so a busy server gathers for as long as they come. Eight
+empty turns take some 30 microseconds.
+"""
+LONE_CALLS = 4
+"""After so many calls in a row that carried one request, and during which no other came, the next
+goes at once, until another comes during a call.
+
+One such call says little: a busy loop is so slow to bring the next request that an answer may
+overtake it, and a lane that no longer gathers would not find out that it is busy.
 """
 BUSY_REQUESTS = 8
 """After a call that carried so many requests, the next one gathers by the clock.
@@ -113,6 +120,10 @@ class GroupCommit(Generic[Item, Answer]):
         self._items_waiting = 0
         self._ended_at = 0.0
         self._last_requests = 0
+        self._direct = False
+        """A call is under way in the task of its caller."""
+        self._lone_calls = 0
+        """In a row, up to LONE_CALLS."""
 
     async def submit(self, items: Sequence[Item]) -> Sequence[Answer]:
         """Write the items together with whatever else waits; return their answers in order.
@@ -125,11 +136,13 @@ class GroupCommit(Generic[Item, Answer]):
         size = sum(map(self._weigh, items)) if self._weigh is not None else 0
         self._backlog.enter(count, size)
         try:
+            if self._task is None and not self._direct:
+                if self._lone_calls == LONE_CALLS:
+                    return await self._write_directly(items)
+                self._task = asyncio.create_task(self._run(), name="group-commit")
             future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
             self._waiting.append((items, size, future))
             self._items_waiting += count
-            if self._task is None:
-                self._task = asyncio.create_task(self._run(), name="group-commit")
             return await future
         finally:
             self._backlog.leave(count, size)
@@ -137,6 +150,29 @@ class GroupCommit(Generic[Item, Answer]):
     async def one(self, item: Item) -> Answer:
         """Write one item, as `submit` does."""
         return (await self.submit((item,)))[0]
+
+    async def _write_directly(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """Make a call in the task of its caller; what comes meanwhile is for a task to send.
+
+        If the caller gives up, it is not known whether the call was made, as ever.
+        """
+        self._direct = True
+        self._last_requests = 1
+        try:
+            return await self._write(items)
+        finally:
+            self._direct = False
+            self._note_end()
+            if self._waiting:
+                self._task = asyncio.create_task(self._run(), name="group-commit")
+
+    def _note_end(self) -> None:
+        """Note the end of a call."""
+        self._ended_at = monotonic()
+        if self._waiting or self._last_requests > 1:
+            self._lone_calls = 0
+        elif self._lone_calls < LONE_CALLS:
+            self._lone_calls += 1
 
     async def _run(self) -> None:
         try:
@@ -146,7 +182,7 @@ class GroupCommit(Generic[Item, Answer]):
                 group, items = self._gather()
                 self._last_requests = len(group)
                 await self._commit(group, items)
-                self._ended_at = monotonic()
+                self._note_end()
         finally:
             self._task = None
             # Callers are left only if this task was cancelled; they must not wait for ever.
