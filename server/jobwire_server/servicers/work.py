@@ -74,7 +74,7 @@ class WorkStreams:
         unread = False
         try:
             await asyncio.wait({reader, writer, session.ended}, return_when=asyncio.FIRST_COMPLETED)
-            if session.writing_since is not None:
+            if session.outgoing.writing_since is not None:
                 session.end()
                 await asyncio.wait({writer}, timeout=LAST_WRITE_S)
                 unread = not writer.done()
@@ -120,9 +120,10 @@ class WorkStreams:
             await session.receive(await self._checks.frame(request))
 
     async def _write(self, session: WorkerSession, context: Any) -> None:
+        outgoing = session.outgoing
         while not session.ended.done():
-            frame = await session.next_frame()
+            frame = await outgoing.next_frame()
             message = self._writer.to_wire(frame, session)
-            session.write_begins()
+            outgoing.write_begins()
             await context.write(message)
-            session.write_ends()
+            outgoing.write_ends()

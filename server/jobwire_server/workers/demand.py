@@ -50,7 +50,8 @@ class Demand:
     def unreserve(self, count: int) -> None:
         """Give back what was reserved in vain, or is free again."""
         self.free += count
-        self._tell_skipped()
+        if self.skipped:
+            self._tell_skipped()
 
     @property
     def open(self) -> bool:

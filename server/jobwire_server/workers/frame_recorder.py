@@ -19,6 +19,7 @@ from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import CancelNotice, Completed, Completion, WorkerReport
 from jobwire_server.workers.broker_parts import Attempts, Reports
 from jobwire_server.workers.frames import FrameIn, Receipt, Refused
+from jobwire_server.workers.outgoing import Outgoing
 
 log = structlog.get_logger(__name__)
 
@@ -42,21 +43,22 @@ class Session(Protocol):
     def cancel(self, notice: CancelNotice) -> None:
         """Tell the worker to stop a job."""
 
-    def confirm(self, receipt: Receipt) -> None:
-        """Tell the worker what became of a frame."""
-
 
 class FrameRecorder:
     """Records frames side by side, as far as their order allows.
 
     Args:
         session: Of the worker.
+        outgoing: Takes the receipts.
         attempts: End attempts.
         reports: Record progress, and renew leases.
     """
 
-    def __init__(self, session: Session, attempts: Attempts, reports: Reports) -> None:
+    def __init__(
+        self, session: Session, outgoing: Outgoing, attempts: Attempts, reports: Reports
+    ) -> None:
         self._session = session
+        self._outgoing = outgoing
         self._attempts = attempts
         self._reports = reports
         self._frames: set[asyncio.Task[None]] = set()
@@ -99,7 +101,7 @@ class FrameRecorder:
             if reporting:
                 await asyncio.wait(reporting)
             refused += await self._record_completions(frame.completions)
-        self._session.confirm(Receipt(frame.sequence, refused))
+        self._outgoing.confirm(Receipt(frame.sequence, refused))
 
     async def _record_completions(self, completions: Sequence[Completion]) -> list[Refused]:
         outcomes: Sequence[Completed | JobwireError]

@@ -70,7 +70,7 @@ class Joining:
         }
         if late and len(late) == len(named):
             raise next(iter(late.values()))
-        session.greet()
+        session.outgoing.greet()
         return {queue: named[queue] for queue in late}
 
     def offer(self, session: WorkerSession, late: dict[str, NamedLeases], former: Former) -> None:

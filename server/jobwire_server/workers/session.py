@@ -1,6 +1,6 @@
 """A worker's session: the state of one stream, free of the stream itself.
 
-The reader gives it frames (`receive`), the writer takes frames from it (`next_frame`), the
+The reader gives it frames (`receive`), the writer takes frames of what is `outgoing`, the
 dispatcher fills its demand, and `Streams` looks at it now and then (`look`). Whoever finds that it
 is over sets `ended`.
 """
@@ -12,8 +12,6 @@ import json
 from collections.abc import Iterable
 from time import monotonic
 
-import structlog
-
 from jobwire_server.domain.errors import (
     JobwireError,
     ServerDraining,
@@ -24,7 +22,6 @@ from jobwire_server.domain.model import (
     Assignment,
     CancelNotice,
     LeaseRef,
-    WorkerStatus,
 )
 from jobwire_server.workers.broker_parts import Attempts, Reports
 from jobwire_server.workers.frame_recorder import FrameRecorder
@@ -32,25 +29,13 @@ from jobwire_server.workers.frames import (
     Attach,
     DrainNotice,
     FrameIn,
-    FrameOut,
-    Receipt,
 )
 from jobwire_server.workers.held_leases import HeldLeases
 from jobwire_server.workers.known_workers import KnownWorkers
+from jobwire_server.workers.outgoing import Outgoing
 from jobwire_server.workers.session_news import SessionNews, Told
 from jobwire_server.workers.session_times import SessionTimes
 from jobwire_server.workers.stream_demand import StreamDemand
-
-log = structlog.get_logger(__name__)
-
-MAX_RECEIPTS = 256
-"""Receipts that wait to be read; a worker that does not read them is not listened to either."""
-MAX_LOST = 20_000
-"""Lost leases that wait to be read; as for receipts."""
-FRAME_BYTES = 1 << 20
-"""Records of one frame, but for a single one that is larger: with the rest of the frame well below
-the 4 MiB that gRPC clients take unless told otherwise.
-"""
 
 
 class WorkerSession:
@@ -89,6 +74,7 @@ class WorkerSession:
         self.leases = HeldLeases(attach.credit_bytes)
         self.stuck = 0
         self.credits = attach.credits
+        self.outgoing = Outgoing(self.leases, times.heartbeat_s)
         self.demand = StreamDemand(self, attach.spec, lease_ms, attach.credits)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over; with an error where the worker should learn of one."""
@@ -97,19 +83,12 @@ class WorkerSession:
         self.detached = False
         self.stood_still = False
         """It was ended for the worker's silence, though its connection held."""
-        self._out = FrameOut()
-        self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self._recorder = FrameRecorder(self, attempts, reports)
+        self._recorder = FrameRecorder(self, self.outgoing, attempts, reports)
         now = monotonic()
         self.heard_at = now
-        self.writing_since: float | None = None
         self._born_at = now
         self._drain_until: float | None = None
         self._until_idle = False
-        self._suspended_at: float | None = None
-        self._ready = True
         self.assigned = 0
         self.told = Told()
 
@@ -128,8 +107,7 @@ class WorkerSession:
             assignments = self._send_back(assignments, fitting)
         self.leases.assign(assignments, self.times.claim_timeout_s)
         self.assigned += len(assignments)
-        self._out.assignments += assignments
-        self._wake.set()
+        self.outgoing.assign(assignments)
         return True
 
     def _send_back(self, assignments: list[Assignment], at: int) -> list[Assignment]:
@@ -141,15 +119,13 @@ class WorkerSession:
     def cancel(self, notice: CancelNotice) -> None:
         """Tell the worker to stop a job, once for each lease."""
         if self.leases.cancel(notice.job_id, notice.fencing_token):
-            self._out.cancellations.append(notice)
-            self._wake.set()
+            self.outgoing.cancel(notice)
 
     def lose(self, job_id: str, fencing_token: int) -> None:
         """Tell the worker that a job is no longer its own."""
         if self.leases.holds(job_id, fencing_token):
             self.forget(job_id)
-            self._out.lost.append(LeaseRef(job_id, fencing_token))
-            self._wake.set()
+            self.outgoing.lose(LeaseRef(job_id, fencing_token))
 
     def drain(
         self, deadline_s: float, now_ms: int, *, leave: bool, reason: str, until_idle: bool = False
@@ -167,8 +143,8 @@ class WorkerSession:
         self._until_idle = self._until_idle or until_idle
         if self._drain_until is None and not self.ended.done():
             self._drain_until = monotonic() + deadline_s
-            self._out.drain = DrainNotice(now_ms + round(deadline_s * 1000), leave, reason)
-            self._wake.set()
+            deadline_ms = now_ms + round(deadline_s * 1000)
+            self.outgoing.drain(DrainNotice(deadline_ms, leave, reason))
 
     def end(self, error: JobwireError | None = None) -> None:
         """End the stream; harmless if it has ended."""
@@ -181,45 +157,11 @@ class WorkerSession:
                 # Whoever holds the stream looks at it; a session that never had one must not
                 # complain.
                 self.ended.exception()
-        self._wake.set()
-
-    async def next_frame(self) -> FrameOut:
-        """Return what there is to tell, an empty frame as a sign of life."""
-        if not self._out:
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(self.times.heartbeat_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-        frame, self._out = self._out, FrameOut()
-        size = 0
-        for at, assignment in enumerate(frame.assignments):
-            size += assignment.size
-            if at and size > FRAME_BYTES:
-                self._out = frame.split(at)
-                break
-        if frame.assignments:
-            self.leases.sent(frame.assignments)
-        self._drained.set()
-        return frame
+        self.outgoing.wake()
 
     def release_by(self, settling: asyncio.Task[None]) -> None:
         """The session is over, and a task settles it."""
         self.release = settling
-
-    def write_begins(self) -> None:
-        """The stream begins to write a frame."""
-        self.writing_since = monotonic()
-
-    def write_ends(self) -> None:
-        """The stream has written a frame, as far as the peer's buffers go."""
-        self.writing_since = None
-
-    def greet(self) -> None:
-        """Put the answer to the attachment first."""
-        self._out.attached = True
-        self._wake.set()
 
     # ---------------------------------------------------------- from the worker
 
@@ -228,45 +170,38 @@ class WorkerSession:
         # While this side takes its time, the other one is not silent.
         self.heard_at = float("inf")
         try:
-            await self._receive(frame)
+            for ack in frame.acks:
+                if not self.leases.acknowledge(ack.job_id, ack.fencing_token):
+                    # Given back already: the worker must not run it.
+                    self.outgoing.lose(ack)
+            if frame.received:
+                self.leases.have_arrived(frame.received)
+            if (frame.acks or frame.received) and self.demand.suspended_at is not None:
+                self.demand.trust()
+            if frame.stuck is not None:
+                self.stuck = frame.stuck
+            if frame.credits is not None:
+                more, self.credits = frame.credits - self.credits, frame.credits
+                self.demand.unreserve(more)
+            if frame.credit_bytes is not None:
+                self.leases.bytes.change(frame.credit_bytes)
+                # What did not fit before may fit now.
+                self.demand.unreserve(0)
+            if frame.told is not None:
+                # With the next sign of life, however often it changes.
+                self.told.metadata(frame.told)
+            if frame.status is not None:
+                await self._known.set_status(self.worker_id, frame.status)
+                self.demand.apply_status(frame.status)
+            if frame.reports or frame.completions or frame.refused:
+                await self._take_in(frame)
+            await self.outgoing.room()
+            if frame.detach:
+                self.detached = True
+                await self._recorder.finish()
+                self.end()
         finally:
             self.heard_at = monotonic()
-
-    async def _receive(self, frame: FrameIn) -> None:
-        for ack in frame.acks:
-            if not self.leases.acknowledge(ack.job_id, ack.fencing_token):
-                # Given back already: the worker must not run it.
-                self._out.lost.append(ack)
-                self._wake.set()
-        if frame.received:
-            self.leases.have_arrived(frame.received)
-        if (frame.acks or frame.received) and self._suspended_at is not None:
-            self._suspended_at = None
-            self._pause_or_resume()
-        if frame.stuck is not None:
-            self.stuck = frame.stuck
-        if frame.credits is not None:
-            more, self.credits = frame.credits - self.credits, frame.credits
-            self.demand.unreserve(more)
-        if frame.credit_bytes is not None:
-            self.leases.bytes.change(frame.credit_bytes)
-            # What did not fit before may fit now.
-            self.demand.unreserve(0)
-        if frame.told is not None:
-            # With the next sign of life, however often it changes.
-            self.told.metadata(frame.told)
-        if frame.status is not None:
-            await self._known.set_status(self.worker_id, frame.status)
-            self.apply_status(frame.status)
-        if frame.reports or frame.completions or frame.refused:
-            await self._take_in(frame)
-        while len(self._out.receipts) >= MAX_RECEIPTS or len(self._out.lost) >= MAX_LOST:
-            self._drained.clear()
-            await self._drained.wait()
-        if frame.detach:
-            self.detached = True
-            await self._recorder.finish()
-            self.end()
 
     async def _take_in(self, frame: FrameIn) -> None:
         freed = 0
@@ -280,11 +215,6 @@ class WorkerSession:
             # Wrong as it is, it shows that the assignment has arrived.
             self.leases.has_arrived(refused.job_id, refused.fencing_token)
         await self._recorder.take(frame)
-
-    def confirm(self, receipt: Receipt) -> None:
-        """Tell the worker what became of a frame."""
-        self._out.receipts.append(receipt)
-        self._wake.set()
 
     def forget(self, job_id: str, fencing_token: int | None = None) -> None:
         """Free the credit of a job that the worker no longer holds."""
@@ -311,18 +241,6 @@ class WorkerSession:
         for job_id, fencing_token in arrived:
             self.leases.has_arrived(job_id, fencing_token)
 
-    def apply_status(self, status: WorkerStatus) -> None:
-        """Follow what the worker or an operator wants."""
-        self._ready = status is WorkerStatus.READY
-        self._pause_or_resume()
-
-    def _pause_or_resume(self) -> None:
-        wanted = self._ready and self._suspended_at is None
-        if not wanted:
-            self.demand.paused = True
-        elif self.demand.paused:
-            self.demand.resume()
-
     @property
     def renewable(self) -> bool:
         """True while the worker was heard of lately enough for its leases to be renewed."""
@@ -337,12 +255,13 @@ class WorkerSession:
         if now - self.heard_at > limit:
             self.stood_still = True
             self.end(StoreUnavailable(f"nothing was heard from the worker for {limit:.1f} s"))
-        elif self.writing_since is not None and now - self.writing_since > limit:
+        elif self.outgoing.writing_since is not None and now - self.outgoing.writing_since > limit:
             self.end(StoreUnavailable(f"the worker has not read its stream for {limit:.1f} s"))
-        elif self._suspended_at is not None and now - self._suspended_at > limit:
+        elif self.demand.suspended_at is not None and now - self.demand.suspended_at > limit:
             self.end(StoreUnavailable("assignments are not acknowledged"))
         elif self._drain_until is not None:
-            if self._until_idle and not self.leases and not len(self._recorder) and not self._out:
+            busy = self.leases or len(self._recorder) or self.outgoing
+            if self._until_idle and not busy:
                 self.end(ServerDraining())
             elif now > self._drain_until:
                 self.end(StoreUnavailable("the stream was to be left by its deadline"))
@@ -357,11 +276,9 @@ class WorkerSession:
             return
         # No more jobs for a worker that does not take those it has; an acknowledgement shows that
         # it lives.
-        self._suspended_at = self._suspended_at or now
-        self._pause_or_resume()
-        late = {assignment.job_id for assignment in overdue}
+        self.demand.suspend(now)
         # What the stream has not taken yet is not sent at all.
-        self._out.assignments = [a for a in self._out.assignments if a.job_id not in late]
+        self.outgoing.call_back({assignment.job_id for assignment in overdue})
         for assignment in overdue:
             self.lose(assignment.job_id, assignment.fencing_token)
         # Of no budget, for the stream holds: the worker stands still, and has not died of them.
@@ -373,7 +290,7 @@ class WorkerSession:
         """
         self.demand.closed = True
         left = self.leases.take_unacknowledged()
-        waiting = {assignment.job_id for assignment in self._out.assignments}
+        waiting = self.outgoing.unsent()
         unsent = [one for one in left if one.job_id in waiting]
         return unsent, [one for one in left if one.job_id not in waiting]
 

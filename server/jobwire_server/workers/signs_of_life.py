@@ -67,7 +67,7 @@ class SignsOfLife:
         if status is WorkerStatus.DRAINING:
             now_ms = self._clock.now_ms()
             session.drain(LEAVE_MS / 1000, now_ms, leave=True, reason=LEAVE_REASON)
-        session.apply_status(status)
+        session.demand.apply_status(status)
 
     async def _touch(self) -> float:
         sessions = [s for s in self._sessions.values() if s.renewable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from jobwire_server.domain.model import Assignment, WorkerSpec
+from jobwire_server.domain.model import Assignment, WorkerSpec, WorkerStatus
 from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.held_leases import HeldLeases
 
@@ -31,6 +31,9 @@ class StreamDemand(Demand):
     def __init__(self, session: Session, spec: WorkerSpec, lease_ms: int, free: int) -> None:
         super().__init__(spec, lease_ms, free)
         self._session = session
+        self._ready = True
+        self.suspended_at: float | None = None
+        """Since when the worker is late with acknowledgements; None: it is not."""
 
     def reserve(self, most: int, queue: str) -> int:
         """Reserve jobs, as far as the credit in bytes allows."""
@@ -40,3 +43,25 @@ class StreamDemand(Demand):
     def deliver(self, assignments: list[Assignment]) -> bool:
         """Hand the jobs to the session."""
         return self._session.assign(assignments)
+
+    def apply_status(self, status: WorkerStatus) -> None:
+        """Follow what the worker or an operator wants."""
+        self._ready = status is WorkerStatus.READY
+        self._pause_or_resume()
+
+    def suspend(self, now: float) -> None:
+        """Take no jobs until the worker acknowledges what it has; `now` by the monotonic clock."""
+        self.suspended_at = self.suspended_at or now
+        self._pause_or_resume()
+
+    def trust(self) -> None:
+        """Take jobs again: the worker acknowledges."""
+        self.suspended_at = None
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        wanted = self._ready and self.suspended_at is None
+        if not wanted:
+            self.paused = True
+        elif self.paused:
+            self.resume()
