@@ -15,7 +15,7 @@ from tests.support.servers import ServerProcess
 
 CALLS, BYTES = 300, 950_000
 MOST_GROWTH = 300 << 20
-"""Without a look at what they leave behind it is 860 MB: the 285 that were sent, and copies."""
+"""If they wait for the garbage collector it is 860 MB: the 285 that were sent, and copies."""
 
 
 def _resident(pid: int) -> int:

@@ -11,16 +11,15 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from time import perf_counter
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import Message
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
 
 from jobwire_server.domain.errors import ServerDraining
-from jobwire_server.servicers.garbage import Refuse
+from jobwire_server.servicers.letting_go import let_go
 from jobwire_server.servicers.reading import Unreadable, marking, raising
 from jobwire_server.servicers.status import DETAILS_KEY, as_domain_error, details_of
 from jobwire_server.telemetry.current_call import Call, enter_call
@@ -57,7 +56,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._awaited: list[MethodStats] = []
         self._draining = False
         self._second, self._lines, self._left_out = 0, 0, 0
-        self._refuse = Refuse()
 
     def drain(self) -> None:
         """From now on refuse new calls, except those about the server itself."""
@@ -91,9 +89,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         always = method.lstrip("/").startswith(WHILE_DRAINING)
         if not always:
             self._awaited.append(stats)
+        reads = raising if handler.request_streaming else marking
         if inspect.isasyncgenfunction(behavior):
+            behavior = _closing_all(behavior) if handler.request_streaming else behavior
             wrapped: Any = self._generator(behavior, stats, always)
         elif inspect.iscoroutinefunction(behavior):
+            behavior = _closing(behavior) if handler.request_streaming else behavior
             timed = kind == "unary_unary"
             wrapped = self._coroutine(behavior, stats, always, timed)
         else:  # runs in a thread, where no coroutine can stand around it
@@ -101,7 +102,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         # What can't be read is refused here, or told to whoever reads the stream: gRPC itself
         # would make it a defect of the server.
-        reads = raising if handler.request_streaming else marking
         result: Handler = make(
             wrapped, reads(handler.request_deserializer), handler.response_serializer
         )
@@ -121,7 +121,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     raise request.error
                 response = await behavior(request, context)
             except BaseException as error:
-                await self._failed(error, request, context, entered, stats, started)
+                if not await self._failed(error, request, context, entered, stats, started):
+                    raise
+                # gRPC goes on with what it was told to abort with, and wants no answer.
             else:
                 stats.count("OK")
                 took = perf_counter() - started
@@ -154,7 +156,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     async for response in responses:
                         yield response
             except BaseException as error:
-                await self._failed(error, request, context, entered, stats, started)
+                if not await self._failed(error, request, context, entered, stats, started):
+                    raise
+                # gRPC goes on with what it was told to abort with, and wants no answer.
             else:
                 stats.count("OK")
                 if self._log_all:
@@ -173,36 +177,43 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call: Call,
         stats: MethodStats,
         started: float,
-    ) -> NoReturn:
-        """Count and log a failure, then end the call with its status; always raises."""
-        if isinstance(request, Message):
-            self._refuse.add(request.ByteSize())
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            # The client went away or its deadline passed; swallowing it would leak the call.
-            remaining = context.time_remaining()
-            late = remaining is not None and remaining <= 0
-            code = StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED
-            stats.count(code.name)
-            if self._log_all:
+    ) -> bool:
+        """Count and log a failure; return whether the call has its status, else it is to be raised.
+
+        An error holds the frames that it came through, by its traceback, and they hold the
+        request, a megabyte perhaps. What holds the error in turn closes a circle that waits for the
+        collector, as gRPC's context does with what a call is aborted with. So that goes through no
+        frame of the handler, and errors let go of theirs here.
+        """
+        try:
+            if isinstance(error, asyncio.CancelledError | GeneratorExit):
+                # The client went away or its deadline passed; swallowing it would leak the call.
+                remaining = context.time_remaining()
+                late = remaining is not None and remaining <= 0
+                code = StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED
+                stats.count(code.name)
+                if self._log_all:
+                    self._write(stats.method, code, request, started)
+                return False
+            if isinstance(error, grpc.aio.AbortError) or _is_unimplemented(error, context):
+                code = context.code()
+                stats.count(code.name)
                 self._write(stats.method, code, request, started)
-            raise error
-        if isinstance(error, grpc.aio.AbortError) or _is_unimplemented(error, context):
-            code = context.code()
-            stats.count(code.name)
-            self._write(stats.method, code, request, started)
-            if isinstance(error, grpc.aio.AbortError):
-                raise error
-            await context.abort(code, context.details())
-        if not isinstance(error, Exception):
-            raise error
-        refusal, details = details_of(error, call.request_id)
-        stats.count(refusal.code.name)
-        defect = error if as_domain_error(error) is None else None
-        self._write(
-            stats.method, refusal.code, request, started, reason=refusal.reason, defect=defect
-        )
-        await context.abort(refusal.code, refusal.message, ((DETAILS_KEY, details),))
-        raise error  # abort has raised; this is for the type checker
+                if not isinstance(error, grpc.aio.AbortError):
+                    await _abort(context, code, context.details())
+                return True
+            if not isinstance(error, Exception):
+                return False
+            refusal, details = details_of(error, call.request_id)
+            stats.count(refusal.code.name)
+            defect = error if as_domain_error(error) is None else None
+            self._write(
+                stats.method, refusal.code, request, started, reason=refusal.reason, defect=defect
+            )
+            await _abort(context, refusal.code, refusal.message, ((DETAILS_KEY, details),))
+            return True
+        finally:
+            let_go(error)
 
     def _write(
         self,
@@ -238,6 +249,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.warning("slow call" if slow else "call", **fields)
         else:
             log.info("call", **fields)
+
+
+def _closing(behavior: Any) -> Any:
+    """Have a stream's requests go with its end: gRPC's reader holds the last one, and itself."""
+
+    async def handle(requests: Any, context: Any) -> Any:
+        async with aclosing(aiter(requests)) as stream:
+            return await behavior(stream, context)
+
+    return handle
+
+
+def _closing_all(behavior: Any) -> Any:
+    """Do so for a method that streams answers, too."""
+
+    async def handle(requests: Any, context: Any) -> AsyncIterator[Any]:
+        async with (
+            aclosing(aiter(requests)) as stream,
+            aclosing(behavior(stream, context)) as responses,
+        ):
+            async for response in responses:
+                yield response
+
+    return handle
+
+
+async def _abort(context: Any, code: StatusCode, message: str, trailers: Any = ()) -> None:
+    """Send a call's status."""
+    try:
+        await context.abort(code, message, trailers)
+    except grpc.aio.AbortError as aborted:
+        let_go(aborted)
 
 
 def _is_unimplemented(error: BaseException, context: Any) -> bool:

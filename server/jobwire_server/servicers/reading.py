@@ -86,7 +86,8 @@ def marking(parse: Reader | None) -> Reader:
         except (DecodeError, ValueError):
             return Unreadable(unreadable())
         except InvalidRequest as error:
-            return Unreadable(error)
+            # Without its traceback, which holds the bytes.
+            return Unreadable(error.with_traceback(None))
 
     return read
 
