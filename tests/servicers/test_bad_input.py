@@ -298,6 +298,20 @@ async def test_a_field_out_of_its_range_is_named_and_nothing_is_written(
     assert _written(served) == keys
 
 
+async def test_a_job_in_a_larger_request_is_refused_by_the_whole_path(served: Served) -> None:
+    tried = 0
+    for method, request, field in CASES:
+        if method != "SubmitJob":
+            continue
+        stream = served.jobs.RunJob(jobs.RunJobRequest(submit=request))
+        found = await refusal(stream.read())
+        alone = await _refusal(served, "SubmitJob", request)
+        assert found.fields == {f"submit.{name}" for name in alone.fields}, field
+        assert (found.code, found.reason) == (alone.code, alone.reason)
+        tried += 1
+    assert tried > 50
+
+
 async def test_every_wrong_field_of_a_request_is_told_at_once(served: Served) -> None:
     bad = submit(
         job_id="y",

@@ -132,8 +132,7 @@ async def test_a_list_beyond_its_bound_is_refused_by_field(large: Served) -> Non
         assert error is not None, name
         said = refused(error)
         assert said.code is grpc.StatusCode.INVALID_ARGUMENT, name
-        # RunJob names the fields of a submission as SubmitJob does.
-        named = _field_of(path).removeprefix("submit.") in said.fields
+        named = _field_of(path) in said.fields
         assert named or said.metadata.get("more_violations"), f"{name}: {said.message}"
 
 

@@ -98,7 +98,7 @@ async def test_what_was_never_accepted_is_refused_for_its_time(served: Served, h
     (result,) = (await served.jobs.SubmitJobs(jobs.SubmitJobsRequest(requests=[request]))).results
     assert result.error.reason == errors.ERROR_REASON_INVALID_FIELD
     said = await refusal(served.jobs.RunJob(jobs.RunJobRequest(submit=request)).read())
-    assert said.fields == {"spec.deadline"}
+    assert said.fields == {"submit.spec.deadline"}
 
 
 async def test_other_content_is_refused_though_its_time_has_passed(served: Served) -> None:

@@ -543,3 +543,16 @@ async def test_a_bad_field_is_named_with_what_would_be_right(
     assert field in answer.violations
     assert words in answer.violations[field]
     assert served.broker.dump() == {}
+
+
+async def test_a_job_that_needs_what_the_server_lacks_is_unsupported_in_a_schedule_too(
+    served: Served,
+) -> None:
+    job = job_pb2.JobSpec(operation="op", group_key="g")
+    said = await refusal(_create(served, job=job))
+    assert (said.reason, said.fields) == ("UNSUPPORTED", {"spec.job.group_key"})
+    assert said.metadata["feature"] == "groups"
+    job.priority = 999
+    said = await refusal(_create(served, job=job))
+    assert said.reason == "INVALID_FIELD"
+    assert said.fields == {"spec.job.group_key", "spec.job.priority"}

@@ -50,9 +50,14 @@ _WORKER_ID = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 
 
 class Checker:
-    """Gathers the violations of one request, so that its sender learns of all of them at once."""
+    """Gathers the violations of one request, so that its sender learns of all of them at once.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: Of the paths of all fields: where the request has what is checked.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self.violations: list[Violation] = []
         self._left_out = 0
         self.too_large = False
@@ -72,7 +77,7 @@ class Checker:
         """
         self.only_now &= now
         if len(self.violations) < MAX_VIOLATIONS:
-            self.violations.append(Violation(field, description))
+            self.violations.append(Violation(self._prefix + field, description))
         else:
             self._left_out += 1
 
@@ -219,6 +224,24 @@ class Checker:
             now=True,
         )
         self._lacking.append(feature)
+
+    def take_over(self, error: InvalidRequest, field: str, inside: str, *, now: bool) -> None:
+        """Note what is wrong with a part that was checked as a request of its own.
+
+        Args:
+            error: Of that request.
+            field: Of which field there; what is wrong with others is left out.
+            inside: Where this request has that field.
+            now: As for `add`.
+        """
+        before = len(self.violations)
+        for violation in error.violations:
+            if violation.field.startswith(field):
+                path = inside + violation.field.removeprefix(field)
+                self.add(path, violation.description, now=now)
+        self.too_large |= error.reason == "TOO_LARGE"
+        if isinstance(error, Unsupported):
+            self._lacking += [error.metadata["feature"]] * (len(self.violations) - before)
 
     def text(self, field: str, text: str, most: int) -> str:
         """Check the length of a text in bytes."""

@@ -110,7 +110,7 @@ class JobService:
         wish = wish_of(checker, request)
         full = wants_full(checker, request.view, unset=True)
         checker.raise_if_any()
-        job = self._jobs.check(request.submit)
+        job = self._jobs.check(request.submit, inside="submit.")
         events = self._router.run_job(job, wish, cancel_on_disconnect=request.cancel_on_disconnect)
         async with aclosing(answers(events, self._router.clock, full=full)) as stream:
             async for answer in stream:

@@ -62,10 +62,10 @@ def check_spec(
     request = job_service_pb2.SubmitJobRequest(queue=queue, spec=job)
     made = jobs.check(request)
     if isinstance(made, InvalidRequest):
-        _take_over(checker, made, now=False)
+        checker.take_over(made, "spec.", "spec.job.", now=False)
         return Template(b"", b"", plan, "", b"", 0, "")
     if isinstance(made, NotNow):
-        _take_over(checker, made.refusal, now=True)
+        checker.take_over(made.refusal, "spec.", "spec.job.", now=True)
         made = made.job
     after = _after_due(checker, job, plan)
     words = schedule_service_pb2.ScheduleSpec()
@@ -98,14 +98,6 @@ def _after_due(checker: Checker, job: job_pb2.JobSpec, plan: Plan) -> tuple[int,
                 checker.add(f"spec.job.{name}", "must be longer than spec.jitter")
         found.append(after)
     return found[0], found[1]
-
-
-def _take_over(checker: Checker, error: InvalidRequest, *, now: bool) -> None:
-    """Note what is wrong with the job of a schedule."""
-    checker.too_large |= error.reason == "TOO_LARGE"
-    for violation in error.violations:
-        if violation.field.startswith("spec."):
-            checker.add(f"spec.job.{violation.field[5:]}", violation.description, now=now)
 
 
 def _check_plan(checker: Checker, spec: schedule_service_pb2.ScheduleSpec, now_ms: int) -> Plan:

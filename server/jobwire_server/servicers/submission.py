@@ -58,12 +58,19 @@ class JobChecks:
         self._new_jobs = new_jobs
         self._now_ms = now_ms
 
-    def check(self, request: job_service_pb2.SubmitJobRequest, request_id: str = "") -> Submission:
+    def check(
+        self,
+        request: job_service_pb2.SubmitJobRequest,
+        request_id: str = "",
+        *,
+        inside: str = "",
+    ) -> Submission:
         """Return the job that a request asks for, or what is wrong with it, field by field.
 
         Args:
             request: What to submit.
             request_id: Its id if it has none of its own, for example by its index in a batch.
+            inside: The path that it has in a larger request, with a dot at its end.
         """
         spec = request.spec
         queue = request.queue or DEFAULT_QUEUE
@@ -85,7 +92,8 @@ class JobChecks:
             and is_sound(fields[1][1])
         ):
             return self._new_jobs.plain(queue, route, content, job_id)
-        return self._unusual(request, Checker(), self._now_ms(), request.request_id or request_id)
+        checker = Checker(inside)
+        return self._unusual(request, checker, self._now_ms(), request.request_id or request_id)
 
     def _unusual(
         self, request: job_service_pb2.SubmitJobRequest, checker: Checker, now: int, request_id: str
@@ -212,9 +220,9 @@ def _end(
         return moment, 0
     after = checker.duration_ms(field, getattr(spec, name), 1, TEN_YEARS_MS)
     if 0 < after <= start.delay:
-        checker.add(field, "must be longer than spec.delay")
+        checker.add(field, "must be longer than the delay")
     elif after > 0 and now + after <= start.run_at:
-        checker.add(field, "must not be over before spec.run_at", now=True)
+        checker.add(field, "must not be over before run_at", now=True)
     return 0, after
 
 
