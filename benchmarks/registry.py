@@ -23,6 +23,7 @@ from benchmarks import (
 )
 from benchmarks.frame import Benchmark
 from benchmarks.peers import benchmark as peers
+from benchmarks.peers import one as peers_one
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         unary_life,
         overload,
         peers,
+        peers_one,
         memory,
         backlog,
         idle,

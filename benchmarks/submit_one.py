@@ -97,7 +97,7 @@ async def run(plan: Plan) -> list[Figure]:
                 await alone[kind].measure(f"submit {count}")
                 await worked[kind].measure(f"submit {count}")
                 await done.all_of(count)
-        await _check_waiting(store, len(KINDS) * (warm_up + plan.size.rounds * count))
+        await check_waiting(store, len(KINDS) * (warm_up + plan.size.rounds * count))
     figures: list[Figure] = []
     for kind in KINDS:
         figures += _figures(kind, bare[kind], alone[kind], worked[kind])
@@ -125,7 +125,8 @@ def _figures(kind: str, bare: Series, alone: Series, worked: Series) -> list[Fig
     ]
 
 
-async def _check_waiting(store: Store, count: int) -> None:
+async def check_waiting(store: Store, count: int) -> None:
+    """Checks that so many jobs wait in the queue, and no others are in it."""
     queue = await jobs.Layers(store).queues.read(QUEUE, detail=False)
     check(
         dict(queue.counts) == {JobState.PENDING: count},

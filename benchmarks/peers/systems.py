@@ -27,6 +27,9 @@ class System:
     """Counts the stored results that say success."""
     killed: str
     """What its documentation says of jobs that run in a worker which is killed."""
+    waiting: str | None = None
+    """The list of the jobs that wait, of a system whose program can also do one thing at a time
+    (`produce-one`, `work-one`)."""
 
 
 async def _left_unless_listed(store: Store, key: str, command: str, count: int) -> int:
@@ -94,7 +97,7 @@ async def _bullmq_results(store: Store) -> int:
     ids = await store.command("ZRANGE", "bull:bench:completed", 0, -1)
     for at in ids:
         value = await store.command("HGET", f"bull:bench:{at.decode()}", "returnvalue")
-        found += value == b'"done"'
+        found += value.startswith(b'"done')
     return found
 
 
@@ -118,6 +121,7 @@ SYSTEMS = (
         _celery_left,
         _celery_results,
         "with acks_late its jobs run again after the visibility timeout, 1 h",
+        waiting="bench",
     ),
     System(
         "huey",
@@ -126,6 +130,7 @@ SYSTEMS = (
         _huey_left,
         _huey_results,
         "what it ran is lost: a task leaves the queue before it runs",
+        waiting="huey.redis.bench",
     ),
     System(
         "dramatiq",
@@ -142,6 +147,7 @@ SYSTEMS = (
         _bullmq_left,
         _bullmq_results,
         "its jobs run again once they stall, 30 s, and fail if they stall again",
+        waiting="bull:bench:wait",
     ),
     System(
         "asynq",

@@ -30,6 +30,7 @@ TINY = {
     "unary-life": 100,
     "overload": 400,
     "peers": 100,
+    "peers-one": 10,
     "memory": 2_000,
     "backlog": 2_000,
     "store-time": 300,
@@ -41,6 +42,8 @@ TINY = {
     "recovery": 1,
     "idle": 20,
 }
+
+PEERS = ("peers", "peers-one")
 
 HURRIED = """
 from benchmarks import __main__, idle, recovery
@@ -99,7 +102,7 @@ def _alive(pids: set[str]) -> bool:
 def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> None:
     if BENCHMARKS[name].engine == "redis" and server_binary("redis") is None:
         pytest.skip("no redis-server on PATH")
-    if name == "peers" and not all((system.install[0] / ".ready").exists() for system in SYSTEMS):
+    if name in PEERS and not all((system.install[0] / ".ready").exists() for system in SYSTEMS):
         pytest.skip("the peers are not installed: python -m benchmarks.peers.benchmark")
     if name == "overload" and shutil.which("go") is None:
         pytest.skip("no Go on PATH, which its producers are written in")
@@ -111,7 +114,7 @@ def test_a_benchmark_runs_and_leaves_nothing_behind(name: str, folder: Path) -> 
         env=_environment(folder),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

@@ -1,8 +1,9 @@
-"""Celery: `celery_peer.py produce|work SOCKET`.
+"""Celery: `celery_peer.py produce|produce-one|work SOCKET`.
 
 As its guides advise: late acknowledgement for at-least-once, a large prefetch for many short tasks
 (Optimizing), one producer for many messages (Calling Tasks), no gossip and no events. As many
-pool processes as there are cores, which is its default.
+pool processes as there are cores, which is its default. One at a time: `delay` and `get`, which
+waits on the channel of the result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 from celery import Celery
 from celery.signals import worker_ready
-from lines import PAYLOAD, produce, say, stop_with_input
+from lines import PAYLOAD, RESULT_DEADLINE_S, produce, produce_one, say, started, stop_with_input
 
 role, path = sys.argv[1:]
 app = Celery(
@@ -33,6 +34,11 @@ def noop(payload: str) -> str:
     return "done"
 
 
+@app.task(name="stamp")
+def stamp(payload: str) -> str:
+    return started()
+
+
 def submit(count: int) -> None:
     with app.producer_pool.acquire(block=True) as producer:
         for _ in range(count):
@@ -47,6 +53,12 @@ def ready(**_: object) -> None:
 
 if role == "produce":
     produce(submit)
+elif role == "produce-one":
+    produce_one(
+        lambda: noop.delay(PAYLOAD),
+        lambda: stamp.delay(PAYLOAD),
+        lambda handle: str(handle.get(timeout=RESULT_DEADLINE_S)),
+    )
 else:
     app.worker_main(
         ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "WARNING"]
