@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jobwire_server.domain.errors import JobNotFound, UniqueKeyTaken, WrongState
+from jobwire_server.domain.errors import AlreadyExists, JobNotFound, UniqueKeyTaken, WrongState
 from jobwire_server.domain.model import (
     Failure,
     Job,
@@ -295,6 +295,47 @@ async def test_a_redriven_job_counts_as_live_again(broker: Broker) -> None:
     await retry(broker, ulid)
     queue = await broker.router.operators.get_queue("default")
     assert (queue.live_bytes, queue.ended_bytes) == (size, 0)
+
+
+async def test_the_id_of_a_redrive_stands_for_its_content(broker: Broker) -> None:
+    async def redrive(reason: str, delay_ms: int, request_id: str = "a") -> Job:
+        return await broker.router.retry_job("default", ulid, reason, delay_ms, request_id)
+
+    others = (("why", 0), ("why", 60_001), ("because", 60_000), ("", 60_000))
+    await broker.register()
+    ulid = await dead_letter(broker)
+    scheduled = await redrive("why", 60_000)
+    assert scheduled.state is S.SCHEDULED
+    # While it is live, and once it has ended again.
+    for _ in range(2):
+        for reason, delay_ms in others:
+            with pytest.raises(AlreadyExists, match="request_id a ") as refused:
+                await redrive(reason, delay_ms)
+            assert refused.value.metadata["job_id"] == scheduled.job_id
+        assert (await redrive("why", 60_000)).redrive == scheduled.redrive
+        if await broker.state(ulid) is S.SCHEDULED:
+            await broker.after(60_001)
+            await fail(broker, ulid, (await broker.claim_one()).fencing_token)
+    assert (await redrive("because", 0, "b")).state is S.PENDING
+    broker.check()
+
+
+async def test_of_two_redrives_under_one_id_at_once_the_other_content_is_refused(
+    broker: Broker,
+) -> None:
+    await broker.register()
+    ulid = await dead_letter(broker)
+    outcomes = await asyncio.gather(
+        *(broker.router.retry_job("default", ulid, reason, 0, "a") for reason in "xxyy"),
+        return_exceptions=True,
+    )
+    job = await broker.job(ulid)
+    assert job.redrive is not None
+    for reason, outcome in zip("xxyy", outcomes, strict=True):
+        if reason == job.redrive.reason:
+            assert isinstance(outcome, Job)
+        else:
+            assert isinstance(outcome, AlreadyExists)
 
 
 async def test_a_repeated_request_redrives_once(broker: Broker) -> None:

@@ -225,6 +225,7 @@ class JobMethods:
         Raises:
             WrongState: It has succeeded, or is live and was never redriven.
             UniqueKeyTaken: Another job holds its unique key by now.
+            AlreadyExists: Its latest redrive had this `request_id`, and another reason or delay.
         """
         request = jobs_pb2.RetryJobRequest(
             job_id=job_id,

@@ -1322,7 +1322,8 @@ class RetryJobRequest(message.Message):
     """For people; kept with the job. At most 512 bytes."""
     request_id: builtins.str
     """Makes it safe to repeat this request: the same id changes nothing more and is answered with the
-    job as it stands, also after that has ended again. 1 to 64 letters, digits and `. _ : -`. Kept
+    job as it stands, also after that has ended again. With another `reason` or `delay` it is
+    refused as ALREADY_EXISTS. 1 to 64 letters, digits and `. _ : -`. Kept
     with the job until its next redrive. Unset: each request is a new one.
     """
     @builtins.property

@@ -180,8 +180,9 @@ class JobServiceStub:
     live because of an earlier redrive answers OK and changes nothing.
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
-    and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+    and was never redriven. ALREADY_EXISTS: another job holds its unique key by now
+    (`UNIQUE_KEY_TAKEN`), or its latest redrive had this `request_id` and other content
+    (`ALREADY_EXISTS`). Retry: safe with `request_id`; without it, repeating the call after a lost answer
     may redrive a job that has ended again meanwhile.
     """
     RetryJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]
@@ -351,8 +352,9 @@ class JobServiceAsyncStub(JobServiceStub):
     live because of an earlier redrive answers OK and changes nothing.
 
     NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
-    and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-    key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+    and was never redriven. ALREADY_EXISTS: another job holds its unique key by now
+    (`UNIQUE_KEY_TAKEN`), or its latest redrive had this `request_id` and other content
+    (`ALREADY_EXISTS`). Retry: safe with `request_id`; without it, repeating the call after a lost answer
     may redrive a job that has ended again meanwhile.
     """
     RetryJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.RetryJobsRequest, _job_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
@@ -585,8 +587,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         live because of an earlier redrive answers OK and changes nothing.
 
         NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
-        and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-        key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+        and was never redriven. ALREADY_EXISTS: another job holds its unique key by now
+        (`UNIQUE_KEY_TAKEN`), or its latest redrive had this `request_id` and other content
+        (`ALREADY_EXISTS`). Retry: safe with `request_id`; without it, repeating the call after a lost answer
         may redrive a job that has ended again meanwhile.
         """
 

@@ -17,7 +17,13 @@ from jobwire_server.broker.matching_queues import matching_queues
 from jobwire_server.domain.decisions.filters import JobFilter, Pace
 from jobwire_server.domain.decisions.retention import retain_ended_ms
 from jobwire_server.domain.decisions.routing import route_of
-from jobwire_server.domain.errors import JobNotFound, JobwireError, QueueNotFound, ServerDraining
+from jobwire_server.domain.errors import (
+    AlreadyExists,
+    JobNotFound,
+    JobwireError,
+    QueueNotFound,
+    ServerDraining,
+)
 from jobwire_server.domain.ids import DEFAULT_QUEUE, ULID, job_id_of
 from jobwire_server.domain.model import BulkProgress, Job, JobState, RecordFacts
 from jobwire_server.domain.options import BrokerOptions
@@ -122,9 +128,10 @@ class Bulk:
         Raises:
             JobNotFound: There is none.
             WrongState: It has succeeded, or is live and was never redriven.
+            AlreadyExists: The id was used for its latest redrive, with another reason or delay.
         """
         job = await self._read(queue, ulid)
-        if request_id and job.redrive is not None and job.redrive.request_id == request_id:
+        if _is_repeat(job, reason, delay_ms, request_id):
             return job
         if not job.state.terminal:
             if job.redrive is None:
@@ -137,7 +144,11 @@ class Bulk:
             raise outcome
         if delay_ms:
             self._alarms.due_in(queue, delay_ms)
-        return await self._read(queue, ulid)
+        job = await self._read(queue, ulid)
+        if not outcome.now:
+            # Somebody else was faster, perhaps under the same id.
+            _is_repeat(job, reason, delay_ms, request_id)
+        return job
 
     async def _read(self, queue: str, ulid: str) -> Job:
         (job,) = await self._jobs.read(queue, [ulid], full=False)
@@ -353,3 +364,21 @@ def redrive_item(
         due_ms=due_ms,
         delay_ms=delay_ms,
     )
+
+
+def _is_repeat(job: Job, reason: str, delay_ms: int, request_id: str) -> bool:
+    """Return whether a request is the one that redrove a job last.
+
+    Raises:
+        AlreadyExists: It has that one's id, and other content.
+    """
+    latest = job.redrive
+    if not request_id or latest is None or latest.request_id != request_id:
+        return False
+    if reason != latest.reason or latest.delay_ms not in (None, delay_ms):
+        raise AlreadyExists(
+            f"{job.job_id} was redriven under the request_id {request_id} with another reason or"
+            " delay; give the new request an id of its own",
+            metadata={"job_id": job.job_id, "job_request_id": request_id},
+        )
+    return True

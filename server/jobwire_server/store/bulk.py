@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jobwire_server.domain.errors import JobNotFound, JobwireError, UniqueKeyTaken, WrongState
 from jobwire_server.domain.ids import job_id_of
 from jobwire_server.domain.model import JobState
+from jobwire_server.store.codec import encode_redrive_request
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts
 
@@ -49,7 +50,7 @@ class BulkStore(QueueScripts):
         for item in items:
             start = f"+{item.delay_ms}" if item.delay_ms else str(item.due_ms or "")
             args += (item.ulid, start, item.route_id, item.priority, item.number, item.reason)
-            args.append(item.request_id)
+            args.append(encode_redrive_request(item.request_id, item.delay_ms))
         answers = await self._run("redrive", queue, args)
         results: list[Redriven | JobwireError] = []
         for item, (code, *rest) in zip(items, answers, strict=True):

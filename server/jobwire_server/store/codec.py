@@ -269,13 +269,20 @@ def _size(
     return JOB_BYTES + len(record) + sum(map(len, [*values, *history, *more]))
 
 
+def encode_redrive_request(request_id: str, delay_ms: int) -> str:
+    """Return what is kept of the request that redrove a job; '' for one without an id."""
+    return f"{request_id} {delay_ms}" if request_id else ""
+
+
 def _decode_redrive(fields: dict[bytes, bytes]) -> Redrive:
+    request_id, _, delay = fields.get(b"rq", b"").decode().partition(" ")
     return Redrive(
         at_ms=int(fields[b"ra"]),
         reason=fields.get(b"rr", b"").decode(errors="replace"),
         from_state=JobState(int(fields[b"rf"])),
         number=int(fields[b"rn"]),
-        request_id=fields.get(b"rq", b"").decode(),
+        request_id=request_id,
+        delay_ms=int(delay) if delay else None,
     )
 
 

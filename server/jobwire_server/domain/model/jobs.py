@@ -23,6 +23,8 @@ class Redrive:
     """How often the job has been redriven, this time included."""
     request_id: str = ""
     """Of the call that did it; '' if it had none."""
+    delay_ms: int | None = None
+    """That the call asked for; None: it had no id, or a former release wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 --           done:<state>  ZSET     ulid -> when it may be forgotten, Unix ms
 -- ARGV[1] clock shift, ms
 -- then for each job seven: ulid, start ('' at once, '<ms>' not before that Unix ms, '+<ms>' not before so many ms from now),
---   route, priority 0..255, how often it had been redriven when the caller looked, reason, request id ('' none)
+--   route, priority 0..255, how often it had been redriven when the caller looked, reason, what is kept of the request ('' none)
 -- Returns for each job {DONE, state} | {NOT_FOUND} | {WRONG_STATE, state} that no redrive leads out of | {ALREADY_REDRIVEN, state} by
 --   this very call, whose answer was lost, or by somebody else since the caller looked | {KEY_TAKEN, state, ulid} of the job that
 --   holds its unique key by now
