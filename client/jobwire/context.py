@@ -9,12 +9,11 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, TypeVar
-
-from google.protobuf.message import Message
+from typing import Any
 
 from jobwire._capture import OutputHandler, capture
-from jobwire._convert import Timeout, moment_of, seconds_or_none, to_timestamp
+from jobwire._convert import Timeout, seconds_or_none, to_timestamp
+from jobwire._given import GivenJob
 from jobwire._link import AssembledLink, Link, Report
 from jobwire._stop import StopReason, StopSignal
 from jobwire.output import OutputLog, check_channel, raise_full
@@ -24,13 +23,11 @@ from jobwire.v1 import job_pb2, worker_service_pb2
 
 __all__ = ["Context", "Report", "StopReason", "TestContext"]
 
-M = TypeVar("M", bound=Message)
-
 MAX_CHECKPOINT_BYTES = 64 << 10
 _DRAIN_LOOK_S = 0.01
 
 
-class Context:
+class Context(GivenJob):
     """One attempt at one job, given to its handler.
 
     Every method may be called from async and sync code and from any thread. Only `drain` and, in
@@ -54,57 +51,6 @@ class Context:
         return f"<Context {self.job_id} attempt {self.attempt}>"
 
     @property
-    def operation(self) -> str:
-        """The job's type."""
-        return self._assignment.spec.operation
-
-    @property
-    def attempt(self) -> int:
-        """1 for the first delivery."""
-        return self._assignment.attempt
-
-    @cached_property
-    def labels(self) -> Mapping[str, str]:
-        """The producer's labels of the job."""
-        return dict(self._assignment.spec.labels)
-
-    @cached_property
-    def headers(self) -> Mapping[str, str]:
-        """What travels with the job for other programs, such as `traceparent`."""
-        return dict(self._assignment.spec.headers)
-
-    @property
-    def created_at(self) -> datetime | None:
-        """When the broker accepted the job, in UTC; None in a test that does not say."""
-        return moment_of(self._assignment, "created_at")
-
-    @property
-    def raw_payload(self) -> job_pb2.Payload:
-        """The input as it came. JSON text is in its field `json`."""
-        return self._assignment.spec.payload
-
-    @cached_property
-    def payload_metadata(self) -> Mapping[str, bytes]:
-        """What the producer told programs of the input: a codec, a content type, a key's id."""
-        return dict(self.raw_payload.metadata)
-
-    @cached_property
-    def payload(self) -> Any:
-        """The input as a Python value: parsed JSON, bytes, an `Any`, or None if there is none.
-
-        One of a kind that only later releases can read raises `UnknownPayload`.
-        """
-        return from_payload(self.raw_payload)
-
-    def payload_as(self, message_type: type[M]) -> M:
-        """Return the input as a protobuf message.
-
-        Raises:
-            TypeError: The input is another message, or bytes.
-        """
-        return from_payload(self.raw_payload, message_type)
-
-    @property
     def deadline(self) -> datetime | None:
         """When the handler is stopped at the latest, in UTC; None: never.
 
@@ -113,16 +59,6 @@ class Context:
         """
         ends_at = self._link.ends_at
         return None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
-
-    @property
-    def raw_checkpoint(self) -> job_pb2.Payload:
-        """What the latest attempt saved, as it came; empty if nothing was."""
-        return self._assignment.checkpoint
-
-    @cached_property
-    def checkpoint(self) -> Any:
-        """What the latest attempt saved as a Python value; None if nothing was."""
-        return from_payload(self.raw_checkpoint)
 
     def save_checkpoint(self, value: Any) -> Awaitable[None]:
         """Save a value for the next attempt, in case this one does not finish.

@@ -23,7 +23,7 @@ ONCE = RetryPolicy(max_attempts=1)
 @pytest.fixture
 async def address(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """A server in this process, and workers that lose patience soon."""
-    monkeypatch.setattr("jobwire.worker.core.STUCK_AFTER_S", 0.1)
+    monkeypatch.setattr("jobwire.worker.slots.STUCK_AFTER_S", 0.1)
     async with stream_server(valkey_url) as server:
         yield server.address
 

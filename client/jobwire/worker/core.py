@@ -1,4 +1,5 @@
-"""The worker's core: handlers, jobs, leases. It knows no wire; a transport feeds it.
+"""The worker's core: jobs, leases, capacity. It knows no wire; a transport feeds it, and its slots
+run handlers.
 
 At thousands of short jobs a second the bookkeeping of each job dominates. So a job gets no task, no
 timer and no log line unless it needs one: sync handlers pass through a pool in batches, and only
@@ -9,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 
-from jobwire._stop import StopReason
 from jobwire.errors import CallError, InvalidRequest, LeaseLost, NotFound
 from jobwire.v1.worker_service_pb2 import (
     Assignment,
@@ -20,20 +19,16 @@ from jobwire.v1.worker_service_pb2 import (
     CancelNotice,
     Completion,
     LeaseRef,
-    Released,
     WorkerSpec,
 )
-from jobwire.worker.completions import Completions
 from jobwire.worker.held import Held, Stage, WorkerStats
 from jobwire.worker.held_jobs import HeldJobs
-from jobwire.worker.limits import end_of, words_for
 from jobwire.worker.outcomes import refused_result, without_details
 from jobwire.worker.prefetch import LONGEST_WAIT_S, TICK_S, Prefetch
 from jobwire.worker.processes import ProcessPool
 from jobwire.worker.reports import Reports
-from jobwire.worker.runner import Outcome, Runner
 from jobwire.worker.settings import WorkerSettings
-from jobwire.worker.stuck import STUCK_AFTER_S, Stuck
+from jobwire.worker.slots import Slots
 from jobwire.worker.transport.base import MAX_LEASES, Transport
 
 log = logging.getLogger("jobwire.worker")
@@ -65,19 +60,16 @@ class Core:
         self._concurrency = settings.spec.concurrency
         self._operations = settings.operations
         self._transport = transport
-        self._growth = settings.growth
         self._loop = asyncio.get_running_loop()
         self._jobs = HeldJobs()
         self._prefetch = Prefetch(settings.prefetch, MAX_LEASES - self._concurrency)
         self._reports = Reports(transport)
-        self._completions = Completions(settings.on_error)
-        most_running = self._concurrency + settings.max_abandoned
-        self._runner = Runner(most_running, self._end_all, processes)
-        self._stuck = Stuck(self._concurrency, settings.max_abandoned)
-        self._most_unrecorded = max(1_000, MAX_LEASES - self._concurrency)
         self._changed = asyncio.Event()
+        self._slots = Slots(
+            settings, self._jobs, self._reports, transport, processes, self._changed
+        )
         self._ticker: asyncio.TimerHandle | None = None
-        self._ended = self._ended_before = 0
+        self._ended_before = 0
         self.draining = asyncio.Event()
         self.drain_reason = ""
         self.drain_within_s: float | None = None
@@ -90,7 +82,7 @@ class Core:
     @property
     def stuck(self) -> int:
         """How many handlers keep running, and their slots, although they were told to stop."""
-        return self._stuck.count
+        return self._slots.stuck.count
 
     # What a transport sees.
 
@@ -130,17 +122,17 @@ class Core:
                 if known.fencing_token >= held.fencing_token:
                     continue
                 # The broker took the job back and hands it out anew: the old lease is lost.
-                self._lose(known)
+                self._slots.lose(known)
             jobs.by_id[held.job_id] = held
             jobs.assigned += 1
             # Most jobs have neither, and at thousands a second every call counts.
             if spec.HasField("execution_timeout") or spec.HasField("deadline"):
-                self._limit(held)
+                self._slots.limit(held)
             if self.draining.is_set():
-                self._release_unstarted(held)
+                self._slots.release_unstarted(held)
             else:
                 jobs.waiting.append(held)
-        self._fill()
+        self._slots.fill()
         if self._ticker is None and self._prefetch.follows_speed:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
 
@@ -151,9 +143,9 @@ class Core:
             return
         log.info("%s is cancelled%s", held.job_id, _why(notice.reason))
         if held.stage is Stage.WAITING:
-            self._say(held, held.completion(cancelled=Cancelled()))
+            self._slots.say(held, held.completion(cancelled=Cancelled()))
         else:
-            self._stop(held, "cancelled", notice.reason)
+            self._slots.stop(held, "cancelled", notice.reason)
 
     def lose(self, leases: Iterable[LeaseRef]) -> None:
         """Stop the handlers of leases that are known to be lost."""
@@ -162,8 +154,8 @@ class Core:
             # For one that has ended, the answer to its completion says it.
             if held is not None and held.stage is not Stage.ENDED:
                 log.warning("the lease on %s is lost", lease.job_id)
-                self._lose(held)
-        self._fill()
+                self._slots.lose(held)
+        self._slots.fill()
 
     def lose_all(self) -> None:
         """Stop all handlers: the leases of this worker are gone."""
@@ -178,7 +170,7 @@ class Core:
     def recorded(self, completions: Iterable[Completion]) -> None:
         """Let go of jobs whose completions are in the broker's store."""
         self._jobs.recorded(completions)
-        self._fill()
+        self._slots.fill()
         self._changed.set()
 
     def refused(self, completion: Completion, error: CallError) -> None:
@@ -202,7 +194,7 @@ class Core:
             # Its lease is no longer renewed, so the broker takes the job back.
             log.error("the outcome of %s could not be recorded: %s", job_id, error)
         self._jobs.forget(held)
-        self._fill()
+        self._slots.fill()
         self._changed.set()
 
     def drain(self, why: str, until_s: float | None = None) -> None:
@@ -213,124 +205,15 @@ class Core:
         self.draining.set()
         self._transport.capacity_changed()
         for held in self._jobs.unstarted():
-            self._release_unstarted(held)
+            self._slots.release_unstarted(held)
         self._changed.set()
-
-    # One job.
-
-    def _fill(self) -> None:
-        """Start waiting jobs as far as there are free handlers."""
-        jobs, starting = self._jobs, list[Held]()
-        while (
-            jobs.waiting
-            and len(jobs.running) < self._concurrency
-            # Starts nothing more while the broker records nothing.
-            and jobs.unrecorded < self._most_unrecorded
-        ):
-            held = jobs.waiting.popleft()
-            if held.void or held.stage is not Stage.WAITING:
-                continue
-            held.stage = Stage.RUNNING
-            jobs.running.add(held)
-            starting.append(held)
-        if starting:
-            now = self._loop.time()
-            for held in starting:
-                held.started_at = now
-            self._runner.start(starting)
-
-    def _end_all(self, ended: Sequence[tuple[Held, Outcome]]) -> None:
-        """Take what handlers made of their jobs."""
-        jobs, completions = self._jobs, list[Completion]()
-        self._completions.note(ended)
-        for held, outcome in ended:
-            if held.stop_timer is not None and self._stuck.ended(held):
-                continue  # its slot went to another long ago
-            jobs.running.discard(held)
-            if held.void:
-                jobs.void -= 1
-                self._transport.capacity_changed()
-                continue
-            if held.has_spoken:
-                self._reports.finish(held)
-            held.stage = Stage.ENDED
-            completions.append(self._completions.of(held, outcome))
-        self._ended += len(ended)
-        if self._growth is not None:
-            self._growth.jobs_ended(len(ended))
-        self._complete(completions)
-        self._fill()
-
-    def _say(self, held: Held, completion: Completion) -> None:
-        held.stage = Stage.ENDED
-        self._complete([completion])
-
-    def _complete(self, completions: Sequence[Completion]) -> None:
-        self._jobs.unrecorded += len(completions)
-        self._transport.complete(completions)
-        self._changed.set()
-
-    def _lose(self, held: Held) -> None:
-        self._jobs.lost += 1
-        self._jobs.forget(held)
-        held.void = True
-        self._reports.drop(held)
-        if held.stage is Stage.RUNNING:
-            # Until it heeds the signal it occupies a slot that the broker counts as free.
-            self._jobs.void += 1
-            self._transport.capacity_changed()
-            self._stop(held, "lease_lost")
-        self._changed.set()
-
-    def _stop(self, held: Held, reason: StopReason, message: str = "") -> None:
-        """Tell a handler to stop, and check later whether it did."""
-        self._runner.stop(held, reason, message)
-        if held.stop_timer is None and reason != "shutdown":
-            held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
-
-    def _look_if_stuck(self, held: Held) -> None:
-        if held not in self._jobs.running:
-            return
-        may_abandon = self._stuck.found(held)
-        if held.void and may_abandon:
-            # Another handler gets its slot; this one is left alone.
-            self._stuck.abandon(held)
-            self._jobs.running.discard(held)
-            self._jobs.void -= 1
-            self._fill()
-        else:
-            held.stop_timer = self._loop.call_later(STUCK_AFTER_S, self._look_if_stuck, held)
-        self._transport.capacity_changed()
-
-    def _release_unstarted(self, held: Held) -> None:
-        released = Released(not_started=True, reason="the worker takes no more jobs")
-        self._say(held, held.completion(released=released))
 
     # Time.
-
-    def _limit(self, held: Held) -> None:
-        """Start the timer of a job that has an execution timeout or a deadline."""
-        end = end_of(held.assignment.spec, time.time())
-        if end is not None:
-            held.ends_at, reason = end
-            wait_s = max(0.0, held.ends_at - time.time())
-            held.end_timer = self._loop.call_later(wait_s, self._overrun, held, reason)
-
-    def _overrun(self, held: Held, reason: StopReason) -> None:
-        """Stop a handler whose time is over; the broker takes the job back by itself."""
-        if held.void or held.stage is Stage.ENDED or held.signal.is_set:
-            return
-        if held.stage is Stage.WAITING:
-            self._release_unstarted(held)
-            return
-        words = words_for(reason, held.assignment.spec)
-        log.warning("%s is stopped: %s", held.job_id, words)
-        self._stop(held, reason, words)
 
     def _tick(self) -> None:
         """Adjust the prefetch to the speed, and give back jobs that wait too long."""
         self._ticker = None
-        ended, self._ended_before = self._ended - self._ended_before, self._ended
+        ended, self._ended_before = self._slots.ended - self._ended_before, self._slots.ended
         if self.draining.is_set():
             return
         changed = self._prefetch.follow(ended)
@@ -339,7 +222,7 @@ class Core:
         if stale:
             self._prefetch.stop()
             for held in stale:
-                self._release_unstarted(held)
+                self._slots.release_unstarted(held)
         if changed or stale:
             self._transport.capacity_changed()
         if self._jobs.by_id or self._prefetch.jobs:
@@ -369,10 +252,9 @@ class Core:
         hurried.add_done_callback(lambda _: self._changed.set())
         try:
             await self._wait(lambda: not self._jobs.running or hurry.is_set(), grace_s)
-            for held in list(self._jobs.running):
-                self._runner.stop(held, "shutdown")
+            self._slots.stop_all()
             await self._wait(lambda: not self._jobs.running, UNWIND_S)
-            self._release_stuck()
+            self._slots.give_back_stuck()
             if answers:
                 await self._wait(lambda: not self._jobs.by_id, SETTLE_S)
         finally:
@@ -380,21 +262,7 @@ class Core:
             await asyncio.wait({hurried})
             if self._ticker is not None:
                 self._ticker.cancel()
-            self._stuck.close(self._jobs.running)
-            self._completions.close()
-            await self._runner.close()
-
-    def _release_stuck(self) -> None:
-        stuck = [held for held in self._jobs.running if not held.void]
-        if not stuck:
-            return
-        log.warning("%d handlers did not stop; their jobs are given back", len(stuck))
-        released = Released(reason="the worker shut down before the handler stopped")
-        for held in stuck:
-            held.void = True
-            self._reports.drop(held)
-            self._jobs.void += 1
-            self._say(held, held.completion(released=released))
+            await self._slots.close()
 
     async def _wait(self, holds: Callable[[], bool], timeout_s: float | None) -> None:
         """Wait for a condition, for at most `timeout_s`."""
