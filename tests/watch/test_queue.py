@@ -245,11 +245,11 @@ async def test_a_watcher_that_is_too_far_behind_is_told_to_begin_anew(
 ) -> None:
     monkeypatch.setattr(many, "MOST_WAITING", 10)
     watcher = many.QueueWatcher()
-    watcher.changed([f"{number:026d}" for number in range(11)], "")
-    watcher.changed([f"{number:026d}" for number in range(11, 13)], "")
+    watcher.changed([f"{number:026d}" for number in range(11)], "", ends=True)
+    watcher.changed([f"{number:026d}" for number in range(11, 13)], "", ends=True)
     assert watcher.lagged
     assert not watcher.waiting
-    watcher.changed(["x" * 26], "")
+    watcher.changed(["x" * 26], "", ends=True)
     assert not watcher.waiting, "nothing more is kept for it"
     assert await watcher.wait(0)
 

@@ -122,6 +122,10 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
     uses, or raise the limit.
     """
+    ERROR_REASON_TOO_MANY_FOLLOWS: _ErrorReason.ValueType  # 28
+    """The stream follows as many jobs as it may. RESOURCE_EXHAUSTED. Follow the job when others have
+    ended, or on another stream.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
     INTERNAL.
@@ -229,6 +233,10 @@ ERROR_REASON_QUEUE_IN_USE: ErrorReason.ValueType  # 26
 ERROR_REASON_TOO_MANY_QUEUES: ErrorReason.ValueType  # 27
 """The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
 uses, or raise the limit.
+"""
+ERROR_REASON_TOO_MANY_FOLLOWS: ErrorReason.ValueType  # 28
+"""The stream follows as many jobs as it may. RESOURCE_EXHAUSTED. Follow the job when others have
+ended, or on another stream.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.

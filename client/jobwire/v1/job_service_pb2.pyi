@@ -612,8 +612,8 @@ class FollowEnd(message.Message):
     @builtins.property
     def error(self) -> errors_pb2.ItemError:
         """Why: NOT_FOUND (5), there is no such job, or it is forgotten; INVALID_ARGUMENT (3);
-        RESOURCE_EXHAUSTED (8), the stream follows as many jobs as it may; UNAVAILABLE (14), the store
-        could not be asked: follow the job again.
+        RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`; UNAVAILABLE (14), the server shuts down: follow the
+        job on another stream.
         """
 
     def __init__(

@@ -36,8 +36,9 @@ from jobwire_server.domain.model import (
     Released,
 )
 from jobwire_server.domain.options import BrokerOptions, RetryDefaults
-from jobwire_server.store.attempts import EndToWrite, SuccessToWrite
+from jobwire_server.store.attempts import SUCCEEDED, EndToWrite, SuccessToWrite
 from jobwire_server.store.settings_cache import QueueSettingsCache
+from jobwire_server.watch.follows import Follows
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,7 @@ class Attempts:
         alarms: Told when a next attempt is due.
         settings: Of the queues.
         tasks: Has jobs given back in the background.
+        follows: Told of jobs that succeed.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Attempts:
         alarms: Alarms,
         settings: QueueSettingsCache,
         tasks: OwnedTasks,
+        follows: Follows,
     ) -> None:
+        self._follows = follows
         self._lanes = lanes
         self._options = options
         self._random = random_fraction
@@ -118,6 +122,10 @@ class Attempts:
                 answers = [error] * len(indexes)
             for at, answer in zip(indexes, answers, strict=True):
                 outcomes[at] = answer
+            if (followed := self._follows.of(queue)) is not None:
+                for one, answer in zip(batch, answers, strict=True):
+                    if answer is SUCCEEDED:
+                        followed.succeeded(one.ulid, one.result)
 
         async def end(at: int) -> None:
             try:
@@ -148,6 +156,8 @@ class Attempts:
             answer = await self._lanes.of(queue).succeed.one(success)
             if isinstance(answer, JobwireError):
                 raise answer
+            if answer is SUCCEEDED and (followed := self._follows.of(queue)) is not None:
+                followed.succeeded(ulid, outcome)
             return answer
         decide = await self._decision(queue, outcome)
         return await self._end_as_holder(queue, ulid, worker_id, token, decide)

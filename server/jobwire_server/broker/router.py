@@ -21,7 +21,6 @@ from jobwire_server.domain.model import (
     Completed,
     Completion,
     Job,
-    JobState,
     Queue,
     Renewal,
     Worker,
@@ -71,6 +70,8 @@ class Router:
 
         self.deletions = parts.deletions
         """Queues go."""
+        self.producers = parts.producers
+        """The producers' streams."""
 
     # ------------------------------------------------------------------ life
 
@@ -84,6 +85,7 @@ class Router:
         parts.reaper.start()
         parts.announcements.start()
         parts.streams.start()
+        parts.producers.start()
 
     async def _ask_store(self) -> None:
         """Ask the store for the time, before anything is stamped or checked by this machine's, and
@@ -106,6 +108,8 @@ class Router:
             deadline_s: When their streams are ended at the latest.
         """
         parts = self._parts
+        # Before submissions are refused, so that producers know where to go with them.
+        parts.producers.drain(deadline_s)
         parts.submissions.drain()
         parts.registration.drain()
         parts.claims.drain()
@@ -119,6 +123,7 @@ class Router:
         await self.drain()
         await parts.reaper.stop()
         await parts.streams.stop()
+        await parts.producers.stop()
         await parts.announcements.stop()
         await parts.clocks.stop()
         parts.claims.drain()
@@ -150,11 +155,7 @@ class Router:
             JobNotFound: There is none.
             WrongState: It has finished otherwise.
         """
-        outcome = await self._parts.lanes.of(queue).cancel.one((ulid, reason))
-        if isinstance(outcome, JobwireError):
-            raise outcome
-        if outcome is JobState.CANCELLING:
-            self._parts.alarms.due_in(queue, self.options.cancel_grace_ms)
+        await self._parts.cancellations.cancel(queue, ulid, reason)
         return await self.get_job(queue, ulid, full=False)
 
     async def retry_job(

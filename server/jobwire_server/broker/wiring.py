@@ -11,6 +11,7 @@ from jobwire_server.broker.alarms import Alarms
 from jobwire_server.broker.announcements import Announcements
 from jobwire_server.broker.attempts import Attempts
 from jobwire_server.broker.bulk import Bulk
+from jobwire_server.broker.cancellations import Cancellations
 from jobwire_server.broker.deletions import Deletions
 from jobwire_server.broker.due_schedules import DueSchedules
 from jobwire_server.broker.held_jobs import HeldJobs
@@ -18,6 +19,7 @@ from jobwire_server.broker.lanes import QueueLanes
 from jobwire_server.broker.listing import JobListing
 from jobwire_server.broker.new_jobs import NewJobs
 from jobwire_server.broker.open_queues import OpenQueues
+from jobwire_server.broker.producers import Producers
 from jobwire_server.broker.queue_clock import QueueClocks
 from jobwire_server.broker.registration import Registration
 from jobwire_server.broker.reports import Reports
@@ -46,6 +48,7 @@ from jobwire_server.store.tokens import Tokens
 from jobwire_server.store.upkeep import UpkeepStore
 from jobwire_server.store.workers import WorkerStore
 from jobwire_server.watch.admin_watch import AdminWatch
+from jobwire_server.watch.follows import Follows
 from jobwire_server.watch.job_watch import JobWatch
 from jobwire_server.watch.queue_watch import QueueWatch
 from jobwire_server.workers.callers import Callers
@@ -120,6 +123,9 @@ class Parts:
     queue_watch: QueueWatch
     admin_watch: AdminWatch
     runs: JobRuns
+    follows: Follows
+    cancellations: Cancellations
+    producers: Producers
 
 
 def build_parts(
@@ -173,7 +179,10 @@ def build_parts(
     # Ends of attempts, and the clocks that bring some of them about.
     alarms = Alarms()
     lanes = QueueLanes(jobs, options, backlog, settings)
-    attempts = Attempts(lanes, options, random_fraction, alarms, settings, tasks)
+    job_watch = JobWatch(jobs, notices, tokens, options.bookmark_ms / 1000)
+    follows = Follows(job_watch, jobs)
+    attempts = Attempts(lanes, options, random_fraction, alarms, settings, tasks, follows)
+    cancellations = Cancellations(lanes, alarms, options)
     held = HeldJobs(jobs, workers, options, random_fraction, alarms, settings)
     due_schedules = DueSchedules(
         schedule_store, settings, options, condition, records, moments_settled
@@ -245,8 +254,9 @@ def build_parts(
     listing = JobListing(jobs, queues, records, tokens)
     operators = Operators(jobs, queues, workers, settings, tokens, open_queues)
 
+    producers = Producers(submissions, cancellations, follows, clock, options, tasks)
+
     # Watchers.
-    job_watch = JobWatch(jobs, notices, tokens, options.bookmark_ms / 1000)
     queue_watch = QueueWatch(job_watch, jobs, queues, records, tokens)
     admin_watch = AdminWatch(job_watch, notices, queues, operators)
     runs = JobRuns(submissions, lanes, job_watch, tasks)
@@ -303,4 +313,7 @@ def build_parts(
         queue_watch=queue_watch,
         admin_watch=admin_watch,
         runs=runs,
+        follows=follows,
+        cancellations=cancellations,
+        producers=producers,
     )

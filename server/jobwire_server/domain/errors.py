@@ -301,6 +301,18 @@ class TooManyQueues(JobwireError):
     reason = "TOO_MANY_QUEUES"
 
 
+class TooManyFollows(JobwireError):
+    """A stream follows as many jobs as it may."""
+
+    reason = "TOO_MANY_FOLLOWS"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"this stream follows {limit} jobs, the most that it may; follow this one when some of"
+            " them have ended, or on another stream"
+        )
+
+
 class QueueInUse(JobwireError):
     """The queue has live jobs or schedules, and can't be deleted."""
 

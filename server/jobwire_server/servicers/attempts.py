@@ -18,10 +18,9 @@ from jobwire_server.domain.model import (
     WorkerReport,
     Written,
 )
-from jobwire_server.servicers.checks import DAY_MS, Checker, is_sound
+from jobwire_server.servicers.checks import DAY_MS, MAX_REASON_BYTES, Checker, is_sound
 from jobwire_server.workers.frames import Refused
 
-MAX_REASON_BYTES = 512
 MAX_DETAILS_BYTES = 16 << 10
 MAX_CHECKPOINT_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 64 << 10

@@ -22,6 +22,8 @@ from jobwire_server.servicers.struct_text import StructError, struct_text
 
 DAY_MS = 86_400_000
 TEN_YEARS_MS = 3653 * DAY_MS
+MAX_REASON_BYTES = 512
+"""Of why a job or a worker is treated so, for people."""
 MAX_LABELS = 16
 MAX_LABEL_BYTES = 63
 MAX_STATES = 16
@@ -89,6 +91,10 @@ class Checker:
         """
         if self.violations:
             raise self.error()
+
+    def refusal(self) -> InvalidRequest | None:
+        """Return what was noted, None if nothing was."""
+        return self.error() if self.violations else None
 
     def error(self) -> InvalidRequest:
         """Return what was noted, as the refusal of the request."""

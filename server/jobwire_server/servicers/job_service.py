@@ -10,13 +10,14 @@ from jobwire.v1 import job_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import convert, many_jobs, wire
-from jobwire_server.servicers.checks import TEN_YEARS_MS, Checker
+from jobwire_server.servicers.checks import MAX_REASON_BYTES, TEN_YEARS_MS, Checker
+from jobwire_server.servicers.produce import ProduceStreams
+from jobwire_server.servicers.producer_frames import ProducerFrameChecks
 from jobwire_server.servicers.submission import JobChecks, check_batch
 from jobwire_server.servicers.submit_answers import submit_response, submit_results
 from jobwire_server.servicers.views import wants_full
 from jobwire_server.servicers.watching import answers, job_step, wish_of
 
-MAX_REASON_BYTES = 512
 MAX_BATCH = 1_000
 """Jobs of a batch, whatever the server is configured for."""
 MAX_BATCH_ID = 56
@@ -29,6 +30,8 @@ class JobService:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._jobs = JobChecks(limits, router.new_jobs, router.clock.now_ms)
+        frames = ProducerFrameChecks(self._jobs, limits.max_batch_jobs)
+        self._streams = ProduceStreams(router.producers, frames, router.server_id)
 
     async def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: object) -> Any:
         """Accept one job."""
@@ -45,9 +48,15 @@ class JobService:
             checker.add("requests", f"must hold 1 to {MAX_BATCH} jobs, not {len(requests)}")
         checker.raise_if_any()
         too_many = submissions.check_batch(len(requests), lambda: may_be_repeat(request))
-        checked = await check_batch(self._jobs, request)
+        checked = await check_batch(self._jobs, requests, request.ByteSize(), request.request_id)
         answers = await submissions.submit_batch(checked, too_many)
         return wire.SubmitJobsResponse(results=submit_results(answers))
+
+    async def Produce(
+        self, requests: AsyncIterator[job_service_pb2.ProduceRequest], context: Any
+    ) -> None:
+        """Hold a producer's stream."""
+        await self._streams.hold(requests, context)
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: object) -> Any:
         """Return one job."""

@@ -9,12 +9,11 @@ from jobwire.v1 import schedule_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.errors import InvalidRequest
 from jobwire_server.domain.options import Limits
-from jobwire_server.servicers.checks import Checker
+from jobwire_server.servicers.checks import MAX_REASON_BYTES, Checker
 from jobwire_server.servicers.schedule_spec import check_spec, to_wire
 from jobwire_server.servicers.submission import JobChecks
 from jobwire_server.store.schedules import Template
 
-MAX_REASON_BYTES = 512
 _SCHEDULE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

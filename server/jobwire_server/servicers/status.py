@@ -45,6 +45,7 @@ TABLE: dict[type[errors.JobwireError], StatusCode] = {
     errors.StoreFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyQueues: StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyFollows: StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueInUse: StatusCode.FAILED_PRECONDITION,
     errors.Unsupported: StatusCode.FAILED_PRECONDITION,
     errors.ServerBusy: StatusCode.RESOURCE_EXHAUSTED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from time import perf_counter
 from typing import Literal, NamedTuple
@@ -253,18 +253,26 @@ def _unique(checker: Checker, unique: job_pb2.UniqueKey) -> UniqueKey:
 
 
 async def check_batch(
-    jobs: JobChecks, request: job_service_pb2.SubmitJobsRequest
+    jobs: JobChecks,
+    requests: Iterable[job_service_pb2.SubmitJobRequest],
+    size: int,
+    batch_id: str = "",
 ) -> list[Submission]:
     """Return what each request of a batch asks for; with a batch's id, each is named by it.
 
     Other calls have their turn while a batch with much to read is checked.
+
+    Args:
+        jobs: Checks each.
+        requests: The batch.
+        size: Its bytes.
+        batch_id: Its id, '' for none.
     """
-    batch_id = request.request_id
-    if not batch_id and request.ByteSize() <= SMALL_BATCH_BYTES:
-        return [jobs.check(item) for item in request.requests]
+    if not batch_id and size <= SMALL_BATCH_BYTES:
+        return [jobs.check(item) for item in requests]
     checked = []
     until = perf_counter() + TURN_S
-    for at, item in enumerate(request.requests):
+    for at, item in enumerate(requests):
         checked.append(jobs.check(item, f"{batch_id}:{at}" if batch_id else ""))
         if perf_counter() > until:
             await asyncio.sleep(0)

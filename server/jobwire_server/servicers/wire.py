@@ -25,6 +25,8 @@ OPAQUE = {
     "Job.progress",
     "Job.result",
     "Job.spec",
+    "JobEnd.result",
+    "ProduceAnswer.results",
     "SubmitJobsResponse.results",
 }
 """Fields that these classes take as serialized bytes."""
@@ -92,6 +94,7 @@ RetryJobResponse: Any = _CLASSES["RetryJobResponse"]
 ClaimJobResponse: Any = _CLASSES["ClaimJobResponse"]
 SubmitJobsResponse: Any = _CLASSES["SubmitJobsResponse"]
 WorkResponse: Any = _CLASSES["WorkResponse"]
+ProduceResponse: Any = _CLASSES["ProduceResponse"]
 CompleteJobResponse: Any = _CLASSES["CompleteJobResponse"]
 
 

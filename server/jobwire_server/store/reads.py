@@ -122,6 +122,20 @@ class ReadStore(QueueScripts):
             ]
         return found
 
+    async def outcomes(self, queue: str, ulids: Sequence[str]) -> list[Job | None]:
+        """Return each job with its state, result and failure, without record, checkpoint and
+        attempts; None for one that is not there.
+        """
+        found: list[Job | None] = []
+        while len(found) < len(ulids):
+            part = ulids[len(found) : len(found) + AT_ONCE]
+            now, *rows = await self._run("read", queue, [3, READ_BYTES, *part])
+            found += [
+                codec.decode_job(queue, ulid, row, now) if row else None
+                for ulid, row in zip(part, rows, strict=False)
+            ]
+        return found
+
     async def follow(
         self, queue: str, jobs: Sequence[tuple[str, bytes, str]], most_bytes: int
     ) -> list[Followed | None]:

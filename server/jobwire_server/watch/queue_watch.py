@@ -45,7 +45,7 @@ class QueueWatcher:
         self.lagged = False
         self._wake = asyncio.Event()
 
-    def changed(self, ulids: list[str], log_id: str) -> None:
+    def changed(self, ulids: list[str], log_id: str, *, ends: bool) -> None:
         """Note changed jobs; a job that changes again is told once, as it stands then."""
         if len(self.waiting) > MOST_WAITING:
             self.lagged = True

@@ -32,20 +32,25 @@ lose one.
 class ManyWatcher(Protocol):
     """Whoever watches the queue as a whole."""
 
-    def changed(self, ulids: list[str], log_id: str) -> None:
-        """Jobs changed; `log_id` is that of the event in the queue's log, '' without a log."""
+    def changed(self, ulids: list[str], log_id: str, *, ends: bool) -> None:
+        """Jobs changed; `log_id` is that of the event in the queue's log, '' without a log. Without
+        `ends` none of them has ended.
+        """
 
     def reset(self) -> None:
         """Events may have been missed."""
 
 
-def split_event(data: bytes) -> tuple[str, list[str]]:
-    """Read an event: the id in the queue's log ('' without one), and the ULIDs."""
+def split_event(data: bytes) -> tuple[str, list[str], bool]:
+    """Read an event: the id in the queue's log ('' without one), the ULIDs, and whether some of
+    these jobs may have ended.
+    """
     text = data.decode()
     log_id = ""
     if text.startswith("#"):
         log_id, _, text = text[1:].partition("#")
-    return log_id, split_ulids(text)
+    ends = not text.endswith("+")
+    return log_id, split_ulids(text if ends else text[:-1]), ends
 
 
 class WatchedQueue:
@@ -133,12 +138,12 @@ class WatchedQueue:
 
     def event(self, data: bytes) -> None:
         """Jobs changed."""
-        log_id, ulids = split_event(data)
+        log_id, ulids, ends = split_event(data)
         for ulid in ulids:
             if ulid in self.jobs:
                 self.mark(ulid)
         for watcher in self.many:
-            watcher.changed(ulids, log_id)
+            watcher.changed(ulids, log_id, ends=ends)
 
     def output(self, data: bytes) -> None:
         """Jobs wrote output."""

@@ -92,6 +92,11 @@ class WorkerSession:
         self.assigned = 0
         self.told = Told()
 
+    @property
+    def is_writing(self) -> bool:
+        """True while a frame is on its way to the worker's buffers."""
+        return self.outgoing.writing_since is not None
+
     # ------------------------------------------------------------ to the worker
 
     def assign(self, assignments: list[Assignment]) -> bool:

@@ -61,6 +61,7 @@ local function end_unstarted(ulid, key, revision, target)
 end
 
 count_entries(P, sets)
+tally.none_ends = true
 local changed, claimed = tally.changed, {}
 local answer, saved, workers = { now, 0, unheard(P) }, {}, {}
 local leases, started, stale, call_bytes = {}, 0, 0, 0

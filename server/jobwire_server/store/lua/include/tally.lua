@@ -1,8 +1,9 @@
 -- Gathers what a batch changes in the counters, and writes it once: counts (state -> jobs, exact), totals
 -- (name -> events since the queue began), and the channel events (the ULIDs of the jobs that changed, end to end). Where the queue keeps
 -- an event log (config log = how many entries), the event also goes into the STREAM log, and carries the id of its entry between two #.
+-- Behind the ULIDs stands a + if none of these jobs has ended: most of those who listen wait for ends.
 -- Also the bytes of the queue (HASH usage): live -> records of jobs that have not ended, ended -> records and results of those that have.
-local tally = { counts = {}, totals = {}, changed = {}, live = 0, ended = 0 }
+local tally = { counts = {}, totals = {}, changed = {}, live = 0, ended = 0, none_ends = false }
 
 local function moved(ulid, from, to)
   if from ~= to then
@@ -43,6 +44,7 @@ local function publish_tally(prefix)
       local id = redis.call('XADD', prefix .. 'log', 'MAXLEN', '~', kept, '*', 'u', ulids)
       ulids = '#' .. id .. '#' .. ulids
     end
+    if tally.none_ends then ulids = ulids .. '+' end
     redis.pcall('SPUBLISH', prefix .. 'events', ulids)
   end
 end

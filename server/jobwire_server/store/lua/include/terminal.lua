@@ -17,6 +17,7 @@ local function enter_terminal(prefix, ulid, job, target, now, retention)
   weigh(-size, size)
   if job.unique then free_key(prefix, job.unique, ulid) end
   moved(ulid, tonumber(job.state or PENDING), target)
+  tally.none_ends = false
   total(target == FAILED and 'failed' or target == CANCELLED and 'cancelled' or 'expired')
 end
 

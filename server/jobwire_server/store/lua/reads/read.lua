@@ -2,7 +2,8 @@
 -- read.lua: jobs as they stand, all at one moment, the first of them at least.
 -- KEYS[1] jw:{<queue>}:   prefix of every key of the queue: r:<ulid> j:<ulid> h:<ulid> x:<ulid> leases (end_attempt.lua) c:<ulid> (report.lua)
 -- ARGV[1] clock shift, ms
--- ARGV[2] full 0|1|2: with 1 also the payload, the newest attempts, a long result and the checkpoint; with 0 the last attempt alone; with 2 no record and no attempt
+-- ARGV[2] full 0|1|2|3: with 1 also the payload, the newest attempts, a long result and the checkpoint; with 0 the last attempt alone; with 2 no record
+--   and no attempt; with 3 as with 2, and a long result
 -- ARGV[3] bytes of records, results, checkpoints and histories after which no more jobs are read
 -- then for each job one: ulid
 -- Returns {now, then for each job nil if there is none, or {record, fields and values of the HASH, lease end or 0, history, long result,
@@ -10,7 +11,8 @@
 --include clock history short_record
 
 local P = KEYS[1]
-local full, bare = ARGV[2] == '1', ARGV[2] == '2'
+local full, bare = ARGV[2] == '1', ARGV[2] == '2' or ARGV[2] == '3'
+local outcome = ARGV[2] == '3'
 local answer, bytes = { clock_ms(ARGV[1]) }, tonumber(ARGV[3])
 for at = 4, #ARGV do
   if bytes <= 0 and at > 4 then break end
@@ -34,6 +36,8 @@ for at = 4, #ARGV do
       history = newest_attempts(P .. 'h:' .. ulid)
       result = redis.call('GET', P .. 'x:' .. ulid) or ''
       checkpoint = redis.call('GET', P .. 'c:' .. ulid) or ''
+    elseif outcome then
+      result = redis.call('GET', P .. 'x:' .. ulid) or ''
     elseif not bare then
       history = redis.call('LRANGE', P .. 'h:' .. ulid, -1, -1)
     end

@@ -34,6 +34,7 @@
 
 local P = KEYS[1]
 local now = clock_ms(ARGV[1])
+tally.none_ends = true
 -- The routes come before the jobs.
 local first = 6 + 2 * ARGV[5]
 local answer = { now }
