@@ -22,17 +22,27 @@ def test_bench_says_how_fast_jobs_are_taken_and_done(target: str) -> None:
     result = json.loads(done.stdout)
     assert (result["jobs"], result["payload_bytes"], result["batch"]) == (60, 64, 100)
     assert result["submitted_per_s"] >= result["done_per_s"] > 0
-    for kind in ("start_latency", "done_latency", "idle_start_latency", "idle_done_latency"):
+    for kind in (
+        *("start_latency", "done_latency", "idle_start_latency", "idle_done_latency"),
+        *("submit_one_latency", "call_latency", "calls_latency"),
+    ):
         latency = result[kind]
         assert 0 <= latency["p50_s"] <= latency["p90_s"] <= latency["p99_s"] <= latency["most_s"]
     assert result["done_latency"]["most_s"] >= result["start_latency"]["p50_s"]
+    assert result["submit_one_latency"]["p50_s"] > 0  # by a clock that has more than milliseconds
+    assert result["submit_one_per_s"] > 0
+    assert result["calls_per_s"] > 0
+    assert result["calls_in_flight"] == 100
 
 
 def test_bench_prints_a_table_and_takes_single_calls(target: str) -> None:
     done = jobwire(*SMALL, "--batch", "1", "--in-flight", "20", target=target)
     assert done.returncode == 0, done.stderr
     assert "60 jobs of 64 bytes, 1 a call, 20 calls at once" in done.stdout
-    for words in ("submitted  ", "done       ", "LATENCY", "to done, one by one"):
+    for words in (
+        *("submitted  ", "done       ", "one by one ", "calls      "),
+        *("LATENCY", "to done, one by one", "submit, one by one", "call, 100 at once"),
+    ):
         assert words in done.stdout
 
 
@@ -73,6 +83,13 @@ def test_bench_that_is_interrupted_forgets_its_jobs(target: str) -> None:
     assert process.returncode == 130
     with Client(target) as client:
         assert client.queue(QUEUE).counts == {}
+
+
+def test_bench_resumes_its_queue_that_a_killed_one_left_paused(target: str) -> None:
+    with Client(target) as client:
+        client.pause(QUEUE, allow_missing=True)
+        assert jobwire(*SMALL, target=target).returncode == 0
+        assert not client.queue(QUEUE).paused
 
 
 def test_bench_without_a_server_says_so() -> None:

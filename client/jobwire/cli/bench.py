@@ -119,6 +119,8 @@ def _show(result: BenchResult) -> None:
     )
     put(f"submitted  {result.submitted_per_s:,.0f} jobs/s")
     put(f"done       {result.done_per_s:,.0f} jobs/s, from the first submission")
+    put(f"one by one {result.submit_one_per_s:,.0f} submissions/s while nobody works")
+    put(f"calls      {result.calls_per_s:,.0f} results/s, {result.calls_in_flight} awaited at once")
     print_rows(
         ("LATENCY", "P50", "P90", "P99", "MAX"),
         (
@@ -126,14 +128,17 @@ def _show(result: BenchResult) -> None:
             _row("to done, full speed", result.done_latency),
             _row("to start, one by one", result.idle_start_latency),
             _row("to done, one by one", result.idle_done_latency),
+            _row("submit, one by one", result.submit_one_latency, decimals=2),
+            _row("call, one by one", result.call_latency, decimals=2),
+            _row(f"call, {result.calls_in_flight} at once", result.calls_latency, decimals=2),
         ),
         empty="",
     )
 
 
-def _row(name: str, latency: Latency) -> tuple[str, ...]:
+def _row(name: str, latency: Latency, *, decimals: int = 0) -> tuple[str, ...]:
     spans = (latency.p50, latency.p90, latency.p99, latency.most)
-    return (name, *(f"{one / timedelta(milliseconds=1):,.0f} ms" for one in spans))
+    return (name, *(f"{one / timedelta(milliseconds=1):,.{decimals}f} ms" for one in spans))
 
 
 def _machine() -> str:

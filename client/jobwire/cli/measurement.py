@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from time import perf_counter
@@ -22,7 +23,10 @@ LOOK_S = 0.02
 # Run before anything is measured, so that connections are open and the first claims are made.
 WARM_UP_JOBS = 500
 IDLE_JOBS = 200
-"""Jobs submitted one after the other, each once the one before is done."""
+"""Jobs submitted one after the other, each once the one before is accepted, or is done."""
+CALLS_IN_FLIGHT = 100
+CALLS = 1_000
+"""Jobs submitted whose results are awaited by so many tasks."""
 PAGE_JOBS = 1_000
 STALLED_S = 30.0
 """The benchmark gives up if no job is done for this long."""
@@ -49,7 +53,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Percentiles, by the servers' clock, which has milliseconds."""
+    """Percentiles."""
 
     p50: timedelta
     p90: timedelta
@@ -70,12 +74,23 @@ class BenchResult:
     done_per_s: float
     """From the first call until every result was stored."""
     start_latency: Latency
-    """From the submission of a job to its start, at full speed."""
+    """From the submission of a job to its start, at full speed. This and the three below are by
+    the servers' clock, which has milliseconds."""
     done_latency: Latency
     """From the submission of a job to its stored result, at full speed."""
     idle_start_latency: Latency
     """The same with one job at a time."""
     idle_done_latency: Latency
+    submit_one_per_s: float
+    """Submissions one by one while the queue is paused, so that nobody works."""
+    submit_one_latency: Latency
+    """Of each of them. This and the two below are by this process's clock."""
+    call_latency: Latency
+    """From the submission of a job until its result was here, one by one."""
+    calls_in_flight: int
+    calls_per_s: float
+    """Results a second with so many awaited at once."""
+    calls_latency: Latency
 
 
 async def measure(
@@ -129,10 +144,19 @@ class _Bench:
         self._done = 0
         idle_jobs = min(load.jobs, IDLE_JOBS)
         self._say(f"{idle_jobs:,} jobs one by one")
-        for _ in range(idle_jobs):
-            handle = await self._client.submit(OPERATION, self._payload, queue=load.queue)
-            await handle.result(timeout=STALLED_S)
+        calls = await _timed(self._call, idle_jobs)
         idle = await self._ended(idle_jobs)
+        await _forget(self._client, load.queue)
+        many = min(load.jobs, CALLS)
+        self._say(f"{many:,} jobs whose results are awaited, {CALLS_IN_FLIGHT} at once")
+        wide = await _timed(self._call, many, CALLS_IN_FLIGHT)
+        await self._ended(many)
+        await _forget(self._client, load.queue)
+        self._say(f"{idle_jobs:,} submissions one by one")
+        async with _paused(self._client, load.queue):
+            submits = await _timed(self._submit_one, idle_jobs)
+        self._done = idle_jobs
+        await self._all_done()
         return BenchResult(
             jobs=load.jobs,
             payload_bytes=load.payload_bytes,
@@ -144,6 +168,12 @@ class _Bench:
             done_latency=_latency(busy, _to_end),
             idle_start_latency=_latency(idle, _to_start),
             idle_done_latency=_latency(idle, _to_end),
+            submit_one_per_s=submits.per_s,
+            submit_one_latency=submits.latency,
+            call_latency=calls.latency,
+            calls_in_flight=CALLS_IN_FLIGHT,
+            calls_per_s=wide.per_s,
+            calls_latency=wide.latency,
         )
 
     async def _through(self, count: int) -> float:
@@ -169,7 +199,7 @@ class _Bench:
     async def _submit(self, size: int) -> None:
         queue = self._load.queue
         if self._load.batch == 1:
-            await self._client.submit(OPERATION, self._payload, queue=queue)
+            await self._submit_one()
             return
         job = NewJob(operation=OPERATION, payload=self._payload, queue=queue)
         try:
@@ -177,6 +207,13 @@ class _Bench:
         except AsyncBatchError as error:
             # They are all alike, so one error stands for all.
             raise next(iter(error.errors.values())) from None
+
+    async def _submit_one(self) -> None:
+        await self._client.submit(OPERATION, self._payload, queue=self._load.queue)
+
+    async def _call(self) -> None:
+        handle = await self._client.submit(OPERATION, self._payload, queue=self._load.queue)
+        await handle.result(timeout=STALLED_S)
 
     async def _all_done(self) -> None:
         seen, since = -1, perf_counter()
@@ -202,17 +239,56 @@ class _Bench:
         return jobs
 
 
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    per_s: float
+    latency: Latency
+
+
+async def _timed(call: Callable[[], Awaitable[None]], count: int, width: int = 1) -> _Timed:
+    """Make so many calls, so many at once."""
+    spans: list[timedelta] = []
+    left = iter(range(count))
+
+    async def caller() -> None:
+        for _ in left:
+            since = perf_counter()
+            await call()
+            spans.append(timedelta(seconds=perf_counter() - since))
+
+    began = perf_counter()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(caller())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # one stands for all of them
+    return _Timed(count / (perf_counter() - began), _percentiles(spans))
+
+
+@asynccontextmanager
+async def _paused(client: AsyncClient, queue: str) -> AsyncGenerator[None]:
+    await client.pause(queue, allow_missing=True)
+    try:
+        yield
+    finally:
+        await client.resume(queue)
+
+
 async def _check_unused(client: AsyncClient, queue: str) -> None:
     try:
-        depth = (await client.queue(queue)).counts
+        info = await client.queue(queue)
     except NotFound:
         return
+    depth = info.counts
     if depth:
         found = ", ".join(f"{count} {state.value}" for state, count in depth.items())
         raise BenchFailed(
             f"the queue {queue} holds jobs ({found}): another benchmark is running or was killed;"
             " use another --name, or cancel and purge them"
         )
+    if info.paused:  # by a benchmark that was killed
+        await client.resume(queue)
 
 
 async def _forget(client: AsyncClient, queue: str) -> None:
@@ -239,9 +315,13 @@ def _to_end(job: Job) -> timedelta:
 
 
 def _latency(jobs: Sequence[Job], span: Callable[[Job], timedelta]) -> Latency:
-    spans = sorted(map(span, jobs))
+    return _percentiles([span(job) for job in jobs])
+
+
+def _percentiles(spans: Sequence[timedelta]) -> Latency:
+    ordered = sorted(spans)
 
     def at(fraction: float) -> timedelta:
-        return spans[min(int(len(spans) * fraction), len(spans) - 1)]
+        return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)]
 
-    return Latency(p50=at(0.5), p90=at(0.9), p99=at(0.99), most=spans[-1])
+    return Latency(p50=at(0.5), p90=at(0.9), p99=at(0.99), most=ordered[-1])
