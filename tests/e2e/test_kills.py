@@ -19,7 +19,7 @@ from tests.support.workers import WorkerProcess
 
 StartServer = Callable[..., ServerProcess]
 StartWorker = Callable[..., WorkerProcess]
-JOBS = 200
+JOBS = 100
 
 
 def _done(store: StoreProcess) -> int:
@@ -92,15 +92,15 @@ def test_a_kill_in_the_middle_of_work_loses_and_doubles_nothing(
     }
     retry = RetryPolicy(max_attempts=50)
     with Client(target) as client:
-        handles = [client.submit("e2e.work", 40 + at % 80, retry=retry) for at in range(JOBS)]
-        for done in (20, 70, 120):
+        handles = [client.submit("e2e.work", 80 + 2 * at, retry=retry) for at in range(JOBS)]
+        for done in (10, 35, 60):
             wait_until(lambda: _done(own_store) >= done, "work is under way")  # noqa: B023
             victims[victim].kill()
             if victim != "store":
                 # Meanwhile whatever is left goes on.
-                handles += [client.submit("e2e.work", 40, retry=retry) for _ in range(10)]
+                handles += [client.submit("e2e.work", 80, retry=retry) for _ in range(5)]
             victims[victim].start()
-            handles += [client.submit("e2e.work", 40, retry=retry) for _ in range(10)]
+            handles += [client.submit("e2e.work", 80, retry=retry) for _ in range(5)]
         _all_succeed_once(own_store, client, handles)
         if victim == "worker":
             # It did hold jobs when it was killed.
@@ -123,7 +123,7 @@ def test_accepted_jobs_outlive_stop_and_kill_of_server_and_bundled_store(
     accepted: list[str] = []
     for end in ("stop", "kill the server", "kill the store", "kill both"):
         with Client(server.address) as client:
-            accepted += [client.submit("nobody", number).id for number in range(50)]
+            accepted += [client.submit("nobody", number).id for number in range(20)]
             wait_until(lambda: _written_out(tmp_path), "the store has written all of it")
             pid = int((tmp_path / "valkey.pid").read_text())
             if end == "kill the store":
@@ -151,7 +151,7 @@ def test_a_server_that_is_told_to_end_lets_its_jobs_go_on_elsewhere(
     target = ",".join(server.address for server in servers)
     start_worker(target)
     with Client(target) as client:
-        handles = [client.submit("e2e.work", 50) for _ in range(60)]
+        handles = [client.submit("e2e.work", 100) for _ in range(30)]
         wait_until(lambda: _done(own_store) >= 5, "work is under way")
         assert servers[0].stop() == 0
         _all_succeed_once(own_store, client, handles)

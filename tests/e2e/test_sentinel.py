@@ -141,7 +141,7 @@ def test_a_kill_of_the_primary_is_told_and_then_work_goes_on_at_the_new_one(
     start_worker(server.address)
     old, new = store.primary, store.replica
     with Client(server.address) as client, ThreadPoolExecutor(1) as elsewhere:
-        handles = [client.submit("e2e.work", 100) for _ in range(150)]
+        handles = [client.submit("e2e.work", 250) for _ in range(60)]
         wait_until(lambda: _done(old) >= 10, "work is under way")
         store.replicate()
         for sentinel in store.sentinels[:2]:  # the last one can't decide anything alone
@@ -174,7 +174,7 @@ def test_submissions_and_work_go_on_over_a_failover_of_a_primary_that_hangs(
     start_worker(target)
     old, new = store.primary, store.replica
     with Client(target) as client:
-        handles = [client.submit("e2e.work", 60) for _ in range(60)]
+        handles = [client.submit("e2e.work", 120) for _ in range(30)]
         wait_until(lambda: _done(old) >= 10, "work is under way")
         store.replicate()
         old.pause()
@@ -290,13 +290,13 @@ def test_a_planned_failover_loses_nothing_where_a_primary_without_replica_takes_
     start_worker(server.address)
     old, new = store.primary, store.replica
     with Client(server.address) as client:
-        handles = [client.submit("e2e.work", 60) for _ in range(150)]
+        handles = [client.submit("e2e.work", 150) for _ in range(60)]
         wait_until(lambda: _done(old) >= 10, "work is under way")
         store.replicate()
         store.sentinels[0].ask("FAILOVER", "jobs")
         wait_until(lambda: role(new) == "master", "the replica is promoted")
         # From here on all that is accepted is accepted by the new primary.
-        handles += [client.submit("e2e.work", 10) for _ in range(50)]
+        handles += [client.submit("e2e.work", 10) for _ in range(20)]
         _each_is_done_once(new, client, handles)
         wait_until(lambda: follows(old, new), "the old primary is a replica")
 
@@ -331,7 +331,7 @@ async def test_what_was_answered_with_wait_replicas_is_there_after_a_kill_at_onc
         await _persist(lambda: workers.RegisterWorker(register))
         submitting = [asyncio.create_task(submit(client)) for _ in range(8)]
         claim = worker_service_pb2.ClaimJobRequest(worker_id="w1", max_jobs=10)
-        while len(told) < 100:
+        while len(told) < 60:
             answer = await _persist(lambda: workers.ClaimJob(claim))
             for one in answer.assignments:
                 told[one.job_id] = one.fencing_token

