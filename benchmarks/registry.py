@@ -6,6 +6,7 @@ from benchmarks import (
     backlog,
     call,
     dispatch_latency,
+    drain,
     end_to_end,
     idle,
     memory,
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
         end_to_end,
+        drain,
         submit_unary,
         submit_one,
         call,

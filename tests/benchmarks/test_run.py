@@ -23,6 +23,7 @@ from tests.support.stores import server_binary
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "end-to-end": 100,
+    "drain": 100,
     "submit-unary": 100,
     "submit-one": 30,
     "call": 30,
