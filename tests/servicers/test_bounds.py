@@ -193,19 +193,31 @@ def _filled(item: str, size: int = 1 << 20) -> str:
     "text",
     [
         _filled("1e300"),
+        _filled('"",1e300'),
         _filled("{}"),
         _filled("[" * 150 + "]" * 150),
+        _filled('{"":' * 150 + "1" + "}" * 150),
+        _filled('"[["'),
         _filled('"\\u00e9"'),
         _filled("1e300")[:-1] + ",1e400]",
         _filled("1" * 250),
+        _filled("9" * 309),
+        _filled("true,null,-1e300"),
     ],
-    ids=["exponents", "objects", "levels", "escapes", "beyond", "digits"],
+    ids=[
+        *("exponents", "strings between", "objects", "levels", "levels with keys", "brackets"),
+        *("escapes", "beyond", "digits", "long ones", "words"),
+    ],
 )
 def test_the_largest_json_text_is_checked_soon(text: str) -> None:
-    began = thread_time()
-    with suppress(ValueError):
-        check_json(text)
-    assert thread_time() - began < 0.3
+    def once() -> float:
+        began = thread_time()
+        with suppress(ValueError):
+            check_json(text)
+        return thread_time() - began
+
+    # It is below 20 ms by itself, and three times as much beside others that fill the caches.
+    assert min(once() for _ in range(5)) < 0.06
 
 
 def _texts(message: Descriptor, before: Path = ()) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +66,76 @@ def test_what_a_writer_of_json_writes_is_taken(
 @example("01")
 def test_any_text_is_taken_where_a_reader_takes_it(text: str) -> None:
     assert _is_taken(text) == _would_be_taken(text)
+
+
+NUMBERS = [
+    *("0", "-0", "-1.5", "12e3", "1e-400", "-1E-999", "1e99"),
+    *("1e308", "-1.7e+308", "1.8e308", "-1.8E+308", "1e0000308", "1e0000309", "11e307", "0.1e309"),
+    *("1.7976931348623158e308", "1.797693134862315808e308", "1.797693134862315807e308"),
+    *("9" * 250, "9" * 250 + "e58", "9" * 250 + "e59", "9" * 308, "9" * 309, "-1" + "0" * 308),
+    *("0." + "0" * 300 + "1e400", "0." + "0" * 90 + "1e400", "1." + "0" * 4000, "9" * 4000),
+]
+STRINGS = [
+    *('""', '"a"', '"[[["', '"}]"', '"\\""', '"\\\\"', '"\\\\\\""', '"\\\\[\\","', '"é"'),
+    *('"1e400"', '"😀,1e400,"', '"true"', '"\\ud83d\\ude00"', '"' + "0" * 250 + '"', '":"'),
+]
+BLANKS = st.sampled_from(["", "", " ", "\n ", "\t"])
+
+
+@st.composite
+def _texts(draw: st.DrawFn) -> str:
+    """Texts of JSON as a caller with an intention writes them."""
+    scalars = st.sampled_from([*NUMBERS[:7], "true", "false", "null", "[]", "{ }"])
+    strings = st.sampled_from(STRINGS)
+    text: str = draw(st.sampled_from(NUMBERS) | strings | scalars)
+    for _ in range(draw(st.integers(0, 6))):
+        others = draw(st.lists(st.one_of(strings, scalars, st.sampled_from(NUMBERS)), max_size=3))
+        items = [*others, text, *draw(st.lists(scalars, max_size=2))]
+        blank = draw(BLANKS)
+        if draw(st.booleans()):
+            text = f"[{blank}" + f"{blank},".join(items) + "]"
+        else:
+            text = "{" + ",".join(f"{draw(strings)}:{blank}{item}" for item in items) + blank + "}"
+    levels = draw(st.sampled_from([0, 0, 0, 190, 195, 199, 201]))
+    opens = [draw(st.sampled_from(["[", '{"":', '["[",'])) for _ in range(min(levels, 3))] * levels
+    closes = ["}" if each[0] == "{" else "]" for each in reversed(opens[:levels])]
+    return draw(BLANKS) + "".join(opens[:levels]) + text + "".join(closes)
+
+
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|[-+.eE0-9]{2,}|[0-9]')
+
+
+def _fault(text: str) -> str:
+    """What is wrong with good JSON, token by token."""
+    level, deepest, beyond = 0, 0, ""
+    for found in _TOKENS.finditer(text):
+        token, digits = found[0], found[0].lstrip("-")
+        if token in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif token in "]}":
+            level -= 1
+        elif token[0] != '"' and not beyond and math.isinf(float(token)):
+            before = text[: found.start() + len(token) - len(digits)]
+            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+            beyond = f"{digits[:20]}{'…' * (len(digits) > 20)} at line {line} column {column}"
+        if token[0] in "-0123456789" and len(token) > MAX_DIGITS:
+            beyond = f"more than {MAX_DIGITS} digits"
+            break
+    return "more than 200 levels" if deepest > MAX_LEVELS else beyond
+
+
+@settings(max_examples=120, deadline=None)
+@given(_texts())
+def test_numbers_and_levels_are_found_wherever_they_stand(text: str) -> None:
+    json.JSONDecoder(parse_int=str, parse_float=str).decode(text)
+    fault = _fault(text)
+    if not fault:
+        check_json(text)
+        return
+    with pytest.raises(ValueError, match=r".") as wrong:
+        check_json(text)
+    assert fault in str(wrong.value)
 
 
 @pytest.mark.parametrize("pair", ["[]", "{}"])
