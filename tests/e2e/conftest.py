@@ -23,8 +23,8 @@ def new_server() -> Iterator[Callable[..., ServerProcess]]:
     """Makes a server, as ServerProcess does, that does not outlive the test."""
     with ExitStack() as made:
 
-        def make(*flags: str, data_dir: Path | None = None) -> ServerProcess:
-            server = ServerProcess(*flags, data_dir=data_dir)
+        def make(*flags: str, data_dir: Path | None = None, cold: bool = False) -> ServerProcess:
+            server = ServerProcess(*flags, data_dir=data_dir, cold=cold)
             made.callback(server.stop)
             return server
 

@@ -348,7 +348,8 @@ def test_a_process_that_is_killed_in_the_start_is_started_again(
     own_store: StoreProcess, new_server: NewServer
 ) -> None:
     own_store.kill()
-    server = new_server("--processes", "2", "--redis-url", own_store.url, "--store-wait", "10m")
+    flags = ("--processes", "2", "--redis-url", own_store.url, "--store-wait", "10m")
+    server = new_server(*flags, cold=True)
     server.http = f"127.0.0.1:{free_port()}"
     server.spawn()
     # Both wait for the store in their start.

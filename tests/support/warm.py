@@ -2,7 +2,8 @@
 
 At its start a process spends a second of CPU on imports, more than most tests take. Here they are
 made once in a run, by the *stem*; each process is forked off it, with arguments, environment,
-directory and standard streams of its own, and becomes a child of the tests like any other.
+directory and standard streams of its own, and becomes a child of the tests like any other. A server
+of several processes has these forked off in the same way.
 Tests of the start itself use `subprocess`.
 """
 
