@@ -97,10 +97,12 @@ class ProducerSession:
                 self.writing_since = monotonic()
                 news, self._news = self._news.cut()
                 await self._write(news)
+                # There is room to be filled.
                 self._read_on.set()
         finally:
             self.told_at = monotonic()
             self.writing_since = None
+            self._read_on.set()
 
     async def tell_what_comes(self) -> None:
         """Write what comes by itself, until the stream is over."""
@@ -167,10 +169,10 @@ class ProducerSession:
         """The producer has ended its side: answer what it sent, then end the stream."""
         # Until the end of the answers nobody else is heard.
         self.heard_at = float("inf")
-        while self._under_way and not self.ended.done():
+        await self.tell()
+        while not self.idle and not self.ended.done():
             self._read_on.clear()
             await self._read_on.wait()
-        await self.tell()
         self.end()
 
     # ------------------------------------------------------ from the producer
@@ -182,6 +184,8 @@ class ProducerSession:
         if frame.follows or frame.refused or frame.unfollows:
             self._change_follows(frame)
         if frame.sequence:
+            if frame.submissions:
+                await self._submissions.open_queues(frame.submissions)
             self._unanswered += len(frame.submissions)
             self._under_way += 1
             self._tasks.begin(self._answer(frame), "producer-frame")

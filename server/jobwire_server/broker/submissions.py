@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from jobwire_server.broker.alarms import Alarms
 from jobwire_server.broker.lanes import QueueLanes
@@ -81,6 +82,17 @@ class Submissions:
         self._draining = True
 
     # -------------------------------------------------------------- submitting
+
+    async def open_queues(self, items: Sequence[Submission]) -> None:
+        """Have the queues of jobs opened, so that these jobs and later ones are accepted in the
+        order in which they are submitted. What can't be opened is for each submission to find out.
+        """
+        find = self._open_queues.find
+        closed = {item.queue for item in items if type(item) is NewJob and not find(item.queue)}
+        for queue in closed:
+            if not self._draining:
+                with suppress(JobwireError):
+                    await self._open_queues.open(queue)
 
     async def submit_one(self, submission: Submission) -> Accepted:
         """Accept a job, or answer it as its first submission was.

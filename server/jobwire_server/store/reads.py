@@ -123,8 +123,8 @@ class ReadStore(QueueScripts):
         return found
 
     async def outcomes(self, queue: str, ulids: Sequence[str]) -> list[Job | None]:
-        """Return each job with its state, result and failure, without record, checkpoint and
-        attempts; None for one that is not there.
+        """Return each job with its state, result and failure, without record and checkpoint;
+        None for one that is not there.
         """
         found: list[Job | None] = []
         while len(found) < len(ulids):
