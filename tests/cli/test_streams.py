@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,29 +46,45 @@ def shell(
     )
 
 
+# Commands of one process, each begun where the one before it ended well.
+SEVERAL = """
+import sys
+from jobwire.cli import main
+for arguments in {commands!r}:
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
-def test_a_result_in_any_script_is_printed_in_any_encoding(
+def test_results_tables_and_facts_are_printed_in_any_encoding(
     busy_target: str, environment: Mapping[str, str]
 ) -> None:
-    payload = json.dumps({"text": WORDS})
-    done = shell(f"jobwire submit echo '{payload}' --wait", busy_target, environment)
-    assert done.returncode == 0, done.stderr
-    encoding = environment.get("PYTHONIOENCODING", "ascii").partition(":")[0]
-    assert json.loads(done.stdout.decode(encoding)) == {"text": WORDS}
-
-
-@pytest.mark.parametrize("environment", ENCODINGS, ids=str)
-def test_tables_and_facts_spell_what_the_encoding_lacks(
-    target: str, environment: Mapping[str, str]
-) -> None:
-    with Client(target) as client:
+    with Client(busy_target) as client:
         job_id = client.submit("nobody", "é", labels={"word": WORDS}, queue="spelt").id
         client.cancel(job_id, WORDS)
-    done = shell(f"jobwire get {job_id}; jobwire list -q spelt", target, environment)
+    result = ["submit", "echo", json.dumps({"text": WORDS}), "--wait"]
+    commands = [result, ["get", job_id], ["list", "-q", "spelt"]]
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL.format(commands=commands)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "JOBWIRE_TARGET": busy_target, **environment},
+    )
     assert done.returncode == 0, done.stderr
     encoding = environment.get("PYTHONIOENCODING", "ascii").partition(":")[0]
-    shown = done.stdout.decode(encoding)
-    assert WORDS.encode(encoding, "backslashreplace").decode(encoding) in shown
+    first, _, shown = done.stdout.decode(encoding).partition("\n")
+    assert json.loads(first) == {"text": WORDS}
+    facts, _, table = shown.partition("OPERATION")
+    word = WORDS.encode(encoding, "backslashreplace").decode(encoding)
+    assert word in facts
+    assert job_id in table
 
 
 def test_bars_and_tables_are_drawn_in_ascii_where_there_is_no_more(busy_target: str) -> None:
@@ -84,19 +101,32 @@ def test_bars_and_tables_are_drawn_in_ascii_where_there_is_no_more(busy_target: 
     assert "\\u" not in terminal.text
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_change_no_exit_code(busy_target: str, closed: str) -> None:
-    good = shell(f"jobwire submit echo '\"x\"' --wait {closed}", busy_target)
-    assert good.returncode == 0, good.stderr
-    if ">&-" not in closed.replace("2>&-", ""):
-        assert good.stdout == b'"x"\n'
-    bad = shell(f"jobwire run fail {closed}", busy_target)
-    assert bad.returncode == 1, bad.stderr
-    wrong = shell(f"jobwire get default-00000000000000000000000000 {closed}", busy_target)
-    assert wrong.returncode == 3, wrong.stderr
+GOOD = "jobwire submit echo '\"x\"' --wait"
+BAD = "jobwire run fail"
+WRONG = "jobwire get default-00000000000000000000000000"
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("closed", "line", "code", "said"),
+    [
+        ("<&-", GOOD, 0, b'"x"\n'),
+        (">&-", GOOD, 0, b""),
+        (">&-", BAD, 1, b""),
+        ("2>&-", GOOD, 0, b'"x"\n'),
+        ("2>&-", WRONG, 3, b""),
+        ("<&- >&- 2>&-", GOOD, 0, b""),
+        ("<&- >&- 2>&-", BAD, 1, b""),
+        ("<&- >&- 2>&-", WRONG, 3, b""),
+    ],
+)
+def test_closed_streams_change_no_exit_code(
+    busy_target: str, closed: str, line: str, code: int, said: bytes
+) -> None:
+    done = shell(f"{line} {closed}", busy_target)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_a_worker_with_closed_streams_works(target: str, closed: str) -> None:
     queue = f"closed-{len(closed)}-{ord(closed[0])}"
     root = Path(__file__).parents[2]
@@ -140,21 +170,31 @@ def test_a_full_disk_is_named(target: str) -> None:
     assert b"can't be written: No space left" in done.stderr
 
 
-def test_bytes_that_are_no_text_are_refused_with_the_name_of_the_option(target: str) -> None:
-    for line, name in (
-        ("jobwire submit $'a\\xffb' 1", b"OPERATION"),
-        ("jobwire get $'\\xff'", b"JOB_ID"),
-        ("jobwire submit nobody 1 -q $'\\xff'", b"--queue"),
-        ("jobwire submit nobody 1 -l $'a=\\xff'", b"--label"),
-        ("jobwire --target $'\\xff' list", b"--target"),
-    ):
-        done = shell(line, target)
-        assert done.returncode == 2, (line, done.stderr)
-        assert name in done.stderr
-        assert b"not UTF-8 text" in done.stderr
-        assert b"Traceback" not in done.stderr
-    kept = shell("jobwire submit nobody $'\\xff' --bytes", target)
-    assert kept.returncode == 0, kept.stderr
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([b"submit", b"a\xffb", b"1"], "OPERATION"),
+        ([b"get", b"\xff"], "JOB_ID"),
+        ([b"submit", b"nobody", b"1", b"-q", b"\xff"], "--queue"),
+        ([b"submit", b"nobody", b"1", b"-l", b"a=\xff"], "--label"),
+        ([b"--target", b"\xff", b"list"], "--target"),
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_with_the_name_of_the_option(
+    arguments: list[bytes], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run([os.fsdecode(one) for one in arguments]) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert "not UTF-8 text" in said
+    assert "Traceback" not in said
+
+
+def test_bytes_that_are_no_text_are_a_payload_like_any_other(target: str) -> None:
+    done = shell("jobwire submit nobody $'\\xff' --bytes; jobwire get $'\\xff'", target)
+    assert done.returncode == 2
+    assert done.stdout.startswith(b"default-")
+    assert b"not UTF-8 text" in done.stderr
 
 
 def test_arguments_in_utf_8_are_read_where_no_locale_is_set(target: str) -> None:
@@ -227,7 +267,8 @@ def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
     (line,) = done.stderr.splitlines()
     assert b"RuntimeError: \\x1b]0;x\\x07 broken" in line
     assert b"JOBWIRE_DEBUG=1" in line
-    shown = shell("jobwire nothing", target, {"PYTHONPATH": str(tmp_path), "JOBWIRE_DEBUG": "1"})
+    debug = {"PYTHONPATH": str(tmp_path), "JOBWIRE_DEBUG": "1"}
+    shown = shell("jobwire nothing", target, debug)
     assert b"Traceback" in shown.stderr
 
 

@@ -101,7 +101,7 @@ class Callers:
         self._address = address
         self._credentials = credentials
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(3)]
+        self._threads = [threading.Thread(target=self._call) for _ in range(2)]
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -122,7 +122,7 @@ class Callers:
 
     def _call(self) -> None:
         options = (("grpc.use_local_subchannel_pool", 1),)
-        while not self._over.is_set():
+        while not self._over.wait(0.01):
             with grpc.secure_channel(self._address, self._credentials, options) as channel:
                 try:
                     _check(channel)
