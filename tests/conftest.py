@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis.utils
 
@@ -29,6 +30,11 @@ _STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 """Audit events."""
 _may_start = True
 """The test that runs may start processes."""
+
+
+# How long an example takes says more about the machine than about what is tested.
+hypothesis.settings.register_profile("jobwire", deadline=None)
+hypothesis.settings.load_profile("jobwire")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,7 +11,7 @@ from tests.support.streams import Producer, RawWorker, StreamServer
 
 def _soon(server: StreamServer) -> Timestamp:
     at = Timestamp()
-    at.FromMilliseconds(server.router.clock.now_ms() + 700)
+    at.FromMilliseconds(server.router.clock.now_ms() + 2_500)
     return at
 
 
