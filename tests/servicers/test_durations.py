@@ -86,7 +86,7 @@ async def test_a_repeat_is_the_same_content_at_any_time_and_other_durations_are_
         ({"after": Duration()}, "1 ms"),
         ({"after": Duration(seconds=-1)}, "1 ms"),
         ({"after": Duration(seconds=400_000_000)}, "3653 days"),
-        ({"after": Duration(seconds=5), "delay": Duration(seconds=5)}, "longer than spec.delay"),
+        ({"after": Duration(seconds=5), "delay": Duration(seconds=5)}, "longer than the delay"),
     ],
 )
 async def test_a_duration_that_can_never_fit_is_refused_by_field(
