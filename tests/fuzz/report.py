@@ -32,7 +32,8 @@ def summary(result: Result) -> str:
         f" {result.messages / max(result.seconds, 0.001):.0f} messages/s for"
         f" {result.seconds:.0f} s\n"
         f"ended: {codes}\n"
-        f"the server took at most {result.memory_mib:.0f} MiB and stalled {result.stalls} times\n"
+        f"the server took at most {result.memory_mib:.0f} MiB and stalled {result.stalls} times,"
+        f" {result.excused} of them for a slow machine\n"
         f"{len(result.failures)} kinds of failures"
     )
 
@@ -49,6 +50,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "codes": dict(result.codes),
         "memory_mib": round(result.memory_mib, 1),
         "stalls": result.stalls,
+        "excused": result.excused,
         "failures": [
             {
                 "kind": each.kind,

@@ -17,6 +17,7 @@ from tests.fuzz.cases import Case
 from tests.fuzz.inputs import Entry, Input, from_text, to_text
 from tests.fuzz.judging import MOST_BYTES, judge
 from tests.fuzz.learnt import Learnt
+from tests.fuzz.pace import LAPS, MOST, Pace
 from tests.fuzz.shrinking import shrink
 from tests.fuzz.surface import methods
 from tests.support.contract import errors, job_pb2, jobs, workers
@@ -194,3 +195,9 @@ FAR.bookmark.time.seconds = 10**12
 def test_each_kind_of_failure_is_seen(method: Any, outcome: Outcome, kind: str | None) -> None:
     what = Input(method, ONE.frames)
     assert [failure.kind for failure in judge(what, outcome)] == ([kind] if kind else [])
+
+
+def test_a_machine_is_compared_with_itself_at_its_best() -> None:
+    laps = iter([0.004] * LAPS + [0.002] * LAPS + [0.003] * LAPS + [0.1] * LAPS)
+    pace = Pace(lambda: next(laps))
+    assert [pace.slowness() for _ in range(3)] == [1.0, 1.5, MOST]

@@ -25,10 +25,9 @@ MOST_MEMORY_MIB = 400
 """Resident, of the server's process."""
 LONGEST_LINE = 4_000
 """Of the server's log, in characters."""
-STALLED = "the event loop stalled"
-"""In the server's log."""
 _STALLS = "jobwire_event_loop_stalls_total"
 _BEGINS = re.compile(rb"^(?=\d{4}-\d\d-\d\dT)", re.MULTILINE)
+_COMPUTED = re.compile(r"the event loop stalled\b.*\bcomputed_ms=(\d+)")
 _SHOWN = 6_000
 
 
@@ -100,10 +99,10 @@ class World:
         found = re.findall(r"^jobwire_rpc_in_flight\S* (\S+)", text, re.MULTILINE)
         return int(sum(map(float, found)))
 
-    def last_stall(self) -> str:
-        """Return what the server's log says of its latest stall."""
-        _, _, told = self.server.log.rpartition(STALLED)
-        return told.partition("\n")[0].strip()
+    def stalls_ms(self, since: int) -> list[int]:
+        """Return how long it computed in each stall after so many, as the server's log has it."""
+        told = _COMPUTED.findall(self.server.log)
+        return [int(each) for each in told[since:]]
 
     def new_defects(self, *, quiet: bool = False) -> list[str]:
         """Return what the server's log tells of errors nobody expected, since the last look; and
