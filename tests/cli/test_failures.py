@@ -209,6 +209,7 @@ def test_mistakes_are_told_with_the_remedy(
 def test_a_submission_may_say_who_it_is(target: str) -> None:
     options = ("-q", "known", "--unique-key", "k", "--retention", "1h", "--deadline", "1h")
     more = ("--expires-after", "30m", "--header", "traceparent=00-1")
+    more += ("--require-feature", "headers")
     job_id = submit(target, "nobody", *options, *more)
     again = jobwire("submit", "nobody", "-q", "known", "--unique-key", "k", target=target)
     assert again.stdout.strip() == job_id

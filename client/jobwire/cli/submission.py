@@ -49,6 +49,13 @@ _JOB_OPTIONS = (
         help="What travels with the job for other programs, such as traceparent. Repeatable.",
     ),
     click.option(
+        "--require-feature",
+        metavar="NAME",
+        multiple=True,
+        help="Refuse the job unless the server has this feature (jobwire info lists them)."
+        " Repeatable.",
+    ),
+    click.option(
         "--max-attempts",
         type=click.IntRange(1, 1000),
         metavar="N",
@@ -137,6 +144,7 @@ def given_options(
     require: Pairs,
     label: Pairs,
     header: Pairs,
+    require_feature: tuple[str, ...],
     max_attempts: int | None,
     initial_backoff: float | None,
     max_backoff: float | None,
@@ -166,6 +174,8 @@ def given_options(
         given["labels"] = dict(label)
     if header:
         given["headers"] = dict(header)
+    if require_feature:
+        given["required_features"] = require_feature
     policy = RetryPolicy(
         max_attempts=max_attempts,
         initial_backoff=initial_backoff,
