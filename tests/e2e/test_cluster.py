@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from jobwire import (
@@ -35,6 +36,13 @@ from jobwire.v1 import (
     job_service_pb2,
     job_service_pb2_grpc,
 )
+from jobwire.v1.worker_service_pb2 import (
+    ClaimJobRequest,
+    CompleteJobRequest,
+    RegisterWorkerRequest,
+    WorkerSpec,
+)
+from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from jobwire_server.store.keys import queue_prefix
 
 from tests.support.clusters import Cluster, Node, slot_of
@@ -42,12 +50,14 @@ from tests.support.dump import check_invariants, dump_keys
 from tests.support.grpc_servers import eventually_answered, refusal
 from tests.support.servers import ServerProcess
 from tests.support.stores import Engine, server_binary, wait_until
-from tests.support.streams import Producer
+from tests.support.streams import Producer, completion
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
 PATIENCE_S = 40.0
+SOON_S = 2.5
+"""Well below what a node that hangs takes to be given up."""
 UNDELIVERED = AttemptOutcome.UNDELIVERED
 LONG_LEASE = ("--lease", "60s", "--worker-timeout", "60s", "--heartbeat-interval", "500ms")
 """A failover must not cost an attempt, so that the tests see every second start."""
@@ -355,6 +365,44 @@ async def test_a_worker_attaches_while_the_node_of_one_of_its_queues_is_missing(
         await _each_ends_once(hands, handles)
         cluster.primaries[2].start()
         await _each_ends_once(hands, await _submit(client, hit, 3))
+
+
+async def test_calls_for_jobs_do_not_wait_for_a_node_that_hangs(without_replicas: Site) -> None:
+    cluster = without_replicas.cluster
+    # Not the node that has the registries of queues and workers.
+    here, hung = cluster.queue_on(1), cluster.queue_on(2)
+    spec = WorkerSpec(worker_id="w1", queues=[hung, here], operations=["work"])
+    async with (
+        Producer(without_replicas.address) as producer,
+        grpc.aio.insecure_channel(without_replicas.address) as channel,
+    ):
+        stub = WorkerServiceStub(channel)
+        await stub.RegisterWorker(RegisterWorkerRequest(worker=spec))
+        await producer.submit(20, queue=here)
+        await producer.submit(1, queue=hung)
+        cluster.primaries[2].pause()
+
+        async def claim_and_complete() -> str:
+            request = ClaimJobRequest(worker_id="w1", wait=Duration(seconds=20))
+            async with asyncio.timeout(SOON_S):
+                (job,) = (await stub.ClaimJob(request)).assignments
+            done = CompleteJobRequest(worker_id="w1", completion=completion(job))
+            await stub.CompleteJob(done)
+            return str(job.job_id.rpartition("-")[0])
+
+        # Before the store's answer is given up for lost, and after it.
+        for _ in range(5):
+            assert await claim_and_complete() == here
+        log = without_replicas.server
+        await eventually(lambda: "subscriptions lost" in log.log, "it is", timeout_s=PATIENCE_S)
+        for _ in range(5):
+            assert await claim_and_complete() == here
+        cluster.primaries[2].resume()
+        served = set()
+        async with asyncio.timeout(PATIENCE_S):
+            while hung not in served:
+                await producer.submit(1, queue=here)
+                served.add(await claim_and_complete())
 
 
 async def test_a_cluster_that_serves_nothing_is_told_as_a_store_that_is_away(

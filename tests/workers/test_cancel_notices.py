@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
+from typing import Any
 
 import pytest
 
+from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.model import CancelNotice, JobState
 from jobwire_server.store import keys
 from jobwire_server.store.notices import Listener
@@ -253,3 +255,71 @@ async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker
     assert await broker.state(given) is S.PENDING
     assert await broker.state(ulid) is S.RUNNING
     broker.check()
+
+
+@pytest.mark.parametrize("what", ["take", "listen"])
+async def test_a_queue_that_hangs_or_fails_holds_up_no_claim_and_is_told_later(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(cancel_notices, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(cancel_notices, "RETRY_S", 0.05)
+    gate, tried = asyncio.Event(), 0
+    async with (
+        running_broker(valkey_url, server_id="s1") as one,
+        running_broker(valkey_url, server_id="s2") as two,
+    ):
+        await one.router.register_worker(worker_spec(queues=("default", "b")))
+        ulid = await running(one)
+        await one.router.cancel_job("default", ulid, "")
+        owner = two.parts.cancels if what == "take" else two.parts.notices
+        real = getattr(owner, what)
+
+        async def held(name: str, *rest: Any) -> Any:
+            nonlocal tried
+            if name in ("default", keys.cancels_channel("default")) and not gate.is_set():
+                tried += 1
+                if tried == 1:
+                    await gate.wait()
+                raise StoreUnavailable("its node is away")
+            return await real(name, *rest)
+
+        monkeypatch.setattr(owner, what, held)
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await two.router.submissions.submit("b", [new_job("b")])
+                handed = await two.router.claim(ClaimWish("w1", wait_ms=LONG_MS))
+                assert [assigned.job_id[:2] for assigned in handed.assignments] == ["b-"]
+                assert not handed.cancellations
+            assert tried
+            gate.set()
+            while not (told := await poll(two, wait_ms=20)):
+                pass
+        assert [notice.job_id[-26:] for notice in told] == [ulid]
+        assert untold(two) == []
+
+
+async def test_what_comes_late_of_a_queue_that_hung_ends_the_wait(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancel_notices, "PATIENCE_S", 0.05)
+    gate = asyncio.Event()
+    async with (
+        running_broker(valkey_url, server_id="s1") as one,
+        running_broker(valkey_url, server_id="s2") as two,
+    ):
+        await one.register()
+        ulid = await running(one)
+        await one.router.cancel_job("default", ulid, "")
+        take = two.parts.cancels.take
+
+        async def held(*rest: Any) -> Any:
+            await gate.wait()
+            return await take(*rest)
+
+        monkeypatch.setattr(two.parts.cancels, "take", held)
+        waiting = asyncio.create_task(poll(two, wait_ms=LONG_MS))
+        await eventually(lambda: len(two.parts.waiting) > 0, "the poll waits")
+        gate.set()
+        async with asyncio.timeout(10):
+            (notice,) = await waiting
+        assert notice.job_id[-26:] == ulid

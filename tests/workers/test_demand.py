@@ -35,7 +35,9 @@ async def test_jobs_that_come_after_the_answer_was_taken_are_refused() -> None:
 async def test_jobs_of_one_queue_are_refused_once_the_look_at_another_failed() -> None:
     # Whoever claimed them gives them back then; an exception here would leave them leased.
     demand = _demand()
-    demand.failed(StoreUnavailable("the other queue's node is away"))
+    demand.failed(StoreUnavailable("the node of one is away"), "a")
+    assert not demand.answer.done()
+    demand.failed(StoreUnavailable("and that of the other"), "b")
     assert not demand.deliver(JOBS[:])
     with pytest.raises(StoreUnavailable):
         await demand.answer

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from jobwire_server.broker.wiring import Parts
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.workers import demand as demands
+from jobwire_server.workers import dispatcher
 from jobwire_server.workers.claims import ClaimWish
 
 from tests.support.brokers import Broker
 from tests.support.jobs import new_job, worker_spec
+from tests.support.streams import Producer, RawWorker, stream_server
 from tests.support.waiting import eventually
 
 MIB = 1 << 20
@@ -100,6 +103,9 @@ async def test_a_waiting_claim_that_has_seen_all_queues_asks_only_where_a_job_ca
     await broker.claim("w1", 10)
     waiting = asyncio.create_task(broker.claim("w1", 10, wait_ms=60_000))
     await eventually(lambda: len(broker.parts.waiting) == 1, "the claim waits")
+    (demand,) = broker.parts.waiting
+    looked = [broker.parts.dispatchers.of(queue).demands.idle for queue in "abc"]
+    await eventually(lambda: all(demand in idle for idle in looked), "it has seen all queues")
     asked = _counted(broker, monkeypatch)
     await broker.router.submissions.submit("b", [new_job("b")])
     assert _queues(await waiting) == {"b": 1}
@@ -170,3 +176,111 @@ async def test_what_one_queue_brought_does_not_wait_for_one_that_is_slow(
     assert _queues(await broker.claim("w2", 10, wait_ms=5_000)) == {"b": 1}
     for queue in "ab":
         broker.check(queue)
+
+
+class Hanging:
+    """Holds the claims on one queue until they are let go."""
+
+    def __init__(self, parts: Parts, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self._gate = asyncio.Event()
+        self.error: Exception | None = None
+        claim = parts.jobs.claim
+
+        async def held(of: str, *rest: Any) -> Any:
+            if of == queue:
+                self.asked += 1
+                await self._gate.wait()
+                if self.error:
+                    raise self.error
+            return await claim(of, *rest)
+
+        monkeypatch.setattr(parts.jobs, "claim", held)
+        monkeypatch.setattr(dispatcher, "PATIENCE_S", 0.05)
+
+    def let_go(self, error: Exception | None = None) -> None:
+        """Lets them go on to the store, or fail."""
+        self.error = error
+        self._gate.set()
+
+
+@pytest.mark.parametrize("wait_ms", [0, 30_000])
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_claim_does_not_wait_for_a_queue_that_hangs(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, wait_ms: int, known: bool
+) -> None:
+    await _fill(broker, a=5, b=5)
+    if known:
+        for queue in "ab":
+            assert len(await broker.claim("w1", 1, queues=(queue,))) == 1
+    hanging = Hanging(broker.parts, "a", monkeypatch)
+    async with asyncio.timeout(10):
+        # Whichever of them has its turn first.
+        for _ in range(4):
+            assert _queues(await broker.claim("w1", 1, wait_ms=wait_ms)) == {"b": 1}
+    assert hanging.asked
+    hanging.let_go()
+    async with asyncio.timeout(10):
+        left = 5 - known
+        while left:
+            left -= _queues(await broker.claim("w1", 10, wait_ms=1_000)).get("a", 0)
+    broker.check("a")
+    broker.check("b")
+
+
+async def test_a_waiting_claim_gets_what_comes_late_of_a_queue_that_hung(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(broker, a=1, b=0, c=0)
+    hanging = Hanging(broker.parts, "a", monkeypatch)
+    waiting = asyncio.create_task(broker.claim("w1", 5, wait_ms=30_000))
+    await eventually(lambda: hanging.asked == 1, "the queue is asked")
+    (demand,) = broker.parts.waiting
+    await eventually(lambda: demand.free == 5, "what was reserved is free again")
+    hanging.let_go()
+    async with asyncio.timeout(10):
+        assert _queues(await waiting) == {"a": 1}
+    broker.check("a")
+
+
+@pytest.mark.parametrize("wait_ms", [0, 30_000])
+async def test_a_claim_fails_once_none_of_its_queues_can_be_reached(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, wait_ms: int
+) -> None:
+    await _fill(broker, a=1, b=0)
+    hanging = Hanging(broker.parts, "a", monkeypatch)
+    claims = [
+        asyncio.create_task(broker.claim("w1", 5, queues=("a",), wait_ms=wait_ms)),
+        asyncio.create_task(broker.claim("w1", 5, wait_ms=wait_ms)),
+    ]
+    await eventually(lambda: hanging.asked == 1, "the queue is asked")
+    if not wait_ms:
+        assert await claims[1] == []
+    hanging.let_go(StoreUnavailable("its node is away"))
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreUnavailable):
+            await claims[0]
+    # The other queue may still bring something.
+    assert claims[1].done() is not bool(wait_ms)
+    claims[1].cancel()
+
+
+async def test_a_stream_gets_jobs_of_other_queues_while_one_hangs(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        stream_server(valkey_url) as server,
+        Producer(server.address) as producer,
+        RawWorker(server.address, queues=("a", "b"), credits=2) as worker,
+    ):
+        hanging = Hanging(server.parts, "a", monkeypatch)
+        await producer.submit(2, queue="a")
+        await worker.attach()
+        await eventually(lambda: hanging.asked == 1, "the queue is asked")
+        await producer.submit(2, queue="b")
+        jobs = await worker.jobs(2)
+        assert _queues(jobs) == {"b": 2}
+        hanging.let_go()
+        await worker.complete(*jobs)
+        assert _queues((await worker.jobs(4))[2:]) == {"a": 2}
+        assert worker.peak == 2

@@ -2,7 +2,9 @@
 
 The store keeps, for each worker, the jobs that it is to stop and was not told of. A server reads
 that when a worker first claims from it, and from then on only when the store says that there is
-something to read; so a claim of a worker of which nothing was cancelled costs nothing more.
+something to read; so a claim of a worker of which nothing was cancelled costs nothing more. A
+queue that can't be reached, or not soon, holds up no claim: it is read beside them, and what it
+has to tell comes with a later one.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextvars import Context
 from time import monotonic
 
 from jobwire_server.domain.background import heard
@@ -24,6 +27,10 @@ from jobwire_server.workers.claims import Claims, ClaimWish, Handed
 from jobwire_server.workers.known_workers import KnownWorkers
 from jobwire_server.workers.waiting_calls import WaitingCalls
 
+PATIENCE_S = 0.5
+"""How long a claim waits for what a queue has to tell its worker."""
+RETRY_S = 1.0
+"""How often a queue is tried that could not be reached."""
 IDLE_S = 60.0
 """A worker that has made no claim for so long is no longer listened for."""
 
@@ -31,15 +38,28 @@ IDLE_S = 60.0
 class _Worker:
     """What is known of a worker that makes calls."""
 
-    __slots__ = ("heard_at", "polls", "queues", "unread")
+    __slots__ = ("away", "busy", "heard_at", "polls", "queues", "told", "unread")
 
     def __init__(self) -> None:
+        self.told: list[CancelNotice] = []
+        """What was read and not told yet."""
+        self.busy: dict[str, asyncio.Task[None]] = {}
+        """Queue -> what listens to it or reads it for the worker now."""
+        self.away: dict[str, float] = {}
+        """Queues that failed or took long -> when they may be tried again."""
         self.queues: set[str] = set()
         """Those that are listened to for it."""
         self.unread: set[str] = set()
         """Those in which there may be something to tell it."""
         self.polls = 0
         self.heard_at = monotonic()
+
+    @property
+    def has_news(self) -> bool:
+        """True if there may be something to tell it, as far as that can be read now."""
+        if not self.unread:
+            return bool(self.told)
+        return bool(self.told or self.unread - self.busy.keys() - self.away.keys())
 
 
 class CancelNotices:
@@ -95,9 +115,9 @@ class CancelNotices:
                     wish.queues,
                     wish.max_jobs,
                     left_ms,
-                    stop=lambda: bool(worker.unread),
+                    stop=lambda: worker.has_news,
                 )
-                woken = bool(worker.unread)
+                woken = worker.has_news
                 try:
                     told += await self.told(worker_id)
                 except asyncio.CancelledError:
@@ -125,34 +145,65 @@ class CancelNotices:
 
     async def _take(self, worker_id: str, queues: Sequence[str]) -> list[CancelNotice]:
         worker = self._workers.get(worker_id)
-        if worker is None or not worker.queues.issuperset(queues):
-            worker = await self._listen_for(worker_id, queues)
+        if worker is None:
+            await self._sweep()
+            worker = self._workers.setdefault(worker_id, _Worker())
         worker.heard_at = monotonic()
-        told: list[CancelNotice] = []
-        while worker.unread:
-            queue = worker.unread.pop()
-            try:
-                told += await self._store.take(queue, worker_id)
-            except BaseException:
-                worker.unread.add(queue)
-                if told:
-                    break
-                raise
+        if worker.unread or not worker.queues.issuperset(queues):
+            await self._catch_up(worker_id, worker, queues)
+        if not worker.told:
+            return []
+        told, worker.told = worker.told, []
         return told
 
-    async def _listen_for(self, worker_id: str, queues: Sequence[str]) -> _Worker:
-        await self._sweep()
-        # Heard first and read then, so that nothing falls between the two.
-        self._joining.update(queues)
+    async def _catch_up(self, worker_id: str, worker: _Worker, queues: Sequence[str]) -> None:
+        """Read what there is to tell a worker; return when that is done, or takes too long."""
+        now = monotonic()
+        waited: dict[asyncio.Task[None], str] = {}
+        for queue in worker.unread.union(queues) - (worker.queues - worker.unread):
+            reading = worker.busy.get(queue)
+            if reading is None:
+                if worker.away.get(queue, now) > now:
+                    continue
+                # Not in the name of the call that happens to begin it.
+                reading = asyncio.create_task(
+                    self._read(worker_id, worker, queue), name="cancel-notices", context=Context()
+                )
+                worker.busy[queue] = heard(reading)
+            if queue not in worker.away:
+                waited[reading] = queue
+        if waited:
+            _, late = await asyncio.wait(waited, timeout=PATIENCE_S)
+            for reading in late:
+                worker.away[waited[reading]] = now
+
+    async def _read(self, worker_id: str, worker: _Worker, queue: str) -> None:
         try:
-            await asyncio.gather(*(self._listen(queue) for queue in queues))
+            # Heard first and read then, so that nothing falls between the two.
+            if queue not in worker.queues:
+                self._joining[queue] += 1
+                try:
+                    await self._listen(queue)
+                finally:
+                    self._joining[queue] -= 1
+                    if not self._joining[queue]:
+                        del self._joining[queue]
+                worker.queues.add(queue)
+            worker.unread.discard(queue)
+            told = await self._store.take(queue, worker_id)
+        except BaseException as error:
+            if queue in worker.queues:
+                worker.unread.add(queue)
+            worker.away[queue] = monotonic() + RETRY_S
+            if not isinstance(error, JobwireError):
+                raise
+        else:
+            worker.told += told
+            if worker.away.pop(queue, None) is not None and told:
+                # Its calls did not wait for this.
+                self._waiting.interrupt({worker_id})
         finally:
-            self._joining.subtract(queues)
-            self._joining = +self._joining
-        worker = self._workers.setdefault(worker_id, _Worker())
-        worker.unread.update(set(queues) - worker.queues)
-        worker.queues.update(queues)
-        return worker
+            del worker.busy[queue]
 
     async def _listen(self, queue: str) -> None:
         task = self._listening.get(queue)
@@ -206,4 +257,4 @@ class CancelNotices:
 
     def _is_used(self, queue: str) -> bool:
         workers = self._workers.values()
-        return self._joining[queue] > 0 or any(queue in worker.queues for worker in workers)
+        return queue in self._joining or any(queue in worker.queues for worker in workers)

@@ -70,10 +70,13 @@ class Demand:
     def dry(self, queue: str) -> None:
         """A look at the queue found nothing more for this demand, or what does not fit."""
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception, queue: str) -> None:
         """A look at a queue failed; the dispatcher goes on trying for as long as the demand is
         open.
         """
+
+    def slow(self, queue: str) -> None:
+        """A look at a queue takes so long that others need not wait for it."""
 
     def _tell_skipped(self) -> None:
         if self.skipped and self.open:
@@ -114,6 +117,9 @@ class OneShot(Demand):
         self._bytes = 0
         self._unseen = set(queues)
         """Queues that may have jobs for it; of the others it is told when they do."""
+        self._queues = len(queues)
+        self._away: set[str] = set()
+        """Those that failed at the last look, or take long."""
         self._patient = patient
         self._asking = False
         """One of its queues is asked for what is missing."""
@@ -139,8 +145,12 @@ class OneShot(Demand):
         """Add jobs; end the demand if they fill it, or no other queue may have more."""
         if self._taken or (self.answer.done() and self.answer.exception()):
             return False
+        size = self._bytes + sum(assignment.size for assignment in assignments)
+        if size > MOST_BYTES and self._got:
+            # The bound was that of a claim which took too long; others brought jobs meanwhile.
+            return False
         self._got += assignments
-        self._bytes += sum(assignment.size for assignment in assignments)
+        self._bytes = size
         self.max_bytes = max(1, MOST_BYTES - self._bytes)
         if len(self._got) >= self._most or self._bytes >= FULL_BYTES or not self._unseen:
             self.finish()
@@ -166,6 +176,10 @@ class OneShot(Demand):
 
     def dry(self, queue: str) -> None:
         """End the demand once every queue was looked at, unless it waits for a first job."""
+        self._away.discard(queue)
+        self._looked(queue)
+
+    def _looked(self, queue: str) -> None:
         self._unseen.discard(queue)
         if queue == self._begins_with:
             self._begins_with = ""
@@ -173,10 +187,21 @@ class OneShot(Demand):
         if not self._unseen and (self._got or not self._patient):
             self.finish()
 
-    def failed(self, error: Exception) -> None:
-        """End the demand with what it has, or else with the error."""
+    def slow(self, queue: str) -> None:
+        """Go on with the others; with none left, wait for what comes of it."""
+        self._away.add(queue)
+        if len(self._away) < self._queues:
+            self._looked(queue)
+
+    def failed(self, error: Exception, queue: str) -> None:
+        """End the demand with what it has. With nothing, go on with the queues that are left, and
+        end with the error if there are none.
+        """
+        self._away.add(queue)
         if self._got:
             self.finish()
+        elif len(self._away) < self._queues:
+            self._looked(queue)
         elif not self.answer.done():
             self.closed = True
             heard(self.answer).set_exception(error)

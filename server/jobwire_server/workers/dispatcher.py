@@ -36,6 +36,8 @@ QUIET_POLL_S = 60.0
 LINGER_S = 30.0
 """How long a queue without demands stays subscribed, because workers come back."""
 ERROR_PAUSE_S = 0.2
+PATIENCE_S = 0.75
+"""How long demands wait for one of their queues before the others go on without it."""
 STOP_S = 2.0
 """How long the end waits for a claim that is under way; a store that is slower has its leases end.
 """
@@ -84,6 +86,8 @@ class QueueDispatcher:
         )
         self._subscribed = False
         self._stopping = False
+        self._late = False
+        """The look at the queue takes long, or the last one did and failed."""
         self.ended = False
         """It has ended for want of demands; the next one begins it again."""
         self._task: asyncio.Task[None] | None = None
@@ -91,6 +95,8 @@ class QueueDispatcher:
     def offer(self, demand: Demand) -> None:
         """Take a demand in and look for jobs at once."""
         self.demands.add(demand)
+        if self._late:
+            demand.slow(self._queue)
         if self._task is None:
             self.ended = False
             self._in_use.wait(self._queue, self.look_again)
@@ -151,8 +157,10 @@ class QueueDispatcher:
             self._stopping = False
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while True:
+                patience = loop.call_later(PATIENCE_S, self._be_late)
                 try:
                     if not self._subscribed:
                         # Subscribed before the first look, so that no job falls between the two.
@@ -165,6 +173,7 @@ class QueueDispatcher:
                     if self.demands.hot:
                         self._noticed.clear()
                         await self._claims.claim()
+                    self._late = False
                 except JobwireError as error:
                     self._fail(error)
                     await asyncio.sleep(ERROR_PAUSE_S * (0.5 + random.random()))
@@ -172,6 +181,8 @@ class QueueDispatcher:
                     log.exception("dispatch failed", queue=self._queue)
                     self._fail(error)
                     await asyncio.sleep(ERROR_PAUSE_S)
+                finally:
+                    patience.cancel()
                 if self._stopping or (not self.demands.hot and not await self._sleep()):
                     return
         finally:
@@ -201,9 +212,16 @@ class QueueDispatcher:
                     return False
         return True
 
+    def _be_late(self) -> None:
+        """Let other queues have what demands can take."""
+        self._late = True
+        self._claims.give_up()
+        for demand in [*self.demands.hot]:
+            demand.slow(self._queue)
+
     def _fail(self, error: Exception) -> None:
         self._routes.outdate()
         for demand in [*self.demands.hot]:
-            demand.failed(error)
+            demand.failed(error, self._queue)
             if demand.closed:
                 self.demands.remove(demand)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from jobwire_server.domain.decisions.retention import retain_ended_ms
+from jobwire_server.domain.model import Assignment
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.jobs import JobStore
@@ -53,6 +54,17 @@ class JointClaims:
         self._demands = demands
         self._routes = routes
         self._noticed = noticed
+        self._requests: list[ClaimRequest] = []
+        self._asked: list[Demand] = []
+        """Whom the claim under way is made for, with what is reserved of each."""
+
+    def give_up(self) -> None:
+        """Give back what the claim under way has reserved, for other queues; what it brings is
+        handed out to whoever can still take it.
+        """
+        requests, asked, self._requests, self._asked = self._requests, self._asked, [], []
+        for request, demand in zip(requests, asked, strict=True):
+            demand.unreserve(request.max_jobs)
 
     async def claim(self) -> None:
         """Make one claim for all hot demands."""
@@ -83,16 +95,20 @@ class JointClaims:
             asked.append(demand)
         if not requests:
             return
+        self._requests, self._asked = requests, asked
         try:
             retention_ms = retain_ended_ms(self._settings.known(self._queue), self._options)
             answers = await self._store.claim(self._queue, requests, retention_ms, self._give_back)
         except BaseException:
-            for request, demand in zip(requests, asked, strict=True):
-                demand.unreserve(request.max_jobs)
+            self.give_up()
             raise
+        late = self._asked is not asked
+        self._requests, self._asked = [], []
         for request, demand, claimed in zip(requests, asked, answers, strict=True):
             got = claimed.assignments
-            if got and not demand.deliver(got):
+            if late:
+                self._deliver_late(request.worker_id, demand, got)
+            elif got and not demand.deliver(got):
                 self._give_back(request.worker_id, got)
             missing = request.max_jobs - len(got)
             if missing > 0 and not claimed.more:
@@ -105,8 +121,18 @@ class JointClaims:
                 # The next one does not fit.
                 demands.cool(demand)
                 demand.dry(self._queue)
-            demand.unreserve(missing)
+            if not late:
+                demand.unreserve(missing)
             if demand.closed:
                 demands.remove(demand)
             elif not demand.open:
                 demands.wait_until_free(demand)
+
+    def _deliver_late(self, worker_id: str, demand: Demand, got: list[Assignment]) -> None:
+        """Hand out what came after `give_up`, as far as there is room for it again."""
+        if not got:
+            return
+        fitting = demand.reserve(len(got), self._queue)
+        taken = fitting and demand.deliver(got[:fitting])
+        self._give_back(worker_id, got[fitting:] if taken else got)
+        demand.unreserve(0 if taken else fitting)
