@@ -17,15 +17,20 @@ ANSWER_DEADLINE_S = 600.0
 CLOSE_DEADLINE_S = 10.0
 
 
-def module(name: str, *arguments: str | int, profile: Path | None = None) -> tuple[str, ...]:
+def module(
+    name: str, *arguments: str | int, profile: Path | None = None, trace: Path | None = None
+) -> tuple[str, ...]:
     """Returns the command that runs a module.
 
     Args:
         name: Of the module.
         arguments: For it.
         profile: The file to write a profile to; None: it is not profiled.
+        trace: The file to write moments to (`benchmarks.traced`); None: they are not noted.
     """
     given = tuple(map(str, arguments))
+    if trace is not None:
+        return (sys.executable, "-m", "benchmarks.traced", str(trace), name, *given)
     if profile is None:
         return (sys.executable, "-m", name, *given)
     return (sys.executable, "-m", "benchmarks.profiled", str(profile), name, *given)

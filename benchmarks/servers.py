@@ -45,7 +45,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def open_broker(
-    store: Store, *options: str, profile: Path | None = None
+    store: Store, *options: str, profile: Path | None = None, trace: Path | None = None
 ) -> AsyncIterator[Server]:
     """Runs `jobwire serve` on the store for as long as the context lasts.
 
@@ -53,10 +53,11 @@ async def open_broker(
         store: Where it keeps its jobs.
         options: Further options of `jobwire serve`.
         profile: The file to write a profile to; None: it is not profiled.
+        trace: The file to write moments to; None: they are not noted.
     """
     port = free_port()
-    arguments = ("serve", "--listen", f"127.0.0.1:{port}", "--http-listen", "")
-    command = module("jobwire.cli", *arguments, "--redis-url", store.url, *options, profile=profile)
+    where = ("--listen", f"127.0.0.1:{port}", "--http-listen", "", "--redis-url", store.url)
+    command = module("jobwire.cli", "serve", *where, *options, profile=profile, trace=trace)
     async with _serving(command, port) as server:
         yield server
 

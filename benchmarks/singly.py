@@ -1,8 +1,9 @@
 """A producer that does one thing at a time: `python -m benchmarks.singly KIND TARGET`.
 
 KIND is `sdk` or `sdk-sync`, the SDK's clients, or `bare` or `bare-sync`, gRPC's own stubs, which
-call the echo. Each line of its input says what to do: `submit COUNT`, `call COUNT IN_FLIGHT` or
-`paced COUNT RATE`; the bare ones make a round trip whichever it is. It answers how long each took.
+call the echo. Each line of its input says what to do: `submit COUNT`, `call COUNT IN_FLIGHT`,
+`paced COUNT RATE`, or `spaced COUNT PAUSE_S`, which submits as well; the bare ones make a round
+trip whichever it is. It answers how long each took, and when it did it all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from itertools import count as numbers
 from time import monotonic_ns, perf_counter
 from typing import Any, Protocol
@@ -37,6 +39,7 @@ class Timed:
     def __init__(self) -> None:
         self._took: list[float] = []
         self._began = perf_counter()
+        self._began_ns = monotonic_ns()
 
     def add(self, took_s: float) -> None:
         """Notes one."""
@@ -46,7 +49,13 @@ class Timed:
         """Returns what the benchmark is told once the last has ended."""
         took_s = perf_counter() - self._began
         p50, p99 = (quantile(self._took, fraction) * 1e6 for fraction in (0.5, 0.99))
-        return {"rate": len(self._took) / took_s, "p50_us": p50, "p99_us": p99}
+        return {
+            "rate": len(self._took) / took_s,
+            "p50_us": p50,
+            "p99_us": p99,
+            "began": self._began_ns,
+            "ended": monotonic_ns(),
+        }
 
 
 class Side(Protocol):
@@ -213,12 +222,17 @@ async def produce(kind: str, target: str) -> None:
             verb, count, *more = line.split()
             if verb == "paced":
                 say(await side.paced(int(count), float(more[0])))
+            elif verb == "spaced":
+                say(await _timed(side.submit, partial(_spaced, int(count), float(more[0]))))
             else:
                 call = side.submit if verb == "submit" else side.call
-                say(await _timed(call, int(count), int(more[0]) if more else 1))
+                width = int(more[0]) if more else 1
+                say(await _timed(call, partial(jobs.each, int(count), width)))
 
 
-async def _timed(call: Callable[[], Awaitable[None]], count: int, width: int) -> dict[str, Any]:
+async def _timed(
+    call: Callable[[], Awaitable[None]], all_of: Callable[..., Awaitable[None]]
+) -> dict[str, Any]:
     timed = Timed()
 
     async def one(number: int) -> None:
@@ -226,8 +240,14 @@ async def _timed(call: Callable[[], Awaitable[None]], count: int, width: int) ->
         await call()
         timed.add(perf_counter() - began)
 
-    await jobs.each(count, width, one)
+    await all_of(one)
     return timed.answer()
+
+
+async def _spaced(count: int, pause_s: float, call: Callable[[int], Awaitable[None]]) -> None:
+    for number in range(count):
+        await call(number)
+        await asyncio.sleep(pause_s)
 
 
 def produce_sync(kind: str, target: str) -> None:

@@ -36,6 +36,7 @@ TINY = {
     "backlog": 2_000,
     "store-time": 300,
     "dispatch-latency": 20,
+    "hops": 20,
     "streams": 300,
     "watchers": 40,
     "output": 100,
