@@ -172,3 +172,29 @@ async def test_a_quiet_stream_carries_signs_of_life(valkey_broker: Broker) -> No
     await eventually(lambda: listener.frames > 0, "a frame")
     valkey_broker.router.producers.release(listener.session)
     await writer
+
+
+async def test_a_server_follows_as_many_jobs_as_it_may_and_then_those_of_others(
+    valkey_broker: Broker,
+) -> None:
+    first, second = Listener(valkey_broker), Listener(valkey_broker)
+    writers = [
+        valkey_broker.parts.tasks.begin(each.session.tell_what_comes()) for each in (first, second)
+    ]
+    valkey_broker.parts.follows.room.left = 2
+    kept = [new_job().job_id for _ in range(2)]
+    await first.submit(kept, END)
+    await first.answer_to(kept[1])
+    refused = new_job().job_id
+    await second.submit([refused], END)
+    await eventually(lambda: refused in second.lost, "the refusal")
+    await valkey_broker.router.cancel_job("default", ulid_of(kept[0]), "")
+    await eventually(lambda: kept[0] in first.ends, "the end")
+    await second.session.receive(ProducerFrame(follows=[ToFollow(refused, END)]))
+    await valkey_broker.router.cancel_job("default", ulid_of(refused), "")
+    await eventually(lambda: refused in second.ends, "the end")
+    for each in first, second:
+        valkey_broker.router.producers.release(each.session)
+    assert valkey_broker.parts.follows.room.left == 2
+    for writer in writers:
+        await writer

@@ -48,7 +48,7 @@ SAMPLES: list[tuple[JobwireError, StatusCode]] = [
     (errors.StoreFull(), StatusCode.RESOURCE_EXHAUSTED),
     (errors.QueueFull("full"), StatusCode.RESOURCE_EXHAUSTED),
     (errors.TooManyQueues("too many"), StatusCode.RESOURCE_EXHAUSTED),
-    (errors.TooManyFollows(10), StatusCode.RESOURCE_EXHAUSTED),
+    (errors.TooManyFollows("many"), StatusCode.RESOURCE_EXHAUSTED),
     (errors.QueueInUse("in use"), StatusCode.FAILED_PRECONDITION),
     (
         errors.Unsupported([errors.Violation("spec.group_key", "unset")], "groups"),

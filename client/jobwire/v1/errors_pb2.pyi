@@ -123,8 +123,8 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     uses, or raise the limit.
     """
     ERROR_REASON_TOO_MANY_FOLLOWS: _ErrorReason.ValueType  # 28
-    """The stream follows as many jobs as it may. RESOURCE_EXHAUSTED. Follow the job when others have
-    ended, or on another stream.
+    """The stream, or the server, follows as many jobs as it may. RESOURCE_EXHAUSTED with a delay.
+    Follow the job when others have ended, or on a stream at another server.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """A defect of the server, recorded in its log under the request id in the metadata.
@@ -235,8 +235,8 @@ ERROR_REASON_TOO_MANY_QUEUES: ErrorReason.ValueType  # 27
 uses, or raise the limit.
 """
 ERROR_REASON_TOO_MANY_FOLLOWS: ErrorReason.ValueType  # 28
-"""The stream follows as many jobs as it may. RESOURCE_EXHAUSTED. Follow the job when others have
-ended, or on another stream.
+"""The stream, or the server, follows as many jobs as it may. RESOURCE_EXHAUSTED with a delay.
+Follow the job when others have ended, or on a stream at another server.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """A defect of the server, recorded in its log under the request id in the metadata.

@@ -161,9 +161,9 @@ class JobServiceServicer:
         they were sent, unless their answers say that they have to be sent again.
 
         Follows. A producer hears of the end of each job that it follows, or of every change of it, on
-        this stream, and has no limit but `opened.max_follows`. A job that has ended already is told at
-        once. A follow is over with the end of its job, with `unfollows`, or with the stream. Output is
-        for WatchJob.
+        this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
+        that has ended already is told at once. A follow is over with the end of its job, with
+        `unfollows`, or with the stream. Output is for WatchJob.
 
         Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
         reads on only when it is below that. Nor does it read on from a producer that does not read its

@@ -255,9 +255,13 @@ class ProducerSession:
             self._follows.begin(self, job_id, changes=wish.changes, full=wish.full)
 
     def _has_room(self, job_id: JobId) -> bool:
-        if len(self._followed) >= MAX_FOLLOWS and job_id not in self._followed:
-            self._lose(job_id, TooManyFollows(MAX_FOLLOWS))
-            return False
+        if job_id not in self._followed:
+            if len(self._followed) >= MAX_FOLLOWS:
+                self._lose(job_id, TooManyFollows("this stream follows as many jobs as it may"))
+                return False
+            if self._follows.room.left <= 0:
+                self._lose(job_id, TooManyFollows("this server follows as many jobs as it may"))
+                return False
         return not self.ended.done()
 
     async def _begin_follows(self, frame: ProducerFrame) -> dict[int, _Begun]:

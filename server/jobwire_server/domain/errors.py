@@ -302,14 +302,14 @@ class TooManyQueues(JobwireError):
 
 
 class TooManyFollows(JobwireError):
-    """A stream follows as many jobs as it may."""
+    """A stream, or the server, follows as many jobs as it may."""
 
     reason = "TOO_MANY_FOLLOWS"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(
-            f"this stream follows {limit} jobs, the most that it may; follow this one when some of"
-            " them have ended, or on another stream"
+            f"{message}; follow this one when some of them have ended, or elsewhere",
+            retry_after_ms=1_000,
         )
 
 

@@ -29,6 +29,8 @@ READ_AT_ONCE = 200
 RETRY_PAUSE_S = 0.25
 REFRESH_S = 60.0
 """Every followed job is read this often whatever the events say."""
+MAX_FOLLOWS = 500_000
+"""Jobs that are followed on one server; each takes some 440 bytes."""
 LINGER_S = 10.0
 """How long a queue of which nothing is followed stays subscribed."""
 
@@ -67,11 +69,26 @@ class Follow:
         """The state that was told last."""
 
 
-class FollowedQueue:
-    """What is followed of one queue."""
+class Room:
+    """How many jobs may still be followed, over all queues."""
 
-    def __init__(self, queue: str, watch: JobWatch, store: ReadStore) -> None:
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class FollowedQueue:
+    """What is followed of one queue.
+
+    Args:
+        queue: Its name.
+        watch: Where its events come from.
+        store: Where jobs are read.
+        room: What it shares with the other queues.
+    """
+
+    def __init__(self, queue: str, watch: JobWatch, store: ReadStore, room: Room) -> None:
         self.queue = queue
+        self._room = room
         self.jobs: dict[str, list[Follow]] = {}
         """By ULID."""
         self.empty_since = monotonic()
@@ -108,19 +125,23 @@ class FollowedQueue:
     def add(self, follow: Follow) -> None:
         """Follow a job; whoever adds it also calls `look` or `answered`."""
         follows = self.jobs.setdefault(follow.ulid, [])
+        self._room.left += len(follows)
         follows[:] = [each for each in follows if each.follower is not follow.follower]
         follows.append(follow)
+        self._room.left -= len(follows)
 
     def drop(self, follower: Follower, ulid: str) -> None:
         """Follow a job no longer; harmless if it was not followed."""
         follows = [each for each in self.jobs.get(ulid, ()) if each.follower is not follower]
         if follows:
+            self._room.left += len(self.jobs[ulid]) - len(follows)
             self.jobs[ulid] = follows
         else:
             self._forget(ulid)
 
     def _forget(self, ulid: str) -> list[Follow]:
         follows = self.jobs.pop(ulid, [])
+        self._room.left += len(follows)
         if not self.jobs:
             self.empty_since = monotonic()
         return follows
@@ -284,6 +305,8 @@ class Follows:
         self._watch = watch
         self._store = store
         self._queues: dict[str, FollowedQueue] = {}
+        self.room = Room(MAX_FOLLOWS)
+        """How many jobs may still be followed here."""
         self._sweeper = Loop("follow-sweeper", self._sweep, error_pause_s=LINGER_S)
 
     def start(self) -> None:
@@ -307,7 +330,7 @@ class Follows:
         """Return what is followed of a queue."""
         followed = self._queues.get(name)
         if followed is None:
-            followed = self._queues[name] = FollowedQueue(name, self._watch, self._store)
+            followed = self._queues[name] = FollowedQueue(name, self._watch, self._store, self.room)
         followed.empty_since = monotonic()
         return followed
 
