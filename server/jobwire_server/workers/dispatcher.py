@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterable
+from time import monotonic
 
 import structlog
 
@@ -88,6 +89,10 @@ class QueueDispatcher:
         self._stopping = False
         self._late = False
         """The look at the queue takes long, or the last one did and failed."""
+        self._looks_since: float | None = None
+        """When the look began that is under way."""
+        self._watch: asyncio.TimerHandle | None = None
+        """Goes off when it may have become late; looks that follow each other share it."""
         self.ended = False
         """It has ended for want of demands; the next one begins it again."""
         self._task: asyncio.Task[None] | None = None
@@ -157,10 +162,11 @@ class QueueDispatcher:
             self._stopping = False
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while True:
-                patience = loop.call_later(PATIENCE_S, self._be_late)
+                self._looks_since = monotonic()
+                if self._watch is None:
+                    self._watch_for(PATIENCE_S)
                 try:
                     if not self._subscribed:
                         # Subscribed before the first look, so that no job falls between the two.
@@ -182,7 +188,7 @@ class QueueDispatcher:
                     self._fail(error)
                     await asyncio.sleep(ERROR_PAUSE_S)
                 finally:
-                    patience.cancel()
+                    self._looks_since = None
                 if self._stopping or (not self.demands.hot and not await self._sleep()):
                     return
         finally:
@@ -212,8 +218,18 @@ class QueueDispatcher:
                     return False
         return True
 
-    def _be_late(self) -> None:
-        """Let other queues have what demands can take."""
+    def _watch_for(self, within_s: float) -> None:
+        self._watch = asyncio.get_running_loop().call_later(within_s, self._look_on)
+
+    def _look_on(self) -> None:
+        """Let other queues have what demands can take, if the look takes long."""
+        self._watch = None
+        if self._looks_since is None:
+            return
+        left_s = self._looks_since + PATIENCE_S - monotonic()
+        if left_s > 0:
+            self._watch_for(left_s)
+            return
         self._late = True
         self._claims.give_up()
         for demand in [*self.demands.hot]:
