@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from jobwire_server.domain.options import Limits
 from jobwire_server.servicers import reading
 from jobwire_server.servicers.json_text import check_json
-from jobwire_server.servicers.reading import Unreadable, marking
+from jobwire_server.servicers.reading import MAX_STRUCTS_BYTES, Unreadable, marking
 
 from tests.support.contract import admin, job_pb2, jobs, schedules, workers
 from tests.support.grpc_servers import Served, refused, served_broker
@@ -164,6 +164,23 @@ def test_a_large_message_within_the_bounds_is_read() -> None:
     assert marking(workers.HeartbeatRequest.FromString)(beat.SerializeToString()) == beat
     big = jobs.SubmitJobRequest(spec=job_pb2.JobSpec(payload=job_pb2.Payload(data=b"\n" * 2**21)))
     assert marking(jobs.SubmitJobRequest.FromString)(big.SerializeToString()) == big
+
+
+def test_the_structures_of_a_message_are_bounded_together() -> None:
+    read = marking(jobs.SubmitJobsRequest.FromString)
+    payload = job_pb2.Payload()
+    payload.struct.update({"list": [False] * 50_000})
+    one = jobs.SubmitJobRequest(spec=job_pb2.JobSpec(operation="op", payload=payload))
+    each = payload.ByteSize()
+    most = MAX_STRUCTS_BYTES // each
+    fit = jobs.SubmitJobsRequest(requests=[one] * most)
+    assert type(read(fit.SerializeToString())) is not Unreadable
+    # Sixteen megabytes of them take half a second.
+    unfit = read(jobs.SubmitJobsRequest(requests=[one] * (most + 1)).SerializeToString())
+    assert isinstance(unfit, Unreadable)
+    (violation,) = unfit.error.violations
+    assert violation.field == "requests.spec.payload.struct"
+    assert "together" in violation.description
 
 
 async def test_a_batch_with_much_to_read_does_not_hold_the_loop(large: Served) -> None:

@@ -377,7 +377,8 @@ class Payload(message.Message):
     def struct(self) -> struct_pb2.Struct:
         """A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
         infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
-        broker sees them, and belong into `json`. At most 100 levels and 10000 values.
+        broker sees them, and belong into `json`. At most 100 levels, 10000 values and 1 MiB; a
+        message of more than 512 KiB may have 2 MiB of structures altogether.
         """
 
     @builtins.property

@@ -27,6 +27,8 @@ MAX_REPEATED = 1_000
 """Entries of a list that is not in BOUNDS."""
 MAX_MAP = 64
 MAX_STRUCT_BYTES = 1 << 20
+MAX_STRUCTS_BYTES = 2 << 20
+"""Of a whole message. A megabyte may hold half a million values, and takes up to 35 ms to read."""
 MAX_TIMES = 16
 """How often a field that is no list may be said; the last one counts, or all of them together."""
 BOUNDS = {
@@ -115,6 +117,7 @@ class _Field:
     too_long: str
     message: Descriptor | None
     """To be looked into."""
+    is_struct: bool
 
 
 _Shape: TypeAlias = dict[int, _Field]
@@ -133,6 +136,7 @@ def _shape(message: Descriptor) -> _Shape:
 def _field(field: FieldDescriptor) -> _Field:
     kind = field.message_type
     most, most_bytes, too_long = MAX_TIMES, _WHATEVER, ""
+    is_struct = kind is not None and kind.full_name == "google.protobuf.Struct"
     if kind is not None and kind.GetOptions().map_entry:
         most = MAX_MAP
     elif field.is_repeated:
@@ -140,11 +144,11 @@ def _field(field: FieldDescriptor) -> _Field:
         if field.type not in _NOT_PACKED:
             # Numbers may stand end to end in one part, each of at most ten bytes.
             most_bytes, too_long = 10 * most, f"may hold at most {most} entries"
-    elif kind is not None and kind.full_name == "google.protobuf.Struct":
+    elif is_struct:
         most_bytes = MAX_STRUCT_BYTES
         too_long = f"may have at most {MAX_STRUCT_BYTES} bytes; send the content as JSON text"
     ours = kind is not None and kind.full_name.startswith("jobwire.")
-    return _Field(field.name, most, most_bytes, too_long, kind if ours else None)
+    return _Field(field.name, most, most_bytes, too_long, kind if ours else None, is_struct)
 
 
 class _Look:
@@ -153,6 +157,7 @@ class _Look:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._parts = 0
+        self._struct_bytes = 0
 
     def at(self, shape: _Shape, at: int, end: int, path: str) -> None:
         data, counts = self._data, dict.fromkeys(shape, 0)
@@ -190,6 +195,8 @@ class _Look:
                 if length > LOOK_INTO_BYTES and wire == _LENGTH:
                     if length > field.most_bytes:
                         raise unreadable(f"{path}{field.name}", field.too_long)
+                    if field.is_struct:
+                        self._count_struct(length, f"{path}{field.name}")
                     if field.message is not None:
                         self.at(
                             _shape(field.message),
@@ -198,6 +205,15 @@ class _Look:
                             f"{path}{field.name}.",
                         )
             at += length
+
+    def _count_struct(self, length: int, path: str) -> None:
+        self._struct_bytes += length
+        if self._struct_bytes > MAX_STRUCTS_BYTES:
+            text = (
+                f"may have at most {MAX_STRUCTS_BYTES} bytes together with the other structures of"
+                " the message; send the content as JSON text"
+            )
+            raise unreadable(path, text)
 
     def _varint(self, value: int, at: int, end: int) -> tuple[int, int]:
         """Return a number whose first 7 bits are known, and where it ends."""
