@@ -30,7 +30,7 @@ RULES = [
         (r"\bAsync(Iterator|Generator)\b", r"\1"),
         (
             r"\bAsync(Client|(Bulk|Job|Operator|Schedule)Methods|BulkAction|Calls|Channels|JobHandle|JobWatch"
-            r"|QueueWatch|BatchError|Submitter)\b",
+            r"|QueueWatch|BatchError|Producer|Submitter)\b",
             r"\1",
         ),
         (r"\b(Admin|Job|Schedule)ServiceAsyncStub\b", r"\1ServiceStub"),

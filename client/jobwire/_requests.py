@@ -18,7 +18,12 @@ from jobwire.models import FailureOrigin, JobState, NewJob, OutputPolicy, RetryP
 from jobwire.payloads import fill_payload
 from jobwire.unique import UniqueKey
 from jobwire.v1.job_pb2 import JobSpec
-from jobwire.v1.job_service_pb2 import JobFilter, SubmitJobRequest, SubmitJobsRequest
+from jobwire.v1.job_service_pb2 import (
+    JobFilter,
+    ProduceRequest,
+    SubmitJobRequest,
+    SubmitJobsRequest,
+)
 
 MAX_CHUNK_JOBS = 500
 # A quarter of the 16 MiB that a server takes in one message unless configured otherwise.
@@ -95,6 +100,17 @@ def submit_request(job: NewJob) -> SubmitJobRequest:
     request = SubmitJobRequest()
     _fill_request(request, job)
     return request
+
+
+def submission_frame(job: NewJob) -> ProduceRequest:
+    """Build the frame that submits one job on a producer's stream.
+
+    Raises:
+        TypeError, ValueError: As for `submit_request`.
+    """
+    frame = ProduceRequest()
+    _fill_request(frame.submissions.add().request, job)
+    return frame
 
 
 def _fill_request(request: SubmitJobRequest, job: NewJob) -> None:

@@ -43,7 +43,7 @@ def note_stream(stream: object) -> None:
 
 def _warn_before_fork() -> None:
     global _has_warned
-    if _has_warned or _has_gevent() or os.environ.get(FORK_VARIABLE, "").lower() in _TRUE:
+    if _has_warned or has_gevent() or os.environ.get(FORK_VARIABLE, "").lower() in _TRUE:
         return
     if any(stream.is_active() for stream in [*_streams]):
         _has_warned = True
@@ -71,7 +71,7 @@ def suit_threads() -> None:
     """
     global _gevent_is_told
     _refuse_eventlet()
-    if _has_gevent() and not _gevent_is_told:
+    if has_gevent() and not _gevent_is_told:
         from grpc.experimental.gevent import init_gevent
 
         _gevent_is_told = True
@@ -89,7 +89,7 @@ def check_asyncio() -> None:
     """
     global _aio_since
     _refuse_eventlet()
-    if _has_gevent():
+    if has_gevent():
         raise RuntimeError(
             "gevent has patched threads, and gRPC's asyncio needs real ones: use jobwire.Client,"
             " which works under gevent, and run workers in processes without gevent"
@@ -104,7 +104,8 @@ def check_asyncio() -> None:
         )
 
 
-def _has_gevent() -> bool:
+def has_gevent() -> bool:
+    """Tell whether gevent replaced threads."""
     # Asked of what is imported: this package must not import gevent.
     monkey: Any = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))

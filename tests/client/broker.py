@@ -237,6 +237,10 @@ class Broker(
         await self.touch(job)
         return jobs.CancelJobResponse(job=job)
 
+    async def Produce(self, requests: Any, context: Any) -> None:
+        """An older server has no such stream."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
     # WorkerService.
 
     async def _check_worker(self, worker_id: str, context: Any) -> None:

@@ -243,7 +243,7 @@ async def test_a_proxy_that_is_asked_for_is_used_for_every_address(
     monkeypatch.setenv("JOBWIRE_HTTP_PROXY", http_proxy[0])
     async with AsyncClient(broker.target, timeout_s=20) as client:
         await client.submit("work")
-    assert http_proxy[1] == [f"CONNECT {broker.target} HTTP/1.1"]
+    assert {*http_proxy[1]} == {f"CONNECT {broker.target} HTTP/1.1"}
     with pytest.raises(ValueError, match="JOBWIRE_HTTP_PROXY the target must be one address"):
         AsyncClient(f"{broker.target},{broker.target}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,12 @@ class Played:
         self.channel = grpc_testing.channel([JOBS, ADMIN], grpc_testing.strict_real_time())
         self.client = Client(channel=self.channel, timeout_s=10)
         self._threads = ThreadPoolExecutor()
+        threading.Thread(target=self._refuse_the_stream, daemon=True).start()
+
+    def _refuse_the_stream(self) -> None:
+        """What is played is an older server."""
+        _, rpc = self.channel.take_stream_stream(JOBS.methods_by_name["Produce"])
+        rpc.terminate((), grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
     def call(self, function: Any, *arguments: Any, **options: Any) -> Future[Any]:
         return self._threads.submit(function, *arguments, **options)

@@ -10,11 +10,21 @@ import grpc
 
 from jobwire._channels import AsyncChannels
 from jobwire._connection import ConnectionOptions
-from jobwire._repeat import Backoff, Deadline, async_sleep, is_passing, worth_repeating
+from jobwire._producing import AsyncProducer
+from jobwire._repeat import (
+    Backoff,
+    Deadline,
+    async_sleep,
+    is_from_broker,
+    is_passing,
+    worth_repeating,
+)
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
 from jobwire.v1 import schedule_service_pb2_grpc as schedules_grpc
+from jobwire.v1.job_pb2 import JOB_VIEW_BASIC
+from jobwire.v1.job_service_pb2 import GetJobRequest
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -27,6 +37,8 @@ NextCall: TypeAlias = tuple[Callable[..., Any], Any, float]
 STREAM_LIMIT_S = 300.0
 # How long one attempt may take where the call has no limit of its own.
 LONE_ATTEMPT_S = 60.0
+# How long a call may take that is to show whether servers answer where streams break.
+EVIDENCE_S = 2.0
 
 
 class AsyncCalls:
@@ -35,9 +47,20 @@ class AsyncCalls:
     Args:
         options: Where the servers are.
         channel: An open channel to use in place of one of its own; it stays the caller's.
+        timeout_s: How long a submission may take; None: no limit.
+        reconnect_s: How long followers of jobs wait while no server answers; None: no limit.
+
+    Attributes:
+        producer: The producers' stream.
     """
 
-    def __init__(self, options: ConnectionOptions, channel: grpc.aio.Channel | None) -> None:
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        channel: grpc.aio.Channel | None,
+        timeout_s: float | None,
+        reconnect_s: float | None,
+    ) -> None:
         self._channels = AsyncChannels(options, channel)
         self._metadata = tuple(options.metadata.items())
         # To the stubs, the channels of all loops are one.
@@ -50,10 +73,23 @@ class AsyncCalls:
             schedules_grpc.ScheduleServiceStub(stand_in)
         )
         """The stub for recurring jobs."""
+        self.producer = AsyncProducer(
+            options, channel, timeout_s, reconnect_s, self._answers_without_stream
+        )
 
     async def close(self) -> None:
         """Close what was opened here; a channel that was given stays open."""
+        await self.producer.close()
         await self._channels.close()
+
+    async def _answers_without_stream(self, job_id: str) -> bool:
+        """Tell whether a server answers a call."""
+        request = GetJobRequest(job_id=job_id, view=JOB_VIEW_BASIC)
+        try:
+            await self.unary(self.jobs.GetJob, request, EVIDENCE_S)
+        except CallError as error:
+            return is_from_broker(error)
+        return True
 
     async def unary(
         self,

@@ -17,18 +17,23 @@ from jobwire._async.schedules import AsyncScheduleMethods
 from jobwire._async.watching import AsyncJobWatch, JobEvent, Wish
 from jobwire._connection import ConnectionOptions, Tls
 from jobwire._convert import Timeout, seconds_or_none
+from jobwire._producing.parcels import HandedBack, News, Outcome, request_in, submissions
+from jobwire._repeat import Deadline
 from jobwire._requests import (
+    LIGHT_BYTES,
     SubmitOptions,
     is_light,
+    submission_frame,
     submit_batches,
     submit_request,
 )
 from jobwire._submitter import AsyncSubmitter
 from jobwire.errors import CallError, from_result
 from jobwire.models import JobState, NewJob
+from jobwire.payloads import from_payload
 from jobwire.v1 import job_service_pb2 as jobs_pb2
-from jobwire.v1.job_pb2 import JOB_VIEW_FULL
-from jobwire.v1.job_service_pb2 import WATCH_CONTENT_ALL
+from jobwire.v1.job_pb2 import JOB_STATE_SUCCEEDED, JOB_VIEW_FULL
+from jobwire.v1.job_service_pb2 import FOLLOW_CONTENT_END, WATCH_CONTENT_ALL, JobEnd
 
 
 class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, AsyncOperatorMethods):
@@ -69,9 +74,9 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
         options = ConnectionOptions(
             target=target, tls=tls, credentials=credentials, metadata=dict(metadata or {})
         )
-        self._calls = AsyncCalls(options, channel)
         self._timeout_s = seconds_or_none("timeout_s", timeout_s)
         self._reconnect_s = seconds_or_none("reconnect_s", reconnect_s)
+        self._calls = AsyncCalls(options, channel, self._timeout_s, self._reconnect_s)
         self._submitter = AsyncSubmitter(self._submit_one, self._submit_batch)
 
     async def __aenter__(self) -> AsyncClient:
@@ -112,9 +117,64 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
             UniqueKeyTaken: `unique_key` refuses the job.
             QueueFull: The queue is at its limit, and stayed so.
         """
-        request = submit_request(NewJob(operation=operation, payload=payload, **options))
-        answer = await self._submitter.submit(request)
-        return self._accepted(answer, light=is_light(request))
+        frame = submission_frame(NewJob(operation=operation, payload=payload, **options))
+        data = frame.SerializeToString()
+        outcome = await self._calls.producer.send(data, frame.submissions[0].request.queue)
+        if isinstance(outcome, jobs_pb2.SubmitJobResponse):
+            return self._accepted(outcome, light=len(data) <= LIGHT_BYTES)
+        return await self._submit_without_stream(data, outcome)
+
+    async def _submit_without_stream(self, data: bytes, outcome: Outcome) -> AsyncJobHandle:
+        """Go on by a call with what was not accepted on the stream."""
+        if isinstance(outcome, CallError):
+            raise outcome
+        answer = await self._submitter.submit(request_in(data))
+        self._calls.producer.answered()
+        return self._accepted(answer, light=len(data) <= LIGHT_BYTES)
+
+    async def call(
+        self,
+        operation: str,
+        payload: Any = None,
+        *,
+        timeout: Timeout = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Any:
+        """Submit a job, wait until it has ended, and return its result as a Python value.
+
+            total = await client.call("invoice.total", {"id": 7}, timeout=30)
+
+        It is one message each way where `submit` and `AsyncJobHandle.result` are two. The job is
+        accepted once, however often the connection breaks. If the caller stops waiting, the job
+        goes on.
+
+        Args:
+            operation: The job's type, which picks the worker's handler.
+            payload: The handler's input: a JSON value, bytes or a protobuf message.
+            timeout: For all of it, as seconds or timedelta; None: as long as the job takes.
+            options: As for `submit`.
+
+        Raises:
+            TypeError, ValueError: The payload or a time can't be carried.
+            AlreadyExists, UniqueKeyTaken, QueueFull: As for `submit`.
+            JobFailed, JobCancelled, JobExpired: The job ended without a result.
+            DeadlineExceeded: The job did not end within `timeout`; it keeps running if it was
+                accepted.
+        """
+        deadline = Deadline(seconds_or_none("timeout", timeout))
+        frame = submission_frame(NewJob(operation=operation, payload=payload, **options))
+        data = frame.SerializeToString()
+        frame.submissions[0].follow.content = FOLLOW_CONTENT_END
+        outcome, job_id = await self._calls.producer.call(
+            frame.SerializeToString(), frame.submissions[0].request.queue, deadline.for_call_s()
+        )
+        if isinstance(outcome, JobEnd) and outcome.state == JOB_STATE_SUCCEEDED:
+            return from_payload(outcome.result)
+        if not job_id or not isinstance(outcome, News):
+            handle = await self._submit_without_stream(data, outcome)
+            return await handle._result(HandedBack(), deadline)
+        handle = AsyncJobHandle(self, job_id, light=len(data) <= LIGHT_BYTES)
+        return await handle._result(outcome, deadline)
 
     async def submit_many(
         self, jobs: Iterable[NewJob], *, request_id: str | None = None
@@ -136,11 +196,11 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
         outcomes: list[AsyncJobHandle | CallError] = []
         for batch in batches:
             try:
-                answer = await self._submit_batch(batch)
+                results = await self._submit_all(batch)
             except CallError as error:
                 outcomes += [error] * len(batch.requests)
                 continue
-            for request, result in zip(batch.requests, answer.results, strict=True):
+            for request, result in zip(batch.requests, results, strict=True):
                 if result.WhichOneof("outcome") == "accepted":
                     outcomes.append(self._accepted(result.accepted, light=is_light(request)))
                 else:
@@ -151,6 +211,21 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
                 outcomes, [request.job_id for batch in batches for request in batch.requests]
             )
         return handles
+
+    async def _submit_all(
+        self, batch: jobs_pb2.SubmitJobsRequest
+    ) -> Sequence[jobs_pb2.SubmitResult]:
+        count = len(batch.requests)
+        outcome = await self._calls.producer.send(
+            submissions(batch.requests), "", count=count, batch=True
+        )
+        if isinstance(outcome, list) and len(outcome) == count:
+            return outcome
+        if isinstance(outcome, CallError):
+            raise outcome
+        answer = await self._submit_batch(batch)
+        self._calls.producer.answered()
+        return answer.results
 
     async def _submit_one(self, request: jobs_pb2.SubmitJobRequest) -> jobs_pb2.SubmitJobResponse:
         return await self._calls.unary(self._calls.jobs.SubmitJob, request, self._timeout_s)

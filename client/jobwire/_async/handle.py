@@ -6,8 +6,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
+from jobwire._async.calls import AsyncCalls
 from jobwire._async.watching import AsyncJobWatch, JobEvent
 from jobwire._convert import Seconds, Timeout, seconds_or_none
+from jobwire._producing.parcels import News
 from jobwire._repeat import Deadline
 from jobwire._text import Decoders, Lines
 from jobwire.errors import (
@@ -17,12 +19,17 @@ from jobwire.errors import (
     JobFailed,
     JobUnsuccessful,
     JobwireError,
+    NotFound,
 )
 from jobwire.models import Job, JobState, OutputChunk, OutputPosition
+from jobwire.payloads import from_payload
+from jobwire.v1 import job_pb2
+from jobwire.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from jobwire.v1.job_service_pb2 import (
     WATCH_CONTENT_ALL,
     WATCH_CONTENT_OUTPUT,
     WATCH_CONTENT_STATES,
+    JobEnd,
     WatchContent,
 )
 
@@ -32,6 +39,8 @@ Start: TypeAlias = str | OutputPosition | None
 
 class Owner(Protocol):
     """What a handle asks of the client that made it."""
+
+    _calls: AsyncCalls
 
     async def get(self, job_id: str) -> Job:
         """Return the job as it stands."""
@@ -291,16 +300,39 @@ class AsyncJobHandle:
             JobFailed, JobCancelled, JobExpired: The job ended without a result.
             DeadlineExceeded: The job did not end within `timeout`; it keeps running.
         """
-        job = await self.wait(timeout=timeout)
-        if job.state is JobState.FAILED:
-            raise JobFailed(job)
-        if job.state is JobState.CANCELLED:
-            raise JobCancelled(job)
-        if job.state is JobState.EXPIRED:
-            raise JobExpired(job)
-        if job.state is not JobState.SUCCEEDED:
-            raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
-        return job.result
+        deadline = Deadline(seconds_or_none("timeout", timeout))
+        return await self._result(await self._end_of(deadline), deadline)
+
+    async def _end_of(self, deadline: Deadline) -> News:
+        return await self._client._calls.producer.end_of(self.id, deadline.for_call_s())
+
+    async def _result(self, news: News, deadline: Deadline) -> Any:
+        """Return the result of the job, or raise why there is none.
+
+        Args:
+            news: What was heard of its end.
+            deadline: For what else is to be waited for.
+        """
+        while isinstance(news, JobEnd):
+            if news.state == JOB_STATE_SUCCEEDED:
+                return from_payload(news.result)
+            job = await self._as_ended(news)
+            # It may have been redriven meanwhile.
+            if job.state.is_terminal:
+                return _result_of(job)
+            news = await self._end_of(deadline)
+        if isinstance(news, CallError):
+            raise news
+        return _result_of(await self.wait(timeout=deadline.for_call_s()))
+
+    async def _as_ended(self, end: JobEnd) -> Job:
+        try:
+            return await self.get()
+        except NotFound:
+            # It is forgotten already; what its end told is all there is.
+            ended = job_pb2.Job(job_id=self.id, state=end.state, failure=end.failure)
+            ended.finished_at.SetInParent()
+            return Job.from_proto(ended)
 
     async def cancel(self, reason: str = "") -> Job:
         """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
@@ -351,6 +383,19 @@ class AsyncBatchError(JobwireError):
             for index, outcome in enumerate(self.outcomes)
             if isinstance(outcome, CallError)
         }
+
+
+def _result_of(job: Job) -> Any:
+    """Return the result of an ended job, or raise why there is none."""
+    if job.state is JobState.FAILED:
+        raise JobFailed(job)
+    if job.state is JobState.CANCELLED:
+        raise JobCancelled(job)
+    if job.state is JobState.EXPIRED:
+        raise JobExpired(job)
+    if job.state is not JobState.SUCCEEDED:
+        raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
+    return job.result
 
 
 async def _chunks(

@@ -11,11 +11,21 @@ import grpc
 
 from jobwire._channels import Channels
 from jobwire._connection import ConnectionOptions
-from jobwire._repeat import Backoff, Deadline, is_passing, sync_sleep, worth_repeating
+from jobwire._producing import Producer
+from jobwire._repeat import (
+    Backoff,
+    Deadline,
+    is_from_broker,
+    is_passing,
+    sync_sleep,
+    worth_repeating,
+)
 from jobwire.errors import CallError, DeadlineExceeded
 from jobwire.v1 import admin_service_pb2_grpc as admin_grpc
 from jobwire.v1 import job_service_pb2_grpc as jobs_grpc
 from jobwire.v1 import schedule_service_pb2_grpc as schedules_grpc
+from jobwire.v1.job_pb2 import JOB_VIEW_BASIC
+from jobwire.v1.job_service_pb2 import GetJobRequest
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -28,6 +38,8 @@ NextCall: TypeAlias = tuple[Callable[..., Any], Any, float]
 STREAM_LIMIT_S = 300.0
 # How long one attempt may take where the call has no limit of its own.
 LONE_ATTEMPT_S = 60.0
+# How long a call may take that is to show whether servers answer where streams break.
+EVIDENCE_S = 2.0
 
 
 class Calls:
@@ -36,9 +48,20 @@ class Calls:
     Args:
         options: Where the servers are.
         channel: An open channel to use in place of one of its own; it stays the caller's.
+        timeout_s: How long a submission may take; None: no limit.
+        reconnect_s: How long followers of jobs wait while no server answers; None: no limit.
+
+    Attributes:
+        producer: The producers' stream.
     """
 
-    def __init__(self, options: ConnectionOptions, channel: grpc.Channel | None) -> None:
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        channel: grpc.Channel | None,
+        timeout_s: float | None,
+        reconnect_s: float | None,
+    ) -> None:
         self._channels = Channels(options, channel)
         self._metadata = tuple(options.metadata.items())
         # To the stubs, the channels of all loops are one.
@@ -51,10 +74,23 @@ class Calls:
             stand_in
         )
         """The stub for recurring jobs."""
+        self.producer = Producer(
+            options, channel, timeout_s, reconnect_s, self._answers_without_stream
+        )
 
     def close(self) -> None:
         """Close what was opened here; a channel that was given stays open."""
+        self.producer.close()
         self._channels.close()
+
+    def _answers_without_stream(self, job_id: str) -> bool:
+        """Tell whether a server answers a call."""
+        request = GetJobRequest(job_id=job_id, view=JOB_VIEW_BASIC)
+        try:
+            self.unary(self.jobs.GetJob, request, EVIDENCE_S)
+        except CallError as error:
+            return is_from_broker(error)
+        return True
 
     def unary(
         self,

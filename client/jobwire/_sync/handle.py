@@ -8,7 +8,9 @@ from contextlib import closing
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
 from jobwire._convert import Seconds, Timeout, seconds_or_none
+from jobwire._producing.parcels import News
 from jobwire._repeat import Deadline
+from jobwire._sync.calls import Calls
 from jobwire._sync.watching import JobEvent, JobWatch
 from jobwire._text import Decoders, Lines
 from jobwire.errors import (
@@ -18,12 +20,17 @@ from jobwire.errors import (
     JobFailed,
     JobUnsuccessful,
     JobwireError,
+    NotFound,
 )
 from jobwire.models import Job, JobState, OutputChunk, OutputPosition
+from jobwire.payloads import from_payload
+from jobwire.v1 import job_pb2
+from jobwire.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from jobwire.v1.job_service_pb2 import (
     WATCH_CONTENT_ALL,
     WATCH_CONTENT_OUTPUT,
     WATCH_CONTENT_STATES,
+    JobEnd,
     WatchContent,
 )
 
@@ -33,6 +40,8 @@ Start: TypeAlias = str | OutputPosition | None
 
 class Owner(Protocol):
     """What a handle asks of the client that made it."""
+
+    _calls: Calls
 
     def get(self, job_id: str) -> Job:
         """Return the job as it stands."""
@@ -292,16 +301,39 @@ class JobHandle:
             JobFailed, JobCancelled, JobExpired: The job ended without a result.
             DeadlineExceeded: The job did not end within `timeout`; it keeps running.
         """
-        job = self.wait(timeout=timeout)
-        if job.state is JobState.FAILED:
-            raise JobFailed(job)
-        if job.state is JobState.CANCELLED:
-            raise JobCancelled(job)
-        if job.state is JobState.EXPIRED:
-            raise JobExpired(job)
-        if job.state is not JobState.SUCCEEDED:
-            raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
-        return job.result
+        deadline = Deadline(seconds_or_none("timeout", timeout))
+        return self._result(self._end_of(deadline), deadline)
+
+    def _end_of(self, deadline: Deadline) -> News:
+        return self._client._calls.producer.end_of(self.id, deadline.for_call_s())
+
+    def _result(self, news: News, deadline: Deadline) -> Any:
+        """Return the result of the job, or raise why there is none.
+
+        Args:
+            news: What was heard of its end.
+            deadline: For what else is to be waited for.
+        """
+        while isinstance(news, JobEnd):
+            if news.state == JOB_STATE_SUCCEEDED:
+                return from_payload(news.result)
+            job = self._as_ended(news)
+            # It may have been redriven meanwhile.
+            if job.state.is_terminal:
+                return _result_of(job)
+            news = self._end_of(deadline)
+        if isinstance(news, CallError):
+            raise news
+        return _result_of(self.wait(timeout=deadline.for_call_s()))
+
+    def _as_ended(self, end: JobEnd) -> Job:
+        try:
+            return self.get()
+        except NotFound:
+            # It is forgotten already; what its end told is all there is.
+            ended = job_pb2.Job(job_id=self.id, state=end.state, failure=end.failure)
+            ended.finished_at.SetInParent()
+            return Job.from_proto(ended)
 
     def cancel(self, reason: str = "") -> Job:
         """Cancel the job and return it: CANCELLED, or CANCELLING while it still runs."""
@@ -350,6 +382,19 @@ class BatchError(JobwireError):
             for index, outcome in enumerate(self.outcomes)
             if isinstance(outcome, CallError)
         }
+
+
+def _result_of(job: Job) -> Any:
+    """Return the result of an ended job, or raise why there is none."""
+    if job.state is JobState.FAILED:
+        raise JobFailed(job)
+    if job.state is JobState.CANCELLED:
+        raise JobCancelled(job)
+    if job.state is JobState.EXPIRED:
+        raise JobExpired(job)
+    if job.state is not JobState.SUCCEEDED:
+        raise JobUnsuccessful(job, f"job {job.id} ended in {job.state}")
+    return job.result
 
 
 def _chunks(watch: JobWatch[JobEvent], channel: str | None) -> Generator[OutputChunk]:

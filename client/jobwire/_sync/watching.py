@@ -9,13 +9,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from jobwire._producing.parcels import HandedBack
 from jobwire._repeat import Deadline
 from jobwire._sync.calls import STREAM_LIMIT_S, Calls, NextCall
-from jobwire.errors import CallError, OutputTrimmed
+from jobwire.errors import CallError, DeadlineExceeded, OutputTrimmed
 from jobwire.models import Job, OutputChunk, OutputPosition
-from jobwire.v1.job_pb2 import JobView
+from jobwire.v1.job_pb2 import JOB_VIEW_FULL, JobView
 from jobwire.v1.job_service_pb2 import (
+    WATCH_CONTENT_STATES,
     CancelJobRequest,
+    JobEnd,
     RunJobRequest,
     SubmitJobRequest,
     WatchContent,
@@ -135,13 +138,20 @@ class JobWatch(Generic[E]):
     def _follow(self) -> Generator[JobEvent]:
         wish = self._wish
         deadline = Deadline(wish.timeout_s)
-        allowed_s = round(wish.timeout_s or 0, 2)
+        late = f"job {wish.job_id} did not end within {round(wish.timeout_s or 0, 2):g} s"
+        if self._run is None and wish.content == WATCH_CONTENT_STATES and not self.cursor:
+            with closing(self._changes(deadline, late)) as changes:
+                for job in changes:
+                    self.job = job
+                    yield job
+            if self.job is not None and self.job.state.is_terminal:
+                return
         try:
             while True:
                 answers = self._calls.stream(
                     self._next_call,
                     deadline=deadline,
-                    late=f"job {wish.job_id} did not end within {allowed_s:g} s",
+                    late=late,
                     first_s=self._first_s,
                     reconnect_s=wish.reconnect_s,
                 )
@@ -158,6 +168,28 @@ class JobWatch(Generic[E]):
                     self._go_on_from(trimmed.first_available)
         finally:
             self._cancel_if_left()
+
+    def _changes(self, deadline: Deadline, late: str) -> Generator[Job]:
+        """Yield the job as the producers' stream tells of it, for as long as that can be had."""
+        producer, job_id = self._calls.producer, self.job_id
+        changes = producer.changes(job_id, self._wish.view == JOB_VIEW_FULL)
+        if changes is None:
+            return
+        try:
+            while not isinstance(news := changes.next(deadline.for_call_s()), HandedBack):
+                if news is None:
+                    raise DeadlineExceeded(late)
+                if isinstance(news, CallError):
+                    raise news
+                if isinstance(news, JobEnd):
+                    return
+                job, before = Job.from_proto(news), self.job
+                if before is None or (job.revision, job.state) != (before.revision, before.state):
+                    yield job
+                if job.state.is_terminal:
+                    return
+        finally:
+            producer.leave(job_id, changes)
 
     def _take(self, answers: Generator[Any]) -> Generator[JobEvent]:
         for answer in answers:
