@@ -1,4 +1,5 @@
-"""unary-feed: producers that submit one job a call, and a worker on a stream, against a bare echo.
+"""unary-feed: producers that submit one job a call, and a worker on a stream, against a bare echo;
+and the same through the SDK's client, which decides itself how jobs travel.
 
 Size: `jobs` jobs, and as many calls of the echo, in each round.
 """
@@ -21,6 +22,7 @@ from benchmarks.frame import Benchmark, Plan, Size
 from benchmarks.parts import module, open_part
 from benchmarks.servers import Server, open_broker, open_echo
 from benchmarks.stores import open_store
+from benchmarks.submit_one import open_producer, open_worked
 from benchmarks.submit_unary import SUBMIT, Echo, answer_bytes, stubs
 
 CALLS_IN_FLIGHT = 100
@@ -79,7 +81,18 @@ async def run(plan: Plan) -> list[Figure]:
     rates: list[float] = []
     echoes: list[float] = []
     server_us: list[float] = []
+    sdk_rates: list[float] = []
     async with AsyncExitStack() as stack:
+        worked, sdk_done = await stack.enter_async_context(open_worked(plan))
+        sdk = (await open_producer(stack, "sdk", worked)).producer
+
+        async def through_sdk(count: int) -> float:
+            began = perf_counter()
+            await sdk.ask(f"submit {count} {CALLS_IN_FLIGHT}")
+            await sdk_done.all_of(count)
+            return count / (perf_counter() - began)
+
+        await through_sdk(min(WARM_UP, count))
         feed = await stack.enter_async_context(open_feed(plan, 0))
         size = answer_bytes()
         bare = await stack.enter_async_context(open_echo(size))
@@ -91,6 +104,7 @@ async def run(plan: Plan) -> list[Figure]:
             cpu = feed.server.cpu_s()
             rates.append(await feed.through(count))
             server_us.append((feed.server.cpu_s() - cpu) / count * 1e6)
+            sdk_rates.append(await through_sdk(count))
     return [
         compared(
             "SubmitJob to done on a stream",
@@ -101,6 +115,13 @@ async def run(plan: Plan) -> list[Figure]:
             goal=GOAL,
         ),
         measured("server CPU a job", server_us, "us"),
+        compared(
+            "the SDK's submit to done",
+            sdk_rates,
+            "jobs/s",
+            against="a bare echo",
+            base=echoes,
+        ),
     ]
 
 
