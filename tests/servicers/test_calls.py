@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, Parse
 
 from tests.support.contract import admin, job_pb2, jobs, workers
-from tests.support.grpc_servers import Served
+from tests.support.grpc_servers import Served, refusal
 
 
 def _spec(**fields: Any) -> Any:
@@ -267,3 +267,31 @@ async def test_a_claim_and_a_completion_tell_of_cancelled_jobs(served: Served) -
     fourth = await _submit(served)
     await served.jobs.CancelJob(jobs.CancelJobRequest(job_id=first.job_id))
     assert (await _claim(served, job_id=fourth)).cancellations == []
+
+
+async def test_what_a_former_process_says_late_does_nothing_to_the_one_that_has_its_id(
+    served: Served,
+) -> None:
+    stub, spec = served.workers, workers.WorkerSpec(worker_id="w1", operations=["op"])
+    for instance in ("former", "newer"):
+        request = workers.RegisterWorkerRequest(worker=spec, instance_id=instance)
+        await stub.RegisterWorker(request)
+    await served.jobs.SubmitJob(jobs.SubmitJobRequest(spec=job_pb2.JobSpec(operation="op")))
+    (one,) = (await stub.ClaimJob(workers.ClaimJobRequest(worker_id="w1"))).assignments
+
+    async def leave(instance: str) -> int:
+        request = workers.DeregisterWorkerRequest(worker_id="w1", instance_id=instance)
+        return int((await stub.DeregisterWorker(request)).released_jobs)
+
+    drained = workers.UpdateWorkerStatusRequest(
+        worker_id="w1", status=workers.WORKER_STATUS_DRAINING, instance_id="former"
+    )
+    assert (await refusal(stub.UpdateWorkerStatus(drained))).reason == "WORKER_NOT_FOUND"
+    assert await leave("former") == 0
+    beat = await stub.Heartbeat(workers.HeartbeatRequest(worker_id="w1"))
+    assert not beat.HasField("drain")
+    (job,) = (await served.jobs.ListJobs(jobs.ListJobsRequest())).jobs
+    assert (job.job_id, job.state) == (one.job_id, job_pb2.JOB_STATE_RUNNING)
+    drained.instance_id = "newer"
+    assert (await stub.UpdateWorkerStatus(drained)).status == workers.WORKER_STATUS_DRAINING
+    assert await leave("newer") == 1

@@ -819,10 +819,15 @@ class UpdateWorkerStatusRequest(message.Message):
     WORKER_ID_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     METADATA_FIELD_NUMBER: builtins.int
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Required."""
     status: WorkerStatus.ValueType
     """READY, PAUSED or DRAINING. Unset: no change."""
+    instance_id: builtins.str
+    """Of the worker's process, as it registered. If another process has the id by now, nothing is
+    changed and the answer is NOT_FOUND. Unset: whichever process has it.
+    """
     @builtins.property
     def metadata(self) -> StatusMetadata:
         """Replaces what the worker tells of itself. Unset: no change."""
@@ -833,10 +838,11 @@ class UpdateWorkerStatusRequest(message.Message):
         worker_id: builtins.str = ...,
         status: WorkerStatus.ValueType = ...,
         metadata: StatusMetadata | None = ...,
+        instance_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["metadata", b"metadata", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["instance_id", b"instance_id", "metadata", b"metadata", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1391,16 +1397,22 @@ class DeregisterWorkerRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: builtins.int
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Required."""
+    instance_id: builtins.str
+    """Of the worker's process, as it registered. If another process has the id by now, nothing is
+    done and the answer is OK. Unset: whichever process has it.
+    """
     def __init__(
         self,
         *,
         worker_id: builtins.str = ...,
+        instance_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["instance_id", b"instance_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -183,7 +183,8 @@ class WorkerServiceServicer:
     def UpdateWorkerStatus(self, request, context):
         """Changes whether the worker takes jobs, and what it tells of itself.
 
-        INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+        INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+        another process has its id. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

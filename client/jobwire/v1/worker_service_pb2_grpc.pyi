@@ -102,7 +102,8 @@ class WorkerServiceStub:
     UpdateWorkerStatus: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerStatusRequest, _worker_service_pb2.UpdateWorkerStatusResponse]
     """Changes whether the worker takes jobs, and what it tells of itself.
 
-    INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+    INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+    another process has its id. Retry: safe.
     """
     DeregisterWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeregisterWorkerRequest, _worker_service_pb2.DeregisterWorkerResponse]
     """Ends the worker. Jobs that it still holds go back to their queues as
@@ -246,7 +247,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     UpdateWorkerStatus: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerStatusRequest, _worker_service_pb2.UpdateWorkerStatusResponse]  # type: ignore[assignment]
     """Changes whether the worker takes jobs, and what it tells of itself.
 
-    INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+    INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+    another process has its id. Retry: safe.
     """
     DeregisterWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeregisterWorkerRequest, _worker_service_pb2.DeregisterWorkerResponse]  # type: ignore[assignment]
     """Ends the worker. Jobs that it still holds go back to their queues as
@@ -423,7 +425,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.UpdateWorkerStatusResponse, _abc.Awaitable[_worker_service_pb2.UpdateWorkerStatusResponse]]:
         """Changes whether the worker takes jobs, and what it tells of itself.
 
-        INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+        INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+        another process has its id. Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -43,18 +43,21 @@ class Registration:
         if await self._known.register(spec, instance):
             await self._reaper.sweep()
 
-    async def deregister(self, worker_id: str, session: str = "", since_ms: int = 0) -> int:
+    async def deregister(
+        self, worker_id: str, session: str = "", since_ms: int = 0, instance: str = ""
+    ) -> int:
         """End a worker; return how many jobs of its went back to their queues.
 
         Args:
             worker_id: The worker.
             session: The stream that it leaves by; '' for one that makes calls.
             since_ms: Since when that stream counts.
+            instance: Of the worker's process; '' for whichever has the id.
 
         Raises:
             Superseded: A newer stream of the worker counts by now; nothing was done.
         """
-        spec = await self._known.remove(worker_id, session, since_ms)
+        spec = await self._known.remove(worker_id, session, since_ms, instance)
         released = 0
         for queue in spec.queues if spec else ():
             released += await self._held.end_for_leaving(

@@ -197,15 +197,19 @@ class Router:
         """Make a worker known and READY, as `Registration.register`."""
         await self._parts.registration.register(spec, instance)
 
-    async def deregister_worker(self, worker_id: str) -> int:
-        """End a worker; return how many jobs of its went back to their queues."""
-        return await self._parts.registration.deregister(worker_id)
+    async def deregister_worker(self, worker_id: str, instance: str = "") -> int:
+        """End a worker, as `Registration.deregister`."""
+        return await self._parts.registration.deregister(worker_id, instance=instance)
 
     async def set_worker_status(
-        self, worker_id: str, status: WorkerStatus | None, told: Mapping[str, str] | None = None
+        self,
+        worker_id: str,
+        status: WorkerStatus | None,
+        told: Mapping[str, str] | None = None,
+        instance: str = "",
     ) -> WorkerStatus:
         """Change a worker's status and what it tells, as `KnownWorkers.set_status`."""
-        return await self._parts.known.set_status(worker_id, status, told)
+        return await self._parts.known.set_status(worker_id, status, told, instance)
 
     async def drain_worker(self, worker_id: str) -> Worker:
         """Let a worker finish and leave; return it. Raises WorkerNotFound."""

@@ -35,10 +35,9 @@ class WorkerService:
         """Make a worker known."""
         checker = Checker()
         spec = worker_spec(request.worker, "worker", checker)
-        if request.instance_id:
-            checker.worker_id("instance_id", request.instance_id)
+        instance = instance_of(checker, request.instance_id)
         checker.raise_if_any()
-        await self._router.register_worker(spec, request.instance_id)
+        await self._router.register_worker(spec, instance)
         options = self._router.options
         return worker_service_pb2.RegisterWorkerResponse(
             heartbeat_interval=convert.span(self._router.heartbeat_ms(spec)),
@@ -125,8 +124,9 @@ class WorkerService:
         told = None
         if request.HasField("metadata"):
             told = status_metadata(checker, "metadata.entries", request.metadata.entries)
+        instance = instance_of(checker, request.instance_id)
         checker.raise_if_any()
-        status = await self._router.set_worker_status(request.worker_id, wanted, told)
+        status = await self._router.set_worker_status(request.worker_id, wanted, told, instance)
         return worker_service_pb2.UpdateWorkerStatusResponse(status=status.value)  # type: ignore[arg-type]
 
     async def DeregisterWorker(
@@ -135,9 +135,15 @@ class WorkerService:
         """End the worker."""
         checker = Checker()
         checker.worker_id("worker_id", request.worker_id)
+        instance = instance_of(checker, request.instance_id)
         checker.raise_if_any()
-        released = await self._router.deregister_worker(request.worker_id)
+        released = await self._router.deregister_worker(request.worker_id, instance)
         return worker_service_pb2.DeregisterWorkerResponse(released_jobs=released)
+
+
+def instance_of(checker: Checker, instance_id: str) -> str:
+    """Return the name of a worker's process; '' if it was not said."""
+    return checker.worker_id("instance_id", instance_id) if instance_id else ""
 
 
 def claim_wish(

@@ -248,7 +248,11 @@ class WorkerStore:
         ]
 
     async def set_status(
-        self, worker_id: str, status: WorkerStatus | None, told: Mapping[str, str] | None = None
+        self,
+        worker_id: str,
+        status: WorkerStatus | None,
+        told: Mapping[str, str] | None = None,
+        instance: str = "",
     ) -> WorkerStatus | None:
         """Change whether a live worker takes jobs, and what it tells of itself.
 
@@ -256,21 +260,27 @@ class WorkerStore:
             worker_id: The worker.
             status: None: no change.
             told: Replaces what it told before; None: no change.
+            instance: Of its process; '' for whichever has the id.
 
         Returns:
             Its status then; None if there is no such worker.
         """
         told_text = "" if told is None else json.dumps(dict(told))
-        found = await self._run("worker_status", [worker_id, int(status or 0) or "", told_text])
+        found = await self._run(
+            "worker_status", [worker_id, int(status or 0) or "", told_text, instance]
+        )
         return WorkerStatus(found) if found else None
 
-    async def remove(self, worker_id: str, session: str = "", since_ms: int = 0) -> bool:
-        """Forget the worker; False if it was not known.
+    async def remove(
+        self, worker_id: str, session: str = "", since_ms: int = 0, instance: str = ""
+    ) -> bool:
+        """Forget the worker; False if it was not known, or another process than `instance` has its
+        id.
 
         Raises:
             Superseded: A newer stream than the one called `session` counts by now.
         """
-        answer = int(await self._run("worker_remove", [worker_id, session, since_ms]))
+        answer = int(await self._run("worker_remove", [worker_id, session, since_ms, instance]))
         if answer < 0:
             raise superseded(worker_id, -answer, same_process=False)
         return bool(answer)

@@ -147,7 +147,11 @@ class KnownWorkers:
         await self._store.touch([SignOfLife(worker_id, stats=json.dumps({"stuck": stuck}))])
 
     async def set_status(
-        self, worker_id: str, wanted: WorkerStatus | None, told: Mapping[str, str] | None = None
+        self,
+        worker_id: str,
+        wanted: WorkerStatus | None,
+        told: Mapping[str, str] | None = None,
+        instance: str = "",
     ) -> WorkerStatus:
         """Change whether the worker takes jobs, and what it tells of itself; return its status.
 
@@ -155,11 +159,12 @@ class KnownWorkers:
             worker_id: The worker.
             wanted: Its status; None: no change.
             told: What it tells of itself; None: no change.
+            instance: Of its process; '' for whichever has the id.
 
         Raises:
-            WorkerNotFound: There is no live worker of this name.
+            WorkerNotFound: There is no live worker of this name, or it is another process.
         """
-        status = await self._store.set_status(worker_id, wanted, told)
+        status = await self._store.set_status(worker_id, wanted, told, instance)
         if status is None:
             self._entries.pop(worker_id, None)
             raise WorkerNotFound(worker_id)
@@ -177,22 +182,23 @@ class KnownWorkers:
             self._waiting.interrupt({worker_id})
 
     async def remove(
-        self, worker_id: str, session: str = "", since_ms: int = 0
+        self, worker_id: str, session: str = "", since_ms: int = 0, instance: str = ""
     ) -> WorkerSpec | None:
-        """Forget the worker; return what it was, None if it was not known.
+        """Forget the worker; return what it was, None if it was not known, or is another process.
 
         Args:
             worker_id: The worker.
             session: The stream that it leaves by; '' for one that makes calls.
             since_ms: Since when that stream counts.
+            instance: Of its process; '' for whichever has the id.
 
         Raises:
             Superseded: A newer stream of the worker counts by now; nothing was done.
         """
         worker = await self._store.read(worker_id)
-        await self._store.remove(worker_id, session, since_ms)
+        removed = await self._store.remove(worker_id, session, since_ms, instance)
         self._entries.pop(worker_id, None)
-        return worker.spec if worker else None
+        return worker.spec if worker and removed else None
 
     def _remember(self, worker_id: str, worker: Worker | None) -> KnownWorker:
         if worker is None or worker.status is WorkerStatus.LOST:

@@ -255,7 +255,9 @@ class UnaryTransport:
         """Take no more jobs; return when none can arrive any more."""
         self._claims = False
         request = pb.UpdateWorkerStatusRequest(
-            worker_id=self._host.spec.worker_id, status=pb.WORKER_STATUS_DRAINING
+            worker_id=self._host.spec.worker_id,
+            status=pb.WORKER_STATUS_DRAINING,
+            instance_id=self._instance_id,
         )
         try:
             await self._calls.call("UpdateWorkerStatus", request, LEAVE_TIMEOUT_S)
@@ -277,7 +279,9 @@ class UnaryTransport:
         while told is not self._metadata:
             told = self._metadata
             worker_id = self._host.spec.worker_id
-            request = pb.UpdateWorkerStatusRequest(worker_id=worker_id, metadata=told)
+            request = pb.UpdateWorkerStatusRequest(
+                worker_id=worker_id, metadata=told, instance_id=self._instance_id
+            )
             try:
                 await self._calls.persist("UpdateWorkerStatus", request)
             except CallError as error:
@@ -338,7 +342,9 @@ class UnaryTransport:
         """Deregister the worker if a server can be reached, and close the connection."""
         try:
             if self._registration:
-                request = pb.DeregisterWorkerRequest(worker_id=self._host.spec.worker_id)
+                request = pb.DeregisterWorkerRequest(
+                    worker_id=self._host.spec.worker_id, instance_id=self._instance_id
+                )
                 await self._calls.call("DeregisterWorker", request, LEAVE_TIMEOUT_S)
         except CallError as error:
             log.info("the worker could not be deregistered: %s", error)
