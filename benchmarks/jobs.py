@@ -69,7 +69,7 @@ class Layers:
     """The store's layer on a store, without a server in front."""
 
     def __init__(self, store: Store) -> None:
-        runner = ScriptRunner(store.connection.client)
+        runner = ScriptRunner(store.connection)
         self.jobs = JobStore(runner, "benchmark")
         self.queues = QueueStore(runner)
 

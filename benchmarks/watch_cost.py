@@ -104,11 +104,11 @@ async def run(plan: Plan) -> list[Figure]:
     check(silent("submit") != load("submit"), "the scripts tell of changes in another way now")
     count, rounds = max(BATCH, plan.size.jobs), plan.size.rounds
     async with open_store(plan.engine) as store:
-        client = store.connection.client
-        telling = Lives(store, "telling", ScriptRunner(client))
-        mute = Lives(store, "mute", SilentRunner(client))
-        logging = Lives(store, "logging", ScriptRunner(client))
-        await QueueStore(ScriptRunner(client)).configure(
+        connection = store.connection
+        telling = Lives(store, "telling", ScriptRunner(connection))
+        mute = Lives(store, "mute", SilentRunner(connection))
+        logging = Lives(store, "logging", ScriptRunner(connection))
+        await QueueStore(ScriptRunner(connection)).configure(
             "logging", {"event_log_entries": LOG_ENTRIES}
         )
         sides = [telling, mute, logging]

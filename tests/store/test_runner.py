@@ -57,7 +57,7 @@ async def test_a_store_that_stays_away_is_told_within_the_window_and_then_at_onc
 async def test_a_store_that_was_found_back_is_tried_by_every_call(own_store: StoreProcess) -> None:
     connection = connect(own_store.url)
     condition = StoreCondition(connection.address)
-    runner = ScriptRunner(connection.client, condition=condition)
+    runner = ScriptRunner(connection, condition=condition)
     try:
         own_store.pause()
         with pytest.raises(StoreUnavailable):

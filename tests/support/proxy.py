@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from types import TracebackType
 
@@ -12,10 +13,12 @@ class Proxy:
 
     Args:
         target: HOST:PORT, or the path of a socket.
+        tls: What its side of the connections is encrypted with. None: nothing.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
         self.target = target
+        self._tls = tls
         self.address = ""
         """HOST:PORT to connect to."""
         self.accepted = 0
@@ -48,7 +51,7 @@ class Proxy:
         self._server.close()
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.address = f"{host}:{port}"
         return self

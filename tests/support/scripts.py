@@ -89,7 +89,7 @@ class Scripts:
     ) -> None:
         self.client = client
         self._connection = connection
-        self.runner = FaultyRunner(connection.client, **wait)
+        self.runner = FaultyRunner(connection, **wait)
         self.jobs = JobStore(self.runner, server_id)
         self.upkeep = UpkeepStore(self.runner)
         self.queues = QueueStore(self.runner)
@@ -97,7 +97,7 @@ class Scripts:
 
     def of_server(self, server_id: str) -> JobStore:
         """Return another server's scripts of jobs."""
-        runner = ScriptRunner(self._connection.client)
+        runner = ScriptRunner(self._connection)
         runner.clock_shift_ms = self.runner.clock_shift_ms
         return JobStore(runner, server_id)
 

@@ -15,7 +15,7 @@ from tests.support.jobs import worker_spec
 
 async def test_a_queue_that_can_not_be_reached_keeps_no_other_waiting(valkey_url: str) -> None:
     connection = connect(valkey_url)
-    store = WorkerStore(runner := ScriptRunner(connection.client))
+    store = WorkerStore(runner := ScriptRunner(connection))
     for worker_id in ("w1", "w2"):
         await store.register(worker_spec(worker_id, queues=("away", "here")))
     runner.clock_shift_ms = 60_000

@@ -157,7 +157,7 @@ def build_parts(
     # The store.
     activity = Activity()
     runner = ScriptRunner(
-        connection.client,
+        connection,
         wait_replicas=options.wait_replicas,
         wait_timeout_ms=options.wait_timeout_ms,
         condition=condition,

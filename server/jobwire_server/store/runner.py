@@ -14,14 +14,13 @@ from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
-from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from jobwire_server.domain.errors import StoreFull, StoreUnavailable, StoreUnfit
 from jobwire_server.store import keys
 from jobwire_server.store.activity import Activity
 from jobwire_server.store.connection.condition import StoreCondition
-from jobwire_server.store.connection.connect import cause_of, denial_of
+from jobwire_server.store.connection.connect import Connection, cause_of, denial_of
 from jobwire_server.store.connection.replicas import ReplicaWait
 from jobwire_server.store.scripts import Script, load
 
@@ -85,7 +84,7 @@ class ScriptRunner:
     nothing the second time.
 
     Args:
-        client: A redis.asyncio client, standalone or cluster, that does not repeat commands itself.
+        connection: The store.
         wait_replicas: How many replicas must have a write before it counts; 0: none.
         wait_timeout_ms: How long they may take.
         condition: Of the store, kept by whoever watches it; None: it is taken to be well.
@@ -94,20 +93,22 @@ class ScriptRunner:
 
     def __init__(
         self,
-        client: Any,
+        connection: Connection,
         *,
         wait_replicas: int = 0,
         wait_timeout_ms: int = 1_000,
         condition: StoreCondition | None = None,
         activity: Activity | None = None,
     ) -> None:
+        self._connection = connection
+        client: Any = connection.client
         self._client = client
         self._activity = activity
         self._condition = condition or StoreCondition()
         self._probing: set[tuple[str, int]] = set()
         """Parts long away, for which one call is finding out whether they still are."""
         self._wait = ReplicaWait(client, wait_replicas, wait_timeout_ms) if wait_replicas else None
-        self._in_slots = isinstance(client, RedisCluster)
+        self._in_slots = connection.kind == "cluster"
         self._down_since: dict[tuple[str, int], float] = {}
         """Scripts or commands, and the slot in a cluster -> since when they get no answer.
 
@@ -156,10 +157,11 @@ class ScriptRunner:
         )
 
     async def _once(self, script: Script, key: str, args: Sequence[Argument]) -> Any:
+        run = self._connection.run_script
         try:
-            return await self._client.evalsha(script.digest, 1, key, *args)
+            return await run(("EVALSHA", script.digest, 1, key, *args), reads=script.reads)
         except redis_errors.NoScriptError:
-            return await self._client.eval(script.source, 1, key, *args)
+            return await run(("EVAL", script.source, 1, key, *args), reads=script.reads)
 
     async def _on_replicas(
         self, wait: ReplicaWait, kind: str, key: str, write: Words, whole: Words

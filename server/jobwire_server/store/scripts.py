@@ -24,6 +24,8 @@ class Script:
     name: str
     source: str
     digest: str
+    reads: bool
+    """It writes nothing."""
     waits: bool
     """Replicas must have what it wrote before anybody gets an answer, if they are waited for.
     """
@@ -83,11 +85,13 @@ def load(name: str) -> Script:
             for part in includes:
                 lines.append((_LUA / "include" / f"{part}.lua").read_text("utf-8").rstrip())
     source = _CONSTANT.sub(lambda found: values.get(found[0], found[0]), "\n".join(lines) + "\n")
+    reads = "no-writes" in lines[0]
     digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(
         name,
         source,
         digest,
-        waits="no-writes" not in lines[0] and name not in UNWAITED,
+        reads=reads,
+        waits=not reads and name not in UNWAITED,
         timed="clock" in includes,
     )

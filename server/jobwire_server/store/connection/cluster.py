@@ -9,7 +9,7 @@ and learns the topology beside that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -68,18 +68,28 @@ class ClusterClient(RedisCluster):
         await super().aclose()
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """Send a command that has a key to the node that serves it. Raises as `routed`."""
+        return await self.routed(args, lambda node: node.execute_command(*args, **kwargs))
+
+    async def routed(
+        self, words: Sequence[Any], send: Callable[[ClusterNode], Awaitable[Any]]
+    ) -> Any:
         """Send a command that has a key to the node that serves it.
+
+        Args:
+            words: The command.
+            send: Sends it to a node.
 
         Raises:
             AskError: The slot is on its way to another node, and so are its keys.
         """
         if self._initialize:
             await self.initialize()
-        slot = self.keyslot(args[_BEFORE_KEY.get(args[0], 1)])
+        slot = self.keyslot(words[_BEFORE_KEY.get(words[0], 1)])
         for _ in range(MAX_HOPS):
             node = self.node_of_slot(slot)
             try:
-                return await node.execute_command(*args, **kwargs)
+                return await send(node)
             except MovedError as error:
                 await self.nodes_manager.move_slot(error)
             except (RedisConnectionError, RedisTimeoutError, ClusterDownError):

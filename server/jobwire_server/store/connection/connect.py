@@ -7,9 +7,9 @@ answer was lost. Whoever sends a command knows whether it may be sent again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -27,9 +27,11 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobwire_server.domain.errors import ConfigurationError
 from jobwire_server.store.connection.cluster import ClusterClient
+from jobwire_server.store.connection.pipe import Pipes
 from jobwire_server.store.connection.sending import (
     CANCELLABLE,
     SentinelConnection,
@@ -81,6 +83,10 @@ class Connection:
     """Without the password, for logs."""
     sentinel: Sentinel | None = None
     username: str = ""
+    _pipes: Pipes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pipes = Pipes(self.dedicated)
 
     @property
     def address(self) -> str:
@@ -89,9 +95,32 @@ class Connection:
 
     async def close(self) -> None:
         """Close every connection; harmless if none was opened."""
+        await self._pipes.close()
         await self.client.aclose()
         if self.sentinel is not None:
             await self.sentinel.aclose()
+
+    def run_script(self, words: tuple[Any, ...], *, reads: bool) -> Awaitable[Any]:
+        """Send EVAL or EVALSHA once, to the node of its key, on a connection that calls share.
+
+        Args:
+            words: The command.
+            reads: The script writes nothing, and its answer may have megabytes.
+
+        Raises:
+            RedisError: As the client's commands. Cancelled, it leaves the calls of others alone.
+        """
+        if isinstance(self.client, ClusterClient):
+            return self.client.routed(words, lambda node: self._send(node, node.name, words, reads))
+        return self._send(self.client, "", words, reads)
+
+    def _send(self, client: Any, node: str, words: tuple[Any, ...], reads: bool) -> Awaitable[Any]:
+        pipe = self._pipes.of(node, reads=reads)
+        if reads and pipe.busy:
+            # Behind a page of large jobs a small answer would wait for long.
+            answer: Awaitable[Any] = client.execute_command(*words)
+            return answer
+        return pipe.send(words)
 
     async def ping(self) -> None:
         """Ask the store, or every primary of a cluster, for a sign of life.
@@ -152,7 +181,7 @@ class Connection:
             return pool.unpooled() if isinstance(pool, SentinelPool) else _unpooled(pool)
         found = self.client.get_node(node_name=node)
         if found is None:
-            raise RedisError(f"the cluster has no node {node} any more")
+            raise RedisConnectionError(f"the cluster has no node {node} any more")
         return found.connection_class(**{**found.connection_kwargs, "retry": no_retry()})
 
 
