@@ -254,7 +254,7 @@ async def test_when_the_work_is_cancelled_nobody_who_waits_behind_it_hangs(
 async def test_a_lone_caller_that_goes_away_leaves_nobody_waiting(
     writer: Writer, backlog: Backlog
 ) -> None:
-    group = GroupCommit(writer, backlog, linger_s=60.0)
+    group = GroupCommit(writer, backlog, linger_s=60.0, with_caller=True)
     for _ in range(3):
         writer.gate = asyncio.Event()
         leaving = asyncio.create_task(group.one(1))
@@ -280,25 +280,58 @@ async def become_lone(group: GroupCommit[int, int]) -> None:
         await group.one(0)
 
 
-async def test_after_some_lone_calls_the_next_takes_no_turn_of_the_loop(
-    writer: Writer, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("with_caller", "turns"), [(True, 1), (False, 2)])
+async def test_after_some_lone_calls_the_next_goes_at_once(
+    writer: Writer,
+    backlog: Backlog,
+    monkeypatch: pytest.MonkeyPatch,
+    with_caller: bool,
+    turns: int,
 ) -> None:
     monkeypatch.setattr(group_commit, "IDLE_S", 60.0)
-    group = GroupCommit(writer, backlog, linger_s=60.0)
+    group = GroupCommit(writer, backlog, linger_s=60.0, with_caller=with_caller)
     writer.gate.set()
     await become_lone(group)
     writer.calls.clear()
     lone = asyncio.create_task(group.one(1))
-    await asyncio.sleep(0)
-    assert lone.done()
+    for _ in range(turns):
+        assert writer.calls == []
+        await asyncio.sleep(0)
     assert writer.calls == [[1]]
+    assert await lone == 10
+
+
+async def test_what_is_written_without_its_caller_is_written_when_that_goes_away(
+    backlog: Backlog,
+) -> None:
+    written = []
+    gate = asyncio.Event()
+
+    async def write(items: Sequence[int]) -> Sequence[int]:
+        await gate.wait()  # for a store that is away
+        written.extend(items)
+        return items
+
+    group: GroupCommit[int, int] = GroupCommit(write, backlog, linger_s=60.0)
+    gate.set()
+    await become_lone(group)
+    written.clear()
+    gate.clear()
+    leaving = asyncio.create_task(group.one(1))
+    await eventually(lambda: backlog.waiting == 1, "the call is made")
+    for _ in range(3):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    gate.set()
+    await eventually(lambda: written == [1], "it is written")
 
 
 async def test_a_request_that_comes_during_a_lone_call_has_the_next_ones_gathered(
     writer: Writer, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_commit, "IDLE_S", 60.0)
-    group = GroupCommit(writer, backlog, linger_s=60.0)
+    group = GroupCommit(writer, backlog, linger_s=60.0, with_caller=True)
     writer.gate.set()
     await become_lone(group)
     writer.calls.clear()
@@ -316,13 +349,16 @@ async def test_a_request_that_comes_during_a_lone_call_has_the_next_ones_gathere
 
 
 @given(
+    with_caller=st.booleans(),
     steps=st.lists(
         st.sampled_from(["come", "come", "turn", "turns", "answer", "leave"]), max_size=60
-    )
+    ),
 )
-async def test_whoever_comes_and_goes_each_who_stays_is_answered(steps: list[str]) -> None:
+async def test_whoever_comes_and_goes_each_who_stays_is_answered(
+    with_caller: bool, steps: list[str]
+) -> None:
     writer, backlog = Writer(), Backlog(1_000, 1_000)
-    group = GroupCommit(writer, backlog, max_items=5, linger_s=60.0)
+    group = GroupCommit(writer, backlog, max_items=5, linger_s=60.0, with_caller=with_caller)
     callers: list[asyncio.Task[int]] = []
     for step in steps:
         match step:

@@ -73,7 +73,7 @@ class Lanes:
             )
 
         self.known: GroupCommit[NewJob, Accepted | JobwireError | None] = GroupCommit(
-            partial(store.known, queue), backlog, max_items=READ_ITEMS
+            partial(store.known, queue), backlog, max_items=READ_ITEMS, with_caller=True
         )
         self.succeed: GroupCommit[SuccessToWrite, Completed | JobwireError] = GroupCommit(
             succeed, backlog, weigh=_result_bytes, linger_s=linger_s
@@ -88,10 +88,10 @@ class Lanes:
             cancel, backlog
         )
         self.read: GroupCommit[str, Job | None] = GroupCommit(
-            partial(store.read, queue, full=True), backlog, max_items=READ_ITEMS
+            partial(store.read, queue, full=True), backlog, max_items=READ_ITEMS, with_caller=True
         )
         self.read_basic: GroupCommit[str, Job | None] = GroupCommit(
-            partial(store.read, queue, full=False), backlog, max_items=READ_ITEMS
+            partial(store.read, queue, full=False), backlog, max_items=READ_ITEMS, with_caller=True
         )
 
 
@@ -164,7 +164,14 @@ def submit_lane(
             chosen.max_live_bytes,
         )
 
-    return GroupCommit(submit, backlog, weigh=_job_bytes, linger_s=options.max_linger_ms / 1000)
+    return GroupCommit(
+        submit,
+        backlog,
+        weigh=_job_bytes,
+        linger_s=options.max_linger_ms / 1000,
+        # Whoever gave up does not know whether there is a job, and submits it again.
+        with_caller=True,
+    )
 
 
 def with_priority(jobs: Sequence[NewJob], priority: int) -> list[NewJob]:

@@ -99,6 +99,8 @@ class GroupCommit(Generic[Item, Answer]):
         max_items: The most items of one call; a larger request is sent alone.
         weigh: Returns the bytes of an item. None: they need no counting.
         linger_s: How long a call is held at most while more requests keep coming; 0: not at all.
+        with_caller: A lone call ends with its caller, if that is cancelled, and needs no task of
+            its own. False: what was asked for is written whether or not anybody waits for it.
     """
 
     def __init__(
@@ -109,12 +111,14 @@ class GroupCommit(Generic[Item, Answer]):
         max_items: int = 500,
         weigh: Callable[[Item], int] | None = None,
         linger_s: float = 0.0,
+        with_caller: bool = False,
     ) -> None:
         self._write = write
         self._backlog = backlog
         self._max_items = max_items
         self._weigh = weigh
         self._linger_s = linger_s
+        self._with_caller = with_caller
         self._waiting: deque[tuple[Sequence[Item], int, asyncio.Future[Sequence[Answer]]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._items_waiting = 0
@@ -137,7 +141,7 @@ class GroupCommit(Generic[Item, Answer]):
         self._backlog.enter(count, size)
         try:
             if self._task is None and not self._direct:
-                if self._lone_calls == LONE_CALLS:
+                if self._with_caller and self._lone_calls == LONE_CALLS:
                     return await self._write_directly(items)
                 self._task = asyncio.create_task(self._run(), name="group-commit")
             future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
@@ -177,7 +181,11 @@ class GroupCommit(Generic[Item, Answer]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                if self._linger_s and monotonic() - self._ended_at < IDLE_S:
+                if (
+                    self._linger_s
+                    and self._lone_calls < LONE_CALLS
+                    and monotonic() - self._ended_at < IDLE_S
+                ):
                     await self._let_gather()
                 group, items = self._gather()
                 self._last_requests = len(group)
