@@ -9,6 +9,7 @@ from benchmarks import (
     drain,
     end_to_end,
     hops,
+    hot_path,
     idle,
     memory,
     output,
@@ -51,5 +52,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         output,
         watch_cost,
         recovery,
+        hot_path,
     )
 }

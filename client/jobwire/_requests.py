@@ -195,6 +195,7 @@ def submit_batches(jobs: Iterable[NewJob], request_id: str | None) -> list[Submi
     for position, job in enumerate(jobs):
         if request_id is not None and not (job.job_id or job.request_id):
             job = replace(job, request_id=f"{request_id}:{position}")
+        # Made in its place, it is not copied into the batch.
         request = batch.requests.add()
         _fill_request(request, job)
         request_bytes = request.ByteSize()

@@ -43,6 +43,7 @@ TINY = {
     "watch-cost": 300,
     "recovery": 1,
     "idle": 20,
+    "hot-path": 100,
 }
 
 PEERS = ("peers", "peers-one")

@@ -38,6 +38,7 @@ class HandlerFailure(Exception):
 
 def success(result: Any) -> Completion | Failure:
     """Wrap a result; one that can't be sent becomes a failure that is not retried."""
+    # Its outcome from the start, and the result in its place: what is put in later is copied.
     completion = Completion()
     try:
         fill_payload(completion.success.result, result)

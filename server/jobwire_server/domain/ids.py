@@ -55,6 +55,7 @@ def job_id_of(queue: str, ulid: str) -> JobId:
 
 def job_ids_of(queue: str, ulids: Iterable[bytes]) -> list[JobId]:
     """Return the ids of jobs of one queue, from their ULIDs as the store returns them."""
+    # A claim brings hundreds, and a call for each would cost more than the text.
     prefix = queue + "-"
     return cast("list[JobId]", [prefix + ulid.decode() for ulid in ulids])
 
@@ -75,6 +76,7 @@ def job_ids_in(items: Iterable[_Named]) -> list[JobId]:
 
 def split_job_id(job_id: str) -> tuple[str, str] | None:
     """Return the queue and the ULID of a well-formed job id, None for anything else."""
+    # Cut by its length: an expression over the whole id takes nearly twice as long.
     ulid = job_id[ULID]
     if _is_ulid(ulid) and job_id[-27:-26] == "-":
         queue = job_id[QUEUE]

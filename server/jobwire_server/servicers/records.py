@@ -126,7 +126,7 @@ def priority_of(record: bytes) -> int:
     """Return the priority that a record asks for, 0 for none, without reading what else it holds.
 
     Fields are written in the order of their numbers, so that it is found behind a payload of any
-    size.
+    size, which a message would copy.
     """
     at, end = 0, len(record) - STAMP_BYTES
     while at < end:

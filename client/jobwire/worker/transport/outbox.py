@@ -92,7 +92,9 @@ class Outbox:
         self.ready.set()
 
     def acknowledge_frames(self, count: int) -> None:
-        """Acknowledge the first `count` frames with assignments of this stream."""
+        """Acknowledge the first `count` frames with assignments of this stream: one number stands
+        for hundreds of job ids.
+        """
         self._received = count
         self.ready.set()
 
