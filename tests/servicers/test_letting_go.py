@@ -66,10 +66,10 @@ async def _goes(call: Callable[[], Awaitable[str]], code: str) -> None:
 
 
 async def _code(
-    channel: grpc.aio.Channel, kind: str, path: str, data: bytes, how: str = "", **kwargs: Any
+    channel: grpc.aio.Channel, kind: str, path: str, frames: list[bytes], how: str, **kwargs: Any
 ) -> str:
     """Makes a call of bytes; returns its status."""
-    request: Any = _one(data) if kind.startswith("stream") else data
+    request: Any = _each(frames) if kind.startswith("stream") else frames[0]
     call = getattr(channel, kind)(path)(request, **kwargs)
     if how == "cancelled":
         await asyncio.sleep(PASS_S)
@@ -87,8 +87,9 @@ async def _code(
     return "OK"
 
 
-async def _one(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def _each(frames: list[bytes]) -> AsyncIterator[bytes]:
+    for frame in frames:
+        yield frame
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +122,7 @@ async def test_a_large_request_goes_with_its_call(kind: str, what: str, code: st
             late = {"timeout": PASS_S} if what == "late" else {}
             path = f"/{SERVICE}/{name}"
             async with grpc.aio.insecure_channel(server.address) as channel:
-                await _goes(lambda: _code(channel, kind, path, data, what, **late), code)
+                await _goes(lambda: _code(channel, kind, path, [data], what, **late), code)
             assert _circles() == []
 
 
@@ -143,8 +144,9 @@ def _padded(message: Message) -> bytes:
     return message.SerializeToString() + b"\xfa\x7f\x80\x80\x40" + b"x" * LARGE
 
 
+WORKER = worker_service_pb2.WorkerSpec(worker_id="w-1", queues=["default"], operations=["a"])
 GONE = "default-01j00000000000000000000000"
-Path = tuple[str, str, bytes, str, str]
+Path = tuple[str, str, list[bytes], str, str]
 
 
 def _calls() -> Iterator[Path]:
@@ -155,35 +157,39 @@ def _calls() -> Iterator[Path]:
     wait = duration_pb2.Duration(seconds=60)
     claim = worker_service_pb2.ClaimJobRequest(worker_id="w-1", wait=wait)
     frame = worker_service_pb2.WorkRequest
-    attach = worker_service_pb2.Attach(instance_id="i" * LARGE)
-    yield "unary_unary", f"{jobs}/SubmitJob", large.SerializeToString(), "", "INVALID_ARGUMENT"
-    yield "unary_unary", f"{jobs}/SubmitJob", fits.SerializeToString(), "", "OK"
+    attach = worker_service_pb2.Attach(instance_id="i-1", worker=WORKER)
+    unfit, fit = large.SerializeToString(), fits.SerializeToString()
+    yield "unary_unary", f"{jobs}/SubmitJob", [unfit], "", "INVALID_ARGUMENT"
+    yield "unary_unary", f"{jobs}/SubmitJob", [fit], "", "OK"
     get = job_service_pb2.GetJobRequest(job_id=GONE)
-    yield "unary_unary", f"{jobs}/GetJob", _padded(get), "", "NOT_FOUND"
-    yield "unary_unary", f"{workers}/ClaimJob", _padded(claim), "late", "DEADLINE_EXCEEDED"
-    yield "unary_unary", f"{workers}/ClaimJob", _padded(claim), "cancelled", "CANCELLED"
+    yield "unary_unary", f"{jobs}/GetJob", [_padded(get)], "", "NOT_FOUND"
+    yield "unary_unary", f"{workers}/ClaimJob", [_padded(claim)], "late", "DEADLINE_EXCEEDED"
+    yield "unary_unary", f"{workers}/ClaimJob", [_padded(claim)], "cancelled", "CANCELLED"
     watch = job_service_pb2.WatchJobRequest(job_id=GONE)
-    yield "unary_stream", f"{jobs}/WatchJob", _padded(watch), "", "NOT_FOUND"
+    yield "unary_stream", f"{jobs}/WatchJob", [_padded(watch)], "", "NOT_FOUND"
     unfit, fit = run(submit=large).SerializeToString(), run(submit=fits).SerializeToString()
-    yield "unary_stream", f"{jobs}/RunJob", unfit, "", "INVALID_ARGUMENT"
-    yield "unary_stream", f"{jobs}/RunJob", fit, "late", "DEADLINE_EXCEEDED"
-    yield "unary_stream", f"{jobs}/RunJob", fit, "cancelled", "CANCELLED"
-    yield "stream_stream", f"{workers}/Work", _padded(frame()), "", "INVALID_ARGUMENT"
-    unfit = frame(attach=attach).SerializeToString()
-    yield "stream_stream", f"{workers}/Work", unfit, "", "INVALID_ARGUMENT"
+    yield "unary_stream", f"{jobs}/RunJob", [unfit], "", "INVALID_ARGUMENT"
+    yield "unary_stream", f"{jobs}/RunJob", [fit], "late", "DEADLINE_EXCEEDED"
+    yield "unary_stream", f"{jobs}/RunJob", [fit], "cancelled", "CANCELLED"
+    first, second = _padded(frame(attach=attach)), _padded(frame())
+    yield "stream_stream", f"{workers}/Work", [second], "", "INVALID_ARGUMENT"
+    unfit = frame(attach=worker_service_pb2.Attach(instance_id="i" * LARGE)).SerializeToString()
+    yield "stream_stream", f"{workers}/Work", [unfit], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{workers}/Work", [first, b"\xff" * LARGE], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{workers}/Work", [first, unfit], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{workers}/Work", [first, second], "", "OK"
 
 
 @pytest.mark.parametrize(
     "path", [pytest.param(call, id=f"{call[1][11:]}-{call[4]}") for call in _calls()]
 )
 async def test_a_large_request_goes_with_a_call_of_the_contract(roomy: Served, path: Path) -> None:
-    kind, method, data, how, code = path
-    spec = worker_service_pb2.WorkerSpec(worker_id="w-1", operations=["a"])
-    await roomy.workers.RegisterWorker(worker_service_pb2.RegisterWorkerRequest(worker=spec))
-    del spec
+    kind, method, frames, how, code = path
+    if method.endswith("ClaimJob"):
+        await roomy.workers.RegisterWorker(worker_service_pb2.RegisterWorkerRequest(worker=WORKER))
     late = {"timeout": PASS_S} if how == "late" else {}
     async with grpc.aio.insecure_channel(roomy.address) as channel:
-        await _goes(lambda: _code(channel, kind, f"/{method}", data, how, **late), code)
+        await _goes(lambda: _code(channel, kind, f"/{method}", frames, how, **late), code)
 
 
 def test_an_error_lets_go_of_all_that_it_came_from() -> None:

@@ -65,7 +65,9 @@ def check_json(text: str) -> None:
         raise ValueError(_TOO_DEEP) from None
     may_be_deep = len(text) > 2 * MAX_LEVELS and text.count("[") + text.count("{") > MAX_LEVELS
     data = text.encode()
-    may_be_beyond = any(_suspects(data))
+    # A number is beyond a double only with an exponent of three digits, or with 200 in a row.
+    alike = data.translate(_ALIKE, b"+")
+    may_be_beyond = _LARGE_EXPONENT in alike or _LONG in alike
     if may_be_deep or may_be_beyond:
         bare = _without_strings(data)
         if may_be_deep and _levels(bare) > MAX_LEVELS:
@@ -94,14 +96,6 @@ def _place_of_byte(text: str, at: int) -> str:
 def _place(text: str, at: int) -> str:
     line = text.count("\n", 0, at) + 1
     return f"line {line} column {at - text.rfind(chr(10), 0, at)}"
-
-
-def _suspects(data: bytes) -> tuple[bool, bool]:
-    """Return whether JSON has exponents of three digits, and whether it has 200 digits in a row: a
-    number that no double can hold has one of them.
-    """
-    alike = data.translate(_ALIKE, b"+")
-    return _LARGE_EXPONENT in alike, _LONG in alike
 
 
 def _without_strings(data: bytes) -> bytes:
@@ -145,8 +139,9 @@ def _check_numbers(text: str, bare: bytes) -> None:
     while b",," in numbers:
         numbers = numbers.replace(b",,", b",")
     numbers = numbers.strip(b",")
-    large, has_long = _suspects(numbers)
-    if not (large or has_long):
+    alike = numbers.translate(_ALIKE, b"+")
+    has_long = _LONG in alike
+    if not (has_long or _LARGE_EXPONENT in alike):
         return
     # All at once, for there may be a hundred thousand, by a reader of JSON that is quicker at it
     # than `float`. Of long ones there are few, and it does not like those.
