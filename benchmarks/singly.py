@@ -77,7 +77,7 @@ class Sdk:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._payload = _payloads()
-        # A client that has it does both on one stream.
+        # Where an earlier release is measured, it is not there.
         self._call = getattr(client, "call", None)
 
     async def submit(self) -> None:

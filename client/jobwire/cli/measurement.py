@@ -212,8 +212,8 @@ class _Bench:
         await self._client.submit(OPERATION, self._payload, queue=self._load.queue)
 
     async def _call(self) -> None:
-        handle = await self._client.submit(OPERATION, self._payload, queue=self._load.queue)
-        await handle.result(timeout=STALLED_S)
+        queue = self._load.queue
+        await self._client.call(OPERATION, self._payload, queue=queue, timeout=STALLED_S)
 
     async def _all_done(self) -> None:
         seen, since = -1, perf_counter()
