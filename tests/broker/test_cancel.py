@@ -139,6 +139,8 @@ async def test_a_cancellation_between_read_and_write_of_an_ending_is_seen(
     await broker.register()
     (ulid,) = await broker.submit()
     token = (await broker.claim_one()).fencing_token
+    # Private: only between this step and the next can the cancellation come, and nothing else tells
+    # when that is.
     read = broker.parts.attempts._read
     reads = 0
 

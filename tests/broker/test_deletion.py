@@ -204,6 +204,7 @@ async def test_a_job_that_came_by_a_server_that_had_not_heard_is_kept_by_others(
     assert lane is not None
     # This server knows no better, and dies before it could.
     await lane.submit([new_job(delay_ms=1)])
+    # Private: the next look at the registry is due in a while, by the clock of the process.
     one.parts.announcements._next_discovery_s = 0
     await eventually(lambda: _registered(one) == ["default"], "another registers it")
     await eventually(lambda: "default" in one.parts.clocks, "another keeps it")

@@ -249,7 +249,7 @@ async def test_a_worker_of_queues_that_nobody_writes_to_costs_nothing_and_misses
     await eventually(lambda: one.parts.announcements.heard_ms > told + 1_000, "a second has passed")
     # With a poll each, six hundred.
     assert _calls(one) - before < 60
-    # Its notice is lost, and the announcement is not.
+    # Private: its notice is lost, and the announcement is not, which no store does on request.
     one.parts.notices._listeners.clear()  # type: ignore[attr-defined]
     await other.submit(new_job(queue="q7"))
     (claimed,) = await asyncio.wait_for(claiming, 5)

@@ -257,6 +257,7 @@ async def test_a_full_store_holds_schedules_back_and_the_clock_goes_on(
     broker.client.config_set("maxmemory", "1mb")
     try:
         for _ in range(3):
+            # Private: look by look, and with the wait that each asks for, which its loop keeps.
             assert 0 < await clock._look() <= 1
     finally:
         broker.client.config_set("maxmemory", "0")

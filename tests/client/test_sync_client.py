@@ -27,7 +27,7 @@ class Played:
     def __init__(self) -> None:
         self.channel = grpc_testing.channel([JOBS, ADMIN], grpc_testing.strict_real_time())
         self.client = Client(channel=self.channel, timeout_s=10)
-        self._threads = ThreadPoolExecutor()
+        self.threads = ThreadPoolExecutor()
         threading.Thread(target=self._refuse_the_stream, daemon=True).start()
 
     def _refuse_the_stream(self) -> None:
@@ -36,7 +36,7 @@ class Played:
         rpc.terminate((), grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
     def call(self, function: Any, *arguments: Any, **options: Any) -> Future[Any]:
-        return self._threads.submit(function, *arguments, **options)
+        return self.threads.submit(function, *arguments, **options)
 
     def take_unary(self, method: str) -> tuple[Any, Any]:
         _, request, rpc = self.channel.take_unary_unary(JOBS.methods_by_name[method])
@@ -53,7 +53,7 @@ class Played:
 def played() -> Iterator[Played]:
     made = Played()
     yield made
-    made._threads.shutdown()
+    made.threads.shutdown()
 
 
 def refuse(rpc: Any, status: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The files and functions that docs/architecture.md names exist."""
+"""The files, functions and classes that docs/architecture.md names exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def test_what_the_page_names_is_there(path: str, function: str) -> None:
     assert file.is_file(), f"docs/architecture.md names {path}, which does not exist"
     if function:
         text = file.read_text(encoding="utf-8")
-        assert re.search(rf"^(async )?def {function}\(", text, re.MULTILINE), f"{path}::{function}"
+        begins = rf"^((async )?def|class) {function}\b"
+        assert re.search(begins, text, re.MULTILINE), f"{path}::{function}"
 
 
 def test_the_page_has_every_room_of_the_server() -> None:

@@ -286,6 +286,7 @@ async def test_watchers_that_come_and_go_while_the_store_is_away_harm_nobody(
             # Each joins the read that is under way, and leaves before it fails.
             first = hands.watch(other)
             queue = server.parts.job_watch.queues["default"]
+            # Private: nothing else tells a read that is under way from one that is to come.
             await eventually(
                 lambda: len(queue.jobs) == 2 and not queue._dirty, "the read is under way"
             )

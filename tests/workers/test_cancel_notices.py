@@ -242,6 +242,7 @@ async def test_jobs_of_a_caller_that_goes_while_its_news_are_read_go_back(broker
     async def claim_then_cancel(*args: object, **more: object) -> object:
         found = await claim(*args, **more)  # type: ignore[arg-type]
         broker.parts.cancels.take = stand_still  # type: ignore[method-assign]
+        # Private: in this very moment, where a message of the store would come too late.
         polls._workers["w1"].unread.add("default")
         return found
 

@@ -238,6 +238,7 @@ async def test_a_flood_from_a_peer_that_does_not_read_is_not_gathered(
         try:
             async with asyncio.timeout(30):
                 while not session.ended.done():
+                    # Private: how much waits for a peer that does not read shows nowhere else.
                     most = max(most, len(session.outgoing._next.lost))
                     await asyncio.sleep(0.005)
         finally:
