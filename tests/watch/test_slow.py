@@ -16,7 +16,7 @@ from tests.support.servers import ServerProcess
 from tests.support.stores import StoreProcess
 from tests.watch.support import SUCCEEDED, Hands, chunk
 
-pytestmark = [pytest.mark.alone, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 
 MIB = 1 << 20
 WRITTEN = 100 * MIB
