@@ -12,7 +12,7 @@ from jobwire_server.store.codes import Code
 from jobwire_server.store.scripts import modules, names, written
 
 FOLDER = files("jobwire_server.store") / "lua"
-SUBMISSIONS = {"submit", "fire", "trigger", "schedule_write", "register"}
+SUBMISSIONS = {"submit", "submit_claim", "fire", "trigger", "schedule_write", "register"}
 ANSWERS_OF = {
     "identity": "submit",
     "limits": "submit",
@@ -21,7 +21,9 @@ ANSWERS_OF = {
     "cancel": "cancel",
 }
 """Included files whose answers are told in one script's header; others hand them on or not."""
-LOOPS = r"= (?:first|at|\d+), #ARGV|while at <= #ARGV|enter_jobs\(P, now, answer, ARGV, first"
+LOOPS = (
+    r"= (?:first|at|\d+), #ARGV|while at <= #ARGV|enter_jobs\(P, now, \w+, ARGV, first|7, #ARGV\)$"
+)
 WRITES = re.compile(
     r"p?call\('(?:SET|SETNX|MSETNX|DEL|UNLINK|HSET|HSETNX|HDEL|HINCRBY|[LR]PUSH|LPOP|LTRIM|LINSERT"
     r"|ZADD|ZREM|ZPOPMIN|SADD|SREM|SPUBLISH)'"
@@ -87,7 +89,7 @@ def test_the_arguments_of_the_header_are_those_that_the_script_reads(name: str) 
         documented = set(re.findall(rf"{kind}\[(\d+)\]", header))
         used = set(re.findall(rf"{kind}\[(\d+)\]", body))
         assert documented == used, f"{kind} of the header and of the body differ"
-    loops = re.search(LOOPS, body) is not None
+    loops = re.search(LOOPS, body, re.MULTILINE) is not None
     assert loops == ("for each" in header.split("Returns")[0].replace("then:", "")), "the items"
 
 
@@ -98,9 +100,10 @@ def test_the_step_of_a_batch_is_the_number_of_values_that_the_header_names(name:
     documented = re.search(r"then for each \w+ (one|two|three|four|five|six|ten):", header)
     if documented is None:
         return
-    step = r"for (?:at|from) = (?:first|at|\d+), #%s(?:, (\d+))?"
-    # A submission hands its arguments on as they are.
-    steps = re.findall(step % "ARGV", body) or re.findall(step % "items", body)
+    step = r"for (?:at|from) = (?:first|at|\d+), %s(?:, (\d+))?"
+    # A submission hands its arguments on as they are, and a claim those of its requests.
+    ends = ("#ARGV", "#items", "last")
+    steps = next(filter(None, (re.findall(step % end, body) for end in ends)))
     assert {int(step or 1) for step in steps} == {words[documented[1]]}
 
 

@@ -56,6 +56,8 @@ class FaultyRunner(ScriptRunner):
         """The next call of a script is the one before once more, as after a lost answer."""
         self.loses_next = False
         """The next answer is lost."""
+        self.asks_twice_next = False
+        """The next answer is lost, and the call is sent again."""
         self._before: dict[str, Sequence[Argument]] = {}
 
     async def run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
@@ -68,6 +70,9 @@ class FaultyRunner(ScriptRunner):
             self.repeats_next, args = False, self._before[name]
         self._before[name] = args
         answer = await super().run(name, key, args)
+        if self.asks_twice_next:
+            self.asks_twice_next = False
+            answer = await super().run(name, key, args)
         if self.loses_next:
             self.loses_next = False
             raise AnswerLost(answer)

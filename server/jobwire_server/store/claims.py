@@ -11,6 +11,9 @@ from jobwire_server.domain.model import Assignment, JobState
 from jobwire_server.store.codes import Code
 from jobwire_server.store.runner import Argument, QueueScripts, ScriptRunner
 
+OnUnheard = Callable[[str, list[Assignment]], None]
+"""Told of a worker's jobs whose assignment nobody heard of."""
+
 
 class ClaimRequest(NamedTuple):
     """How many jobs a worker wants, from which routes."""
@@ -51,7 +54,7 @@ class ClaimStore(QueueScripts):
         queue: str,
         requests: Sequence[ClaimRequest],
         retention_ms: int,
-        on_unheard: Callable[[str, list[Assignment]], None] | None = None,
+        on_unheard: OnUnheard | None = None,
     ) -> list[Claimed]:
         """Lease jobs to each request in turn, at most what it asks for.
 
@@ -64,27 +67,23 @@ class ClaimStore(QueueScripts):
             on_unheard: Called for each job that an earlier call leased to a worker and whose answer
                 never arrived; without its record. Unset: their leases run out.
         """
-        sets: dict[tuple[str, ...], int] = {}
-        tail: list[Argument] = []
-        for request in requests:
-            number = sets.setdefault(request.route_ids, len(sets) + 1)
-            most: Argument = request.max_jobs
-            if request.max_bytes:
-                most = f"{request.max_jobs}/{request.max_bytes}"
-            tail += (request.worker_id, most, request.lease_ms, number)
+        number = self._next_claim()
+        set_count, tail = encode_requests(requests)
+        heard = self._heard.get(queue, 0)
+        args = [self._server_id, number, heard, retention_ms, set_count, *tail]
+        answer = await self._run("claim", queue, args)
+        return self._claimed(queue, number, answer, on_unheard)
+
+    def _next_claim(self) -> int:
+        """Return the number of a claim that is about to be made."""
         self._claim_calls += 1
-        number = self._claim_calls
-        args: list[Argument] = [
-            self._server_id,
-            number,
-            self._heard.get(queue, 0),
-            retention_ms,
-            len(sets),
-        ]
-        for routes in sets:
-            args += (len(routes), *routes)
-        args += tail
-        _, _, unheard, *answers = await self._run("claim", queue, args)
+        return self._claim_calls
+
+    def _claimed(
+        self, queue: str, number: int, answer: Sequence[Any], on_unheard: OnUnheard | None
+    ) -> list[Claimed]:
+        """Take note of a claim's answer; return what it brought."""
+        _, _, unheard, *answers = answer
         if unheard or any(len(answer) > 1 for answer in answers):
             self._heard[queue] = number
         if unheard and on_unheard is not None:
@@ -119,6 +118,24 @@ class ClaimStore(QueueScripts):
         raise WrongState(
             f"the queue {queue} is paused; resume it first", metadata={"state": "PAUSED"}
         )
+
+
+def encode_requests(requests: Sequence[ClaimRequest]) -> tuple[int, list[Argument]]:
+    """Return the number of distinct sets of routes; and the sets with the requests behind them, as
+    claim.lua reads them.
+    """
+    sets: dict[tuple[str, ...], int] = {}
+    asked: list[Argument] = []
+    for request in requests:
+        number = sets.setdefault(request.route_ids, len(sets) + 1)
+        most: Argument = request.max_jobs
+        if request.max_bytes:
+            most = f"{request.max_jobs}/{request.max_bytes}"
+        asked += (request.worker_id, most, request.lease_ms, number)
+    args: list[Argument] = []
+    for routes in sets:
+        args += (len(routes), *routes)
+    return len(sets), args + asked
 
 
 def assignments(queue: str, answer: list[Any]) -> list[Assignment]:

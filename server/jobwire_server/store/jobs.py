@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from jobwire_server.store.attempts import AttemptStore
 from jobwire_server.store.cancels import CancelStore
-from jobwire_server.store.claims import ClaimStore
+from jobwire_server.store.handovers import HandoverStore
 from jobwire_server.store.reads import ReadStore
-from jobwire_server.store.submissions import SubmissionStore
 
 
-class JobStore(SubmissionStore, ClaimStore, AttemptStore, CancelStore, ReadStore):
+class JobStore(HandoverStore, AttemptStore, CancelStore, ReadStore):
     """The jobs of all queues, through their whole life: one method for each script.
 
     Every method takes and answers batches of one queue. Each raises StoreUnavailable if the store

@@ -42,36 +42,10 @@ class SubmissionStore(QueueScripts):
             max_pending: The most jobs that may wait there, 0 for no limit.
             max_live_bytes: The most bytes of records of live jobs, 0 for no limit.
         """
-        routes = {job.route.id: job.route.descriptor for job in jobs}
-        args: list[Argument] = [
-            retention_ms,
-            max_pending,
-            max_live_bytes,
-            len(routes),
-        ]
-        for described in routes.items():
-            args += described
-        for job in jobs:
-            # One comparison in C for all the fields that most jobs leave alone.
-            if job[5:] == _PLAIN:
-                args += (job.job_id[ULID], job.route.id, job.priority, "", "", job.record)
-                continue
-            args += (
-                job.job_id[ULID],
-                job.route.id,
-                encode_default(job.queue_priority) if job.queue_priority else job.priority,
-                encode_start(job),
-                encode_extra(job),
-                job.record,
-            )
+        args: list[Argument] = [retention_ms, max_pending, max_live_bytes]
+        add_jobs(args, jobs)
         _, *answers = await self._run("submit", queue, args)
-        limits = (max_pending, max_live_bytes)
-        return [
-            Accepted(job.job_id, _STATES[answer])
-            if type(answer) is int
-            else not_written(job, answer, limits)
-            for job, answer in zip(jobs, answers, strict=True)
-        ]
+        return accepted(jobs, answers, (max_pending, max_live_bytes))
 
     async def known(
         self, queue: str, jobs: Sequence[NewJob]
@@ -87,6 +61,39 @@ class SubmissionStore(QueueScripts):
             not_written(job, answer, NO_LIMITS) if answer else None
             for job, answer in zip(jobs, answers, strict=True)
         ]
+
+
+def add_jobs(args: list[Argument], jobs: Sequence[NewJob]) -> None:
+    """Append jobs with their routes, as submit.lua reads them."""
+    routes = {job.route.id: job.route.descriptor for job in jobs}
+    args.append(len(routes))
+    for described in routes.items():
+        args += described
+    for job in jobs:
+        # One comparison in C for all the fields that most jobs leave alone.
+        if job[5:] == _PLAIN:
+            args += (job.job_id[ULID], job.route.id, job.priority, "", "", job.record)
+            continue
+        args += (
+            job.job_id[ULID],
+            job.route.id,
+            encode_default(job.queue_priority) if job.queue_priority else job.priority,
+            encode_start(job),
+            encode_extra(job),
+            job.record,
+        )
+
+
+def accepted(
+    jobs: Sequence[NewJob], answers: Sequence[Any], limits: tuple[int, int]
+) -> list[Accepted | JobwireError]:
+    """Return what became of jobs, from submit.lua's answers; limits as in `submit`."""
+    return [
+        Accepted(job.job_id, _STATES[answer])
+        if type(answer) is int
+        else not_written(job, answer, limits)
+        for job, answer in zip(jobs, answers, strict=True)
+    ]
 
 
 def not_written(job: NewJob, answer: list[Any], limits: tuple[int, int]) -> Accepted | JobwireError:

@@ -183,7 +183,17 @@ async def test_a_queue_is_registered_where_the_replica_has_it(
 
 def test_every_script_that_answers_a_caller_with_a_write_waits() -> None:
     assert {name for name in names() if load(name).waits} == {
-        *("submit", "claim", "claim_job", "succeed", "end_attempt", "report", "cancel", "redrive"),
+        *(
+            "submit",
+            "submit_claim",
+            "claim",
+            "claim_job",
+            "succeed",
+            "end_attempt",
+            "report",
+            "cancel",
+            "redrive",
+        ),
         *("forget", "configure", "pause", "worker_status", "register", "unregister", "erase"),
         *("schedule_write", "schedule_delete", "trigger", "fence"),
     }

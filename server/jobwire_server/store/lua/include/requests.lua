@@ -1,8 +1,8 @@
 -- What claim.lua is asked for: how much each worker wants off which routes.
 
--- Reads the arguments from `at` on. Returns the sets, each a list of routes, and the requests: worker, most jobs, lease in ms, routes,
+-- Reads the arguments from `at` to `last`. Returns the sets, each a list of routes, and the requests: worker, most jobs, lease in ms, routes,
 -- most bytes (nil: not said).
-local function read_requests(at, count)
+local function read_requests(at, count, last)
   local sets, requests = {}, {}
   for s = 1, count do
     local size = tonumber(ARGV[at])
@@ -11,7 +11,7 @@ local function read_requests(at, count)
     sets[s] = routes
     at = at + size + 1
   end
-  for from = at, #ARGV, 4 do
+  for from = at, last, 4 do
     local most, bytes = tonumber(ARGV[from + 1]), nil
     if not most then most, bytes = string.match(ARGV[from + 1], '^(%d+)/(%d+)$') end
     requests[#requests + 1] = {
