@@ -136,8 +136,10 @@ class OneStep(Way):
     async def hand_over(
         self, jobs: Sequence[NewJob], requests: Sequence[ClaimRequest], limits: tuple[int, int]
     ) -> tuple[Answers, list[Claimed]]:
-        return await self.scripts.jobs.submit_claim(
-            self.queue, self.own(jobs), RETAIN_MS, limits, requests, self.on_unheard
+        store = self.scripts.jobs
+        number = store.next_claim()
+        return await store.submit_claim(
+            self.queue, self.own(jobs), RETAIN_MS, limits, requests, number, self.on_unheard
         )
 
 

@@ -30,6 +30,10 @@ def _queues(assignments: Sequence[Any]) -> dict[str, int]:
 
 async def _fill(broker: Broker, **jobs: int) -> None:
     await broker.router.register_worker(worker_spec(queues=tuple(jobs)))
+    await _submit(broker, **jobs)
+
+
+async def _submit(broker: Broker, **jobs: int) -> None:
     for queue, count in jobs.items():
         if count:
             await broker.router.submissions.submit(queue, [new_job(queue) for _ in range(count)])
@@ -107,8 +111,9 @@ async def test_a_waiting_claim_that_has_seen_all_queues_asks_only_where_a_job_ca
     looked = [broker.parts.dispatchers.of(queue).demands.idle for queue in "abc"]
     await eventually(lambda: all(demand in idle for idle in looked), "it has seen all queues")
     asked = _counted(broker, monkeypatch)
-    await broker.router.submissions.submit("b", [new_job("b")])
-    assert _queues(await waiting) == {"b": 1}
+    # More than would be handed over without a claim.
+    await _submit(broker, b=20)
+    assert _queues(await waiting) == {"b": 10}
     assert set(asked) == {"b"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 
@@ -145,24 +144,18 @@ def submit_lane(
     settings: QueueSettingsCache,
     dispatchers: Dispatchers,
 ) -> SubmitLane:
-    """Return what gathers the submissions of a queue, and tells the workers here of lone ones."""
-    loop = asyncio.get_running_loop()
+    """Return what gathers the submissions of a queue; few jobs go to workers that wait here."""
 
     async def submit(items: Sequence[NewJob]) -> Sequence[Accepted | JobwireError]:
-        # In the loop's next turn, when the call is on its way. For one that is alone the notice
-        # would be slow; many jobs keep the claims busy as it is.
-        if len(items) == 1:
-            loop.call_soon(dispatchers.expect, queue, items)
         chosen = await settings.get(queue)
         if chosen.default_priority:
             items = with_priority(items, chosen.default_priority)
-        return await store.submit(
-            queue,
-            items,
-            retain_ended_ms(chosen, options),
-            chosen.max_pending_jobs,
-            chosen.max_live_bytes,
-        )
+        retention_ms = retain_ended_ms(chosen, options)
+        limits = chosen.max_pending_jobs, chosen.max_live_bytes
+        hand_over = dispatchers.hand_over(queue, items)
+        if hand_over is not None:
+            return await hand_over(retention_ms, limits)
+        return await store.submit(queue, items, retention_ms, *limits)
 
     return GroupCommit(
         submit,

@@ -67,14 +67,14 @@ class ClaimStore(QueueScripts):
             on_unheard: Called for each job that an earlier call leased to a worker and whose answer
                 never arrived; without its record. Unset: their leases run out.
         """
-        number = self._next_claim()
+        number = self.next_claim()
         set_count, tail = encode_requests(requests)
         heard = self._heard.get(queue, 0)
         args = [self._server_id, number, heard, retention_ms, set_count, *tail]
         answer = await self._run("claim", queue, args)
         return self._claimed(queue, number, answer, on_unheard)
 
-    def _next_claim(self) -> int:
+    def next_claim(self) -> int:
         """Return the number of a claim that is about to be made."""
         self._claim_calls += 1
         return self._claim_calls

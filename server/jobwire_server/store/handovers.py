@@ -30,6 +30,7 @@ class HandoverStore(SubmissionStore, ClaimStore):
         retention_ms: int,
         limits: tuple[int, int],
         requests: Sequence[ClaimRequest],
+        number: int,
         on_unheard: OnUnheard | None = None,
     ) -> tuple[list[Accepted | JobwireError], list[Claimed]]:
         """Write the jobs that are new, then lease jobs to each request, these or older ones.
@@ -43,9 +44,10 @@ class HandoverStore(SubmissionStore, ClaimStore):
             retention_ms: How long jobs are kept that are replaced, or turn out to be expired.
             limits: The most jobs that may wait, and bytes of records of live jobs; 0 for no limit.
             requests: Who wants how much.
+            number: What `next_claim` says; a call that is made again because its answer was lost
+                has that of the first.
             on_unheard: As for `claim`.
         """
-        number = self._next_claim()
         set_count, asked = encode_requests(requests)
         args: list[Argument] = [
             retention_ms,

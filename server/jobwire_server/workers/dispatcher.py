@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from time import monotonic
 
 import structlog
 
 from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.model import Accepted, NewJob
 from jobwire_server.domain.options import BrokerOptions
 from jobwire_server.store import keys
 from jobwire_server.store.jobs import JobStore
@@ -27,6 +30,11 @@ from jobwire_server.workers.joint_claims import ANY_ROUTE, JointClaims
 from jobwire_server.workers.queue_demands import QueueDemands
 from jobwire_server.workers.queue_routes import QueueRoutes
 from jobwire_server.workers.queues_in_use import QueuesInUse
+
+Handover = Callable[[int, tuple[int, int]], Awaitable[Sequence[Accepted | JobwireError]]]
+"""Submits the jobs that it was made for. Takes retention and limits as
+`JointClaims.hand_over` does.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -123,22 +131,30 @@ class QueueDispatcher:
             self._noticed.add(route_id)
             if route_id not in self._routes.known:
                 # A route that is new here: who serves it is known after a look at the store.
-                self._routes.outdate()
-                self.demands.heat_all()
+                self.look_again()
             else:
                 self.demands.heat_for(route_id, int(count))
 
-    def expect(self, routes: Iterable[str]) -> None:
-        """Jobs of these routes, one for each entry, are on their way to the store.
+    def hand_over(self, jobs: Sequence[NewJob]) -> Handover | None:
+        """Return the way for a few jobs that are about to be submitted to demands that wait here.
 
-        The claim for them goes out right behind their submission, which saves the way of the
-        notice. Should it overtake them it finds nothing, and the notice does its work.
+        To be gone at once. None where nobody waits for them, or a claim is made or to be made
+        anyway: then they are to be submitted by themselves, and their notice does its work.
         """
-        if not self.demands.idle:
-            return
-        for route_id, count in Counter(routes).items():
-            if route_id in self._routes.known:
-                self.demands.heat_for(route_id, count)
+        demands = self.demands
+        if not demands.idle or demands.hot or self._claims.under_way or self._routes.stale:
+            return None
+        if self._stopping or self._task is None:
+            return None
+        wanted = Counter(job.route.id for job in jobs if not job.delay_ms and not job.run_at_ms)
+        if not wanted:
+            return None
+        reserved = demands.reserve_for(wanted, self._queue)
+        if not reserved.demands:
+            return None
+        if self._watch is None:
+            self._watch_for(PATIENCE_S)
+        return partial(self._claims.hand_over, reserved, jobs)
 
     def look_again(self) -> None:
         """Notices may have been missed: look for every demand."""
@@ -149,7 +165,7 @@ class QueueDispatcher:
     async def stop(self) -> None:
         """End the dispatcher; tolerates never started.
 
-        A claim that is under way is heard to its end: the store leases its jobs all the same, and
+        A call that is under way is heard to its end: the store leases its jobs all the same, and
         only who knows of them can give them back.
         """
         task = self._task
@@ -159,6 +175,10 @@ class QueueDispatcher:
             await asyncio.wait({task}, timeout=STOP_S)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await self._claims.finish()
+            await self._claims.stop()
             self._stopping = False
 
     async def _run(self) -> None:
@@ -177,7 +197,6 @@ class QueueDispatcher:
                     if self._routes.stale:
                         await self._routes.read()
                     if self.demands.hot:
-                        self._noticed.clear()
                         await self._claims.claim()
                     self._late = False
                 except JobwireError as error:
@@ -222,18 +241,22 @@ class QueueDispatcher:
         self._watch = asyncio.get_running_loop().call_later(within_s, self._look_on)
 
     def _look_on(self) -> None:
-        """Let other queues have what demands can take, if the look takes long."""
+        """Let other queues have what demands can take, if a look or a hand-over takes long."""
         self._watch = None
-        if self._looks_since is None:
-            return
-        left_s = self._looks_since + PATIENCE_S - monotonic()
-        if left_s > 0:
-            self._watch_for(left_s)
-            return
-        self._late = True
-        self._claims.give_up()
-        for demand in [*self.demands.hot]:
-            demand.slow(self._queue)
+        late_s = monotonic() - PATIENCE_S
+        looks_s, call_s = self._looks_since, self._claims.since
+        if looks_s is not None and looks_s <= late_s:
+            self._late = True
+            for demand in [*self.demands.hot]:
+                demand.slow(self._queue)
+            self._claims.give_up()
+            # What it reserves later than this is given back as well.
+            self._watch_for(PATIENCE_S)
+        elif call_s is not None and call_s <= late_s:
+            self._claims.give_up()
+            self._watch_for(PATIENCE_S)
+        elif looks_s is not None or call_s is not None:
+            self._watch_for(min(at for at in (looks_s, call_s) if at is not None) - late_s)
 
     def _fail(self, error: Exception) -> None:
         self._routes.outdate()

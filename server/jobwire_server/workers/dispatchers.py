@@ -11,8 +11,13 @@ from jobwire_server.store.jobs import JobStore
 from jobwire_server.store.notices import Notices
 from jobwire_server.store.settings_cache import QueueSettingsCache
 from jobwire_server.workers.broker_parts import Attempts
-from jobwire_server.workers.dispatcher import QueueDispatcher
+from jobwire_server.workers.dispatcher import Handover, QueueDispatcher
 from jobwire_server.workers.queues_in_use import QueuesInUse
+
+HANDED_OVER = 16
+"""The most jobs of a submission that is handed over at once. Larger ones keep the claims busy as it
+is, and are for the workers of all servers.
+"""
 
 
 class Dispatchers:
@@ -60,13 +65,12 @@ class Dispatchers:
             )
         return dispatcher
 
-    def expect(self, queue: str, jobs: Sequence[NewJob]) -> None:
-        """Jobs are on their way to the store; workers of this server that wait look for them."""
+    def hand_over(self, queue: str, jobs: Sequence[NewJob]) -> Handover | None:
+        """Return the way to demands of this server, as `QueueDispatcher.hand_over`."""
         dispatcher = self._dispatchers.get(queue)
-        if dispatcher is not None:
-            dispatcher.expect(
-                job.route.id for job in jobs if not job.delay_ms and not job.run_at_ms
-            )
+        if dispatcher is None or len(jobs) > HANDED_OVER:
+            return None
+        return dispatcher.hand_over(jobs)
 
     async def stop(self) -> None:
         """End all of them; tolerates never begun."""

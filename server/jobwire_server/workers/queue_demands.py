@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.queue_routes import QueueRoutes
+from jobwire_server.workers.reserved import Reserved
 
 
 class QueueDemands:
@@ -43,10 +45,18 @@ class QueueDemands:
         self.idle.pop(demand, None)
         self.full.pop(demand, None)
         self.hot.pop(demand, None)
-        demand.skipped.pop(self._heat, None)
+        demand.skipped.pop(self.heat, None)
         self._routes.forget(demand.spec)
         if demand in self.woken:
             self._pass_on(demand)
+
+    def heat(self, demand: Demand) -> None:
+        """Claim for a demand, if it is known."""
+        for demands in (self.idle, self.full):
+            if demand in demands:
+                del demands[demand]
+                self.hot[demand] = None
+                self.wake.set()
 
     def heat_all(self) -> None:
         """Claim for every demand that can take jobs."""
@@ -69,7 +79,41 @@ class QueueDemands:
             self.wait_until_free(demand)
         for demand in chosen:
             self.woken.add(demand)
-            self._heat(demand)
+            self.heat(demand)
+
+    def reserve_for(self, wanted: Counter[str], queue: str) -> Reserved:
+        """Reserve idle demands for jobs that are on their way, without waking any.
+
+        Args:
+            wanted: How many jobs, by the ids of their routes.
+            queue: Of the jobs.
+        """
+        reserved, full = Reserved(), []
+        left = wanted.copy()
+        for demand in self.idle:
+            served = self._routes.served_by(demand.spec)
+            routes = [route_id for route_id in left if route_id in served]
+            if not routes:
+                continue
+            count = demand.reserve(sum(left[route_id] for route_id in routes), queue)
+            if count == 0:
+                full.append(demand)
+                continue
+            reserved.add(demand, count, served)
+            for route_id in routes:
+                taken = min(count, left[route_id])
+                count -= taken
+                left[route_id] -= taken
+            left = +left
+            if not left:
+                break
+        for demand in full:
+            self.wait_until_free(demand)
+        for demand in reserved.demands:
+            # To the end: they take turns.
+            del self.idle[demand]
+            self.idle[demand] = None
+        return reserved
 
     def cool(self, demand: Demand) -> None:
         """There are no jobs for a hot demand: wait until some become ready."""
@@ -82,20 +126,13 @@ class QueueDemands:
         self.idle.pop(demand, None)
         self.hot.pop(demand, None)
         self.full[demand] = None
-        demand.skipped[self._heat] = None
+        demand.skipped[self.heat] = None
 
     def skip(self, demand: Demand) -> None:
         """As `wait_until_free`, for one that a claim was to be made for."""
         self.wait_until_free(demand)
         if demand in self.woken:
             self._pass_on(demand)
-
-    def _heat(self, demand: Demand) -> None:
-        for demands in (self.idle, self.full):
-            if demand in demands:
-                del demands[demand]
-                self.hot[demand] = None
-                self.wake.set()
 
     def _pass_on(self, demand: Demand) -> None:
         """Look for the others, as the one that was chosen for a job does not take it."""
