@@ -152,6 +152,7 @@ async def test_a_cancellation_between_read_and_write_of_an_ending_is_seen(
             await broker.router.cancel_job("default", ulid, "raced")
         return job
 
+    # Private, as above.
     broker.parts.attempts._read = read_then_cancel  # type: ignore[assignment, method-assign]
     done = await broker.fail("default", ulid, "w1", token, Failure("Broken", ""))
     assert reads == 2

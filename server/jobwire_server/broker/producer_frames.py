@@ -162,7 +162,7 @@ def _answer_size(answer: Answer) -> int:
     size = 20
     for results in answer.results, answer.cancels:
         size += ACCEPTED_BYTES * len(results)
-        size += ERROR_BYTES * sum(isinstance(each, JobwireError) for each in results)
+        size += ERROR_BYTES * sum([isinstance(each, JobwireError) for each in results])
     return size
 
 

@@ -88,7 +88,8 @@ class Submissions:
         order in which they are submitted. What can't be opened is for each submission to find out.
         """
         find = self._open_queues.find
-        closed = {item.queue for item in items if type(item) is NewJob and not find(item.queue)}
+        queues = {item.queue for item in items if type(item) is NewJob}
+        closed = {queue for queue in queues if not find(queue)}
         for queue in closed:
             if not self._draining:
                 with suppress(JobwireError):

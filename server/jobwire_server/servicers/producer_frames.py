@@ -111,7 +111,7 @@ class ProducerFrameChecks:
         if len(items) == 1:
             frame.submissions = (self._jobs.check(items[0].request),)
         elif len(items) <= self._max_jobs:
-            requests = (item.request for item in items)
+            requests = [item.request for item in items]
             frame.submissions = await check_batch(self._jobs, requests, request.ByteSize())
         else:
             text = f"may hold at most {self._max_jobs}, not {len(items)}"
