@@ -26,7 +26,7 @@ class Stream:
         self.follows: dict[str, jobs.Follow] = {}
         self.told: dict[str, int] = {}
         self.peer = ""
-        self.half_closed = self.ended = False
+        self.half_closed = self.ended = self.mute = False
 
     def say(self, **fields: Any) -> None:
         self.outgoing.put_nowait(jobs.ProduceResponse(**fields))
@@ -47,6 +47,7 @@ class StreamBroker(Broker):
         mute: True: streams are read and nothing is said.
         opens: False: nor do they open.
         holds: True: submissions are taken and answered when `answer` is called.
+        keeps: The same for these operations.
         refusals: Errors for the next submissions of these job ids, one each.
         lost_follows: Errors for the next follows of these job ids.
         end_on: Called with each frame; what it returns ends the stream with that status.
@@ -59,6 +60,7 @@ class StreamBroker(Broker):
         self.streams: list[Stream] = []
         self.mute = self.holds = self.newer = False
         self.opens = True
+        self.keeps: set[str] = set()
         self.held: list[tuple[Stream, jobs.ProduceRequest]] = []
         self.refusals: dict[str, list[errors_pb2.ItemError]] = {}
         self.lost_follows: dict[str, list[errors_pb2.ItemError]] = {}
@@ -92,7 +94,7 @@ class StreamBroker(Broker):
                     if said:
                         await context.abort(*said)
                     return
-                if not self.mute:
+                if not (self.mute or stream.mute):
                     await context.write(said)
         finally:
             stream.ended = True
@@ -121,7 +123,8 @@ class StreamBroker(Broker):
                 stream.follows.pop(job_id, None)
             for follow in frame.follows:
                 self._follow(stream, follow.job_id, follow)
-            if frame.submissions and self.holds:
+            operations = {item.request.spec.operation for item in frame.submissions}
+            if operations & self.keeps or (operations and self.holds):
                 self.held.append((stream, frame))
             elif frame.sequence:
                 self._answer(stream, frame)
@@ -153,11 +156,9 @@ class StreamBroker(Broker):
                 job.revision += 1
             if item.HasField("follow"):
                 self._follow(stream, accepted.job_id, item.follow)
-        stream.outgoing.put_nowait(
-            newer(jobs.ProduceResponse, answers=[answer], newer=b"later")
-            if self.newer
-            else jobs.ProduceResponse(answers=[answer])
-        )
+        said = newer(jobs.ProduceResponse, newer=b"later") if self.newer else jobs.ProduceResponse()
+        said.answers.append(answer)
+        stream.outgoing.put_nowait(said)
 
     def _follow(self, stream: Stream, job_id: str, follow: jobs.Follow) -> None:
         waiting = self.lost_follows.get(job_id)

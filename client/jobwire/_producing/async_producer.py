@@ -56,7 +56,7 @@ class AsyncProducer:
             leave_behind(self._by_loop)
             self._forks = forks()
             kept = {}
-        if kept.keys() - {loop}:
+        if self._by_loop.keys() - {loop}:
             expect_several_loops()
         mine = LoopProducer(
             self._options,

@@ -15,7 +15,7 @@ import grpc
 
 from jobwire._connection import __version__
 from jobwire._producing.follows import Follows
-from jobwire._producing.line import OPENING_S, Line
+from jobwire._producing.line import LATE_S, OPENING_S, Line
 from jobwire._producing.parcels import Follower, HandedBack, Parcel
 from jobwire._repeat import Backoff, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded, from_item_error, from_result
@@ -301,10 +301,12 @@ class Conversation:
     @property
     def waits_s(self) -> float | None:
         """The seconds until something that can't be said now may be; None: nothing is held back."""
+        if not (self._later or self._waiting):
+            return None
         now = self._now()
         due = self._later[0][0] if self._later else math.inf
         if self._waiting and self.line is not None and self.line.sent:
-            due = min(due, now + 0.1)
+            due = min(due, now + LATE_S)
         return None if math.isinf(due) else max(0.0, due - now)
 
     def tick(self) -> None:

@@ -175,7 +175,7 @@ class ThreadProducer:
         except Exception as error:
             # A call meets the same, and tells its caller.
             log.debug("no stream can be opened: %s", error)
-            self.reach.failed(time.monotonic(), None, silent=True)
+            self.reach.failed(None, silent=True)
             self.talk.hand_back(None, follows=True)
 
     def _open_one(self) -> None:
@@ -280,7 +280,7 @@ class ThreadProducer:
         refused = error is not None and not (
             worth_repeating(error) or error.code is grpc.StatusCode.INVALID_ARGUMENT
         )
-        self.reach.failed(line.born_at, error, silent=silent or refused)
+        self.reach.failed(error, silent=silent or refused)
         if self.reach.is_doubtful:
             self.talk.hand_back(error, follows=self.reach.is_resting)
         if self.reach.wants_evidence and not self._is_asking and len(self.talk.follows):

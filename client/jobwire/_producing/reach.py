@@ -70,19 +70,18 @@ class Reach:
         """Let some time pass before the next stream, although none failed."""
         self._again_at = self._now() + self._backoff.next_s()
 
-    def failed(self, began: float, error: CallError | None, *, silent: bool = False) -> None:
+    def failed(self, error: CallError | None, *, silent: bool = False) -> None:
         """Note a stream that did not open, or ended.
 
         Args:
-            began: When it was tried.
             error: What it ended with.
             silent: True: it was given up.
         """
         now = self._now()
         if error is not None and is_missing(error):
             self._rests_until = now + REST_S
-        elif self._failures and self._failed_at <= self._answered_at <= began:
-            # A call was answered in between.
+        elif self._failures and self._failed_at <= self._answered_at:
+            # A call was answered since the one before.
             self._contradicted += 1
             if self._contradicted >= 2 or silent:
                 self._rests_until = now + REST_S
