@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -43,30 +44,66 @@ def jobwire(
     )
 
 
+class Running:
+    """A command beside the test, which reads what it writes.
+
+    Args:
+        process: Of the command.
+        stdout: The other end of its standard output.
+        stderr: The other end of its standard error.
+    """
+
+    def __init__(self, process: warm.Process, stdout: IO[str], stderr: IO[str]) -> None:
+        self._process = process
+        self.stdout = stdout
+        self.stderr = stderr
+        self.send_signal = process.send_signal
+        self.terminate = process.terminate
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, once it was waited for."""
+        return self._process.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end and return the exit code."""
+        return self._process.wait(timeout_s)
+
+    def rest(self, timeout_s: float = 60) -> tuple[str, str]:
+        """Wait for its end; return what it wrote on the two streams and nobody has read yet."""
+        with ThreadPoolExecutor(1) as pool:
+            out = pool.submit(self.stdout.read)
+            said = self.stderr.read()
+            self.wait(timeout_s)
+            return out.result(), said
+
+
 @contextmanager
-def running(
-    *arguments: str, target: str, stdout: int | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """Run a command beside the test, which reads its standard error; end it in any case."""
-    process = subprocess.Popen(
-        [*JOBWIRE, *arguments],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"JOBWIRE_TARGET": target},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def running(*arguments: str, target: str) -> Iterator[Running]:
+    """Run a command beside the test; end it in any case."""
+    (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+    with open(out) as stdout, open(err) as stderr:
+        try:
+            process = warm.start(
+                "jobwire.cli",
+                arguments,
+                output=its_out,
+                errors=its_err,
+                cwd=ROOT,
+                env=os.environ | {"JOBWIRE_TARGET": target},
+            )
+        finally:
+            os.close(its_out)
+            os.close(its_err)
+        try:
+            yield Running(process, stdout, stderr)
+        finally:
+            process.kill()
+            process.wait()
 
 
-def read_until(stream: IO[str] | None, words: str) -> None:
+def read_until(stream: IO[str], words: str) -> None:
     """Read lines up to the first that holds some words."""
-    assert stream is not None
     read = []
     for line in stream:
         if words in line:

@@ -79,7 +79,7 @@ def test_bench_that_is_interrupted_forgets_its_jobs(target: str) -> None:
     with running(*SMALL, "--jobs", "1000000", target=target) as process:
         read_until(process.stderr, "full speed")
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.rest()
     assert process.returncode == 130
     with Client(target) as client:
         assert client.queue(QUEUE).counts == {}

@@ -106,7 +106,7 @@ def test_cancel_ends_a_running_job_and_its_watch(busy_target: str) -> None:
         read_until(watch.stderr, "waiting")
         done = jobwire("cancel", job_id, "-m", "enough", target=busy_target)
         assert done.stdout == f"{job_id} CANCELLING\n"
-        assert "was cancelled: enough" in watch.communicate(timeout=60)[1]
+        assert "was cancelled: enough" in watch.rest()[1]
         assert watch.returncode == 1
 
 
@@ -115,7 +115,7 @@ def test_ctrl_c_leaves_a_watch_with_130_and_the_job_goes_on(busy_target: str) ->
     with running("watch", job_id, target=busy_target) as watch:
         read_until(watch.stderr, "waiting")
         watch.send_signal(signal.SIGINT)
-        assert "Traceback" not in watch.communicate(timeout=60)[1]
+        assert "Traceback" not in watch.rest()[1]
         assert watch.returncode == 130
     (job,) = lines_of(jobwire("get", job_id, "--json", target=busy_target).stdout)
     assert job["state"] == "RUNNING"
@@ -281,9 +281,7 @@ def test_a_reader_that_has_enough_is_no_error(target: str) -> None:
     for _ in range(3):
         submit(target, "nobody", "-q", "piped")
     command = ("list", "-q", "piped", "--json")
-    with running(*command, target=target, stdout=subprocess.PIPE) as listing:
-        assert listing.stdout is not None
-        assert listing.stderr is not None
+    with running(*command, target=target) as listing:
         listing.stdout.close()
         assert (listing.wait(60), listing.stderr.read()) == (0, "")
 
@@ -329,7 +327,7 @@ def test_sigterm_ends_a_worker_with_0(target: str) -> None:
     with running(*command, target=target) as process:
         read_until(process.stderr, "worker to-be-ended")
         process.terminate()
-        assert "has left" in process.communicate(timeout=60)[1]
+        assert "has left" in process.rest()[1]
         assert process.returncode == 0
     assert jobwire("workers", "show", "to-be-ended", target=target).returncode == 3
 
@@ -343,7 +341,7 @@ def test_a_second_signal_gives_running_jobs_back_at_once(target: str) -> None:
         process.terminate()
         read_until(process.stderr, "told to stop: finishing")
         process.terminate()
-        assert "told to stop again" in process.communicate(timeout=60)[1]
+        assert "told to stop again" in process.rest()[1]
         assert process.returncode == 0
     (job,) = lines_of(jobwire("get", job_id, "--json", target=target).stdout)
     assert (job["state"], job["interruptions"], job["failures"]) == ("PENDING", 1, 0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobwire import Client
 
-from tests.cli.support import jobwire, running
+from tests.cli.support import Running, jobwire, running
 
 
 def test_run_puts_output_and_messages_where_a_local_command_does(busy_target: str) -> None:
@@ -28,19 +27,17 @@ def test_run_exits_with_the_outcome(busy_target: str) -> None:
 
 
 @contextmanager
-def _run_until_output(target: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _run_until_output(target: str, *options: str) -> Iterator[tuple[Running, str]]:
     arguments = ("run", "talk", '"wait"', *options)
-    with running(*arguments, target=target, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+    with running(*arguments, target=target) as process:
         assert process.stdout.readline() == "out\n"
-        assert process.stderr is not None
         yield process, process.stderr.readline().split()[-1]
 
 
 def test_an_interrupt_leaves_the_job_to_itself(busy_target: str) -> None:
     with _run_until_output(busy_target) as (process, job_id):
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.rest()
     assert process.returncode == 130
     assert f"jobwire watch {job_id}" in said
     with Client(busy_target) as client:
@@ -54,7 +51,7 @@ def test_an_interrupt_cancels_the_job_that_was_not_to_outlive_the_command(
     for number in (signal.SIGINT, signal.SIGKILL):
         with _run_until_output(busy_target, "--cancel-on-exit") as (process, job_id):
             process.send_signal(number)
-            process.communicate(timeout=60)
+            process.rest()
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
         with Client(busy_target) as client:
             assert client.job(job_id).wait(timeout=60).state == "CANCELLED"

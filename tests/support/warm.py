@@ -124,22 +124,24 @@ def start(
     arguments: Sequence[str],
     *,
     output: int,
+    errors: Descriptor = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `python -m MODULE ARGUMENTS` with no input and its output to a descriptor.
+    """Start `python -m MODULE ARGUMENTS` with no input and its output to a descriptor, or to two.
 
     Modules of the tests are found as well.
     """
+    errors = output if errors is None else errors
     if is_fit(env):
-        return WarmProcess(module, arguments, stdout=output, stderr=output, cwd=cwd, env=env)
+        return WarmProcess(module, arguments, stdout=output, stderr=errors, cwd=cwd, env=env)
     env = dict(os.environ if env is None else env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), str(ROOT))))
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=output,
+        stderr=errors,
         cwd=cwd,
         env=env,
     )
