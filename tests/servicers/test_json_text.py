@@ -64,6 +64,9 @@ def test_what_a_writer_of_json_writes_is_taken(
 @example('"\t"')
 @example(" 1 ")
 @example("01")
+@example('"' + "[" * 500 + '"')
+@example('"' + "1e400," * 100 + '"')
+@example('{"' + "[" * 500 + '": "' + "]" * 500 + '"}')
 def test_any_text_is_taken_where_a_reader_takes_it(text: str) -> None:
     assert _is_taken(text) == _would_be_taken(text)
 
@@ -78,6 +81,7 @@ NUMBERS = [
 STRINGS = [
     *('""', '"a"', '"[[["', '"}]"', '"\\""', '"\\\\"', '"\\\\\\""', '"\\\\[\\","', '"é"'),
     *('"1e400"', '"😀,1e400,"', '"true"', '"\\ud83d\\ude00"', '"' + "0" * 250 + '"', '":"'),
+    '"' + "[" * 500 + '"',
 ]
 BLANKS = st.sampled_from(["", "", " ", "\n ", "\t"])
 
@@ -107,7 +111,7 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|[-+.eE0-9]{2,}|[0-9]')
 
 def _fault(text: str) -> str:
     """What is wrong with good JSON, token by token."""
-    level, deepest, beyond = 0, 0, ""
+    level, deepest, beyond, long = 0, 0, "", ""
     for found in _TOKENS.finditer(text):
         token, digits = found[0], found[0].lstrip("-")
         if token in "[{":
@@ -115,14 +119,15 @@ def _fault(text: str) -> str:
             deepest = max(deepest, level)
         elif token in "]}":
             level -= 1
-        elif token[0] != '"' and not beyond and math.isinf(float(token)):
+        elif token[0] == '"':
+            continue
+        elif len(token) > MAX_DIGITS:
+            long = f"more than {MAX_DIGITS} digits"
+        elif not beyond and math.isinf(float(token)):
             before = text[: found.start() + len(token) - len(digits)]
             line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
             beyond = f"{digits[:20]}{'…' * (len(digits) > 20)} at line {line} column {column}"
-        if token[0] in "-0123456789" and len(token) > MAX_DIGITS:
-            beyond = f"more than {MAX_DIGITS} digits"
-            break
-    return "more than 200 levels" if deepest > MAX_LEVELS else beyond
+    return "more than 200 levels" if deepest > MAX_LEVELS else long or beyond
 
 
 @settings(max_examples=120, deadline=None)

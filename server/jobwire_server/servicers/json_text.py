@@ -63,12 +63,15 @@ def check_json(text: str) -> None:
         raise ValueError(f"is not JSON: {_explained(text, str(error))}") from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    may_be_deep = len(text) > 2 * MAX_LEVELS and text.count("[") + text.count("{") > MAX_LEVELS
     data = text.encode()
     # A number is beyond a double only with an exponent of three digits, or with 200 in a row.
     alike = data.translate(_ALIKE, b"+")
-    may_be_beyond = _LARGE_EXPONENT in alike or _LONG in alike
-    if may_be_deep or may_be_beyond:
+    may_be_beyond = _LARGE_EXPONENT in alike
+    may_be_deep = False
+    if len(data) >= len(_LONG):
+        may_be_beyond = may_be_beyond or _LONG in alike
+        may_be_deep = data.count(b"[") + data.count(b"{") > MAX_LEVELS
+    if may_be_beyond or may_be_deep:
         bare = _without_strings(data)
         if may_be_deep and _levels(bare) > MAX_LEVELS:
             raise ValueError(_TOO_DEEP)
@@ -123,6 +126,8 @@ def _without_strings(data: bytes) -> bytes:
 def _levels(bare: bytes) -> int:
     """Return how deep JSON without its strings is."""
     brackets = bare.translate(_OPENS, _NO_BRACKETS)
+    if not brackets:  # they all stand in a string
+        return 0
     # Eight in a byte, for which it is known where they lead. What fills up the first one goes down.
     fill = -len(brackets) % 8
     packed = int(brackets, 2).to_bytes((len(brackets) + fill) // 8, "big")
