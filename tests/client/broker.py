@@ -144,7 +144,7 @@ class Broker(
 
     # JobService.
 
-    def _accept(self, request: jobs.SubmitJobRequest) -> jobs.SubmitJobResponse:
+    def accept(self, request: jobs.SubmitJobRequest) -> jobs.SubmitJobResponse:
         existed = request.job_id in self.jobs
         if not existed:
             self.jobs[request.job_id] = job_pb2.Job(
@@ -161,7 +161,7 @@ class Broker(
 
     async def SubmitJob(self, request: Any, context: Any) -> Any:
         await self.enter("SubmitJob", request, context)
-        answer = self._accept(request)
+        answer = self.accept(request)
         await self.touch()
         return answer
 
@@ -181,7 +181,7 @@ class Broker(
                     )
                 )
             else:
-                answer.results.add().accepted.CopyFrom(self._accept(one))
+                answer.results.add().accepted.CopyFrom(self.accept(one))
         await self.touch()
         return answer
 

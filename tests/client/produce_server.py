@@ -147,7 +147,7 @@ class StreamBroker(Broker):
             if waiting:
                 answer.results.add().error.CopyFrom(waiting.pop(0))
                 continue
-            accepted = self._accept(request)
+            accepted = self.accept(request)
             answer.results.add().accepted.CopyFrom(accepted)
             job = self.jobs[accepted.job_id]
             if job.state not in TERMINAL and request.spec.operation in self.finishes:

@@ -79,7 +79,7 @@ async def test_a_break_loses_nothing_and_doubles_nothing(
     await eventually(lambda: streams.held, "submissions")
     for _, frame in streams.held:
         for item in frame.submissions:
-            streams._accept(item.request)
+            streams.accept(item.request)
     streams.holds = False
     streams.held.clear()
     streams.streams[0].end(*UNAVAILABLE)

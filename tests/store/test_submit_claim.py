@@ -103,6 +103,7 @@ class Way:
             runner.loses_next = True
             with pytest.raises(AnswerLost):
                 await self.claim(requests)
+            # Private: a repeat of the same call, by its number, which the store makes for each.
             store._claim_calls -= 1
         accepted = await store.submit(self.queue, self.own(jobs), RETAIN_MS, *limits)
         runner.loses_next = lost

@@ -102,9 +102,11 @@ async def test_each_job_goes_to_who_serves_it_and_the_rest_stays_and_is_announce
 ) -> None:
     one = _Taker("w1", 2)
     other = _Taker("w2", 5, ("other",))
-    found = await _waiting(broker, one, other)
+    await _waiting(broker, one, other)
     heard: list[bytes] = []
-    await broker.parts.notices.listen(found._channel, Listener(heard.append, lambda: None))
+    await broker.parts.notices.listen(
+        keys.ready_channel("default"), Listener(heard.append, lambda: None)
+    )
     ulids = await broker.submit(
         *(new_job() for _ in range(3)), new_job(operation="other"), new_job(delay_ms=3_600_000)
     )
@@ -204,6 +206,7 @@ async def test_the_first_job_of_a_route_is_looked_for_though_a_claim_was_under_w
         answer = await claim(*args)
         if not submitted:
             submitted.extend(await _submitted_elsewhere(broker, new_job(operation="new")))
+            # Private: nothing else tells that the dispatcher has heard it.
             await eventually(lambda: found._routes.stale, "the route is announced")
         return answer
 
