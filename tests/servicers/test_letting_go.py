@@ -179,6 +179,13 @@ def _calls() -> Iterator[Path]:
     yield "stream_stream", f"{workers}/Work", [first, b"\xff" * LARGE], "", "INVALID_ARGUMENT"
     yield "stream_stream", f"{workers}/Work", [first, unfit], "", "INVALID_ARGUMENT"
     yield "stream_stream", f"{workers}/Work", [first, second], "", "OK"
+    said = job_service_pb2.ProduceRequest
+    first = _padded(said(open=job_service_pb2.ProducerOpening(client="c-1")))
+    unfit = said(open=job_service_pb2.ProducerOpening(client="c" * LARGE)).SerializeToString()
+    yield "stream_stream", f"{jobs}/Produce", [_padded(said())], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{jobs}/Produce", [unfit], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{jobs}/Produce", [first, b"\xff" * LARGE], "", "INVALID_ARGUMENT"
+    yield "stream_stream", f"{jobs}/Produce", [first, unfit], "", "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize(
