@@ -97,6 +97,11 @@ class Conversation:
             self._waiting or len(self.follows) or self._later or (line is not None and line.sent)
         )
 
+    @property
+    def has_news(self) -> bool:
+        """True if there may be something to write that was not there before."""
+        return bool(self._waiting or self._later or self.follows.pending)
+
     # Streams.
 
     def begin(self) -> Line:

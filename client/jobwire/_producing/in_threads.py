@@ -146,8 +146,11 @@ class ThreadProducer:
     def _pump(self) -> None:
         if self._stream is None:
             self._open_soon()
-        else:
-            self._stream.wake()
+        elif self._stream.sleeps:
+            # Taken here, it needs not be waited for by the thread that writes it.
+            frame = self.talk.next_frame(self._stream.line)
+            if frame is not None:
+                self._stream.wake(frame)
 
     def _open_soon(self) -> None:
         if self._rests or self.is_over or self._stream is not None:
@@ -200,14 +203,18 @@ class ThreadProducer:
             with lock:
                 frame = talk.next_frame(line)
                 stream.sleeps = frame is None
-                wait_s = talk.waits_s if frame is None else None
+                wait_s = talk.waits_s or TICK_S if frame is None else 0.0
+            if frame is None:
+                try:
+                    frame = stream.wakes.get(timeout=min(wait_s, TICK_S))
+                except queue.Empty:
+                    with lock:
+                        # Somebody may put a frame there at this moment.
+                        stream.sleeps = False
+                        frame = None if stream.wakes.empty() else stream.wakes.get()
+                    self.tick()
             if frame is not None:
                 yield frame
-                continue
-            try:
-                stream.wakes.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
-            except queue.Empty:
-                self.tick()
 
     def _read(self, stream: ThreadStream) -> None:
         error: CallError | None = None
@@ -239,7 +246,7 @@ class ThreadProducer:
                     stream.leave()
             elif line.is_draining:
                 self._move(stream)
-            else:
+            elif self.talk.has_news:
                 stream.wake()
 
     def _move(self, stream: ThreadStream) -> None:

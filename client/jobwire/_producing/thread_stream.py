@@ -137,7 +137,7 @@ class ThreadStream:
     ) -> None:
         self.line = line
         self.is_leaving = self.sleeps = False
-        self.wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.wakes: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.writer: threading.Thread | None = None
         self.reader: threading.Thread | None = None
         self._channel = channel
@@ -148,11 +148,11 @@ class ThreadStream:
         )
         self.call: Any = method(frames(self), metadata=metadata)
 
-    def wake(self) -> None:
-        """Let it look for another frame."""
+    def wake(self, frame: bytes | None = None) -> None:
+        """Let the thread that writes look for another frame, or take this one."""
         if self.sleeps:
             self.sleeps = False
-            self.wakes.put(None)
+            self.wakes.put(frame)
 
     def leave(self) -> None:
         """Say that nothing more will come, and let the server end the stream."""
