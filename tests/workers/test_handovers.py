@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
+from itertools import count
 from typing import Any
 
 import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.domain.model import Assignment, JobState, NewJob
-from jobwire_server.store import keys
+from jobwire_server.store import group_commit, keys
 from jobwire_server.store.notices import Listener
 from jobwire_server.workers import dispatcher
 from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.dispatcher import QueueDispatcher
 
 from tests.support.brokers import Broker, running_broker
+from tests.support.dump import QueueDump
 from tests.support.jobs import new_job, ulid_of, worker_spec
 from tests.support.waiting import eventually
 
@@ -30,7 +34,8 @@ class _Taker(Demand):
         self.got: list[str] = []
 
     def deliver(self, assignments: list[Assignment]) -> bool:
-        self.got += [ulid_of(assignment.job_id) for assignment in assignments]
+        if not self.closed:
+            self.got += [ulid_of(assignment.job_id) for assignment in assignments]
         return not self.closed
 
 
@@ -150,7 +155,7 @@ async def test_a_paused_queue_hands_over_nothing_and_wakes_everybody_once_it_goe
     assert taker.got == []
     await broker.router.operators.set_paused("default", False)
     await eventually(lambda: taker.got == ulids, "the job comes")
-    assert taker.free == 4
+    await eventually(lambda: taker.free == 4, "nothing stays reserved")
 
 
 async def test_a_job_that_was_there_is_handed_over_once(broker: Broker) -> None:
@@ -217,3 +222,134 @@ async def test_the_first_job_of_a_route_is_looked_for_though_a_claim_was_under_w
     found.offer(taker)
     await eventually(lambda: bool(taker.got), "the job comes", timeout_s=5.0)
     assert taker.got == submitted
+
+
+async def test_a_producer_that_gives_up_leaves_no_job_leased_to_nobody(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taker = _Taker("w1", 3)
+    await _waiting(broker, taker)
+    # A lone call is made in the task of its caller, once there were some.
+    for _ in range(group_commit.LONE_CALLS):
+        await broker.submit()
+        taker.unreserve(1)
+    runner = broker.parts.runner
+    run, gate, asked = runner.run, asyncio.Event(), list[str]()
+
+    async def held(name: str, key: str, args: Any) -> Any:
+        answer = await run(name, key, args)
+        asked.append(name)
+        if len(asked) == 1:
+            await gate.wait()
+        return answer
+
+    monkeypatch.setattr(runner, "run", held)
+    taker.got.clear()
+    job = new_job()
+    producer = asyncio.create_task(broker.submit(job))
+    await eventually(lambda: bool(asked), "it is accepted, and nobody has heard of it")
+    producer.cancel()
+    await asyncio.gather(producer, return_exceptions=True)
+    assert producer.cancelled()
+    await eventually(lambda: taker.got == [ulid_of(job)], "the job comes")
+    # By the same call, and not by way of a lost answer.
+    assert {name for name in asked if "claim" in name} == {"submit_claim"}
+    assert (await broker.job(ulid_of(job))).fencing_token == 1
+    assert taker.free == 2
+    broker.check()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_no_job_is_forgotten_whatever_happens_at_the_same_time(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    runner = broker.parts.runner
+    run = runner.run
+
+    async def unsteady(name: str, key: str, args: Any) -> Any:
+        if name not in ("submit", "claim", "submit_claim"):
+            return await run(name, key, args)
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        fate = rng.random()
+        if fate < 0.05:
+            raise StoreUnavailable("not done")
+        answer = await run(name, key, args)
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        if fate > 0.95:
+            raise StoreUnavailable("done, and the answer lost")
+        return answer
+
+    monkeypatch.setattr(runner, "run", unsteady)
+    monkeypatch.setattr(dispatcher, "ERROR_PAUSE_S", 0.005)
+    found = broker.parts.dispatchers.of("default")
+    number = count(1)
+    takers: list[_Taker] = []
+    gone: list[_Taker] = []
+    wanted: dict[str, None] = {}
+
+    def come() -> None:
+        operations = rng.choice((("work",), ("other",), ("work", "other"), ("third", "work")))
+        taker = _Taker(f"w{next(number)}", rng.randint(0, 3), operations)
+        takers.append(taker)
+        found.offer(taker)
+
+    def go() -> None:
+        if takers:
+            taker = takers.pop(rng.randrange(len(takers)))
+            gone.append(taker)
+            taker.closed = True
+            found.withdraw(taker)
+
+    def free() -> None:
+        for taker in takers:
+            taker.unreserve(rng.randint(0, 2))
+
+    async def submit() -> None:
+        jobs = [
+            new_job(operation=rng.choice(("work", "work", "other", "third")), priority=p)
+            for p in rng.choices((0, 3), k=rng.choice((1, 1, 2, 20)))
+        ]
+        wanted.update(dict.fromkeys(map(ulid_of, jobs)))
+        elsewhere = rng.random() < 0.3
+        while True:
+            try:
+                await (_submitted_elsewhere(broker, *jobs) if elsewhere else broker.submit(*jobs))
+            except StoreUnavailable:
+                continue
+            return
+
+    def left_over() -> list[str]:
+        """The operations for which jobs are ready and somebody waits."""
+        able = {op for taker in takers if taker.open for op in taker.spec.operations}
+        ready = broker.client.hkeys("jw:{default}:ready")
+        return [op for op in able if new_job(operation=op).route.id.encode() in ready]
+
+    def unknown() -> list[str]:
+        """The jobs that are leased to nobody, or to somebody who does not know."""
+        jobs = QueueDump(broker.dump()).jobs
+        got = {taker.spec.worker_id: taker.got for taker in gone + takers}
+        return [ulid for ulid in wanted if ulid not in got.get(jobs[ulid].get("w", ""), ())]
+
+    acts = [come, come, go, free, free, None, None, None, None]
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        for _ in range(60):
+            act = rng.choice(acts)
+            if act is None:
+                tasks.create_task(submit())
+            else:
+                act()
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+    try:
+        await eventually(lambda: not left_over(), "whoever can take a job has it")
+        last = _Taker("last", 10_000, ("work", "other", "third"))
+        takers.append(last)
+        found.offer(last)
+        # What nobody heard of goes back first.
+        await eventually(lambda: not unknown(), "whoever has a job knows of it")
+    finally:
+        monkeypatch.undo()
+    broker.check()

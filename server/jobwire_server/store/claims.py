@@ -31,7 +31,9 @@ class Claimed(NamedTuple):
 
     assignments: list[Assignment]
     more: bool
-    """True: the call stopped at its bound on stale entries, or on bytes; ask again."""
+    """True: the routes have more, or may have: it brought all that was asked for, or stopped at its
+    bound on stale entries, or on bytes; ask again.
+    """
 
 
 class ClaimStore(QueueScripts):

@@ -194,8 +194,12 @@ class QueueDispatcher:
                             self._channel, Listener(self.notice, self.look_again)
                         )
                         self._subscribed = True
-                    if self._routes.stale:
-                        await self._routes.read()
+                    while self._claims.under_way or self._routes.stale:
+                        # Routes may have been announced during either.
+                        if self._claims.under_way:
+                            await self._claims.finish()
+                        else:
+                            await self._routes.read()
                     if self.demands.hot:
                         await self._claims.claim()
                     self._late = False

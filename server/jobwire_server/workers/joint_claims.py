@@ -100,9 +100,7 @@ class JointClaims:
         await self._tasks.cancel()
 
     async def claim(self) -> None:
-        """Make one claim for all hot demands, behind a hand-over that is under way."""
-        while self._under_way is not None:
-            await self._at_rest.wait()
+        """Make one claim for all hot demands; with no call under way."""
         self._noticed.clear()
         reserved = self._reserve()
         if not reserved.demands:
@@ -182,7 +180,7 @@ class JointClaims:
         # Whoever was woken meanwhile stays so.
         self._hand_out(reserved, brought, EVERY_ROUTE)
         for request, demand, claimed in reserved.with_answers(brought):
-            if claimed.more and not request.max_bytes:
+            if claimed.more and demand.open and not request.max_bytes:
                 self._demands.heat(demand)
 
     def _reserve(self) -> Reserved:
@@ -221,7 +219,7 @@ class JointClaims:
             brought: What came of it.
             noticed: On which routes jobs became ready meanwhile.
         """
-        demands = self._demands
+        demands, left = self._demands, set[str]()
         for request, demand, claimed in reserved.with_answers(brought):
             got = claimed.assignments
             if reserved.given_up:
@@ -240,6 +238,11 @@ class JointClaims:
                 demands.remove(demand)
             elif not demand.open:
                 demands.skip(demand)
+            if claimed.more and missing == 0 and not demand.open:
+                left.update(request.route_ids)
+        if left:
+            # Announced for somebody who took others: for whoever waits.
+            demands.heat_on(left)
 
     def _deliver_late(self, worker_id: str, demand: Demand, got: list[Assignment]) -> None:
         """Hand out what came after `give_up`, as far as there is room for it again."""

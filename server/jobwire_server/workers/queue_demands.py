@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Set
 
 from jobwire_server.workers.demand import Demand
 from jobwire_server.workers.queue_routes import QueueRoutes
@@ -63,6 +64,12 @@ class QueueDemands:
         self.hot.update(self.idle)
         self.idle.clear()
         self.wake.set()
+
+    def heat_on(self, route_ids: Set[str]) -> None:
+        """Claim for whoever waits for jobs on any of the routes."""
+        for demand in [*self.idle]:
+            if not route_ids.isdisjoint(self._routes.served_by(demand.spec)):
+                self.heat(demand)
 
     def heat_for(self, route_id: str, count: int) -> None:
         """Claim for as many demands as it takes for so many jobs on a route."""

@@ -19,7 +19,7 @@
 -- then for each request four: worker, most jobs (or <most jobs>/<most bytes>), lease in ms, number of its route set from 1
 -- Returns {now, paused 0|1, unheard, then for each request {more 0|1, then for each job ulid, fencing token, attempt, record}};
 --   attempt: its number, or {number, checkpoint} for a job with a checkpoint
---   more = 1: stopped early at the bound on stale entries, or on bytes, ask again
+--   more = 1: stopped early at the bound on stale entries, or on bytes, ask again; or all that was asked for, and its routes have more
 --   unheard: three values for each job of an earlier call whose answer was lost for good: worker, ulid, fencing token
 --constants states
 --include clock numbers tally chunks state holder unique terminal ageing requests records lost_answers popping leasing

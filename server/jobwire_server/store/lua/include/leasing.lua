@@ -38,7 +38,7 @@ local function lease_jobs(P, now, server, call, heard, retention, set_count, fir
 
   count_entries(P, sets)
   local changed, claimed = tally.changed, {}
-  local answer, saved, workers = { now, 0, unheard(P) }, {}, {}
+  local answer, saved, workers, filled = { now, 0, unheard(P) }, {}, {}, {}
   local leases, started, stale, call_bytes = {}, 0, 0, 0
   for r, request in ipairs(requests) do
     local jobs, held, more, request_bytes, most_bytes = { 0 }, {}, 0, 0, request.bytes or REQUEST_BYTES
@@ -105,10 +105,14 @@ local function lease_jobs(P, now, server, call, heard, retention, set_count, fir
     end
     if #held > 0 then each_slice('SADD', P .. 'held:' .. request.worker, held) end
     jobs[1] = more
+    filled[r] = need == 0
     answer[#answer + 1] = jobs
     saved[r], workers[r] = table.concat(held), request.worker
   end
 
+  for r, request in ipairs(requests) do
+    if filled[r] and #live_routes(request.routes) > 0 then answer[r + 3][1] = 1 end
+  end
   write_counts(P)
   if started > 0 then
     each_slice('ZADD', P .. 'leases', leases)
