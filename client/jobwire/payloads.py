@@ -130,9 +130,7 @@ def fill_payload(payload: Payload, value: Any) -> None:
 def _json(value: Any) -> str:
     """Return compact JSON."""
     try:
-        text = json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse
-        )
+        text = _encode(value)
         # Halves of surrogate pairs are in the text as they are.
         if not text.isascii():
             text.encode()
@@ -148,6 +146,12 @@ def _refuse(value: Any) -> Any:
     if isinstance(value, Json):
         raise TypeError("a Json is a whole value: put json.loads(text) into another one instead")
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+# Made once: json.dumps makes an encoder for each call that differs from its defaults.
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse
+).encode
 
 
 def _unfit(value: Any, path: str, inside: set[int]) -> str:

@@ -12,6 +12,7 @@ from jobwire import (
     AsyncBatchError,
     AsyncClient,
     ClientClosed,
+    Context,
     DeadlineExceeded,
     InvalidRequest,
     JobFailed,
@@ -26,6 +27,7 @@ from jobwire.v1 import job_service_pb2 as jobs
 from tests.client.broker import Broker, rich_status
 from tests.client.newer import newer
 from tests.client.produce_server import StreamBroker
+from tests.client.support import Server, worker_at
 from tests.support.waiting import eventually
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "broke")
@@ -304,29 +306,21 @@ async def test_without_the_stream_a_client_goes_on_by_calls(broker: Broker) -> N
         assert (await waiting, await calling) == ("done", "done")
 
 
-async def test_a_stream_that_does_not_open_is_done_without(
-    streams: StreamBroker, client: AsyncClient
-) -> None:
-    streams.opens = False
+async def test_a_stream_that_does_not_open_is_done_without(streams: StreamBroker) -> None:
     streams.mute = True
-    handle = await asyncio.wait_for(client.submit("work"), 15)
-    assert [request.job_id for request in streams.calls["SubmitJob"]] == [handle.id]
-    # The same job: it may have been accepted on the stream as well.
-    assert handle.id in streams.streams[0].submitted
-    # Soon it is known that calls work where streams don't.
-    for _ in range(100):
+    async with AsyncClient(streams.target, timeout_s=4) as client:
+        handle = await asyncio.wait_for(client.submit("work"), 15)
+        assert [request.job_id for request in streams.calls["SubmitJob"]] == [handle.id]
+        # The same job: it may have been accepted on the stream as well.
+        assert handle.id in streams.streams[0].submitted
+        # Whoever waits goes over once it is known that calls work and streams don't.
+        result = asyncio.create_task(handle.result(timeout=60))
+        await eventually(lambda: streams.calls["WatchJob"], "a watch", timeout_s=30)
+        count = len(streams.streams)
+        await streams.finish(handle.id)
+        assert await result == "done"
         await client.submit("work")
-        if client._calls.producer._mine().reach.is_resting:
-            break
-        await asyncio.sleep(0.1)
-    count = len(streams.streams)
-    streams.mute = False
-    streams.opens = True
-    result = asyncio.create_task(handle.result(timeout=20))
-    await eventually(lambda: streams.calls["WatchJob"], "a watch")
-    await streams.finish(handle.id)
-    assert await result == "done"
-    assert len(streams.streams) == count
+        assert len(streams.streams) == count
 
 
 async def test_streams_that_end_at_once_are_done_without(
@@ -390,6 +384,26 @@ async def test_a_channel_of_the_callers_carries_the_stream_and_stays_open(
             await client.submit("work")
             await client.get(next(iter(streams.jobs)))
     assert len(streams.streams) == 2
+
+
+async def test_real_servers_lose_and_double_nothing_when_they_are_killed(server: Server) -> None:
+    async def work(context: Context) -> int:
+        return int(context.payload)
+
+    worker = worker_at(server.address, "stream", work=work)
+    async with worker, AsyncClient(server.address, timeout_s=60, reconnect_s=60) as client:
+        assert await client.call("work", 1) == 1
+        calling = [asyncio.create_task(client.call("work", n)) for n in range(100)]
+        later = await asyncio.gather(*(client.submit("work", n, delay=0.5) for n in range(100)))
+        waiting = [asyncio.create_task(handle.result()) for handle in later]
+        await asyncio.to_thread(server.kill)
+        server.start()
+        submitting = [asyncio.create_task(client.submit("work", n)) for n in range(100)]
+        handles = await asyncio.gather(*submitting)
+        assert await asyncio.gather(*calling) == [*range(100)]
+        assert await asyncio.gather(*waiting) == [*range(100)]
+        assert await asyncio.gather(*(handle.result() for handle in handles)) == [*range(100)]
+        assert len([job async for job in client.list_jobs(page_size=1000)]) == 301
 
 
 async def test_an_idle_stream_is_left(

@@ -18,7 +18,7 @@ from jobwire.v1 import job_service_pb2 as jobs
 
 from tests.client.broker import Broker, rich_status
 from tests.client.produce_server import StreamBroker
-from tests.client.test_surroundings import PREAMBLE, quiet, script
+from tests.client.test_surroundings import PREAMBLE, need, quiet, script
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.processes
@@ -240,6 +240,53 @@ async def test_children_of_multiprocessing_use_a_client_of_their_parent(
         _summing(streams).target,
     )
     assert (code, out, quiet(errors)) == (0, "6\n120\n6\n", [])
+
+
+async def test_each_loop_has_a_stream_of_its_own(streams: StreamBroker) -> None:
+    """Loops one after the other, in threads at once."""
+    code, out, errors = await script(
+        """
+        from jobwire import AsyncClient
+        client = AsyncClient(target, timeout_s=20)
+        done, sums = [], []
+
+        async def submit():
+            handles = await asyncio.gather(*(client.submit("work") for _ in range(30)))
+            done.extend(handle.id for handle in handles)
+            sums.append(await client.call("sum"))
+
+        def thread():
+            for _ in range(3):
+                asyncio.run(submit())
+
+        threads = [threading.Thread(target=thread) for _ in range(4)]
+        for each in threads: each.start()
+        for each in threads: each.join()
+        print(len(done), len(set(done)), sums == [6] * 12)
+        """,
+        _summing(streams).target,
+    )
+    assert (code, out, errors) == (0, "360 360 True\n", "")
+    assert len(streams.streams) == 12
+    assert calls(streams) == {"Produce"}
+
+
+async def test_under_gevent_calls_take_the_place_of_the_stream(streams: StreamBroker) -> None:
+    need("gevent")
+    code, out, errors = await script(
+        """
+        import gevent
+        from jobwire import Client
+        client = Client(target, timeout_s=20)
+        jobs = [gevent.spawn(client.submit, "work") for _ in range(20)]
+        gevent.joinall(jobs, raise_error=True)
+        print(len({job.value.id for job in jobs}))
+        """,
+        streams.target,
+        first="from gevent import monkey; monkey.patch_all()",
+    )
+    assert (code, out, errors) == (0, "20\n", "")
+    assert calls(streams) == {"SubmitJob"}
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -117,9 +117,9 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
             UniqueKeyTaken: `unique_key` refuses the job.
             QueueFull: The queue is at its limit, and stayed so.
         """
-        frame = submission_frame(NewJob(operation=operation, payload=payload, **options))
-        data = frame.SerializeToString()
-        outcome = await self._calls.producer.send(data, frame.submissions[0].request.queue)
+        job = NewJob(operation=operation, payload=payload, **options)
+        data = submission_frame(job).SerializeToString()
+        outcome = await self._calls.producer.send(data, job.queue)
         if isinstance(outcome, jobs_pb2.SubmitJobResponse):
             return self._accepted(outcome, light=len(data) <= LIGHT_BYTES)
         return await self._submit_without_stream(data, outcome)
@@ -162,11 +162,12 @@ class AsyncClient(AsyncJobMethods, AsyncBulkMethods, AsyncScheduleMethods, Async
                 accepted.
         """
         deadline = Deadline(seconds_or_none("timeout", timeout))
-        frame = submission_frame(NewJob(operation=operation, payload=payload, **options))
+        job = NewJob(operation=operation, payload=payload, **options)
+        frame = submission_frame(job)
         data = frame.SerializeToString()
         frame.submissions[0].follow.content = FOLLOW_CONTENT_END
         outcome, job_id = await self._calls.producer.call(
-            frame.SerializeToString(), frame.submissions[0].request.queue, deadline.for_call_s()
+            frame.SerializeToString(), job.queue, deadline.for_call_s()
         )
         if isinstance(outcome, JobEnd) and outcome.state == JOB_STATE_SUCCEEDED:
             return from_payload(outcome.result)

@@ -77,7 +77,7 @@ class AsyncProducer:
             kind: What else a `Parcel` takes.
         """
         mine = self._mine()
-        if mine.reach.is_doubtful:
+        if not mine.reach.is_fine and mine.reach.is_doubtful:
             return mine.without()
         loop, allowed_s = mine.loop, self._timeout_s
         parcel = LoopParcel(loop.create_future(), data, queue, **kind)
@@ -109,7 +109,7 @@ class AsyncProducer:
             DeadlineExceeded: There was no end within `timeout_s`.
         """
         mine = self._mine()
-        if mine.reach.is_doubtful:
+        if not mine.reach.is_fine and mine.reach.is_doubtful:
             return mine.without(), ""
         loop = mine.loop
         parcel = LoopParcel(loop.create_future(), data, queue, follows=True)

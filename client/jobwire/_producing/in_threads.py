@@ -85,7 +85,7 @@ class ThreadProducer:
     def submit(self, parcel: ThreadParcel) -> None:
         """Send submissions, keep them until they can be sent, or hand them back."""
         with self._lock:
-            if self.reach.is_doubtful or self.is_over:
+            if self.is_over or (not self.reach.is_fine and self.reach.is_doubtful):
                 parcel.settle(self._without())
                 return
             self.talk.submit(parcel)

@@ -101,6 +101,10 @@ class LoopProducer:
         elif self._waking is None and (wait_s := self.talk.waits_s) is not None:
             self._waking = self.loop.call_later(wait_s, self._wake)
 
+    def _written(self) -> None:
+        if self.talk.has_news:
+            self.pump()
+
     def _wake(self) -> None:
         self._waking = None
         self.pump()
@@ -108,7 +112,7 @@ class LoopProducer:
     # Streams.
 
     def _open_soon(self) -> None:
-        if self._opening is not None or self.is_over:
+        if self._opening is not None or self.is_over or self._stream is not None:
             return
         wait_s = self.reach.next_s
         if wait_s > 0:
@@ -144,7 +148,7 @@ class LoopProducer:
             self._channel is None,
             self._metadata,
             self._hear,
-            self.pump,
+            self._written,
             self._end,
         )
         self.pump()
@@ -158,7 +162,7 @@ class LoopProducer:
         if stream is self._stream:
             if line.is_draining:
                 self._move(stream)
-            else:
+            elif self.talk.has_news:
                 self.pump()
         elif not line.sent:
             stream.leave()

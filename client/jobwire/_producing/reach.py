@@ -25,7 +25,7 @@ class Reach:
         now: The clock, in seconds.
 
     Attributes:
-        is_doubtful: True while streams fail: what can do without one does.
+        is_fine: True while there is nothing to remember.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -37,6 +37,7 @@ class Reach:
         self._again_at = 0.0
         self._rests_until = 0.0
         self._contradicted = 0
+        self.is_fine = True
 
     @property
     def is_resting(self) -> bool:
@@ -45,6 +46,7 @@ class Reach:
 
     @property
     def is_doubtful(self) -> bool:
+        """True while streams fail: what can do without one does."""
         return self._failures >= PATIENCE or self.is_resting
 
     @property
@@ -65,6 +67,7 @@ class Reach:
         """Note a stream that was of use."""
         self._failures = self._contradicted = 0
         self._backoff.reset()
+        self.is_fine = True
 
     def pause(self) -> None:
         """Let some time pass before the next stream, although none failed."""
@@ -78,6 +81,7 @@ class Reach:
             silent: True: it was given up.
         """
         now = self._now()
+        self.is_fine = False
         if error is not None and is_missing(error):
             self._rests_until = now + REST_S
         elif self._failures and self._failed_at <= self._answered_at:
