@@ -28,6 +28,7 @@ from jobwire_server.domain.model import JobState
 from jobwire_server.domain.options import Limits
 
 from tests.support.grpc_servers import Served, served_broker
+from tests.support.streams import RawWorker
 
 pytestmark = pytest.mark.alone
 
@@ -122,6 +123,9 @@ WORK_STREAM = Budget(commands=3.3, to_store=116, from_store=344, server_calls=10
 # One call after the other, so that each pays for its own way to the store.
 SUBMIT_ONE = Budget(commands=12, to_store=541, from_store=24, server_calls=66)
 
+# The same with a worker that waits on a stream: accepted, leased and sent to it.
+HANDED_OVER = Budget(commands=25, to_store=785, from_store=397, server_calls=134)
+
 
 def within(budget: Budget, costs: Costs, jobs: int) -> None:
     """Asserts that nothing goes beyond the budget; says what grew, and where."""
@@ -215,3 +219,20 @@ async def test_a_plain_job_is_submitted_by_one_call_within_its_budget(served: Se
         for _ in range(500):
             await served.jobs.SubmitJob(request)
     within(SUBMIT_ONE, costs, 500)
+
+
+async def test_a_job_is_handed_over_within_its_budget(served: Served) -> None:
+    request = job_service_pb2.SubmitJobRequest(
+        spec=job_pb2.JobSpec(operation="noop", payload=job_pb2.Payload(data=PAYLOAD))
+    )
+    worker = RawWorker(served.address, operations=("noop",), credits=1_000)
+    await worker.attach()
+    await served.jobs.SubmitJob(request)
+    await worker.jobs(1)
+    async with counted(served.broker.client) as costs:
+        for _ in range(300):
+            await served.jobs.SubmitJob(request)
+        await worker.jobs(301)
+    await worker.break_off()
+    assert costs.commands["evalsha"] < 300 * MARGIN
+    within(HANDED_OVER, costs, 300)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -146,7 +145,10 @@ class QueueDispatcher:
             return None
         if self._stopping or self._task is None:
             return None
-        wanted = Counter(job.route.id for job in jobs if not job.delay_ms and not job.run_at_ms)
+        wanted: dict[str, int] = {}
+        for job in jobs:
+            if not job.delay_ms and not job.run_at_ms:
+                wanted[job.route.id] = wanted.get(job.route.id, 0) + 1
         if not wanted:
             return None
         reserved = demands.reserve_for(wanted, self._queue)

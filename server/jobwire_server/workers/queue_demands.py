@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Set
 
 from jobwire_server.workers.demand import Demand
@@ -88,31 +87,33 @@ class QueueDemands:
             self.woken.add(demand)
             self.heat(demand)
 
-    def reserve_for(self, wanted: Counter[str], queue: str) -> Reserved:
+    def reserve_for(self, wanted: dict[str, int], queue: str) -> Reserved:
         """Reserve idle demands for jobs that are on their way, without waking any.
 
         Args:
-            wanted: How many jobs, by the ids of their routes.
+            wanted: How many jobs, by the ids of their routes; is counted down.
             queue: Of the jobs.
         """
         reserved, full = Reserved(), []
-        left = wanted.copy()
         for demand in self.idle:
             served = self._routes.served_by(demand.spec)
-            routes = [route_id for route_id in left if route_id in served]
-            if not routes:
+            most = 0
+            for route_id, number in wanted.items():
+                if route_id in served:
+                    most += number
+            if most == 0:
                 continue
-            count = demand.reserve(sum(left[route_id] for route_id in routes), queue)
+            count = demand.reserve(most, queue)
             if count == 0:
                 full.append(demand)
                 continue
             reserved.add(demand, count, served)
-            for route_id in routes:
-                taken = min(count, left[route_id])
-                count -= taken
-                left[route_id] -= taken
-            left = +left
-            if not left:
+            for route_id in [*wanted]:
+                if route_id in served:
+                    taken = min(count, wanted[route_id])
+                    count -= taken
+                    wanted[route_id] -= taken
+            if not any(wanted.values()):
                 break
         for demand in full:
             self.wait_until_free(demand)

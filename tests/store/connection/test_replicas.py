@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from jobwire_server.domain.errors import StoreUnavailable
+from jobwire_server.domain.model import Accepted, Assignment
+from jobwire_server.store.claims import ClaimRequest
 from jobwire_server.store.connection.replicas import UNWAITED
 from jobwire_server.store.scripts import load, names
 
 from tests.support.fixtures import open_scripts
 from tests.support.jobs import new_job
 from tests.support.replicas import Replicated
-from tests.support.scripts import Scripts
+from tests.support.scripts import LEASE_MS, RETAIN_MS, Scripts
 from tests.support.stores import Engine, server_binary
 from tests.support.waiting import eventually
 
@@ -84,6 +86,24 @@ async def test_a_write_that_no_replica_has_is_refused_and_stands(
     pair.replica.resume()
     await patient.submit(job)
     assert waiting.dump()["totals"] == {"submitted": "1"}
+    waiting.check()
+
+
+async def test_a_hand_over_that_no_replica_has_is_told_neither_to_producer_nor_to_worker(
+    pair: Replicated, waiting: Scripts, patient: Scripts
+) -> None:
+    job = new_job()
+    requests = [ClaimRequest("w1", 1, LEASE_MS, (job.route.id,))]
+    asked: Any = ("default", [job], RETAIN_MS, (0, 0), requests, waiting.jobs.next_claim())
+    pair.replica.pause()
+    with pytest.raises(StoreUnavailable, match="the write reached 0 within"):
+        await waiting.jobs.submit_claim(*asked)
+    pair.replica.resume()
+    # The same call again brings what the first one did.
+    ((answer,), (claimed,)) = await patient.jobs.submit_claim(*asked)
+    assert isinstance(answer, Accepted)
+    assert answer.existing_record == job.record
+    assert claimed.assignments == [Assignment(job.job_id, 1, 1, job.record)]
     waiting.check()
 
 
