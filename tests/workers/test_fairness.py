@@ -16,11 +16,12 @@ from tests.support.waiting import eventually
 CALM = replace(QUICK, claim_timeout_ms=30_000, heartbeat_interval_ms=5_000)
 
 
-async def work_off(worker: RawWorker, count: list[int], all_of: int) -> None:
+async def work_off(worker: RawWorker, count: list[int], all_of: int, takes_s: float = 0.0) -> None:
     """Completes whatever comes until all is done, by whomever."""
     while sum(count) < all_of:
         held = [*worker.held.values()]
         if held:
+            await asyncio.sleep(takes_s)
             await worker.complete(*held)
             count.append(len(held))
         else:
@@ -54,6 +55,30 @@ async def test_two_servers_share_a_queue_fairly(valkey_url: str) -> None:
             await worker.break_off()
     assert sum(shares) == 1.0
     assert min(shares) > 0.25, shares
+
+
+async def test_two_servers_share_small_submissions_once_their_workers_are_busy(
+    valkey_url: str,
+) -> None:
+    jobs, batch = 160, 8
+    async with (
+        stream_server(valkey_url, CALM) as one,
+        stream_server(valkey_url, CALM, "s2") as two,
+        Producer(one.address) as producer,
+        RawWorker(one.address, "here", credits=2) as here,
+        RawWorker(two.address, "there", credits=2) as there,
+    ):
+        await here.attach()
+        await there.attach()
+        count: list[int] = []
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            for worker in (here, there):
+                tasks.create_task(work_off(worker, count, jobs, 0.005))
+            # What the one server is given is handed over to its own workers first.
+            for _ in range(jobs // batch):
+                await producer.submit(batch)
+        assert len(here.got) + len(there.got) == jobs
+        assert min(len(here.got), len(there.got)) > jobs / 4, (len(here.got), len(there.got))
 
 
 async def test_a_submit_through_one_server_wakes_an_idle_worker_on_another(
