@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,7 +29,14 @@ from jobwire._producing.parcels import (
     submission,
     submissions,
 )
-from jobwire.errors import CallError, DeadlineExceeded, InvalidRequest, Unavailable
+from jobwire._producing.reach import Reach
+from jobwire.errors import (
+    CallError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Unavailable,
+    call_error,
+)
 from jobwire.v1 import errors_pb2, job_pb2
 from jobwire.v1 import job_service_pb2 as jobs
 
@@ -580,6 +588,98 @@ def test_follows_beyond_the_window_are_handed_back() -> None:
     assert len(frame.follows) == 2
     assert [len(listener.heard) for listener in listeners] == [0, 0, 1]
     assert isinstance(listeners[2].heard[0], HandedBack)
+
+
+def test_follows_wait_until_the_window_is_known() -> None:
+    talk = conversation()
+    listeners = [Listener() for _ in range(2_500)]
+    for number, listener in enumerate(listeners):
+        talk.follow(f"j{number}", listener)
+    line = talk.begin()
+    named = 0
+    while (frame := taken(talk, line)) is not None:
+        assert len(frame.follows) <= 1000
+        named += len(frame.follows)
+    assert named == 1000
+    talk.feed(line, opened(max_follows=10_000))
+    while (frame := taken(talk, line)) is not None:
+        assert 0 < len(frame.follows) <= 1000
+        named += len(frame.follows)
+    assert named == 2_500
+    assert not any(listener.heard for listener in listeners)
+
+
+def test_an_old_break_is_not_counted_against_a_new_follower() -> None:
+    clock = Clock()
+    talk = conversation(clock)
+    talk.broken(begun(talk), Unavailable("broke"))
+    clock.now += 1000
+    talk.submit(one("a"))
+    talk.begin()
+    listener = Listener()
+    talk.follow("a", listener)
+    talk.tick()
+    assert not listener.heard
+
+
+NO_STREAM = call_error(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+BROKE = Unavailable("broke")
+
+
+def test_streams_rest_where_calls_work_and_they_do_not() -> None:
+    clock = Clock()
+    reach = Reach(clock)
+    for _ in range(3):
+        assert not reach.is_doubtful
+        reach.failed(BROKE)
+    assert reach.is_doubtful
+    assert reach.wants_evidence
+    assert not reach.is_resting
+    for _ in range(2):
+        clock.now += 1
+        reach.answered()
+        reach.failed(BROKE)
+    assert reach.is_resting
+    clock.now += 61
+    assert not reach.is_doubtful
+
+
+def test_streams_do_not_rest_while_no_server_can_be_reached() -> None:
+    clock = Clock()
+    reach = Reach(clock)
+    for _ in range(50):
+        clock.now += reach.next_s
+        reach.failed(BROKE)
+    assert reach.is_doubtful
+    assert not reach.is_resting
+    assert 0 < reach.next_s <= 2
+    # What waits tries the next one as soon as it is open.
+    reach.opened()
+    assert not reach.is_doubtful
+    reach.worked()
+    assert reach.is_fine
+
+
+def test_an_older_server_is_known_at_once() -> None:
+    reach = Reach(Clock())
+    reach.failed(NO_STREAM)
+    assert reach.is_resting
+    # A proxy that is being switched over says something else.
+    proxied = Reach(Clock())
+    proxied.failed(call_error(grpc.StatusCode.UNIMPLEMENTED, "Received http2 header: 404"))
+    assert not proxied.is_resting
+
+
+def test_a_stream_that_never_opens_is_known_once_a_call_was_answered() -> None:
+    clock = Clock()
+    reach = Reach(clock)
+    reach.failed(None, silent=True)
+    assert reach.is_doubtful
+    assert not reach.is_resting
+    clock.now += 1
+    reach.answered()
+    reach.failed(None, silent=True)
+    assert reach.is_resting
 
 
 def test_a_follow_that_is_lost_for_now_is_named_again() -> None:

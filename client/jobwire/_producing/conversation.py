@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -16,6 +15,7 @@ import grpc
 from jobwire._connection import __version__
 from jobwire._producing.follows import Follows
 from jobwire._producing.line import LATE_S, OPENING_S, Line
+from jobwire._producing.outbox import Outbox
 from jobwire._producing.parcels import Follower, HandedBack, Parcel
 from jobwire._repeat import Backoff, worth_repeating
 from jobwire.errors import CallError, DeadlineExceeded, from_item_error, from_result
@@ -28,15 +28,8 @@ from jobwire.v1.job_service_pb2 import (
     SubmitResult,
 )
 
-MAX_FRAMES = 4
-"""How many frames may be unanswered before submissions wait for the next one. Fewer would make a
-few callers wait for each other; more would carry fewer jobs each."""
-MAX_FRAME_JOBS = 1000
-MAX_FRAME_BYTES = 1 << 20
 MAX_BREAKS = 3
 """A parcel that so many streams broke under is handed back: perhaps it breaks them."""
-MAX_LOOKED_THROUGH = 2000
-"""How many waiting parcels are looked at, at most, for those of queues that answer."""
 
 OPENING = ProduceRequest(
     open=ProducerOpening(client=f"jobwire-python/{__version__}")
@@ -66,22 +59,21 @@ class Conversation:
         # What does without a stream in the end needs time as well.
         self._opening_s = OPENING_S if timeout_s is None else min(OPENING_S, timeout_s / 4)
         self._reconnect_s = math.inf if reconnect_s is None else reconnect_s
-        self._waiting: deque[Parcel] = deque()
+        self._waiting = Outbox()
         self._later: list[tuple[float, int, Parcel | str]] = []
         """What is to be said again, by the time at which it may be."""
         self._numbers = itertools.count(1)
         self._away_since: float | None = None
-        self._frame_jobs = MAX_FRAME_JOBS
 
     # From callers.
 
     def submit(self, parcel: Parcel) -> None:
         """Take submissions, for the next frame that has room."""
-        self._waiting.append(parcel)
+        self._waiting.put(parcel)
 
     def follow(self, job_id: str, follower: Follower) -> None:
         """Take a follower."""
-        if not len(self.follows) and self.line is None:
+        if not len(self.follows) and not (self.line is not None and self.line.is_open):
             self._away_since = self._now()
         self.follows.add(job_id, follower)
 
@@ -119,8 +111,7 @@ class Conversation:
         """
         now = self._now()
         if error is not None and error.code is grpc.StatusCode.INVALID_ARGUMENT:
-            # Perhaps this server takes shorter lists.
-            self._frame_jobs = max(1, self._frame_jobs // 2)
+            self._waiting.shorten()
         again = []
         for parcel in line.parcels():
             parcel.breaks += 1
@@ -130,7 +121,7 @@ class Conversation:
                 again.append(parcel)
         line.sent.clear()
         line.unanswered = 0
-        self._waiting.extendleft(reversed(again))
+        self._waiting.put_back(again)
         if self.line is line:
             self.line = None
             self.error = error or self.error
@@ -214,11 +205,11 @@ class Conversation:
         if line is self.line:
             if self._later and self._later[0][0] <= now:
                 self._say_again(now)
-            if self._waiting and (parcels := self._take(line, now)):
+            if self._waiting and (parcels := self._waiting.take(line, now)):
                 parts += [parcel.data for parcel in parcels]
                 parts.append(self._number(line, parcels, now))
                 numbered = True
-            if self.follows.pending and (said := self.follows.take(line.max_follows)):
+            if self.follows.pending and (said := self.follows.take(line.max_follows, line.is_open)):
                 parts.append(said)
         if line.takes_question(now) and not numbered:
             parts.append(self._number(line, [], now))
@@ -236,70 +227,9 @@ class Conversation:
         while self._later and self._later[0][0] <= now:
             what = heapq.heappop(self._later)[2]
             if isinstance(what, Parcel):
-                self._waiting.append(what)
+                self._waiting.put(what)
             else:
                 self.follows.name_again(what)
-
-    def _take(self, line: Line, now: float) -> list[Parcel]:
-        """Take what goes into one frame."""
-        waiting = self._waiting
-        if line.sent:
-            late = line.late_queues(now)
-            if late:
-                return self._take_beside(line, late)
-            if len(line.sent) >= MAX_FRAMES:
-                return []
-        taken: list[Parcel] = []
-        jobs = size = 0
-        while waiting:
-            parcel = waiting[0]
-            if not parcel.left:
-                if not self._fits(line, parcel, jobs, size):
-                    break
-                jobs += parcel.count
-                size += len(parcel.data)
-                taken.append(parcel)
-            # Whoever stopped waiting has not been promised anything.
-            waiting.popleft()
-        return taken
-
-    def _take_beside(self, line: Line, late: dict[str, int]) -> list[Parcel]:
-        """Take what goes into one frame while some queues let others wait."""
-        if len(line.sent) - sum(late.values()) >= MAX_FRAMES:
-            return []
-        taken: list[Parcel] = []
-        kept: list[Parcel] = []
-        only: str | None = None
-        jobs = size = 0
-        for _ in range(min(len(self._waiting), MAX_LOOKED_THROUGH)):
-            parcel = self._waiting.popleft()
-            if parcel.left:
-                continue
-            queue = parcel.queue
-            # A frame of a late queue holds nothing else, and takes no more than its share.
-            fits = (
-                (late.get(queue, 0) < MAX_FRAMES and not taken) or queue == only
-                if queue in late
-                else only is None
-            )
-            if not fits or not self._fits(line, parcel, jobs, size):
-                kept.append(parcel)
-                continue
-            if queue in late:
-                only = queue
-            jobs += parcel.count
-            size += len(parcel.data)
-            taken.append(parcel)
-        self._waiting.extendleft(reversed(kept))
-        return taken
-
-    def _fits(self, line: Line, parcel: Parcel, jobs: int, size: int) -> bool:
-        if jobs and (
-            jobs + parcel.count > self._frame_jobs or size + len(parcel.data) > MAX_FRAME_BYTES
-        ):
-            return False
-        unanswered = line.unanswered + jobs
-        return not unanswered or unanswered + parcel.count <= line.max_unanswered
 
     # Time.
 
@@ -317,8 +247,8 @@ class Conversation:
     def tick(self) -> None:
         """Give up what has waited for too long."""
         now = self._now()
-        while self._waiting and (self._waiting[0].left or self._waiting[0].ends_at <= now):
-            self.give_up(self._waiting.popleft())
+        for parcel in self._waiting.overdue(now):
+            self.give_up(parcel)
         if self.line is not None:
             self.expire(self.line)
         if self._away_since is not None and now - self._away_since > self._reconnect_s:
@@ -344,11 +274,7 @@ class Conversation:
             error: Why.
             follows: True: the follows as well.
         """
-        waiting, self._waiting = self._waiting, deque()
-        later, self._later = self._later, []
-        for what in [*waiting, *(entry[2] for entry in later)]:
-            if isinstance(what, Parcel):
-                what.settle(HandedBack(error))
+        self._settle_waiting(HandedBack(error))
         if follows:
             self.follows.tell_everyone(HandedBack(error))
 
@@ -359,9 +285,11 @@ class Conversation:
                 parcel.settle(error)
             line.sent.clear()
         self.line = None
-        waiting, self._waiting = self._waiting, deque()
-        later, self._later = self._later, []
-        for what in [*waiting, *(entry[2] for entry in later)]:
-            if isinstance(what, Parcel):
-                what.settle(error)
+        self._settle_waiting(error)
         self.follows.tell_everyone(error)
+
+    def _settle_waiting(self, outcome: CallError | HandedBack) -> None:
+        later, self._later = self._later, []
+        for what in [*self._waiting.empty(), *(entry[2] for entry in later)]:
+            if isinstance(what, Parcel):
+                what.settle(outcome)

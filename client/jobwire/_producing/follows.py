@@ -86,11 +86,12 @@ class Follows:
         if job_id in self._by_job:
             self._to_name[job_id] = None
 
-    def take(self, max_follows: int) -> bytes:
+    def take(self, max_follows: int, is_known: bool) -> bytes:
         """Return what the next frame says of follows; empty: nothing.
 
         Args:
-            max_follows: What the server allows. What is beyond it is handed back.
+            max_follows: How many there may be.
+            is_known: True: the server said so, and what is beyond is handed back. False: it waits.
         """
         frame = ProduceRequest()
         for job_id in self._first(self._to_drop):
@@ -99,6 +100,8 @@ class Follows:
         room = max_follows - self.named
         for job_id in self._first(self._to_name):
             if room <= 0:
+                if not is_known:
+                    break
                 self._tell_all(job_id, HandedBack())
                 continue
             room -= 1

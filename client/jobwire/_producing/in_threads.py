@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,19 +13,16 @@ import grpc
 
 from jobwire._channels import open_sync_channel
 from jobwire._connection import ConnectionOptions
-from jobwire._producing.conversation import Conversation
+from jobwire._producing.keeper import Keeper
 from jobwire._producing.line import Health, Line
 from jobwire._producing.parcels import (
     IDLE_S,
-    STEADY_S,
     TICK_S,
     Follower,
     HandedBack,
     News,
 )
-from jobwire._producing.reach import Reach
 from jobwire._producing.thread_stream import Box, ThreadParcel, ThreadStream
-from jobwire._repeat import worth_repeating
 from jobwire.errors import CallError, from_rpc_error
 from jobwire.v1.job_service_pb2 import ProduceResponse
 
@@ -36,7 +32,7 @@ LEAVING_S = 1.0
 """How long to wait for the threads of streams that were ended here."""
 
 
-class ThreadProducer:
+class ThreadProducer(Keeper):
     """Keeps a stream in this process while there is use for one.
 
     Its lock guards the conversation. Whoever waits for something looks now and then for what is
@@ -58,16 +54,11 @@ class ThreadProducer:
         reconnect_s: float | None,
         evidence: Callable[[str], bool],
     ) -> None:
-        self.talk = Conversation(time.monotonic, timeout_s, reconnect_s)
-        self.reach = Reach(time.monotonic)
-        self.is_over = False
+        super().__init__(time.monotonic, options.address, timeout_s, reconnect_s)
         self._options = options
         self._channel = channel
         self._metadata = tuple(options.metadata.items())
         self._evidence = evidence
-        addresses = [part.strip() for part in options.address.split(",") if part.strip()]
-        # Producers that start together spread over the servers.
-        self._addresses = random.sample(addresses, len(addresses))
         self._lock = threading.RLock()
         self._stream: ThreadStream | None = None
         self._streams: set[ThreadStream] = set()
@@ -77,7 +68,7 @@ class ThreadProducer:
         self._held = threading.Event()
         self._held.set()
         """Not set while no stream may be opened, because the process forks."""
-        self._ticked_at = self._used_at = time.monotonic()
+        self._ticked_at = time.monotonic()
         self._is_asking = False
 
     # From callers.
@@ -176,15 +167,13 @@ class ThreadProducer:
         try:
             self._open_one()
         except Exception as error:
-            # A call meets the same, and tells its caller.
             log.debug("no stream can be opened: %s", error)
-            self.reach.failed(None, silent=True)
-            self.talk.hand_back(None, follows=True)
+            self._note_defect()
 
     def _open_one(self) -> None:
         channel = self._channel
         if channel is None:
-            channel = open_sync_channel(replace(self._options, target=self._addresses[0]))
+            channel = open_sync_channel(replace(self._options, target=self.address))
         self._used_at = time.monotonic()
         stream = self._stream = ThreadStream(
             self.talk.begin(), channel, self._channel is None, self._metadata, self._frames
@@ -252,10 +241,7 @@ class ThreadProducer:
     def _move(self, stream: ThreadStream) -> None:
         """Go on with another stream, while this one brings what it owes."""
         self._stream = None
-        if time.monotonic() - stream.line.born_at < STEADY_S:
-            self.reach.pause()
-        else:
-            self.reach.worked()
+        self._note_move(stream.line)
         if not stream.line.sent:
             stream.leave()
         if not self.talk.is_idle:
@@ -279,18 +265,7 @@ class ThreadProducer:
                 self._open_soon()
 
     def _fail(self, line: Line, error: CallError | None, *, silent: bool = False) -> None:
-        if line.worked or (line.is_open and time.monotonic() - line.born_at > STEADY_S):
-            self.reach.worked()
-        if len(self._addresses) > 1:
-            self._addresses.append(self._addresses.pop(0))
-        # Whatever else a server refuses a stream for, a call will tell.
-        refused = error is not None and not (
-            worth_repeating(error) or error.code is grpc.StatusCode.INVALID_ARGUMENT
-        )
-        self.reach.failed(error, silent=silent or refused)
-        if self.reach.is_doubtful:
-            self.talk.hand_back(error, follows=self.reach.is_resting)
-        if self.reach.wants_evidence and not self._is_asking and len(self.talk.follows):
+        if self._note_failure(line, error, silent=silent) and not self._is_asking:
             self._is_asking = True
             threading.Thread(target=self._gather, name="jobwire-produce", daemon=True).start()
 
@@ -337,8 +312,7 @@ class ThreadProducer:
                 leaving.leave()
             else:
                 leaving.wake()
-        if not talk.is_idle:
-            self._used_at = now
+        is_idle = self._is_idle_for(IDLE_S)
         stream = self._stream
         if stream is None:
             if not talk.is_idle:
@@ -348,7 +322,7 @@ class ThreadProducer:
         if health is not Health.WELL:
             log.debug("a producer's stream is given up: %s", health.value)
             self._give_up(stream, silent=health is Health.UNOPENED)
-        elif now - self._used_at >= IDLE_S:
+        elif is_idle:
             self._stream = talk.line = None
             stream.leave()
         else:

@@ -191,9 +191,9 @@ class LoopStream:
                 self._say_goodbye()
             else:
                 self._written()
-        except (aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
-            # The stream has ended, and the reader tells of it. Nothing more can be written.
-            pass
+        except (Exception, asyncio.CancelledError):
+            # The stream has ended, or does now, and the reader tells of it.
+            self._call.cancel()
         else:
             waits_for.add_done_callback(partial(self._go_on, writing))
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-import grpc
 from grpc import aio
 
 from jobwire._channels import open_async_channel
 from jobwire._connection import ConnectionOptions
-from jobwire._producing.conversation import Conversation
+from jobwire._producing.keeper import Keeper
 from jobwire._producing.line import Health, Line
 from jobwire._producing.loop_stream import LoopParcel, LoopStream
-from jobwire._producing.parcels import IDLE_S, STEADY_S, TICK_S, Follower, HandedBack
-from jobwire._producing.reach import Reach
-from jobwire._repeat import worth_repeating
+from jobwire._producing.parcels import IDLE_S, TICK_S, Follower, HandedBack
 from jobwire.errors import CallError
 from jobwire.v1.job_service_pb2 import ProduceResponse
 
 log = logging.getLogger("jobwire.client")
 
 
-class LoopProducer:
+class LoopProducer(Keeper):
     """Keeps a stream on one event loop while there is use for one.
 
     Args:
@@ -45,23 +41,17 @@ class LoopProducer:
         evidence: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.talk = Conversation(self.loop.time, timeout_s, reconnect_s)
-        self.reach = Reach(self.loop.time)
-        self.is_over = False
+        super().__init__(self.loop.time, options.address, timeout_s, reconnect_s)
         self._options = options
         self._channel = channel
         self._metadata = tuple(options.metadata.items())
         self._evidence = evidence
-        addresses = [part.strip() for part in options.address.split(",") if part.strip()]
-        # Producers that start together spread over the servers.
-        self._addresses = random.sample(addresses, len(addresses))
         self._stream: LoopStream | None = None
         self._leaving: set[LoopStream] = set()
         self._opening: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._waking: asyncio.TimerHandle | None = None
         self._gathering: asyncio.Task[None] | None = None
-        self._used_at = self.loop.time()
 
     # From callers.
 
@@ -129,16 +119,13 @@ class LoopProducer:
         try:
             self._open_one()
         except Exception as error:
-            # A call meets the same, and tells its caller.
             log.debug("no stream can be opened: %s", error)
-            self.reach.failed(None, silent=True)
-            self.talk.hand_back(None, follows=True)
+            self._note_defect()
 
     def _open_one(self) -> None:
-        address = self._addresses[0]
         channel = self._channel
         if channel is None:
-            channel = open_async_channel(replace(self._options, target=address))
+            channel = open_async_channel(replace(self._options, target=self.address))
         self._used_at = self.loop.time()
         if self._ticking is None:
             self._ticking = self.loop.call_later(TICK_S, self._tick)
@@ -171,10 +158,7 @@ class LoopProducer:
         """Go on with another stream, while this one brings what it owes."""
         self._leaving.add(stream)
         self._stream = None
-        if self.loop.time() - stream.line.born_at < STEADY_S:
-            self.reach.pause()
-        else:
-            self.reach.worked()
+        self._note_move(stream.line)
         if not stream.line.sent:
             stream.leave()
         if not self.talk.is_idle:
@@ -202,18 +186,7 @@ class LoopProducer:
             self._open_soon()
 
     def _fail(self, line: Line, error: CallError | None, *, silent: bool = False) -> None:
-        if line.worked or (line.is_open and self.loop.time() - line.born_at > STEADY_S):
-            self.reach.worked()
-        if len(self._addresses) > 1:
-            self._addresses.append(self._addresses.pop(0))
-        # Whatever else a server refuses a stream for, a call will tell.
-        refused = error is not None and not (
-            worth_repeating(error) or error.code is grpc.StatusCode.INVALID_ARGUMENT
-        )
-        self.reach.failed(error, silent=silent or refused)
-        if self.reach.is_doubtful:
-            self.talk.hand_back(error, follows=self.reach.is_resting)
-        if self.reach.wants_evidence and self._gathering is None and len(self.talk.follows):
+        if self._note_failure(line, error, silent=silent) and self._gathering is None:
             self._gathering = self.loop.create_task(self._gather())
 
     async def _gather(self) -> None:
@@ -250,14 +223,13 @@ class LoopProducer:
             elif not leaving.is_writing and (frame := talk.next_frame(leaving.line)) is not None:
                 leaving.write(frame)
         stream = self._stream
-        if not talk.is_idle:
-            self._used_at = now
+        is_idle = self._is_idle_for(IDLE_S)
         if stream is not None:
             health = stream.line.health(now)
             if health is not Health.WELL:
                 log.debug("a producer's stream is given up: %s", health.value)
                 self._give_up(stream, silent=health is Health.UNOPENED)
-            elif now - self._used_at >= IDLE_S:
+            elif is_idle:
                 self._stream = talk.line = None
                 self._leaving.add(stream)
                 stream.leave()
