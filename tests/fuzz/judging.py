@@ -32,6 +32,8 @@ _OF_TRANSPORT = (
 """Statuses that may come from where nobody knows of details."""
 _REASONS = frozenset(errors_pb2.ErrorReason.keys())
 _LATEST_S, _LONGEST_S = 253_402_300_799, 315_576_000_000
+_TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
+_MOST_NANOS = 999_999_999
 _SLOW_S = 5.0
 _MAY_WAIT = ("wait",)
 
@@ -83,6 +85,11 @@ def _answer(what: Input, answer: bytes) -> list[tuple[str, str]]:
     for inside, field, value in fields_below(message):
         if field.name == "code" and inside.DESCRIPTOR.name == "ItemError" and value in _NEVER:
             found.append(("status", f"an item's code is {value}: {inside.message}"))
+        if field.name == "nanos":
+            kind = inside.DESCRIPTOR.full_name
+            least = 0 if kind == "google.protobuf.Timestamp" else -_MOST_NANOS
+            if kind in _TIMES and not least <= value <= _MOST_NANOS:
+                found.append(("unreadable", f"an answer with {value} ns in a {kind}"))
         if field.name == "seconds":
             kind = inside.DESCRIPTOR.full_name
             if kind == "google.protobuf.Timestamp" and not -62_135_596_800 <= value <= _LATEST_S:

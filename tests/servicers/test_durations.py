@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from hypothesis import given
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobwire.v1 import job_pb2
+from jobwire_server.servicers.checks import Checker
 from jobwire_server.servicers.records import JobSpecRecords
 
 from tests.support.contract import jobs, schedules, workers
@@ -34,6 +37,30 @@ def _both(seconds: int = 60) -> Any:
 
 async def _job(served: Served, job_id: str) -> Any:
     return (await served.jobs.GetJob(jobs.GetJobRequest(job_id=job_id))).job
+
+
+@given(st.integers(-2, 2), st.integers(-(2**31), 2**31 - 1) | st.integers(-(10**9), 10**9))
+@example(1, 10**9)
+@example(0, -(10**9))
+@example(1, -1)
+def test_a_duration_or_moment_is_taken_where_readers_take_it(seconds: int, nanos: int) -> None:
+    checker = Checker()
+    checker.duration_ms("a", Duration(seconds=seconds, nanos=nanos), -10_000, 10_000)
+    assert (checker.violations == []) == _is_read(
+        Duration(seconds=seconds, nanos=nanos).ToJsonString
+    )
+    checker = Checker()
+    moment = Timestamp(seconds=100 + seconds, nanos=nanos)
+    checker.moment_ms("a", moment, 200_000)
+    assert (checker.violations == []) == _is_read(moment.ToJsonString)
+
+
+def _is_read(read: Callable[[], object]) -> bool:
+    try:
+        read()
+    except ValueError:
+        return False
+    return True
 
 
 async def test_durations_count_from_the_acceptance_and_are_handed_on_as_moments(

@@ -21,6 +21,7 @@ from jobwire_server.servicers.json_text import check_json
 from jobwire_server.servicers.struct_text import StructError, struct_text
 
 DAY_MS = 86_400_000
+A_SECOND_NS = 1_000_000_000
 TEN_YEARS_MS = 3653 * DAY_MS
 MAX_REASON_BYTES = 512
 """Of why a job or a worker is treated so, for people."""
@@ -257,15 +258,21 @@ class Checker:
 
     def duration_ms(self, field: str, duration: Duration, least: int, most: int) -> int:
         """Return a duration in milliseconds, rounded up so that a short one is not none."""
-        value = duration.seconds * 1000 + -(-duration.nanos // 1_000_000)
-        if not least <= value <= most:
+        seconds, nanos = duration.seconds, duration.nanos
+        value = seconds * 1000 + -(-nanos // 1_000_000)
+        if not -A_SECOND_NS < nanos < A_SECOND_NS or seconds * nanos < 0:
+            # What is stored comes back as it came, and no reader takes such a one.
+            self.add(f"{field}.nanos", "must be below a second, with the sign of the seconds")
+        elif not least <= value <= most:
             self.add(field, f"must be {_span(least)} to {_span(most)}, not {_span(value)}")
         return value
 
     def moment_ms(self, field: str, moment: Timestamp, latest: int) -> int:
         """Return a moment in Unix milliseconds, rounded up."""
         value = moment.seconds * 1000 + -(-moment.nanos // 1_000_000)
-        if not 0 < value <= latest:
+        if not 0 <= moment.nanos < A_SECOND_NS:
+            self.add(f"{field}.nanos", "must be 0 to 999999999")
+        elif not 0 < value <= latest:
             text = "must be a moment after 1970 and at most 10 years ahead"
             self.add(field, text, now=value > latest)
         return value
