@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -92,10 +93,18 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda text: None) -> 
         fuzzer = Fuzzer(settings, world, tell)
         asyncio.run(fuzzer.run())
         if world.ended is None:
-            for text in ending.end(world):
+            for text in _left_in(world):
                 fuzzer.note(Failure("orphan", "", text))
             fuzzer.look_at_log(quiet=True)
         return fuzzer.result
+
+
+def _left_in(world: World) -> list[str]:
+    """What a run left behind; also if a client can't make out what the server says of it."""
+    try:
+        return ending.end(world)
+    except Exception:
+        return [f"the end can't be looked at: {traceback.format_exc()}"]
 
 
 class Fuzzer:
