@@ -145,6 +145,8 @@ class JointClaims:
             self._fail(reserved)
             raise
         self._succeed(reserved, brought)
+        # The way to the worker is longer than that to the producer, so its frame goes out first.
+        await asyncio.sleep(0)
         return accepted
 
     async def _settle(self, reserved: Reserved, ask: AskAgain) -> None:
