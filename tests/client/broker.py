@@ -209,11 +209,12 @@ class Broker(
         seen = 0
         while True:
             job = self.jobs[request.job_id]
+            ended = job.state in TERMINAL  # as it is told, whatever becomes of it meanwhile
             if job.revision > seen:
                 seen = job.revision
                 yield jobs.WatchJobResponse(job=job)
                 yield jobs.WatchJobResponse(bookmark=jobs.Bookmark())
-            if job.state in TERMINAL:
+            if ended:
                 return
             await self._until_newer(job, seen)
 

@@ -89,7 +89,7 @@ func watch(ctx context.Context, client pb.JobServiceClient, id string, seen func
 		}
 		if job := answer.GetJob(); job != nil {
 			seen(job)
-			if job.State >= pb.JobState_JOB_STATE_SUCCEEDED {
+			if job.FinishedAt != nil { // also in states that a newer server has
 				return nil
 			}
 		}

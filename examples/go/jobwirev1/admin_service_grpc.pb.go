@@ -54,7 +54,8 @@ type AdminServiceClient interface {
 	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
 	// a paused queue answers OK.
 	//
-	// NOT_FOUND: no such queue, and `allow_missing` is not set.
+	// NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+	// (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
 	PauseQueue(ctx context.Context, in *PauseQueueRequest, opts ...grpc.CallOption) (*PauseQueueResponse, error)
 	// Starts deliveries again. Resuming a queue that is not paused answers OK.
 	//
@@ -88,7 +89,8 @@ type AdminServiceClient interface {
 	//
 	// INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
 	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-	// current one.
+	// current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+	// be.
 	ConfigureQueue(ctx context.Context, in *ConfigureQueueRequest, opts ...grpc.CallOption) (*ConfigureQueueResponse, error)
 	// Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
 	// does not exist answers OK. Workers that serve it go on; the next job creates it anew.
@@ -289,7 +291,8 @@ type AdminServiceServer interface {
 	// Stops deliveries from a queue. The queue still accepts jobs, and running jobs go on. Pausing
 	// a paused queue answers OK.
 	//
-	// NOT_FOUND: no such queue, and `allow_missing` is not set.
+	// NOT_FOUND: no such queue, and `allow_missing` is not set. RESOURCE_EXHAUSTED
+	// (`TOO_MANY_QUEUES`): it would be one queue more than there may be.
 	PauseQueue(context.Context, *PauseQueueRequest) (*PauseQueueResponse, error)
 	// Starts deliveries again. Resuming a queue that is not paused answers OK.
 	//
@@ -323,7 +326,8 @@ type AdminServiceServer interface {
 	//
 	// INVALID_ARGUMENT: a field is out of its range, or the mask names none. NOT_FOUND: no such
 	// queue, and `allow_missing` is not set. ABORTED (`CHANGED_MEANWHILE`): `revision` is not the
-	// current one.
+	// current one. RESOURCE_EXHAUSTED (`TOO_MANY_QUEUES`): it would be one queue more than there may
+	// be.
 	ConfigureQueue(context.Context, *ConfigureQueueRequest) (*ConfigureQueueResponse, error)
 	// Removes a queue with its settings, its totals, its event log and its ended jobs. A queue that
 	// does not exist answers OK. Workers that serve it go on; the next job creates it anew.

@@ -108,6 +108,9 @@ const (
 	// The server has as many queues as it may have. RESOURCE_EXHAUSTED. Delete queues that nobody
 	// uses, or raise the limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_QUEUES ErrorReason = 27
+	// The stream, or the server, follows as many jobs as it may. RESOURCE_EXHAUSTED with a delay.
+	// Follow the job when others have ended, or on a stream at another server.
+	ErrorReason_ERROR_REASON_TOO_MANY_FOLLOWS ErrorReason = 28
 	// A defect of the server, recorded in its log under the request id in the metadata.
 	// INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
@@ -143,6 +146,7 @@ var (
 		25: "ERROR_REASON_UNSUPPORTED",
 		26: "ERROR_REASON_QUEUE_IN_USE",
 		27: "ERROR_REASON_TOO_MANY_QUEUES",
+		28: "ERROR_REASON_TOO_MANY_FOLLOWS",
 		15: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -173,6 +177,7 @@ var (
 		"ERROR_REASON_UNSUPPORTED":        25,
 		"ERROR_REASON_QUEUE_IN_USE":       26,
 		"ERROR_REASON_TOO_MANY_QUEUES":    27,
+		"ERROR_REASON_TOO_MANY_FOLLOWS":   28,
 		"ERROR_REASON_INTERNAL":           15,
 	}
 )
@@ -372,7 +377,7 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription*\x85\a\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription*\xa8\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -401,7 +406,8 @@ const file_jobwire_v1_errors_proto_rawDesc = "" +
 	"\x18ERROR_REASON_STORE_UNFIT\x10\x18\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSUPPORTED\x10\x19\x12\x1d\n" +
 	"\x19ERROR_REASON_QUEUE_IN_USE\x10\x1a\x12 \n" +
-	"\x1cERROR_REASON_TOO_MANY_QUEUES\x10\x1b\x12\x19\n" +
+	"\x1cERROR_REASON_TOO_MANY_QUEUES\x10\x1b\x12!\n" +
+	"\x1dERROR_REASON_TOO_MANY_FOLLOWS\x10\x1c\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x0fB7\n" +
 	"\x0edev.jobwire.v1P\x01Z#jobwire.dev/go/jobwire/v1;jobwirev1b\x06proto3"
 

@@ -352,12 +352,14 @@ type FailureOrigin int32
 const (
 	// Not known: the record of a former release.
 	FailureOrigin_FAILURE_ORIGIN_UNSPECIFIED FailureOrigin = 0
-	// The worker reported it.
+	// The worker reported it, and its handler found it.
 	FailureOrigin_FAILURE_ORIGIN_WORKER FailureOrigin = 1
 	// The broker: a budget, a timeout, a deadline, or the loss of a worker. Its types are
 	// `CRASHED_TOO_OFTEN`, `INTERRUPTED_TOO_OFTEN`, `EXECUTION_TIMEOUT` and `DEADLINE_EXCEEDED`, and
 	// of attempts that others follow `CRASHED` and `RELEASED`. A `RELEASED` that the worker gave a
-	// reason for is the worker's.
+	// reason for is the worker's. An `EXECUTION_TIMEOUT` or a `DEADLINE_EXCEEDED` is the broker's
+	// also if the worker stopped the handler by its own clock and reported that first, as long as
+	// the job has such a limit and it has passed by the store's clock (a deadline: all but a second).
 	FailureOrigin_FAILURE_ORIGIN_BROKER FailureOrigin = 2
 )
 
@@ -663,7 +665,8 @@ type Payload_Message struct {
 type Payload_Struct struct {
 	// A structure; stored and delivered as `json`, integral numbers without a fraction. NaN and
 	// infinity are refused. Its numbers are doubles: integers beyond 2^53 are rounded before the
-	// broker sees them, and belong into `json`. At most 100 levels and 10000 values.
+	// broker sees them, and belong into `json`. At most 100 levels, 10000 values and 1 MiB; a
+	// message of more than 512 KiB may have 2 MiB of structures altogether.
 	Struct *structpb.Struct `protobuf:"bytes,4,opt,name=struct,proto3,oneof"`
 }
 

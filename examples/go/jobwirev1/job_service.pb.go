@@ -25,6 +25,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What of a followed job a producer wants to hear.
+type FollowContent int32
+
+const (
+	// END.
+	FollowContent_FOLLOW_CONTENT_UNSPECIFIED FollowContent = 0
+	// Its end, as a `JobEnd`.
+	FollowContent_FOLLOW_CONTENT_END FollowContent = 1
+	// The job as it stands, and then every change until its end, as a `Job`. A producer slower
+	// than the changes hears of the newest state, not of each one in between.
+	FollowContent_FOLLOW_CONTENT_CHANGES FollowContent = 2
+)
+
+// Enum value maps for FollowContent.
+var (
+	FollowContent_name = map[int32]string{
+		0: "FOLLOW_CONTENT_UNSPECIFIED",
+		1: "FOLLOW_CONTENT_END",
+		2: "FOLLOW_CONTENT_CHANGES",
+	}
+	FollowContent_value = map[string]int32{
+		"FOLLOW_CONTENT_UNSPECIFIED": 0,
+		"FOLLOW_CONTENT_END":         1,
+		"FOLLOW_CONTENT_CHANGES":     2,
+	}
+)
+
+func (x FollowContent) Enum() *FollowContent {
+	p := new(FollowContent)
+	*p = x
+	return p
+}
+
+func (x FollowContent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FollowContent) Descriptor() protoreflect.EnumDescriptor {
+	return file_jobwire_v1_job_service_proto_enumTypes[0].Descriptor()
+}
+
+func (FollowContent) Type() protoreflect.EnumType {
+	return &file_jobwire_v1_job_service_proto_enumTypes[0]
+}
+
+func (x FollowContent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FollowContent.Descriptor instead.
+func (FollowContent) EnumDescriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{0}
+}
+
 // In which order jobs are listed. Over several queues it is that of the queues' names first.
 type JobOrder int32
 
@@ -64,11 +118,11 @@ func (x JobOrder) String() string {
 }
 
 func (JobOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_service_proto_enumTypes[0].Descriptor()
+	return file_jobwire_v1_job_service_proto_enumTypes[1].Descriptor()
 }
 
 func (JobOrder) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_service_proto_enumTypes[0]
+	return &file_jobwire_v1_job_service_proto_enumTypes[1]
 }
 
 func (x JobOrder) Number() protoreflect.EnumNumber {
@@ -77,7 +131,7 @@ func (x JobOrder) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JobOrder.Descriptor instead.
 func (JobOrder) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{0}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{1}
 }
 
 // What of a job a watcher wants.
@@ -121,11 +175,11 @@ func (x WatchContent) String() string {
 }
 
 func (WatchContent) Descriptor() protoreflect.EnumDescriptor {
-	return file_jobwire_v1_job_service_proto_enumTypes[1].Descriptor()
+	return file_jobwire_v1_job_service_proto_enumTypes[2].Descriptor()
 }
 
 func (WatchContent) Type() protoreflect.EnumType {
-	return &file_jobwire_v1_job_service_proto_enumTypes[1]
+	return &file_jobwire_v1_job_service_proto_enumTypes[2]
 }
 
 func (x WatchContent) Number() protoreflect.EnumNumber {
@@ -134,7 +188,7 @@ func (x WatchContent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchContent.Descriptor instead.
 func (WatchContent) EnumDescriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{1}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{2}
 }
 
 // A job to accept.
@@ -480,6 +534,787 @@ func (*SubmitResult_Accepted) isSubmitResult_Outcome() {}
 
 func (*SubmitResult_Error) isSubmitResult_Outcome() {}
 
+// A frame from the producer. Fields may be combined; lists are batches. A frame without any field
+// is a sign of life, and so is one in which the server knows none.
+type ProduceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who the producer is; in the first frame and in no other.
+	Open *ProducerOpening `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
+	// The number of this frame, which its answer names: above 0 and, within a stream, different
+	// from that of every unanswered frame. A new stream may go on counting or start over. Required
+	// if `submissions` or `cancels` are not empty.
+	Sequence int64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Jobs to accept. At most 1000 (the server's `max_batch_jobs`).
+	Submissions []*Submission `protobuf:"bytes,3,rep,name=submissions,proto3" json:"submissions,omitempty"`
+	// Jobs to hear of. At most 1000.
+	Follows []*Follow `protobuf:"bytes,4,rep,name=follows,proto3" json:"follows,omitempty"`
+	// Ids of jobs to hear no more of; unknown ones are fine. At most 1000.
+	Unfollows []string `protobuf:"bytes,5,rep,name=unfollows,proto3" json:"unfollows,omitempty"`
+	// Jobs to cancel, as CancelJob does. At most 1000.
+	Cancels       []*CancelJobRequest `protobuf:"bytes,6,rep,name=cancels,proto3" json:"cancels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProduceRequest) Reset() {
+	*x = ProduceRequest{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProduceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProduceRequest) ProtoMessage() {}
+
+func (x *ProduceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProduceRequest.ProtoReflect.Descriptor instead.
+func (*ProduceRequest) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ProduceRequest) GetOpen() *ProducerOpening {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *ProduceRequest) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ProduceRequest) GetSubmissions() []*Submission {
+	if x != nil {
+		return x.Submissions
+	}
+	return nil
+}
+
+func (x *ProduceRequest) GetFollows() []*Follow {
+	if x != nil {
+		return x.Follows
+	}
+	return nil
+}
+
+func (x *ProduceRequest) GetUnfollows() []string {
+	if x != nil {
+		return x.Unfollows
+	}
+	return nil
+}
+
+func (x *ProduceRequest) GetCancels() []*CancelJobRequest {
+	if x != nil {
+		return x.Cancels
+	}
+	return nil
+}
+
+// Who opens a producer's stream.
+type ProducerOpening struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For people: the SDK and its version, for example `jobwire-python/0.1.0`. At most 128 bytes.
+	Client string `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	// What the producer supports beyond the first version of this contract, by the names in
+	// `ProducerOpened.features`. At most 64, of at most 64 bytes each. A server ignores names that it
+	// does not know.
+	Features      []string `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProducerOpening) Reset() {
+	*x = ProducerOpening{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProducerOpening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProducerOpening) ProtoMessage() {}
+
+func (x *ProducerOpening) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProducerOpening.ProtoReflect.Descriptor instead.
+func (*ProducerOpening) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ProducerOpening) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *ProducerOpening) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+// A job to accept, and whether to follow it.
+type Submission struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Request *SubmitJobRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// Set: follow the job that this submission became or stands for. Its `job_id` stays unset.
+	Follow        *Follow `protobuf:"bytes,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Submission) Reset() {
+	*x = Submission{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Submission) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Submission) ProtoMessage() {}
+
+func (x *Submission) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Submission.ProtoReflect.Descriptor instead.
+func (*Submission) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Submission) GetRequest() *SubmitJobRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Submission) GetFollow() *Follow {
+	if x != nil {
+		return x.Follow
+	}
+	return nil
+}
+
+// A job to hear of. A job that is followed already is from now on followed as this says.
+type Follow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Unset: END.
+	Content FollowContent `protobuf:"varint,2,opt,name=content,proto3,enum=jobwire.v1.FollowContent" json:"content,omitempty"`
+	// For CHANGES. Unset: BASIC.
+	View          JobView `protobuf:"varint,3,opt,name=view,proto3,enum=jobwire.v1.JobView" json:"view,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Follow) Reset() {
+	*x = Follow{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Follow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Follow) ProtoMessage() {}
+
+func (x *Follow) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Follow.ProtoReflect.Descriptor instead.
+func (*Follow) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Follow) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *Follow) GetContent() FollowContent {
+	if x != nil {
+		return x.Content
+	}
+	return FollowContent_FOLLOW_CONTENT_UNSPECIFIED
+}
+
+func (x *Follow) GetView() JobView {
+	if x != nil {
+		return x.View
+	}
+	return JobView_JOB_VIEW_UNSPECIFIED
+}
+
+// A frame from the server. Fields may be combined; lists are batches. A frame without any field is
+// a sign of life.
+type ProduceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The answer to `open`; in the first frame and in no other.
+	Opened *ProducerOpened `protobuf:"bytes,1,opt,name=opened,proto3" json:"opened,omitempty"`
+	// Answers to the frames that carried a `sequence`; not always in their order.
+	Answers []*ProduceAnswer `protobuf:"bytes,2,rep,name=answers,proto3" json:"answers,omitempty"`
+	// Ends of followed jobs. The answer to a submission comes before its job's end.
+	Ends []*JobEnd `protobuf:"bytes,3,rep,name=ends,proto3" json:"ends,omitempty"`
+	// Followed jobs as they stand now.
+	Jobs []*Job `protobuf:"bytes,4,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	// Follows that are over although their jobs have not ended.
+	LostFollows []*FollowEnd `protobuf:"bytes,5,rep,name=lost_follows,json=lostFollows,proto3" json:"lost_follows,omitempty"`
+	// Open another stream, and leave this one.
+	Drain         *ProducerDrain `protobuf:"bytes,6,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProduceResponse) Reset() {
+	*x = ProduceResponse{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProduceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProduceResponse) ProtoMessage() {}
+
+func (x *ProduceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProduceResponse.ProtoReflect.Descriptor instead.
+func (*ProduceResponse) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ProduceResponse) GetOpened() *ProducerOpened {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *ProduceResponse) GetAnswers() []*ProduceAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *ProduceResponse) GetEnds() []*JobEnd {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+func (x *ProduceResponse) GetJobs() []*Job {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+func (x *ProduceResponse) GetLostFollows() []*FollowEnd {
+	if x != nil {
+		return x.LostFollows
+	}
+	return nil
+}
+
+func (x *ProduceResponse) GetDrain() *ProducerDrain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// How the stream is to be used.
+type ProducerOpened struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server, for logs.
+	ServerId string `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	// Each side sends something at least this often.
+	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
+	// What this server supports beyond the first version of this contract, as `GetServerInfo` lists
+	// it. Ignore values that you do not know.
+	Features []string `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"`
+	// The most submissions that may be unanswered.
+	MaxUnanswered int32 `protobuf:"varint,4,opt,name=max_unanswered,json=maxUnanswered,proto3" json:"max_unanswered,omitempty"`
+	// The most jobs that may be followed.
+	MaxFollows    int32 `protobuf:"varint,5,opt,name=max_follows,json=maxFollows,proto3" json:"max_follows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProducerOpened) Reset() {
+	*x = ProducerOpened{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProducerOpened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProducerOpened) ProtoMessage() {}
+
+func (x *ProducerOpened) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProducerOpened.ProtoReflect.Descriptor instead.
+func (*ProducerOpened) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProducerOpened) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *ProducerOpened) GetHeartbeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.HeartbeatInterval
+	}
+	return nil
+}
+
+func (x *ProducerOpened) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *ProducerOpened) GetMaxUnanswered() int32 {
+	if x != nil {
+		return x.MaxUnanswered
+	}
+	return 0
+}
+
+func (x *ProducerOpened) GetMaxFollows() int32 {
+	if x != nil {
+		return x.MaxFollows
+	}
+	return 0
+}
+
+// What became of one frame of submissions and cancellations.
+type ProduceAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the frame.
+	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// One for each of its submissions, in their order.
+	Results []*SubmitResult `protobuf:"bytes,2,rep,name=results,proto3" json:"results,omitempty"`
+	// One for each of its cancellations, in their order.
+	Cancels       []*CancelResult `protobuf:"bytes,3,rep,name=cancels,proto3" json:"cancels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProduceAnswer) Reset() {
+	*x = ProduceAnswer{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProduceAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProduceAnswer) ProtoMessage() {}
+
+func (x *ProduceAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProduceAnswer.ProtoReflect.Descriptor instead.
+func (*ProduceAnswer) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProduceAnswer) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ProduceAnswer) GetResults() []*SubmitResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ProduceAnswer) GetCancels() []*CancelResult {
+	if x != nil {
+		return x.Cancels
+	}
+	return nil
+}
+
+// What became of one cancellation.
+type CancelResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Either.
+	//
+	// Types that are valid to be assigned to Outcome:
+	//
+	//	*CancelResult_State
+	//	*CancelResult_Error
+	Outcome       isCancelResult_Outcome `protobuf_oneof:"outcome"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelResult) Reset() {
+	*x = CancelResult{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelResult) ProtoMessage() {}
+
+func (x *CancelResult) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelResult.ProtoReflect.Descriptor instead.
+func (*CancelResult) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CancelResult) GetOutcome() isCancelResult_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *CancelResult) GetState() JobState {
+	if x != nil {
+		if x, ok := x.Outcome.(*CancelResult_State); ok {
+			return x.State
+		}
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *CancelResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Outcome.(*CancelResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isCancelResult_Outcome interface {
+	isCancelResult_Outcome()
+}
+
+type CancelResult_State struct {
+	// The job is in this state: CANCELLED, or CANCELLING if a worker is running it.
+	State JobState `protobuf:"varint,1,opt,name=state,proto3,enum=jobwire.v1.JobState,oneof"`
+}
+
+type CancelResult_Error struct {
+	// It could not be cancelled, for the reason that CancelJob would have failed with.
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*CancelResult_State) isCancelResult_Outcome() {}
+
+func (*CancelResult_Error) isCancelResult_Outcome() {}
+
+// The end of a followed job: what whoever waits for it needs to know. GetJob has the rest.
+type JobEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// SUCCEEDED, FAILED, CANCELLED or EXPIRED.
+	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=jobwire.v1.JobState" json:"state,omitempty"`
+	// For SUCCEEDED: what the handler returned.
+	Result *Payload `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	// For FAILED: the reason.
+	Failure       *Failure `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobEnd) Reset() {
+	*x = JobEnd{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobEnd) ProtoMessage() {}
+
+func (x *JobEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobEnd.ProtoReflect.Descriptor instead.
+func (*JobEnd) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *JobEnd) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *JobEnd) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *JobEnd) GetResult() *Payload {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *JobEnd) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+// The end of a follow before its job's.
+type FollowEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Why: NOT_FOUND (5), there is no such job, or it is forgotten; INVALID_ARGUMENT (3);
+	// RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`; UNAVAILABLE (14), the server shuts down: follow the
+	// job on another stream.
+	Error         *ItemError `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowEnd) Reset() {
+	*x = FollowEnd{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowEnd) ProtoMessage() {}
+
+func (x *FollowEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowEnd.ProtoReflect.Descriptor instead.
+func (*FollowEnd) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FollowEnd) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *FollowEnd) GetError() *ItemError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+// The producer is to leave this stream.
+type ProducerDrain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The latest moment at which the server ends the stream.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// For people, for example `the stream has reached its age`.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProducerDrain) Reset() {
+	*x = ProducerDrain{}
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProducerDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProducerDrain) ProtoMessage() {}
+
+func (x *ProducerDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProducerDrain.ProtoReflect.Descriptor instead.
+func (*ProducerDrain) Descriptor() ([]byte, []int) {
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProducerDrain) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *ProducerDrain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Which job to return.
 type GetJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -493,7 +1328,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +1340,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[5]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +1353,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{5}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -546,7 +1381,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +1393,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[6]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +1406,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{6}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -605,14 +1440,17 @@ type JobFilter struct {
 	// Only jobs that ended before this moment.
 	FinishedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_before,json=finishedBefore,proto3" json:"finished_before,omitempty"`
 	// Only these jobs, at most 1000; all of them in queues that `queue` names.
-	JobIds        []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	JobIds []string `protobuf:"bytes,10,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	// Only jobs whose failure was found by this one: `FAILURE_ORIGIN_BROKER` for timeouts, deadlines
+	// and lost workers, `FAILURE_ORIGIN_WORKER` for what handlers reported.
+	FailureOrigin FailureOrigin `protobuf:"varint,11,opt,name=failure_origin,json=failureOrigin,proto3,enum=jobwire.v1.FailureOrigin" json:"failure_origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JobFilter) Reset() {
 	*x = JobFilter{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +1462,7 @@ func (x *JobFilter) String() string {
 func (*JobFilter) ProtoMessage() {}
 
 func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[7]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +1475,7 @@ func (x *JobFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
 func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{7}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JobFilter) GetQueue() string {
@@ -710,6 +1548,13 @@ func (x *JobFilter) GetJobIds() []string {
 	return nil
 }
 
+func (x *JobFilter) GetFailureOrigin() FailureOrigin {
+	if x != nil {
+		return x.FailureOrigin
+	}
+	return FailureOrigin_FAILURE_ORIGIN_UNSPECIFIED
+}
+
 // Which jobs to list.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -731,7 +1576,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1588,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[8]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1601,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{8}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListJobsRequest) GetFilter() *JobFilter {
@@ -807,7 +1652,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1664,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[9]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1677,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{9}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -864,7 +1709,7 @@ type ListAttemptsRequest struct {
 
 func (x *ListAttemptsRequest) Reset() {
 	*x = ListAttemptsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +1721,7 @@ func (x *ListAttemptsRequest) String() string {
 func (*ListAttemptsRequest) ProtoMessage() {}
 
 func (x *ListAttemptsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[10]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1734,7 @@ func (x *ListAttemptsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttemptsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttemptsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{10}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListAttemptsRequest) GetJobId() string {
@@ -926,7 +1771,7 @@ type ListAttemptsResponse struct {
 
 func (x *ListAttemptsResponse) Reset() {
 	*x = ListAttemptsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1783,7 @@ func (x *ListAttemptsResponse) String() string {
 func (*ListAttemptsResponse) ProtoMessage() {}
 
 func (x *ListAttemptsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[11]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1796,7 @@ func (x *ListAttemptsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttemptsResponse.ProtoReflect.Descriptor instead.
 func (*ListAttemptsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{11}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListAttemptsResponse) GetAttempts() []*Attempt {
@@ -991,7 +1836,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1848,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[12]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1861,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{12}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -1109,7 +1954,7 @@ type OutputFromEnd struct {
 
 func (x *OutputFromEnd) Reset() {
 	*x = OutputFromEnd{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1966,7 @@ func (x *OutputFromEnd) String() string {
 func (*OutputFromEnd) ProtoMessage() {}
 
 func (x *OutputFromEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[13]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1979,7 @@ func (x *OutputFromEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputFromEnd.ProtoReflect.Descriptor instead.
 func (*OutputFromEnd) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{13}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
 }
 
 // A stretch of output, in the order in which it was written.
@@ -1150,7 +1995,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +2007,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[14]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +2020,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{14}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Output) GetAttempt() int32 {
@@ -1211,7 +2056,7 @@ type WatchJobResponse struct {
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +2068,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[15]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +2081,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{15}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchJobResponse) GetEvent() isWatchJobResponse_Event {
@@ -1323,7 +2168,7 @@ type RunJobRequest struct {
 
 func (x *RunJobRequest) Reset() {
 	*x = RunJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +2180,7 @@ func (x *RunJobRequest) String() string {
 func (*RunJobRequest) ProtoMessage() {}
 
 func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[16]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +2193,7 @@ func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobRequest.ProtoReflect.Descriptor instead.
 func (*RunJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{16}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RunJobRequest) GetSubmit() *SubmitJobRequest {
@@ -1398,7 +2243,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +2255,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[17]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +2268,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{17}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RunJobResponse) GetEvent() isRunJobResponse_Event {
@@ -1510,7 +2355,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +2367,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[18]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +2380,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{18}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchJobsRequest) GetFilter() *JobFilter {
@@ -1584,7 +2429,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +2441,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[19]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +2454,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{19}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchJobsResponse) GetEvent() isWatchJobsResponse_Event {
@@ -1675,7 +2520,7 @@ type Bookmark struct {
 
 func (x *Bookmark) Reset() {
 	*x = Bookmark{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +2532,7 @@ func (x *Bookmark) String() string {
 func (*Bookmark) ProtoMessage() {}
 
 func (x *Bookmark) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[20]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +2545,7 @@ func (x *Bookmark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bookmark.ProtoReflect.Descriptor instead.
 func (*Bookmark) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{20}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Bookmark) GetTime() *timestamppb.Timestamp {
@@ -1730,7 +2575,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +2587,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[21]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +2600,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{21}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -1783,7 +2628,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2640,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[22]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2653,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{22}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -1837,7 +2682,7 @@ type BulkProgress struct {
 
 func (x *BulkProgress) Reset() {
 	*x = BulkProgress{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2694,7 @@ func (x *BulkProgress) String() string {
 func (*BulkProgress) ProtoMessage() {}
 
 func (x *BulkProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[23]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2707,7 @@ func (x *BulkProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BulkProgress.ProtoReflect.Descriptor instead.
 func (*BulkProgress) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{23}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BulkProgress) GetMatched() int64 {
@@ -1910,7 +2755,8 @@ type RetryJobRequest struct {
 	// Not until this long from now. 0 to 10 years.
 	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
 	// Makes it safe to repeat this request: the same id changes nothing more and is answered with the
-	// job as it stands, also after that has ended again. 1 to 64 letters, digits and `. _ : -`. Kept
+	// job as it stands, also after that has ended again. With another `reason` or `delay` it is
+	// refused as ALREADY_EXISTS. 1 to 64 letters, digits and `. _ : -`. Kept
 	// with the job until its next redrive. Unset: each request is a new one.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1919,7 +2765,7 @@ type RetryJobRequest struct {
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2777,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[24]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2790,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{24}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -1986,7 +2832,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2844,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[25]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2857,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{25}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -2041,7 +2887,7 @@ type RetryJobsRequest struct {
 
 func (x *RetryJobsRequest) Reset() {
 	*x = RetryJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2899,7 @@ func (x *RetryJobsRequest) String() string {
 func (*RetryJobsRequest) ProtoMessage() {}
 
 func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[26]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2912,7 @@ func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{26}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RetryJobsRequest) GetFilter() *JobFilter {
@@ -2115,7 +2961,7 @@ type RetryJobsResponse struct {
 
 func (x *RetryJobsResponse) Reset() {
 	*x = RetryJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2973,7 @@ func (x *RetryJobsResponse) String() string {
 func (*RetryJobsResponse) ProtoMessage() {}
 
 func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[27]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2986,7 @@ func (x *RetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{27}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RetryJobsResponse) GetProgress() *BulkProgress {
@@ -2167,7 +3013,7 @@ type CancelJobsRequest struct {
 
 func (x *CancelJobsRequest) Reset() {
 	*x = CancelJobsRequest{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +3025,7 @@ func (x *CancelJobsRequest) String() string {
 func (*CancelJobsRequest) ProtoMessage() {}
 
 func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[28]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +3038,7 @@ func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{28}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CancelJobsRequest) GetFilter() *JobFilter {
@@ -2234,7 +3080,7 @@ type CancelJobsResponse struct {
 
 func (x *CancelJobsResponse) Reset() {
 	*x = CancelJobsResponse{}
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +3092,7 @@ func (x *CancelJobsResponse) String() string {
 func (*CancelJobsResponse) ProtoMessage() {}
 
 func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_jobwire_v1_job_service_proto_msgTypes[29]
+	mi := &file_jobwire_v1_job_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +3105,7 @@ func (x *CancelJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobsResponse) Descriptor() ([]byte, []int) {
-	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{29}
+	return file_jobwire_v1_job_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CancelJobsResponse) GetProgress() *BulkProgress {
@@ -2295,12 +3141,63 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\fSubmitResult\x12;\n" +
 	"\baccepted\x18\x01 \x01(\v2\x1d.jobwire.v1.SubmitJobResponseH\x00R\baccepted\x12-\n" +
 	"\x05error\x18\x02 \x01(\v2\x15.jobwire.v1.ItemErrorH\x00R\x05errorB\t\n" +
-	"\aoutcome\"O\n" +
+	"\aoutcome\"\x9b\x02\n" +
+	"\x0eProduceRequest\x12/\n" +
+	"\x04open\x18\x01 \x01(\v2\x1b.jobwire.v1.ProducerOpeningR\x04open\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x03R\bsequence\x128\n" +
+	"\vsubmissions\x18\x03 \x03(\v2\x16.jobwire.v1.SubmissionR\vsubmissions\x12,\n" +
+	"\afollows\x18\x04 \x03(\v2\x12.jobwire.v1.FollowR\afollows\x12\x1c\n" +
+	"\tunfollows\x18\x05 \x03(\tR\tunfollows\x126\n" +
+	"\acancels\x18\x06 \x03(\v2\x1c.jobwire.v1.CancelJobRequestR\acancels\"E\n" +
+	"\x0fProducerOpening\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\tR\x06client\x12\x1a\n" +
+	"\bfeatures\x18\x02 \x03(\tR\bfeatures\"p\n" +
+	"\n" +
+	"Submission\x126\n" +
+	"\arequest\x18\x01 \x01(\v2\x1c.jobwire.v1.SubmitJobRequestR\arequest\x12*\n" +
+	"\x06follow\x18\x02 \x01(\v2\x12.jobwire.v1.FollowR\x06follow\"}\n" +
+	"\x06Follow\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x123\n" +
+	"\acontent\x18\x02 \x01(\x0e2\x19.jobwire.v1.FollowContentR\acontent\x12'\n" +
+	"\x04view\x18\x03 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"\xb2\x02\n" +
+	"\x0fProduceResponse\x122\n" +
+	"\x06opened\x18\x01 \x01(\v2\x1a.jobwire.v1.ProducerOpenedR\x06opened\x123\n" +
+	"\aanswers\x18\x02 \x03(\v2\x19.jobwire.v1.ProduceAnswerR\aanswers\x12&\n" +
+	"\x04ends\x18\x03 \x03(\v2\x12.jobwire.v1.JobEndR\x04ends\x12#\n" +
+	"\x04jobs\x18\x04 \x03(\v2\x0f.jobwire.v1.JobR\x04jobs\x128\n" +
+	"\flost_follows\x18\x05 \x03(\v2\x15.jobwire.v1.FollowEndR\vlostFollows\x12/\n" +
+	"\x05drain\x18\x06 \x01(\v2\x19.jobwire.v1.ProducerDrainR\x05drain\"\xdb\x01\n" +
+	"\x0eProducerOpened\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12H\n" +
+	"\x12heartbeat_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12\x1a\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\x12%\n" +
+	"\x0emax_unanswered\x18\x04 \x01(\x05R\rmaxUnanswered\x12\x1f\n" +
+	"\vmax_follows\x18\x05 \x01(\x05R\n" +
+	"maxFollows\"\x93\x01\n" +
+	"\rProduceAnswer\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x122\n" +
+	"\aresults\x18\x02 \x03(\v2\x18.jobwire.v1.SubmitResultR\aresults\x122\n" +
+	"\acancels\x18\x03 \x03(\v2\x18.jobwire.v1.CancelResultR\acancels\"v\n" +
+	"\fCancelResult\x12,\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x14.jobwire.v1.JobStateH\x00R\x05state\x12-\n" +
+	"\x05error\x18\x02 \x01(\v2\x15.jobwire.v1.ItemErrorH\x00R\x05errorB\t\n" +
+	"\aoutcome\"\xa7\x01\n" +
+	"\x06JobEnd\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12*\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x14.jobwire.v1.JobStateR\x05state\x12+\n" +
+	"\x06result\x18\x03 \x01(\v2\x13.jobwire.v1.PayloadR\x06result\x12-\n" +
+	"\afailure\x18\x04 \x01(\v2\x13.jobwire.v1.FailureR\afailure\"O\n" +
+	"\tFollowEnd\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12+\n" +
+	"\x05error\x18\x02 \x01(\v2\x15.jobwire.v1.ItemErrorR\x05error\"_\n" +
+	"\rProducerDrain\x126\n" +
+	"\bdeadline\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"O\n" +
 	"\rGetJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12'\n" +
 	"\x04view\x18\x02 \x01(\x0e2\x13.jobwire.v1.JobViewR\x04view\"3\n" +
 	"\x0eGetJobResponse\x12!\n" +
-	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xb3\x04\n" +
+	"\x03job\x18\x01 \x01(\v2\x0f.jobwire.v1.JobR\x03job\"\xf5\x04\n" +
 	"\tJobFilter\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12,\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x14.jobwire.v1.JobStateR\x06states\x12\x1c\n" +
@@ -2312,7 +3209,8 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x0efinished_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedAfter\x12C\n" +
 	"\x0ffinished_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0efinishedBefore\x12\x17\n" +
 	"\ajob_ids\x18\n" +
-	" \x03(\tR\x06jobIds\x1a9\n" +
+	" \x03(\tR\x06jobIds\x12@\n" +
+	"\x0efailure_origin\x18\v \x01(\x0e2\x19.jobwire.v1.FailureOriginR\rfailureOrigin\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x01\n" +
@@ -2410,7 +3308,11 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x19\n" +
 	"\bmax_jobs\x18\x04 \x01(\x03R\amaxJobs\"J\n" +
 	"\x12CancelJobsResponse\x124\n" +
-	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress*W\n" +
+	"\bprogress\x18\x01 \x01(\v2\x18.jobwire.v1.BulkProgressR\bprogress*c\n" +
+	"\rFollowContent\x12\x1e\n" +
+	"\x1aFOLLOW_CONTENT_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12FOLLOW_CONTENT_END\x10\x01\x12\x1a\n" +
+	"\x16FOLLOW_CONTENT_CHANGES\x10\x02*W\n" +
 	"\bJobOrder\x12\x19\n" +
 	"\x15JOB_ORDER_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fJOB_ORDER_STATE\x10\x01\x12\x1b\n" +
@@ -2419,12 +3321,13 @@ const file_jobwire_v1_job_service_proto_rawDesc = "" +
 	"\x19WATCH_CONTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_CONTENT_ALL\x10\x01\x12\x18\n" +
 	"\x14WATCH_CONTENT_STATES\x10\x02\x12\x18\n" +
-	"\x14WATCH_CONTENT_OUTPUT\x10\x032\x82\a\n" +
+	"\x14WATCH_CONTENT_OUTPUT\x10\x032\xca\a\n" +
 	"\n" +
 	"JobService\x12H\n" +
 	"\tSubmitJob\x12\x1c.jobwire.v1.SubmitJobRequest\x1a\x1d.jobwire.v1.SubmitJobResponse\x12K\n" +
 	"\n" +
-	"SubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12?\n" +
+	"SubmitJobs\x12\x1d.jobwire.v1.SubmitJobsRequest\x1a\x1e.jobwire.v1.SubmitJobsResponse\x12F\n" +
+	"\aProduce\x12\x1a.jobwire.v1.ProduceRequest\x1a\x1b.jobwire.v1.ProduceResponse(\x010\x01\x12?\n" +
 	"\x06GetJob\x12\x19.jobwire.v1.GetJobRequest\x1a\x1a.jobwire.v1.GetJobResponse\x12E\n" +
 	"\bListJobs\x12\x1b.jobwire.v1.ListJobsRequest\x1a\x1c.jobwire.v1.ListJobsResponse\x12Q\n" +
 	"\fListAttempts\x12\x1f.jobwire.v1.ListAttemptsRequest\x1a .jobwire.v1.ListAttemptsResponse\x12G\n" +
@@ -2450,128 +3353,170 @@ func file_jobwire_v1_job_service_proto_rawDescGZIP() []byte {
 	return file_jobwire_v1_job_service_proto_rawDescData
 }
 
-var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_jobwire_v1_job_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_jobwire_v1_job_service_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_jobwire_v1_job_service_proto_goTypes = []any{
-	(JobOrder)(0),                 // 0: jobwire.v1.JobOrder
-	(WatchContent)(0),             // 1: jobwire.v1.WatchContent
-	(*SubmitJobRequest)(nil),      // 2: jobwire.v1.SubmitJobRequest
-	(*SubmitJobResponse)(nil),     // 3: jobwire.v1.SubmitJobResponse
-	(*SubmitJobsRequest)(nil),     // 4: jobwire.v1.SubmitJobsRequest
-	(*SubmitJobsResponse)(nil),    // 5: jobwire.v1.SubmitJobsResponse
-	(*SubmitResult)(nil),          // 6: jobwire.v1.SubmitResult
-	(*GetJobRequest)(nil),         // 7: jobwire.v1.GetJobRequest
-	(*GetJobResponse)(nil),        // 8: jobwire.v1.GetJobResponse
-	(*JobFilter)(nil),             // 9: jobwire.v1.JobFilter
-	(*ListJobsRequest)(nil),       // 10: jobwire.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 11: jobwire.v1.ListJobsResponse
-	(*ListAttemptsRequest)(nil),   // 12: jobwire.v1.ListAttemptsRequest
-	(*ListAttemptsResponse)(nil),  // 13: jobwire.v1.ListAttemptsResponse
-	(*WatchJobRequest)(nil),       // 14: jobwire.v1.WatchJobRequest
-	(*OutputFromEnd)(nil),         // 15: jobwire.v1.OutputFromEnd
-	(*Output)(nil),                // 16: jobwire.v1.Output
-	(*WatchJobResponse)(nil),      // 17: jobwire.v1.WatchJobResponse
-	(*RunJobRequest)(nil),         // 18: jobwire.v1.RunJobRequest
-	(*RunJobResponse)(nil),        // 19: jobwire.v1.RunJobResponse
-	(*WatchJobsRequest)(nil),      // 20: jobwire.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),     // 21: jobwire.v1.WatchJobsResponse
-	(*Bookmark)(nil),              // 22: jobwire.v1.Bookmark
-	(*CancelJobRequest)(nil),      // 23: jobwire.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),     // 24: jobwire.v1.CancelJobResponse
-	(*BulkProgress)(nil),          // 25: jobwire.v1.BulkProgress
-	(*RetryJobRequest)(nil),       // 26: jobwire.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),      // 27: jobwire.v1.RetryJobResponse
-	(*RetryJobsRequest)(nil),      // 28: jobwire.v1.RetryJobsRequest
-	(*RetryJobsResponse)(nil),     // 29: jobwire.v1.RetryJobsResponse
-	(*CancelJobsRequest)(nil),     // 30: jobwire.v1.CancelJobsRequest
-	(*CancelJobsResponse)(nil),    // 31: jobwire.v1.CancelJobsResponse
-	nil,                           // 32: jobwire.v1.JobFilter.LabelsEntry
-	(*JobSpec)(nil),               // 33: jobwire.v1.JobSpec
-	(JobState)(0),                 // 34: jobwire.v1.JobState
-	(*ItemError)(nil),             // 35: jobwire.v1.ItemError
-	(JobView)(0),                  // 36: jobwire.v1.JobView
-	(*Job)(nil),                   // 37: jobwire.v1.Job
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
-	(*Attempt)(nil),               // 39: jobwire.v1.Attempt
-	(*OutputPosition)(nil),        // 40: jobwire.v1.OutputPosition
-	(*OutputChunk)(nil),           // 41: jobwire.v1.OutputChunk
-	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
+	(FollowContent)(0),            // 0: jobwire.v1.FollowContent
+	(JobOrder)(0),                 // 1: jobwire.v1.JobOrder
+	(WatchContent)(0),             // 2: jobwire.v1.WatchContent
+	(*SubmitJobRequest)(nil),      // 3: jobwire.v1.SubmitJobRequest
+	(*SubmitJobResponse)(nil),     // 4: jobwire.v1.SubmitJobResponse
+	(*SubmitJobsRequest)(nil),     // 5: jobwire.v1.SubmitJobsRequest
+	(*SubmitJobsResponse)(nil),    // 6: jobwire.v1.SubmitJobsResponse
+	(*SubmitResult)(nil),          // 7: jobwire.v1.SubmitResult
+	(*ProduceRequest)(nil),        // 8: jobwire.v1.ProduceRequest
+	(*ProducerOpening)(nil),       // 9: jobwire.v1.ProducerOpening
+	(*Submission)(nil),            // 10: jobwire.v1.Submission
+	(*Follow)(nil),                // 11: jobwire.v1.Follow
+	(*ProduceResponse)(nil),       // 12: jobwire.v1.ProduceResponse
+	(*ProducerOpened)(nil),        // 13: jobwire.v1.ProducerOpened
+	(*ProduceAnswer)(nil),         // 14: jobwire.v1.ProduceAnswer
+	(*CancelResult)(nil),          // 15: jobwire.v1.CancelResult
+	(*JobEnd)(nil),                // 16: jobwire.v1.JobEnd
+	(*FollowEnd)(nil),             // 17: jobwire.v1.FollowEnd
+	(*ProducerDrain)(nil),         // 18: jobwire.v1.ProducerDrain
+	(*GetJobRequest)(nil),         // 19: jobwire.v1.GetJobRequest
+	(*GetJobResponse)(nil),        // 20: jobwire.v1.GetJobResponse
+	(*JobFilter)(nil),             // 21: jobwire.v1.JobFilter
+	(*ListJobsRequest)(nil),       // 22: jobwire.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 23: jobwire.v1.ListJobsResponse
+	(*ListAttemptsRequest)(nil),   // 24: jobwire.v1.ListAttemptsRequest
+	(*ListAttemptsResponse)(nil),  // 25: jobwire.v1.ListAttemptsResponse
+	(*WatchJobRequest)(nil),       // 26: jobwire.v1.WatchJobRequest
+	(*OutputFromEnd)(nil),         // 27: jobwire.v1.OutputFromEnd
+	(*Output)(nil),                // 28: jobwire.v1.Output
+	(*WatchJobResponse)(nil),      // 29: jobwire.v1.WatchJobResponse
+	(*RunJobRequest)(nil),         // 30: jobwire.v1.RunJobRequest
+	(*RunJobResponse)(nil),        // 31: jobwire.v1.RunJobResponse
+	(*WatchJobsRequest)(nil),      // 32: jobwire.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),     // 33: jobwire.v1.WatchJobsResponse
+	(*Bookmark)(nil),              // 34: jobwire.v1.Bookmark
+	(*CancelJobRequest)(nil),      // 35: jobwire.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),     // 36: jobwire.v1.CancelJobResponse
+	(*BulkProgress)(nil),          // 37: jobwire.v1.BulkProgress
+	(*RetryJobRequest)(nil),       // 38: jobwire.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),      // 39: jobwire.v1.RetryJobResponse
+	(*RetryJobsRequest)(nil),      // 40: jobwire.v1.RetryJobsRequest
+	(*RetryJobsResponse)(nil),     // 41: jobwire.v1.RetryJobsResponse
+	(*CancelJobsRequest)(nil),     // 42: jobwire.v1.CancelJobsRequest
+	(*CancelJobsResponse)(nil),    // 43: jobwire.v1.CancelJobsResponse
+	nil,                           // 44: jobwire.v1.JobFilter.LabelsEntry
+	(*JobSpec)(nil),               // 45: jobwire.v1.JobSpec
+	(JobState)(0),                 // 46: jobwire.v1.JobState
+	(*ItemError)(nil),             // 47: jobwire.v1.ItemError
+	(JobView)(0),                  // 48: jobwire.v1.JobView
+	(*Job)(nil),                   // 49: jobwire.v1.Job
+	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
+	(*Payload)(nil),               // 51: jobwire.v1.Payload
+	(*Failure)(nil),               // 52: jobwire.v1.Failure
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(FailureOrigin)(0),            // 54: jobwire.v1.FailureOrigin
+	(*Attempt)(nil),               // 55: jobwire.v1.Attempt
+	(*OutputPosition)(nil),        // 56: jobwire.v1.OutputPosition
+	(*OutputChunk)(nil),           // 57: jobwire.v1.OutputChunk
 }
 var file_jobwire_v1_job_service_proto_depIdxs = []int32{
-	33, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
-	34, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
-	2,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
-	6,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
-	3,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
-	35, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
-	36, // 6: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
-	37, // 7: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
-	34, // 8: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
-	32, // 9: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
-	38, // 10: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
-	38, // 11: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
-	38, // 12: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
-	38, // 13: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
-	9,  // 14: jobwire.v1.ListJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	36, // 15: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
-	0,  // 16: jobwire.v1.ListJobsRequest.order_by:type_name -> jobwire.v1.JobOrder
-	37, // 17: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
-	39, // 18: jobwire.v1.ListAttemptsResponse.attempts:type_name -> jobwire.v1.Attempt
-	36, // 19: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
-	1,  // 20: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
-	40, // 21: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
-	15, // 22: jobwire.v1.WatchJobRequest.output_from_end:type_name -> jobwire.v1.OutputFromEnd
-	41, // 23: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
-	37, // 24: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
-	22, // 25: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	16, // 26: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
-	2,  // 27: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
-	36, // 28: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
-	1,  // 29: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
-	37, // 30: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
-	22, // 31: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	16, // 32: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
-	9,  // 33: jobwire.v1.WatchJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	36, // 34: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
-	37, // 35: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
-	22, // 36: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
-	38, // 37: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
-	37, // 38: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
-	42, // 39: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
-	37, // 40: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
-	9,  // 41: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	25, // 42: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	9,  // 43: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
-	25, // 44: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
-	2,  // 45: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
-	4,  // 46: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
-	7,  // 47: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
-	10, // 48: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
-	12, // 49: jobwire.v1.JobService.ListAttempts:input_type -> jobwire.v1.ListAttemptsRequest
-	14, // 50: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
-	18, // 51: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
-	20, // 52: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
-	23, // 53: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
-	26, // 54: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
-	28, // 55: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
-	30, // 56: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
-	3,  // 57: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
-	5,  // 58: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
-	8,  // 59: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
-	11, // 60: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
-	13, // 61: jobwire.v1.JobService.ListAttempts:output_type -> jobwire.v1.ListAttemptsResponse
-	17, // 62: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
-	19, // 63: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
-	21, // 64: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
-	24, // 65: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
-	27, // 66: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
-	29, // 67: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
-	31, // 68: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
-	57, // [57:69] is the sub-list for method output_type
-	45, // [45:57] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	45, // 0: jobwire.v1.SubmitJobRequest.spec:type_name -> jobwire.v1.JobSpec
+	46, // 1: jobwire.v1.SubmitJobResponse.state:type_name -> jobwire.v1.JobState
+	3,  // 2: jobwire.v1.SubmitJobsRequest.requests:type_name -> jobwire.v1.SubmitJobRequest
+	7,  // 3: jobwire.v1.SubmitJobsResponse.results:type_name -> jobwire.v1.SubmitResult
+	4,  // 4: jobwire.v1.SubmitResult.accepted:type_name -> jobwire.v1.SubmitJobResponse
+	47, // 5: jobwire.v1.SubmitResult.error:type_name -> jobwire.v1.ItemError
+	9,  // 6: jobwire.v1.ProduceRequest.open:type_name -> jobwire.v1.ProducerOpening
+	10, // 7: jobwire.v1.ProduceRequest.submissions:type_name -> jobwire.v1.Submission
+	11, // 8: jobwire.v1.ProduceRequest.follows:type_name -> jobwire.v1.Follow
+	35, // 9: jobwire.v1.ProduceRequest.cancels:type_name -> jobwire.v1.CancelJobRequest
+	3,  // 10: jobwire.v1.Submission.request:type_name -> jobwire.v1.SubmitJobRequest
+	11, // 11: jobwire.v1.Submission.follow:type_name -> jobwire.v1.Follow
+	0,  // 12: jobwire.v1.Follow.content:type_name -> jobwire.v1.FollowContent
+	48, // 13: jobwire.v1.Follow.view:type_name -> jobwire.v1.JobView
+	13, // 14: jobwire.v1.ProduceResponse.opened:type_name -> jobwire.v1.ProducerOpened
+	14, // 15: jobwire.v1.ProduceResponse.answers:type_name -> jobwire.v1.ProduceAnswer
+	16, // 16: jobwire.v1.ProduceResponse.ends:type_name -> jobwire.v1.JobEnd
+	49, // 17: jobwire.v1.ProduceResponse.jobs:type_name -> jobwire.v1.Job
+	17, // 18: jobwire.v1.ProduceResponse.lost_follows:type_name -> jobwire.v1.FollowEnd
+	18, // 19: jobwire.v1.ProduceResponse.drain:type_name -> jobwire.v1.ProducerDrain
+	50, // 20: jobwire.v1.ProducerOpened.heartbeat_interval:type_name -> google.protobuf.Duration
+	7,  // 21: jobwire.v1.ProduceAnswer.results:type_name -> jobwire.v1.SubmitResult
+	15, // 22: jobwire.v1.ProduceAnswer.cancels:type_name -> jobwire.v1.CancelResult
+	46, // 23: jobwire.v1.CancelResult.state:type_name -> jobwire.v1.JobState
+	47, // 24: jobwire.v1.CancelResult.error:type_name -> jobwire.v1.ItemError
+	46, // 25: jobwire.v1.JobEnd.state:type_name -> jobwire.v1.JobState
+	51, // 26: jobwire.v1.JobEnd.result:type_name -> jobwire.v1.Payload
+	52, // 27: jobwire.v1.JobEnd.failure:type_name -> jobwire.v1.Failure
+	47, // 28: jobwire.v1.FollowEnd.error:type_name -> jobwire.v1.ItemError
+	53, // 29: jobwire.v1.ProducerDrain.deadline:type_name -> google.protobuf.Timestamp
+	48, // 30: jobwire.v1.GetJobRequest.view:type_name -> jobwire.v1.JobView
+	49, // 31: jobwire.v1.GetJobResponse.job:type_name -> jobwire.v1.Job
+	46, // 32: jobwire.v1.JobFilter.states:type_name -> jobwire.v1.JobState
+	44, // 33: jobwire.v1.JobFilter.labels:type_name -> jobwire.v1.JobFilter.LabelsEntry
+	53, // 34: jobwire.v1.JobFilter.submitted_after:type_name -> google.protobuf.Timestamp
+	53, // 35: jobwire.v1.JobFilter.submitted_before:type_name -> google.protobuf.Timestamp
+	53, // 36: jobwire.v1.JobFilter.finished_after:type_name -> google.protobuf.Timestamp
+	53, // 37: jobwire.v1.JobFilter.finished_before:type_name -> google.protobuf.Timestamp
+	54, // 38: jobwire.v1.JobFilter.failure_origin:type_name -> jobwire.v1.FailureOrigin
+	21, // 39: jobwire.v1.ListJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	48, // 40: jobwire.v1.ListJobsRequest.view:type_name -> jobwire.v1.JobView
+	1,  // 41: jobwire.v1.ListJobsRequest.order_by:type_name -> jobwire.v1.JobOrder
+	49, // 42: jobwire.v1.ListJobsResponse.jobs:type_name -> jobwire.v1.Job
+	55, // 43: jobwire.v1.ListAttemptsResponse.attempts:type_name -> jobwire.v1.Attempt
+	48, // 44: jobwire.v1.WatchJobRequest.view:type_name -> jobwire.v1.JobView
+	2,  // 45: jobwire.v1.WatchJobRequest.content:type_name -> jobwire.v1.WatchContent
+	56, // 46: jobwire.v1.WatchJobRequest.output_from:type_name -> jobwire.v1.OutputPosition
+	27, // 47: jobwire.v1.WatchJobRequest.output_from_end:type_name -> jobwire.v1.OutputFromEnd
+	57, // 48: jobwire.v1.Output.chunks:type_name -> jobwire.v1.OutputChunk
+	49, // 49: jobwire.v1.WatchJobResponse.job:type_name -> jobwire.v1.Job
+	34, // 50: jobwire.v1.WatchJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	28, // 51: jobwire.v1.WatchJobResponse.output:type_name -> jobwire.v1.Output
+	3,  // 52: jobwire.v1.RunJobRequest.submit:type_name -> jobwire.v1.SubmitJobRequest
+	48, // 53: jobwire.v1.RunJobRequest.view:type_name -> jobwire.v1.JobView
+	2,  // 54: jobwire.v1.RunJobRequest.content:type_name -> jobwire.v1.WatchContent
+	49, // 55: jobwire.v1.RunJobResponse.job:type_name -> jobwire.v1.Job
+	34, // 56: jobwire.v1.RunJobResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	28, // 57: jobwire.v1.RunJobResponse.output:type_name -> jobwire.v1.Output
+	21, // 58: jobwire.v1.WatchJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	48, // 59: jobwire.v1.WatchJobsRequest.view:type_name -> jobwire.v1.JobView
+	49, // 60: jobwire.v1.WatchJobsResponse.job:type_name -> jobwire.v1.Job
+	34, // 61: jobwire.v1.WatchJobsResponse.bookmark:type_name -> jobwire.v1.Bookmark
+	53, // 62: jobwire.v1.Bookmark.time:type_name -> google.protobuf.Timestamp
+	49, // 63: jobwire.v1.CancelJobResponse.job:type_name -> jobwire.v1.Job
+	50, // 64: jobwire.v1.RetryJobRequest.delay:type_name -> google.protobuf.Duration
+	49, // 65: jobwire.v1.RetryJobResponse.job:type_name -> jobwire.v1.Job
+	21, // 66: jobwire.v1.RetryJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	37, // 67: jobwire.v1.RetryJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	21, // 68: jobwire.v1.CancelJobsRequest.filter:type_name -> jobwire.v1.JobFilter
+	37, // 69: jobwire.v1.CancelJobsResponse.progress:type_name -> jobwire.v1.BulkProgress
+	3,  // 70: jobwire.v1.JobService.SubmitJob:input_type -> jobwire.v1.SubmitJobRequest
+	5,  // 71: jobwire.v1.JobService.SubmitJobs:input_type -> jobwire.v1.SubmitJobsRequest
+	8,  // 72: jobwire.v1.JobService.Produce:input_type -> jobwire.v1.ProduceRequest
+	19, // 73: jobwire.v1.JobService.GetJob:input_type -> jobwire.v1.GetJobRequest
+	22, // 74: jobwire.v1.JobService.ListJobs:input_type -> jobwire.v1.ListJobsRequest
+	24, // 75: jobwire.v1.JobService.ListAttempts:input_type -> jobwire.v1.ListAttemptsRequest
+	26, // 76: jobwire.v1.JobService.WatchJob:input_type -> jobwire.v1.WatchJobRequest
+	30, // 77: jobwire.v1.JobService.RunJob:input_type -> jobwire.v1.RunJobRequest
+	32, // 78: jobwire.v1.JobService.WatchJobs:input_type -> jobwire.v1.WatchJobsRequest
+	35, // 79: jobwire.v1.JobService.CancelJob:input_type -> jobwire.v1.CancelJobRequest
+	38, // 80: jobwire.v1.JobService.RetryJob:input_type -> jobwire.v1.RetryJobRequest
+	40, // 81: jobwire.v1.JobService.RetryJobs:input_type -> jobwire.v1.RetryJobsRequest
+	42, // 82: jobwire.v1.JobService.CancelJobs:input_type -> jobwire.v1.CancelJobsRequest
+	4,  // 83: jobwire.v1.JobService.SubmitJob:output_type -> jobwire.v1.SubmitJobResponse
+	6,  // 84: jobwire.v1.JobService.SubmitJobs:output_type -> jobwire.v1.SubmitJobsResponse
+	12, // 85: jobwire.v1.JobService.Produce:output_type -> jobwire.v1.ProduceResponse
+	20, // 86: jobwire.v1.JobService.GetJob:output_type -> jobwire.v1.GetJobResponse
+	23, // 87: jobwire.v1.JobService.ListJobs:output_type -> jobwire.v1.ListJobsResponse
+	25, // 88: jobwire.v1.JobService.ListAttempts:output_type -> jobwire.v1.ListAttemptsResponse
+	29, // 89: jobwire.v1.JobService.WatchJob:output_type -> jobwire.v1.WatchJobResponse
+	31, // 90: jobwire.v1.JobService.RunJob:output_type -> jobwire.v1.RunJobResponse
+	33, // 91: jobwire.v1.JobService.WatchJobs:output_type -> jobwire.v1.WatchJobsResponse
+	36, // 92: jobwire.v1.JobService.CancelJob:output_type -> jobwire.v1.CancelJobResponse
+	39, // 93: jobwire.v1.JobService.RetryJob:output_type -> jobwire.v1.RetryJobResponse
+	41, // 94: jobwire.v1.JobService.RetryJobs:output_type -> jobwire.v1.RetryJobsResponse
+	43, // 95: jobwire.v1.JobService.CancelJobs:output_type -> jobwire.v1.CancelJobsResponse
+	83, // [83:96] is the sub-list for method output_type
+	70, // [70:83] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_jobwire_v1_job_service_proto_init() }
@@ -2586,21 +3531,25 @@ func file_jobwire_v1_job_service_proto_init() {
 		(*SubmitResult_Error)(nil),
 	}
 	file_jobwire_v1_job_service_proto_msgTypes[12].OneofWrappers = []any{
+		(*CancelResult_State)(nil),
+		(*CancelResult_Error)(nil),
+	}
+	file_jobwire_v1_job_service_proto_msgTypes[23].OneofWrappers = []any{
 		(*WatchJobRequest_Cursor)(nil),
 		(*WatchJobRequest_OutputFrom)(nil),
 		(*WatchJobRequest_OutputFromEnd)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[26].OneofWrappers = []any{
 		(*WatchJobResponse_Job)(nil),
 		(*WatchJobResponse_Bookmark)(nil),
 		(*WatchJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[17].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[28].OneofWrappers = []any{
 		(*RunJobResponse_Job)(nil),
 		(*RunJobResponse_Bookmark)(nil),
 		(*RunJobResponse_Output)(nil),
 	}
-	file_jobwire_v1_job_service_proto_msgTypes[19].OneofWrappers = []any{
+	file_jobwire_v1_job_service_proto_msgTypes[30].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_Bookmark)(nil),
 	}
@@ -2609,8 +3558,8 @@ func file_jobwire_v1_job_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_jobwire_v1_job_service_proto_rawDesc), len(file_jobwire_v1_job_service_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   31,
+			NumEnums:      3,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	JobService_SubmitJob_FullMethodName    = "/jobwire.v1.JobService/SubmitJob"
 	JobService_SubmitJobs_FullMethodName   = "/jobwire.v1.JobService/SubmitJobs"
+	JobService_Produce_FullMethodName      = "/jobwire.v1.JobService/Produce"
 	JobService_GetJob_FullMethodName       = "/jobwire.v1.JobService/GetJob"
 	JobService_ListJobs_FullMethodName     = "/jobwire.v1.JobService/ListJobs"
 	JobService_ListAttempts_FullMethodName = "/jobwire.v1.JobService/ListAttempts"
@@ -52,6 +53,7 @@ type JobServiceClient interface {
 	// ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
 	// `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
 	// RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
+	// `TOO_MANY_QUEUES`: it would be the first job of one queue more than there may be.
 	// Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
 	// may submit the job twice.
 	SubmitJob(ctx context.Context, in *SubmitJobRequest, opts ...grpc.CallOption) (*SubmitJobResponse, error)
@@ -64,6 +66,55 @@ type JobServiceClient interface {
 	// repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
 	// `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(ctx context.Context, in *SubmitJobsRequest, opts ...grpc.CallOption) (*SubmitJobsResponse, error)
+	// One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+	// it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+	// than a call each.
+	//
+	// Order. The first request, and only the first, carries `open`; the server answers `opened`
+	// before anything else. A producer may send more frames without waiting for that. After that both
+	// sides send frames whenever they have something to send. A frame may fill several of its
+	// fields, and its lists are batches.
+	//
+	// Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+	// one answer with that number, once all of it is decided: what was accepted is in the store as
+	// durably as the server is configured. One refused item does not stop the others. Answers may
+	// come in another order than their frames. Jobs of one queue are accepted in the order in which
+	// they were sent, unless their answers say that they have to be sent again.
+	//
+	// Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+	// this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
+	// that has ended already is told at once. A follow is over with the end of its job, with
+	// `unfollows`, or with the stream. Output is for WatchJob.
+	//
+	// Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+	// reads on only when it is below that. Nor does it read on from a producer that does not read its
+	// answers. Both show as flow control of HTTP/2, and as nothing else.
+	//
+	// Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+	// field if there is nothing else. The server ends a stream on which it hears nothing for three of
+	// them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+	// that waits for an answer and has heard nothing for a second or so asks this way whether the
+	// server hangs, and if it hears nothing for as long again it opens another stream on a new
+	// connection, at another address first if it knows several. The producer should ping at the
+	// HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+	// what it was sent and ends with OK.
+	//
+	// Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+	// not answered, and names the jobs that it still follows: those that ended meanwhile are told
+	// at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+	// should have one.
+	//
+	// Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+	// has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+	// the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+	// it.
+	//
+	// The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+	// `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+	// which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+	// another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+	// SubmitJob and WatchJob instead.
+	Produce(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProduceRequest, ProduceResponse], error)
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
@@ -126,8 +177,9 @@ type JobServiceClient interface {
 	// live because of an earlier redrive answers OK and changes nothing.
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
-	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+	// and was never redriven. ALREADY_EXISTS: another job holds its unique key by now
+	// (`UNIQUE_KEY_TAKEN`), or its latest redrive had this `request_id` and other content
+	// (`ALREADY_EXISTS`). Retry: safe with `request_id`; without it, repeating the call after a lost answer
 	// may redrive a job that has ended again meanwhile.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
 	// Redrives all jobs that match a filter, in the order in which they were submitted
@@ -172,6 +224,19 @@ func (c *jobServiceClient) SubmitJobs(ctx context.Context, in *SubmitJobsRequest
 	return out, nil
 }
 
+func (c *jobServiceClient) Produce(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProduceRequest, ProduceResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[0], JobService_Produce_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProduceRequest, ProduceResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_ProduceClient = grpc.BidiStreamingClient[ProduceRequest, ProduceResponse]
+
 func (c *jobServiceClient) GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetJobResponse)
@@ -204,7 +269,7 @@ func (c *jobServiceClient) ListAttempts(ctx context.Context, in *ListAttemptsReq
 
 func (c *jobServiceClient) WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[0], JobService_WatchJob_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[1], JobService_WatchJob_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +288,7 @@ type JobService_WatchJobClient = grpc.ServerStreamingClient[WatchJobResponse]
 
 func (c *jobServiceClient) RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunJobResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[1], JobService_RunJob_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[2], JobService_RunJob_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +307,7 @@ type JobService_RunJobClient = grpc.ServerStreamingClient[RunJobResponse]
 
 func (c *jobServiceClient) WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[2], JobService_WatchJobs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[3], JobService_WatchJobs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +346,7 @@ func (c *jobServiceClient) RetryJob(ctx context.Context, in *RetryJobRequest, op
 
 func (c *jobServiceClient) RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RetryJobsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[3], JobService_RetryJobs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[4], JobService_RetryJobs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +365,7 @@ type JobService_RetryJobsClient = grpc.ServerStreamingClient[RetryJobsResponse]
 
 func (c *jobServiceClient) CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CancelJobsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[4], JobService_CancelJobs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[5], JobService_CancelJobs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -334,6 +399,7 @@ type JobServiceServer interface {
 	// ALREADY_EXISTS: `job_id` or `request_id` was used for other content (`ALREADY_EXISTS`), or
 	// `spec.unique` refuses the job (`UNIQUE_KEY_TAKEN`).
 	// RESOURCE_EXHAUSTED: `STORE_FULL` or `QUEUE_FULL`; retry after the delay in RetryInfo.
+	// `TOO_MANY_QUEUES`: it would be the first job of one queue more than there may be.
 	// Retry: safe with `request_id` or `job_id` set; without either, a retry after a lost answer
 	// may submit the job twice.
 	SubmitJob(context.Context, *SubmitJobRequest) (*SubmitJobResponse, error)
@@ -346,6 +412,55 @@ type JobServiceServer interface {
 	// repeat the batch with the same ids, and each item is answered as it was. Retry: safe with
 	// `request_id`, or if every item has a `request_id` or a `job_id`.
 	SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error)
+	// One stream for a producer: it submits jobs, cancels them, and hears what becomes of those that
+	// it follows. It does what SubmitJobs, CancelJob and WatchJob do (except for output), for less
+	// than a call each.
+	//
+	// Order. The first request, and only the first, carries `open`; the server answers `opened`
+	// before anything else. A producer may send more frames without waiting for that. After that both
+	// sides send frames whenever they have something to send. A frame may fill several of its
+	// fields, and its lists are batches.
+	//
+	// Answers. Each frame with `submissions` or `cancels` carries a `sequence`, and is answered by
+	// one answer with that number, once all of it is decided: what was accepted is in the store as
+	// durably as the server is configured. One refused item does not stop the others. Answers may
+	// come in another order than their frames. Jobs of one queue are accepted in the order in which
+	// they were sent, unless their answers say that they have to be sent again.
+	//
+	// Follows. A producer hears of the end of each job that it follows, or of every change of it, on
+	// this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
+	// that has ended already is told at once. A follow is over with the end of its job, with
+	// `unfollows`, or with the stream. Output is for WatchJob.
+	//
+	// Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
+	// reads on only when it is below that. Nor does it read on from a producer that does not read its
+	// answers. Both show as flow control of HTTP/2, and as nothing else.
+	//
+	// Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
+	// field if there is nothing else. The server ends a stream on which it hears nothing for three of
+	// them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
+	// that waits for an answer and has heard nothing for a second or so asks this way whether the
+	// server hangs, and if it hears nothing for as long again it opens another stream on a new
+	// connection, at another address first if it knows several. The producer should ping at the
+	// HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
+	// what it was sent and ends with OK.
+	//
+	// Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
+	// not answered, and names the jobs that it still follows: those that ended meanwhile are told
+	// at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
+	// should have one.
+	//
+	// Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
+	// has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
+	// the old one goes on: its answers still come, and its follows as well. Then the producer leaves
+	// it.
+	//
+	// The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
+	// `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
+	// which. What is wrong with one item is in its answer, and ends nothing. UNAVAILABLE: open
+	// another stream. UNIMPLEMENTED: the server, or a proxy before it, has no such stream; use
+	// SubmitJob and WatchJob instead.
+	Produce(grpc.BidiStreamingServer[ProduceRequest, ProduceResponse]) error
 	// Returns one job as it stands, in the FULL view unless asked otherwise.
 	//
 	// NOT_FOUND: no such job, or its retention has ended. Retry: safe.
@@ -408,8 +523,9 @@ type JobServiceServer interface {
 	// live because of an earlier redrive answers OK and changes nothing.
 	//
 	// NOT_FOUND: no such job. FAILED_PRECONDITION: `WRONG_STATE`, it has succeeded, or is live
-	// and was never redriven. ALREADY_EXISTS: `UNIQUE_KEY_TAKEN`, another job holds its unique
-	// key by now. Retry: safe with `request_id`; without it, repeating the call after a lost answer
+	// and was never redriven. ALREADY_EXISTS: another job holds its unique key by now
+	// (`UNIQUE_KEY_TAKEN`), or its latest redrive had this `request_id` and other content
+	// (`ALREADY_EXISTS`). Retry: safe with `request_id`; without it, repeating the call after a lost answer
 	// may redrive a job that has ended again meanwhile.
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
 	// Redrives all jobs that match a filter, in the order in which they were submitted
@@ -439,6 +555,9 @@ func (UnimplementedJobServiceServer) SubmitJob(context.Context, *SubmitJobReques
 }
 func (UnimplementedJobServiceServer) SubmitJobs(context.Context, *SubmitJobsRequest) (*SubmitJobsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SubmitJobs not implemented")
+}
+func (UnimplementedJobServiceServer) Produce(grpc.BidiStreamingServer[ProduceRequest, ProduceResponse]) error {
+	return status.Error(codes.Unimplemented, "method Produce not implemented")
 }
 func (UnimplementedJobServiceServer) GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetJob not implemented")
@@ -526,6 +645,13 @@ func _JobService_SubmitJobs_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _JobService_Produce_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(JobServiceServer).Produce(&grpc.GenericServerStream[ProduceRequest, ProduceResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_ProduceServer = grpc.BidiStreamingServer[ProduceRequest, ProduceResponse]
 
 func _JobService_GetJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetJobRequest)
@@ -709,6 +835,12 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Produce",
+			Handler:       _JobService_Produce_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "WatchJob",
 			Handler:       _JobService_WatchJob_Handler,

@@ -1560,7 +1560,10 @@ type UpdateWorkerStatusRequest struct {
 	// READY, PAUSED or DRAINING. Unset: no change.
 	Status WorkerStatus `protobuf:"varint,2,opt,name=status,proto3,enum=jobwire.v1.WorkerStatus" json:"status,omitempty"`
 	// Replaces what the worker tells of itself. Unset: no change.
-	Metadata      *StatusMetadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata *StatusMetadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Of the worker's process, as it registered. If another process has the id by now, nothing is
+	// changed and the answer is NOT_FOUND. Unset: whichever process has it.
+	InstanceId    string `protobuf:"bytes,4,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1614,6 +1617,13 @@ func (x *UpdateWorkerStatusRequest) GetMetadata() *StatusMetadata {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *UpdateWorkerStatusRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
 }
 
 // The worker after the change.
@@ -1897,8 +1907,9 @@ type Attach struct {
 	// (`SUPERSEDED`). 0: unknown, and the attach that comes last counts.
 	Attempt int64 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the worker supports beyond the first version of this contract, by the names in
-	// `Attached.features`. At most 64, of at most 64 bytes each. A server does not use a feature that
-	// the worker does not name, and ignores names that it does not know.
+	// `Attached.features`. At most 64, of at most 64 bytes each. What changes how a worker must read
+	// frames is used only with workers that name it; new fields may come to any. A server ignores
+	// names that it does not know.
 	Features      []string `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2555,7 +2566,10 @@ func (x *Drain) GetReason() string {
 type DeregisterWorkerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
-	WorkerId      string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Of the worker's process, as it registered. If another process has the id by now, nothing is
+	// done and the answer is OK. Unset: whichever process has it.
+	InstanceId    string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2593,6 +2607,13 @@ func (*DeregisterWorkerRequest) Descriptor() ([]byte, []int) {
 func (x *DeregisterWorkerRequest) GetWorkerId() string {
 	if x != nil {
 		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *DeregisterWorkerRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
 	}
 	return ""
 }
@@ -2761,11 +2782,13 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"lostLeases\x12>\n" +
 	"\rcancellations\x18\x02 \x03(\v2\x18.jobwire.v1.CancelNoticeR\rcancellations\x12'\n" +
 	"\x05drain\x18\x03 \x01(\v2\x11.jobwire.v1.DrainR\x05drain\x12@\n" +
-	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xa2\x01\n" +
+	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"\xc3\x01\n" +
 	"\x19UpdateWorkerStatusRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x120\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\x126\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x1a.jobwire.v1.StatusMetadataR\bmetadata\"N\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1a.jobwire.v1.StatusMetadataR\bmetadata\x12\x1f\n" +
+	"\vinstance_id\x18\x04 \x01(\tR\n" +
+	"instanceId\"N\n" +
 	"\x1aUpdateWorkerStatusResponse\x120\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x18.jobwire.v1.WorkerStatusR\x06status\"\x8f\x01\n" +
 	"\x0eStatusMetadata\x12A\n" +
@@ -2841,9 +2864,11 @@ const file_jobwire_v1_worker_service_proto_rawDesc = "" +
 	"\x05Drain\x126\n" +
 	"\bdeadline\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x14\n" +
 	"\x05leave\x18\x02 \x01(\bR\x05leave\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"6\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"W\n" +
 	"\x17DeregisterWorkerRequest\x12\x1b\n" +
-	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"?\n" +
+	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\tR\n" +
+	"instanceId\"?\n" +
 	"\x18DeregisterWorkerResponse\x12#\n" +
 	"\rreleased_jobs\x18\x01 \x01(\x05R\freleasedJobs*\x94\x01\n" +
 	"\fWorkerStatus\x12\x1d\n" +

@@ -99,7 +99,8 @@ type WorkerServiceClient interface {
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// Changes whether the worker takes jobs, and what it tells of itself.
 	//
-	// INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+	// INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+	// another process has its id. Retry: safe.
 	UpdateWorkerStatus(ctx context.Context, in *UpdateWorkerStatusRequest, opts ...grpc.CallOption) (*UpdateWorkerStatusResponse, error)
 	// Ends the worker. Jobs that it still holds go back to their queues as
 	// interruptions. Deregistering an unknown worker answers OK. Retry: safe.
@@ -144,7 +145,8 @@ type WorkerServiceClient interface {
 	//
 	// The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`). Each
 	// attach carries a higher `attempt` than the one before. So a server that receives an abandoned
-	// attach late refuses it, and disturbs no newer stream.
+	// attach late refuses it, and disturbs no newer stream. Another process takes a `worker_id` only
+	// while its connection holds, 0.25 s after its attach: what a dead one sent disturbs nobody.
 	//
 	// Drain. On `drain` the worker opens another stream (the server is shutting down, or the stream
 	// has reached its maximum age). With `leave` it takes no more jobs, finishes those that it has,
@@ -326,7 +328,8 @@ type WorkerServiceServer interface {
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// Changes whether the worker takes jobs, and what it tells of itself.
 	//
-	// INVALID_ARGUMENT: a status that a worker can't choose. Retry: safe.
+	// INVALID_ARGUMENT: a status that a worker can't choose. NOT_FOUND: there is no such worker, or
+	// another process has its id. Retry: safe.
 	UpdateWorkerStatus(context.Context, *UpdateWorkerStatusRequest) (*UpdateWorkerStatusResponse, error)
 	// Ends the worker. Jobs that it still holds go back to their queues as
 	// interruptions. Deregistering an unknown worker answers OK. Retry: safe.
@@ -371,7 +374,8 @@ type WorkerServiceServer interface {
 	//
 	// The newest stream of a worker counts; an older one is ended with ABORTED (`SUPERSEDED`). Each
 	// attach carries a higher `attempt` than the one before. So a server that receives an abandoned
-	// attach late refuses it, and disturbs no newer stream.
+	// attach late refuses it, and disturbs no newer stream. Another process takes a `worker_id` only
+	// while its connection holds, 0.25 s after its attach: what a dead one sent disturbs nobody.
 	//
 	// Drain. On `drain` the worker opens another stream (the server is shutting down, or the stream
 	// has reached its maximum age). With `leave` it takes no more jobs, finishes those that it has,
