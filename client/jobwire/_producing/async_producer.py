@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ class AsyncProducer:
         self._reconnect_s = reconnect_s
         self._evidence = evidence
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopProducer] = {}
+        self._making = threading.Lock()
         self._forks = forks()
 
     def _mine(self) -> LoopProducer:
@@ -51,13 +53,11 @@ class AsyncProducer:
         return mine
 
     def _make(self, loop: asyncio.AbstractEventLoop) -> LoopProducer:
-        kept = {each: of for each, of in self._by_loop.items() if not each.is_closed()}
         if self._forks != forks():
             leave_behind(self._by_loop)
+            self._making = threading.Lock()
+            self._by_loop = {}
             self._forks = forks()
-            kept = {}
-        if self._by_loop.keys() - {loop}:
-            expect_several_loops()
         mine = LoopProducer(
             self._options,
             self._channel,
@@ -65,7 +65,11 @@ class AsyncProducer:
             self._reconnect_s,
             self._evidence,
         )
-        self._by_loop = {**kept, loop: mine}
+        with self._making:
+            if self._by_loop.keys() - {loop}:
+                expect_several_loops()
+            kept = {each: of for each, of in self._by_loop.items() if not each.is_closed()}
+            self._by_loop = {**kept, loop: mine}
         return mine
 
     async def send(self, data: bytes, queue: str, **kind: Any) -> Outcome:
@@ -183,7 +187,8 @@ class AsyncProducer:
 
     async def close(self) -> None:
         """End all streams; those who wait are told that the client was closed."""
-        by_loop, self._by_loop = self._by_loop, {}
+        with self._making:
+            by_loop, self._by_loop = self._by_loop, {}
         if self._forks != forks():
             leave_behind(by_loop)
             return

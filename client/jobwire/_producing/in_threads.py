@@ -219,6 +219,9 @@ class ThreadProducer(Keeper):
         stream.is_leaving = True
         stream.wakes.put(None)
         self._end(stream, error)
+        stream.was_read.set()
+        # To close a connection keeps gRPC busy, and a fork at that moment breaks it in the child.
+        self._held.wait(LEAVING_S)
         stream.close()
         with self._lock:
             self._streams.discard(stream)
@@ -346,14 +349,21 @@ class ThreadProducer(Keeper):
             stream.cancel() if waited else stream.leave()
         self._join(streams)
 
-    def before_fork(self) -> None:
-        """End all streams, so that no thread is inside gRPC; what they carried is sent again."""
+    def before_fork(self) -> bool:
+        """End all streams, so that no thread is inside gRPC; what they carried is sent again.
+
+        Returns:
+            True if there was one.
+        """
         self._held.clear()
         with self._lock:
             streams = [*self._streams]
+        ends_at = time.monotonic() + LEAVING_S
         for stream in streams:
             stream.cancel()
-        self._join(streams)
+        for stream in streams:
+            stream.rest(ends_at)
+        return bool(streams)
 
     def after_fork(self) -> None:
         """Go on, in the parent."""
@@ -362,7 +372,5 @@ class ThreadProducer(Keeper):
     def _join(self, streams: list[ThreadStream]) -> None:
         ends_at = time.monotonic() + LEAVING_S
         for stream in streams:
-            for thread in (stream.reader, stream.writer):
-                if thread is not None and thread is not threading.current_thread():
-                    thread.join(max(0.0, ends_at - time.monotonic()))
+            stream.join(ends_at)
             stream.call.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +15,18 @@ from jobwire._connection import ConnectionOptions
 from jobwire._producing.in_threads import ThreadProducer
 from jobwire._producing.parcels import HandedBack, News, Outcome
 from jobwire._producing.thread_stream import ThreadChanges, ThreadFollower, ThreadParcel
-from jobwire._surroundings import forks, has_gevent, leave_behind
+from jobwire._surroundings import has_gevent, leave_behind
 from jobwire.errors import CallError, ClientClosed, DeadlineExceeded
 
-_producers: WeakSet[ThreadProducer] = WeakSet()
+_producers: WeakSet[Producer] = WeakSet()
+# What gRPC's own threads take, at most, to send that a stream was cancelled.
+_SETTLING_S = 0.02
 
 
 def _before_fork() -> None:
-    for producer in [*_producers]:
-        producer.before_fork()
+    ended = [producer.before_fork() for producer in [*_producers]]
+    if any(ended):
+        time.sleep(_SETTLING_S)
 
 
 def _after_fork() -> None:
@@ -30,9 +34,15 @@ def _after_fork() -> None:
         producer.after_fork()
 
 
+def _begin_anew() -> None:
+    # Before any thread of the child runs: each of them must find the same new state.
+    for producer in [*_producers]:
+        producer.begin_anew()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_producers.clear
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_anew
     )
 
 
@@ -61,34 +71,46 @@ class Producer:
         self._reconnect_s = reconnect_s
         self._evidence = evidence
         self._producer: ThreadProducer | None = None
-        self._forks = forks()
+        self._making = threading.Lock()
+        self._is_usable = True
+        _producers.add(self)
 
     def _mine(self) -> ThreadProducer | None:
         mine = self._producer
-        if mine is None or mine.is_over or self._forks != forks():
-            mine = self._make()
-        return mine
+        return self._make() if mine is None or mine.is_over else mine
 
     def _make(self) -> ThreadProducer | None:
         # Green threads can't be joined before a fork, nor read without a thread of their own.
-        if has_gevent():
+        if has_gevent() or not self._is_usable:
             return None
-        if self._forks != forks():
-            leave_behind(self._producer)
-            self._forks = forks()
-            if self._channel is not None:
-                # A call tells what is wrong with it.
-                return None
-        made = ThreadProducer(
-            self._options,
-            self._channel,
-            self._timeout_s,
-            self._reconnect_s,
-            self._evidence,
-        )
-        _producers.add(made)
-        self._producer = made
-        return made
+        with self._making:
+            mine = self._producer
+            if mine is None or mine.is_over:
+                mine = self._producer = ThreadProducer(
+                    self._options,
+                    self._channel,
+                    self._timeout_s,
+                    self._reconnect_s,
+                    self._evidence,
+                )
+            return mine
+
+    def before_fork(self) -> bool:
+        """End the stream; return True if there was one."""
+        return self._producer is not None and self._producer.before_fork()
+
+    def after_fork(self) -> None:
+        """Go on, in the parent."""
+        if self._producer is not None:
+            self._producer.after_fork()
+
+    def begin_anew(self) -> None:
+        """Forget the parent's stream, in a forked child."""
+        leave_behind(self._producer)
+        self._producer = None
+        self._making = threading.Lock()
+        # A channel does not outlive a fork; a call tells its caller.
+        self._is_usable = self._channel is None
 
     def send(self, data: bytes, queue: str, **kind: Any) -> Outcome:
         """Send submissions and wait for what becomes of them.
@@ -182,22 +204,18 @@ class Producer:
 
     def leave(self, job_id: str, changes: ThreadChanges) -> None:
         """Follow them no longer."""
-        if self._producer is not None and self._forks == forks():
+        if self._producer is not None:
             self._producer.unfollow(job_id, changes)
 
     def answered(self) -> None:
         """Note that a call was answered."""
-        if self._producer is not None and self._forks == forks():
+        if self._producer is not None:
             self._producer.answered()
 
     def close(self) -> None:
         """End the stream; those who wait are told that the client was closed."""
         mine, self._producer = self._producer, None
-        if mine is None:
-            return
-        if self._forks != forks():
-            leave_behind(mine)
-        else:
+        if mine is not None:
             mine.close(ClientClosed())
 
 

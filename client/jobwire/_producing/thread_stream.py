@@ -140,13 +140,41 @@ class ThreadStream:
         self.wakes: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.writer: threading.Thread | None = None
         self.reader: threading.Thread | None = None
+        self.was_read = threading.Event()
+        """Set once the reader has nothing more to do with gRPC but to close the channel."""
+        self._fetcher: threading.Thread | None = None
+        """gRPC's own, which hands answers to the reader."""
         self._channel = channel
         self._is_own = is_own
         # Frames are bytes already.
         method: Any = channel.stream_stream(
-            METHOD, request_serializer=None, response_deserializer=ProduceResponse.FromString
+            METHOD, request_serializer=None, response_deserializer=self._parse
         )
         self.call: Any = method(frames(self), metadata=metadata)
+
+    def _parse(self, data: bytes) -> ProduceResponse:
+        if self._fetcher is None:
+            self._fetcher = threading.current_thread()
+        return ProduceResponse.FromString(data)
+
+    def rest(self, ends_at: float) -> None:
+        """Wait until none of its threads is inside gRPC.
+
+        Args:
+            ends_at: When to wait no longer, by `time.monotonic`.
+        """
+        self.was_read.wait(max(0.0, ends_at - time.monotonic()))
+        self._join(ends_at, self.writer, self._fetcher)
+
+    def join(self, ends_at: float) -> None:
+        """Wait for the end of its threads."""
+        self._join(ends_at, self.writer, self._fetcher, self.reader)
+
+    @staticmethod
+    def _join(ends_at: float, *threads: threading.Thread | None) -> None:
+        for thread in threads:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(0.0, ends_at - time.monotonic()))
 
     def wake(self, frame: bytes | None = None) -> None:
         """Let the thread that writes look for another frame, or take this one."""
