@@ -125,9 +125,9 @@ async def producer(served: Served) -> AsyncIterator[Producer]:
         yield made
 
 
-async def work(served: Served, outcome: Any, count: int = 1) -> list[str]:
+async def work(served: Served, outcome: Any, count: int = 1, queue: str = "default") -> list[str]:
     """Registers a worker, claims jobs and completes each; returns their ids."""
-    spec = workers.WorkerSpec(worker_id="w1", operations=["echo"])
+    spec = workers.WorkerSpec(worker_id="w1", operations=["echo"], queues=[queue])
     await served.workers.RegisterWorker(workers.RegisterWorkerRequest(worker=spec))
     claim = workers.ClaimJobRequest(worker_id="w1", max_jobs=count)
     found = await served.workers.ClaimJob(claim)
@@ -427,3 +427,38 @@ async def test_a_fitting_frame_of_refusals_is_answered_in_frames_that_fit(
         sent = [await producer.send(submissions=[bad] * 300) for _ in range(10)]
         for sequence in sent:
             assert len((await producer.answer(sequence)).results) == 300
+
+
+async def test_jobs_of_a_queue_are_accepted_in_order_whether_or_not_they_are_followed(
+    served: Served, producer: Producer
+) -> None:
+    wanted = [request(queue="fresh", job_id=f"fresh-{next_ulid()}") for _ in range(12)]
+    for at, one in enumerate(wanted):
+        follow = jobs.Follow() if at % 3 == 0 else None
+        last = await producer.send(submissions=[jobs.Submission(request=one, follow=follow)])
+    for sequence in range(1, last + 1):
+        await producer.answer(sequence)
+    assert await work(served, "0", 10, "fresh") == [one.job_id for one in wanted[:10]]
+    for one in wanted[:10:3]:
+        await producer.end(one.job_id)
+
+
+async def test_a_submission_with_a_follow_that_makes_no_sense_is_accepted_and_the_follow_lost(
+    producer: Producer,
+) -> None:
+    one = request()
+    (accepted,) = await producer.submit(one, follow=jobs.Follow(content=9))  # type: ignore[arg-type]
+    assert accepted.job_id == one.job_id
+    assert [each.field for each in (await producer.lose(one.job_id)).violations] == ["content"]
+
+
+async def test_a_refused_submission_of_a_followed_job_does_not_end_its_follow(
+    served: Served, producer: Producer
+) -> None:
+    one = request()
+    await producer.submit(one, follow=jobs.Follow())
+    other = request(text="2", job_id=one.job_id)
+    (refusal,) = await producer.submit(other, follow=jobs.Follow())
+    assert refusal.reason == errors_pb2.ERROR_REASON_ALREADY_EXISTS
+    await work(served, "3")
+    assert (await producer.end(one.job_id)).result.json == "3"

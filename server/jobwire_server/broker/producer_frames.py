@@ -49,8 +49,8 @@ class ProducerFrame:
 
     sequence: int = 0
     submissions: Sequence[Submission] = ()
-    wishes: Sequence[FollowWish | None] = ()
-    """One for each submission; empty if none of them is to be followed."""
+    wishes: Sequence[FollowWish | JobwireError | None] = ()
+    """One for each submission, or what is wrong with it; empty if none is to be followed."""
     follows: Sequence[ToFollow] = ()
     refused: Sequence[Lost] = ()
     """Follows with a wrong field."""

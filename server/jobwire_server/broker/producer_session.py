@@ -34,11 +34,16 @@ from jobwire_server.watch.follows import Follow, FollowedQueue, Follows
 log = structlog.get_logger(__name__)
 
 MAX_UNANSWERED = 5_000
-"""Submissions of one stream that wait for their answers; the server reads on below that."""
+"""Submissions and cancellations of one stream that wait for their answers; the server reads on
+below that.
+"""
 MAX_FOLLOWS = 100_000
 """Jobs that one stream may follow."""
 MAX_UNREAD = 20_000
 """Answers and ends that wait to be read by a producer; then it is not listened to either."""
+
+NOT_LISTENING = float("inf")
+"""For when the producer was last heard."""
 
 Write = Callable[[ProducerNews], Awaitable[None]]
 _Begun = tuple[FollowedQueue, Follow]
@@ -75,7 +80,7 @@ class ProducerSession:
         self.drain_until: float | None = None
         self.leaves_when_idle = False
         self._unanswered = 0
-        """Submissions."""
+        """Submissions and cancellations."""
         self._under_way = 0
         """Frames that are being answered."""
         self._read_on = asyncio.Event()
@@ -142,6 +147,11 @@ class ProducerSession:
         return self.writing_since is not None
 
     @property
+    def is_held_up(self) -> bool:
+        """True while nothing is read from the producer, whatever it may ask."""
+        return self.heard_at == NOT_LISTENING
+
+    @property
     def idle(self) -> bool:
         """True if nothing is unanswered or untold."""
         return not (self._under_way or self._news or self.writing_since is not None)
@@ -168,7 +178,7 @@ class ProducerSession:
     async def finish(self) -> None:
         """The producer has ended its side: answer what it sent, then end the stream."""
         # Until the end of the answers nobody else is heard.
-        self.heard_at = float("inf")
+        self.heard_at = NOT_LISTENING
         await self.tell()
         while not self.idle and not self.ended.done():
             self._read_on.clear()
@@ -180,13 +190,13 @@ class ProducerSession:
     async def receive(self, frame: ProducerFrame) -> None:
         """Act on a frame; wait where the producer is ahead of the store or of its own reading."""
         # While this side takes its time, the other one is not silent.
-        self.heard_at = float("inf")
+        self.heard_at = NOT_LISTENING
         if frame.follows or frame.refused or frame.unfollows:
             self._change_follows(frame)
         if frame.sequence:
             if frame.submissions:
                 await self._submissions.open_queues(frame.submissions)
-            self._unanswered += len(frame.submissions)
+            self._unanswered += len(frame.submissions) + len(frame.cancels)
             self._under_way += 1
             self._tasks.begin(self._answer(frame), "producer-frame")
         while not self.ended.done() and (
@@ -203,7 +213,7 @@ class ProducerSession:
         try:
             if frame.submissions:
                 if frame.wishes:
-                    begun = await self._begin_follows(frame)
+                    begun = self._begin_follows(frame)
                 results = await self._submit(frame.submissions)
             if frame.cancels:
                 cancels = await asyncio.gather(*map(self._cancel, frame.cancels))
@@ -213,7 +223,7 @@ class ProducerSession:
                 if wish is not None:
                     self._follow_answered(results[at], wish, begun.get(at))
         finally:
-            self._unanswered -= len(frame.submissions)
+            self._unanswered -= len(frame.submissions) + len(frame.cancels)
             self._under_way -= 1
             self._read_on.set()
         await self.tell()
@@ -228,7 +238,7 @@ class ProducerSession:
         except Exception:
             # A stream that broke over it would be opened anew with the same submissions.
             log.exception("submissions failed by a defect", count=len(items))
-            return [JobwireError("the server made a mistake; its log has the details")] * len(items)
+            return [_defect()] * len(items)
 
     async def _cancel(self, item: ToCancel | JobwireError) -> JobState | JobwireError:
         if isinstance(item, JobwireError):
@@ -237,6 +247,9 @@ class ProducerSession:
             return await self._cancellations.cancel(*item)
         except JobwireError as error:
             return error
+        except Exception:
+            log.exception("a cancellation failed by a defect")
+            return _defect()
 
     # ---------------------------------------------------------------- follows
 
@@ -250,33 +263,39 @@ class ProducerSession:
             self._followed.difference_update(frame.unfollows)
 
     def _follow(self, job_id: JobId, wish: FollowWish) -> None:
-        if self._has_room(job_id):
-            self._followed.add(job_id)
-            self._follows.begin(self, job_id, changes=wish.changes, full=wish.full)
+        if self.ended.done():
+            return
+        if not self._has_room(job_id):
+            self._lose(job_id, TooManyFollows("this stream or server follows as many as it may"))
+            return
+        self._followed.add(job_id)
+        self._follows.begin(self, job_id, changes=wish.changes, full=wish.full)
 
     def _has_room(self, job_id: JobId) -> bool:
-        if job_id not in self._followed:
-            if len(self._followed) >= MAX_FOLLOWS:
-                self._lose(job_id, TooManyFollows("this stream follows as many jobs as it may"))
-                return False
-            if self._follows.room.left <= 0:
-                self._lose(job_id, TooManyFollows("this server follows as many jobs as it may"))
-                return False
-        return not self.ended.done()
+        room = len(self._followed) < MAX_FOLLOWS and self._follows.room.left > 0
+        return room or job_id in self._followed
 
-    async def _begin_follows(self, frame: ProducerFrame) -> dict[int, _Begun]:
-        """Follow jobs from before they are written, so that nothing needs to be read later."""
+    def _begin_follows(self, frame: ProducerFrame) -> dict[int, _Begun]:
+        """Follow jobs from before they are written, so that nothing needs to be read later.
+
+        Others are followed once they are accepted, and read then: where the queue's events do not
+        arrive yet, because later frames would overtake one that waits for them; and where the job
+        is followed already, because this submission of it may be refused.
+        """
         begun: dict[int, _Begun] = {}
+        if self.ended.done():
+            return begun
         for at, (item, wish) in enumerate(zip(frame.submissions, frame.wishes, strict=True)):
             job = item.job if isinstance(item, NotNow) else item
-            if wish is None or not isinstance(job, NewJob) or not self._has_room(job.job_id):
+            if not isinstance(wish, FollowWish) or not isinstance(job, NewJob):
                 continue
             queue = self._follows.queue(job.queue)
-            if not queue.subscribed:
-                try:
-                    await queue.subscribe()
-                except JobwireError:
-                    continue  # It is followed once it is accepted, and read then.
+            if (
+                not queue.subscribed
+                or job.job_id in self._followed
+                or not self._has_room(job.job_id)
+            ):
+                continue
             follow = Follow(self, job.job_id[ULID], changes=wish.changes, full=wish.full)
             follow.held = True
             queue.add(follow)
@@ -285,7 +304,10 @@ class ProducerSession:
         return begun
 
     def _follow_answered(
-        self, answer: Accepted | JobwireError, wish: FollowWish, begun: _Begun | None
+        self,
+        answer: Accepted | JobwireError,
+        wish: FollowWish | JobwireError,
+        begun: _Begun | None,
     ) -> None:
         if begun is not None:
             queue, follow = begun
@@ -295,7 +317,9 @@ class ProducerSession:
             queue.drop(self, follow.ulid)
             self._followed.discard(queue.job_id(follow))
         if isinstance(answer, Accepted):
-            if answer.state is None:
+            if isinstance(wish, JobwireError):
+                self._lose(answer.job_id, wish)
+            elif answer.state is None:
                 self._lose(answer.job_id, JobNotFound(answer.job_id))
             else:
                 self._follow(answer.job_id, wish)
@@ -327,3 +351,7 @@ class ProducerSession:
     def _lose(self, job_id: str, error: JobwireError) -> None:
         self._news.lose(Lost(job_id, error))
         self._wake.set()
+
+
+def _defect() -> JobwireError:
+    return JobwireError("the server made a mistake; its log has the details")

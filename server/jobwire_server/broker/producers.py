@@ -18,6 +18,8 @@ HEARTBEAT_S = 5.0
 """Each side says something at least so often. Whoever waits for an answer asks sooner."""
 SILENT_INTERVALS = 3
 """A producer may be silent for so many of them."""
+HELD_UP_S = 1.0
+"""A producer that is not listened to, and whose question waits, hears something this often."""
 LOOK_S = 0.5
 """How often sessions are looked at for what time asks of them."""
 
@@ -127,6 +129,7 @@ class Producers:
                 drain_s = self._options.drain_deadline_ms / 1000
                 reason = "the stream has reached its age"
                 session.drain(drain_s, self._clock.now_ms(), reason, when_idle=False)
-            if writing_since is None and now - session.told_at > HEARTBEAT_S - 2 * LOOK_S:
+            interval_s = HELD_UP_S if session.is_held_up else HEARTBEAT_S
+            if writing_since is None and now - session.told_at > interval_s - 2 * LOOK_S:
                 session.show_life()
         return LOOK_S * random.uniform(0.9, 1.0)

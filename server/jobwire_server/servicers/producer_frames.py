@@ -127,7 +127,7 @@ class ProducerFrameChecks:
         for item in items:
             checker = Checker()
             checker.job_id("job_id", item.job_id)
-            wish = _wish(item, checker)
+            wish = _checked_wish(item, checker)
             error = checker.refusal()
             if error is None:
                 follows.append(ToFollow(JobId(item.job_id), wish))
@@ -140,10 +140,15 @@ MAX_ID = 90
 """Characters of a job's id; of what a caller calls one no more is told."""
 
 
-def _wish(item: job_service_pb2.Follow, checker: Checker | None = None) -> FollowWish:
+def _wish(item: job_service_pb2.Follow) -> FollowWish | JobwireError:
     if not item.content and not item.view:
         return _END
-    checker = checker or Checker()
+    checker = Checker()
+    wish = _checked_wish(item, checker)
+    return checker.refusal() or wish
+
+
+def _checked_wish(item: job_service_pb2.Follow, checker: Checker) -> FollowWish:
     changes = _CONTENTS.get(item.content)
     if changes is None:
         checker.add("content", f"must be END or CHANGES, not {item.content}")
