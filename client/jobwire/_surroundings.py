@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from typing import Any
 from weakref import WeakSet
 
@@ -13,7 +14,11 @@ log = logging.getLogger("jobwire.client")
 FORK_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
 _TRUE = {"yes", "1", "true", "y", "on"}
 
+# What gRPC's own threads take, at most, to tell a server that a stream ends.
+_SETTLING_S = 0.03
+
 _forks = 0
+_busy_until = 0.0
 _has_warned = False
 _streams: WeakSet[Any] = WeakSet()
 _left_behind: list[object] = []
@@ -54,12 +59,27 @@ def _warn_before_fork() -> None:
         )
 
 
+def note_end() -> None:
+    """Note that a stream ends, of which gRPC's own threads have something to do for a moment."""
+    global _busy_until
+    _busy_until = time.monotonic() + _SETTLING_S
+
+
+def _settle() -> None:
+    # A lock of gRPC that is held at the moment of a fork stays so in the child.
+    wait_s = _busy_until - time.monotonic()
+    if wait_s > 0:
+        time.sleep(wait_s)
+
+
 def _count() -> None:
     global _forks
     _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
+    # The last one registered goes first; those of streams are registered later.
+    os.register_at_fork(before=_settle)
     os.register_at_fork(before=_warn_before_fork, after_in_child=_count)
 
 

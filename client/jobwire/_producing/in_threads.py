@@ -349,12 +349,8 @@ class ThreadProducer(Keeper):
             stream.cancel() if waited else stream.leave()
         self._join(streams)
 
-    def before_fork(self) -> bool:
-        """End all streams, so that no thread is inside gRPC; what they carried is sent again.
-
-        Returns:
-            True if there was one.
-        """
+    def before_fork(self) -> None:
+        """End all streams, so that no thread is inside gRPC; what they carried is sent again."""
         self._held.clear()
         with self._lock:
             streams = [*self._streams]
@@ -363,7 +359,6 @@ class ThreadProducer(Keeper):
             stream.cancel()
         for stream in streams:
             stream.rest(ends_at)
-        return bool(streams)
 
     def after_fork(self) -> None:
         """Go on, in the parent."""

@@ -21,6 +21,7 @@ from jobwire._producing.parcels import (
     Outcome,
     Parcel,
 )
+from jobwire._surroundings import note_end
 from jobwire.errors import CallError, from_rpc_error
 from jobwire.v1.job_service_pb2 import ProduceResponse
 
@@ -169,8 +170,9 @@ class LoopStream:
         finally:
             self._call.cancel()
             self._ended(self, error, shut)
-            if self._is_own:
+            if self._is_own and not shut:
                 await self._channel.close()
+            note_end()
 
     def write(self, frame: bytes) -> None:
         """Begin to write; only while `is_writing` is False."""

@@ -19,14 +19,11 @@ from jobwire._surroundings import has_gevent, leave_behind
 from jobwire.errors import CallError, ClientClosed, DeadlineExceeded
 
 _producers: WeakSet[Producer] = WeakSet()
-# What gRPC's own threads take, at most, to send that a stream was cancelled.
-_SETTLING_S = 0.02
 
 
 def _before_fork() -> None:
-    ended = [producer.before_fork() for producer in [*_producers]]
-    if any(ended):
-        time.sleep(_SETTLING_S)
+    for producer in [*_producers]:
+        producer.before_fork()
 
 
 def _after_fork() -> None:
@@ -95,9 +92,10 @@ class Producer:
                 )
             return mine
 
-    def before_fork(self) -> bool:
-        """End the stream; return True if there was one."""
-        return self._producer is not None and self._producer.before_fork()
+    def before_fork(self) -> None:
+        """End the stream."""
+        if self._producer is not None:
+            self._producer.before_fork()
 
     def after_fork(self) -> None:
         """Go on, in the parent."""

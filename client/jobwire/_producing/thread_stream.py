@@ -21,6 +21,7 @@ from jobwire._producing.parcels import (
     Outcome,
     Parcel,
 )
+from jobwire._surroundings import note_end
 from jobwire.v1.job_service_pb2 import ProduceResponse
 
 
@@ -191,8 +192,10 @@ class ThreadStream:
         """End it at once."""
         self.leave()
         self.call.cancel()
+        note_end()
 
     def close(self) -> None:
         """Let its channel go."""
         if self._is_own:
             self._channel.close()
+            note_end()
