@@ -124,8 +124,9 @@ class SubmitJobRequest(message.Message):
     """
     job_id: builtins.str
     """The id to give the job, which makes it safe to repeat the request: the same id with the same
-    content is answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`.
-    Unset: the server makes one.
+    content is answered as the first time, for as long as the job is kept. The id of a forgotten job
+    is new again: where the retention is short, set `request_id` as well. Form: `<queue>-<26
+    lower-case ULID characters>`. Unset: the server makes one.
     """
     request_id: builtins.str
     """Makes it safe to repeat this request: for 24 hours the same id with the same content is
@@ -365,7 +366,10 @@ class Submission(message.Message):
 
     @builtins.property
     def follow(self) -> Follow:
-        """Set: follow the job that this submission became or stands for. Its `job_id` stays unset."""
+        """Set: follow the job that this submission became or stands for, by the `job_id` of its answer;
+        if it is refused, nothing is followed by it. What is wrong with the follow is in
+        `lost_follows`; for one that is `forgotten` that is NOT_FOUND. Its own `job_id` stays unset.
+        """
 
     def __init__(
         self,
@@ -410,7 +414,8 @@ class Follow(message.Message):
 @typing.final
 class ProduceResponse(message.Message):
     """A frame from the server. Fields may be combined; lists are batches. A frame without any field is
-    a sign of life.
+    a sign of life. A frame is below the 4 MiB that clients take by default, unless one job or result
+    by itself is larger.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -475,7 +480,7 @@ class ProducerOpened(message.Message):
     server_id: builtins.str
     """The server, for logs."""
     max_unanswered: builtins.int
-    """The most submissions that may be unanswered."""
+    """The most submissions and cancellations that may be unanswered."""
     max_follows: builtins.int
     """The most jobs that may be followed."""
     @builtins.property
@@ -612,8 +617,8 @@ class FollowEnd(message.Message):
     @builtins.property
     def error(self) -> errors_pb2.ItemError:
         """Why: NOT_FOUND (5), there is no such job, or it is forgotten; INVALID_ARGUMENT (3);
-        RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`; UNAVAILABLE (14), the server shuts down: follow the
-        job on another stream.
+        RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`: use WatchJob, or follow it later; UNAVAILABLE (14),
+        the server shuts down: follow the job on another stream.
         """
 
     def __init__(
@@ -640,7 +645,7 @@ class ProducerDrain(message.Message):
     """For people, for example `the stream has reached its age`."""
     @builtins.property
     def deadline(self) -> timestamp_pb2.Timestamp:
-        """The latest moment at which the server ends the stream."""
+        """The latest moment at which the server ends the stream; one that shuts down may do so earlier."""
 
     def __init__(
         self,

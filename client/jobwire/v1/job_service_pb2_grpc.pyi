@@ -74,35 +74,42 @@ class JobServiceStub:
     one answer with that number, once all of it is decided: what was accepted is in the store as
     durably as the server is configured. One refused item does not stop the others. Answers may
     come in another order than their frames. Jobs of one queue are accepted in the order in which
-    they were sent, unless their answers say that they have to be sent again.
+    they were sent, unless their answers say that they have to be sent again. Nothing is told of a
+    job before the answer to its submission; within a frame, read `answers` first.
 
     Follows. A producer hears of the end of each job that it follows, or of every change of it, on
     this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
-    that has ended already is told at once. A follow is over with the end of its job, with
-    `unfollows`, or with the stream. Output is for WatchJob.
+    that has ended already is told at once, unless it is forgotten. A follow is over with the end
+    of its job, with `unfollows`, or with the stream. A job that is named again is told again. Output
+    is for WatchJob.
 
-    Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
-    reads on only when it is below that. Nor does it read on from a producer that does not read its
-    answers. Both show as flow control of HTTP/2, and as nothing else.
+    Windows. A producer leaves at most `opened.max_unanswered` submissions and cancellations
+    unanswered; the server reads on only when it is below that. Nor does it read on from a producer
+    that does not read its answers. Both show as flow control of HTTP/2, and as nothing else. While
+    the server does not read, it says something every second or so, for a question would wait as
+    well. It ends a stream from which nothing is read for three `opened.heartbeat_interval`.
 
     Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
     field if there is nothing else. The server ends a stream on which it hears nothing for three of
     them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
     that waits for an answer and has heard nothing for a second or so asks this way whether the
     server hangs, and if it hears nothing for as long again it opens another stream on a new
-    connection, at another address first if it knows several. The producer should ping at the
-    HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
-    what it was sent and ends with OK.
+    connection, at another address first if it knows several. One that awaits no answer asks when
+    it has heard nothing for a second or so more than `opened.heartbeat_interval`. The producer
+    should ping at the HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the
+    server answers what it was sent and ends with OK.
 
     Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
     not answered, and names the jobs that it still follows: those that ended meanwhile are told
     at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
-    should have one.
+    should have one; with `job_id` alone, for as long as the job is kept.
 
     Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
     has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
-    the old one goes on: its answers still come, and its follows as well. Then the producer leaves
-    it.
+    the old one goes on: its answers still come, and its follows as well, so that an end may be told
+    on both. A follow that the old one takes up only now, with an answer, is named on the new one
+    too. Then the producer leaves it. A server that shuts down does not wait for that: it ends the
+    stream once it owes no answer.
 
     The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
     `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
@@ -246,35 +253,42 @@ class JobServiceAsyncStub(JobServiceStub):
     one answer with that number, once all of it is decided: what was accepted is in the store as
     durably as the server is configured. One refused item does not stop the others. Answers may
     come in another order than their frames. Jobs of one queue are accepted in the order in which
-    they were sent, unless their answers say that they have to be sent again.
+    they were sent, unless their answers say that they have to be sent again. Nothing is told of a
+    job before the answer to its submission; within a frame, read `answers` first.
 
     Follows. A producer hears of the end of each job that it follows, or of every change of it, on
     this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
-    that has ended already is told at once. A follow is over with the end of its job, with
-    `unfollows`, or with the stream. Output is for WatchJob.
+    that has ended already is told at once, unless it is forgotten. A follow is over with the end
+    of its job, with `unfollows`, or with the stream. A job that is named again is told again. Output
+    is for WatchJob.
 
-    Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
-    reads on only when it is below that. Nor does it read on from a producer that does not read its
-    answers. Both show as flow control of HTTP/2, and as nothing else.
+    Windows. A producer leaves at most `opened.max_unanswered` submissions and cancellations
+    unanswered; the server reads on only when it is below that. Nor does it read on from a producer
+    that does not read its answers. Both show as flow control of HTTP/2, and as nothing else. While
+    the server does not read, it says something every second or so, for a question would wait as
+    well. It ends a stream from which nothing is read for three `opened.heartbeat_interval`.
 
     Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
     field if there is nothing else. The server ends a stream on which it hears nothing for three of
     them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
     that waits for an answer and has heard nothing for a second or so asks this way whether the
     server hangs, and if it hears nothing for as long again it opens another stream on a new
-    connection, at another address first if it knows several. The producer should ping at the
-    HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
-    what it was sent and ends with OK.
+    connection, at another address first if it knows several. One that awaits no answer asks when
+    it has heard nothing for a second or so more than `opened.heartbeat_interval`. The producer
+    should ping at the HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the
+    server answers what it was sent and ends with OK.
 
     Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
     not answered, and names the jobs that it still follows: those that ended meanwhile are told
     at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
-    should have one.
+    should have one; with `job_id` alone, for as long as the job is kept.
 
     Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
     has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
-    the old one goes on: its answers still come, and its follows as well. Then the producer leaves
-    it.
+    the old one goes on: its answers still come, and its follows as well, so that an end may be told
+    on both. A follow that the old one takes up only now, with an answer, is named on the new one
+    too. Then the producer leaves it. A server that shuts down does not wait for that: it ends the
+    stream once it owes no answer.
 
     The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
     `open`, a second `open`, a list that is too long, a missing `sequence`); the message says
@@ -433,35 +447,42 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         one answer with that number, once all of it is decided: what was accepted is in the store as
         durably as the server is configured. One refused item does not stop the others. Answers may
         come in another order than their frames. Jobs of one queue are accepted in the order in which
-        they were sent, unless their answers say that they have to be sent again.
+        they were sent, unless their answers say that they have to be sent again. Nothing is told of a
+        job before the answer to its submission; within a frame, read `answers` first.
 
         Follows. A producer hears of the end of each job that it follows, or of every change of it, on
         this stream. A stream follows at most `opened.max_follows` jobs, and a server 500,000. A job
-        that has ended already is told at once. A follow is over with the end of its job, with
-        `unfollows`, or with the stream. Output is for WatchJob.
+        that has ended already is told at once, unless it is forgotten. A follow is over with the end
+        of its job, with `unfollows`, or with the stream. A job that is named again is told again. Output
+        is for WatchJob.
 
-        Windows. A producer leaves at most `opened.max_unanswered` submissions unanswered; the server
-        reads on only when it is below that. Nor does it read on from a producer that does not read its
-        answers. Both show as flow control of HTTP/2, and as nothing else.
+        Windows. A producer leaves at most `opened.max_unanswered` submissions and cancellations
+        unanswered; the server reads on only when it is below that. Nor does it read on from a producer
+        that does not read its answers. Both show as flow control of HTTP/2, and as nothing else. While
+        the server does not read, it says something every second or so, for a question would wait as
+        well. It ends a stream from which nothing is read for three `opened.heartbeat_interval`.
 
         Life. Each side sends something at least every `opened.heartbeat_interval`, a frame without any
         field if there is nothing else. The server ends a stream on which it hears nothing for three of
         them. A frame with a `sequence` and nothing to answer is answered as well, at once: a producer
         that waits for an answer and has heard nothing for a second or so asks this way whether the
         server hangs, and if it hears nothing for as long again it opens another stream on a new
-        connection, at another address first if it knows several. The producer should ping at the
-        HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the server answers
-        what it was sent and ends with OK.
+        connection, at another address first if it knows several. One that awaits no answer asks when
+        it has heard nothing for a second or so more than `opened.heartbeat_interval`. The producer
+        should ping at the HTTP/2 level every 20 s or so. To leave, it ends its side of the stream: the
+        server answers what it was sent and ends with OK.
 
         Breaks. Whenever a stream ends, the producer opens another at any server, sends again what was
         not answered, and names the jobs that it still follows: those that ended meanwhile are told
         at once. Sending again is safe for submissions with `job_id` or `request_id`, of which each
-        should have one.
+        should have one; with `job_id` alone, for as long as the job is kept.
 
         Drain. On `drain` the producer opens another stream (the server is shutting down, or the stream
         has reached its maximum age), names its follows there, and submits there from now on. Meanwhile
-        the old one goes on: its answers still come, and its follows as well. Then the producer leaves
-        it.
+        the old one goes on: its answers still come, and its follows as well, so that an end may be told
+        on both. A follow that the old one takes up only now, with an answer, is named on the new one
+        too. Then the producer leaves it. A server that shuts down does not wait for that: it ends the
+        stream once it owes no answer.
 
         The stream ends with INVALID_ARGUMENT if a frame breaks these rules (a first frame without
         `open`, a second `open`, a list that is too long, a missing `sequence`); the message says

@@ -200,8 +200,9 @@ type SubmitJobRequest struct {
 	// What to run.
 	Spec *JobSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// The id to give the job, which makes it safe to repeat the request: the same id with the same
-	// content is answered as the first time. Form: `<queue>-<26 lower-case ULID characters>`.
-	// Unset: the server makes one.
+	// content is answered as the first time, for as long as the job is kept. The id of a forgotten job
+	// is new again: where the retention is short, set `request_id` as well. Form: `<queue>-<26
+	// lower-case ULID characters>`. Unset: the server makes one.
 	JobId string `protobuf:"bytes,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Makes it safe to repeat this request: for 24 hours the same id with the same content is
 	// answered with the same job (`existed`), and with other content refused. 1 to 64 letters,
@@ -690,7 +691,9 @@ type Submission struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job.
 	Request *SubmitJobRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	// Set: follow the job that this submission became or stands for. Its `job_id` stays unset.
+	// Set: follow the job that this submission became or stands for, by the `job_id` of its answer;
+	// if it is refused, nothing is followed by it. What is wrong with the follow is in
+	// `lost_follows`; for one that is `forgotten` that is NOT_FOUND. Its own `job_id` stays unset.
 	Follow        *Follow `protobuf:"bytes,2,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -805,7 +808,8 @@ func (x *Follow) GetView() JobView {
 }
 
 // A frame from the server. Fields may be combined; lists are batches. A frame without any field is
-// a sign of life.
+// a sign of life. A frame is below the 4 MiB that clients take by default, unless one job or result
+// by itself is larger.
 type ProduceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The answer to `open`; in the first frame and in no other.
@@ -906,7 +910,7 @@ type ProducerOpened struct {
 	// What this server supports beyond the first version of this contract, as `GetServerInfo` lists
 	// it. Ignore values that you do not know.
 	Features []string `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"`
-	// The most submissions that may be unanswered.
+	// The most submissions and cancellations that may be unanswered.
 	MaxUnanswered int32 `protobuf:"varint,4,opt,name=max_unanswered,json=maxUnanswered,proto3" json:"max_unanswered,omitempty"`
 	// The most jobs that may be followed.
 	MaxFollows    int32 `protobuf:"varint,5,opt,name=max_follows,json=maxFollows,proto3" json:"max_follows,omitempty"`
@@ -1209,8 +1213,8 @@ type FollowEnd struct {
 	// The job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Why: NOT_FOUND (5), there is no such job, or it is forgotten; INVALID_ARGUMENT (3);
-	// RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`; UNAVAILABLE (14), the server shuts down: follow the
-	// job on another stream.
+	// RESOURCE_EXHAUSTED (8), `TOO_MANY_FOLLOWS`: use WatchJob, or follow it later; UNAVAILABLE (14),
+	// the server shuts down: follow the job on another stream.
 	Error         *ItemError `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1263,7 +1267,7 @@ func (x *FollowEnd) GetError() *ItemError {
 // The producer is to leave this stream.
 type ProducerDrain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The latest moment at which the server ends the stream.
+	// The latest moment at which the server ends the stream; one that shuts down may do so earlier.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// For people, for example `the stream has reached its age`.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
