@@ -230,11 +230,9 @@ class Producing(RuleBasedStateMachine):
 
     def _decide(self, server: ServerLine, at: int, answered: bool, refused: int) -> None:
         frame = server.frames[at]
-        batch = any(
-            ids[0] == frame.submissions[0].request.job_id and parcel.batch
-            for parcel, ids in self.parcels
-            if frame.submissions
-        )
+        # Refused items of a batch are told, so only frames without one are refused here.
+        inside = {item.request.job_id for item in frame.submissions}
+        batch = any(parcel.batch and inside & {*ids} for parcel, ids in self.parcels)
         if refused and not batch:
             if answered:
                 server.frames.pop(at)
