@@ -45,7 +45,7 @@ type produceStream struct {
 	sent       map[int64][]*task // what each unanswered frame carried
 	unanswered int               // submissions
 	sequence   int64
-	heard      time.Time // when the server was last heard from
+	heard      time.Time // when the server was last heard from, or began to owe an answer
 	asked      time.Time // whether it works; zero: it was heard since
 	ask        bool      // the question is still to be sent
 }
@@ -336,6 +336,9 @@ func (p *Producer) next(s *produceStream) (*pb.ProduceRequest, bool) {
 	frame, tasks := &pb.ProduceRequest{}, []*task(nil)
 	if p.current == s {
 		tasks = p.gather(s, frame)
+	}
+	if len(tasks) > 0 && len(s.sent) == 0 && s.asked.IsZero() {
+		s.heard = time.Now() // it owed nothing until now
 	}
 	if len(tasks) > 0 || s.ask {
 		s.sequence++
