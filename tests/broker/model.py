@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from jobwire_server.domain.model import JobState, UniqueScope
 
 S = JobState
-STEP_MS = 600_000
+STEP_MS = 60_000
 """One unit of the model's clock, far longer than any real run takes."""
 LEASE = 2
 GRACE = 3

@@ -422,6 +422,9 @@ class Machine(RuleBasedStateMachine):
     def lose_worker(self, data: st.DataObject) -> None:
         broker = self._broker(data)
         worker = self._pick(data, self.leased).worker
+        # Both servers live, however far the clock was moved since they last said so.
+        for each in self.brokers:
+            self.run(each.sweep())
         broker.client.zadd("jw:{workers}:seen", {worker: 0})
         self.run(broker.sweep())
         for job in self.model.held_by(worker):
