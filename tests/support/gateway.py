@@ -50,6 +50,7 @@ class Gateway:
         """Connections so far."""
         self._host, self._port = host, port
         self._open: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     def reset_streams(self, code: int = 2) -> None:
@@ -80,18 +81,25 @@ class Gateway:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = [connection.task for connection in self._open]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # What was accepted just now takes some turns to begin.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         connection = _Connection(self, reader, writer)
         self._open.add(connection)
         try:
-            with suppress(OSError, asyncio.IncompleteReadError):
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await connection.run()
         finally:
             self._open.discard(connection)
@@ -104,9 +112,6 @@ class _Connection:
     def __init__(
         self, gateway: Gateway, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
         self.streams: set[int] = set()
         self._gateway = gateway
         self._reader, self._writer = reader, writer
@@ -175,20 +180,23 @@ class _Connection:
         """Speaks HTTP/2 itself, and answers every request with the status."""
         self._writer.write(frame(SETTINGS, 0, 0))
         reading = asyncio.create_task(_read_frame(self._reader))
-        while self._gateway.status:
-            await asyncio.wait({reading}, timeout=0.05)
-            if not reading.done():
-                continue
-            kind, flags, stream, body = reading.result()
-            reading = asyncio.create_task(_read_frame(self._reader))
-            if kind == SETTINGS and not flags & ACK:
-                self._writer.write(frame(SETTINGS, ACK, 0))
-            elif kind == PING and not flags & ACK:
-                self._writer.write(frame(PING, ACK, 0, body))
-            elif kind == HEADERS:
-                self._refuse(stream)
-                self._gateway.answered += 1
-            await self._writer.drain()
-        reading.cancel()
+        try:
+            while self._gateway.status:
+                await asyncio.wait({reading}, timeout=0.05)
+                if not reading.done():
+                    continue
+                kind, flags, stream, body = reading.result()
+                reading = asyncio.create_task(_read_frame(self._reader))
+                if kind == SETTINGS and not flags & ACK:
+                    self._writer.write(frame(SETTINGS, ACK, 0))
+                elif kind == PING and not flags & ACK:
+                    self._writer.write(frame(PING, ACK, 0, body))
+                elif kind == HEADERS:
+                    self._refuse(stream)
+                    self._gateway.answered += 1
+                await self._writer.drain()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
         self._writer.write(frame(GOAWAY, 0, 0, struct.pack(">II", 0x7FFFFFFF, 0)))
         await self._writer.drain()
