@@ -51,5 +51,6 @@ def test_garbage_is_collected_before_it_fills_the_memory(broker_address: str) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # 2,000 MiB were left in cycles.
-    assert int(done.stdout) < 500, done.stdout
+    # 2,000 MiB were left in cycles. The memory is looked at by time, and how much is left between
+    # two looks depends on the machine.
+    assert int(done.stdout) < 1_000, done.stdout
