@@ -94,7 +94,7 @@ def repeats_get_the_first_answer(trail: Trail, final: Final) -> Found:
         elif event["code"] not in BUSY:
             # Nothing is known by an id that gave way, once the holder of the key has ended.
             answered = before is not None and _holds_its_answer(key, before)
-            exists = answered or key in final.jobs
+            exists = answered or (key in final.jobs and not _was_overtaken(before, final.jobs[key]))
             if exists or event["code"] != "INVALID_ARGUMENT":
                 yield Violation(
                     "a repeat gets the first answer",
@@ -103,6 +103,15 @@ def repeats_get_the_first_answer(trail: Trail, final: Final) -> Found:
                     key,
                     (*((before,) if before else ()), event),
                 )
+
+
+def _was_overtaken(before: Event | None, job: dict[str, Any]) -> bool:
+    """Tell whether a job was written after its repeat was refused, and too late to be started.
+
+    A server that stood still goes on with what it had taken up. Meanwhile the submission was sent
+    to another, which found nothing to repeat, and its moment passed.
+    """
+    return before is None and not job["attempts"] and bool(job["deadline"] or job["expires_at"])
 
 
 def _holds_its_answer(key: str, before: Event) -> bool:

@@ -102,6 +102,17 @@ def test_a_good_history_breaks_no_rule() -> None:
     assert broken(good_events(), good_final()) == set()
 
 
+def test_a_repeat_may_overtake_a_submission_that_comes_too_late() -> None:
+    refused = event(5.0, "refused", "c", key=OTHER, code="INVALID_ARGUMENT", reason="", text="late")
+    late = a_job(id=OTHER, state="FAILED", failure="DEADLINE_EXCEEDED", attempts=[], token=0)
+    final = good_final()
+    final.jobs[OTHER] = {**late, "deadline": 2.5}
+    rule = "a repeat gets the first answer"
+    assert rule not in broken([*good_events(), refused], final)
+    final.jobs[OTHER] = a_job(id=OTHER, deadline=2.5)
+    assert rule in broken([*good_events(), refused], final)
+
+
 LEASES = {"job": JOB, "attempt": 2, "kind": "slow", "checkpoint": 1, "rows": 2}
 WRONG_EVENTS: dict[str, tuple[str, list[Event]]] = {
     "an accepted job is missing": (
