@@ -21,6 +21,7 @@ from jobwire_server.broker.producers import Producers
 from jobwire_server.domain.ids import JobId
 from jobwire_server.domain.model import Failure, JobState
 from jobwire_server.domain.options import BrokerOptions
+from jobwire_server.watch import follows
 
 from tests.support.brokers import Broker, running_broker
 from tests.support.jobs import new_job, ulid_of
@@ -246,3 +247,22 @@ async def test_a_server_follows_as_many_jobs_as_it_may_and_then_those_of_others(
     assert not first.early | second.early
     for writer in writers:
         await writer
+
+
+async def test_a_job_that_changed_first_is_told_first_however_many_change_later(
+    valkey_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follows, "READ_AT_ONCE", 2)
+    listener = Listener(valkey_broker)
+    writer = valkey_broker.parts.tasks.begin(listener.session.tell_what_comes())
+    job_ids = [new_job().job_id for _ in range(6)]
+    await listener.submit(job_ids, None)
+    await listener.answer_to(job_ids[-1])
+    for job_id in job_ids:
+        await valkey_broker.router.cancel_job("default", ulid_of(job_id), "")
+    wanted = [ToFollow(job_id, END) for job_id in job_ids]
+    await listener.session.receive(ProducerFrame(follows=wanted))
+    await eventually(lambda: len(listener.ends) == 6, "every end")
+    assert [*listener.ends] == job_ids
+    valkey_broker.router.producers.release(listener.session)
+    await writer

@@ -196,19 +196,19 @@ class FollowedQueue:
         if self._dirty and self._watched is None:
             await self._begin()
         wanted: list[str] = []
-        left: dict[str, None] = {}
-        while self._dirty and len(wanted) < READ_AT_ONCE:
-            ulid, _ = self._dirty.popitem()
-            follows = self.jobs.get(ulid)
-            if follows is None:
-                continue
-            if any(follow.held for follow in follows):
-                # It is looked at once its submission is answered.
-                left[ulid] = None
-            else:
+        gone: list[str] = []
+        # In the order in which they changed: none waits for those that change later.
+        for ulid in self._dirty:
+            if len(wanted) == READ_AT_ONCE:
+                break
+            if ulid not in self.jobs:
+                gone.append(ulid)
+            # One that is held is looked at once its submission is answered.
+            elif not self._held(ulid):
                 wanted.append(ulid)
-        more = bool(self._dirty)
-        self._dirty.update(left)
+        more = len(wanted) == READ_AT_ONCE
+        for ulid in (*wanted, *gone):
+            del self._dirty[ulid]
         if wanted:
             await self._read(wanted)
         return 0.0 if more else REFRESH_S
