@@ -18,7 +18,7 @@ from jobwire.v1.worker_service_pb2 import (
     WorkerSpec,
     WorkRequest,
 )
-from jobwire_server.servicers import work
+from jobwire_server.servicers import streams
 
 from tests.support.streams import (
     QUICK,
@@ -173,7 +173,7 @@ async def test_bytes_that_are_no_frame_end_the_stream(
 async def test_a_stream_on_which_nobody_attaches_is_ended(
     server: StreamServer, bystander: RawWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "ATTACH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(streams, "FIRST_TIMEOUT_S", 0.2)
     async with grpc.aio.insecure_channel(server.address) as channel:
         call: Any = channel.stream_stream(METHOD)()
         async with asyncio.timeout(20):

@@ -25,7 +25,7 @@ from jobwire_server.broker.producer_frames import (
     ToCancel,
 )
 from jobwire_server.broker.submissions import Submission, Submissions
-from jobwire_server.domain.background import OwnedTasks
+from jobwire_server.domain.background import OwnedTasks, settle
 from jobwire_server.domain.errors import JobNotFound, JobwireError, TooManyFollows
 from jobwire_server.domain.ids import ULID, JobId
 from jobwire_server.domain.model import Accepted, Job, JobState, NewJob, NotNow
@@ -158,14 +158,7 @@ class ProducerSession:
 
     def end(self, error: JobwireError | None = None) -> None:
         """End the stream; harmless if it has ended."""
-        if not self.ended.done():
-            if error is None:
-                self.ended.set_result(None)
-            else:
-                self.ended.set_exception(error)
-                # Whoever holds the stream looks at it; a session that never had one must not
-                # complain.
-                self.ended.exception()
+        settle(self.ended, error)
         self._wake.set()
         self._read_on.set()
 

@@ -158,6 +158,18 @@ def heard(future: AnyFuture) -> AnyFuture:
     return future
 
 
+def settle(future: asyncio.Future[None], error: JobwireError | None = None) -> None:
+    """Set a future's result, or its error, whether or not anybody waits; harmless if it is done."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+        # Looked at: nobody may be waiting for it.
+        future.exception()
+
+
 def _take_up(future: asyncio.Future[Any]) -> None:
     error = None if future.cancelled() else future.exception()
     # A refusal is for whoever waits; a defect must not go unseen if nobody does.

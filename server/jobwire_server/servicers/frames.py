@@ -8,13 +8,13 @@ from time import perf_counter
 from typing import Any
 
 from jobwire.v1 import worker_service_pb2
-from jobwire_server.domain.errors import InvalidRequest, Violation
 from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.model import LeaseRef
 from jobwire_server.domain.options import BrokerOptions, Limits
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.attempts import AttemptChecks
 from jobwire_server.servicers.checks import TURN_S, Checker
+from jobwire_server.servicers.streams import refuse
 from jobwire_server.servicers.worker_checks import (
     known_features,
     status_metadata,
@@ -32,11 +32,6 @@ MAX_ITEMS = 1_000
 MAX_VIOLATIONS = 10
 """Of one list; a status that names thousands would not fit into its trailers."""
 FRAME = "WorkRequest"
-
-
-def refuse(field: str, description: str) -> InvalidRequest:
-    """Return what ends a stream for one field of a frame."""
-    return InvalidRequest([Violation(field, description)])
 
 
 class FrameChecks:

@@ -20,14 +20,8 @@ from jobwire_server.domain.errors import StoreUnavailable
 from jobwire_server.servicers.producer_frames import (
     ProducerFrameChecks,
     ProducerFrameWriter,
-    refuse,
 )
-from jobwire_server.servicers.streams import StreamEnds
-
-OPEN_TIMEOUT_S = 10.0
-"""How long a stream may be open before its first frame; no producer needs it, and a stream costs
-memory.
-"""
+from jobwire_server.servicers.streams import StreamEnds, first_frame
 
 Requests = AsyncIterator[job_service_pb2.ProduceRequest]
 
@@ -70,16 +64,7 @@ class ProduceStreams:
         await self._ends.hold(session, reader, writer, context, release)
 
     async def _first(self, requests: Requests) -> job_service_pb2.ProduceRequest:
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                first = await anext(requests, None)
-        except TimeoutError:
-            text = (
-                f"must be in the first frame, within {OPEN_TIMEOUT_S:.0f} s of the stream's begin"
-            )
-            raise refuse("open", text) from None
-        if first is None or not first.HasField("open"):
-            raise refuse("open", "must be in the first frame of the stream")
+        first = await first_frame(requests, "open")
         self._checks.check_opening(first.open)
         return first
 

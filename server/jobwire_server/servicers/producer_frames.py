@@ -18,12 +18,13 @@ from jobwire_server.broker.producer_frames import (
 )
 from jobwire_server.broker.producer_session import MAX_FOLLOWS, MAX_UNANSWERED
 from jobwire_server.broker.producers import HEARTBEAT_S
-from jobwire_server.domain.errors import InvalidRequest, JobwireError, Violation
+from jobwire_server.domain.errors import JobwireError
 from jobwire_server.domain.features import FEATURES
 from jobwire_server.domain.ids import JobId, split_job_id
 from jobwire_server.domain.model import Job, JobState
 from jobwire_server.servicers import convert, wire
 from jobwire_server.servicers.checks import MAX_REASON_BYTES, Checker
+from jobwire_server.servicers.streams import refuse
 from jobwire_server.servicers.submission import JobChecks, check_batch
 from jobwire_server.servicers.submit_answers import submit_results
 from jobwire_server.servicers.views import wants_full
@@ -39,11 +40,6 @@ _CONTENTS = {
 }
 """Whether every change is wanted."""
 _END = FollowWish(False, False)
-
-
-def refuse(field: str, description: str) -> InvalidRequest:
-    """Return what ends a stream for one field of a frame."""
-    return InvalidRequest([Violation(field, description)])
 
 
 class ProducerFrameChecks:

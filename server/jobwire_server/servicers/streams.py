@@ -7,22 +7,52 @@ first ends the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from jobwire_server.domain.background import heard
-from jobwire_server.domain.errors import JobwireError
+from jobwire_server.domain.errors import InvalidRequest, JobwireError, Violation
 from jobwire_server.servicers.status import DETAILS_KEY, Refusal, details_of
 from jobwire_server.telemetry.current_call import current_call
 
 log = structlog.get_logger(__name__)
 
+FIRST_TIMEOUT_S = 10.0
+"""How long a stream may be open before its first frame; no peer needs it, and a stream costs
+memory.
+"""
 LAST_WRITE_S = 1.0
 """How long a peer may take to read the message in hand when its stream ends."""
+
+
+Frame = TypeVar("Frame", bound=Message)
+
+
+async def first_frame(requests: AsyncIterator[Frame], field: str) -> Frame:
+    """Return the first frame of a stream, which has a field.
+
+    Raises:
+        InvalidRequest: There is none, none came in time, or it lacks the field.
+    """
+    try:
+        async with asyncio.timeout(FIRST_TIMEOUT_S):
+            first = await anext(requests, None)
+    except TimeoutError:
+        text = f"must be in the first frame, within {FIRST_TIMEOUT_S:.0f} s of the stream's begin"
+        raise refuse(field, text) from None
+    if first is None or not first.HasField(field):
+        raise refuse(field, "must be in the first frame of the stream")
+    return first
+
+
+def refuse(field: str, description: str) -> InvalidRequest:
+    """Return what ends a stream for one field of a frame."""
+    return InvalidRequest([Violation(field, description)])
 
 
 class Session(Protocol):

@@ -10,15 +10,10 @@ from typing import Any
 from jobwire.v1 import worker_service_pb2
 from jobwire_server.broker.router import Router
 from jobwire_server.domain.options import Limits
-from jobwire_server.servicers.frames import FrameChecks, FrameWriter, refuse
-from jobwire_server.servicers.streams import StreamEnds
+from jobwire_server.servicers.frames import FrameChecks, FrameWriter
+from jobwire_server.servicers.streams import StreamEnds, first_frame
 from jobwire_server.workers.frames import Attach
 from jobwire_server.workers.session import WorkerSession
-
-ATTACH_TIMEOUT_S = 10.0
-"""How long a stream may be open before its first frame; no worker needs it, and a stream costs
-memory.
-"""
 
 
 class WorkStreams:
@@ -52,16 +47,7 @@ class WorkStreams:
         )
 
     async def _first(self, requests: AsyncIterator[worker_service_pb2.WorkRequest]) -> Attach:
-        try:
-            async with asyncio.timeout(ATTACH_TIMEOUT_S):
-                first = await anext(requests, None)
-        except TimeoutError:
-            text = (
-                f"must be in the first frame, within {ATTACH_TIMEOUT_S:.0f} s of the stream's begin"
-            )
-            raise refuse("attach", text) from None
-        if first is None or not first.HasField("attach"):
-            raise refuse("attach", "must be in the first frame of the stream")
+        first = await first_frame(requests, "attach")
         return self._checks.attach(first.attach)
 
     async def _read(

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from time import monotonic
 
+from jobwire_server.domain.background import settle
 from jobwire_server.domain.errors import (
     JobwireError,
     ServerDraining,
@@ -154,14 +155,7 @@ class WorkerSession:
     def end(self, error: JobwireError | None = None) -> None:
         """End the stream; harmless if it has ended."""
         self.demand.closed = True
-        if not self.ended.done():
-            if error is None:
-                self.ended.set_result(None)
-            else:
-                self.ended.set_exception(error)
-                # Whoever holds the stream looks at it; a session that never had one must not
-                # complain.
-                self.ended.exception()
+        settle(self.ended, error)
         self.outgoing.wake()
 
     def release_by(self, settling: asyncio.Task[None]) -> None:
